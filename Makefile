@@ -1,0 +1,25 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint clean
+
+$(BIN)/robgib: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -e .
+	@touch $(BIN)/robgib
+
+$(VENV)/.test: pyproject.toml $(BIN)/robgib
+	$(BIN)/python -m pip install --disable-pip-version-check -q -e ".[test]"
+	@touch $@
+
+demo: $(BIN)/robgib  ## install, train two small networks, attack them, write the page
+	$(BIN)/robgib evaluate digits-cnn digits-vit
+
+test: $(VENV)/.test  ## lint, types, tests
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf $(VENV) runs

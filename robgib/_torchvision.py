@@ -1,0 +1,46 @@
+"""The only place that imports torchvision.
+
+The published torchvision wheel registers its C++ operators against a CUDA build of torch. Beside a
+CPU-only torch the shared library does not load, and torchvision's Python side then fails on the
+missing schemas. Nothing here uses those operators, so declaring the schemas is enough.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+from types import ModuleType
+
+import torch
+
+__all__ = ["torchvision"]
+
+_SCHEMAS = {
+    "nms": "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms": "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+}
+_library: torch.library.Library | None = None  # kept alive: its schemas go when it is collected
+
+
+def _load() -> ModuleType:
+    global _library
+    try:
+        return importlib.import_module("torchvision")
+    except RuntimeError as error:
+        if "torchvision::" not in str(error):
+            raise
+    for name in [n for n in sys.modules if n == "torchvision" or n.startswith("torchvision.")]:
+        del sys.modules[name]
+    _library = torch.library.Library("torchvision", "FRAGMENT")
+    for schema in _SCHEMAS.values():
+        _library.define(schema)
+    module = importlib.import_module("torchvision")
+    logging.getLogger("robgib").debug(
+        "torchvision's compiled operators do not load beside this torch build; declared %s without them",
+        ", ".join(_SCHEMAS),
+    )
+    return module
+
+
+torchvision = _load()

@@ -1,0 +1,33 @@
+"""Threat models, attacks, and what they do to a model."""
+
+from robgib.attacks.adapters import TorchAttack
+from robgib.attacks.attack import Attack, Goal, ascend, frozen, make_goal
+from robgib.attacks.contract import Check, check_attack
+from robgib.attacks.fgsm import FGSM
+from robgib.attacks.pgd import PGD
+from robgib.attacks.registry import CatalogueEntry, attack_catalogue, attack_classes, make_attack
+from robgib.attacks.robustness import Outcome, accuracy_curve, attack_samples, predict
+from robgib.attacks.threat import SampleRNG, ThreatModel
+
+__all__ = [
+    "FGSM",
+    "PGD",
+    "Attack",
+    "CatalogueEntry",
+    "Check",
+    "Goal",
+    "Outcome",
+    "SampleRNG",
+    "ThreatModel",
+    "TorchAttack",
+    "accuracy_curve",
+    "ascend",
+    "attack_catalogue",
+    "attack_classes",
+    "attack_samples",
+    "check_attack",
+    "frozen",
+    "make_attack",
+    "make_goal",
+    "predict",
+]

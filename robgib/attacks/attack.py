@@ -1,0 +1,202 @@
+"""What an attack is, and the one gradient loop that the gradient attacks share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from robgib.attacks.threat import SampleRNG, ThreatModel
+from robgib.errors import RobGIBError, unknown_name
+
+__all__ = ["Attack", "Goal", "ascend", "frozen", "make_goal"]
+
+
+@dataclass(frozen=True)
+class Attack(ABC):
+    """An attack under a threat model. A subclass adds its parameters as dataclass fields.
+
+    To write one: subclass, decorate with ``@dataclass(frozen=True)``, implement :meth:`perturb`, and set
+    ``norms`` if it is not defined for all of them. ``batch_independent`` promises the same image for a sample
+    whatever batch it comes in.
+    """
+
+    threat: ThreatModel
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
+    batch_independent: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.threat.norm not in self.norms:
+            raise RobGIBError(
+                f"attack {type(self).__name__} is not defined for the norm {self.threat.norm!r}; "
+                f"use {' or '.join(self.norms)}."
+            )
+
+    @abstractmethod
+    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
+        """Return adversarial images (N, …) for ``x`` (N, …) with true labels ``y`` (N,).
+
+        The model is in eval mode and its parameters take no gradients. Draw random numbers from ``rng``
+        only, so that the result does not depend on the batch size.
+        """
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Put the model in eval mode with parameters that take no gradients; restore both afterwards."""
+    modes = [(m, m.training) for m in model.modules()]
+    wanted = [(p, p.requires_grad) for p in model.parameters()]
+    model.eval()
+    for p, _ in wanted:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for m, mode in modes:
+            m.training = mode
+        for p, flag in wanted:
+            p.requires_grad_(flag)
+
+
+def _margin(logits: Tensor, labels: Tensor) -> Tensor:
+    own = logits.gather(1, labels[:, None]).squeeze(1)
+    others = logits.scatter(1, labels[:, None], float("-inf"))
+    return others.amax(1) - own
+
+
+_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "ce": lambda logits, labels: F.cross_entropy(logits, labels, reduction="none"),
+    "margin": _margin,  # Carlini & Wagner 2017, f_6 without its floor
+}
+Loss = Literal["ce", "margin"]
+Target = Literal["none", "random", "least-likely", "second"]
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What an attack is after: away from the true labels, or towards target labels (both (N,))."""
+
+    labels: Tensor
+    targeted: bool
+    loss: str
+
+    def objective(self, logits: Tensor) -> Tensor:
+        """Per-sample value (N,) that the attack increases."""
+        value = _LOSSES[self.loss](logits, self.labels)
+        return -value if self.targeted else value
+
+    def reached(self, logits: Tensor) -> Tensor:
+        """Whether each sample (N,) is where the attack wants it."""
+        hit = logits.argmax(1) == self.labels
+        return hit if self.targeted else ~hit
+
+    def select(self, mask: Tensor) -> Goal:
+        """Return the goal of a subset of the samples."""
+        return Goal(self.labels[mask], self.targeted, self.loss)
+
+
+def make_goal(model: nn.Module, x: Tensor, y: Tensor, target: str, loss: str, rng: SampleRNG) -> Goal:
+    """Return the untargeted goal (``target="none"``), or one with target classes chosen by the rule.
+
+    Rules: ``random`` (uniform over the wrong classes), ``least-likely`` and ``second`` (most likely wrong
+    class), by the model's logits on the clean images.
+    """
+    if loss not in _LOSSES:
+        raise unknown_name("loss", loss, _LOSSES)
+    if target == "none":
+        return Goal(y, False, loss)
+    with torch.no_grad():
+        logits = model(x)
+    classes = logits.shape[1]
+    own = F.one_hot(y, classes).bool()
+    if target == "random":
+        labels = (y + 1 + rng.integers(classes - 1, (1,), y.device).squeeze(1)) % classes
+    elif target == "least-likely":
+        labels = logits.masked_fill(own, float("inf")).argmin(1)
+    elif target == "second":
+        labels = logits.masked_fill(own, float("-inf")).argmax(1)
+    else:
+        raise unknown_name("target rule", target, ("none", "random", "least-likely", "second"))
+    return Goal(labels, True, loss)
+
+
+def ascend(
+    model: nn.Module,
+    x: Tensor,
+    goal: Goal,
+    threat: ThreatModel,
+    *,
+    start: Tensor,
+    steps: int,
+    step_size: float,
+    keep: str = "best",
+) -> Tensor:
+    """Projected gradient ascent on the goal's objective from ``start`` (both images (N, …)).
+
+    Args:
+        model: classifier, frozen.
+        x: clean images, the centres of the balls.
+        goal: what to increase.
+        threat: ball, box and steepest direction.
+        start: first iterate, inside the ball.
+        steps: gradient steps.
+        step_size: length of a step in the threat's norm.
+        keep: ``last`` returns the last iterate. ``best`` returns the first iterate that reaches the goal
+            (that sample then leaves the batch) and otherwise the one with the highest objective, the clean
+            image included.
+    """
+    if keep not in ("best", "last"):
+        raise unknown_name("value of keep:", keep, ("best", "last"))
+    if keep == "last":
+        current = start
+        for _ in range(steps):
+            current, _, _ = _ascent_step(model, x, current, goal, threat, step_size)
+        return current
+
+    best = x.clone()
+    with torch.no_grad():
+        clean = model(x)
+        best_value = goal.objective(clean)
+        alive = (~goal.reached(clean)).nonzero().squeeze(1)
+    origin, current, aim = x[alive], start[alive], goal.select(alive)
+
+    def settle(iterate: Tensor, logits: Tensor) -> Tensor:
+        """Record what ``iterate`` reached; return the mask of the samples that go on."""
+        value, done = aim.objective(logits), aim.reached(logits)
+        better = (value > best_value[alive]) | done
+        best[alive[better]] = iterate[better]
+        best_value[alive[better]] = value[better]
+        return ~done
+
+    for _ in range(steps):
+        if not len(alive):
+            break
+        following, logits, iterate = _ascent_step(model, origin, current, aim, threat, step_size)
+        go_on = settle(iterate, logits)
+        if bool(go_on.all()):
+            current = following
+        else:
+            alive, origin, current = alive[go_on], origin[go_on], following[go_on]
+            aim = aim.select(go_on)
+    if len(alive):
+        with torch.no_grad():
+            settle(current, model(current))
+    return best
+
+
+def _ascent_step(
+    model: nn.Module, x: Tensor, current: Tensor, goal: Goal, threat: ThreatModel, step_size: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One projected step; returns the next iterate, and the logits at the present one with it."""
+    with torch.enable_grad():
+        leaf = current.detach().requires_grad_(True)
+        logits = model(leaf)
+        (gradient,) = torch.autograd.grad(goal.objective(logits).sum(), leaf)
+    following = threat.project(threat.step(leaf.detach(), gradient, step_size), x)
+    return following, logits.detach(), leaf.detach()

@@ -1,0 +1,69 @@
+"""Projected gradient descent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from robgib.attacks.attack import Attack, Loss, Target, ascend, make_goal
+from robgib.attacks.threat import SampleRNG
+from robgib.errors import RobGIBError
+
+__all__ = ["PGD"]
+
+
+@dataclass(frozen=True)
+class PGD(Attack):
+    """Projected gradient ascent from random starts in the ball (Madry et al. 2018, equation 2.2 ff.).
+
+    Fields:
+        steps: gradient steps a restart.
+        step_size: in units of the norm; None is 2.5 eps / steps, as in Madry et al.'s released code.
+        random_start: start uniformly in the ball, else at the clean image.
+        restarts: independent starts; samples already fooled sit later ones out.
+        keep: ``best`` keeps the first iterate that fools, else the worst loss; ``last`` the last iterate.
+    """
+
+    steps: int = 20
+    step_size: float | None = None
+    random_start: bool = True
+    restarts: int = 1
+    loss: Loss = "ce"
+    target: Target = "none"
+    keep: str = "best"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("steps", "restarts"):
+            if getattr(self, name) < 1:
+                raise RobGIBError(f"{type(self).__name__}'s {name} must be at least 1, not {getattr(self, name)}.")
+        if self.step_size is not None and not 0 < self.step_size < float("inf"):
+            raise RobGIBError(f"{type(self).__name__}'s step_size must be above 0, not {self.step_size}.")
+
+    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
+        """See :meth:`Attack.perturb`."""
+        goal = make_goal(model, x, y, self.target, self.loss, rng)
+        size = self.step_size if self.step_size is not None else 2.5 * self.threat.eps / self.steps
+        result = x.clone()
+        left = torch.arange(len(x), device=x.device)
+        for restart in range(self.restarts):
+            origin, draws, aim = x[left], rng.select(left), goal.select(left)
+            start = self.threat.random_start(origin, draws) if self.random_start else origin
+            found = ascend(
+                model, origin, aim, self.threat, start=start, steps=self.steps, step_size=size, keep=self.keep
+            )
+            if self.restarts == 1:
+                return found
+            with torch.no_grad():
+                reached = aim.reached(model(found))
+            result[left] = found if restart == 0 else torch.where(_column(reached, found), found, result[left])
+            left = left[~reached]
+            if not len(left):
+                break
+        return result
+
+
+def _column(mask: Tensor, like: Tensor) -> Tensor:
+    return mask.view(-1, *([1] * (like.ndim - 1)))

@@ -1,0 +1,136 @@
+"""Attacks by name: catalogue files, plug-in classes, entry points and other libraries."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from robgib import catalogue
+from robgib.attacks.adapters import TorchAttack, torchattacks_norm
+from robgib.attacks.attack import Attack
+from robgib.attacks.fgsm import FGSM
+from robgib.attacks.pgd import PGD
+from robgib.attacks.threat import NORMS, Norm, ThreatModel
+from robgib.errors import RobGIBError, unknown_name
+
+__all__ = ["CatalogueEntry", "attack_catalogue", "attack_classes", "make_attack"]
+
+_BUILT_IN: tuple[type[Attack], ...] = (FGSM, PGD)
+
+
+@dataclass(frozen=True)
+class CatalogueEntry:
+    """A named attack: its class, norm, budget (None: the data set's customary one) and parameters."""
+
+    name: str
+    attack: type[Attack]
+    norm: Norm | None
+    eps: float | None
+    parameters: Mapping[str, Any]
+    description: str
+    source: str
+
+
+def _kebab(name: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", name).lower()
+
+
+def _one_line(doc: str | None) -> str:
+    return (doc or "").strip().split("\n")[0]
+
+
+def attack_classes(extra: Sequence[Path] = ()) -> dict[str, tuple[type[Attack], str]]:
+    """Return every attack class by class name, with where it comes from."""
+    found: dict[str, tuple[type[Attack], str]] = {c.__name__: (c, "built in") for c in _BUILT_IN}
+    for module in catalogue.plugin_modules("attacks", extra):
+        for value in vars(module).values():
+            if (
+                isinstance(value, type)
+                and issubclass(value, Attack)
+                and value.__module__ == module.__name__
+                and not getattr(value, "__abstractmethods__", None)
+            ):
+                found[value.__name__] = (value, str(module.__file__))
+    for name, value in catalogue.entry_points("robgib.attacks").items():
+        if not (isinstance(value, type) and issubclass(value, Attack)):
+            raise RobGIBError(f"entry point {name!r} of robgib.attacks is not a subclass of robgib.Attack.")
+        found[value.__name__] = (value, f"entry point {name}")
+    return found
+
+
+def attack_catalogue(extra: Sequence[Path] = ()) -> dict[str, CatalogueEntry]:
+    """Return every named attack: the catalogue's files, and each plug-in class by its hyphened name."""
+    classes = attack_classes(extra)
+    entries: dict[str, CatalogueEntry] = {}
+    for kind, source in classes.values():
+        if source != "built in":
+            name = _kebab(kind.__name__)
+            entries[name] = CatalogueEntry(name, kind, None, None, {}, _one_line(kind.__doc__), source)
+    for name, path in catalogue.yaml_files("attacks", extra).items():
+        content = catalogue.read_yaml(path)
+        for key in content:
+            if key not in ("attack", "norm", "eps", "parameters", "description"):
+                raise unknown_name(f"key in {path}:", str(key), ("attack", "norm", "eps", "parameters", "description"))
+        if content.get("attack") not in classes:
+            raise unknown_name(f"attack class in {path}:", str(content.get("attack")), classes)
+        norm = content.get("norm")
+        if norm is not None and norm not in NORMS:
+            raise unknown_name(f"norm in {path}:", str(norm), NORMS)
+        kind = classes[content["attack"]][0]
+        entries[name] = CatalogueEntry(
+            name,
+            kind,
+            norm,
+            catalogue.parse_value(content.get("eps")),
+            {k: catalogue.parse_value(v) for k, v in (content.get("parameters") or {}).items()},
+            content.get("description") or _one_line(kind.__doc__),
+            str(path),
+        )
+    return entries
+
+
+def make_attack(spec: str, default_eps: Mapping[str, float] | None = None, extra: Sequence[Path] = ()) -> Attack:
+    """Build an attack from ``NAME[:key=value,…]`` or ``torchattacks:NAME[:key=value,…]``.
+
+    Args:
+        spec: for example ``pgd-linf:eps=8/255,steps=20``. ``eps`` is in pixel scale; without it the
+            catalogue file's, else ``default_eps`` of the norm, is used. A plug-in class also takes ``norm``.
+        default_eps: the customary budget per norm; None is 8/255 (L-inf) and 0.5 (L2).
+        extra: further catalogue folders.
+
+    Raises:
+        RobGIBError: unknown name or parameter, or a value that the attack does not take.
+    """
+    budgets = {"linf": 8 / 255, "l2": 0.5, **(default_eps or {})}
+    if spec.startswith("torchattacks:"):
+        name, _, rest = spec.removeprefix("torchattacks:").partition(":")
+        given = catalogue.parse_pairs(rest, f"attack {spec!r}")
+        bounded = torchattacks_norm(name, given)
+        threat = _threat(spec, bounded, given.pop("eps", budgets[bounded]))
+        return TorchAttack(threat, name, given)
+    name, _, rest = spec.partition(":")
+    given = catalogue.parse_pairs(rest, f"attack {spec!r}")
+    entries = attack_catalogue(extra)
+    if name not in entries:
+        raise unknown_name("attack", name, entries, "robgib attacks list")
+    entry = entries[name]
+    if entry.norm is not None and "norm" in given:
+        raise RobGIBError(f"attack {name!r} is defined for the norm {entry.norm}; choose another catalogue entry.")
+    norm: Any = entry.norm or given.pop("norm", None) or entry.attack.norms[0]
+    if norm not in NORMS:
+        raise unknown_name("norm", str(norm), NORMS)
+    eps = given.pop("eps", entry.eps if entry.eps is not None else budgets[norm])
+    parameters = catalogue.validated(entry.attack, {**entry.parameters, **given}, f"attack {spec!r}", also=("eps",))
+    return entry.attack(_threat(spec, norm, eps), **parameters)
+
+
+def _threat(spec: str, norm: Norm, eps: Any) -> ThreatModel:
+    if isinstance(eps, bool) or not isinstance(eps, int | float):
+        raise RobGIBError(f"attack {spec!r}: eps must be a number such as 8/255 or 0.03, not {eps!r}.")
+    try:
+        return ThreatModel(norm, float(eps))
+    except RobGIBError as error:
+        raise RobGIBError(f"attack {spec!r}: {error}") from error

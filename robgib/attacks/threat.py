@@ -1,0 +1,143 @@
+"""Threat models: which perturbations count, and the random numbers attacks draw."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robgib.errors import RobGIBError, unknown_name
+
+__all__ = ["NORMS", "Norm", "SampleRNG", "ThreatModel"]
+
+Norm = Literal["linf", "l2"]
+NORMS: tuple[str, ...] = get_args(Norm)
+_TINY = 1e-10  # added to gradient norms before division
+
+
+def _per_sample(values: Tensor, like: Tensor) -> Tensor:
+    return values.view(-1, *([1] * (like.ndim - 1)))
+
+
+def distance(x_adv: Tensor, x: Tensor, norm: str) -> Tensor:
+    """Perturbation size (N,) of each sample in ``norm``."""
+    delta = (x_adv - x).flatten(1)
+    return delta.abs().amax(1) if norm == "linf" else torch.linalg.vector_norm(delta, dim=1)
+
+
+@dataclass(frozen=True)
+class ThreatModel:
+    """All images within ``eps`` of the clean one in ``norm``, inside ``box``; pixel scale [0, 1]."""
+
+    norm: Norm
+    eps: float
+    box: tuple[float, float] = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        if self.norm not in NORMS:
+            raise unknown_name("norm", str(self.norm), NORMS)
+        if not (isinstance(self.eps, int | float) and math.isfinite(self.eps) and self.eps > 0):
+            raise RobGIBError(f"eps must be a finite number above 0 (pixel scale), not {self.eps!r}.")
+
+    def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """Return the images (N, …) nearest to ``x_adv`` in the ball, clipped to the box."""
+        delta = x_adv - x
+        if self.norm == "linf":
+            delta = delta.clamp(-self.eps, self.eps)
+        else:
+            size = torch.linalg.vector_norm(delta.flatten(1), dim=1)
+            delta = delta * _per_sample((self.eps / size.clamp_min(_TINY)).clamp_max(1.0), delta)
+        return (x + delta).clamp(*self.box)
+
+    def step(self, x: Tensor, gradient: Tensor, size: float) -> Tensor:
+        """Go ``size`` along the steepest ascent direction of the norm (no projection)."""
+        if self.norm == "linf":
+            return x + size * gradient.sign()
+        length = torch.linalg.vector_norm(gradient.flatten(1), dim=1) + _TINY
+        return x + size * gradient / _per_sample(length, gradient)
+
+    def random_start(self, x: Tensor, rng: SampleRNG) -> Tensor:
+        """Draw uniformly from the ball around each image of ``x``, clipped to the box."""
+        shape = tuple(x.shape[1:])
+        if self.norm == "linf":
+            noise = (2 * rng.uniform(shape, x.device) - 1) * self.eps
+        else:
+            direction = rng.normal(shape, x.device)
+            radius = rng.uniform((1,), x.device).flatten() ** (1 / direction[0].numel())
+            noise = direction * _per_sample(
+                self.eps * radius / torch.linalg.vector_norm(direction.flatten(1), dim=1), direction
+            )
+        return self.project(x + noise.to(x.dtype), x)
+
+    def distance(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """Perturbation size (N,) in this threat model's norm."""
+        return distance(x_adv, x, self.norm)
+
+    def allows(self, x_adv: Tensor, x: Tensor, tolerance: float = 1e-6) -> Tensor:
+        """Whether each image (N,) is finite and lies in the ball and the box, up to ``tolerance``."""
+        flat = x_adv.flatten(1)
+        low, high = self.box
+        inside = (flat >= low - tolerance).all(1) & (flat <= high + tolerance).all(1)  # NaN compares false
+        return inside & (self.distance(x_adv, x) <= self.eps + tolerance)
+
+
+class SampleRNG:
+    """Random numbers that depend on the seed, the sample's index and the draw's count alone.
+
+    Neither the batch size nor the device nor the order of the samples changes what a sample draws.
+    """
+
+    def __init__(self, seed: int, index: Sequence[int] | Tensor | np.ndarray) -> None:
+        self._seed = int(seed)
+        self._index = np.asarray(index, dtype=np.int64)
+        self._draws = np.zeros(len(self._index), dtype=np.int64)
+        self._rows = np.arange(len(self._index))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def select(self, mask: Tensor) -> SampleRNG:
+        """Return the generator of a subset (boolean mask or row numbers); its draws count here too."""
+        chosen = object.__new__(SampleRNG)
+        chosen._seed, chosen._index, chosen._draws = self._seed, self._index, self._draws
+        chosen._rows = self._rows[mask.cpu().numpy()]
+        return chosen
+
+    def generators(self) -> list[np.random.Generator]:
+        """Return one fresh generator a sample, for draws of your own."""
+        made = []
+        for row in self._rows:
+            counter = [0, 0, int(self._draws[row]), int(self._index[row])]
+            made.append(np.random.Generator(np.random.Philox(key=self._seed & (2**64 - 1), counter=counter)))
+            self._draws[row] += 1
+        return made
+
+    def uniform(self, shape: tuple[int, ...], device: torch.device | str = "cpu") -> Tensor:
+        """Uniform numbers in [0, 1), float32 (N, *shape)."""
+        rows = [g.random(shape, dtype=np.float32) for g in self.generators()]
+        return self._stack(rows, shape, device)
+
+    def normal(self, shape: tuple[int, ...], device: torch.device | str = "cpu") -> Tensor:
+        """Standard normal numbers, float32 (N, *shape)."""
+        rows = [g.standard_normal(shape, dtype=np.float32) for g in self.generators()]
+        return self._stack(rows, shape, device)
+
+    def integers(self, high: int, shape: tuple[int, ...], device: torch.device | str = "cpu") -> Tensor:
+        """Uniform integers in [0, high), int64 (N, *shape)."""
+        rows = [g.integers(high, size=shape) for g in self.generators()]
+        return self._stack(rows, shape, device, np.int64)
+
+    @staticmethod
+    def _stack(
+        rows: list[np.ndarray],
+        shape: tuple[int, ...],
+        device: torch.device | str,
+        dtype: type[np.generic] = np.float32,
+    ) -> Tensor:
+        stacked = np.stack(rows) if rows else np.zeros((0, *shape), dtype)
+        return torch.from_numpy(stacked).to(device)

@@ -1,0 +1,473 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from robgib.errors import RobGIBError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from robgib.data import Dataset
+    from robgib.store import Run
+    from robgib.training import Progress
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Adversarial robustness of image classifiers, and what the information in their layers says about it.",
+)
+zoo_app = typer.Typer(help="The model zoo.")
+attacks_app = typer.Typer(help="The attack catalogue.")
+estimators_app = typer.Typer(help="The information estimators.")
+app.add_typer(zoo_app, name="zoo")
+app.add_typer(attacks_app, name="attacks")
+app.add_typer(estimators_app, name="estimators")
+
+out = Console()
+err = Console(stderr=True)
+
+DataRoot = Annotated[
+    Optional[Path], typer.Option("--data-root", help="Folder with the data files (default: the cache).")  # noqa: UP045
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Catalogue = Annotated[
+    Optional[list[Path]],  # noqa: UP045
+    typer.Option("--catalogue", help="Further folder of attacks, recipes and plug-ins; repeatable."),
+]
+
+
+def _help_when_alone(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Log at debug level.")] = False,
+) -> None:
+    if verbose:
+        logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+        logging.getLogger("robgib").setLevel(logging.DEBUG)
+    if version:
+        from robgib import __version__
+
+        typer.echo(f"robgib {__version__}")
+        raise typer.Exit
+    _help_when_alone(context)
+
+
+zoo_app.callback(invoke_without_command=True)(_help_when_alone)
+attacks_app.callback(invoke_without_command=True)(_help_when_alone)
+estimators_app.callback(invoke_without_command=True)(_help_when_alone)
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Progress | None]:
+    """A bar for each task under way, on standard error; a finished one is printed once and left."""
+    if quiet:
+        yield None
+        return
+    from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    with Bars(
+        TextColumn("{task.description:<24}"),
+        BarColumn(bar_width=12),
+        TextColumn("{task.completed:>5.0f}/{task.total:.0f}"),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        TextColumn("[dim]{task.fields[note]}"),
+        console=err,
+    ) as bars:
+        known: dict[str, TaskID] = {}
+
+        def report(task: str, done: int, total: int, note: str = "") -> None:
+            if task not in known:
+                known[task] = bars.add_task(task, total=total, note=note)
+            bars.update(known[task], completed=done, total=total, note=note)
+            if done >= total:
+                finished = known.pop(task)
+                bars.stop_task(finished)
+                if " at eps=" in task:  # the many small steps of a curve would fill the screen
+                    bars.remove_task(finished)
+
+        yield report
+
+
+@dataclass(frozen=True)
+class _Subject:
+    name: str
+    model: nn.Module
+    data: Dataset
+    source: dict[str, Any]
+
+
+def _is_file(name: str) -> bool:
+    return "/" in name or "\\" in name or Path(name).suffix in (".safetensors", ".pt", ".pth")
+
+
+def _subject(
+    name: str,
+    arch: str | None,
+    data_name: str | None,
+    root: Path | None,
+    seed: int,
+    extra: list[Path],
+    device: Any,
+    loaded: dict[str, Dataset],
+    progress: Progress | None,
+) -> _Subject:
+    """Load one model, a checkpoint file or a zoo name, with its data."""
+    from robgib import zoo
+    from robgib.data import load_data
+    from robgib.store import digest
+
+    if _is_file(name):
+        path = Path(name)
+        model, data = zoo.load_checkpoint(path, arch, data_name, root, seed)
+        source = {"kind": "checkpoint", "file": path.name, "arch": arch}
+        return _Subject(path.stem, model, data, source)
+    recipe = zoo.find_recipe(name, extra)
+    if recipe.data not in loaded:
+        # Always the zoo's own split: the model must not have trained on its test images.
+        loaded[recipe.data] = load_data(recipe.data, root)
+    data = loaded[recipe.data]
+    model, record = zoo.load_model(recipe, data, device=device, progress=progress)
+    source = {
+        "kind": "zoo",
+        "recipe": name,
+        "recipe_digest": recipe.digest,
+        "test_accuracy": record.get("test_accuracy"),
+        "record": digest(record)[:8],
+    }
+    return _Subject(name, model, data, source)
+
+
+@app.command()
+def evaluate(
+    models: Annotated[list[str], typer.Argument(help="Zoo names or checkpoint files (.safetensors, .pt, .pth).")],
+    attack: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="Attack, as NAME[:key=value,…]; repeatable. [default: fgsm-linf, pgd-linf, pgd-l2]"),
+    ] = None,
+    estimator: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="Estimator, as NAME[:key=value,…]; repeatable. [default: gaussian, binned]"),
+    ] = None,
+    layer: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="Layer, by module name or 'logits'; repeatable. [default: every block and the logits]"),
+    ] = None,
+    arch: Annotated[
+        str | None,
+        typer.Option(help="Architecture of checkpoint files: package.module:factory, or a name."),
+    ] = None,
+    data: Annotated[Optional[str], typer.Option(help="Data set of checkpoint files.")] = None,  # noqa: UP045
+    data_root: DataRoot = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="Test images to attack. [default: all]")] = None,
+    information_samples: Annotated[int, typer.Option(min=20, help="Most images for information estimates.")] = 5000,
+    features: Annotated[str, typer.Option(help="patches:G, pca:N, pixels or channels.")] = "patches:4",
+    beta: Annotated[float, typer.Option(help="Trade-off of the IB and GIB objectives.")] = 1.0,
+    curve: Annotated[bool, typer.Option(help="Measure accuracy against eps.")] = True,
+    out_folder: Annotated[Path, typer.Option("--out", help="Where run folders go.")] = Path("runs"),
+    batch_size: Annotated[int, typer.Option(min=1)] = 256,
+    device: Device = "auto",
+    seed: Annotated[int, typer.Option(help="Seed of every random number.")] = 0,
+    catalogue: Catalogue = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
+) -> None:
+    """Attack models, estimate the information in their layers, and write run folders and a page."""
+    from robgib import evaluation, zoo
+    from robgib.attacks import make_attack
+    from robgib.data import DATASETS
+    from robgib.errors import unknown_name
+    from robgib.information import make_estimator
+    from robgib.store import check_writable, digest, save_run, write_whole
+    from robgib.training import resolve_device
+
+    extra = list(catalogue or [])
+    attacks = attack or list(evaluation.DEFAULT_ATTACKS)
+    estimators = estimator or list(evaluation.DEFAULT_ESTIMATORS)
+    # Everything that can be refused is refused before any work.
+    where = resolve_device(device)
+    for name in models:
+        if not _is_file(name):
+            zoo.find_recipe(name, extra)
+        elif not Path(name).is_file():
+            raise RobGIBError(f"checkpoint {name!r} does not exist.")
+    if data is not None and data not in DATASETS:
+        raise unknown_name("data set", data, DATASETS)
+    if len(set(models)) < len(models):
+        raise RobGIBError("a model is named twice; name each one once.")
+    for spec in attacks:
+        make_attack(spec, extra=extra)
+    for spec in estimators:
+        make_estimator(spec, extra)
+    check_writable(out_folder)
+
+    runs: list[Run] = []
+    pages: list[Path] = []
+    loaded: dict[str, Dataset] = {}
+    with _progress(quiet) as progress:
+        for name in models:
+            subject = _subject(name, arch, data, data_root, seed, extra, where, loaded, progress)
+            run = evaluation.evaluate(
+                subject.model,
+                subject.data,
+                attacks=attacks,
+                estimators=estimators,
+                layers=layer,
+                name=subject.name,
+                samples=samples,
+                information_samples=information_samples,
+                features=features,
+                beta=beta,
+                curve=curve,
+                batch_size=batch_size,
+                device=where,
+                seed=seed,
+                catalogue=extra,
+                source=subject.source,
+                progress=progress,
+            )
+            folder = save_run(run, out_folder, also=partial(_write_page, run))
+            runs.append(run)
+            pages.append(folder / "report.html")
+    if len(runs) > 1:
+        study = out_folder / f"study-{digest([run.folder for run in runs])[:8]}"
+        with write_whole(study) as folder:
+            _write_study(runs, folder)
+        pages.append(study / "report.html")
+    _show(runs)
+    out.print(f"\nReport: [bold]{pages[-1]}[/bold]", soft_wrap=True, highlight=False)
+
+
+def _write_page(run: Run, folder: Path) -> None:
+    from robgib.reporting import write_report
+
+    write_report([run], folder / "report.html")
+
+
+def _write_study(runs: list[Run], folder: Path) -> None:
+    from robgib.reporting import write_report
+    from robgib.study import summarise
+
+    (folder / "runs.txt").write_text("".join(f"{run.folder}\n" for run in runs))
+    summarise(runs).to_csv(folder / "summary.csv", index=False)
+    write_report(runs, folder / "report.html")
+
+
+def _show(runs: list[Run]) -> None:
+    """Print what was found."""
+    from robgib.study import LEAST_MODELS, display_names
+
+    table = Table(title="Accuracy, clean and under attack", title_justify="left")
+    table.add_column("model", no_wrap=True)
+    table.add_column("attack", overflow="fold", min_width=12)
+    table.add_column("budget", no_wrap=True)
+    for column in ("accuracy", "95% interval", "time"):
+        table.add_column(column, justify="right", no_wrap=True)
+    names = display_names(runs)
+    for run, name in zip(runs, names, strict=True):
+        first = run.robustness.iloc[0]
+        interval = f"[{100 * first['clean_low']:.1f}, {100 * first['clean_high']:.1f}]"
+        table.add_row(name, "none", "", f"{100 * first['clean_accuracy']:.1f}%", escape(interval), "")
+        for r in run.robustness.itertuples():
+            if r.attack == "none":
+                continue
+            ok = r.status == "ok"
+            table.add_row(
+                "",
+                str(r.attack),
+                f"{r.norm} {r.eps:.4g}",
+                f"{100 * r.robust_accuracy:.1f}%" if ok else "[red]failed",
+                escape(f"[{100 * r.low:.1f}, {100 * r.high:.1f}]") if ok else "",
+                f"{r.seconds:.1f} s" if r.seconds else "",
+            )
+        table.add_section()
+    out.print(table)
+    for run in runs:
+        for r in run.robustness[run.robustness["status"] != "ok"].itertuples():
+            err.print(f"[red]{escape(f'{run.name}: {r.reason}')}", highlight=False, soft_wrap=True)
+    for run, name in zip(runs, names, strict=True):
+        for estimator, held in run.layers.groupby("estimator", sort=False):
+            terms = list(dict.fromkeys(held["term"]))
+            table = Table(title=f"{name}: bits by layer, {estimator} estimator", title_justify="left")
+            table.add_column("layer", overflow="fold")
+            for term in terms:
+                table.add_column(term, justify="right")
+            for layer, g in held.sort_values("depth", kind="stable").groupby("layer", sort=False):
+                by_term = {r.term: r for r in g.itertuples()}
+                table.add_row(str(layer), *(_cell(by_term[t]) for t in terms))
+            out.print(table)
+            for note in dict.fromkeys(n for n in held["note"] if n):
+                out.print(f"  [dim]{note}", highlight=False)
+            if held["saturated"].any():
+                out.print("  [dim]sat: saturated, the truth may be anything above", highlight=False)
+    if 1 < len(runs) < LEAST_MODELS:
+        out.print(f"{len(runs)} models are too few to correlate (at least {LEAST_MODELS}).", highlight=False)
+
+
+def _cell(row: Any) -> str:
+    if row.value != row.value:
+        return "n/e"
+    return f"{row.value:.2f}\n±{(row.high - row.low) / 2:.2f}" + ("\n[yellow]sat[/]" if row.saturated else "")
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders.")],
+    out_file: Annotated[Path, typer.Option("--out", help="The page to write.")] = Path("report.html"),
+) -> None:
+    """Write one page from run folders."""
+    from robgib.reporting import write_report
+    from robgib.store import load_run
+
+    written = write_report([load_run(folder) for folder in runs], out_file)
+    out.print(f"Report: [bold]{written}[/bold]", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def train(
+    name: Annotated[str, typer.Argument(help="Zoo name.")],
+    device: Device = "auto",
+    epochs: Annotated[Optional[int], typer.Option(min=1, help="Instead of the recipe's.")] = None,  # noqa: UP045
+    out_file: Annotated[
+        Optional[Path], typer.Option("--out", help="Checkpoint to write (.safetensors; default: the cache).")  # noqa: UP045
+    ] = None,
+    data_root: DataRoot = None,
+    catalogue: Catalogue = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+) -> None:
+    """Train a model of the zoo and write its checkpoint."""
+    from robgib import zoo
+    from robgib.data import load_data
+    from robgib.training import resolve_device
+
+    where = resolve_device(device)
+    recipe = zoo.find_recipe(name, list(catalogue or []))
+    data = load_data(recipe.data, data_root)
+    with _progress(quiet) as progress:
+        _, record, path = zoo.train_recipe(recipe, data, out_file, device=where, epochs=epochs, progress=progress)
+    out.print(
+        f"{name}: {100 * record['test_accuracy']:.1f}% test accuracy after {record['epochs']} epochs "
+        f"({record['seconds']:.0f} s)\nCheckpoint: [bold]{path}[/bold]",
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
+@zoo_app.command("list")
+def zoo_list(catalogue: Catalogue = None) -> None:
+    """List the zoo's models."""
+    from robgib import zoo
+
+    table = Table()
+    for column in ("model", "data", "architecture", "description"):
+        table.add_column(column, no_wrap=column == "model")
+    for recipe in zoo.recipes(list(catalogue or [])).values():
+        options = ", ".join(f"{k} {v}" for k, v in recipe.architecture.options.items())
+        table.add_row(recipe.name, recipe.data, f"{recipe.architecture.name}: {options}", recipe.description)
+    out.print(table)
+
+
+@zoo_app.command("show")
+def zoo_show(name: Annotated[str, typer.Argument(help="Zoo name.")], catalogue: Catalogue = None) -> None:
+    """Show one recipe whole, with its digest and the checkpoints in the cache."""
+    import yaml
+
+    from robgib import zoo
+    from robgib.data import cache_folder
+
+    recipe = zoo.find_recipe(name, list(catalogue or []))
+    out.print(
+        yaml.safe_dump(recipe.model_dump(), sort_keys=False, default_flow_style=None).rstrip(),
+        highlight=False,
+    )
+    out.print(f"digest: {recipe.digest}", highlight=False, soft_wrap=True)
+    held = sorted((cache_folder() / "zoo").glob(f"{name}-{recipe.digest[:8]}-*.safetensors"))
+    for path in held:
+        out.print(f"checkpoint: {path}", highlight=False, soft_wrap=True)
+    if not held:
+        out.print("checkpoint: none in the cache; trained on first use", highlight=False)
+
+
+@attacks_app.command("list")
+def attacks_list(catalogue: Catalogue = None) -> None:
+    """List the attacks that go by name."""
+    from robgib.attacks import attack_catalogue
+
+    table = Table(caption="torchattacks:NAME runs any bounded attack of torchattacks.", caption_justify="left")
+    for column in ("attack", "norm", "parameters", "description"):
+        table.add_column(column, no_wrap=column == "attack")
+    for entry in attack_catalogue(list(catalogue or [])).values():
+        parameters = ", ".join(f"{k}={v}" for k, v in entry.parameters.items())
+        norms = entry.norm or " or ".join(entry.attack.norms)
+        table.add_row(entry.name, norms, parameters, entry.description)
+    out.print(table)
+
+
+@attacks_app.command("check")
+def attacks_check(
+    name: Annotated[str, typer.Argument(help="Attack, as NAME[:key=value,…].")], catalogue: Catalogue = None
+) -> None:
+    """Check that an attack keeps the contract of all attacks; exit code 1 when it does not."""
+    from robgib.attacks import check_attack, make_attack
+
+    checks = check_attack(make_attack(name, extra=list(catalogue or [])))
+    table = Table(title=f"Contract of {name}", title_justify="left")
+    for column in ("clause", "", "seen"):
+        table.add_column(column)
+    for check in checks:
+        table.add_row(check.name, "[green]ok" if check.passed else "[red]broken", check.detail)
+    out.print(table)
+    if not all(check.passed for check in checks):
+        raise typer.Exit(1)
+
+
+@estimators_app.command("list")
+def estimators_list(catalogue: Catalogue = None) -> None:
+    """List the information estimators."""
+    from robgib.information import estimator_classes
+
+    table = Table()
+    for column in ("estimator", "bound", "description"):
+        table.add_column(column, no_wrap=column == "estimator")
+    for name, kind in estimator_classes(list(catalogue or [])).items():
+        table.add_row(name, kind.bound, kind.summary)
+    out.print(table)
+
+
+def main() -> None:
+    """Run the command line; bad input ends with one sentence and exit code 2."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)  # ends as Ctrl-C does: nothing half-written stays
+    try:
+        app(prog_name="robgib")
+    except RobGIBError as error:
+        err.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        err.print("interrupted")
+        sys.exit(130)

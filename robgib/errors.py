@@ -1,0 +1,29 @@
+"""What goes wrong, said in one sentence that names the thing and the mend."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = ["AttackContractError", "RobGIBError", "RobGIBWarning", "unknown_name"]
+
+
+class RobGIBError(Exception):
+    """Bad input. The message is one sentence for a person; the command line exits with code 2."""
+
+
+class AttackContractError(RobGIBError):
+    """An attack returned something that no attack may: a wrong shape, a point outside the ball or box."""
+
+
+class RobGIBWarning(UserWarning):
+    """A result stands, but with a limit that its reader must know."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str], listing: str = "") -> RobGIBError:
+    """Return the error for an unknown name, with the nearest known one."""
+    known = sorted(known)
+    folded = {k.lower(): k for k in known}
+    near = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.5)
+    hint = f"; did you mean {folded[near[0]]!r}?" if near else f"; known: {', '.join(known) or 'none'}."
+    return RobGIBError(f"unknown {kind} {name!r}{hint}" + (f" `{listing}` lists them." if listing else ""))

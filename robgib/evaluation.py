@@ -1,0 +1,480 @@
+"""One model: attack it, capture its layers, estimate their information, and put it all in one record."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from robgib.attacks import Attack, Outcome, accuracy_curve, attack_samples, make_attack, predict
+from robgib.data import Dataset, load_data
+from robgib.errors import RobGIBError
+from robgib.information import (
+    Decomposition,
+    Estimate,
+    Estimator,
+    capture,
+    default_layers,
+    group_inputs,
+    group_units,
+    make_estimator,
+    reduce,
+)
+from robgib.information.features import Features
+from robgib.information.measures import gib_objective, ib_objective
+from robgib.statistics import clopper_pearson
+from robgib.store import Run, environment
+from robgib.training import Progress, resolve_device
+
+__all__ = ["DEFAULT_ATTACKS", "DEFAULT_ESTIMATORS", "TERMS", "evaluate"]
+
+DEFAULT_ATTACKS = ("fgsm-linf", "pgd-linf", "pgd-l2")
+DEFAULT_ESTIMATORS = ("gaussian", "binned")
+TERMS = ("I(Z;Y)", "I(X;Z)", "C(X;Z)", "S(X;Z)", "S(Z;Y)", "IB", "GIB")
+"""Per layer: prediction, IB complexity, GIB complexity, input-side and label-side synergy, objectives."""
+
+NOISE = 0.01
+"""Variance of the noise at which real-valued estimators see a layer (its scores have variance 1)."""
+_PICTURES = 6
+
+
+def evaluate(
+    model: nn.Module,
+    data: str | Dataset | tuple[Tensor, Tensor],
+    *,
+    attacks: Sequence[str | Attack] | Mapping[str, Attack] = DEFAULT_ATTACKS,
+    estimators: Sequence[str | Estimator] = DEFAULT_ESTIMATORS,
+    layers: Sequence[str] | None = None,
+    name: str = "model",
+    data_root: str | Path | None = None,
+    samples: int | None = None,
+    information_samples: int = 5000,
+    features: str = "patches:4",
+    feature_dims: int = 4,
+    layer_dims: int = 8,
+    unit_groups: int = 8,
+    beta: float = 1.0,
+    curve: bool = True,
+    batch_size: int = 256,
+    device: str | torch.device = "auto",
+    seed: int = 0,
+    catalogue: Sequence[Path] = (),
+    source: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> Run:
+    """Measure a classifier's adversarial robustness, and the information in its layers.
+
+    Args:
+        model: maps images (N, C, H, W) in [0, 1] to logits (N, classes). Its modes, parameters and device are
+            left as they were.
+        data: name of a data set, a :class:`~robgib.data.Dataset`, or ``(images, labels)``. Attacks take the
+            test images. Information is estimated on test images too; codes and components are fitted on
+            training images, or, where the data have none, on every second test image (the rest is estimated on).
+        attacks: specifications such as ``pgd-linf:eps=8/255``, attack objects, or a mapping of labels to them.
+        estimators: specifications such as ``gaussian`` or ``binned:codes=8``, or estimator objects.
+        layers: module names, or ``logits``; None takes every block's output and the logits.
+        name: what the model is called.
+        data_root: folder of the data files.
+        samples: test images to attack; None takes all.
+        information_samples: most images on which information is estimated (and likewise fitted).
+        features: how the input is cut: ``patches:G``, ``pca:N``, ``pixels`` or ``channels``.
+        feature_dims: principal components a feature.
+        layer_dims: principal components of a layer, the same for every layer.
+        unit_groups: groups of a layer's units, the features of S(Z;Y).
+        beta: trade-off of the objectives IB and GIB.
+        curve: also measure accuracy against eps around each attack's own.
+        batch_size: images at once.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        seed: of every random number.
+        catalogue: further folders of attacks and plug-ins.
+        source: what to record about where the model came from.
+        progress: called with (task, done, total, note).
+
+    Returns:
+        A :class:`~robgib.store.Run`, whose tables are pandas DataFrames.
+
+    Raises:
+        RobGIBError: input that cannot be used; the message says what and how to mend it.
+    """
+    if not isinstance(model, nn.Module):
+        raise RobGIBError(f"the model must be a torch.nn.Module, not {type(model).__name__}.")
+    where = resolve_device(device)
+    dataset = _dataset(data, data_root, seed)
+    for what, value in (
+        ("samples", samples),
+        ("information_samples", information_samples),
+        ("batch_size", batch_size),
+    ):
+        if value is not None and value < 1:
+            raise RobGIBError(f"{what} must be at least 1, not {value}.")
+    if not (np.isfinite(beta) and beta >= 0):
+        raise RobGIBError(f"beta must be a finite number of at least 0, not {beta}.")
+    named_attacks = _attacks(attacks, dataset, catalogue)
+    makers = [
+        e if isinstance(e, Estimator) else make_estimator(e, catalogue, noise=NOISE, seed=seed) for e in estimators
+    ]
+    if len({e.name for e in makers}) < len(makers):
+        raise RobGIBError("an estimator is given twice; name each one once.")
+
+    home = next(iter(model.parameters()), torch.zeros(())).device
+    model.to(where)
+    try:
+        count = len(dataset.test) if samples is None else min(samples, len(dataset.test))
+        x, y = dataset.test.x[:count], dataset.test.y[:count]
+        parts = _split_information(dataset, information_samples, seed)
+        clean = predict(model, x, classes=len(dataset.classes), batch_size=batch_size, device=where)
+        chosen = tuple(dict.fromkeys(layers)) if layers else default_layers(model, x[:2].to(where))
+        activations: list[dict[str, Any]] = []
+        if makers:
+            for part in parts:
+                activations.append(
+                    capture(model, part[0], chosen, batch_size=batch_size, device=where, progress=progress)
+                )
+        config = {
+            "source": dict(source or {"kind": "python"}),
+            "weights": _weights_digest(model),
+            "data": {"name": dataset.name, "digest": dataset.digest, "classes": list(dataset.classes)},
+            "samples": count,
+            "attacks": {label: _describe(a) for label, a in named_attacks.items()},
+            "curve": curve,
+            "estimators": {e.name: _describe(e) for e in makers},
+            "information_samples": len(parts[0][0]),
+            "fit_samples": len(parts[1][0]),
+            "layers": list(chosen),
+            "features": {
+                "input": features,
+                "dims": feature_dims,
+                "layer_dims": layer_dims,
+                "groups": unit_groups,
+            },
+            "beta": beta,
+            "seed": seed,
+        }
+        tables = _attack_all(model, x, y, clean, named_attacks, curve, seed, batch_size, where, progress)
+        layer_rows: list[dict[str, Any]] = []
+        feature_rows: list[dict[str, Any]] = []
+        if makers:
+            inputs = group_inputs(features, parts[0][0].numpy(), parts[1][0].numpy(), feature_dims)
+            total = len(makers) * len(chosen)
+            for number, (estimator, layer) in enumerate((e, n) for e in makers for n in chosen):
+                if progress:
+                    progress("estimating information", number, total, f"{estimator.name}, {layer}")
+                rows, per_feature = _layer_terms(
+                    estimator,
+                    layer,
+                    inputs,
+                    activations[0][layer],
+                    activations[1][layer],
+                    parts[0][1].numpy(),
+                    parts[1][1].numpy(),
+                    layer_dims,
+                    unit_groups,
+                    beta,
+                )
+                base = {"estimator": estimator.name, "layer": layer, "depth": chosen.index(layer)}
+                layer_rows += [{**base, **row} for row in rows]
+                feature_rows += [{**base, **row} for row in per_feature]
+            if progress:
+                progress("estimating information", total, total)
+    finally:
+        model.to(home)
+    return Run(
+        name=name,
+        config=config,
+        environment=environment(where),
+        layers=pd.DataFrame(layer_rows, columns=_LAYER_COLUMNS),
+        features=pd.DataFrame(feature_rows, columns=_FEATURE_COLUMNS),
+        **tables,
+    )
+
+
+_LAYER_COLUMNS = [
+    "estimator", "layer", "depth", "term", "value", "low", "high", "saturated", "bound", "resolution",
+    "samples", "note",
+]  # fmt: skip
+_FEATURE_COLUMNS = [
+    "estimator", "layer", "depth", "feature", "single", "single_low", "single_high", "rest", "rest_low", "rest_high",
+    "interaction", "interaction_low", "interaction_high",
+]  # fmt: skip
+
+
+def _dataset(data: str | Dataset | tuple[Tensor, Tensor], root: str | Path | None, seed: int) -> Dataset:
+    if isinstance(data, Dataset):
+        return data
+    if isinstance(data, str):
+        return load_data(data, root, seed)
+    if isinstance(data, tuple) and len(data) == 2:
+        return Dataset.from_arrays(*data)
+    raise RobGIBError("data must be the name of a data set, a Dataset, or a pair (images, labels).")
+
+
+def _attacks(
+    attacks: Sequence[str | Attack] | Mapping[str, Attack], data: Dataset, extra: Sequence[Path]
+) -> dict[str, Attack]:
+    if isinstance(attacks, Mapping):
+        return dict(attacks)
+    if isinstance(attacks, str):
+        raise RobGIBError(f"attacks must be a sequence of specifications, as in [{attacks!r}].")
+    named: dict[str, Attack] = {}
+    for item in attacks:
+        attack = item if isinstance(item, Attack) else make_attack(item, data.eps, extra)
+        label = item if isinstance(item, str) else type(item).__name__.lower()
+        if label in named:
+            raise RobGIBError(f"attack {label!r} is given twice; name each one once.")
+        named[label] = attack
+    return named
+
+
+def _split_information(data: Dataset, limit: int, seed: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """The samples to estimate on, and those to fit codes on: disjoint."""
+    test, train = data.test, data.train
+    if len(train):
+        return (test.x[:limit], test.y[:limit]), (train.x[:limit], train.y[:limit])
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(test)))
+    ours, theirs = order[::2][:limit], order[1::2][:limit]
+    return (test.x[ours], test.y[ours]), (test.x[theirs], test.y[theirs])
+
+
+def _weights_digest(model: nn.Module) -> str:
+    sha = hashlib.sha256()
+    for key, tensor in sorted(model.state_dict().items()):
+        sha.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()
+
+
+def _describe(thing: Attack | Estimator) -> dict[str, Any]:
+    """Class and fields of an attack or estimator, for the record."""
+    fields = {
+        f.name: getattr(thing, f.name)
+        for f in dataclasses.fields(thing)  # type: ignore[arg-type]
+        if not f.name.startswith("_")
+    }
+    if isinstance(thing, Attack):
+        fields["threat"] = dataclasses.asdict(thing.threat)
+    return {
+        "class": type(thing).__name__,
+        **{k: dict(v) if isinstance(v, Mapping) else v for k, v in fields.items()},
+    }
+
+
+def _attack_all(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    clean: np.ndarray,
+    attacks: Mapping[str, Attack],
+    curve: bool,
+    seed: int,
+    batch_size: int,
+    device: torch.device,
+    progress: Progress | None,
+) -> dict[str, Any]:
+    truth, count = y.numpy(), len(y)
+    right = clean == truth
+    summary, outcome_tables, curves = [], [], []
+    pictures: dict[str, np.ndarray] = {}
+    standing: dict[tuple[str, float], list[np.ndarray]] = {}
+    for number, (label, attack) in enumerate(attacks.items()):
+        base = {"attack": label, "norm": attack.threat.norm, "eps": attack.threat.eps}
+
+        def run(attack: Attack = attack, label: str = label) -> tuple[Outcome, list[tuple[float, int]], float]:
+            began = time.perf_counter()
+            found = attack_samples(
+                model, x, y, attack, label=label, clean=clean, seed=seed, batch_size=batch_size,
+                device=device, pictures=_PICTURES, progress=progress,
+            )  # fmt: skip
+            seconds = time.perf_counter() - began
+            points = (
+                accuracy_curve(
+                    model, x, y, attack, found, label=label, clean=clean, seed=seed, batch_size=batch_size,
+                    device=device, progress=progress,
+                )
+                if curve
+                else []
+            )  # fmt: skip
+            return found, points, seconds
+
+        outcome, points, seconds, reason = _guarded(run, label)
+        robust = np.zeros(count, bool) if outcome is None else right & (outcome.prediction == truth)
+        summary.append(_summary(base, right, robust, seconds, reason))
+        if outcome is None:
+            continue
+        standing.setdefault((attack.threat.norm, attack.threat.eps), []).append(robust)
+        outcome_tables.append(
+            pd.DataFrame(
+                {
+                    "index": np.arange(count),
+                    "label": truth,
+                    **base,
+                    "clean_prediction": clean,
+                    "adversarial_prediction": outcome.prediction,
+                    "robust": robust,
+                    "linf": outcome.linf,
+                    "l2": outcome.l2,
+                }
+            )
+        )
+        for eps, hits in points:
+            low, high = clopper_pearson(hits, count)
+            curves.append(
+                {
+                    **base,
+                    "at": eps,
+                    "right": hits,
+                    "samples": count,
+                    "accuracy": hits / count,
+                    "low": low,
+                    "high": high,
+                }
+            )
+        rows = sorted(outcome.pictures)
+        if rows:
+            pictures[f"{number}/attack"] = np.array(label)
+            pictures[f"{number}/rows"] = np.array(rows)
+            pictures[f"{number}/clean"] = x[rows].numpy()
+            pictures[f"{number}/adversarial"] = np.stack([outcome.pictures[r] for r in rows])
+            pictures[f"{number}/labels"] = truth[rows]
+            pictures[f"{number}/clean_prediction"] = clean[rows]
+            pictures[f"{number}/adversarial_prediction"] = outcome.prediction[rows]
+    if attacks and not outcome_tables:
+        raise RobGIBError(f"every attack failed; the first: {summary[0]['reason']}")
+    for (norm, eps), masks in standing.items():
+        if len(masks) > 1:
+            base = {"attack": f"worst of {len(masks)}", "norm": norm, "eps": eps}
+            summary.append(_summary(base, right, np.logical_and.reduce(masks), 0.0, ""))
+    columns = ["attack", "norm", "eps", "samples", "correct", "robust", "clean_accuracy", "clean_low", "clean_high",
+               "robust_accuracy", "low", "high", "seconds", "status", "reason"]  # fmt: skip
+    if not summary:  # no attacks: the clean accuracy still stands
+        summary = [_summary({"attack": "none", "norm": "", "eps": 0.0}, right, right, 0.0, "")]
+    outcome_columns = ["index", "label", "attack", "norm", "eps", "clean_prediction", "adversarial_prediction",
+                       "robust", "linf", "l2"]  # fmt: skip
+    curve_columns = ["attack", "norm", "eps", "at", "right", "samples", "accuracy", "low", "high"]
+    return {
+        "robustness": pd.DataFrame(summary, columns=columns),
+        "outcomes": pd.concat(outcome_tables, ignore_index=True)
+        if outcome_tables
+        else pd.DataFrame(columns=outcome_columns),
+        "curve": pd.DataFrame(curves, columns=curve_columns),
+        "pictures": pictures,
+    }
+
+
+def _guarded(
+    run: Callable[[], tuple[Outcome, list[tuple[float, int]], float]], label: str
+) -> tuple[Outcome | None, list[tuple[float, int]], float, str]:
+    """Run one attack; what it raises becomes the reason of its failure, and the others go on."""
+    try:
+        return *run(), ""
+    except torch.OutOfMemoryError as error:
+        raise RobGIBError("the device ran out of memory; give a smaller --batch-size.") from error
+    except RobGIBError as error:
+        return None, [], 0.0, str(error)
+    except Exception as error:
+        return None, [], 0.0, f"attack {label!r} raised {type(error).__name__}: {error}"
+
+
+def _summary(
+    base: dict[str, Any], right: np.ndarray, robust: np.ndarray, seconds: float, reason: str
+) -> dict[str, Any]:
+    count, correct, standing = len(right), int(right.sum()), int(robust.sum())
+    clean_low, clean_high = clopper_pearson(correct, count)
+    low, high = clopper_pearson(standing, count)
+    failed = bool(reason)
+    return {
+        **base,
+        "samples": count,
+        "correct": correct,
+        "robust": np.nan if failed else standing,
+        "clean_accuracy": correct / count,
+        "clean_low": clean_low,
+        "clean_high": clean_high,
+        "robust_accuracy": np.nan if failed else standing / count,
+        "low": np.nan if failed else low,
+        "high": np.nan if failed else high,
+        "seconds": round(seconds, 3),
+        "status": "failed" if failed else "ok",
+        "reason": reason,
+    }
+
+
+def _layer_terms(
+    estimator: Estimator,
+    layer: str,
+    inputs: Features,
+    z: np.ndarray,
+    z_fit: np.ndarray,
+    y: np.ndarray,
+    y_fit: np.ndarray,
+    dims: int,
+    groups: int,
+    beta: float,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The terms of one layer by one estimator, and the features' part in them."""
+    try:
+        target, target_fit = reduce(z, z_fit, dims)
+        of_input = estimator.estimate(inputs.values, target, fit_features=inputs.fit, fit_target=target_fit)
+        prediction = estimator.label_information(target, y, fit_representation=target_fit)
+        units = group_units(z, z_fit, groups)
+        of_label = estimator.estimate(units.values, y, fit_features=units.fit, fit_target=y_fit)
+    except RobGIBError as error:
+        raise RobGIBError(f"estimator {estimator.name!r} on layer {layer!r}: {error}") from error
+    p, total, cost = prediction.total, of_input.total, of_input.complexity
+    side = f"{inputs.resolution}; {of_input.resolution}"
+    rows = [
+        _row("I(Z;Y)", p, prediction, prediction.resolution),
+        _row("I(X;Z)", total, of_input, side),
+        _row("C(X;Z)", cost, of_input, side),
+        _row("S(X;Z)", of_input.synergy, of_input, side),
+        _row("S(Z;Y)", of_label.synergy, of_label, f"{units.resolution}; {of_label.resolution}"),
+        _row("IB", _objective(ib_objective(p.value, total.value, beta), p, total, beta), of_input, side),
+        _row("GIB", _objective(gib_objective(p.value, cost.value, beta), p, cost, beta / 2), of_input, side),
+    ]
+    features = [
+        {
+            "feature": feature,
+            **{
+                f"{key}{suffix}": getattr(estimate, part)
+                for key, estimate in (("single", single), ("rest", rest), ("interaction", interaction))
+                for suffix, part in (("", "value"), ("_low", "low"), ("_high", "high"))
+            },
+        }
+        for feature, single, rest, interaction in zip(
+            inputs.names, of_input.singles, of_input.rests, of_input.interaction, strict=True
+        )
+    ]
+    return rows, features
+
+
+def _objective(value: float, prediction: Estimate, cost: Estimate, weight: float) -> Estimate:
+    """An objective's interval from its two terms', their errors taken as independent."""
+    half = float(np.hypot((prediction.high - prediction.low) / 2, weight * (cost.high - cost.low) / 2))
+    return Estimate(
+        value,
+        value - half,
+        value + half,
+        prediction.saturated or cost.saturated,
+        prediction.note or cost.note,
+    )
+
+
+def _row(term: str, estimate: Estimate, source: Decomposition, resolution: str) -> dict[str, Any]:
+    return {
+        "term": term,
+        "value": estimate.value,
+        "low": estimate.low,
+        "high": estimate.high,
+        "saturated": estimate.saturated,
+        "bound": source.bound,
+        "resolution": resolution,
+        "samples": source.samples,
+        "note": "; ".join(source.notes),
+    }

@@ -1,0 +1,28 @@
+"""Information measures, the estimators of their terms, and what they are estimated on."""
+
+from robgib.information.binned import Binned
+from robgib.information.estimator import Decomposition, Estimate, Estimator
+from robgib.information.exact import Exact
+from robgib.information.features import Features, group_inputs, group_units, reduce
+from robgib.information.gaussian import Gaussian
+from robgib.information.layers import LOGITS, capture, default_layers, layer_shapes
+from robgib.information.registry import estimator_classes, make_estimator
+
+__all__ = [
+    "LOGITS",
+    "Binned",
+    "Decomposition",
+    "Estimate",
+    "Estimator",
+    "Exact",
+    "Features",
+    "Gaussian",
+    "capture",
+    "default_layers",
+    "estimator_classes",
+    "group_inputs",
+    "group_units",
+    "layer_shapes",
+    "make_estimator",
+    "reduce",
+]

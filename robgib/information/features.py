@@ -1,0 +1,129 @@
+"""What the features are: pieces of the input, or groups of a layer's units, each reduced to a few dimensions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from robgib.errors import RobGIBError, unknown_name
+
+__all__ = ["Features", "group_inputs", "group_units", "reduce"]
+
+Vector = npt.NDArray[np.float64]
+_KINDS = ("patches", "pca", "pixels", "channels")
+
+
+@dataclass(frozen=True)
+class Features:
+    """n named features of N samples (N, d_i), and the same features of the samples they were fitted on."""
+
+    names: tuple[str, ...]
+    values: tuple[Vector, ...]
+    fit: tuple[Vector, ...]
+    resolution: str
+
+
+def reduce(values: npt.ArrayLike, fit: npt.ArrayLike, dims: int) -> tuple[Vector, Vector]:
+    """Project ``values`` and ``fit`` (N, …) on the leading principal components of ``fit``.
+
+    Components without variance are dropped, so that fewer than ``dims`` columns may come back (one of zeros
+    when nothing varies). The components keep their variances.
+    """
+    x = np.asarray(fit, np.float64).reshape(len(np.asarray(fit)), -1)
+    v = np.asarray(values, np.float64).reshape(len(np.asarray(values)), -1)
+    mean = x.mean(0)
+    centred = x - mean
+    if x.shape[1] <= len(x):
+        variance, axes = np.linalg.eigh(centred.T @ centred / len(x))
+        variance, axes = variance[::-1], axes[:, ::-1]
+    else:
+        _, spread, rows = np.linalg.svd(centred, full_matrices=False)
+        variance, axes = spread**2 / len(x), rows.T
+    keep = max(1, min(dims, int((variance > 1e-10 * max(variance[0], 1e-12)).sum())))
+    axes = axes[:, :keep]
+    # The sign of an axis is arbitrary: fix it, so that codes do not depend on the linear algebra library.
+    axes = axes * np.where(axes[np.abs(axes).argmax(0), np.arange(keep)] < 0, -1.0, 1.0)
+    return (v - mean) @ axes, centred @ axes
+
+
+def group_inputs(spec: str, x: npt.ArrayLike, fit: npt.ArrayLike, dims: int = 4) -> Features:
+    """Cut images into features.
+
+    Args:
+        spec: ``patches:G`` (a G x G grid), ``pca:N`` (N leading components, one a feature), ``pixels`` (one
+            a feature) or ``channels``.
+        x: images (N, C, H, W), or vectors (N, D) for ``pca`` and ``pixels``.
+        fit: images on which the reductions are fitted.
+        dims: principal components kept of each patch or channel.
+    """
+    kind, _, size = spec.partition(":")
+    if kind not in _KINDS:
+        raise unknown_name("kind of features", kind, _KINDS)
+    x, fit = np.asarray(x), np.asarray(fit)
+    if kind in ("patches", "channels") and x.ndim != 4:
+        raise RobGIBError(f"features {spec!r} need images (N, C, H, W), not {x.shape}; use pca:N.")
+    if kind in ("patches", "pca"):
+        if not size.isdigit() or int(size) < 1:
+            raise RobGIBError(f"features {spec!r}: give a whole number, as in {kind}:{4 if kind == 'patches' else 16}.")
+    elif size:
+        raise RobGIBError(f"features {spec!r}: {kind} takes no number.")
+
+    if kind == "pca":
+        values, reference = reduce(x, fit, int(size))
+        columns = range(values.shape[1])
+        return Features(
+            tuple(f"component {i}" for i in columns),
+            tuple(values[:, [i]] for i in columns),
+            tuple(reference[:, [i]] for i in columns),
+            f"{values.shape[1]} principal components",
+        )
+    if kind == "pixels":
+        flat, flat_fit = x.reshape(len(x), -1), fit.reshape(len(fit), -1)
+        varying = np.flatnonzero(flat_fit.std(0) > 0)
+        return Features(
+            tuple(f"pixel {i}" for i in varying),
+            tuple(flat[:, [i]].astype(np.float64) for i in varying),
+            tuple(flat_fit[:, [i]].astype(np.float64) for i in varying),
+            f"{len(varying)} pixels that vary",
+        )
+    cuts: list[tuple[str, tuple[slice, ...]]]
+    if kind == "channels":
+        cuts = [(f"channel {c}", (slice(None), slice(c, c + 1))) for c in range(x.shape[1])]
+    else:
+        grid = int(size)
+        if grid > min(x.shape[2:]):
+            raise RobGIBError(f"features {spec!r}: images of {x.shape[2]}x{x.shape[3]} have no such grid.")
+        rows, columns = (np.linspace(0, side, grid + 1).round().astype(int) for side in x.shape[2:])
+        cuts = [
+            (
+                f"patch {r},{c}",
+                (slice(None), slice(None), slice(rows[r], rows[r + 1]), slice(columns[c], columns[c + 1])),
+            )
+            for r in range(grid)
+            for c in range(grid)
+        ]
+    pairs = [reduce(x[cut], fit[cut], dims) for _, cut in cuts]
+    widest = max(p[0].shape[1] for p in pairs)
+    return Features(
+        tuple(name for name, _ in cuts),
+        tuple(p[0] for p in pairs),
+        tuple(p[1] for p in pairs),
+        f"{len(cuts)} {kind} of {widest} dimensions",
+    )
+
+
+def group_units(z: npt.ArrayLike, fit: npt.ArrayLike, groups: int = 8, dims: int = 4) -> Features:
+    """Cut a layer's units or channels (N, U, …) into consecutive groups, each reduced to ``dims`` dimensions."""
+    z, fit = np.asarray(z), np.asarray(fit)
+    groups = min(groups, z.shape[1])
+    edges = np.linspace(0, z.shape[1], groups + 1).round().astype(int)
+    pairs = [reduce(z[:, a:b], fit[:, a:b], dims) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    widest = max(p[0].shape[1] for p in pairs)
+    return Features(
+        tuple(f"units {a}-{b - 1}" for a, b in zip(edges[:-1], edges[1:], strict=True)),
+        tuple(p[0] for p in pairs),
+        tuple(p[1] for p in pairs),
+        f"{groups} groups of units of {widest} dimensions",
+    )

@@ -1,0 +1,179 @@
+"""Layers by module name: which ones there are, and what they hold for given inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from robgib.errors import RobGIBError, unknown_name
+from robgib.training import Progress
+
+__all__ = ["LOGITS", "capture", "default_layers", "layer_shapes"]
+
+LOGITS = "logits"
+"""The name of the model's output among the layers."""
+
+_NORMS = (
+    nn.modules.batchnorm._NormBase,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    *((nn.RMSNorm,) if hasattr(nn, "RMSNorm") else ()),
+)
+
+
+def _record(model: nn.Module, x: Tensor, names: Sequence[str]) -> dict[str, Any]:
+    """Outputs of the named modules, in the order in which they were last called, then the model's."""
+    found: dict[str, Any] = {}
+
+    def keep(name: str) -> Any:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            found.pop(name, None)
+            found[name] = output
+
+        return hook
+
+    modules = dict(model.named_modules())
+    modes = [(m, m.training) for m in model.modules()]
+    with ExitStack() as stack, torch.no_grad():
+        for name in names:
+            stack.callback(modules[name].register_forward_hook(keep(name)).remove)
+        model.eval()
+        try:
+            found[LOGITS] = model(x)
+        finally:
+            for module, mode in modes:
+                module.training = mode
+    return found
+
+
+def layer_shapes(model: nn.Module, example: Tensor) -> dict[str, tuple[int, ...]]:
+    """Shape of every layer's output for one image, in order of execution; the logits last."""
+    names = [n for n, _ in model.named_modules() if n]
+    found = _record(model, example, names)
+    return {n: tuple(v.shape[1:]) for n, v in found.items() if isinstance(v, Tensor) and v.ndim >= 2}
+
+
+def _has_parameters(module: nn.Module) -> bool:
+    return any(True for _ in module.parameters())
+
+
+def _candidates(module: nn.Module, prefix: str) -> Iterator[str]:
+    """Blocks among a module's children; a run of leaves counts as one block from weight to weight."""
+    children = list(module.named_children())
+    sequence = isinstance(module, nn.Sequential)
+    pending = ""
+    for name, child in children:
+        path = f"{prefix}{name}"
+        leaf = not list(child.children())
+        if leaf and sequence:
+            if _has_parameters(child) and not isinstance(child, _NORMS):
+                if pending:
+                    yield pending
+                pending = path
+            elif pending:
+                pending = path
+            continue
+        if pending:
+            yield pending
+            pending = ""
+        if not _has_parameters(child) or isinstance(child, _NORMS):
+            continue
+        if isinstance(child, nn.Sequential | nn.ModuleList):
+            inner = list(_candidates(child, f"{path}."))
+            blocks = any(list(c.children()) for c in child.children())
+            yield from inner if (len(inner) > 1 or blocks or isinstance(child, nn.ModuleList)) else [path]
+        else:
+            yield path
+    if pending:
+        yield pending
+
+
+def default_layers(model: nn.Module, example: Tensor) -> tuple[str, ...]:
+    """Return every block's output that the forward pass computes, in order, and the logits."""
+    if isinstance(model, nn.Sequential):
+        names = list(_candidates(model, ""))
+    else:
+        names = [n for n in _candidates(model, "") if n]
+    found = _record(model, example, names)
+    output = found.pop(LOGITS)
+    blocks = [
+        n
+        for n, v in found.items()
+        if isinstance(v, Tensor) and v.ndim >= 2 and len(v) == len(example) and v is not output
+    ]
+    return (*blocks, LOGITS)
+
+
+def _compact(output: Tensor, pool: int, class_token: bool) -> Tensor:
+    """Maps (N, C, H, W) pooled to at most pool x pool; tokens (N, L, D) to the class token or their mean."""
+    if output.ndim == 4 and max(output.shape[2:]) > pool:
+        return F.adaptive_avg_pool2d(output, (min(output.shape[2], pool), min(output.shape[3], pool)))
+    if output.ndim == 3:
+        return output[:, 0] if class_token else output.mean(1)
+    return output
+
+
+def capture(
+    model: nn.Module,
+    x: Tensor,
+    layers: Sequence[str],
+    *,
+    pool: int = 4,
+    batch_size: int = 256,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+) -> dict[str, npt.NDArray[np.float32]]:
+    """Run the model on ``x`` and return what the named layers hold.
+
+    Args:
+        model: on ``device``; run in eval mode.
+        x: images (N, …).
+        layers: module names, or ``logits``.
+        pool: largest side to which convolutional maps are averaged.
+        batch_size: images at once.
+        device: where the model is.
+        progress: called after each batch.
+
+    Returns:
+        Arrays (N, U, …) by layer, U the units or channels. Token layers give the class token, where the
+        model has one (``class_token`` or ``cls_token``), else the mean over tokens.
+
+    Raises:
+        RobGIBError: an unknown name, a layer that the forward pass does not reach, that gives no tensor, that
+            is constant over the samples, or that holds NaN or infinite values.
+    """
+    modules = dict(model.named_modules())
+    for name in layers:
+        if name != LOGITS and name not in modules:
+            raise unknown_name("layer", name, [*(n for n in modules if n), LOGITS])
+    class_token = any(n.rpartition(".")[2] in ("class_token", "cls_token") for n, _ in model.named_parameters())
+    parts: dict[str, list[Tensor]] = {name: [] for name in layers}
+    for start in range(0, len(x), batch_size):
+        batch = x[start : start + batch_size].to(device)
+        found = _record(model, batch, [n for n in layers if n != LOGITS])
+        for name in layers:
+            if name not in found:
+                raise RobGIBError(f"layer {name!r} never fires: the model's forward pass does not call it.")
+            output = found[name]
+            if not isinstance(output, Tensor) or output.ndim < 2 or len(output) != len(batch):
+                raise RobGIBError(f"layer {name!r} does not give one tensor (N, …) for N images; choose another.")
+            parts[name].append(_compact(output, pool, class_token).float().cpu())
+        if progress:
+            progress("capturing layers", min(start + batch_size, len(x)), len(x))
+    held = {name: torch.cat(chunks).numpy() for name, chunks in parts.items()}
+    for name, values in held.items():
+        if not np.isfinite(values).all():
+            raise RobGIBError(f"layer {name!r} holds NaN or infinite activations; no estimate would mean anything.")
+        if np.ptp(values.reshape(len(values), -1), axis=0).max() == 0:
+            raise RobGIBError(
+                f"layer {name!r} never fires: it is the same for all {len(values)} images; "
+                "choose other layers with --layer."
+            )
+    return held

@@ -1,0 +1,77 @@
+"""The measures themselves: identities over information terms in bits, with no estimation in them.
+
+A target T is informed by features X = (X_1 … X_n). The terms are ``total`` = I(X;T), ``singles`` =
+I(X_i;T) and ``rests`` = I(X_-i;T), where X_-i is every feature but the i-th.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = [
+    "average_interaction",
+    "bound_slack",
+    "complexity",
+    "compression",
+    "functionals",
+    "gib_objective",
+    "ib_objective",
+    "interaction_information",
+]
+
+Number = TypeVar("Number", float, np.ndarray)
+Vector = npt.NDArray[np.float64]
+
+
+def interaction_information(total: float, singles: npt.ArrayLike, rests: npt.ArrayLike) -> Vector:
+    """II_i(X;T) = I(X;T) − I(X_i;T) − I(X_-i;T) for each feature (n,): above 0 synergy, below 0 redundancy."""
+    return total - np.asarray(singles, float) - np.asarray(rests, float)
+
+
+def average_interaction(total: float, singles: npt.ArrayLike, rests: npt.ArrayLike) -> float:
+    """S(X;T), the mean of II_i over the features: the synergy."""
+    return float(np.mean(interaction_information(total, singles, rests)))
+
+
+def complexity(singles: npt.ArrayLike, rests: npt.ArrayLike) -> float:
+    """C(X;T), the mean of I(X_i;T) + I(X_-i;T): the GIB's complexity. I(X;T) = C + S."""
+    return float(np.mean(np.asarray(singles, float) + np.asarray(rests, float)))
+
+
+def ib_objective(prediction: Number, total: Number, beta: float) -> Number:
+    """IB_β = I(Z;Y) − β I(X;Z) (Tishby, Pereira & Bialek 1999), to be maximised."""
+    return prediction - beta * total
+
+
+def gib_objective(prediction: Number, complexity: Number, beta: float) -> Number:
+    """GIB_β = I(Z;Y) − (β/2) C(X;Z), to be maximised. Never below IB_β when the terms are exact."""
+    return prediction - beta / 2 * complexity
+
+
+def bound_slack(total: float, singles: npt.ArrayLike, rests: npt.ArrayLike) -> float:
+    """I(X;T) − C(X;T)/2 = (GIB_β − IB_β)/β, which is never below 0 when the terms are exact."""
+    return total - complexity(singles, rests) / 2
+
+
+def compression(values: npt.ArrayLike) -> float:
+    """(peak − last) / peak of a sequence of complexities; NaN unless the peak is above 0."""
+    sequence = np.asarray(values, float)
+    peak = sequence.max()
+    return float((peak - sequence[-1]) / peak) if peak > 0 else float("nan")
+
+
+def functionals(n: int) -> Vector:
+    """The linear map (3n+4, 2n+1) from [total, singles, rests] to everything derived.
+
+    Rows: total; singles (n); rests (n); II_i (n); S; C; I − C/2. The derived rows equal the functions above,
+    so that an interval of a derived figure comes from the covariance of the terms.
+    """
+    eye = np.eye(n)
+    terms = np.eye(2 * n + 1)
+    interaction = np.hstack([np.ones((n, 1)), -eye, -eye])
+    mean_sum = np.concatenate([[0.0], np.full(2 * n, 1 / n)])
+    total = terms[0]
+    return np.vstack([terms, interaction, total - mean_sum, mean_sum, total - mean_sum / 2])

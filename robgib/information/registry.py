@@ -1,0 +1,51 @@
+"""Estimators by name."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from robgib import catalogue
+from robgib.errors import RobGIBError, unknown_name
+from robgib.information.binned import Binned
+from robgib.information.estimator import Estimator
+from robgib.information.exact import Exact
+from robgib.information.gaussian import Gaussian
+
+__all__ = ["estimator_classes", "make_estimator"]
+
+_BUILT_IN: tuple[type[Estimator], ...] = (Exact, Binned, Gaussian)
+
+
+def estimator_classes(extra: Sequence[Path] = ()) -> dict[str, type[Estimator]]:
+    """Return every estimator class by name: built in, from plug-in files and from entry points."""
+    found = {c.name: c for c in _BUILT_IN}
+    for module in catalogue.plugin_modules("attacks", extra):
+        for value in vars(module).values():
+            if (
+                isinstance(value, type)
+                and issubclass(value, Estimator)
+                and value.__module__ == module.__name__
+                and not getattr(value, "__abstractmethods__", None)
+            ):
+                found[value.name] = value
+    for name, value in catalogue.entry_points("robgib.estimators").items():
+        if not (isinstance(value, type) and issubclass(value, Estimator)):
+            raise RobGIBError(f"entry point {name!r} of robgib.estimators is not a subclass of robgib.Estimator.")
+        found[name] = value
+    return found
+
+
+def make_estimator(spec: str, extra: Sequence[Path] = (), **defaults: object) -> Estimator:
+    """Build an estimator from ``NAME[:key=value,…]``; ``defaults`` apply where it has such an option."""
+    name, _, rest = spec.partition(":")
+    classes = estimator_classes(extra)
+    if name not in classes:
+        raise unknown_name("estimator", name, classes, "robgib estimators list")
+    fields = {f.name for f in dataclasses.fields(classes[name]) if not f.name.startswith("_")}  # type: ignore[arg-type]
+    options = {k: v for k, v in defaults.items() if k in fields}
+    options.update(
+        catalogue.validated(classes[name], catalogue.parse_pairs(rest, f"estimator {spec!r}"), f"estimator {spec!r}")
+    )
+    return classes[name](**options)

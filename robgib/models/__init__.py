@@ -1,0 +1,16 @@
+"""Architectures, recipes and checkpoints."""
+
+from robgib.models import cnn, mlp, vit  # noqa: F401  (each enters itself in the registry)
+from robgib.models.checkpoint import load_into, read_record, read_state, save_checkpoint
+from robgib.models.registry import ARCHITECTURES, Normalize, build, register_architecture
+
+__all__ = [
+    "ARCHITECTURES",
+    "Normalize",
+    "build",
+    "load_into",
+    "read_record",
+    "read_state",
+    "register_architecture",
+    "save_checkpoint",
+]

@@ -1,0 +1,105 @@
+"""Checkpoints: safetensors written whole or not at all; strangers' state dicts read without unpickling."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robgib.errors import RobGIBError
+
+__all__ = ["load_into", "read_record", "read_state", "save_checkpoint"]
+
+
+def save_checkpoint(model: nn.Module, path: Path, record: dict[str, Any]) -> None:
+    """Write the weights to ``path`` (safetensors) and the metadata record to ``path`` with ``.json``."""
+    from safetensors.torch import save
+
+    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for target, content in (
+            (path.with_suffix(".json"), (json.dumps(record, indent=2) + "\n").encode()),
+            (path, save(state)),
+        ):
+            temporary = target.with_name(f".{target.name}.{os.getpid()}")
+            try:
+                temporary.write_bytes(content)
+                os.replace(temporary, target)
+            finally:
+                temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise RobGIBError(f"cannot write the checkpoint {path}: {error.strerror or error}.") from error
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """Return the metadata record beside a checkpoint, or None when there is none."""
+    beside = path.with_suffix(".json")
+    if not beside.is_file():
+        return None
+    try:
+        record = json.loads(beside.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RobGIBError(f"the record {beside} is not readable JSON: {error}; remove or mend it.") from error
+    return record if isinstance(record, dict) else None
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Read a state dict from ``.safetensors``, ``.pt`` or ``.pth``; nothing is ever unpickled."""
+    if not path.is_file():
+        raise RobGIBError(f"checkpoint {str(path)!r} does not exist.")
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(str(path))
+        except (SafetensorError, OSError, ValueError) as error:
+            raise RobGIBError(f"{path} is not a whole safetensors file: {error}.") from error
+    if path.suffix not in (".pt", ".pth"):
+        raise RobGIBError(
+            f"checkpoint {str(path)!r} has an unknown ending {path.suffix!r}; use .safetensors, .pt or .pth."
+        )
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).split("WeightsUnpickler error:")[-1].strip().splitlines()[0].rstrip(".")
+        raise RobGIBError(
+            f"{path} holds more than weights and would have to be unpickled, which can run any code "
+            f"({reason}); save `model.state_dict()` as safetensors or with torch.save instead."
+        ) from error
+    except Exception as error:
+        raise RobGIBError(f"{path} is not a readable PyTorch file: {str(error).splitlines()[0]}.") from error
+    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
+        raise RobGIBError(
+            f"{path} holds {type(content).__name__}, not a plain state dict of tensors; save `model.state_dict()`."
+        )
+    return content
+
+
+def load_into(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """Load a state dict strictly, naming the first keys or shapes that do not fit."""
+    own = model.state_dict()
+
+    def some(keys: list[str]) -> str:
+        return ", ".join(repr(k) for k in keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+
+    problems = []
+    if missing := [k for k in own if k not in state]:
+        problems.append(f"it lacks {some(missing)}")
+    if extra := [k for k in state if k not in own]:
+        problems.append(f"the architecture has no {some(extra)}")
+    wrong = [k for k in own if k in state and own[k].shape != state[k].shape]
+    if wrong:
+        k = wrong[0]
+        problems.append(
+            f"{some(wrong)} differ in shape ({tuple(state[k].shape)} in the file, {tuple(own[k].shape)} in the model)"
+        )
+    if problems:
+        raise RobGIBError(f"{source} does not fit the architecture: {'; '.join(problems)}.")
+    model.load_state_dict(state)

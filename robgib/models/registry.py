@@ -1,0 +1,97 @@
+"""Architectures by name, and how a stranger's factory is found."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robgib.errors import RobGIBError, unknown_name
+
+__all__ = ["ARCHITECTURES", "Normalize", "build", "register_architecture"]
+
+ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {}
+"""Factories by name: ``factory(shape, classes, **options) -> nn.Module`` with logits (N, classes)."""
+
+
+def register_architecture(name: str) -> Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]:
+    """Enter a factory ``(shape: (C, H, W), classes: int, **options) -> nn.Module`` under ``name``."""
+
+    def enter(factory: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+        ARCHITECTURES[name] = factory
+        return factory
+
+    return enter
+
+
+class Normalize(nn.Module):
+    """Per-channel ``(x - mean) / std`` as the first layer, so that attacks work in pixel scale."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise (N, C, H, W)."""
+        return (x - self.mean) / self.std
+
+
+def build(arch: str, shape: tuple[int, ...], classes: int, options: dict[str, Any] | None = None) -> nn.Module:
+    """Build an untrained model.
+
+    Args:
+        arch: a registered name, or ``package.module:factory`` (called with ``options`` alone).
+        shape: one image, (C, H, W).
+        classes: number of classes.
+        options: keyword arguments of the factory.
+
+    Raises:
+        RobGIBError: unknown name, an import that fails, options the factory does not take.
+    """
+    options = dict(options or {})
+    if ":" in arch:
+        factory, arguments = _import_factory(arch), ()
+    elif arch in ARCHITECTURES:
+        factory, arguments = ARCHITECTURES[arch], (shape, classes)  # type: ignore[assignment]
+    else:
+        raise unknown_name("architecture", arch, ARCHITECTURES)
+    known = inspect.signature(factory).parameters
+    if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values()):
+        for key in options:
+            if key not in known:
+                raise unknown_name(f"option of architecture {arch!r}:", key, list(known)[len(arguments) :])
+    try:
+        model = factory(*arguments, **options)
+    except RobGIBError:
+        raise
+    except Exception as error:
+        raise RobGIBError(f"architecture {arch!r} does not build: {type(error).__name__}: {error}.") from error
+    if not isinstance(model, nn.Module):
+        raise RobGIBError(f"architecture {arch!r} returned {type(model).__name__}, not a torch.nn.Module.")
+    return model
+
+
+def _import_factory(arch: str) -> Callable[..., nn.Module]:
+    module_name, _, attribute = arch.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # `--arch mynet:make` finds ./mynet.py, as `python -m` would
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise RobGIBError(
+            f"--arch {arch!r}: module {module_name!r} does not import ({type(error).__name__}: {error})."
+        ) from error
+    factory = getattr(module, attribute, None)
+    if not callable(factory):
+        raise RobGIBError(f"--arch {arch!r}: module {module_name!r} has no callable {attribute!r}.")
+    return factory

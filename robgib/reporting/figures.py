@@ -1,0 +1,230 @@
+"""The page's figures, from run tables alone."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from robgib.store import Run
+from robgib.study import display_names
+
+__all__ = ["accuracy_curves", "information_plane", "layer_terms", "picture_rows", "robustness_scatter"]
+
+# Okabe & Ito's palette: told apart by colour-blind readers too.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
+_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star")
+_FONT = {"family": "Inter, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 13, "color": "#24292f"}
+
+
+def _styled(figure: go.Figure, height: int) -> str:
+    figure.update_layout(
+        height=height,
+        font=_FONT,
+        margin={"l": 60, "r": 20, "t": 48, "b": 50},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="#fbfbfc",
+        legend={"orientation": "h", "y": -0.22, "x": 0},
+        hoverlabel={"font": {"size": 12}},
+        modebar={"bgcolor": "rgba(0,0,0,0)", "color": "#c9ced4", "activecolor": "#59636e"},
+    )
+    figure.update_xaxes(gridcolor="#e6e8eb", zerolinecolor="#c9ced4", automargin=True)
+    figure.update_yaxes(gridcolor="#e6e8eb", zerolinecolor="#c9ced4", automargin=True)
+    html: str = figure.to_html(
+        full_html=False, include_plotlyjs=False, config={"displaylogo": False, "responsive": True}
+    )
+    return html
+
+
+def _errors(table: pd.DataFrame) -> dict[str, Any]:
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": (table["high"] - table["value"]).tolist(),
+        "arrayminus": (table["value"] - table["low"]).tolist(),
+        "thickness": 1.2,
+        "width": 3,
+    }
+
+
+def accuracy_curves(runs: Sequence[Run]) -> str:
+    """Accuracy against eps with its 95% band, one panel a norm; empty when no curve was measured."""
+    names = display_names(runs)
+    norms = [n for n in ("linf", "l2") if any((r.curve["norm"] == n).any() for r in runs)]
+    if not norms:
+        return ""
+    titles = {"linf": "L∞ perturbations", "l2": "L2 perturbations"}
+    figure = make_subplots(1, len(norms), subplot_titles=[titles[n] for n in norms], shared_yaxes=True)
+    for m, (run, name) in enumerate(zip(runs, names, strict=True)):
+        colour = _COLOURS[m % len(_COLOURS)]
+        for column, norm in enumerate(norms, start=1):
+            curves = run.curve[run.curve["norm"] == norm]
+            for a, (attack, g) in enumerate(curves.groupby("attack", sort=False)):
+                label = f"{name} · {attack}"
+                figure.add_trace(
+                    go.Scatter(
+                        x=[*g["at"], *g["at"][::-1]], y=[*g["high"], *g["low"][::-1]], fill="toself", mode="lines",
+                        line={"width": 0}, fillcolor=colour, opacity=0.12, hoverinfo="skip", showlegend=False,
+                        legendgroup=label,
+                    ), 1, column,
+                )  # fmt: skip
+                figure.add_trace(
+                    go.Scatter(
+                        x=g["at"], y=g["accuracy"], mode="lines+markers", name=label, legendgroup=label,
+                        line={"color": colour, "dash": _DASHES[a % len(_DASHES)], "width": 2},
+                        marker={"size": 7, "symbol": _SYMBOLS[a % len(_SYMBOLS)]},
+                        customdata=np.stack([g["low"], g["high"]], 1),
+                        hovertemplate="eps %{x:.4g}: %{y:.1%} [%{customdata[0]:.1%}, %{customdata[1]:.1%}]",
+                    ), 1, column,
+                )  # fmt: skip
+    figure.update_yaxes(range=[-0.02, 1.02], tickformat=".0%", title_text="accuracy", col=1)
+    figure.update_yaxes(range=[-0.02, 1.02], tickformat=".0%")
+    figure.update_xaxes(title_text="eps (pixel scale)")
+    return _styled(figure, 430)
+
+
+def _term(run: Run, estimator: str, term: str) -> pd.DataFrame:
+    table = run.layers
+    return table[(table["estimator"] == estimator) & (table["term"] == term)].sort_values("depth")
+
+
+def layer_terms(run: Run, estimator: str) -> str:
+    """By layer: the IB's two terms, the GIB's two terms beside them, and the synergies."""
+    figure = make_subplots(1, 3, subplot_titles=["IB terms", "GIB terms", "Synergy"], horizontal_spacing=0.07)
+    panels = (
+        (1, "I(Z;Y)", "prediction I(Z;Y)", 1.0, "#009E73", True),
+        (1, "I(X;Z)", "IB complexity I(X;Z)", 1.0, "#0072B2", True),
+        (2, "I(Z;Y)", "prediction I(Z;Y)", 1.0, "#009E73", False),
+        (2, "C(X;Z)", "GIB complexity ½ C(X;Z)", 0.5, "#D55E00", True),
+    )
+    for column, term, label, scale, colour, legend in panels:
+        g = _term(run, estimator, term)
+        scaled = g.assign(**{c: g[c] * scale for c in ("value", "low", "high")})
+        figure.add_trace(
+            go.Scatter(
+                x=g["layer"], y=scaled["value"], error_y=_errors(scaled), mode="lines+markers", name=label,
+                legendgroup=term, showlegend=legend, line={"color": colour, "width": 2},
+                marker={"size": 8, "symbol": ["circle-open" if s else "circle" for s in g["saturated"]]},
+                hovertemplate="%{x}: %{y:.3f} bits",
+            ), 1, column,
+        )  # fmt: skip
+    synergies = (("S(X;Z)", "S(X;Z), input side", "#CC79A7"), ("S(Z;Y)", "S(Z;Y), label side", "#E69F00"))
+    for term, label, colour in synergies:
+        g = _term(run, estimator, term)
+        figure.add_trace(
+            go.Bar(
+                x=g["layer"], y=g["value"], error_y=_errors(g), name=label,
+                marker={"color": colour, "pattern": {"shape": ["/" if s else "" for s in g["saturated"]]}},
+                hovertemplate="%{x}: %{y:.3f} bits",
+            ), 1, 3,
+        )  # fmt: skip
+    figure.update_yaxes(title_text="bits", col=1)
+    figure.update_yaxes(matches="y", col=2)
+    return _styled(figure, 400)
+
+
+def information_plane(runs: Sequence[Run], estimator: str) -> str:
+    """Prediction against complexity, a path through the layers for each model: IB's plane beside the GIB's."""
+    figure = make_subplots(1, 2, subplot_titles=["IB plane", "GIB plane"], shared_yaxes=True, horizontal_spacing=0.06)
+    for m, (run, name) in enumerate(zip(runs, display_names(runs), strict=True)):
+        p = _term(run, estimator, "I(Z;Y)")
+        if p.empty:
+            continue
+        for column, term, scale in ((1, "I(X;Z)", 1.0), (2, "C(X;Z)", 0.5)):
+            g = _term(run, estimator, term)
+            scaled = g.assign(**{c: g[c] * scale for c in ("value", "low", "high")})
+            figure.add_trace(
+                go.Scatter(
+                    x=scaled["value"], y=p["value"], error_x=_errors(scaled), error_y=_errors(p), name=name,
+                    mode="lines+markers+text", text=[str(i) for i in g["depth"]], textposition="top center",
+                    textfont={"size": 11}, customdata=g["layer"], legendgroup=name, showlegend=column == 1,
+                    line={"color": _COLOURS[m % len(_COLOURS)], "width": 1.5},
+                    marker={"size": 9, "symbol": ["circle-open" if s else "circle" for s in g["saturated"]]},
+                    hovertemplate="%{customdata}: complexity %{x:.3f}, prediction %{y:.3f} bits",
+                ), 1, column,
+            )  # fmt: skip
+    figure.update_xaxes(title_text="I(X;Z), bits", col=1)
+    figure.update_xaxes(title_text="½ C(X;Z), bits", col=2)
+    figure.update_yaxes(title_text="I(Z;Y), bits", col=1)
+    return _styled(figure, 420)
+
+
+def robustness_scatter(summary: pd.DataFrame, estimator: str, attack: str) -> str:
+    """Synergy-based compression and IB complexity against robust accuracy, a point a model."""
+    g = summary[(summary["estimator"] == estimator) & (summary["attack"] == attack)]
+    figure = make_subplots(
+        1,
+        2,
+        subplot_titles=["Synergy-based (GIB) compression", "IB complexity"],
+        shared_yaxes=True,
+        horizontal_spacing=0.06,
+    )
+    y = g.assign(value=g["robust_accuracy"], low=g["robust_low"], high=g["robust_high"])
+    for column, figure_name in ((1, "gib_compression"), (2, "ib_complexity")):
+        x = g.assign(value=g[figure_name], low=g[f"{figure_name}_low"], high=g[f"{figure_name}_high"])
+        figure.add_trace(
+            go.Scatter(
+                x=x["value"], y=y["value"], error_x=_errors(x), error_y=_errors(y), mode="markers+text",
+                text=g["model"], textposition="top center", showlegend=False,
+                marker={"size": 10, "color": [_COLOURS[i % len(_COLOURS)] for i in range(len(g))]},
+                hovertemplate="%{text}: %{x:.3f}, robust %{y:.1%}",
+            ), 1, column,
+        )  # fmt: skip
+    figure.update_xaxes(title_text="(peak − last)/peak of C(X;Z) over layers", col=1)
+    figure.update_xaxes(title_text="mean I(X;Z) over layers, bits", col=2)
+    figure.update_yaxes(tickformat=".0%")
+    figure.update_yaxes(title_text=f"robust accuracy, {attack}", col=1)
+    return _styled(figure, 400)
+
+
+def _png(image: np.ndarray) -> str:
+    """A (C, H, W) image in [0, 1] as a data URI."""
+    from PIL import Image
+
+    pixels = np.clip(image * 255 + 0.5, 0, 255).astype(np.uint8)
+    if pixels.shape[0] == 1:
+        picture = Image.fromarray(pixels[0])
+    else:
+        picture = Image.fromarray(np.ascontiguousarray(pixels[:3].transpose(1, 2, 0)))
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def picture_rows(run: Run) -> list[dict[str, Any]]:
+    """Per attack: clean, adversarial and magnified perturbation pictures with predicted labels."""
+    classes = run.config["data"]["classes"]
+    rows = []
+    numbers = sorted({int(k.split("/")[0]) for k in run.pictures})
+    for number in numbers:
+        held = {k.split("/")[1]: v for k, v in run.pictures.items() if k.startswith(f"{number}/")}
+        if held["clean"].ndim != 4 or held["clean"].shape[1] not in (1, 3):
+            continue
+        samples = []
+        for i in range(len(held["rows"])):
+            delta = held["adversarial"][i] - held["clean"][i]
+            largest = float(np.abs(delta).max()) or 1.0
+            samples.append(
+                {
+                    "index": int(held["rows"][i]),
+                    "clean": _png(held["clean"][i]),
+                    "adversarial": _png(held["adversarial"][i]),
+                    "perturbation": _png(0.5 + delta / (2 * largest)),
+                    "magnified": 0.5 / largest,
+                    "clean_label": classes[int(held["clean_prediction"][i])],
+                    "adversarial_label": _class_name(classes, int(held["adversarial_prediction"][i])),
+                }
+            )
+        rows.append({"attack": str(held["attack"]), "samples": samples})
+    return rows
+
+
+def _class_name(classes: Sequence[str], index: int) -> str:
+    return classes[index] if index < len(classes) else f"class {index}"

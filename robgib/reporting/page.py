@@ -1,0 +1,172 @@
+"""The HTML page: one self-contained file, made from run folders."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from robgib.errors import RobGIBError
+from robgib.reporting import figures
+from robgib.store import Run
+from robgib.study import LEAST_MODELS, correlate, display_names, summarise
+
+__all__ = ["render", "write_report"]
+
+_TERMS = ("I(Z;Y)", "I(X;Z)", "C(X;Z)", "S(X;Z)", "S(Z;Y)", "IB", "GIB")
+
+
+def _percent(value: float) -> str:
+    return "not estimable" if math.isnan(value) else f"{100 * value:.1f}%"
+
+
+def _bits(value: float, low: float, high: float) -> str:
+    if math.isnan(value):
+        return "not estimable"
+    return f"{value:.2f} ± {(high - low) / 2:.2f}"
+
+
+def _summary_table(runs: Sequence[Run], names: Sequence[str]) -> list[dict[str, Any]]:
+    rows = []
+    for run, name in zip(runs, names, strict=True):
+        first = run.robustness.iloc[0]
+        attacks = [
+            {
+                "label": r.attack,
+                "norm": {"linf": "L∞", "l2": "L2"}.get(str(r.norm), ""),
+                "eps": f"{r.eps:.4g}",
+                "share": 0.0 if math.isnan(r.robust_accuracy) else r.robust_accuracy,
+                "value": "failed" if r.status != "ok" else _percent(r.robust_accuracy),
+                "interval": "" if r.status != "ok" else f"[{_percent(r.low)}, {_percent(r.high)}]",
+                "seconds": f"{r.seconds:.1f} s" if r.seconds else "",
+                "reason": r.reason,
+            }
+            for r in run.robustness.itertuples()
+            if r.attack != "none"
+        ]
+        rows.append(
+            {
+                "name": name,
+                "data": run.config["data"]["name"],
+                "samples": int(first["samples"]),
+                "clean": _percent(first["clean_accuracy"]),
+                "interval": f"[{_percent(first['clean_low'])}, {_percent(first['clean_high'])}]",
+                "attacks": attacks,
+            }
+        )
+    return rows
+
+
+def _layer_table(run: Run, estimator: str) -> list[dict[str, Any]]:
+    table = run.layers[run.layers["estimator"] == estimator]
+    rows = []
+    for layer, g in table.sort_values("depth").groupby("layer", sort=False):
+        by_term = {r.term: r for r in g.itertuples()}
+        rows.append(
+            {
+                "layer": layer,
+                "cells": [
+                    {
+                        "text": _bits(by_term[t].value, by_term[t].low, by_term[t].high),
+                        "saturated": bool(by_term[t].saturated),
+                    }
+                    for t in _TERMS
+                ],
+                "note": next((r.note for r in g.itertuples() if r.note), ""),
+            }
+        )
+    return rows
+
+
+def _estimators(runs: Sequence[Run], names: Sequence[str], summary: Any) -> list[dict[str, Any]]:
+    found = list(dict.fromkeys(e for run in runs for e in run.layers["estimator"]))
+    sections: list[dict[str, Any]] = []
+    for estimator in found:
+        here = [(r, n) for r, n in zip(runs, names, strict=True) if (r.layers["estimator"] == estimator).any()]
+        table = [r.layers[r.layers["estimator"] == estimator] for r, _ in here]
+        of_input = [t[t["term"] == "I(X;Z)"].iloc[0] for t in table]
+        scatters: list[dict[str, Any]] = []
+        if len(runs) > 1 and len(summary):
+            for attack, met in summary[summary["estimator"] == estimator].groupby("attack", sort=False):
+                if len(met) == len(runs) and met["eps"].nunique() == 1:
+                    figure = Markup(figures.robustness_scatter(summary, estimator, str(attack)))
+                    scatters.append({"attack": attack, "figure": figure, "robust": met["robust_accuracy"].mean()})
+        scatters.sort(key=lambda s: s["robust"])  # the strongest attack first: it is the one that is shown open
+        sections.append(
+            {
+                "name": estimator,
+                "plane": Markup(figures.information_plane([r for r, _ in here], estimator)),
+                "models": [
+                    {
+                        "name": n,
+                        "figure": Markup(figures.layer_terms(r, estimator)),
+                        "table": _layer_table(r, estimator),
+                        "resolution": source["resolution"],
+                        "bound": source["bound"],
+                        "samples": int(source["samples"]),
+                    }
+                    for (r, n), source in zip(here, of_input, strict=True)
+                ],
+                "scatters": scatters,
+                "saturated": bool(any(t["saturated"].any() for t in table)),
+            }
+        )
+    return sections
+
+
+def render(runs: Sequence[Run]) -> str:
+    """Return the page of one or several runs as HTML that needs no network."""
+    names = display_names(runs)
+    summary = summarise(runs)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("robgib.reporting"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    correlations = [
+        {
+            "estimator": c.estimator,
+            "attack": c.attack,
+            "figure": c.figure.replace("_", " ").replace("gib", "GIB").replace("ib c", "IB c"),
+            "models": c.models,
+            "rho": f"{c.rho:+.2f}",
+            "interval": f"[{c.low:+.2f}, {c.high:+.2f}]",
+            "usable": not math.isnan(c.rho),
+        }
+        for c in correlate(summary)
+    ]
+    return environment.get_template("report.html.j2").render(
+        title=" · ".join(names) if len(names) <= 4 else f"{len(names)} models",
+        runs=[
+            {"name": n, "config": r.config, "environment": r.environment, "pictures": figures.picture_rows(r)}
+            for r, n in zip(runs, names, strict=True)
+        ],
+        table=_summary_table(runs, names),
+        curves=Markup(figures.accuracy_curves(runs)),
+        estimators=_estimators(runs, names, summary),
+        terms=_TERMS,
+        correlations=correlations,
+        least=LEAST_MODELS,
+        plotly=Markup(get_plotlyjs()),
+    )
+
+
+def write_report(runs: Sequence[Run], path: Path) -> Path:
+    """Write the page of ``runs`` to ``path``, whole or not at all."""
+    if not runs:
+        raise RobGIBError("a report needs at least one run.")
+    html = render(runs)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(html, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise RobGIBError(f"cannot write the report {path}: {error.strerror or error}.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path

@@ -1,0 +1,63 @@
+"""Intervals for what evaluations report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import stats
+
+__all__ = ["clopper_pearson", "compression_interval", "spearman"]
+
+
+def clopper_pearson(hits: int, samples: int, level: float = 0.95) -> tuple[float, float]:
+    """Exact binomial interval of a share (Clopper & Pearson 1934)."""
+    if samples == 0:
+        return 0.0, 1.0
+    tail = (1 - level) / 2
+    low = float(stats.beta.ppf(tail, hits, samples - hits + 1)) if hits else 0.0
+    high = float(stats.beta.ppf(1 - tail, hits + 1, samples - hits)) if hits < samples else 1.0
+    return low, high
+
+
+def spearman(x: Sequence[float], y: Sequence[float], level: float = 0.95) -> tuple[float, float, float]:
+    """Spearman's rank correlation with its interval (Bonett & Wright 2000).
+
+    Returns:
+        ρ, low, high; all NaN below 5 pairs or when a side is constant.
+    """
+    a, b = np.asarray(x, float), np.asarray(y, float)
+    usable = np.isfinite(a) & np.isfinite(b)
+    a, b = a[usable], b[usable]
+    if len(a) < 5 or np.ptp(a) == 0 or np.ptp(b) == 0:
+        return math.nan, math.nan, math.nan
+    rho = float(stats.spearmanr(a, b).statistic)
+    clipped = min(max(rho, -1 + 1e-12), 1 - 1e-12)
+    half = float(stats.norm.ppf((1 + level) / 2)) * math.sqrt((1 + rho**2 / 2) / (len(a) - 3))
+    return rho, math.tanh(math.atanh(clipped) - half), math.tanh(math.atanh(clipped) + half)
+
+
+def compression_interval(
+    values: Sequence[float], lows: Sequence[float], highs: Sequence[float], level: float = 0.95, seed: int = 0
+) -> tuple[float, float, float]:
+    """(peak − last)/peak of a sequence of complexities with its interval.
+
+    The peak is the highest estimate. The interval comes from normal errors of the given 95% intervals, taken
+    as independent between the peak and the last. NaN when the peak is not above 0.
+    """
+    v = np.asarray(values, float)
+    if not len(v) or not np.isfinite(v).all():
+        return math.nan, math.nan, math.nan
+    peak = int(v.argmax())
+    if v[peak] <= 0:
+        return math.nan, math.nan, math.nan
+    if peak == len(v) - 1:
+        return 0.0, 0.0, 0.0
+    spread = (np.asarray(highs, float) - np.asarray(lows, float)) / (2 * stats.norm.ppf(0.975))
+    rng = np.random.default_rng(seed)
+    top = rng.normal(v[peak], spread[peak], 20_000)
+    last = rng.normal(v[-1], spread[-1], 20_000)
+    tail = 100 * (1 - level) / 2
+    low, high = np.percentile((top - last) / np.where(top == 0, np.nan, top), [tail, 100 - tail])
+    return float((v[peak] - v[-1]) / v[peak]), float(low), float(high)

@@ -1,0 +1,179 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from robgib import AttackContractError, RobGIBError, SampleRNG, ThreatModel, make_attack
+from robgib.attacks import FGSM, PGD, Attack, accuracy_curve, attack_samples, frozen, predict
+
+
+def perturb(spec, model, x, y, seed=0):
+    with frozen(model):
+        return make_attack(spec).perturb(model, x, y, SampleRNG(seed, range(len(x))))
+
+
+def share_right(model, x, y):
+    with torch.no_grad():
+        return float((model(x).argmax(1) == y).float().mean())
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_fgsm_on_a_linear_model_is_the_exact_worst_case(norm):
+    """On a linear two-class model the first-order step is optimal: the margin falls by eps times the dual norm."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(9, 2, bias=False))
+    nn.init.normal_(model[1].weight, generator=torch.Generator().manual_seed(0))
+    x = torch.full((1, 1, 3, 3), 0.5)
+    w = (model[1].weight[1] - model[1].weight[0]).detach()
+    y = model(x).argmax(1)
+    dual = w.abs().sum() if norm == "linf" else w.norm()
+    found = FGSM(ThreatModel(norm, 0.05)).perturb(model, x, y, SampleRNG(0, [0]))
+    with torch.no_grad():
+        margin = lambda v: (model(v)[0, 1] - model(v)[0, 0]) * (1 if y == 1 else -1)  # noqa: E731
+        assert float(margin(x) - margin(found)) == pytest.approx(float(0.05 * dual), rel=1e-4)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_pgd_is_stronger_than_fgsm_which_is_stronger_than_noise(norm, right_digits, digits_cnn):
+    x, y = right_digits
+    eps = {"linf": 0.1, "l2": 0.5}[norm]
+    noise, fgsm, pgd, restarts = (
+        share_right(digits_cnn, perturb(spec, digits_cnn, x, y), y)
+        for spec in (
+            f"uniform-noise:norm={norm},eps={eps}",
+            f"fgsm-{norm}:eps={eps}",
+            f"pgd-{norm}:eps={eps}",
+            f"pgd-{norm}:eps={eps},restarts=3",
+        )
+    )
+    assert noise > fgsm > pgd >= restarts
+    assert pgd < 0.5
+
+
+def test_targeted_attacks_reach_their_targets(right_digits, digits_cnn):
+    x, y = right_digits
+    found = perturb("pgd-linf:eps=0.4,steps=40,target=random", digits_cnn, x, y)
+    with torch.no_grad():
+        prediction = digits_cnn(found).argmax(1)
+    assert float((prediction != y).float().mean()) > 0.9
+    second = perturb("pgd-linf-targeted:eps=0.4", digits_cnn, x, y)
+    with torch.no_grad():
+        wanted = digits_cnn(x).scatter(1, y[:, None], -1e9).argmax(1)
+        assert float((digits_cnn(second).argmax(1) == wanted).float().mean()) > 0.9
+
+
+def test_best_is_never_worse_than_last_or_than_the_clean_image(right_digits, digits_cnn):
+    x, y = right_digits
+    last = perturb("pgd-linf:eps=0.05,steps=5,keep=last", digits_cnn, x, y)
+    best = perturb("pgd-linf:eps=0.05,steps=5", digits_cnn, x, y)
+    loss = lambda v: nn.functional.cross_entropy(digits_cnn(v), y, reduction="none")  # noqa: E731
+    with torch.no_grad():
+        standing = digits_cnn(best).argmax(1) == y
+        assert bool((digits_cnn(last).argmax(1) == y)[standing].all())
+        assert bool((loss(best) >= loss(last) - 1e-6)[standing].all())
+        assert bool((loss(best) >= loss(x) - 1e-6).all())
+
+
+@pytest.mark.parametrize("spec", ["pgd-linf:eps=0.05", "pgd-l2:eps=0.3,restarts=2", "uniform-noise:eps=0.1"])
+def test_the_same_seed_gives_the_same_images_in_any_batches(spec, right_digits, digits_cnn):
+    x, y = right_digits
+    attack = make_attack(spec)
+    small = attack_samples(digits_cnn, x, y, attack, batch_size=7, seed=5)
+    large = attack_samples(digits_cnn, x, y, attack, batch_size=500, seed=5)
+    assert (small.prediction == large.prediction).all()
+    assert small.linf == pytest.approx(large.linf, abs=1e-5)
+    other = attack_samples(digits_cnn, x, y, attack, batch_size=500, seed=6)
+    assert not np.allclose(other.l2, large.l2, atol=1e-6)
+
+
+def test_model_is_left_as_it_was(right_digits, digits_cnn):
+    x, y = right_digits
+    digits_cnn.train()
+    digits_cnn.blocks[0].eval()
+    modes = [m.training for m in digits_cnn.modules()]
+    state = {k: v.clone() for k, v in digits_cnn.state_dict().items()}
+    try:
+        attack_samples(digits_cnn, x, y, make_attack("pgd-linf"))
+        assert [m.training for m in digits_cnn.modules()] == modes
+        assert all(p.requires_grad and p.grad is None for p in digits_cnn.parameters())
+        assert all(torch.equal(v, state[k]) for k, v in digits_cnn.state_dict().items())
+    finally:
+        digits_cnn.eval()
+
+
+def test_wrong_samples_are_not_attacked_and_sizes_are_recorded(digits, digits_cnn):
+    x, y = digits.test.x[:200], digits.test.y[:200].clone()
+    y[:10] = (y[:10] + 1) % 10
+    outcome = attack_samples(digits_cnn, x, y, make_attack("pgd-linf:eps=0.1"), pictures=4)
+    assert not outcome.linf[:10].any()
+    assert outcome.linf.max() == pytest.approx(0.1, abs=1e-5)
+    assert (outcome.l2 >= outcome.linf - 1e-6).all()
+    assert len(outcome.pictures) == 4
+    for row, image in outcome.pictures.items():
+        assert outcome.prediction[row] != y[row]
+        assert np.abs(image - x[row].numpy()).max() <= 0.1 + 1e-6
+
+
+def test_curve_falls_and_passes_through_what_is_known(right_digits, digits_cnn):
+    x, y = right_digits
+    attack = make_attack("pgd-linf:eps=0.1")
+    clean = predict(digits_cnn, x)
+    known = attack_samples(digits_cnn, x, y, attack, clean=clean)
+    points = accuracy_curve(digits_cnn, x, y, attack, known, clean=clean)
+    eps, right = zip(*points, strict=True)
+    assert list(eps) == sorted(eps)
+    assert list(right) == sorted(right, reverse=True)
+    assert right[0] == len(x)
+    assert dict(points)[0.1] == int((known.prediction == y.numpy()).sum())
+    assert right[-1] < right[1]
+
+
+class Wrong(Attack):
+    how = ""
+
+    def perturb(self, model, x, y, rng):
+        return {
+            "shape": lambda: x[:, :, 1:],
+            "ball": lambda: (x + 0.5).clamp(0, 1),
+            "box": lambda: x - 0.05,
+            "nan": lambda: x * float("nan"),
+            "type": lambda: x.numpy(),
+        }[self.how]()
+
+
+@pytest.mark.parametrize("how", ["shape", "ball", "box", "nan", "type"])
+def test_broken_attacks_are_named(how, right_digits, digits_cnn):
+    x, y = right_digits
+    attack = Wrong(ThreatModel("linf", 0.1))
+    object.__setattr__(attack, "how", how)
+    with pytest.raises(AttackContractError, match=r"attack 'mine' (returned|left)"):
+        attack_samples(digits_cnn, x, y, attack, label="mine")
+
+
+class Says(nn.Module):
+    def __init__(self, answer):
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, x):
+        return self.answer(x)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (lambda x: x.flatten(1).sum(1), r"must be logits of shape \(N, classes\)"),
+        (lambda x: x, r"must be logits"),
+        (lambda x: torch.zeros(len(x), 10) * float("nan"), "NaN or infinite logits on 4 of 4"),
+        (lambda x: torch.zeros(len(x), 4), "4 logits and the data have 10 classes"),
+        (lambda x: nn.functional.linear(x.flatten(1), torch.zeros(10, 7)), "does not take images"),
+    ],
+)
+def test_bad_models(answer, message):
+    with pytest.raises(RobGIBError, match=message):
+        predict(Says(answer), torch.rand(4, 1, 8, 8), classes=10)
+
+
+@pytest.mark.parametrize(("field", "value"), [("steps", 0), ("restarts", 0), ("step_size", -1.0)])
+def test_bad_parameters(field, value):
+    with pytest.raises(RobGIBError, match=field):
+        PGD(ThreatModel("linf", 0.1), **{field: value})

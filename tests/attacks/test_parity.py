@@ -1,0 +1,56 @@
+"""Against torchattacks' independent implementations, on the same model and images."""
+
+import pytest
+import torch
+
+import robgib._torchvision  # noqa: F401
+from robgib import SampleRNG, make_attack
+
+torchattacks = pytest.importorskip("torchattacks")
+
+CASES = [
+    ("fgsm-linf:eps=0.1", lambda m: torchattacks.FGSM(m, eps=0.1)),
+    (
+        "pgd-linf:eps=0.1,steps=10,step_size=0.02,random_start=false,keep=last",
+        lambda m: torchattacks.PGD(m, eps=0.1, alpha=0.02, steps=10, random_start=False),
+    ),
+    (
+        "pgd-l2:eps=0.5,steps=10,step_size=0.1,random_start=false,keep=last",
+        lambda m: torchattacks.PGDL2(m, eps=0.5, alpha=0.1, steps=10, random_start=False),
+    ),
+    ("bim-linf:eps=0.1,step_size=0.01", lambda m: torchattacks.BIM(m, eps=0.1, alpha=0.01, steps=10)),
+]
+
+
+@pytest.mark.parametrize(("spec", "peer"), CASES, ids=[c[0].split(":")[0] for c in CASES])
+@pytest.mark.parametrize("network", ["digits_cnn", "digits_vit"])
+def test_same_adversarial_images(spec, peer, network, right_digits, request):
+    model = request.getfixturevalue(network)
+    x, y = (t[:40] for t in right_digits)
+    ours = make_attack(spec).perturb(model, x, y, SampleRNG(0, range(len(x))))
+    # One at a time: torchattacks scales gradients by the batch's mean loss, beside a constant in the L2 step.
+    singly = peer(model)
+    theirs = torch.cat([singly(x[[i]], y[[i]]) for i in range(len(x))])
+    assert ours.shape == theirs.shape
+    assert float((ours - theirs).abs().max()) <= 1e-6
+
+
+def test_same_targeted_images(right_digits, digits_cnn):
+    x, y = right_digits
+    ours = make_attack("pgd-linf:eps=0.1,steps=5,step_size=0.02,random_start=false,keep=last,target=least-likely")
+    peer = torchattacks.PGD(digits_cnn, eps=0.1, alpha=0.02, steps=5, random_start=False)
+    peer.set_mode_targeted_least_likely(kth_min=1)
+    found = ours.perturb(digits_cnn, x, y, SampleRNG(0, range(len(x))))
+    assert float((found - peer(x, y)).abs().max()) <= 1e-6
+
+
+def test_random_starts_agree_in_robust_accuracy(digits, digits_cnn):
+    x, y = digits.test.x, digits.test.y
+    ours = make_attack("pgd-linf:eps=0.1,steps=20,keep=last")
+    peer = torchattacks.PGD(digits_cnn, eps=0.1, alpha=0.0125, steps=20, random_start=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        found = ours.perturb(digits_cnn, x, y, SampleRNG(0, range(len(x)))), peer(x, y)
+    with torch.no_grad():
+        robust = [float((digits_cnn(images).argmax(1) == y).float().mean()) for images in found]
+    assert robust[0] == pytest.approx(robust[1], abs=0.05)

@@ -1,0 +1,171 @@
+import pytest
+
+from robgib import RobGIBError, check_attack, make_attack
+from robgib.attacks import PGD, TorchAttack, attack_catalogue
+from robgib.catalogue import parse_value
+
+
+def test_catalogue_parameters_and_overrides():
+    attack = make_attack("pgd-linf:eps=8/255,steps=40,step_size=0.01")
+    assert isinstance(attack, PGD)
+    assert attack.threat.norm == "linf"
+    assert attack.threat.eps == pytest.approx(8 / 255)
+    assert (attack.steps, attack.step_size, attack.random_start) == (40, 0.01, True)
+
+
+def test_default_budget_is_the_data_sets():
+    assert make_attack("pgd-l2", {"l2": 1.25}).threat.eps == 1.25
+    assert make_attack("pgd-linf").threat.eps == pytest.approx(8 / 255)
+
+
+@pytest.mark.parametrize("name", attack_catalogue())
+def test_every_catalogue_attack_keeps_the_contract(name):
+    assert not [c for c in check_attack(make_attack(f"{name}:eps=0.2")) if not c.passed]
+
+
+@pytest.mark.parametrize("name", ["PGD:steps=3", "PGDL2:steps=3", "CW:steps=5", "APGD:steps=3,n_restarts=1", "FGSM"])
+def test_adapted_attacks_keep_the_contract(name):
+    assert not [c for c in check_attack(make_attack(f"torchattacks:{name}")) if not c.passed]
+
+
+def test_adapter_reads_norms_and_holds_minimal_attacks_to_the_budget():
+    attack = make_attack("torchattacks:APGD:norm=L2,eps=0.7")
+    assert isinstance(attack, TorchAttack)
+    assert (attack.threat.norm, attack.threat.eps) == ("l2", 0.7)
+    assert make_attack("torchattacks:CW:c=10").threat.norm == "l2"
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("pgdlinf", "unknown attack 'pgdlinf'; did you mean 'pgd-linf'"),
+        ("pgd-linf:eps=-0.1", "eps must be a finite number above 0"),
+        ("pgd-linf:eps=0", "eps must be a finite number above 0"),
+        ("pgd-linf:eps=nan", "eps must be"),
+        ("pgd-linf:eps=abc", "eps must be a number such as 8/255"),
+        ("pgd-linf:eps=1/0", "divides by zero"),
+        ("pgd-linf:step=3", "unknown parameter of attack .*'step'; did you mean 'steps'"),
+        ("pgd-linf:steps=2.5", "steps: input should be a valid integer"),
+        ("pgd-linf:steps", "not of the form key=value"),
+        ("pgd-linf:steps=1,steps=2", "gives 'steps' twice"),
+        ("pgd-linf:norm=l2", "defined for the norm linf"),
+        ("pgd-linf:loss=hinge", "loss: input should be 'ce' or 'margin'"),
+        ("uniform-noise:norm=l1", "unknown norm 'l1'"),
+        ("torchattacks:PDG", "did you mean 'PGD'"),
+        ("torchattacks:PGD:stepz=3", "did you mean 'steps'"),
+        ("torchattacks:OnePixel", "no budget can be verified"),
+    ],
+)
+def test_bad_specifications(spec, message):
+    with pytest.raises(RobGIBError, match=message):
+        make_attack(spec)
+
+
+PLUGIN = '''
+from dataclasses import dataclass
+from robgib import Attack
+
+@dataclass(frozen=True)
+class GreyOut(Attack):
+    """Pull every pixel towards grey."""
+
+    share: float = 1.0
+
+    def perturb(self, model, x, y, rng):
+        return self.threat.project(x + self.share * (0.5 - x), x)
+'''
+
+
+def test_plugin_file_and_yaml_that_uses_it(tmp_path):
+    (tmp_path / "mine.py").write_text(PLUGIN)
+    (tmp_path / "half-grey.yaml").write_text("attack: GreyOut\nnorm: l2\neps: 1/4\nparameters: {share: 1/2}\n")
+    found = attack_catalogue([tmp_path])
+    assert found["grey-out"].description == "Pull every pixel towards grey."
+    attack = make_attack("half-grey", extra=[tmp_path])
+    assert (attack.threat.norm, attack.threat.eps, attack.share) == ("l2", 0.25, 0.5)
+    assert make_attack("grey-out:norm=linf,eps=0.1", extra=[tmp_path]).threat.eps == 0.1
+    assert not [c for c in check_attack(attack) if not c.passed]
+
+
+def test_entry_points(monkeypatch, tmp_path):
+    import importlib.metadata
+
+    (tmp_path / "mine.py").write_text(PLUGIN)
+    kind = attack_catalogue([tmp_path])["grey-out"].attack
+
+    class Point:
+        name = "anything"
+
+        def load(self):
+            return kind
+
+    monkeypatch.setattr(
+        importlib.metadata, "entry_points", lambda group: [Point()] if group == "robgib.attacks" else []
+    )
+    assert "grey-out" in attack_catalogue()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.py", "import nothing_there", "plug-in .*a.py does not import: ModuleNotFoundError"),
+        ("a.yaml", "attack: PGDD\n", "did you mean 'PGD'"),
+        ("a.yaml", "attack: PGD\nnorm: l7\n", "unknown norm"),
+        ("a.yaml", "attack: PGD\nstep: 3\n", "unknown key"),
+        ("a.yaml", "- 1\n", "must hold a mapping"),
+        ("a.yaml", "a: [1\n", "not valid YAML"),
+    ],
+)
+def test_bad_catalogue_content(tmp_path, name, content, message):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(RobGIBError, match=message):
+        make_attack("pgd-linf", extra=[tmp_path])
+
+
+def test_missing_catalogue_folder(tmp_path):
+    with pytest.raises(RobGIBError, match=r"catalogue folder .* does not exist"):
+        attack_catalogue([tmp_path / "no"])
+
+
+BROKEN = """
+import torch
+from dataclasses import dataclass
+from robgib import Attack
+
+@dataclass(frozen=True)
+class {name}(Attack):
+    def perturb(self, model, x, y, rng):
+        {body}
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "clause"),
+    [
+        ("return x[:3]", "same shape"),
+        ("return x + 9", "inside the linf ball"),
+        ("return x - self.threat.eps", "inside the box"),
+        ("x.add_(0.01); return x", "clean images untouched"),
+        ("model.train(); return x.clone()", "train/eval modes"),
+        ("torch.nn.functional.cross_entropy(model(x), y).backward(); return x.clone()", "no gradients left"),
+        ("model[5].bias.data += 1; return x.clone()", "parameters and buffers unchanged"),
+        ("[p.requires_grad_(False) for p in model.parameters()]; return x.clone()", "requires_grad flags"),
+        ("return (x + 0.01 * torch.rand_like(x)).clamp(0, 1)", "deterministic"),
+        ("return (x + 0.01 * x.mean()).clamp(0, 1)", "independent of the batch size"),
+        ("return x.clone().requires_grad_(True) * 1", "no gradient history"),
+        ("raise ValueError('no')", "runs"),
+        ("return None", "returns images"),
+    ],
+)
+def test_contract_check_finds_each_breach(tmp_path, body, clause):
+    (tmp_path / "broken.py").write_text(BROKEN.format(name="Broken", body=body))
+    broken = [c.name for c in check_attack(make_attack("broken:eps=0.1", extra=[tmp_path])) if not c.passed]
+    assert any(clause in name for name in broken)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("8/255", 8 / 255), ("3", 3), ("1e-3", 1e-3), ("true", True), ("None", None), ("second", "second"), (".5", 0.5)],
+)
+def test_parse_value(text, value):
+    assert parse_value(text) == value

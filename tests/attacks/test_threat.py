@@ -1,0 +1,84 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from robgib import RobGIBError, SampleRNG, ThreatModel
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(["linf", "l2"]), st.floats(1e-3, 3), st.integers(0, 10_000))
+def test_projection_and_random_start_stay_in_ball_and_box(norm, eps, seed):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(5, 1, 6, 6, generator=generator)
+    threat = ThreatModel(norm, eps)
+    far = x + 4 * torch.randn(x.shape, generator=generator)
+    near = threat.project(far, x)
+    assert bool(threat.allows(near, x).all())
+    assert torch.allclose(threat.project(near, x), near, atol=1e-6)
+    assert bool(threat.allows(threat.random_start(x, SampleRNG(seed, range(5))), x).all())
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_a_step_has_the_length_asked_for(norm):
+    threat = ThreatModel(norm, 1.0)
+    x, gradient = torch.zeros(3, 1, 4, 4), torch.randn(3, 1, 4, 4)
+    moved = threat.step(x, gradient, 0.25)
+    assert threat.distance(moved, x) == pytest.approx([0.25] * 3, abs=1e-5)
+
+
+def test_random_start_fills_the_l2_ball_uniformly():
+    x = torch.full((4000, 1, 1, 2), 0.5)
+    threat = ThreatModel("l2", 0.4)
+    radius = threat.distance(threat.random_start(x, SampleRNG(0, range(4000))), x).numpy()
+    # In two dimensions the share within radius r is (r/eps)^2.
+    assert np.mean(radius < 0.2) == pytest.approx(0.25, abs=0.03)
+
+
+def test_allows_marks_what_is_outside():
+    x = torch.full((4, 1, 2, 2), 0.5)
+    bad = x.clone()
+    bad[0] += 0.2
+    bad[1, 0, 0, 0] = float("nan")
+    bad[2] -= 0.1
+    assert ThreatModel("linf", 0.1).allows(bad, x).tolist() == [False, False, True, True]
+    assert ThreatModel("linf", 2.0).allows(x + 0.7, x).tolist() == [False] * 4
+
+
+@pytest.mark.parametrize("eps", [0, -0.1, float("nan"), float("inf"), "a"])
+def test_bad_eps(eps):
+    with pytest.raises(RobGIBError, match="eps must be"):
+        ThreatModel("linf", eps)
+
+
+def test_bad_norm():
+    with pytest.raises(RobGIBError, match="unknown norm 'l3'"):
+        ThreatModel("l3", 0.1)
+
+
+class TestSampleRNG:
+    def test_depends_on_seed_index_and_draw_alone(self):
+        whole = SampleRNG(3, [10, 11, 12])
+        first, second = whole.uniform((4,)), whole.normal((2,))
+        part = SampleRNG(3, [11])
+        assert torch.equal(part.uniform((4,)), first[1:2])
+        assert torch.equal(part.normal((2,)), second[1:2])
+        assert not torch.equal(SampleRNG(4, [10, 11, 12]).uniform((4,)), first)
+        assert not torch.equal(whole.uniform((4,)), first)
+
+    def test_draws_of_a_subset_count(self):
+        a, b = SampleRNG(0, [0, 1, 2]), SampleRNG(0, [0, 1, 2])
+        a.select(torch.tensor([False, True, False])).uniform((3,))
+        b.select(torch.tensor([1])).uniform((3,))
+        left, right = a.uniform((3,)), b.uniform((3,))
+        assert torch.equal(left, right)
+        fresh = SampleRNG(0, [0, 1, 2]).uniform((3,))
+        assert torch.equal(left[0], fresh[0])
+        assert not torch.equal(left[1], fresh[1])
+
+    def test_distribution(self):
+        draws = SampleRNG(0, range(5000)).uniform((1,)).flatten().numpy()
+        assert draws.mean() == pytest.approx(0.5, abs=0.02)
+        assert draws.var() == pytest.approx(1 / 12, abs=0.005)
+        assert set(SampleRNG(0, range(100)).integers(3, (1,)).flatten().tolist()) == {0, 1, 2}

@@ -1,0 +1,63 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from robgib.data import Dataset, load_data
+from robgib.zoo import find_recipe, load_model
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory):
+    """Checkpoints of the test run, trained afresh; the user's cache stays out of it."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["ROBGIB_CACHE"] = str(folder)
+    os.environ.pop("ROBGIB_CATALOGUE", None)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def digits(cache) -> Dataset:
+    return load_data("digits")
+
+
+@pytest.fixture(scope="session")
+def digits_cnn(digits):
+    return load_model(find_recipe("digits-cnn"), digits)[0]
+
+
+@pytest.fixture(scope="session")
+def digits_vit(digits):
+    return load_model(find_recipe("digits-vit"), digits)[0]
+
+
+@pytest.fixture(scope="session")
+def right_digits(digits, digits_cnn):
+    """Test images that digits-cnn labels right, with their labels."""
+    x, y = digits.test.x[:128], digits.test.y[:128]
+    with torch.no_grad():
+        keep = digits_cnn(x).argmax(1) == y
+    return x[keep], y[keep]
+
+
+@pytest.fixture
+def cli(cache, tmp_path):
+    """Run the real command line in a fresh folder."""
+
+    def run(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "robgib", *arguments],
+            cwd=cwd or tmp_path,
+            env={**os.environ, "COLUMNS": "100", **environment},
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+
+    return run

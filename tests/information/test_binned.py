@@ -1,0 +1,90 @@
+import numpy as np
+import pytest
+
+from robgib import RobGIBError
+from robgib.information import Binned
+from robgib.information.discrete import plug_in, relabel, subset_codes
+from robgib.information.known import known_distributions
+
+
+@pytest.mark.parametrize("name", known_distributions())
+def test_known_distributions_from_samples(name):
+    known = known_distributions()[name]
+    found = Binned().estimate(*known.draw(10_000, 0))
+    got = (found.total.value, found.synergy.value, found.complexity.value)
+    assert got == pytest.approx((known.total, known.synergy, known.complexity), abs=0.02)
+    assert not found.total.saturated
+
+
+def test_bias_is_corrected_where_the_plug_in_is_far_off():
+    rng = np.random.default_rng(0)
+    raw, corrected = [], []
+    for _ in range(20):
+        x, t = rng.integers(20, size=300), rng.integers(20, size=300)
+        raw.append(plug_in(x, t)[0])
+        corrected.append(Binned(codes=20, target_codes=20).estimate([x], t).total.value)
+    assert np.mean(raw) > 0.5
+    assert abs(np.mean(corrected)) < 0.02
+
+
+def test_shuffled_target_interval_contains_zero():
+    rng = np.random.default_rng(1)
+    hits = 0
+    for seed in range(60):
+        x = [rng.standard_normal((400, 3)) for _ in range(4)]
+        found = Binned(seed=seed).estimate(x, rng.permutation(x[0].sum(1)))
+        hits += found.total.low <= 0 <= found.total.high and found.synergy.low <= 0 <= found.synergy.high
+    assert hits >= 0.93 * 60
+
+
+def test_crowded_real_features_are_coded_afresh_and_not_saturated():
+    rng = np.random.default_rng(2)
+    x = [rng.standard_normal((2000, 2)) for _ in range(8)]
+    found = Binned().estimate(x, x[0][:, 0] + x[1][:, 0])
+    assert "each X_-i" in found.resolution
+    assert not found.total.saturated
+    assert found.singles[0].value > 0.1 > found.singles[5].value
+
+
+def test_crowded_symbols_are_marked_saturated():
+    rng = np.random.default_rng(3)
+    x = list(rng.integers(2, size=(20, 500)))
+    found = Binned().estimate(x, rng.integers(2, size=500))
+    assert found.total.saturated
+    assert found.synergy.saturated
+    assert found.notes
+    assert not found.singles[0].saturated
+
+
+def test_subset_codes_equal_the_naive_joins():
+    rng = np.random.default_rng(4)
+    codes = [relabel(c) for c in rng.integers(3, size=(5, 200))]
+    found = subset_codes(codes)
+    target = relabel(rng.integers(4, size=200))
+    rows = np.stack(codes, 1)
+    subsets = [range(5), *([i] for i in range(5)), *([j for j in range(5) if j != i] for i in range(5))]
+    for code, subset in zip(found, subsets, strict=True):
+        naive = relabel(rows[:, list(subset)])
+        assert plug_in(code, target)[0] == pytest.approx(plug_in(naive, target)[0], abs=1e-12)
+
+
+def test_the_memo_of_codes_notices_other_features():
+    rng = np.random.default_rng(5)
+    estimator = Binned()
+    x = [rng.standard_normal((500, 1)) for _ in range(2)]
+    first = estimator.estimate(x, x[0])
+    assert estimator.estimate(x, x[0]).total == first.total
+    x[0][:] = rng.standard_normal((500, 1))
+    fresh = Binned().estimate(x, x[1])
+    assert estimator.estimate(x, x[1]).total == fresh.total
+
+
+def test_more_codes_than_samples_is_refused():
+    with pytest.raises(RobGIBError, match="64 codes and has 50 samples"):
+        Binned(codes=64).estimate([np.random.default_rng(0).standard_normal(50)], np.arange(50.0))
+
+
+def test_constant_target_carries_no_information():
+    found = Binned().estimate([np.arange(100.0)], np.zeros(100, int))
+    assert found.total.value == 0
+    assert "one symbol" in found.notes[0]
