@@ -318,8 +318,9 @@ def _show(runs: list[Run]) -> None:
                 by_term = {r.term: r for r in g.itertuples()}
                 table.add_row(str(layer), *(_cell(by_term[t]) for t in terms))
             out.print(table)
-            for note in dict.fromkeys(n for n in held["note"] if n):
-                out.print(f"  [dim]{note}", highlight=False)
+            for note, g in held[held["note"] != ""].groupby("note", sort=False):
+                where = ", ".join(dict.fromkeys(f"{r.term} of {r.layer}" for r in g.itertuples()))
+                out.print(f"  [dim]{escape(f'{note}: {where}')}", highlight=False)
             if held["saturated"].any():
                 out.print("  [dim]sat: saturated, the truth may be anything above", highlight=False)
     if 1 < len(runs) < LEAST_MODELS:

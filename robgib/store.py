@@ -20,7 +20,17 @@ import torch
 
 from robgib.errors import RobGIBError
 
-__all__ = ["TABLES", "Run", "check_writable", "digest", "environment", "load_run", "save_run", "write_whole"]
+__all__ = [
+    "TABLES",
+    "Run",
+    "check_writable",
+    "digest",
+    "environment",
+    "load_run",
+    "save_run",
+    "write_file",
+    "write_whole",
+]
 
 TABLES = ("robustness", "outcomes", "curve", "layers", "features")
 
@@ -115,6 +125,21 @@ def check_writable(root: Path) -> None:
         raise RobGIBError(
             f"output folder {str(root)!r} is not writable ({error.strerror}); give --out a folder that is."
         ) from error
+
+
+def write_file(target: Path, content: bytes) -> None:
+    """Write a file and its folder, the file whole or not at all."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_bytes(content)
+            os.replace(temporary, target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise RobGIBError(f"cannot write {target}: {error.strerror or error}.") from error
 
 
 @contextmanager

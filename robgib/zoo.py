@@ -16,6 +16,7 @@ from robgib import catalogue
 from robgib.data import DATASETS, Dataset, cache_folder, load_data
 from robgib.errors import RobGIBError, unknown_name
 from robgib.models import build, load_into, read_record, read_state, save_checkpoint
+from robgib.store import environment
 from robgib.training import Progress, Training, train
 
 __all__ = [
@@ -127,8 +128,6 @@ def train_recipe(
         progress=progress,
         label=f"training {recipe.name}",
     )
-    from robgib.store import environment
-
     record = {
         "name": recipe.name,
         "data": recipe.data,

@@ -37,6 +37,16 @@ def digits_vit(digits):
 
 
 @pytest.fixture(scope="session")
+def fashion(cache) -> Dataset:
+    """The real Fashion-MNIST, from ROBGIB_TEST_DATA or the shared folder beside the repository."""
+    places = [os.environ.get("ROBGIB_TEST_DATA"), ROOT.parent / "shared" / "data"]
+    folder = next((Path(p) for p in places if p and Path(p).is_dir()), None)
+    if folder is None:
+        pytest.skip("Fashion-MNIST is not here; set ROBGIB_TEST_DATA to its folder")
+    return load_data("fashion-mnist", folder)
+
+
+@pytest.fixture(scope="session")
 def right_digits(digits, digits_cnn):
     """Test images that digits-cnn labels right, with their labels."""
     x, y = digits.test.x[:128], digits.test.y[:128]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from robgib.errors import RobGIBError
+from robgib.store import write_file
 
 __all__ = ["load_into", "read_record", "read_state", "save_checkpoint"]
 
@@ -21,20 +22,8 @@ def save_checkpoint(model: nn.Module, path: Path, record: dict[str, Any]) -> Non
     from safetensors.torch import save
 
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for target, content in (
-            (path.with_suffix(".json"), (json.dumps(record, indent=2) + "\n").encode()),
-            (path, save(state)),
-        ):
-            temporary = target.with_name(f".{target.name}.{os.getpid()}")
-            try:
-                temporary.write_bytes(content)
-                os.replace(temporary, target)
-            finally:
-                temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise RobGIBError(f"cannot write the checkpoint {path}: {error.strerror or error}.") from error
+    write_file(path.with_suffix(".json"), (json.dumps(record, indent=2) + "\n").encode())
+    write_file(path, save(state))
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
@@ -66,7 +55,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
             f"checkpoint {str(path)!r} has an unknown ending {path.suffix!r}; use .safetensors, .pt or .pth."
         )
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on pickle protocols: what it cannot read it refuses anyway
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = str(error).split("WeightsUnpickler error:")[-1].strip().splitlines()[0].rstrip(".")
         raise RobGIBError(

@@ -65,8 +65,11 @@ def build(arch: str, shape: tuple[int, ...], classes: int, options: dict[str, An
         factory, arguments = ARCHITECTURES[arch], (shape, classes)  # type: ignore[assignment]
     else:
         raise unknown_name("architecture", arch, ARCHITECTURES)
-    known = inspect.signature(factory).parameters
-    if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values()):
+    try:
+        known = inspect.signature(factory).parameters
+    except ValueError:  # a built-in without a signature
+        known = None
+    if known is not None and not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values()):
         for key in options:
             if key not in known:
                 raise unknown_name(f"option of architecture {arch!r}:", key, list(known)[len(arguments) :])

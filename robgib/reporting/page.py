@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from plotly.offline import get_plotlyjs
 
 from robgib.errors import RobGIBError
 from robgib.reporting import figures
-from robgib.store import Run
+from robgib.store import Run, write_file
 from robgib.study import LEAST_MODELS, correlate, display_names, summarise
 
 __all__ = ["render", "write_report"]
@@ -78,7 +77,7 @@ def _layer_table(run: Run, estimator: str) -> list[dict[str, Any]]:
                     }
                     for t in _TERMS
                 ],
-                "note": next((r.note for r in g.itertuples() if r.note), ""),
+                "note": "; ".join(dict.fromkeys(f"{r.term}: {r.note}" for r in g.itertuples() if r.note)),
             }
         )
     return rows
@@ -159,14 +158,5 @@ def write_report(runs: Sequence[Run], path: Path) -> Path:
     """Write the page of ``runs`` to ``path``, whole or not at all."""
     if not runs:
         raise RobGIBError("a report needs at least one run.")
-    html = render(runs)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(html, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise RobGIBError(f"cannot write the report {path}: {error.strerror or error}.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_file(path, render(runs).encode())
     return path

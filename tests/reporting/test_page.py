@@ -1,0 +1,106 @@
+import dataclasses
+import html.parser
+import re
+
+import pytest
+
+from robgib import RobGIBError, evaluate, write_report
+from robgib.reporting import render
+
+
+@pytest.fixture(scope="module")
+def run(digits, digits_cnn):
+    return evaluate(
+        digits_cnn,
+        digits,
+        attacks=["fgsm-linf", "pgd-linf:steps=3"],
+        layers=["hidden", "logits"],
+        samples=60,
+        name="digits-cnn",
+    )
+
+
+def visible(page):
+    """The page's text without scripts and styles."""
+
+    class Text(html.parser.HTMLParser):
+        def __init__(self):
+            super().__init__()
+            self.parts, self.hidden = [], 0
+
+        def handle_starttag(self, tag, attributes):
+            self.hidden += tag in ("script", "style")
+
+        def handle_endtag(self, tag):
+            self.hidden -= tag in ("script", "style")
+
+        def handle_data(self, data):
+            if not self.hidden:
+                self.parts.append(data)
+
+    parser = Text()
+    parser.feed(page)
+    return " ".join(" ".join(parser.parts).split())
+
+
+def test_page_holds_what_was_measured(run):
+    text = visible(render([run]))
+    for r in run.robustness.itertuples():
+        assert f"{100 * r.robust_accuracy:.1f}% [{100 * r.low:.1f}%, {100 * r.high:.1f}%]" in text
+    for r in run.layers.itertuples():
+        assert f"{r.value:.2f} ± {(r.high - r.low) / 2:.2f}" in text
+    for heading in ("Accuracy against eps", "Information plane", "Pictures", "How each figure was obtained"):
+        assert heading in text
+    assert "too few to correlate" not in text
+
+
+def test_page_needs_no_network(run):
+    page = render([run])
+    loads = re.findall(r"<(?:script|link|img|iframe)[^>]*(?:src|href)=[\"']([^\"']+)", page)
+    assert loads
+    assert all(source.startswith("data:") for source in loads)
+
+
+def test_too_few_models_are_said(run):
+    other = dataclasses.replace(run, name="other")
+    assert "2 models are too few to correlate" in visible(render([run, other]))
+
+
+def test_five_models_are_correlated(run):
+    runs = []
+    for i in range(5):
+        robustness = run.robustness.copy()
+        robustness["robust_accuracy"] = 0.1 * i
+        layers = run.layers.copy()
+        layers.loc[layers["layer"] == "logits", ["value", "low", "high"]] *= 1 - 0.05 * i
+        runs.append(dataclasses.replace(run, name=f"m{i}", robustness=robustness, layers=layers))
+    text = visible(render(runs))
+    assert "Spearman" in text
+    assert "+1.00" in text
+    assert "too few to correlate" not in text
+
+
+def test_saturated_and_missing_figures_are_shown_as_such(run):
+    layers = run.layers.copy()
+    layers.loc[0, "saturated"] = True
+    layers.loc[1, ["value", "low", "high"]] = float("nan")
+    layers.loc[1, "note"] = "too few samples"
+    text = visible(render([dataclasses.replace(run, layers=layers)]))
+    assert "saturated" in text
+    assert "not estimable" in text
+    assert "too few samples" in text
+
+
+def test_names_are_escaped(run):
+    page = render([dataclasses.replace(run, name="<script>alert(1)</script>")])
+    assert "<script>alert" not in page.replace("\\u003cscript", "")
+
+
+def test_writing(run, tmp_path):
+    path = write_report([run], tmp_path / "deep" / "report.html")
+    assert path.stat().st_size > 1_000_000
+    assert [p.name for p in path.parent.iterdir()] == ["report.html"]
+    with pytest.raises(RobGIBError, match=r"cannot write .*under-a-file.html: File exists"):
+        write_report([run], path / "under-a-file.html")
+    with pytest.raises(RobGIBError, match="at least one run"):
+        write_report([], path)

@@ -1,0 +1,223 @@
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+import robgib
+from robgib import Attack, RobGIBError, ThreatModel, evaluate, load_run, make_attack
+from robgib.information import Binned
+from robgib.statistics import clopper_pearson
+
+TERMS = ["I(Z;Y)", "I(X;Z)", "C(X;Z)", "S(X;Z)", "S(Z;Y)", "IB", "GIB"]
+
+
+@pytest.fixture(scope="module")
+def run(digits, digits_cnn):
+    return evaluate(
+        digits_cnn,
+        digits,
+        attacks=["fgsm-linf:eps=0.05", "pgd-linf:eps=0.05,steps=5", "pgd-l2:steps=5"],
+        layers=["blocks.0", "hidden", "logits"],
+        samples=150,
+        name="digits-cnn",
+        beta=0.5,
+    )
+
+
+def test_robustness_table_follows_from_the_outcomes(run, digits):
+    table = run.robustness.set_index("attack")
+    assert list(table.index) == ["fgsm-linf:eps=0.05", "pgd-linf:eps=0.05,steps=5", "pgd-l2:steps=5", "worst of 2"]
+    for attack, rows in run.outcomes.groupby("attack"):
+        assert len(rows) == 150
+        assert (rows["label"].to_numpy() == digits.test.y[:150].numpy()).all()
+        right = rows["clean_prediction"] == rows["label"]
+        assert table.loc[attack, "correct"] == right.sum()
+        assert (rows["robust"] == (right & (rows["adversarial_prediction"] == rows["label"]))).all()
+        assert table.loc[attack, "robust"] == rows["robust"].sum()
+        assert table.loc[attack, ["low", "high"]].tolist() == pytest.approx(clopper_pearson(rows["robust"].sum(), 150))
+        norm, eps = rows["norm"].iloc[0], rows["eps"].iloc[0]
+        assert rows[norm].max() <= eps + 1e-6
+    wide = run.outcomes[run.outcomes["norm"] == "linf"].pivot(index="index", columns="attack", values="robust")
+    assert table.loc["worst of 2", "robust"] == wide.all(axis=1).sum()
+
+
+def test_curve_passes_through_the_table(run):
+    for attack, rows in run.curve.groupby("attack"):
+        assert rows["accuracy"].is_monotonic_decreasing
+        at = rows[np.isclose(rows["at"], rows["eps"])]
+        assert int(at["right"].iloc[0]) == run.robustness.set_index("attack").loc[attack, "robust"]
+
+
+def test_layer_terms_are_complete_and_consistent(run):
+    table = run.layers
+    assert len(table) == 2 * 3 * len(TERMS)
+    assert not table[["value", "low", "high"]].isna().any().any()
+    assert ((table["low"] <= table["value"]) & (table["value"] <= table["high"])).all()
+    for _, g in table.groupby(["estimator", "layer"]):
+        v = g.set_index("term")["value"]
+        assert list(v.index) == TERMS
+        assert v["I(X;Z)"] == pytest.approx(v["C(X;Z)"] + v["S(X;Z)"])
+        assert v["IB"] == pytest.approx(v["I(Z;Y)"] - 0.5 * v["I(X;Z)"])
+        assert v["GIB"] == pytest.approx(v["I(Z;Y)"] - 0.25 * v["C(X;Z)"])
+        assert v["IB"] <= v["GIB"]  # the bound
+        assert 0 < v["I(Z;Y)"] <= np.log2(10) + 0.05
+
+
+def test_feature_table_gives_the_layer_terms_back(run):
+    for (estimator, layer), g in run.features.groupby(["estimator", "layer"]):
+        assert len(g) == 16
+        v = run.layers[(run.layers["estimator"] == estimator) & (run.layers["layer"] == layer)].set_index("term")[
+            "value"
+        ]
+        assert g["interaction"].mean() == pytest.approx(v["S(X;Z)"])
+        assert (g["single"] + g["rest"]).mean() == pytest.approx(v["C(X;Z)"])
+
+
+def test_evaluation_is_deterministic(run, digits, digits_cnn):
+    again = evaluate(
+        digits_cnn,
+        digits,
+        attacks=["fgsm-linf:eps=0.05", "pgd-linf:eps=0.05,steps=5", "pgd-l2:steps=5"],
+        layers=["blocks.0", "hidden", "logits"],
+        samples=150,
+        name="digits-cnn",
+        beta=0.5,
+        batch_size=64,
+    )
+    assert again.folder == run.folder
+    pd.testing.assert_frame_equal(again.outcomes, run.outcomes, atol=1e-5)
+    pd.testing.assert_frame_equal(again.layers, run.layers, rtol=1e-4)
+
+
+def test_any_module_and_arrays():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 12), nn.Tanh(), nn.Linear(12, 3))
+    x = torch.rand(300, 3, 4, 4)
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    model.train()
+    found = evaluate(
+        model,
+        (x, y),
+        attacks={"mine": make_attack("pgd-linf:eps=0.05")},
+        estimators=[Binned(codes=4)],
+        features="patches:2",
+        device="cpu",
+    )
+    assert model.training
+    assert found.robustness.iloc[0]["clean_accuracy"] == 1
+    assert list(found.layers["layer"].unique()) == ["2", "logits"]
+    assert found.config["fit_samples"] == found.config["information_samples"] == 150
+    assert found.config["estimators"]["binned"]["codes"] == 4
+
+
+class Explodes(Attack):
+    """Raises in the middle."""
+
+    def perturb(self, model, x, y, rng):
+        raise ValueError("no luck")
+
+
+def test_a_failing_attack_is_marked_and_the_others_delivered(digits, digits_cnn, tmp_path):
+    attacks = {"bad": Explodes(ThreatModel("linf", 0.1)), "good": make_attack("fgsm-linf:eps=0.1")}
+    found = evaluate(digits_cnn, digits, attacks=attacks, estimators=[], samples=50)
+    table = found.robustness.set_index("attack")
+    assert table.loc["bad", "status"] == "failed"
+    assert table.loc["bad", "reason"] == "attack 'bad' raised ValueError: no luck"
+    assert np.isnan(table.loc["bad", "robust_accuracy"])
+    assert table.loc["good", "status"] == "ok"
+    page = found.report(tmp_path / "r.html").read_text()
+    assert "no luck" in page
+    with pytest.raises(RobGIBError, match="every attack failed; the first: attack 'bad' raised"):
+        evaluate(digits_cnn, digits, attacks={"bad": attacks["bad"]}, estimators=[], samples=20)
+
+
+def test_without_attacks_or_estimators(digits, digits_cnn):
+    found = evaluate(digits_cnn, digits, attacks=[], estimators=[], samples=50)
+    assert found.outcomes.empty
+    assert found.layers.empty
+    assert found.robustness["attack"].tolist() == ["none"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"data": "digit"}, "unknown data set"),
+        ({"data": 3}, "data must be"),
+        ({"samples": 0}, "samples must be at least 1"),
+        ({"beta": -1}, "beta must be"),
+        ({"estimators": ["gauss"]}, "did you mean 'gaussian'"),
+        ({"estimators": ["binned", "binned:codes=3"]}, "an estimator is given twice"),
+        ({"estimators": ["gaussian:noise=-1"]}, "noise must be"),
+        ({"attacks": "pgd-linf"}, "attacks must be a sequence"),
+        ({"attacks": ["pgd-linf", "pgd-linf"]}, "given twice"),
+        ({"layers": ["hiden"]}, "did you mean 'hidden'"),
+        ({"features": "patches:40"}, "no such grid"),
+        ({"device": "gpu"}, "unknown device"),
+    ],
+)
+def test_bad_requests(options, message, digits, digits_cnn):
+    arguments = {"data": digits, "attacks": [], "samples": 20, **options}
+    with pytest.raises(RobGIBError, match=message):
+        evaluate(digits_cnn, **arguments)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_cuda_where_there_is_none(digits, digits_cnn):
+    with pytest.raises(RobGIBError, match="no CUDA device is here; use --device cpu"):
+        evaluate(digits_cnn, digits, device="cuda")
+
+
+def test_the_model_must_be_a_module(digits):
+    with pytest.raises(RobGIBError, match=r"must be a torch.nn.Module, not function"):
+        evaluate(lambda x: x, digits)
+
+
+@pytest.mark.gpu
+def test_cpu_and_gpu_agree(digits, digits_cnn):
+    cpu, gpu = (
+        evaluate(digits_cnn, digits, attacks=["pgd-linf"], estimators=["gaussian"], device=d) for d in ("cpu", "cuda")
+    )
+    assert gpu.robustness["robust_accuracy"][0] == pytest.approx(cpu.robustness["robust_accuracy"][0], abs=0.01)
+    assert gpu.layers["value"].to_numpy() == pytest.approx(cpu.layers["value"].to_numpy(), abs=0.05)
+
+
+class TestStore:
+    def test_round_trip(self, run, tmp_path):
+        folder = run.save(tmp_path)
+        assert folder.name == run.folder
+        assert folder.name.startswith("digits-cnn-")
+        back = load_run(folder)
+        assert back.name == run.name
+        assert back.folder == run.folder
+        for table in robgib.store.TABLES:
+            pd.testing.assert_frame_equal(getattr(back, table), getattr(run, table), check_dtype=False)
+        assert {k: v.tolist() for k, v in back.pictures.items()} == {k: v.tolist() for k, v in run.pictures.items()}
+
+    def test_saving_again_replaces_the_folder_whole(self, run, tmp_path):
+        folder = run.save(tmp_path)
+        (folder / "stale").touch()
+        run.save(tmp_path)
+        assert not (folder / "stale").exists()
+        assert [p.name for p in tmp_path.iterdir()] == [folder.name]
+
+    def test_a_failure_while_writing_leaves_nothing(self, run, tmp_path):
+        def fail(folder):
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            robgib.store.save_run(run, tmp_path, also=fail)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_loading_what_is_no_run(self, run, tmp_path):
+        with pytest.raises(RobGIBError, match="does not exist"):
+            load_run(tmp_path / "no")
+        folder = run.save(tmp_path)
+        (folder / "layers.csv").unlink()
+        with pytest.raises(RobGIBError, match="not a whole run folder"):
+            load_run(folder)
+
+    def test_other_settings_have_other_folders(self, run, digits, digits_cnn):
+        other = evaluate(digits_cnn, digits, attacks=["fgsm-linf"], estimators=[], samples=20, name="digits-cnn")
+        assert other.folder != run.folder

@@ -1,0 +1,44 @@
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from robgib.statistics import clopper_pearson, compression_interval, spearman
+
+
+@pytest.mark.parametrize(("hits", "samples"), [(0, 10), (3, 10), (10, 10), (570, 1000)])
+def test_clopper_pearson_against_scipy(hits, samples):
+    expected = stats.binomtest(hits, samples).proportion_ci(method="exact")
+    assert clopper_pearson(hits, samples) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_spearman():
+    x = np.arange(12.0)
+    y = x + np.array([3, -2, 0, 4, -4, 1, 0, -3, 2, 5, -5, 0])
+    rho, low, high = spearman(list(x), list(y))
+    assert rho == pytest.approx(stats.spearmanr(x, y).statistic)
+    assert low < rho < high <= 1
+    assert all(math.isnan(v) for v in spearman([1, 2, 3, 4], [1, 2, 3, 4]))
+    assert all(math.isnan(v) for v in spearman([1] * 6, list(range(6))))
+    assert spearman(list(x), list(x))[0] == 1
+
+
+def test_spearman_coverage():
+    rng = np.random.default_rng(0)
+    covariance = [[1, 0.6], [0.6, 1]]
+    truth = 6 / np.pi * np.arcsin(0.3)  # of a bivariate normal
+    hits = 0
+    for _ in range(300):
+        x, y = rng.multivariate_normal([0, 0], covariance, 30).T
+        _, low, high = spearman(list(x), list(y))
+        hits += low <= truth <= high
+    assert 0.9 <= hits / 300 <= 0.99
+
+
+def test_compression_interval():
+    value, low, high = compression_interval([2, 10, 8, 5], [1.8, 9.8, 7.8, 4.8], [2.2, 10.2, 8.2, 5.2])
+    assert value == pytest.approx(0.5)
+    assert 0.45 < low < 0.5 < high < 0.55
+    assert compression_interval([1, 2], [0, 1], [2, 3]) == (0, 0, 0)
+    assert math.isnan(compression_interval([math.nan, 1], [0, 0], [1, 1])[0])
