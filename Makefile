@@ -6,11 +6,11 @@ BIN := $(VENV)/bin
 
 $(BIN)/robgib: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -q -e .
+	$(BIN)/python -m pip install --disable-pip-version-check -e .
 	@touch $(BIN)/robgib
 
 $(VENV)/.test: pyproject.toml $(BIN)/robgib
-	$(BIN)/python -m pip install --disable-pip-version-check -q -e ".[test]"
+	$(BIN)/python -m pip install --disable-pip-version-check -e ".[test]"
 	@touch $@
 
 demo: $(BIN)/robgib  ## install, train two small networks, attack them, write the page

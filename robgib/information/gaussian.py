@@ -227,20 +227,24 @@ class _GaussianClassifier:
     """
 
     _POOLING = (0.0, 0.25, 0.5, 0.75, 1.0)
-    _SHARPNESS = np.array([0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.25, 1.5])
+    _SHARPNESS = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+    _DOUBT = (1, 3, 10)
 
     def __init__(self, x: Vector, y: npt.NDArray[np.int64], classes: int, blocks: list[slice], seed: int) -> None:
         self.blocks, self.classes = blocks, classes
         held = np.random.default_rng(seed).random(len(y)) < 0.25
-        best = (np.inf, 0.0, np.ones(2 * len(blocks) + 1))
+        lowest = np.inf
         for pooling in self._POOLING:
             self._fit(x[~held], y[~held], pooling)
             scores = self._log_likelihoods(x[held])
-            losses = np.stack([_cross_entropy(s * scores, self.log_prior, y[held]) for s in self._SHARPNESS])
-            if losses[:, 0].min() < best[0]:
-                best = (losses[:, 0].min(), pooling, self._SHARPNESS[losses.argmin(0)])
-        self._fit(x, y, best[1])
-        self.sharpness = best[2]
+            # Share of the prior in the answer: having seen n samples right, expect the next to be wrong with
+            # 1/(n + 2) (Laplace's rule), or a single sure and wrong answer would cost without bound.
+            grid = [(sharpness, d / (len(y) + 2)) for sharpness in self._SHARPNESS for d in self._DOUBT]
+            losses = np.stack([-self._answers(scores, y[held], s, d).mean(1) for s, d in grid])
+            if losses[:, 0].min() < lowest:
+                lowest, best = losses[:, 0].min(), pooling
+                self.sharpness, self.doubt = np.array(grid)[losses.argmin(0)].T
+        self._fit(x, y, best)
 
     def _fit(self, x: Vector, y: npt.NDArray[np.int64], pooling: float) -> None:
         counts = np.bincount(y, minlength=self.classes)
@@ -279,19 +283,18 @@ class _GaussianClassifier:
             rests = [np.zeros_like(whole)]
         return -0.5 * np.stack([whole + self.log_det, *singles, *rests])
 
+    def _answers(
+        self, scores: Vector, y: npt.NDArray[np.int64], sharpness: float | Vector, doubt: float | Vector
+    ) -> Vector:
+        """Log probability in nats (2n+1, N) of the true class, for tempered scores mixed with the prior."""
+        logits = scores * np.reshape(sharpness, (-1, 1, 1)) + self.log_prior
+        top = logits.max(-1)
+        own = np.take_along_axis(logits, y[None, :, None], -1)[..., 0]
+        sure = np.exp(own - top) / np.exp(logits - top[..., None]).sum(-1)
+        share = np.reshape(doubt, (-1, 1))
+        return np.asarray(np.log((1 - share) * sure + share * np.exp(self.log_prior[y])))
+
     def information(self, x: Vector, y: npt.NDArray[np.int64]) -> Vector:
         """Per-sample log2 q(y|x_S) − log2 q(y), (N, 2n+1)."""
-        scaled = self.sharpness[:, None, None] * self._log_likelihoods(x)
-        log_q = _log_posterior(scaled, self.log_prior)[:, np.arange(len(y)), y]
-        return np.asarray((log_q - self.log_prior[y]).T / _LOG2)
-
-
-def _log_posterior(scores: Vector, log_prior: Vector) -> Vector:
-    logits = scores + log_prior
-    logits = logits - logits.max(-1, keepdims=True)
-    return np.asarray(logits - np.log(np.exp(logits).sum(-1, keepdims=True)))
-
-
-def _cross_entropy(scores: Vector, log_prior: Vector, y: npt.NDArray[np.int64]) -> Vector:
-    """Mean cross-entropy in nats of each subset (2n+1,)."""
-    return np.asarray(-_log_posterior(scores, log_prior)[:, np.arange(len(y)), y].mean(1))
+        answers = self._answers(self._log_likelihoods(x), y, self.sharpness, self.doubt)
+        return np.asarray((answers - self.log_prior[y]).T / _LOG2)
