@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from robgib.attacks import Attack, Outcome, accuracy_curve, attack_samples, make_attack, predict
 from robgib.data import Dataset, load_data
-from robgib.errors import RobGIBError
+from robgib.errors import RobGIBError, RobGIBWarning
 from robgib.information import (
     Decomposition,
     Estimate,
@@ -29,7 +30,7 @@ from robgib.information import (
     reduce,
 )
 from robgib.information.features import Features
-from robgib.information.measures import gib_objective, ib_objective
+from robgib.information.measures import gib_objective, ib_objective, pmi_weights
 from robgib.statistics import clopper_pearson
 from robgib.store import Run, environment
 from robgib.training import Progress, resolve_device
@@ -62,6 +63,7 @@ def evaluate(
     layer_dims: int = 8,
     unit_groups: int = 8,
     beta: float = 1.0,
+    pmi: bool = False,
     curve: bool = True,
     batch_size: int = 256,
     device: str | torch.device = "auto",
@@ -90,6 +92,8 @@ def evaluate(
         layer_dims: principal components of a layer, the same for every layer.
         unit_groups: groups of a layer's units, the features of S(Z;Y).
         beta: trade-off of the objectives IB and GIB.
+        pmi: weigh each sample's pointwise terms by max(0, pmi(ŷ;y)), so that information counts where the
+            prediction tells of the label.
         curve: also measure accuracy against eps around each attack's own.
         batch_size: images at once.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
@@ -156,6 +160,7 @@ def evaluate(
                 "groups": unit_groups,
             },
             "beta": beta,
+            "pmi": pmi,
             "seed": seed,
         }
         tables = _attack_all(model, x, y, clean, named_attacks, curve, seed, batch_size, where, progress)
@@ -163,6 +168,10 @@ def evaluate(
         feature_rows: list[dict[str, Any]] = []
         if makers:
             inputs = group_inputs(features, parts[0][0].numpy(), parts[1][0].numpy(), feature_dims)
+            weights = None
+            if pmi:
+                answers = predict(model, parts[0][0], batch_size=batch_size, device=where)
+                weights = pmi_weights(answers, parts[0][1].numpy())
             total = len(makers) * len(chosen)
             for number, (estimator, layer) in enumerate((e, n) for e in makers for n in chosen):
                 if progress:
@@ -178,6 +187,7 @@ def evaluate(
                     layer_dims,
                     unit_groups,
                     beta,
+                    weights,
                 )
                 base = {"estimator": estimator.name, "layer": layer, "depth": chosen.index(layer)}
                 layer_rows += [{**base, **row} for row in rows]
@@ -417,14 +427,19 @@ def _layer_terms(
     dims: int,
     groups: int,
     beta: float,
+    weights: np.ndarray | None,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The terms of one layer by one estimator, and the features' part in them."""
     try:
-        target, target_fit = reduce(z, z_fit, dims)
-        of_input = estimator.estimate(inputs.values, target, fit_features=inputs.fit, fit_target=target_fit)
-        prediction = estimator.label_information(target, y, fit_representation=target_fit)
-        units = group_units(z, z_fit, groups)
-        of_label = estimator.estimate(units.values, y, fit_features=units.fit, fit_target=y_fit)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RobGIBWarning)  # what it says is in the notes, which are shown
+            target, target_fit = reduce(z, z_fit, dims)
+            of_input = estimator.estimate(
+                inputs.values, target, fit_features=inputs.fit, fit_target=target_fit, weights=weights
+            )
+            prediction = estimator.label_information(target, y, fit_representation=target_fit, weights=weights)
+            units = group_units(z, z_fit, groups)
+            of_label = estimator.estimate(units.values, y, fit_features=units.fit, fit_target=y_fit, weights=weights)
     except RobGIBError as error:
         raise RobGIBError(f"estimator {estimator.name!r} on layer {layer!r}: {error}") from error
     p, total, cost = prediction.total, of_input.total, of_input.complexity

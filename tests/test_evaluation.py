@@ -133,6 +133,25 @@ def test_a_failing_attack_is_marked_and_the_others_delivered(digits, digits_cnn,
         evaluate(digits_cnn, digits, attacks={"bad": attacks["bad"]}, estimators=[], samples=20)
 
 
+def test_pmi_weighting_changes_the_information_and_not_the_robustness(run, digits, digits_cnn, tmp_path):
+    found = evaluate(
+        digits_cnn,
+        digits,
+        attacks=["fgsm-linf:eps=0.05"],
+        estimators=["gaussian"],
+        layers=["blocks.0", "hidden", "logits"],
+        samples=150,
+        beta=0.5,
+        pmi=True,
+    )
+    assert found.robustness["robust"][0] == run.robustness["robust"][0]
+    plain = run.layers[run.layers["estimator"] == "gaussian"]["value"].to_numpy()
+    assert np.isfinite(found.layers["value"]).all()
+    assert not np.allclose(found.layers["value"].to_numpy(), plain, rtol=1e-6)
+    assert np.allclose(found.layers["value"].to_numpy(), plain, rtol=0.2, atol=0.2)  # 99% right: little to weigh
+    assert "weighted by" in found.report(tmp_path / "r.html").read_text()
+
+
 def test_without_attacks_or_estimators(digits, digits_cnn):
     found = evaluate(digits_cnn, digits, attacks=[], estimators=[], samples=50)
     assert found.outcomes.empty

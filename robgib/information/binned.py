@@ -61,6 +61,15 @@ class Binned(Estimator):
     name: ClassVar[str] = "binned"
     bound: ClassVar[str] = "lower (information between codes)"
     summary: ClassVar[str] = "quantile or k-means codes, plug-in counts with Miller-Madow and chance correction"
+    regimes: ClassVar[tuple[str, ...]] = ("discrete",)
+    guide: ClassVar[str] = (
+        "Its figures are information between codes: exact for discrete variables while the joint symbols stay well "
+        "below the samples, and a lower bound of the information between real variables, often a loose one. It needs "
+        "no model and fails visibly: where chance alone reaches half of the ceiling, or a count comes within 5% of "
+        "log2 of the samples, the figure is marked saturated. Real features too many to count jointly are coded "
+        "afresh per subset; those figures compare layers and models at one resolution, but I(X;T) may then lie below "
+        "what the layer tells of the label, since the code of X loses more than the code of the layer."
+    )
     codes: int | None = None
     target_codes: int | None = None
     joint_codes: int | None = None
@@ -77,9 +86,10 @@ class Binned(Estimator):
         labels: npt.ArrayLike,
         *,
         fit_representation: npt.ArrayLike | None = None,
+        weights: npt.ArrayLike | None = None,
     ) -> Decomposition:
         """Estimate I(q(Z);Y) with the code q that Z has as a target."""
-        return self.estimate([labels], representation, fit_target=fit_representation)
+        return self.estimate([labels], representation, fit_target=fit_representation, weights=weights)
 
     def _estimate(self, problem: Problem) -> Decomposition:
         n, samples = len(problem.features), problem.samples

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from robgib.errors import RobGIBError
+from robgib.errors import RobGIBError, RobGIBWarning
 from robgib.information.measures import functionals
 
 __all__ = ["Decomposition", "Estimate", "Estimator", "Problem", "decompose"]
@@ -71,13 +72,15 @@ class Problem:
     """Checked input of an estimator: features (N, d_i), a target (N, d) or codes (N,), and their reference.
 
     ``fit_features`` and ``fit_target`` are other samples of the same variables, on which codes may be
-    fitted; where there are none they are the samples themselves.
+    fitted; where there are none they are the samples themselves. ``weights`` (N,), of mean 1, weigh each
+    sample's pointwise terms.
     """
 
     features: tuple[Array, ...]
     target: Array
     fit_features: tuple[Array, ...]
     fit_target: Array
+    weights: Array | None = None
 
     @property
     def samples(self) -> int:
@@ -91,12 +94,23 @@ class Problem:
 
 
 class Estimator(ABC):
-    """Estimates I(X;T), every I(X_i;T) and every I(X_-i;T). A subclass is a frozen dataclass of options."""
+    """Estimates I(X;T), every I(X_i;T) and every I(X_-i;T). A subclass is a frozen dataclass of options.
+
+    Class attributes: ``name``; ``bound`` and ``summary``, a few words each; ``guide``, a paragraph on what the
+    figure bounds, where it may be trusted and where it saturates; ``regimes``, the kinds of validation task in
+    which it claims to be right; ``least_samples``.
+    """
 
     name: ClassVar[str]
     bound: ClassVar[str]
     summary: ClassVar[str]
     least_samples: ClassVar[int] = 10
+    regimes: ClassVar[tuple[str, ...]] = ()
+    guide: ClassVar[str] = ""
+
+    def outside(self, problem: Problem) -> list[str]:
+        """Say in what respects a problem is outside the regime in which the estimator is known to be right."""
+        return []
 
     def estimate(
         self,
@@ -105,6 +119,7 @@ class Estimator(ABC):
         *,
         fit_features: Sequence[npt.ArrayLike] | None = None,
         fit_target: npt.ArrayLike | None = None,
+        weights: npt.ArrayLike | None = None,
     ) -> Decomposition:
         """Estimate the information of ``features`` about ``target``.
 
@@ -113,9 +128,12 @@ class Estimator(ABC):
             target: (N, d) or (N,); integers are taken as codes.
             fit_features: other samples of the features, on which codes are fitted (default: the same).
             fit_target: other samples of the target.
+            weights: (N,) weights of the samples' pointwise terms, scaled here to mean 1 (see
+                :func:`~robgib.information.measures.pmi_weights`).
 
         Returns:
-            The terms in bits, with 95% intervals.
+            The terms in bits, with 95% intervals. Outside the estimator's regime it warns
+            (:class:`~robgib.errors.RobGIBWarning`) and the notes say why.
 
         Raises:
             RobGIBError: no features, unequal lengths, NaN or infinite values, or too few samples.
@@ -135,7 +153,13 @@ class Estimator(ABC):
         goal_reference = goal if fit_target is None else _matrix(fit_target, "the fit target")
         if [v.shape[1] for v in values] != [v.shape[1] for v in reference]:
             raise RobGIBError("the features and the fit features differ in number or width.")
-        return self._estimate(Problem(values, goal, reference, goal_reference))
+        problem = Problem(values, goal, reference, goal_reference, _weights(weights, len(goal)))
+        found = self._estimate(problem)
+        limits = self.outside(problem)
+        if limits:
+            warnings.warn(f"the {self.name} estimator is outside its regime: {'; '.join(limits)}", RobGIBWarning, 2)
+            found = replace(found, notes=(*found.notes, *(f"outside its regime: {limit}" for limit in limits)))
+        return found
 
     def label_information(
         self,
@@ -143,14 +167,24 @@ class Estimator(ABC):
         labels: npt.ArrayLike,
         *,
         fit_representation: npt.ArrayLike | None = None,
+        weights: npt.ArrayLike | None = None,
     ) -> Decomposition:
         """Estimate I(Z;Y) of a representation (N, d), at the resolution it has when it is a target."""
         fit = None if fit_representation is None else [fit_representation]
-        return self.estimate([representation], labels, fit_features=fit)
+        return self.estimate([representation], labels, fit_features=fit, weights=weights)
 
     @abstractmethod
     def _estimate(self, problem: Problem) -> Decomposition:
         """Do the estimate on checked input."""
+
+
+def _weights(values: npt.ArrayLike | None, samples: int) -> Array | None:
+    if values is None:
+        return None
+    weights = np.asarray(values, float)
+    if weights.shape != (samples,) or not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():
+        raise RobGIBError(f"weights must be {samples} finite numbers of at least 0, not all 0.")
+    return weights / weights.mean()
 
 
 def _matrix(values: npt.ArrayLike, what: str) -> Array:
@@ -199,6 +233,17 @@ def decompose(
         notes: limits to pass on.
     """
     values = np.asarray(terms, float)
+    if problem.weights is not None:
+        if pointwise is None:
+            values = np.full(len(values), np.nan)
+            notes = [*notes, f"the {estimator.name} estimator has no pointwise terms to weigh: not estimable"]
+        else:
+            # The weighted mean of the pointwise terms, with the correction for bias that the plain mean got.
+            weighted = problem.weights[:, None] * pointwise
+            values = weighted.mean(0) + (values - pointwise.mean(0))
+            # The weights' own mean is 1 by scaling: the error is that of a ratio.
+            pointwise = weighted - problem.weights[:, None] * weighted.mean(0) + weighted.mean(0)
+            replicates = None
     n = (len(values) - 1) // 2
     rows = functionals(n)
     quantile = float(stats.norm.ppf(0.975))

@@ -27,6 +27,10 @@ class Exact(Estimator):
     bound: ClassVar[str] = "exact"
     summary: ClassVar[str] = "enumerated discrete distribution: the samples are all outcomes, each with its weight"
     least_samples: ClassVar[int] = 1
+    guide: ClassVar[str] = (
+        "No estimate: the terms of a distribution whose outcomes are all listed, to rounding error. It is the truth "
+        "against which the discrete tasks are held; on samples it is the plain plug-in, biased upwards."
+    )
     weights: npt.ArrayLike | None = None
 
     def _estimate(self, problem: Problem) -> Decomposition:

@@ -20,6 +20,7 @@ __all__ = [
     "gib_objective",
     "ib_objective",
     "interaction_information",
+    "pmi_weights",
 ]
 
 Number = TypeVar("Number", float, np.ndarray)
@@ -61,6 +62,21 @@ def compression(values: npt.ArrayLike) -> float:
     sequence = np.asarray(values, float)
     peak = sequence.max()
     return float((peak - sequence[-1]) / peak) if peak > 0 else float("nan")
+
+
+def pmi_weights(predicted: npt.ArrayLike, labels: npt.ArrayLike) -> Vector:
+    """Weights max(0, pmi(ŷ;y)) of samples (N,), scaled to mean 1.
+
+    pmi(ŷ;y) = log2 p(ŷ,y)/(p(ŷ)p(y)), with the shares of the samples themselves. A sample counts as much as
+    its prediction tells of its label; one whose prediction speaks against its label counts nothing. Uniform
+    when no prediction tells anything.
+    """
+    y_hat, y = (np.unique(np.asarray(v), return_inverse=True)[1].reshape(-1) for v in (predicted, labels))
+    joint = np.zeros((y_hat.max() + 1, y.max() + 1))
+    np.add.at(joint, (y_hat, y), 1.0)
+    expected = joint.sum(1)[y_hat] * joint.sum(0)[y] / len(y)
+    pmi = np.maximum(np.log2(joint[y_hat, y] / expected), 0.0)
+    return pmi / pmi.mean() if pmi.mean() > 1e-12 else np.ones(len(y))
 
 
 def functionals(n: int) -> Vector:

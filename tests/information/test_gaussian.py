@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from robgib import RobGIBError
+from robgib import RobGIBError, RobGIBWarning
 from robgib.information import Gaussian
 
 LOG2 = np.log(2)
@@ -177,7 +177,8 @@ class TestClasses:
 
 def test_too_few_samples_is_said_and_not_guessed():
     rng = np.random.default_rng(9)
-    found = Gaussian().estimate([rng.standard_normal((30, 40))], rng.standard_normal((30, 4)))
+    with pytest.warns(RobGIBWarning, match="30 samples are few for 44 dimensions"):
+        found = Gaussian().estimate([rng.standard_normal((30, 40))], rng.standard_normal((30, 4)))
     assert np.isnan(found.total.value)
     assert "too few" in found.total.note
 

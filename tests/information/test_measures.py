@@ -3,7 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robgib.information import Exact
+from robgib import RobGIBError, RobGIBWarning
+from robgib.information import Binned, Exact, Gaussian
 from robgib.information.known import known_distributions
 from robgib.information.measures import (
     average_interaction,
@@ -14,6 +15,7 @@ from robgib.information.measures import (
     gib_objective,
     ib_objective,
     interaction_information,
+    pmi_weights,
 )
 
 # The design's table, to four places: written down apart from the code that derives it.
@@ -162,3 +164,72 @@ def test_compression():
     assert compression([1, 4, 3, 1]) == pytest.approx(0.75)
     assert compression([1, 2, 3]) == 0
     assert np.isnan(compression([0, 0]))
+
+
+class TestWeights:
+    def classifier_right_on_half_of_the_classes(self, samples, rng):
+        """Four classes; 0 and 1 are told apart surely, 2 and 3 are answered at random among each other."""
+        y = rng.integers(4, size=samples)
+        y_hat = np.where(y < 2, y, rng.integers(2, 4, size=samples))
+        return y_hat, y
+
+    def test_pmi_weights(self):
+        rng = np.random.default_rng(0)
+        y_hat, y = self.classifier_right_on_half_of_the_classes(20_000, rng)
+        weights = pmi_weights(y_hat, y)
+        assert weights.mean() == pytest.approx(1)
+        # pmi is 2 bits on the classes that it knows and 1 bit on the two that it only tells from the rest.
+        assert weights[y < 2].mean() / weights[y >= 2].mean() == pytest.approx(2, rel=0.05)
+
+    def test_a_prediction_that_speaks_against_the_label_counts_nothing(self):
+        y = np.array([0] * 50 + [1] * 50)
+        y_hat = y.copy()
+        y_hat[:5] = 1
+        weights = pmi_weights(y_hat, y)
+        assert (weights[:5] == 0).all()
+        assert (weights[5:] > 0).all()
+
+    def test_useless_predictions_weigh_all_alike(self):
+        assert (pmi_weights(np.zeros(6), np.array([0, 1, 2] * 2)) == 1).all()
+
+    @pytest.mark.parametrize("estimator", [Binned(), Gaussian()])
+    def test_weighted_information_counts_where_the_prediction_tells(self, estimator):
+        """One feature tells classes 0 and 1 apart, another 2 and 3: weighting prefers the first."""
+        rng = np.random.default_rng(1)
+        y_hat, y = self.classifier_right_on_half_of_the_classes(6000, rng)
+        known, other = np.where(y < 2, y, 0), np.where(y < 2, 0, y)
+        if isinstance(estimator, Gaussian):
+            known, other = (v + 0.3 * rng.standard_normal(6000) for v in (known, other))
+        plain = estimator.estimate([known, other], y)
+        weighted = estimator.estimate([known, other], y, weights=pmi_weights(y_hat, y))
+        assert weighted.singles[0].value > plain.singles[0].value + 0.02
+        assert weighted.singles[1].value < plain.singles[1].value - 0.02
+        assert weighted.total.value == pytest.approx(weighted.complexity.value + weighted.synergy.value)
+
+    @pytest.mark.parametrize("estimator", [Binned(), Gaussian()])
+    @pytest.mark.parametrize("real", [False, True])
+    def test_equal_weights_change_nothing(self, estimator, real):
+        rng = np.random.default_rng(2)
+        x = rng.standard_normal((800, 2))
+        target = x.sum(1) + rng.standard_normal(800)
+        target = target if real else (target > 0).astype(int)
+        plain = estimator.estimate(list(x.T), target)
+        weighted = estimator.estimate(list(x.T), target, weights=np.full(800, 3.0))
+        assert [e.value for e in weighted.rests] == pytest.approx([e.value for e in plain.rests], abs=1e-9)
+        assert weighted.synergy.value == pytest.approx(plain.synergy.value, abs=1e-9)
+
+    def test_what_cannot_be_weighed_says_so(self):
+        found = Exact().estimate([np.arange(4)], np.arange(4), weights=np.ones(4))
+        assert np.isnan(found.total.value)
+        assert "no pointwise terms" in found.total.note
+
+    @pytest.mark.parametrize("bad", [[1.0], [-1.0] * 20, [0.0] * 20, [np.nan] * 20])
+    def test_bad_weights(self, bad):
+        with pytest.raises(RobGIBError, match="weights must be 20 finite numbers"):
+            Binned().estimate([np.arange(20)], np.arange(20), weights=bad)
+
+
+def test_outside_its_regime_an_estimator_warns_and_says_so():
+    with pytest.warns(RobGIBWarning, match="gaussian estimator is outside its regime: 1 features are discrete"):
+        found = Gaussian().estimate([np.arange(60) % 2], np.random.default_rng(0).standard_normal(60))
+    assert any(note.startswith("outside its regime") for note in found.notes)
