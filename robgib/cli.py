@@ -378,6 +378,66 @@ def train(
     )
 
 
+@app.command("validate-estimators")
+def validate_estimators(
+    estimator: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="Estimator, as NAME[:key=value,…]; repeatable. [default: all]"),
+    ] = None,
+    task: Annotated[Optional[list[str]], typer.Option(help="Task; repeatable. [default: all]")] = None,  # noqa: UP045
+    repeats: Annotated[int, typer.Option(min=2, help="Draws of each task.")] = 20,
+    every: Annotated[bool, typer.Option("--every", help="Also outside the regimes that an estimator claims.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
+    out_folder: Annotated[
+        Path, typer.Option("--out", help="Folder for validation.csv, validation.html and estimators.md.")
+    ] = Path("runs/validation"),
+    catalogue: Catalogue = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
+) -> None:
+    """Hold the information estimators against known answers."""
+    from robgib.errors import unknown_name
+    from robgib.information import make_estimator
+    from robgib.information.registry import estimator_classes
+    from robgib.information.validation import tasks, validate
+    from robgib.reporting import validation_markdown, validation_page, validation_rows
+    from robgib.store import check_writable, write_whole
+
+    extra = list(catalogue or [])
+    known = tasks()
+    for name in task or []:
+        if name not in known:
+            raise unknown_name("validation task", name, known)
+    makers = [make_estimator(e, extra) for e in estimator or estimator_classes(extra)]
+    check_writable(out_folder)
+    with _progress(quiet) as progress:
+        found = validate(
+            makers,
+            [known[n] for n in task or known],
+            repeats=repeats,
+            seed=seed,
+            every=every,
+            progress=progress,
+        )
+    if found.empty:
+        raise RobGIBError("no chosen estimator claims the regime of a chosen task; add --every to ask it all the same.")
+    kinds = [type(e) for e in makers]
+    with write_whole(out_folder) as folder:
+        found.to_csv(folder / "validation.csv", index=False)
+        (folder / "validation.html").write_text(validation_page(kinds, found), encoding="utf-8")
+        (folder / "estimators.md").write_text(validation_markdown(kinds, found), encoding="utf-8")
+    table = Table(title=f"Estimators against the truth, {repeats} repeats (bits)", title_justify="left")
+    for column in ("estimator", "task", "figure"):
+        table.add_column(column, no_wrap=True)
+    for column in ("truth", "bias", "sd", "coverage", "null"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in validation_rows(found[found["figure"].isin(["I", "S", "C"])]):
+        table.add_row(
+            *(str(row[c]) for c in ("estimator", "task", "figure", "truth", "bias", "sd", "coverage", "null"))
+        )
+    out.print(table)
+    out.print(f"\nPage: [bold]{out_folder / 'validation.html'}[/bold]", soft_wrap=True, highlight=False)
+
+
 @zoo_app.command("list")
 def zoo_list(catalogue: Catalogue = None) -> None:
     """List the zoo's models."""

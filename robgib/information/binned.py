@@ -34,7 +34,7 @@ def _encode(values: Array, fit: Array, size: int, seed: int) -> Codes:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct points than codes: fewer codes
-        codes = KMeans(size, n_init=2, random_state=seed).fit(fit).predict(values)
+        codes = KMeans(size, n_init=1, max_iter=60, random_state=seed).fit(fit).predict(values)
     return codes.astype(np.int64)
 
 

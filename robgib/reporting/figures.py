@@ -15,7 +15,14 @@ from plotly.subplots import make_subplots
 from robgib.store import Run
 from robgib.study import display_names
 
-__all__ = ["accuracy_curves", "information_plane", "layer_terms", "picture_rows", "robustness_scatter"]
+__all__ = [
+    "accuracy_curves",
+    "information_plane",
+    "layer_terms",
+    "picture_rows",
+    "robustness_scatter",
+    "validation_errors",
+]
 
 # Okabe & Ito's palette: told apart by colour-blind readers too.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -182,6 +189,25 @@ def robustness_scatter(summary: pd.DataFrame, estimator: str, attack: str) -> st
     figure.update_yaxes(tickformat=".0%")
     figure.update_yaxes(title_text=f"robust accuracy, {attack}", col=1)
     return _styled(figure, 400)
+
+
+def validation_errors(table: pd.DataFrame) -> str:
+    """Bias with ±1 standard deviation of I, S and C by task."""
+    figure = go.Figure()
+    for colour, name in zip(_COLOURS, ("I", "S", "C"), strict=False):
+        g = table[table["figure"] == name]
+        figure.add_trace(
+            go.Scatter(
+                x=g["task"], y=g["bias"], error_y={"type": "data", "array": g["sd"].tolist(), "thickness": 1.2},
+                mode="markers", name=name, marker={"color": colour, "size": 8},
+                hovertemplate="%{x}: bias %{y:+.3f} bits",
+            )
+        )  # fmt: skip
+    for limit in (-0.05, 0.05):
+        figure.add_hline(y=limit, line={"dash": "dot", "width": 1, "color": "#9aa3ad"})
+    figure.update_layout(scattermode="group")
+    figure.update_yaxes(title_text="bias ± sd, bits")
+    return _styled(figure, 330)
 
 
 def _png(image: np.ndarray) -> str:

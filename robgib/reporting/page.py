@@ -16,7 +16,7 @@ from robgib.reporting import figures
 from robgib.store import Run, write_file
 from robgib.study import LEAST_MODELS, correlate, display_names, summarise
 
-__all__ = ["render", "write_report"]
+__all__ = ["page", "render", "write_report"]
 
 _TERMS = ("I(Z;Y)", "I(X;Z)", "C(X;Z)", "S(X;Z)", "S(Z;Y)", "IB", "GIB")
 
@@ -119,13 +119,18 @@ def _estimators(runs: Sequence[Run], names: Sequence[str], summary: Any) -> list
     return sections
 
 
+def page(template: str, **content: Any) -> str:
+    """Render a template of this package with Plotly's script inside."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("robgib.reporting"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template(template).render(plotly=Markup(get_plotlyjs()), **content)
+
+
 def render(runs: Sequence[Run]) -> str:
     """Return the page of one or several runs as HTML that needs no network."""
     names = display_names(runs)
     summary = summarise(runs)
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("robgib.reporting"), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
     correlations = [
         {
             "estimator": c.estimator,
@@ -138,7 +143,8 @@ def render(runs: Sequence[Run]) -> str:
         }
         for c in correlate(summary)
     ]
-    return environment.get_template("report.html.j2").render(
+    return page(
+        "report.html.j2",
         title=" · ".join(names) if len(names) <= 4 else f"{len(names)} models",
         runs=[
             {"name": n, "config": r.config, "environment": r.environment, "pictures": figures.picture_rows(r)}
@@ -150,7 +156,6 @@ def render(runs: Sequence[Run]) -> str:
         terms=_TERMS,
         correlations=correlations,
         least=LEAST_MODELS,
-        plotly=Markup(get_plotlyjs()),
     )
 
 

@@ -1,0 +1,366 @@
+"""Estimators against the truth: tasks whose information terms are known, and how far each estimate is off."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from scipy import stats
+from scipy.special import gammaln, psi
+
+from robgib.errors import RobGIBWarning
+from robgib.information.estimator import Decomposition, Estimator
+from robgib.information.exact import Exact
+from robgib.information.known import known_distributions
+from robgib.information.measures import functionals
+from robgib.training import Progress
+
+__all__ = ["REGIMES", "Sample", "Task", "tasks", "validate"]
+
+Vector = npt.NDArray[np.float64]
+
+REGIMES = {
+    "discrete": "few symbols, counted",
+    "gaussian": "jointly Gaussian",
+    "marginals": "Gaussian copula under monotone changes of single coordinates",
+    "nonlinear": "dependence that no Gaussian copula has",
+    "classes": "real features, class labels",
+}
+"""The regimes that an estimator may claim."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Features, a target, and the true 2n+1 terms [total, singles, rests] in bits."""
+
+    features: list[npt.NDArray[Any]]
+    target: npt.NDArray[Any]
+    truth: Vector
+
+
+@dataclass(frozen=True)
+class Task:
+    """A way of drawing variables whose information is known.
+
+    Attributes:
+        name: of the task.
+        regime: a key of :data:`REGIMES`.
+        draw: from (samples, generator) to a :class:`Sample`; may draw the distribution anew each time.
+        samples: how many samples it is asked with.
+    """
+
+    name: str
+    regime: str
+    draw: Callable[[int, np.random.Generator], Sample]
+    samples: int = 2000
+
+
+def _terms(total: float, singles: Sequence[float], rests: Sequence[float]) -> Vector:
+    return np.array([total, *singles, *rests])
+
+
+def _log_det(matrix: Vector) -> float:
+    return float(np.linalg.slogdet(matrix)[1]) if len(matrix) else 0.0
+
+
+def _gaussian_information(covariance: Vector, a: Sequence[int], b: Sequence[int]) -> float:
+    a, b = list(a), list(b)
+    own = sum(_log_det(covariance[np.ix_(i, i)]) for i in (a, b))
+    return (own - _log_det(covariance[np.ix_(a + b, a + b)])) / 2 / np.log(2)
+
+
+def _subset_terms(sizes: Sequence[int], of: Callable[[list[int]], float]) -> Vector:
+    """The 2n+1 terms from a function of the columns that a subset holds."""
+    edges = np.cumsum([0, *sizes])
+    groups = [list(range(a, b)) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    everything = list(range(edges[-1]))
+    rests = [[c for c in everything if c not in set(g)] for g in groups]
+    return _terms(of(everything), [of(g) for g in groups], [of(r) for r in rests])
+
+
+def _random_covariance(dims: int, rng: np.random.Generator) -> Vector:
+    """Correlations of a random Wishart matrix with a few more degrees of freedom than dimensions."""
+    a = rng.standard_normal((dims, 2 * dims))
+    covariance = a @ a.T
+    scale = np.sqrt(np.diag(covariance))
+    return np.asarray(covariance / np.outer(scale, scale))
+
+
+def _known(name: str) -> Callable[[int, np.random.Generator], Sample]:
+    def draw(samples: int, rng: np.random.Generator) -> Sample:
+        known = known_distributions()[name]
+        exact = Exact().estimate(list(known.features.T), known.target)
+        truth = _terms(exact.total.value, [e.value for e in exact.singles], [e.value for e in exact.rests])
+        return Sample(*known.draw(samples, rng), truth)
+
+    return draw
+
+
+def _random_discrete(samples: int, rng: np.random.Generator) -> Sample:
+    """Three features and a target of three symbols each, all 81 probabilities drawn from a Dirichlet law."""
+    outcomes = np.array(np.meshgrid(*[range(3)] * 4)).reshape(4, -1).T
+    weights = rng.dirichlet(np.full(len(outcomes), 0.5))
+    try:
+        import dit
+
+        joint = dit.Distribution([tuple(map(int, o)) for o in outcomes], list(weights))
+
+        def of(columns: list[int]) -> float:
+            return float(dit.shannon.mutual_information(joint, columns, [3]))
+
+        truth = _subset_terms((1, 1, 1), of)
+    except ImportError:
+        exact = Exact(weights).estimate(list(outcomes.T[:3]), outcomes[:, 3])
+        truth = _terms(exact.total.value, [e.value for e in exact.singles], [e.value for e in exact.rests])
+    rows = outcomes[rng.choice(len(outcomes), size=samples, p=weights)]
+    return Sample(list(rows.T[:3]), rows[:, 3], truth)
+
+
+def _gaussian(
+    sizes: tuple[int, ...], dims_t: int, change: Callable[[Vector], Vector] = lambda x: x
+) -> Callable[[int, np.random.Generator], Sample]:
+    """Gaussian with a random covariance; ``change`` is a bijection of each feature and of the target."""
+
+    def draw(samples: int, rng: np.random.Generator) -> Sample:
+        dims = sum(sizes)
+        covariance = _random_covariance(dims + dims_t, rng)
+        of_t = list(range(dims, dims + dims_t))
+        truth = _subset_terms(sizes, lambda columns: _gaussian_information(covariance, columns, of_t))
+        values = rng.standard_normal((samples, dims + dims_t)) @ np.linalg.cholesky(covariance).T
+        blocks = np.split(values, np.cumsum(sizes), axis=1)
+        changed = [change(b) for b in blocks]
+        return Sample(list(changed[:-1]), changed[-1], truth)
+
+    return draw
+
+
+def _row(samples: int, rng: np.random.Generator) -> Sample:
+    """The Gaussian row of the design: T = X1 + X2 + N, all variances 1."""
+    x = rng.standard_normal((samples, 2))
+    half = np.log2(4 / 3) / 2 + 0.5 * np.log2(1.5) - 0.5 * np.log2(4 / 3)  # I(X1;T) = ½ log2(3/2)
+    total = 0.5 * np.log2(3)
+    target = x.sum(1) + rng.standard_normal(samples)
+    return Sample([x[:, [0]], x[:, [1]]], target[:, None], _terms(total, [half] * 2, [half] * 2))
+
+
+def half_cube(x: Vector) -> Vector:
+    """x ↦ x|x|^½ of each coordinate: long tails (Czyż et al. 2023)."""
+    return np.asarray(x * np.sqrt(np.abs(x)))
+
+
+def asinh(x: Vector) -> Vector:
+    """Inverse hyperbolic sine of each coordinate: short tails (Czyż et al. 2023)."""
+    return np.asarray(np.arcsinh(3 * x))
+
+
+def spiral(x: Vector) -> Vector:
+    """Rotate the first two coordinates by an angle that grows with the radius: a bijection (Czyż et al. 2023)."""
+    angle = (x**2).sum(1) / 3
+    turned = x.copy()
+    turned[:, 0] = np.cos(angle) * x[:, 0] - np.sin(angle) * x[:, 1]
+    turned[:, 1] = np.sin(angle) * x[:, 0] + np.cos(angle) * x[:, 1]
+    return turned
+
+
+def _student(sizes: tuple[int, ...], dims_t: int, freedom: int) -> Callable[[int, np.random.Generator], Sample]:
+    """Multivariate Student-t with a random dispersion (Arellano-Valle, Contreras-Reyes & Genton 2013)."""
+
+    def f(v: float) -> float:
+        return float(gammaln(v / 2) - v / 2 * psi(v / 2))
+
+    def draw(samples: int, rng: np.random.Generator) -> Sample:
+        dims = sum(sizes)
+        covariance = _random_covariance(dims + dims_t, rng)
+        of_t = list(range(dims, dims + dims_t))
+
+        def of(columns: list[int]) -> float:
+            if not columns:
+                return 0.0
+            m = len(columns)
+            excess = f(freedom) + f(freedom + m + dims_t) - f(freedom + m) - f(freedom + dims_t)
+            return _gaussian_information(covariance, columns, of_t) + excess / np.log(2)
+
+        values = rng.standard_normal((samples, dims + dims_t)) @ np.linalg.cholesky(covariance).T
+        values /= np.sqrt(rng.chisquare(freedom, size=(samples, 1)) / freedom)
+        blocks = np.split(values, np.cumsum(sizes), axis=1)
+        return Sample(list(blocks[:-1]), blocks[-1], _subset_terms(sizes, of))
+
+    return draw
+
+
+def _additive_noise(samples: int, rng: np.random.Generator, width: float = 0.75) -> Sample:
+    """T = X1 + N, X1 uniform on [0, 1], N uniform on [−w, w], and an idle X2 (Czyż et al. 2023).
+
+    T's density is a trapezoid with ramps of length 1 (2w ≥ 1), whence I = 1/(4w) nats.
+    """
+    x = rng.random((samples, 2))
+    target = x[:, [0]] + rng.uniform(-width, width, (samples, 1))
+    information = 1 / (4 * width) / np.log(2)
+    return Sample([x[:, [0]], x[:, [1]]], target, _terms(information, [information, 0], [0, information]))
+
+
+def _mixture(sizes: tuple[int, ...], classes: int) -> Callable[[int, np.random.Generator], Sample]:
+    """Gaussian classes with random means and one covariance; the truth by the true densities on 200,000 draws."""
+    dims = sum(sizes)
+    fixed = np.random.default_rng(classes + dims)
+    means = 1.2 * fixed.standard_normal((classes, dims))
+    covariance = _random_covariance(dims, fixed)
+    root = np.linalg.cholesky(covariance)
+    held: dict[str, Vector] = {}
+
+    def sample(samples: int, rng: np.random.Generator) -> tuple[Vector, npt.NDArray[np.int64]]:
+        labels = rng.integers(classes, size=samples)
+        return means[labels] + rng.standard_normal((samples, dims)) @ root.T, labels
+
+    def truth() -> Vector:
+        values, labels = sample(200_000, np.random.default_rng(0))
+
+        def of(columns: list[int]) -> float:
+            inside = covariance[np.ix_(columns, columns)]
+            logs = np.stack(
+                [stats.multivariate_normal(m[columns], inside).logpdf(values[:, columns]) for m in means], 1
+            )
+            own = logs[np.arange(len(labels)), labels]
+            return float(np.mean(own - np.logaddexp.reduce(logs, axis=1))) / np.log(2) + float(np.log2(classes))
+
+        return _subset_terms(sizes, of)
+
+    def draw(samples: int, rng: np.random.Generator) -> Sample:
+        if "truth" not in held:
+            held["truth"] = truth()
+        values, labels = sample(samples, rng)
+        return Sample(list(np.split(values, np.cumsum(sizes)[:-1], axis=1)), labels, held["truth"])
+
+    return draw
+
+
+def _hidden_xor(features: int, dims: int) -> Callable[[int, np.random.Generator], Sample]:
+    """T is the exclusive or of the signs of two features' first coordinates; all else is idle."""
+
+    def draw(samples: int, rng: np.random.Generator) -> Sample:
+        x = rng.standard_normal((samples, features, dims))
+        a, b = rng.choice(features, 2, replace=False)
+        target = (x[:, a, 0] > 0) ^ (x[:, b, 0] > 0)
+        rests = [0.0 if i in (a, b) else 1.0 for i in range(features)]
+        return Sample([x[:, i] for i in range(features)], target.astype(np.int64), _terms(1, [0.0] * features, rests))
+
+    return draw
+
+
+def tasks() -> dict[str, Task]:
+    """Return every validation task by name."""
+    listed = [
+        *(Task(name, "discrete", _known(name), 5000) for name in known_distributions()),
+        Task("random-3x3x3", "discrete", _random_discrete, 5000),
+        Task("gaussian-row", "gaussian", _row, 2000),
+        Task("gaussian-3-features", "gaussian", _gaussian((1, 2, 1), 1), 2000),
+        Task("gaussian-16x4", "gaussian", _gaussian((4,) * 16, 8), 5000),
+        Task("half-cube", "marginals", _gaussian((1, 1, 1), 1, half_cube), 2000),
+        Task("asinh-8x2", "marginals", _gaussian((2,) * 8, 4, asinh), 5000),
+        Task("spiral", "nonlinear", _gaussian((2, 2), 2, spiral), 2000),
+        Task("student-t3", "nonlinear", _student((1, 1), 1, 3), 2000),
+        Task("additive-noise", "nonlinear", _additive_noise, 2000),
+        Task("mixture-2-classes", "classes", _mixture((1, 2), 2), 2000),
+        Task("mixture-5-classes", "classes", _mixture((2,) * 6, 5), 3000),
+        Task("hidden-xor", "classes", _hidden_xor(16, 4), 5000),
+    ]
+    return {task.name: task for task in listed}
+
+
+def _figures(found: Decomposition) -> list[Any]:
+    return [
+        found.total,
+        *found.singles,
+        *found.rests,
+        *found.interaction,
+        found.synergy,
+        found.complexity,
+        found.slack,
+    ]
+
+
+def validate(
+    estimators: Sequence[Estimator],
+    chosen: Sequence[Task],
+    *,
+    repeats: int = 20,
+    seed: int = 0,
+    every: bool = False,
+    progress: Progress | None = None,
+) -> pd.DataFrame:
+    """Hold estimators against the truth.
+
+    Args:
+        estimators: the estimators.
+        chosen: the tasks.
+        repeats: draws of each task.
+        seed: of the draws.
+        every: also ask estimators outside the regimes that they claim.
+        progress: called after each repeat.
+
+    Returns:
+        A row an estimator, task and figure (I, S, C, and ``singles`` and ``rests`` pooled): mean truth,
+        ``bias`` and ``sd`` of the error in bits, ``coverage`` of the 95% interval, ``null``: share of
+        shuffled targets whose intervals of I and S contain 0, ``saturated``: share of marked figures,
+        ``seconds`` an estimate, and whether the estimator ``claims`` the regime.
+    """
+    rows: list[dict[str, Any]] = []
+    work = [(e, t) for e in estimators for t in chosen if every or t.regime in e.regimes]
+    for number, (estimator, task) in enumerate(work):
+        errors: list[Vector] = []
+        inside: list[Vector] = []
+        marked, hits, seconds, truths = [], [], [], []
+        for repeat in range(repeats):
+            rng = np.random.default_rng([seed, repeat])
+            sample = task.draw(task.samples, rng)
+            truth = functionals((len(sample.truth) - 1) // 2) @ sample.truth
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", RobGIBWarning)
+                began = time.perf_counter()
+                found = estimator.estimate(sample.features, sample.target)
+                seconds.append(time.perf_counter() - began)
+                null = estimator.estimate(sample.features, sample.target[rng.permutation(task.samples)])
+            figures = _figures(found)
+            errors.append(np.array([e.value for e in figures]) - truth)
+            # Rounding: a figure without any error may differ from the truth in the last digit.
+            inside.append(np.array([e.low - 1e-9 <= t <= e.high + 1e-9 for e, t in zip(figures, truth, strict=True)]))
+            marked.append(found.total.saturated or found.synergy.saturated)
+            hits += [e.low <= 0 <= e.high for e in (null.total, null.synergy)]
+            truths.append(truth)
+            if progress:
+                progress(f"{estimator.name}: {task.name}", repeat + 1, repeats, f"{number + 1}/{len(work)}")
+        n = (len(sample.truth) - 1) // 2
+        places = {
+            "I": [0],
+            "S": [3 * n + 1],
+            "C": [3 * n + 2],
+            "singles": list(range(1, n + 1)),
+            "rests": list(range(n + 1, 2 * n + 1)),
+        }
+        error, covered, truth_all = np.stack(errors), np.stack(inside), np.stack(truths)
+        for figure, columns in places.items():
+            rows.append(
+                {
+                    "estimator": estimator.name,
+                    "regime": task.regime,
+                    "task": task.name,
+                    "samples": task.samples,
+                    "figure": figure,
+                    "truth": float(truth_all[:, columns].mean()),
+                    "bias": float(error[:, columns].mean()),
+                    "sd": float(error[:, columns].std(0, ddof=1).mean()) if repeats > 1 else float("nan"),
+                    "coverage": float(covered[:, columns].mean()),
+                    "null": float(np.mean(hits)),
+                    "saturated": float(np.mean(marked)),
+                    "seconds": float(np.median(seconds)),
+                    "repeats": repeats,
+                    "claims": task.regime in estimator.regimes,
+                }
+            )
+    return pd.DataFrame(rows)
