@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import os
 import struct
 import zlib
 from collections.abc import Callable, Mapping
@@ -11,10 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import platformdirs
 import torch
 from torch import Tensor
 
 from robgib.errors import RobGIBError, unknown_name
+from robgib.store import write_whole
 
 __all__ = ["DATASETS", "Dataset", "Split", "cache_folder", "load_data", "read_idx"]
 
@@ -91,10 +94,6 @@ class Dataset:
 
 def cache_folder() -> Path:
     """Where checkpoints and downloads are kept: ``ROBGIB_CACHE``, or the platform's cache folder."""
-    import os
-
-    import platformdirs
-
     return Path(os.environ.get("ROBGIB_CACHE") or platformdirs.user_cache_dir("robgib"))
 
 
@@ -152,7 +151,8 @@ _FASHION_FILES = (
 
 def _find_idx(root: Path) -> list[Path] | str:
     """The four files below ``root``, or the name of the first one missing."""
-    places = (root, root / "fashion-mnist", root / "FashionMNIST" / "raw")
+    raw = Path("FashionMNIST") / "raw"  # torchvision's layout
+    places = (root, root / "fashion-mnist", root / raw, root / "fashion-mnist" / raw)
     for place in places:
         if not place.is_dir():
             continue
@@ -174,8 +174,8 @@ def _fashion_mnist(root: Path | None, seed: int) -> Dataset:
         from robgib._torchvision import torchvision
 
         try:
-            where.mkdir(parents=True, exist_ok=True)
-            torchvision.datasets.FashionMNIST(str(where), download=True)
+            with write_whole(where / "fashion-mnist") as folder:
+                torchvision.datasets.FashionMNIST(str(folder), download=True)
             files = _find_idx(where)
         except Exception as error:
             raise RobGIBError(

@@ -1,5 +1,6 @@
 import gzip
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -86,6 +87,39 @@ def test_missing_files_and_folders(tmp_path):
     (write_fashion(tmp_path) / NAMES[3]).unlink()
     with pytest.raises(RobGIBError, match=NAMES[3]):
         load_data("fashion-mnist", tmp_path)
+
+
+class TestDownload:
+    @pytest.fixture
+    def empty_cache(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("ROBGIB_CACHE", str(tmp_path))
+        return tmp_path
+
+    def test_into_the_cache(self, empty_cache, monkeypatch):
+        from robgib._torchvision import torchvision
+
+        calls = []
+
+        def fetch(root, download):
+            calls.append(root)
+            write_fashion(Path(root) / "FashionMNIST" / "raw", compress=True)
+
+        monkeypatch.setattr(torchvision.datasets, "FashionMNIST", fetch)
+        first = load_data("fashion-mnist")
+        assert load_data("fashion-mnist").digest == first.digest
+        assert len(calls) == 1
+
+    def test_a_broken_download_leaves_nothing(self, empty_cache, monkeypatch):
+        from robgib._torchvision import torchvision
+
+        def fetch(root, download):
+            (Path(root) / "FashionMNIST").mkdir()
+            raise OSError("no network")
+
+        monkeypatch.setattr(torchvision.datasets, "FashionMNIST", fetch)
+        with pytest.raises(RobGIBError, match="could not be downloaded"):
+            load_data("fashion-mnist")
+        assert not [p for p in empty_cache.rglob("*") if p.name != "data"]
 
 
 def test_unknown_data():
