@@ -32,6 +32,7 @@ __all__ = [
     "folders",
     "parse_pairs",
     "parse_value",
+    "plugin_classes",
     "plugin_modules",
     "read_yaml",
     "validated",
@@ -104,6 +105,19 @@ def plugin_modules(kind: Kind, extra: Sequence[Path] = ()) -> Iterator[ModuleTyp
                     del sys.modules[key]
                     raise RobGIBError(f"plug-in {path} does not import: {type(error).__name__}: {error}.") from error
             yield sys.modules[key]
+
+
+def plugin_classes(kind: Kind, base: type[Any], extra: Sequence[Path] = ()) -> Iterator[tuple[type[Any], str]]:
+    """Yield the concrete subclasses of ``base`` that plug-in files define, each with its file."""
+    for module in plugin_modules(kind, extra):
+        for value in vars(module).values():
+            if (
+                isinstance(value, type)
+                and issubclass(value, base)
+                and value.__module__ == module.__name__
+                and not getattr(value, "__abstractmethods__", None)
+            ):
+                yield value, str(module.__file__)
 
 
 def entry_points(group: str) -> dict[str, Any]:

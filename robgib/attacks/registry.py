@@ -45,15 +45,8 @@ def _one_line(doc: str | None) -> str:
 def attack_classes(extra: Sequence[Path] = ()) -> dict[str, tuple[type[Attack], str]]:
     """Return every attack class by class name, with where it comes from."""
     found: dict[str, tuple[type[Attack], str]] = {c.__name__: (c, "built in") for c in _BUILT_IN}
-    for module in catalogue.plugin_modules("attacks", extra):
-        for value in vars(module).values():
-            if (
-                isinstance(value, type)
-                and issubclass(value, Attack)
-                and value.__module__ == module.__name__
-                and not getattr(value, "__abstractmethods__", None)
-            ):
-                found[value.__name__] = (value, str(module.__file__))
+    for kind, source in catalogue.plugin_classes("attacks", Attack, extra):
+        found[kind.__name__] = (kind, source)
     for name, value in catalogue.entry_points("robgib.attacks").items():
         if not (isinstance(value, type) and issubclass(value, Attack)):
             raise RobGIBError(f"entry point {name!r} of robgib.attacks is not a subclass of robgib.Attack.")

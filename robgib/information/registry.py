@@ -21,15 +21,8 @@ _BUILT_IN: tuple[type[Estimator], ...] = (Exact, Binned, Gaussian)
 def estimator_classes(extra: Sequence[Path] = ()) -> dict[str, type[Estimator]]:
     """Return every estimator class by name: built in, from plug-in files and from entry points."""
     found = {c.name: c for c in _BUILT_IN}
-    for module in catalogue.plugin_modules("attacks", extra):
-        for value in vars(module).values():
-            if (
-                isinstance(value, type)
-                and issubclass(value, Estimator)
-                and value.__module__ == module.__name__
-                and not getattr(value, "__abstractmethods__", None)
-            ):
-                found[value.name] = value
+    for kind, _ in catalogue.plugin_classes("attacks", Estimator, extra):
+        found[kind.name] = kind
     for name, value in catalogue.entry_points("robgib.estimators").items():
         if not (isinstance(value, type) and issubclass(value, Estimator)):
             raise RobGIBError(f"entry point {name!r} of robgib.estimators is not a subclass of robgib.Estimator.")
