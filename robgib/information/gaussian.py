@@ -11,6 +11,7 @@ import torch
 from scipy.special import digamma, ndtri
 from scipy.stats import normaltest, rankdata
 from sklearn.model_selection import KFold, StratifiedKFold
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from robgib.errors import RobGIBError
@@ -167,9 +168,11 @@ class Gaussian(Estimator):
         edges = np.cumsum([0, *(x.shape[1] for x in problem.features)])
         blocks = [slice(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
         pointwise = np.zeros((samples, 2 * n + 1))
-        for train, test in folds.split(joint, labels):
-            classifier = _GaussianClassifier(joint[train], labels[train], len(counts), blocks, self.seed)
-            pointwise[test] = classifier.information(joint[test], labels[test])
+        # Many small products: threads would only wait for each other, for minutes on a busy machine.
+        with threadpool_limits(limits=1, user_api="blas"):
+            for train, test in folds.split(joint, labels):
+                classifier = _GaussianClassifier(joint[train], labels[train], len(counts), blocks, self.seed)
+                pointwise[test] = classifier.information(joint[test], labels[test])
         # A predictor may ignore what it is shown: where that does better, usable information is 0.
         pointwise[:, pointwise.mean(0) < 0] = 0.0
         terms = pointwise.mean(0)

@@ -104,3 +104,15 @@ def test_writing(run, tmp_path):
         write_report([run], path / "under-a-file.html")
     with pytest.raises(RobGIBError, match="at least one run"):
         write_report([], path)
+
+
+def test_kept_reports_still_make_a_page():
+    from pathlib import Path
+
+    from robgib import load_run
+
+    kept = Path(__file__).parents[2] / "reports" / "digits"
+    runs = [load_run(folder) for folder in sorted(kept.iterdir()) if folder.is_dir()]
+    assert [run.name for run in runs] == ["digits-cnn", "digits-vit"]
+    assert [f"{run.folder}" for run in runs] == sorted(f.name for f in kept.iterdir() if f.is_dir())
+    assert "digits-vit" in visible(render(runs))
