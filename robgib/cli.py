@@ -138,7 +138,6 @@ def _subject(
     """Load one model, a checkpoint file or a zoo name, with its data."""
     from robgib import zoo
     from robgib.data import load_data
-    from robgib.store import digest
 
     if _is_file(name):
         path = Path(name)
@@ -156,7 +155,6 @@ def _subject(
         "recipe": name,
         "recipe_digest": recipe.digest,
         "test_accuracy": record.get("test_accuracy"),
-        "record": digest(record)[:8],
     }
     return _Subject(name, model, data, source)
 
