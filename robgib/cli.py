@@ -423,16 +423,15 @@ def validate_estimators(
         found.to_csv(folder / "validation.csv", index=False)
         (folder / "validation.html").write_text(validation_page(kinds, found), encoding="utf-8")
         (folder / "estimators.md").write_text(validation_markdown(kinds, found), encoding="utf-8")
-    table = Table(title=f"Estimators against the truth, {repeats} repeats (bits)", title_justify="left")
-    for column in ("estimator", "task", "figure"):
-        table.add_column(column, no_wrap=True)
-    for column in ("truth", "bias", "sd", "coverage", "null"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for row in validation_rows(found[found["figure"].isin(["I", "S", "C"])]):
-        table.add_row(
-            *(str(row[c]) for c in ("estimator", "task", "figure", "truth", "bias", "sd", "coverage", "null"))
-        )
-    out.print(table)
+    for name, held in found[found["figure"].isin(["I", "S", "C"])].groupby("estimator", sort=False):
+        table = Table(title=f"{name} against the truth, {repeats} repeats (bits)", title_justify="left")
+        table.add_column("task", no_wrap=True)
+        table.add_column("figure")
+        for column in ("truth", "bias", "sd", "coverage", "null"):
+            table.add_column(column, justify="right", no_wrap=True)
+        for row in validation_rows(held):
+            table.add_row(*(str(row[c]) for c in ("task", "figure", "truth", "bias", "sd", "coverage", "null")))
+        out.print(table)
     out.print(f"\nPage: [bold]{out_folder / 'validation.html'}[/bold]", soft_wrap=True, highlight=False)
 
 
