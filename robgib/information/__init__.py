@@ -6,6 +6,7 @@ from robgib.information.exact import Exact
 from robgib.information.features import Features, group_inputs, group_units, reduce
 from robgib.information.gaussian import Gaussian
 from robgib.information.layers import LOGITS, capture, default_layers, layer_shapes
+from robgib.information.probe import Probe
 from robgib.information.registry import estimator_classes, make_estimator
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Exact",
     "Features",
     "Gaussian",
+    "Probe",
     "capture",
     "default_layers",
     "estimator_classes",

@@ -2,40 +2,18 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from robgib.errors import RobGIBError
-from robgib.information.discrete import Codes, entropy, plug_in, relabel, subset_codes
+from robgib.information.discrete import Codes, default_size, encode, entropy, plug_in, subset_codes
 from robgib.information.estimator import Decomposition, Estimator, Problem, decompose
 
 __all__ = ["Binned"]
 
 Array = npt.NDArray[Any]
-
-
-def _encode(values: Array, fit: Array, size: int, seed: int) -> Codes:
-    """Code real values (N, d) with ``size`` symbols learnt on ``fit``; discrete values keep their own."""
-    if values.dtype.kind in "iu":
-        return relabel(values)
-    if size > len(fit):
-        raise RobGIBError(f"binned asks for {size} codes and has {len(fit)} samples to learn them on; ask for fewer.")
-    if len(np.unique(fit, axis=0)) <= size:
-        return relabel(values)
-    if values.shape[1] == 1:
-        edges = np.quantile(fit[:, 0], np.linspace(0, 1, size + 1)[1:-1])
-        return np.searchsorted(np.unique(edges), values[:, 0], side="right").astype(np.int64)
-    from sklearn.cluster import KMeans
-    from sklearn.exceptions import ConvergenceWarning
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct points than codes: fewer codes
-        codes = KMeans(size, n_init=1, max_iter=60, random_state=seed).fit(fit).predict(values)
-    return codes.astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -62,6 +40,7 @@ class Binned(Estimator):
     bound: ClassVar[str] = "lower (information between codes)"
     summary: ClassVar[str] = "quantile or k-means codes, plug-in counts with Miller-Madow and chance correction"
     regimes: ClassVar[tuple[str, ...]] = ("discrete",)
+    codes_target: ClassVar[bool] = True
     guide: ClassVar[str] = (
         "Its figures are information between codes: exact for discrete variables while the joint symbols stay well "
         "below the samples, and a lower bound of the information between real variables, often a loose one. It needs "
@@ -77,24 +56,10 @@ class Binned(Estimator):
     seed: int = 0
     _memo: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
-    def _default(self, samples: int) -> int:
-        return int(np.clip(round(samples ** (1 / 3)), 4, 16))
-
-    def label_information(
-        self,
-        representation: npt.ArrayLike,
-        labels: npt.ArrayLike,
-        *,
-        fit_representation: npt.ArrayLike | None = None,
-        weights: npt.ArrayLike | None = None,
-    ) -> Decomposition:
-        """Estimate I(q(Z);Y) with the code q that Z has as a target."""
-        return self.estimate([labels], representation, fit_target=fit_representation, weights=weights)
-
     def _estimate(self, problem: Problem) -> Decomposition:
         n, samples = len(problem.features), problem.samples
-        size_t = self.target_codes or self._default(samples)
-        target = _encode(problem.target, problem.fit_target, size_t, self.seed)
+        size_t = self.target_codes or default_size(samples)
+        target = encode(problem.target, problem.fit_target, size_t, self.seed)
         symbols_t = int(target.max()) + 1
         codes, how = self._subset_codes(problem, symbols_t)
 
@@ -137,9 +102,9 @@ class Binned(Estimator):
         key = (symbols_t, *((id(x), float(x.sum())) for x in held))
         if self._memo.get("key") == key:
             return self._memo["codes"], self._memo["how"]
-        size = self.codes or self._default(problem.samples)
+        size = self.codes or default_size(problem.samples)
         singles = [
-            _encode(x, fit, size, self.seed) for x, fit in zip(problem.features, problem.fit_features, strict=True)
+            encode(x, fit, size, self.seed) for x, fit in zip(problem.features, problem.fit_features, strict=True)
         ]
         codes = subset_codes(singles)
         how = f"features {max(int(c.max()) + 1 for c in singles)} codes each"
@@ -157,7 +122,7 @@ class Binned(Estimator):
     def _recode(self, problem: Problem, but: int | None, size: int) -> Codes:
         keep = [i for i in range(len(problem.features)) if i != but]
         values = np.hstack([problem.features[i] for i in keep])
-        return _encode(values, np.hstack([problem.fit_features[i] for i in keep]), size, self.seed)
+        return encode(values, np.hstack([problem.fit_features[i] for i in keep]), size, self.seed)
 
 
 def _miller_madow(seen: tuple[int, int, int], samples: int) -> float:

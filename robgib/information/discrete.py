@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["combine", "entropy", "plug_in", "relabel", "subset_codes"]
+from robgib.errors import RobGIBError
+
+__all__ = ["combine", "default_size", "encode", "entropy", "plug_in", "relabel", "subset_codes"]
 
 Codes = npt.NDArray[np.int64]
 Vector = npt.NDArray[np.float64]
@@ -20,6 +23,33 @@ def relabel(rows: npt.NDArray[Any]) -> Codes:
         rows = rows[:, 0]
     inverse: Codes = np.unique(rows, axis=0 if rows.ndim == 2 else None, return_inverse=True)[1]
     return inverse.reshape(-1).astype(np.int64)
+
+
+def default_size(samples: int) -> int:
+    """Return how many codes a variable gets where nothing else is said: the cube root of the samples, 4 to 16."""
+    return int(np.clip(round(samples ** (1 / 3)), 4, 16))
+
+
+def encode(values: npt.NDArray[Any], fit: npt.NDArray[Any], size: int, seed: int) -> Codes:
+    """Code real values (N, d) with ``size`` symbols learnt on ``fit``; discrete values keep their own."""
+    if values.dtype.kind in "iu":
+        return relabel(values)
+    if size > len(fit):
+        raise RobGIBError(
+            f"an estimate asks for {size} codes and has {len(fit)} samples to learn them on; ask for fewer."
+        )
+    if len(np.unique(fit, axis=0)) <= size:
+        return relabel(values)
+    if values.shape[1] == 1:
+        edges = np.quantile(fit[:, 0], np.linspace(0, 1, size + 1)[1:-1])
+        return np.searchsorted(np.unique(edges), values[:, 0], side="right").astype(np.int64)
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct points than codes: fewer codes
+        codes = KMeans(size, n_init=1, max_iter=60, random_state=seed).fit(fit).predict(values)
+    return codes.astype(np.int64)
 
 
 def combine(a: Codes, b: Codes) -> Codes:

@@ -98,7 +98,7 @@ class Estimator(ABC):
 
     Class attributes: ``name``; ``bound`` and ``summary``, a few words each; ``guide``, a paragraph on what the
     figure bounds, where it may be trusted and where it saturates; ``regimes``, the kinds of validation task in
-    which it claims to be right; ``least_samples``.
+    which it claims to be right; ``least_samples``; ``codes_target``, whether a real target is coded.
     """
 
     name: ClassVar[str]
@@ -107,6 +107,7 @@ class Estimator(ABC):
     least_samples: ClassVar[int] = 10
     regimes: ClassVar[tuple[str, ...]] = ()
     guide: ClassVar[str] = ""
+    codes_target: ClassVar[bool] = False
 
     def outside(self, problem: Problem) -> list[str]:
         """Say in what respects a problem is outside the regime in which the estimator is known to be right."""
@@ -170,6 +171,8 @@ class Estimator(ABC):
         weights: npt.ArrayLike | None = None,
     ) -> Decomposition:
         """Estimate I(Z;Y) of a representation (N, d), at the resolution it has when it is a target."""
+        if self.codes_target:
+            return self.estimate([labels], representation, fit_target=fit_representation, weights=weights)
         fit = None if fit_representation is None else [fit_representation]
         return self.estimate([representation], labels, fit_features=fit, weights=weights)
 

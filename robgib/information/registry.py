@@ -12,10 +12,11 @@ from robgib.information.binned import Binned
 from robgib.information.estimator import Estimator
 from robgib.information.exact import Exact
 from robgib.information.gaussian import Gaussian
+from robgib.information.probe import Probe
 
 __all__ = ["estimator_classes", "make_estimator"]
 
-_BUILT_IN: tuple[type[Estimator], ...] = (Exact, Binned, Gaussian)
+_BUILT_IN: tuple[type[Estimator], ...] = (Exact, Binned, Gaussian, Probe)
 
 
 def estimator_classes(extra: Sequence[Path] = ()) -> dict[str, type[Estimator]]:

@@ -1,0 +1,436 @@
+"""Usable information: how much better than chance one masked predictor does, held out, from every feature subset."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from robgib.errors import RobGIBError
+from robgib.information.discrete import Codes, default_size, encode, entropy, relabel
+from robgib.information.estimator import Decomposition, Estimator, Problem, decompose
+from robgib.information.gaussian import normal_scores
+from robgib.training import resolve_device
+
+__all__ = ["Probe"]
+
+Vector = npt.NDArray[np.float64]
+Loss = Callable[[list[Tensor], Tensor, Tensor], Tensor]
+_LOG2 = math.log(2)
+_LEAST_PER_SYMBOL = 5  # samples, on average, below which a target's figure is not worth its name
+_MOST_SYMBOLS = 64  # columns of a coded feature
+_AVERAGING = 0.997  # of the weights over steps: stands in for a falling step size
+_CHECK = 25  # steps between looks at the held-out loss
+_PATIENCE = 300  # steps without a better look before training stops
+_SHARPNESS = (0.0, 0.1, 0.2, 0.35, 0.5, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0, 3.0, 5.0, 8.0)
+_DOUBT = (0.0, 0.003, 0.01, 0.03, 0.1)  # share of the prior in the answer: no single sample may cost without bound
+
+
+def columns(values: npt.NDArray[Any]) -> tuple[Tensor, int]:
+    """Turn a variable (N, d) into network inputs (N, c): normal scores if real, one column a symbol if codes.
+
+    Returns:
+        The columns, and how many symbols were too rare to get their own (they share one, and the codes' order
+        is kept beside them).
+    """
+    if values.dtype.kind == "f":
+        return torch.from_numpy(normal_scores(values)).float(), 0
+    codes = relabel(values)
+    counts = np.bincount(codes)
+    if len(counts) <= _MOST_SYMBOLS:
+        return F.one_hot(torch.from_numpy(codes)).float(), 0
+    order = np.argsort(-counts, kind="stable")
+    place = np.full(len(counts), _MOST_SYMBOLS - 1)
+    place[order[: _MOST_SYMBOLS - 1]] = np.arange(_MOST_SYMBOLS - 1)
+    own = F.one_hot(torch.from_numpy(place[codes]), _MOST_SYMBOLS).float()
+    rank = torch.from_numpy(normal_scores(values.astype(np.float64))).float()
+    return torch.cat([own, rank], 1), len(counts) - _MOST_SYMBOLS + 1
+
+
+def subsets(n: int) -> Tensor:
+    """Masks (2n+1, n) of all features, of each one, and of all but each one."""
+    eye = torch.eye(n)
+    return torch.cat([torch.ones(1, n), eye, 1 - eye])
+
+
+def draw_masks(rows: int, batch: int, n: int, generator: torch.Generator) -> Tensor:
+    """Draw training masks (rows, batch, n): a quarter each are full, all but one, one, and of random size.
+
+    The subsets that are asked for get most of the training; those of random size make a dependence that
+    few features carry easier to find, as there is less noise beside it.
+    """
+    kind = torch.randint(4, (rows, batch, 1), generator=generator)
+    one = F.one_hot(torch.randint(n, (rows, batch), generator=generator), n).float()
+    share = torch.rand((rows, batch, 1), generator=generator)
+    some = (torch.rand((rows, batch, n), generator=generator) < share).float()
+    masks = torch.where(kind == 1, 1 - one, torch.where(kind == 2, one, some))
+    return torch.where(kind == 0, torch.ones(()), masks)
+
+
+@dataclass(frozen=True)
+class Folds:
+    """Cross-fitting folds of near-equal size.
+
+    Attributes:
+        of: fold of each sample (N,).
+        slot: place of each sample among its fold's (N,).
+        held: samples of each fold (k, E), a shorter fold filled up with its first.
+        train: samples outside each fold (k, L).
+    """
+
+    of: Tensor
+    slot: Tensor
+    held: Tensor
+    train: Tensor
+
+    @classmethod
+    def draw(cls, samples: int, count: int, seed: int, codes: Codes | None = None) -> Folds:
+        """Deal the samples to folds at random, class by class if there are ``codes``."""
+        rng = np.random.default_rng(seed)
+        chance = rng.random(samples)
+        order = np.argsort(chance) if codes is None else np.lexsort((chance, codes))
+        of, slot = np.empty((2, samples), np.int64)
+        of[order], slot[order] = np.arange(samples) % count, np.arange(samples) // count
+        members = [order[f::count] for f in range(count)]
+        most = len(members[0])
+        held = np.stack([np.concatenate([m, m[: most - len(m)]]) for m in members])
+        least = samples - most
+        train = np.stack([np.flatnonzero(of != f)[:least] for f in range(count)])
+        return cls(*(torch.from_numpy(a) for a in (of, slot, held, train)))
+
+
+def layers(members: int, sizes: Sequence[int], generator: torch.Generator) -> list[Tensor]:
+    """Weights (members, a, b) and biases (members, 1, b) of perceptrons side by side; the last starts small."""
+    made = []
+    for i, (a, b) in enumerate(itertools.pairwise(sizes)):
+        gain = 2.0 if i < len(sizes) - 2 else 0.1
+        made += [torch.randn((members, a, b), generator=generator) * math.sqrt(gain / a), torch.zeros(members, 1, b)]
+    return made
+
+
+def perceptron(inputs: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    """Outputs (members, B, b) of inputs (members, B, a)."""
+    for i in range(0, len(weights), 2):
+        if i:
+            inputs = torch.relu(inputs)
+        inputs = torch.baddbmm(weights[i + 1], inputs, weights[i])
+    return inputs
+
+
+@dataclass(frozen=True)
+class Masked:
+    """Networks that see the features of a subset and which those are: one a fold and a strength of decay.
+
+    Before the first layer each column meets a gate of its own, and only the gates decay. A decayed factor before
+    a weight acts as a lasso on their product, which drops the columns that do not help: this is what finds a
+    dependence between a few columns of many. How much decay serves depends on the problem, hence two strengths
+    (:meth:`decay`), between which the held-out loss decides for each subset.
+
+    Attributes:
+        values: columns of all features (N, c).
+        owner: feature of each column (c,).
+        n: number of features.
+    """
+
+    values: Tensor
+    owner: Tensor
+    n: int
+
+    LEVELS: ClassVar[int] = 2
+
+    def to(self, device: torch.device) -> Masked:
+        """Move the values."""
+        return Masked(self.values.to(device), self.owner.to(device), self.n)
+
+    def decay(self, folds: int) -> Tensor:
+        """Rate at which the gates of each member decay (members, 1, 1); more samples need less."""
+        strong = 3 * math.sqrt(5000 / len(self.values))
+        return torch.tensor([strong, 0.3]).repeat_interleave(folds)[:, None, None]
+
+    def start(self, folds: int, sizes: Sequence[int], generator: torch.Generator) -> list[Tensor]:
+        """Draw the parameters: gates, then layers of the given output sizes."""
+        members, wide = self.LEVELS * folds, self.values.shape[1]
+        return [torch.ones(members, 1, wide), *layers(members, [wide + self.n, *sizes], generator)]
+
+    def __call__(self, parameters: Sequence[Tensor], rows: Tensor, masks: Tensor) -> Tensor:
+        """Outputs (levels · folds, B, b) for samples (folds, B) under masks (folds, B, n)."""
+        seen = (self.values[rows] * masks[..., self.owner]).repeat(self.LEVELS, 1, 1) * parameters[0]
+        return perceptron(torch.cat([seen, masks.repeat(self.LEVELS, 1, 1)], -1), parameters[1:])
+
+
+def train(
+    loss: Loss,
+    parameters: list[Tensor],
+    decay: Tensor,
+    folds: Folds,
+    n: int,
+    *,
+    steps: int,
+    batch: int,
+    rate: float,
+    generator: torch.Generator,
+    device: torch.device,
+) -> list[Tensor]:
+    """Train all members at once with Adam on random masks; each stops where the other folds' held-out loss is least.
+
+    Args:
+        loss: from (parameters, samples (folds, B), masks (folds, B, n)) to each member's mean loss.
+        parameters: initial values, the gates first.
+        decay: of each member's gates.
+        folds: what each member trains on and what it is held to.
+        n: number of features.
+        steps: most steps.
+        batch: samples a step.
+        rate: step size.
+        generator: of batches and masks, on the CPU so that they do not depend on the device.
+        device: where to train.
+
+    Returns:
+        Averaged parameters at each member's best step.
+    """
+    count, available = folds.train.shape
+    current = [p.to(device).requires_grad_() for p in parameters]
+    average = [p.detach().clone() for p in current]
+    best = [a.clone() for a in average]
+    shrink = 1 - rate * decay.to(device)
+    optimiser = torch.optim.Adam(current, lr=rate)
+    held = folds.held[:, : min(folds.held.shape[1], 2048)]
+    looks = [
+        (part.to(device), draw_masks(count, part.shape[1], n, generator).to(device)) for part in held.split(batch, 1)
+    ]
+    lowest = torch.full((len(decay),), math.inf)
+    last = 0
+    for step in range(1, steps + 1):
+        rows = folds.train.gather(1, torch.randint(available, (count, batch), generator=generator))
+        masks = draw_masks(count, batch, n, generator)
+        optimiser.zero_grad()
+        loss(current, rows.to(device), masks.to(device)).sum().backward()
+        optimiser.step()
+        with torch.no_grad():
+            current[0].mul_(shrink)
+            weight = 1 - min(_AVERAGING, (1 + step) / (10 + step))
+            for a, p in zip(average, current, strict=True):
+                a.lerp_(p, weight)
+            if step % _CHECK and step < steps:
+                continue
+            share = [rows.shape[1] / held.shape[1] for rows, _ in looks]
+            losses = sum(s * loss(average, *look).cpu() for s, look in zip(share, looks, strict=True))
+            by_fold = torch.as_tensor(losses).view(-1, count)
+            others = ((by_fold.sum(1, keepdim=True) - by_fold) / (count - 1)).flatten()
+            better = others < lowest - 1e-4
+            lowest = torch.where(better, others, lowest)
+            for a, b in zip(average, best, strict=True):
+                b[better] = a[better]
+        if better.any():
+            last = step
+        elif step - last >= _PATIENCE:
+            break
+    return best
+
+
+def calibrated(scores: Tensor, own: Tensor, reference: Tensor, fold: Tensor) -> Tensor:
+    """Held-out log answer over log prior of the true alternative, in nats, for calibrated answers (N,).
+
+    The answer to a sample is the softmax of its scores over K alternatives with log prior ``reference``. Its
+    sharpness, its share of the prior, and the mixture of the levels of decay are those that do best on the
+    other folds. Sharpness 0 ignores the input, so that a subset that carries nothing comes out at 0.
+
+    Args:
+        scores: (levels, N, K).
+        own: which alternative is the true one (N,).
+        reference: log prior (N, K).
+        fold: of each sample (N,).
+    """
+    index = torch.arange(scores.shape[1])
+    grid = []
+    for mix in torch.linspace(0, 1, 3):
+        mixed = torch.lerp(scores[0], scores[-1], float(mix))
+        true = mixed[index, own]
+        for sharpness in _SHARPNESS:
+            gain = sharpness * true - torch.logsumexp(sharpness * mixed + reference, 1)
+            grid += [gain if not d else torch.log((1 - d) * gain.exp() + d) for d in _DOUBT]
+    gains = torch.stack(grid).double()
+    sums = gains @ F.one_hot(fold).double()
+    choice = (sums.sum(1, keepdim=True) - sums).argmax(0)
+    return gains[choice[fold], index]
+
+
+def information(answer: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]], masks: Tensor, folds: Folds) -> Vector:
+    """Pointwise held-out information (N, 2n+1) in bits of every subset.
+
+    Args:
+        answer: from a mask (n,) to what :func:`calibrated` takes: scores, own alternatives and log prior.
+        masks: (2n+1, n).
+        folds: the folds.
+    """
+    pointwise = np.zeros((len(folds.of), len(masks)))
+    for j, mask in enumerate(masks):
+        if mask.any():
+            pointwise[:, j] = calibrated(*answer(mask), folds.of).numpy() / _LOG2
+    # A predictor may ignore what it is shown: where that does better, usable information is 0.
+    pointwise[:, pointwise.mean(0) < 0] = 0.0
+    return pointwise
+
+
+def learning_floor(parameters: Vector, samples: int) -> Vector:
+    """Standard deviation in bits that a term has however steady its pointwise values, from a linear model's parameters.
+
+    Maximum likelihood with p parameters misses by a chi-squared of p degrees over 2N; networks, stopped early and
+    drawn at random, miss the known answers by about three times its standard deviation.
+    """
+    return np.asarray(3 * np.sqrt(parameters / 2) / samples / _LOG2)
+
+
+def check_options(options: Any) -> None:
+    """Refuse options of a trained estimator that cannot be used."""
+    for name, least in (("folds", 3), ("width", 1), ("steps", 1), ("batch", 2)):
+        if getattr(options, name) < least:
+            raise RobGIBError(
+                f"the {options.name} estimator's {name} must be at least {least}, not {getattr(options, name)}."
+            )
+    if not 0 < options.rate < math.inf:
+        raise RobGIBError(f"the {options.name} estimator's rate must be a finite number above 0, not {options.rate}.")
+    resolve_device(options.device)
+
+
+def pooled_note(pooled: Sequence[int]) -> list[str]:
+    """What to say of codes that share a column."""
+    count = sum(p > 0 for p in pooled)
+    return [f"{count} variables have over {_MOST_SYMBOLS} symbols: the rare ones are pooled"] if count else []
+
+
+@dataclass(frozen=True)
+class Probe(Estimator):
+    """Usable information (Xu et al. 2020): I(X_S;T) as H(T) less the held-out cross-entropy of a predictor of X_S.
+
+    One network is shown masked features and the mask, is trained on random masks, and answers for every subset.
+    It is cross-fitted: each sample is predicted by a network that has not seen it, stopped and calibrated by the
+    loss on samples that are neither its own nor its fold's. Calibration is per subset and may ignore the input,
+    so what a subset does not carry is 0. The error is the mean's of the held-out pointwise terms.
+
+    A real target is coded by k-means. Codes among the features become one column a symbol.
+
+    Fields:
+        target_codes: symbols of a real target; None is the cube root of the samples, within 4 and 16.
+        folds: of the cross-fit; a network each, all trained side by side.
+        width: of the network's two hidden layers.
+        steps: most training steps.
+        batch: samples a step and fold.
+        rate: step size.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        seed: of k-means, folds, weights, batches and masks.
+    """
+
+    name: ClassVar[str] = "probe"
+    bound: ClassVar[str] = "lower (usable by the predictor)"
+    summary: ClassVar[str] = "one masked predictor's held-out loss against chance, for every subset"
+    least_samples: ClassVar[int] = 50
+    regimes: ClassVar[tuple[str, ...]] = ("discrete", "classes", "hidden")
+    codes_target: ClassVar[bool] = True
+    guide: ClassVar[str] = (
+        "Each information is what one small network can use of a subset, held out and calibrated: a lower bound in "
+        "expectation of the information about the target's code, and 0 where the network finds nothing. "
+        "Differences of such bounds, as II and S are, are bounds of nothing. It sees dependence of any form, also "
+        "what only features together tell, and does not mind many features; it needs thousands of samples for weak or "
+        "intricate dependence, and seconds rather than milliseconds. It cannot exceed the entropy of the target's "
+        "code, which is said when reached."
+    )
+    target_codes: int | None = None
+    folds: int = 5
+    width: int = 128
+    steps: int = 1500
+    batch: int = 128
+    rate: float = 5e-3
+    device: str = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if self.target_codes is not None and self.target_codes < 2:
+            raise RobGIBError(f"the probe estimator's target_codes must be at least 2, not {self.target_codes}.")
+
+    def _estimate(self, problem: Problem) -> Decomposition:
+        n, samples = len(problem.features), problem.samples
+        size = self.target_codes or default_size(samples)
+        target = relabel(encode(problem.target, problem.fit_target, size, self.seed))
+        counts = np.bincount(target)
+        inputs = [columns(x) for x in problem.features]
+        widths = torch.tensor([c.shape[1] for c, _ in inputs])
+        notes = pooled_note([p for _, p in inputs])
+        resolution = f"target {len(counts)} codes, features {int(widths.sum())} columns"
+        if len(counts) < 2:
+            note = "the target takes one symbol only: it carries no information"
+            return decompose(
+                np.zeros(2 * n + 1),
+                estimator=self,
+                problem=problem,
+                resolution=resolution,
+                pointwise=np.zeros((samples, 2 * n + 1)),
+                notes=[note],
+            )
+        if samples < _LEAST_PER_SYMBOL * len(counts):
+            note = f"{samples} samples are too few for a target of {len(counts)} symbols: not estimable"
+            return decompose(
+                np.full(2 * n + 1, np.nan), estimator=self, problem=problem, resolution=resolution, notes=[note]
+            )
+        folds = Folds.draw(samples, self.folds, self.seed, target)
+        masks = subsets(n)
+        network = Masked(torch.cat([c for c, _ in inputs], 1), torch.arange(n).repeat_interleave(widths), n)
+        with torch.inference_mode(False), torch.enable_grad():
+            pointwise = self._pointwise(network, folds, masks, torch.from_numpy(target), len(counts))
+        terms = pointwise.mean(0)
+        if terms[0] >= 0.98 * entropy(counts.astype(float)):
+            notes.append("at the ceiling H(T)")
+        return decompose(
+            terms,
+            estimator=self,
+            problem=problem,
+            resolution=resolution,
+            pointwise=pointwise,
+            floor=learning_floor((masks @ widths.float()).numpy() * (len(counts) - 1), samples),
+            notes=notes,
+        )
+
+    def _pointwise(self, network: Masked, folds: Folds, masks: Tensor, target: Tensor, symbols: int) -> Vector:
+        """Per-sample log2 q(t|x_S) − log2 q(t), held out, (N, 2n+1)."""
+        device = resolve_device(self.device)
+        generator = torch.Generator().manual_seed(self.seed)
+        trained_on = F.one_hot(target[folds.train], symbols).sum(1)
+        prior = ((trained_on + 0.5) / (trained_on + 0.5).sum(1, keepdim=True)).log()
+        start = network.start(self.folds, [self.width, self.width, symbols], generator)
+        network = network.to(device)
+        goal, base = target.to(device), prior.to(device).repeat(network.LEVELS, 1)[:, None]
+
+        def loss(parameters: list[Tensor], rows: Tensor, mask: Tensor) -> Tensor:
+            scores = network(parameters, rows, mask) + base
+            wanted = goal[rows].repeat(network.LEVELS, 1)
+            return F.cross_entropy(scores.flatten(0, 1), wanted.flatten(), reduction="none").view(wanted.shape).mean(1)
+
+        best = train(
+            loss,
+            start,
+            network.decay(self.folds),
+            folds,
+            masks.shape[1],
+            steps=self.steps,
+            batch=self.batch,
+            rate=self.rate,
+            generator=generator,
+            device=device,
+        )
+        held = folds.held.to(device)
+
+        @torch.no_grad()
+        def answer(mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            scores = network(best, held, mask.to(device).expand(*held.shape, -1)).cpu()
+            return scores.view(network.LEVELS, *held.shape, symbols)[:, folds.of, folds.slot], target, prior[folds.of]
+
+        return information(answer, masks, folds)
