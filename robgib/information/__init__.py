@@ -5,11 +5,13 @@ from robgib.information.estimator import Decomposition, Estimate, Estimator
 from robgib.information.exact import Exact
 from robgib.information.features import Features, group_inputs, group_units, reduce
 from robgib.information.gaussian import Gaussian
+from robgib.information.ksg import KSG
 from robgib.information.layers import LOGITS, capture, default_layers, layer_shapes
 from robgib.information.probe import Probe
 from robgib.information.registry import estimator_classes, make_estimator
 
 __all__ = [
+    "KSG",
     "LOGITS",
     "Binned",
     "Decomposition",

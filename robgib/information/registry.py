@@ -12,11 +12,12 @@ from robgib.information.binned import Binned
 from robgib.information.estimator import Estimator
 from robgib.information.exact import Exact
 from robgib.information.gaussian import Gaussian
+from robgib.information.ksg import KSG
 from robgib.information.probe import Probe
 
 __all__ = ["estimator_classes", "make_estimator"]
 
-_BUILT_IN: tuple[type[Estimator], ...] = (Exact, Binned, Gaussian, Probe)
+_BUILT_IN: tuple[type[Estimator], ...] = (Exact, Binned, Gaussian, Probe, KSG)
 
 
 def estimator_classes(extra: Sequence[Path] = ()) -> dict[str, type[Estimator]]:

@@ -1,0 +1,201 @@
+"""Nearest-neighbour information of few dimensions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+from scipy.spatial import cKDTree
+from scipy.special import digamma
+
+from robgib.errors import RobGIBError
+from robgib.information.discrete import Codes, combine, relabel, subset_codes
+from robgib.information.estimator import Decomposition, Estimator, Problem, decompose
+from robgib.information.gaussian import standardised
+
+__all__ = ["KSG"]
+
+Array = npt.NDArray[Any]
+Vector = npt.NDArray[np.float64]
+_LOG2 = float(np.log(2))
+_TIE = 1e-10  # standard deviations of the noise that tells equal real values apart (Kraskov et al. use the same)
+_SHARED = float(np.sqrt(2))  # error of the mean over that of independent samples
+_WIDER = 4  # times the neighbours, to see what their distance costs
+_MISSING = 0.75  # standard deviation of what a figure misses, in what smaller neighbourhoods would add
+_CURVED = 0.1  # bits that smaller neighbourhoods would add, above which a figure is marked
+_RARE = 0.05  # share of samples alone with their symbols, above which a figure is marked
+
+
+@dataclass(frozen=True)
+class KSG(Estimator):
+    """k-nearest-neighbour information (Kraskov, Stögbauer & Grassberger 2004, estimator 1, max-norm).
+
+    With ρ_i the distance of sample i to its k-th neighbour in (X_S, T), and c_X, c_T how many samples, itself
+    included, lie nearer than ρ_i in X_S and in T alone: I = ψ(k) + ψ(N) − ⟨ψ(c_X) + ψ(c_T)⟩, eq. 8. Columns are
+    standardised, which changes no information.
+
+    Class targets and integer features: neighbours are looked for, and counted, only among samples with the same
+    symbols (Ross 2014). The mixed estimator of Gao et al. (2017) is the same where the distance of two classes
+    exceeds those within them, but needs that distance chosen, and gives classes of k members or fewer nothing; here
+    such a class has as many neighbours as it has. A sample alone with its symbols counts as 0 bits. With
+    symbols only, the counts themselves give ψ(n_XT) + ψ(N) − ψ(n_X) − ψ(n_T).
+
+    Real values that occur twice get noise of 1e-10 standard deviations, the same for all features, so that
+    duplicated features stay duplicates; atoms (such as the zeros of a ReLU) thereby count as symbols do.
+
+    Error: the per-sample values share neighbours. Measured on Gaussian and independent data of 2 to 8 dimensions,
+    the estimate scatters 1.1 to 1.6 times as much as the mean of that many independent values would; √2 is taken.
+
+    Limits: the density is taken as even over a neighbourhood, which fails where the dependence is strong (Gao,
+    Ver Steeg & Galstyan 2015) or the dimension high; then the figure is low. That error goes as ρ², or as
+    k^(2/d) in d dimensions, so that (I(k) − I(4k))/(4^(2/d) − 1) tells what smaller neighbourhoods would add:
+    0.8 to 2 times the measured shortfall. It is in the intervals, and above 0.1 bits the figure is marked
+    saturated.
+
+    Fields:
+        k: neighbours. More are steadier and blur more.
+        noise: variance of the independent noise added to a real target's standardised columns: the resolution.
+            0 adds none; a deterministic target then has infinite information, and a marked figure.
+        limit: most real dimensions of features and target together without a note.
+        workers: threads of the neighbour search; -1 takes all cores.
+        seed: of the noise.
+    """
+
+    name: ClassVar[str] = "ksg"
+    bound: ClassVar[str] = "none (low when the dependence is strong)"
+    summary: ClassVar[str] = "nearest neighbours, Kraskov's form or Ross's for classes; for few dimensions"
+    guide: ClassVar[str] = (
+        "It assumes no form of dependence and no codes, and is all but unbiased for one feature dimension and one "
+        "target dimension, or two feature dimensions and classes, from some thousand samples on. With every further "
+        "dimension it reads low, as it does where the dependence is strong: already three real dimensions cost up to "
+        "0.07 bit at 2,000 samples, and the interval does not cover that. It therefore claims no regime as a whole. "
+        "A figure that smaller neighbourhoods would still raise is marked saturated."
+    )
+    k: int = 4
+    noise: float = 0.0
+    limit: int = 3
+    workers: int = -1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise RobGIBError(f"the ksg estimator's k must be at least 1, not {self.k}.")
+        if not 0 <= self.noise < np.inf:
+            raise RobGIBError(f"the ksg estimator's noise must be a finite number of at least 0, not {self.noise}.")
+
+    def _estimate(self, problem: Problem) -> Decomposition:
+        samples, n = problem.samples, len(problem.features)
+        least = _WIDER * self.k + 2
+        if samples < least:
+            raise RobGIBError(f"{samples} samples are too few for {self.k} neighbours; give {least} or a smaller k.")
+        rng = np.random.default_rng(self.seed)
+        ties = _TIE * rng.standard_normal((2, samples))
+        sides = [_split(x, ties[0]) for x in problem.features]
+        values_t, codes_t = _split(problem.target, ties[1])
+        if self.noise > 0:
+            values_t = values_t + np.sqrt(self.noise) * rng.standard_normal(values_t.shape)
+        target = _Space(values_t, codes_t)
+        codes = subset_codes([c for _, c in sides])
+        everything = list(range(n))
+        subsets = [everything, *([i] for i in everything), *([j for j in everything if j != i] for i in everything)]
+        pointwise, floor, saturated = np.zeros((samples, 2 * n + 1)), np.zeros(2 * n + 1), np.zeros(2 * n + 1, bool)
+        for j, subset in enumerate(subsets):
+            values = np.hstack([np.zeros((samples, 0)), *(sides[i][0] for i in subset)])
+            pointwise[:, j], floor[j], saturated[j] = self._term(_Space(values, codes[j]), target)
+        if problem.weights is not None:  # here, since the errors below are not those of independent values
+            weighted = problem.weights[:, None] * pointwise
+            pointwise = weighted + (1 - problem.weights[:, None]) * weighted.mean(0)
+            problem = replace(problem, weights=None)
+        terms = pointwise.mean(0)
+        dims_t = values_t.shape[1]
+        of_target = f"target {dims_t} dimensions" if dims_t else f"target {int(codes_t.max()) + 1} symbols"
+        added = f", noise variance {self.noise:g}" if self.noise > 0 and dims_t else ""
+        return decompose(
+            terms,
+            estimator=self,
+            problem=problem,
+            resolution=f"{self.k} nearest neighbours, {of_target}{added}",
+            pointwise=terms + _SHARED * (pointwise - terms),
+            floor=floor,
+            saturated=saturated,
+            notes=self._notes(not dims_t and not codes_t.any(), saturated),
+        )
+
+    def outside(self, problem: Problem) -> list[str]:
+        """See :meth:`Estimator.outside`."""
+        dims = sum(v.shape[1] for v in (*problem.features, problem.target) if v.dtype.kind == "f")
+        if dims <= self.limit:
+            return []
+        return [f"{dims} real dimensions of features and target, above {self.limit}"]
+
+    def _notes(self, nothing: bool, saturated: npt.NDArray[np.bool_]) -> list[str]:
+        notes = []
+        if saturated.any():
+            notes.append("too few samples for so strong a dependence or so many dimensions: marked figures are low")
+        if nothing:
+            notes.append("the target takes one value only: it carries no information")
+        return notes
+
+    def _term(self, x: _Space, t: _Space) -> tuple[Vector, float, bool]:
+        """Per-sample information (N,) in bits, the least error of its mean, and whether it is marked."""
+        samples, joint = len(x.codes), _Space(np.hstack([x.values, t.values]), combine(x.codes, t.codes))
+        members, dims = joint.counts[joint.codes], joint.values.shape[1]
+        alone = bool((members == 1).mean() > _RARE)
+        if not dims:
+            counts = digamma(x.counts[x.codes]) + digamma(t.counts[t.codes])
+            chance = np.sqrt((len(x.counts) - 1) * (len(t.counts) - 1) / 2) / samples / _LOG2
+            return (digamma(members) + digamma(samples) - counts) / _LOG2, chance, alone
+        near = self._around(x, t, joint, self.k)
+        added = (near - self._around(x, t, joint, _WIDER * self.k)) / (_WIDER ** (2 / dims) - 1)
+        error = _SHARED * added.std() / np.sqrt(samples)
+        missing = max(float(added.mean()), 0.0)
+        return near, _MISSING * missing, alone or missing > max(_CURVED, error)
+
+    def _around(self, x: _Space, t: _Space, joint: _Space, k: int) -> Vector:
+        """Per-sample information (N,) in bits from k neighbours, or as many as share the sample's symbols."""
+        found = np.minimum(k, joint.counts[joint.codes] - 1)
+        radius = joint.distances(k, self.workers)
+        counts = digamma(x.within(radius, self.workers)) + digamma(t.within(radius, self.workers))
+        return np.where(found > 0, digamma(np.maximum(found, 1)) + digamma(len(found)) - counts, 0.0) / _LOG2
+
+
+class _Space:
+    """Samples with real coordinates (N, d), apart from each other where their codes (N,) differ; max-norm."""
+
+    def __init__(self, values: Vector, codes: Codes) -> None:
+        self.values, self.codes = values, codes
+        self.counts = np.bincount(codes)
+        self.members = np.split(np.argsort(codes, kind="stable"), np.cumsum(self.counts)[:-1])
+        self.trees = [cKDTree(values[m]) for m in self.members] if values.shape[1] else []
+
+    def distances(self, k: int, workers: int) -> Vector:
+        """The largest distance below that of the k-th neighbour, or the last one, of the same code (N,)."""
+        radius = np.zeros(len(self.codes))
+        for tree, rows in zip(self.trees, self.members, strict=True):
+            nth = min(k, len(rows) - 1) + 1  # the first is the sample itself
+            radius[rows] = tree.query(self.values[rows], [nth], p=np.inf, workers=workers)[0][:, 0]
+        return np.nextafter(radius, 0)
+
+    def within(self, radius: Vector, workers: int) -> npt.NDArray[np.int64]:
+        """How many samples of the same code lie within each one's radius (N,), itself included."""
+        if not self.trees:
+            return np.asarray(self.counts[self.codes])
+        found = np.zeros(len(self.codes), np.int64)
+        for tree, rows in zip(self.trees, self.members, strict=True):
+            found[rows] = tree.query_ball_point(
+                self.values[rows], radius[rows], p=np.inf, workers=workers, return_length=True
+            )
+        return found
+
+
+def _split(values: Array, ties: Vector) -> tuple[Vector, Codes]:
+    """Real columns that vary, standardised and without ties, and codes: a variable has one or the other."""
+    if values.dtype.kind in "iu":
+        return np.zeros((len(values), 0)), relabel(values)
+    scores = standardised(values)
+    scores = scores[:, scores.any(0)]
+    ordered = np.sort(scores, axis=0)
+    tied = (ordered[1:] == ordered[:-1]).any(0)
+    return scores + np.where(tied, ties[:, None], 0.0), np.zeros(len(values), np.int64)
