@@ -9,6 +9,7 @@ from robgib.information.ksg import KSG
 from robgib.information.layers import LOGITS, capture, default_layers, layer_shapes
 from robgib.information.probe import Probe
 from robgib.information.registry import estimator_classes, make_estimator
+from robgib.information.renyi import Renyi
 
 __all__ = [
     "KSG",
@@ -21,6 +22,7 @@ __all__ = [
     "Features",
     "Gaussian",
     "Probe",
+    "Renyi",
     "capture",
     "default_layers",
     "estimator_classes",

@@ -107,12 +107,12 @@ class Folds:
         return cls(*(torch.from_numpy(a) for a in (of, slot, held, train)))
 
 
-def layers(members: int, sizes: Sequence[int], generator: torch.Generator) -> list[Tensor]:
-    """Weights (members, a, b) and biases (members, 1, b) of perceptrons side by side; the last starts small."""
+def layers(members: int, sizes: Sequence[int], generator: torch.Generator, last: float = 0.1) -> list[Tensor]:
+    """Weights (members, a, b) and biases (members, 1, b) of perceptrons side by side; ``last`` is the outputs' gain."""
     made = []
     for i, (a, b) in enumerate(itertools.pairwise(sizes)):
-        gain = 2.0 if i < len(sizes) - 2 else 0.1
-        made += [torch.randn((members, a, b), generator=generator) * math.sqrt(gain / a), torch.zeros(members, 1, b)]
+        scale = math.sqrt((2.0 if i < len(sizes) - 2 else last) / a)
+        made += [torch.randn((members, a, b), generator=generator) * scale, torch.zeros(members, 1, b)]
     return made
 
 
@@ -253,9 +253,11 @@ def calibrated(scores: Tensor, own: Tensor, reference: Tensor, fold: Tensor) -> 
     grid = []
     for mix in torch.linspace(0, 1, 3):
         mixed = torch.lerp(scores[0], scores[-1], float(mix))
-        true = mixed[index, own]
+        mixed -= mixed.max(1, keepdim=True).values
+        true, work = mixed[index, own], torch.empty_like(mixed)
         for sharpness in _SHARPNESS:
-            gain = sharpness * true - torch.logsumexp(sharpness * mixed + reference, 1)
+            torch.mul(mixed, sharpness, out=work).add_(reference).exp_()
+            gain = sharpness * true - work.sum(1).log()
             grid += [gain if not d else torch.log((1 - d) * gain.exp() + d) for d in _DOUBT]
     gains = torch.stack(grid).double()
     sums = gains @ F.one_hot(fold).double()

@@ -14,10 +14,11 @@ from robgib.information.exact import Exact
 from robgib.information.gaussian import Gaussian
 from robgib.information.ksg import KSG
 from robgib.information.probe import Probe
+from robgib.information.renyi import Renyi
 
 __all__ = ["estimator_classes", "make_estimator"]
 
-_BUILT_IN: tuple[type[Estimator], ...] = (Exact, Binned, Gaussian, Probe, KSG)
+_BUILT_IN: tuple[type[Estimator], ...] = (Exact, Binned, Gaussian, Probe, KSG, Renyi)
 
 
 def estimator_classes(extra: Sequence[Path] = ()) -> dict[str, type[Estimator]]:

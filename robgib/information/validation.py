@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from robgib.information.estimator import Decomposition, Estimator
 from robgib.information.exact import Exact
 from robgib.information.known import known_distributions
 from robgib.information.measures import functionals
+from robgib.information.renyi import Renyi
 from robgib.training import Progress
 
 __all__ = ["REGIMES", "Sample", "Task", "tasks", "validate"]
@@ -32,6 +34,7 @@ REGIMES = {
     "nonlinear": "dependence that no Gaussian copula has",
     "classes": "real features, class labels",
     "hidden": "a label that two of many features tell together and none tells alone",
+    "kernel": "jointly Gaussian, against the closed form of the matrix-based Rényi functional instead of Shannon's",
 }
 """The regimes that an estimator may claim."""
 
@@ -137,6 +140,43 @@ def _gaussian(
         blocks = np.split(values, np.cumsum(sizes), axis=1)
         changed = [change(b) for b in blocks]
         return Sample(list(changed[:-1]), changed[-1], truth)
+
+    return draw
+
+
+def gaussian_kernel_entropy(covariance: Vector, alpha: float) -> float:
+    """Matrix-based Rényi entropy in bits of N(0, covariance) under the kernel exp(−|x − y|²/2), as N grows.
+
+    Along each principal axis the kernel operator has eigenvalues (1 − b) bᵏ (Zhu et al. 1998, Mehler's formula),
+    so that the entropy is a sum over axes.
+    """
+    a = 1 / (4 * np.linalg.eigvalsh(covariance))
+    ratio = 0.5 / (a + 0.5 + np.sqrt(a**2 + a))
+    if alpha == 1:
+        return float(-np.sum(np.log2(1 - ratio) + ratio / (1 - ratio) * np.log2(ratio)))
+    return float(np.sum(alpha * np.log2(1 - ratio) - np.log2(1 - ratio**alpha)) / (1 - alpha))
+
+
+def _kernel_gaussian(sizes: tuple[int, ...], dims_t: int) -> Callable[[int, np.random.Generator], Sample]:
+    """Gaussian with a random covariance, and the terms that :class:`Renyi` by its defaults should find."""
+    gaussian = _gaussian(sizes, dims_t)
+
+    def draw(samples: int, rng: np.random.Generator) -> Sample:
+        start = copy.deepcopy(rng)
+        sample = gaussian(samples, rng)
+        covariance = _random_covariance(sum(sizes) + dims_t, start)
+        of_t = list(range(sum(sizes), len(covariance)))
+
+        def of(columns: list[int]) -> float:
+            # Widths go with the root of the number of columns, features and target each by their own.
+            widths = Renyi.width * np.sqrt([len(columns)] * len(columns) + [dims_t] * dims_t)
+            scaled = covariance[np.ix_(columns + of_t, columns + of_t)] / np.outer(widths, widths)
+            k = len(columns)
+            parts = (scaled[:k, :k], scaled[k:, k:])
+            single = sum(gaussian_kernel_entropy(m, Renyi.alpha) for m in parts)
+            return single - gaussian_kernel_entropy(scaled, Renyi.alpha)
+
+        return Sample(sample.features, sample.target, _subset_terms(sizes, of))
 
     return draw
 
@@ -270,6 +310,8 @@ def tasks() -> dict[str, Task]:
         Task("mixture-2-classes", "classes", _mixture((1, 2), 2), 2000),
         Task("mixture-5-classes", "classes", _mixture((2,) * 6, 5), 3000),
         Task("hidden-xor", "hidden", _hidden_xor(16, 4), 5000),
+        Task("kernel-3-features", "kernel", _kernel_gaussian((1, 2, 1), 1), 2000),
+        Task("kernel-4x4", "kernel", _kernel_gaussian((4,) * 4, 4), 2000),
     ]
     return {task.name: task for task in listed}
 

@@ -20,7 +20,8 @@ def test_every_task_draws_what_it_says(name):
     assert all(len(x) == len(sample.target) == 60 for x in sample.features)
     total, parts = sample.truth[0], sample.truth[1:]
     assert (parts >= -1e-9).all()
-    assert (parts <= total + 1e-9).all()
+    if task.regime != "kernel":  # whose widths change from subset to subset
+        assert (parts <= total + 1e-9).all()
     again = task.draw(60, np.random.default_rng(1))
     assert all(np.array_equal(a, b) for a, b in zip(sample.features, again.features, strict=True))
 
