@@ -386,9 +386,11 @@ def validate_estimators(
     repeats: Annotated[int, typer.Option(min=2, help="Draws of each task.")] = 20,
     every: Annotated[bool, typer.Option("--every", help="Also outside the regimes that an estimator claims.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes that share the repeats.")] = 1,
     out_folder: Annotated[
         Path, typer.Option("--out", help="Folder for validation.csv, validation.html and estimators.md.")
     ] = Path("runs/validation"),
+    add: Annotated[bool, typer.Option("--add", help="Keep what the folder says of other tasks.")] = False,
     catalogue: Catalogue = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
 ) -> None:
@@ -397,7 +399,13 @@ def validate_estimators(
     from robgib.information import make_estimator
     from robgib.information.registry import estimator_classes
     from robgib.information.validation import tasks, validate
-    from robgib.reporting import validation_markdown, validation_page, validation_rows
+    from robgib.reporting import (
+        merge_validations,
+        read_validation,
+        validation_markdown,
+        validation_page,
+        validation_rows,
+    )
     from robgib.store import check_writable, write_whole
 
     extra = list(catalogue or [])
@@ -405,8 +413,10 @@ def validate_estimators(
     for name in task or []:
         if name not in known:
             raise unknown_name("validation task", name, known)
-    makers = [make_estimator(e, extra) for e in estimator or estimator_classes(extra)]
+    classes = estimator_classes(extra)
+    makers = [make_estimator(e, extra) for e in estimator or classes]
     check_writable(out_folder)
+    former = read_validation(out_folder / "validation.csv") if add else None
     with _progress(quiet) as progress:
         found = validate(
             makers,
@@ -414,15 +424,17 @@ def validate_estimators(
             repeats=repeats,
             seed=seed,
             every=every,
+            jobs=jobs,
             progress=progress,
         )
     if found.empty:
         raise RobGIBError("no chosen estimator claims the regime of a chosen task; add --every to ask it all the same.")
-    kinds = [type(e) for e in makers]
+    whole = merge_validations(former, found, list(classes), list(known))
+    kinds = [classes[name] for name in dict.fromkeys(whole["estimator"]) if name in classes]
     with write_whole(out_folder) as folder:
-        found.to_csv(folder / "validation.csv", index=False)
-        (folder / "validation.html").write_text(validation_page(kinds, found), encoding="utf-8")
-        (folder / "estimators.md").write_text(validation_markdown(kinds, found), encoding="utf-8")
+        whole.to_csv(folder / "validation.csv", index=False)
+        (folder / "validation.html").write_text(validation_page(kinds, whole), encoding="utf-8")
+        (folder / "estimators.md").write_text(validation_markdown(kinds, whole), encoding="utf-8")
     for name, held in found[found["figure"].isin(["I", "S", "C"])].groupby("estimator", sort=False):
         table = Table(title=f"{name} against the truth, {repeats} repeats (bits)", title_justify="left")
         table.add_column("task", no_wrap=True)

@@ -5,6 +5,7 @@ from robgib.information.estimator import Decomposition, Estimate, Estimator
 from robgib.information.exact import Exact
 from robgib.information.features import Features, group_inputs, group_units, reduce
 from robgib.information.gaussian import Gaussian
+from robgib.information.infonce import InfoNCE
 from robgib.information.ksg import KSG
 from robgib.information.layers import LOGITS, capture, default_layers, layer_shapes
 from robgib.information.probe import Probe
@@ -21,6 +22,7 @@ __all__ = [
     "Exact",
     "Features",
     "Gaussian",
+    "InfoNCE",
     "Probe",
     "Renyi",
     "capture",

@@ -39,7 +39,7 @@ class Binned(Estimator):
     name: ClassVar[str] = "binned"
     bound: ClassVar[str] = "lower (information between codes)"
     summary: ClassVar[str] = "quantile or k-means codes, plug-in counts with Miller-Madow and chance correction"
-    regimes: ClassVar[tuple[str, ...]] = ("discrete",)
+    regimes: ClassVar[tuple[str, ...]] = ("discrete", "parity")
     codes_target: ClassVar[bool] = True
     guide: ClassVar[str] = (
         "Its figures are information between codes: exact for discrete variables while the joint symbols stay well "

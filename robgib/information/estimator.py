@@ -217,6 +217,7 @@ def decompose(
     pointwise: Array | None = None,
     replicates: Array | None = None,
     floor: npt.ArrayLike = 0.0,
+    missing: npt.ArrayLike = 0.0,
     saturated: npt.ArrayLike = False,
     notes: Sequence[str] = (),
 ) -> Decomposition:
@@ -232,6 +233,8 @@ def decompose(
             Neither: the terms are exact.
         floor: (2n+1,) standard deviation of each term when there is no information at all. Near
             independence a term is quadratic in what was sampled, and first-order errors vanish there.
+        missing: (2n+1,) what each term lacks by expectation, taken as the standard deviation of an error that all
+            terms share, so that it does not average out over features.
         saturated: (2n+1,) marks.
         notes: limits to pass on.
     """
@@ -261,6 +264,7 @@ def decompose(
         covariance = np.zeros((len(values), len(values)))
     floors = np.broadcast_to(np.asarray(floor, float), values.shape)
     variance = np.maximum(np.einsum("ij,jk,ik->i", rows, covariance, rows), rows**2 @ floors**2)
+    variance += (rows @ np.broadcast_to(np.asarray(missing, float), values.shape)) ** 2
     half = quantile * np.sqrt(np.maximum(variance, 0))
     derived = rows @ values
     marks = (rows != 0) @ np.broadcast_to(np.asarray(saturated, bool), values.shape).astype(float) > 0

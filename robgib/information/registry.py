@@ -12,13 +12,14 @@ from robgib.information.binned import Binned
 from robgib.information.estimator import Estimator
 from robgib.information.exact import Exact
 from robgib.information.gaussian import Gaussian
+from robgib.information.infonce import InfoNCE
 from robgib.information.ksg import KSG
 from robgib.information.probe import Probe
 from robgib.information.renyi import Renyi
 
 __all__ = ["estimator_classes", "make_estimator"]
 
-_BUILT_IN: tuple[type[Estimator], ...] = (Exact, Binned, Gaussian, Probe, KSG, Renyi)
+_BUILT_IN: tuple[type[Estimator], ...] = (Exact, Binned, Gaussian, Probe, KSG, InfoNCE, Renyi)
 
 
 def estimator_classes(extra: Sequence[Path] = ()) -> dict[str, type[Estimator]]:

@@ -72,7 +72,7 @@ class Renyi(Estimator):
     bound: ClassVar[str] = "none: a different functional"
     summary: ClassVar[str] = "matrix-based Rényi entropies of kernel matrices, squared distances added once"
     least_samples: ClassVar[int] = 40
-    regimes: ClassVar[tuple[str, ...]] = ("discrete", "kernel")
+    regimes: ClassVar[tuple[str, ...]] = ("discrete", "parity", "kernel")
     guide: ClassVar[str] = (
         "Its figures are differences of entropies of kernel matrices: a functional of its own, in bits of its own. For "
         "discrete variables it is Shannon's information up to the order's distance from 1; for real ones it bounds "

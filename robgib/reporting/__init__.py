@@ -1,6 +1,20 @@
 """From run folders to a page."""
 
 from robgib.reporting.page import render, write_report
-from robgib.reporting.validation import validation_markdown, validation_page, validation_rows
+from robgib.reporting.validation import (
+    merge_validations,
+    read_validation,
+    validation_markdown,
+    validation_page,
+    validation_rows,
+)
 
-__all__ = ["render", "validation_markdown", "validation_page", "validation_rows", "write_report"]
+__all__ = [
+    "merge_validations",
+    "read_validation",
+    "render",
+    "validation_markdown",
+    "validation_page",
+    "validation_rows",
+    "write_report",
+]

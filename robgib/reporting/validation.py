@@ -3,18 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
+from robgib.errors import RobGIBError
 from robgib.information import Estimator
 from robgib.information.validation import REGIMES
 from robgib.reporting import figures
 from robgib.reporting.page import page
 
-__all__ = ["validation_markdown", "validation_page", "validation_rows"]
+__all__ = ["merge_validations", "read_validation", "validation_markdown", "validation_page", "validation_rows"]
+
+
+_COLUMNS = (
+    *("estimator", "regime", "task", "samples", "figure", "truth", "bias", "sd", "coverage", "null"),
+    *("saturated", "seconds", "repeats", "claims"),
+)
+
+
+def read_validation(path: Path) -> pd.DataFrame | None:
+    """Read the table of an earlier validation; None where there is none.
+
+    Raises:
+        RobGIBError: the file is not such a table.
+    """
+    if not path.exists():
+        return None
+    try:
+        table = pd.read_csv(path)
+    except (OSError, ValueError) as error:
+        raise RobGIBError(f"{path} is not a validation's table ({error}); leave --add away to replace it.") from error
+    if tuple(table.columns) != _COLUMNS:
+        raise RobGIBError(f"{path} is not a validation's table; leave --add away to replace it.")
+    return table
+
+
+def merge_validations(
+    former: pd.DataFrame | None, new: pd.DataFrame, estimators: Sequence[str], tasks: Sequence[str]
+) -> pd.DataFrame:
+    """Put new rows in the place of former ones of the same estimator and task, in the order of the names given."""
+    if former is None:
+        return new
+    asked = pd.MultiIndex.from_frame(new[["estimator", "task"]])
+    kept = former[~pd.MultiIndex.from_frame(former[["estimator", "task"]]).isin(asked)]
+    whole = pd.concat([kept, new], ignore_index=True)
+    order = pd.DataFrame(
+        {
+            "estimator": whole["estimator"].map({name: i for i, name in enumerate(estimators)}),
+            "task": whole["task"].map({name: i for i, name in enumerate(tasks)}),
+        }
+    )
+    return whole.loc[order.sort_values(["estimator", "task"], kind="stable").index].reset_index(drop=True)
 
 
 def validation_rows(table: pd.DataFrame) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from scipy import stats
 
 from robgib.information import Exact, Gaussian
 from robgib.information.estimator import Estimator, decompose
+from robgib.information.registry import estimator_classes
 from robgib.information.validation import REGIMES, Sample, Task, _student, half_cube, spiral, tasks, validate
 
 RNG = np.random.default_rng(0)
@@ -109,6 +110,26 @@ def test_the_goals_hold_for_closed_forms():
     assert found["null"].min() >= 0.93
 
 
+def test_processes_share_the_repeats_and_change_nothing(tmp_path):
+    (tmp_path / "far.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from robgib.information.estimator import Estimator, decompose\n\n\n"
+        "@dataclass(frozen=True)\n"
+        "class Far(Estimator):\n"
+        "    name = 'far'\n"
+        "    bound = 'none'\n"
+        "    summary = 'always 9 bits'\n"
+        "    regimes = ('gaussian',)\n\n"
+        "    def _estimate(self, problem):\n"
+        "        return decompose([9.0] * 5, estimator=self, problem=problem, resolution='')\n"
+    )
+    chosen = [tasks()["gaussian-row"]]
+    makers = [Gaussian(), estimator_classes([tmp_path])["far"]()]
+    one, two = (validate(makers, chosen, repeats=3, jobs=jobs).drop(columns="seconds") for jobs in (1, 2))
+    pd.testing.assert_frame_equal(one, two)
+    assert two.set_index(["estimator", "figure"]).loc[("far", "I"), "bias"] > 8
+
+
 def test_command(cli, tmp_path):
     done = cli("validate-estimators", "--estimator", "gaussian", "--task", "gaussian-row", "--repeats", "3", "--quiet")
     assert done.returncode == 0, done.stderr
@@ -117,5 +138,15 @@ def test_command(cli, tmp_path):
     table = pd.read_csv(folder / "validation.csv")
     assert f"{table['bias'][0]:+.3f}" in done.stdout
     assert f"{table['bias'][0]:+.3f}" in (folder / "estimators.md").read_text()
+    more = ["--estimator", "binned", "--task", "copy", "--repeats", "2", "--quiet", "--add"]
+    assert cli("validate-estimators", *more).returncode == 0
+    both = pd.read_csv(folder / "validation.csv")
+    assert list(dict.fromkeys(both["estimator"])) == ["binned", "gaussian"]
+    pd.testing.assert_frame_equal(both[both["estimator"] == "gaussian"].reset_index(drop=True), table)
+    assert len(pd.read_csv(folder / "validation.csv")) == len(table) + 5
+    (folder / "validation.csv").write_text("a,b\n1,2\n")
+    refused = cli("validate-estimators", *more)
+    assert refused.returncode == 2
+    assert "leave --add away" in refused.stderr
     assert cli("validate-estimators", "--task", "gausian-row").returncode == 2
     assert cli("validate-estimators", "--estimator", "gaussian", "--task", "xor").returncode == 2
