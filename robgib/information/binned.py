@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from robgib.information.discrete import Codes, default_size, encode, entropy, plug_in, subset_codes
+from robgib.information.discrete import Codes, codebook, combine, default_size, encode, entropy, plug_in, subset_codes
 from robgib.information.estimator import Decomposition, Estimator, Problem, decompose
 
 __all__ = ["Binned"]
@@ -24,14 +24,14 @@ class Binned(Estimator):
     same figure on shuffled targets and H the lesser entropy, I becomes H (I − E)/(H − E), which is 0 at chance
     and H where one side determines the other.
 
-    When the features are real and their joint symbols are too many for the samples, all of X and each X_-i
-    are coded afresh with k-means, at one common number of codes that the samples can support.
+    When the features are real and their joint symbols are too many for the samples, X is coded by one k-means, and
+    each X_-i by its centroids without feature i: squared distances add over features, so that one codebook and one
+    pass over the samples answer for all, at one number of codes that the samples can support.
 
     Fields:
         codes: symbols a feature; None is the cube root of the samples, within 4 and 16.
         target_codes: symbols of a real target; None likewise.
-        joint_codes: symbols of a subset that is coded afresh; None is a fifth of the samples per target
-            symbol, within 8 and 64.
+        joint_codes: symbols of that codebook; None is a fifth of the samples per target symbol, within 8 and 64.
         shuffles: permutations of the target that measure chance.
         seed: of k-means and the permutations.
     """
@@ -46,8 +46,8 @@ class Binned(Estimator):
         "below the samples, and a lower bound of the information between real variables, often a loose one. It needs "
         "no model and fails visibly: where chance alone reaches half of the ceiling, or a count comes within 5% of "
         "log2 of the samples, the figure is marked saturated. Real features too many to count jointly are coded "
-        "afresh per subset; those figures compare layers and models at one resolution, but I(X;T) may then lie below "
-        "what the layer tells of the label, since the code of X loses more than the code of the layer."
+        "by one k-means codebook; those figures compare layers and models at one resolution, but I(X;T) may then lie "
+        "below what the layer tells of the label, since the code of X loses more than the code of the layer."
     )
     codes: int | None = None
     target_codes: int | None = None
@@ -106,23 +106,21 @@ class Binned(Estimator):
         singles = [
             encode(x, fit, size, self.seed) for x, fit in zip(problem.features, problem.fit_features, strict=True)
         ]
-        codes = subset_codes(singles)
         how = f"features {max(int(c.max()) + 1 for c in singles)} codes each"
-        real = all(x.dtype.kind == "f" for x in problem.features)
-        crowded = len(singles) > 1 and (int(codes[0].max()) + 1) * symbols_t > problem.samples
-        if real and crowded:
-            joint = self.joint_codes or int(np.clip(problem.samples / (5 * symbols_t), 8, 64))
-            rests = [self._recode(problem, i, joint) for i in range(len(singles))]
-            codes = [self._recode(problem, None, joint), *singles, *rests]
-            how += f", X and each X_-i {joint} codes"
+        joint = singles[0]
+        for code in singles[1:]:
+            joint = combine(joint, code)
+        crowded = len(singles) > 1 and (int(joint.max()) + 1) * symbols_t > problem.samples
+        if crowded and all(x.dtype.kind == "f" for x in problem.features):
+            size = self.joint_codes or int(np.clip(problem.samples / (5 * symbols_t), 8, 64))
+            whole, *rests = codebook(problem.features, problem.fit_features, size, self.seed)
+            codes = [whole, *singles, *rests]
+            how += f", X and each X_-i by one codebook of {size}"
+        else:
+            codes = subset_codes(singles)
         # The arrays are held so that their ids stay theirs.
         self._memo.update(key=key, codes=codes, how=how, hold=held)
         return codes, how
-
-    def _recode(self, problem: Problem, but: int | None, size: int) -> Codes:
-        keep = [i for i in range(len(problem.features)) if i != but]
-        values = np.hstack([problem.features[i] for i in keep])
-        return encode(values, np.hstack([problem.fit_features[i] for i in keep]), size, self.seed)
 
 
 def _miller_madow(seen: tuple[int, int, int], samples: int) -> float:

@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
+from sklearn.cluster import KMeans
 
 from robgib import RobGIBError
 from robgib.information import Binned
-from robgib.information.discrete import plug_in, relabel, subset_codes
+from robgib.information.discrete import codebook, plug_in, relabel, subset_codes
 from robgib.information.known import known_distributions
 
 
@@ -37,11 +38,22 @@ def test_shuffled_target_interval_contains_zero():
     assert hits >= 0.93 * 60
 
 
-def test_crowded_real_features_are_coded_afresh_and_not_saturated():
+def test_the_codebook_measures_without_the_feature_that_is_left_out():
+    rng = np.random.default_rng(6)
+    x = [rng.standard_normal((300, d)) for d in (1, 2, 3)]
+    codes = codebook(x, x, 7, 0)
+    centres = KMeans(7, n_init=1, max_iter=60, random_state=0).fit(np.hstack(x)).cluster_centers_
+    for left_out, code in zip([[], [0], [1, 2], [3, 4, 5]], codes, strict=True):
+        keep = [c for c in range(6) if c not in left_out]
+        distances = ((np.hstack(x)[:, None, keep] - centres[None][..., keep]) ** 2).sum(2)
+        assert (code == distances.argmin(1)).all()
+
+
+def test_crowded_real_features_share_a_codebook_and_are_not_saturated():
     rng = np.random.default_rng(2)
     x = [rng.standard_normal((2000, 2)) for _ in range(8)]
     found = Binned().estimate(x, x[0][:, 0] + x[1][:, 0])
-    assert "each X_-i" in found.resolution
+    assert "each X_-i by one codebook of" in found.resolution
     assert not found.total.saturated
     assert found.singles[0].value > 0.1 > found.singles[5].value
 
