@@ -1,23 +1,31 @@
 """Threat models, attacks, and what they do to a model."""
 
 from robgib.attacks.adapters import TorchAttack
+from robgib.attacks.apgd import APGD
 from robgib.attacks.attack import Attack, Goal, ascend, frozen, make_goal
 from robgib.attacks.contract import Check, check_attack
 from robgib.attacks.fgsm import FGSM
+from robgib.attacks.mifgsm import MIFGSM
 from robgib.attacks.pgd import PGD
 from robgib.attacks.registry import CatalogueEntry, attack_catalogue, attack_classes, make_attack
+from robgib.attacks.rfgsm import RFGSM
 from robgib.attacks.robustness import Outcome, accuracy_curve, attack_samples, predict
+from robgib.attacks.square import Square
 from robgib.attacks.threat import SampleRNG, ThreatModel
 
 __all__ = [
+    "APGD",
     "FGSM",
+    "MIFGSM",
     "PGD",
+    "RFGSM",
     "Attack",
     "CatalogueEntry",
     "Check",
     "Goal",
     "Outcome",
     "SampleRNG",
+    "Square",
     "ThreatModel",
     "TorchAttack",
     "accuracy_curve",

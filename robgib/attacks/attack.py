@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from robgib.attacks.threat import SampleRNG, ThreatModel
 from robgib.errors import RobGIBError, unknown_name
 
-__all__ = ["Attack", "Goal", "ascend", "frozen", "make_goal"]
+__all__ = ["Attack", "Goal", "ascend", "ascent_gradient", "frozen", "make_goal"]
 
 
 @dataclass(frozen=True)
@@ -70,35 +70,67 @@ def _margin(logits: Tensor, labels: Tensor) -> Tensor:
     return others.amax(1) - own
 
 
+def _largest(logits: Tensor, count: int) -> Tensor:
+    if logits.shape[1] < count:
+        raise RobGIBError(
+            f"the loss dlr{' towards targets' if count > 3 else ''} needs {count} classes and the model has "
+            f"{logits.shape[1]}; use loss=margin."
+        )
+    return logits.topk(count, 1).values
+
+
+def _dlr(logits: Tensor, labels: Tensor) -> Tensor:
+    """Margin over the spread of the three largest logits (Croce & Hein 2020, equation 6): no scale saturates it."""
+    top = _largest(logits, 3)
+    return _margin(logits, labels) / (top[:, 0] - top[:, 2]).clamp_min(_TINY)
+
+
+def _towards(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
+    """Targeted form of :func:`_dlr` (Croce & Hein 2020, equation 7)."""
+    top = _largest(logits, 4)
+    gap = (logits.gather(1, targets[:, None]) - logits.gather(1, labels[:, None])).squeeze(1)
+    return gap / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2).clamp_min(_TINY)
+
+
+_TINY = 1e-12
 _LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "ce": lambda logits, labels: F.cross_entropy(logits, labels, reduction="none"),
     "margin": _margin,  # Carlini & Wagner 2017, f_6 without its floor
+    "dlr": _dlr,
 }
-Loss = Literal["ce", "margin"]
+Loss = Literal["ce", "margin", "dlr"]
 Target = Literal["none", "random", "least-likely", "second"]
 
 
 @dataclass(frozen=True)
 class Goal:
-    """What an attack is after: away from the true labels, or towards target labels (both (N,))."""
+    """What an attack is after: away from the true labels, or towards target labels (both (N,)).
+
+    With ``truth`` (N,), the true labels beside targets, any wrong class will do on the way to the target.
+    """
 
     labels: Tensor
     targeted: bool
     loss: str
+    truth: Tensor | None = None
 
     def objective(self, logits: Tensor) -> Tensor:
         """Per-sample value (N,) that the attack increases."""
+        if self.truth is not None and self.loss == "dlr":
+            return _towards(logits, self.truth, self.labels)
         value = _LOSSES[self.loss](logits, self.labels)
         return -value if self.targeted else value
 
     def reached(self, logits: Tensor) -> Tensor:
         """Whether each sample (N,) is where the attack wants it."""
+        if self.truth is not None:
+            return logits.argmax(1) != self.truth
         hit = logits.argmax(1) == self.labels
         return hit if self.targeted else ~hit
 
     def select(self, mask: Tensor) -> Goal:
         """Return the goal of a subset of the samples."""
-        return Goal(self.labels[mask], self.targeted, self.loss)
+        return Goal(self.labels[mask], self.targeted, self.loss, None if self.truth is None else self.truth[mask])
 
 
 def make_goal(model: nn.Module, x: Tensor, y: Tensor, target: str, loss: str, rng: SampleRNG) -> Goal:
@@ -194,9 +226,15 @@ def _ascent_step(
     model: nn.Module, x: Tensor, current: Tensor, goal: Goal, threat: ThreatModel, step_size: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One projected step; returns the next iterate, and the logits at the present one with it."""
+    gradient, logits = ascent_gradient(model, current, goal)
+    current = current.detach()
+    return threat.project(threat.step(current, gradient, step_size), x), logits, current
+
+
+def ascent_gradient(model: nn.Module, x: Tensor, goal: Goal) -> tuple[Tensor, Tensor]:
+    """Gradient (N, …) of the goal's objective at the images ``x``, and the logits (N, classes) there."""
     with torch.enable_grad():
-        leaf = current.detach().requires_grad_(True)
+        leaf = x.detach().requires_grad_(True)
         logits = model(leaf)
         (gradient,) = torch.autograd.grad(goal.objective(logits).sum(), leaf)
-    following = threat.project(threat.step(leaf.detach(), gradient, step_size), x)
-    return following, logits.detach(), leaf.detach()
+    return gradient, logits.detach()

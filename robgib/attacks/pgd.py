@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from robgib.attacks.attack import Attack, Loss, Target, ascend, make_goal
-from robgib.attacks.threat import SampleRNG
+from robgib.attacks.threat import SampleRNG, per_sample
 from robgib.errors import RobGIBError
 
 __all__ = ["PGD"]
@@ -58,12 +58,8 @@ class PGD(Attack):
                 return found
             with torch.no_grad():
                 reached = aim.reached(model(found))
-            result[left] = found if restart == 0 else torch.where(_column(reached, found), found, result[left])
+            result[left] = found if restart == 0 else torch.where(per_sample(reached, found), found, result[left])
             left = left[~reached]
             if not len(left):
                 break
         return result
-
-
-def _column(mask: Tensor, like: Tensor) -> Tensor:
-    return mask.view(-1, *([1] * (like.ndim - 1)))

@@ -10,15 +10,19 @@ from typing import Any
 
 from robgib import catalogue
 from robgib.attacks.adapters import TorchAttack, torchattacks_norm
+from robgib.attacks.apgd import APGD
 from robgib.attacks.attack import Attack
 from robgib.attacks.fgsm import FGSM
+from robgib.attacks.mifgsm import MIFGSM
 from robgib.attacks.pgd import PGD
+from robgib.attacks.rfgsm import RFGSM
+from robgib.attacks.square import Square
 from robgib.attacks.threat import NORMS, Norm, ThreatModel
 from robgib.errors import RobGIBError, unknown_name
 
 __all__ = ["CatalogueEntry", "attack_catalogue", "attack_classes", "make_attack"]
 
-_BUILT_IN: tuple[type[Attack], ...] = (FGSM, PGD)
+_BUILT_IN: tuple[type[Attack], ...] = (FGSM, RFGSM, PGD, MIFGSM, APGD, Square)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ NORMS: tuple[str, ...] = get_args(Norm)
 _TINY = 1e-10  # added to gradient norms before division
 
 
-def _per_sample(values: Tensor, like: Tensor) -> Tensor:
+def per_sample(values: Tensor, like: Tensor) -> Tensor:
+    """View (N,) values so that they broadcast over images (N, …)."""
     return values.view(-1, *([1] * (like.ndim - 1)))
 
 
@@ -51,15 +52,15 @@ class ThreatModel:
             delta = delta.clamp(-self.eps, self.eps)
         else:
             size = torch.linalg.vector_norm(delta.flatten(1), dim=1)
-            delta = delta * _per_sample((self.eps / size.clamp_min(_TINY)).clamp_max(1.0), delta)
+            delta = delta * per_sample((self.eps / size.clamp_min(_TINY)).clamp_max(1.0), delta)
         return (x + delta).clamp(*self.box)
 
-    def step(self, x: Tensor, gradient: Tensor, size: float) -> Tensor:
+    def step(self, x: Tensor, gradient: Tensor, size: float | Tensor) -> Tensor:
         """Go ``size`` along the steepest ascent direction of the norm (no projection)."""
         if self.norm == "linf":
             return x + size * gradient.sign()
         length = torch.linalg.vector_norm(gradient.flatten(1), dim=1) + _TINY
-        return x + size * gradient / _per_sample(length, gradient)
+        return x + size * gradient / per_sample(length, gradient)
 
     def random_start(self, x: Tensor, rng: SampleRNG) -> Tensor:
         """Draw uniformly from the ball around each image of ``x``, clipped to the box."""
@@ -69,7 +70,7 @@ class ThreatModel:
         else:
             direction = rng.normal(shape, x.device)
             radius = rng.uniform((1,), x.device).flatten() ** (1 / direction[0].numel())
-            noise = direction * _per_sample(
+            noise = direction * per_sample(
                 self.eps * radius / torch.linalg.vector_norm(direction.flatten(1), dim=1), direction
             )
         return self.project(x + noise.to(x.dtype), x)

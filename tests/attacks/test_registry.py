@@ -49,7 +49,7 @@ def test_adapter_reads_norms_and_holds_minimal_attacks_to_the_budget():
         ("pgd-linf:steps", "not of the form key=value"),
         ("pgd-linf:steps=1,steps=2", "gives 'steps' twice"),
         ("pgd-linf:norm=l2", "defined for the norm linf"),
-        ("pgd-linf:loss=hinge", "loss: input should be 'ce' or 'margin'"),
+        ("pgd-linf:loss=hinge", "loss: input should be 'ce', 'margin' or 'dlr'"),
         ("uniform-noise:norm=l1", "unknown norm 'l1'"),
         ("torchattacks:PDG", "did you mean 'PGD'"),
         ("torchattacks:PGD:stepz=3", "did you mean 'steps'"),

@@ -1,0 +1,54 @@
+"""Iterated gradient steps with momentum."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from robgib.attacks.attack import Attack, Loss, Target, ascent_gradient, make_goal
+from robgib.attacks.threat import SampleRNG, per_sample
+from robgib.errors import RobGIBError
+
+__all__ = ["MIFGSM"]
+
+
+@dataclass(frozen=True)
+class MIFGSM(Attack):
+    """MI-FGSM (Dong et al. 2018, algorithm 1): steps along a decaying sum of gradients, each of L1 norm 1.
+
+    Its images carry over to other models better than plain iteration's.
+
+    Fields:
+        steps: gradient steps from the clean image.
+        decay: weight of the former sum (μ); 0 is the basic iterative method.
+        step_size: in units of the norm; None is eps / steps.
+    """
+
+    steps: int = 10
+    decay: float = 1.0
+    step_size: float | None = None
+    loss: Loss = "ce"
+    target: Target = "none"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.steps < 1:
+            raise RobGIBError(f"MIFGSM's steps must be at least 1, not {self.steps}.")
+        if not 0 <= self.decay < float("inf"):
+            raise RobGIBError(f"MIFGSM's decay must be at least 0, not {self.decay}.")
+        if self.step_size is not None and not 0 < self.step_size < float("inf"):
+            raise RobGIBError(f"MIFGSM's step_size must be above 0, not {self.step_size}.")
+
+    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
+        """See :meth:`Attack.perturb`."""
+        goal = make_goal(model, x, y, self.target, self.loss, rng)
+        size = self.step_size if self.step_size is not None else self.threat.eps / self.steps
+        current, velocity = x, torch.zeros_like(x)
+        for _ in range(self.steps):
+            gradient, _ = ascent_gradient(model, current, goal)
+            length = gradient.abs().flatten(1).sum(1).clamp_min(1e-12)
+            velocity = self.decay * velocity + gradient / per_sample(length, x)
+            current = self.threat.project(self.threat.step(current, velocity, size), x)
+        return current

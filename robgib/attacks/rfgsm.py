@@ -1,0 +1,42 @@
+"""One gradient step from a random start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor, nn
+
+from robgib.attacks.attack import Attack, Loss, Target, ascend, make_goal
+from robgib.attacks.threat import SampleRNG
+from robgib.errors import RobGIBError
+
+__all__ = ["RFGSM"]
+
+
+@dataclass(frozen=True)
+class RFGSM(Attack):
+    """R+FGSM (Tramèr et al. 2018, section 4.1): a random step of length start·eps, then a gradient step of the rest.
+
+    Under L-inf the random step goes along the signs of normal noise, under L2 along the noise itself.
+
+    Fields:
+        start: share of eps that the random step takes; the paper's is 0.5.
+    """
+
+    start: float = 0.5
+    loss: Loss = "ce"
+    target: Target = "none"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.start < 1:
+            raise RobGIBError(f"RFGSM's start must lie between 0 and 1, not {self.start}.")
+
+    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
+        """See :meth:`Attack.perturb`."""
+        goal = make_goal(model, x, y, self.target, self.loss, rng)
+        first = self.start * self.threat.eps
+        noise = rng.normal(tuple(x.shape[1:]), x.device).to(x.dtype)
+        start = replace(self.threat, eps=first).project(self.threat.step(x, noise, first), x)
+        size = self.threat.eps - first
+        return ascend(model, x, goal, self.threat, start=start, steps=1, step_size=size, keep="last")
