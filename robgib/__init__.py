@@ -1,6 +1,15 @@
 """RobGIB: how robust is this network, and what does its information flow say about why?"""
 
-from robgib.attacks import Attack, SampleRNG, ThreatModel, ascend, check_attack, make_attack, make_goal
+from robgib.attacks import (
+    Attack,
+    SampleRNG,
+    ThreatModel,
+    ascend,
+    check_attack,
+    failure_signs,
+    make_attack,
+    make_goal,
+)
 from robgib.data import Dataset, Split, load_data
 from robgib.errors import AttackContractError, RobGIBError, RobGIBWarning
 from robgib.evaluation import evaluate
@@ -25,6 +34,7 @@ __all__ = [
     "ascend",
     "check_attack",
     "evaluate",
+    "failure_signs",
     "load_data",
     "load_run",
     "make_attack",

@@ -186,6 +186,7 @@ def evaluate(
     beta: Annotated[float, typer.Option(help="Trade-off of the IB and GIB objectives.")] = 1.0,
     pmi: Annotated[bool, typer.Option("--pmi", help="Weigh samples by max(0, pmi(ŷ;y)).")] = False,
     curve: Annotated[bool, typer.Option(help="Measure accuracy against eps.")] = True,
+    signs: Annotated[bool, typer.Option(help="Look for signs that the attacks failed.")] = True,
     out_folder: Annotated[Path, typer.Option("--out", help="Where run folders go.")] = Path("runs"),
     batch_size: Annotated[int, typer.Option(min=1)] = 256,
     device: Device = "auto",
@@ -241,6 +242,7 @@ def evaluate(
                 beta=beta,
                 pmi=pmi,
                 curve=curve,
+                signs=signs,
                 batch_size=batch_size,
                 device=where,
                 seed=seed,
@@ -307,6 +309,14 @@ def _show(runs: list[Run]) -> None:
     for run in runs:
         for r in run.robustness[run.robustness["status"] != "ok"].itertuples():
             err.print(f"[red]{escape(f'{run.name}: {r.reason}')}", highlight=False, soft_wrap=True)
+    for run, name in zip(runs, names, strict=True):
+        seen = run.signs[run.signs["seen"].astype(bool)]
+        for r in seen.itertuples():
+            where = f"{name}, {r.norm} {r.eps:.4g}"
+            out.print(f"[yellow]{escape(f'{where}: {r.name}')}[/yellow]: {escape(str(r.detail))}.", highlight=False)
+            out.print(f"  [dim]{escape(str(r.meaning))}", highlight=False)
+        if len(run.signs) and not len(seen):
+            out.print(f"{escape(name)}: no sign of a failed attack.", highlight=False)
     for run, name in zip(runs, names, strict=True):
         for estimator, held in run.layers.groupby("estimator", sort=False):
             terms = list(dict.fromkeys(held["term"]))

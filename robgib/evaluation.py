@@ -15,7 +15,16 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from robgib.attacks import Attack, Outcome, accuracy_curve, attack_samples, make_attack, predict
+from robgib.attacks import (
+    Attack,
+    Outcome,
+    ThreatModel,
+    accuracy_curve,
+    attack_samples,
+    failure_signs,
+    make_attack,
+    predict,
+)
 from robgib.data import Dataset, load_data
 from robgib.errors import RobGIBError, RobGIBWarning
 from robgib.information import (
@@ -32,7 +41,7 @@ from robgib.information import (
 from robgib.information.features import Features
 from robgib.information.measures import gib_objective, ib_objective, pmi_weights
 from robgib.statistics import clopper_pearson
-from robgib.store import Run, environment
+from robgib.store import SIGN_COLUMNS, Run, environment
 from robgib.training import Progress, resolve_device
 
 __all__ = ["DEFAULT_ATTACKS", "DEFAULT_ESTIMATORS", "TERMS", "evaluate"]
@@ -65,6 +74,7 @@ def evaluate(
     beta: float = 1.0,
     pmi: bool = False,
     curve: bool = True,
+    signs: bool = True,
     batch_size: int = 256,
     device: str | torch.device = "auto",
     seed: int = 0,
@@ -95,6 +105,7 @@ def evaluate(
         pmi: weigh each sample's pointwise terms by max(0, pmi(ŷ;y)), so that information counts where the
             prediction tells of the label.
         curve: also measure accuracy against eps around each attack's own.
+        signs: also look for signs that the attacks failed (:func:`~robgib.attacks.failure_signs`).
         batch_size: images at once.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         seed: of every random number.
@@ -164,6 +175,7 @@ def evaluate(
             "seed": seed,
         }
         tables = _attack_all(model, x, y, clean, named_attacks, curve, seed, batch_size, where, progress)
+        seen = _signs(model, x, y, clean, named_attacks, seed, where, progress) if signs else []
         layer_rows: list[dict[str, Any]] = []
         feature_rows: list[dict[str, Any]] = []
         if makers:
@@ -202,6 +214,7 @@ def evaluate(
         environment=environment(where),
         layers=pd.DataFrame(layer_rows, columns=_LAYER_COLUMNS),
         features=pd.DataFrame(feature_rows, columns=_FEATURE_COLUMNS),
+        signs=pd.DataFrame(seen, columns=SIGN_COLUMNS),
         **tables,
     )
 
@@ -376,6 +389,30 @@ def _attack_all(
         "curve": pd.DataFrame(curves, columns=curve_columns),
         "pictures": pictures,
     }
+
+
+def _signs(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    clean: np.ndarray,
+    attacks: Mapping[str, Attack],
+    seed: int,
+    device: torch.device,
+    progress: Progress | None,
+) -> list[dict[str, Any]]:
+    """Checks for failed attacks, once a norm, at the largest eps of its attacks."""
+    right = torch.from_numpy(clean == y.numpy())
+    threats: dict[str, ThreatModel] = {}
+    for attack in attacks.values():
+        known = threats.get(attack.threat.norm)
+        if known is None or attack.threat.eps > known.eps:
+            threats[attack.threat.norm] = attack.threat
+    rows = []
+    for threat in threats.values():
+        found = failure_signs(model, x[right], y[right], threat, seed=seed, device=device, progress=progress)
+        rows += [{"norm": threat.norm, "eps": threat.eps, **dataclasses.asdict(sign)} for sign in found]
+    return rows
 
 
 def _guarded(

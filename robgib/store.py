@@ -21,6 +21,7 @@ import torch
 from robgib.errors import RobGIBError
 
 __all__ = [
+    "SIGN_COLUMNS",
     "TABLES",
     "Run",
     "check_writable",
@@ -32,7 +33,8 @@ __all__ = [
     "write_whole",
 ]
 
-TABLES = ("robustness", "outcomes", "curve", "layers", "features")
+TABLES = ("robustness", "outcomes", "curve", "layers", "features", "signs")
+SIGN_COLUMNS = ["norm", "eps", "name", "seen", "detail", "meaning"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class Run:
         curve: a row an attack and eps: samples still right.
         layers: a row a layer, estimator and term: value in bits, 95% interval, saturation, resolution.
         features: a row a layer, estimator and input feature: I(X_i;Z), I(X_-i;Z) and II_i with intervals.
+        signs: a row a threat model and check for a failed attack: whether it was seen, what was measured, and what it
+            would mean.
         pictures: per attack the rows, clean and adversarial images of some fooled samples.
     """
 
@@ -60,6 +64,7 @@ class Run:
     curve: pd.DataFrame
     layers: pd.DataFrame
     features: pd.DataFrame
+    signs: pd.DataFrame
     pictures: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
@@ -195,7 +200,9 @@ def load_run(folder: str | Path) -> Run:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         name = str(config.pop("name"))
-        tables = {t: pd.read_csv(folder / f"{t}.csv", keep_default_na=True) for t in TABLES}
+        tables = {t: pd.read_csv(folder / f"{t}.csv", keep_default_na=True) for t in TABLES if t != "signs"}
+        signs = folder / "signs.csv"  # missing from run folders of versions that did not look for them
+        tables["signs"] = pd.read_csv(signs) if signs.exists() else pd.DataFrame(columns=SIGN_COLUMNS)
         for table in tables.values():
             for column in ("note", "reason"):
                 if column in table:

@@ -73,10 +73,13 @@ def test_two_models_end_to_end(cli, tmp_path):
     assert str(page.relative_to(tmp_path)) in done.stdout.replace("\n", "")
     table = pd.read_csv(tmp_path / "runs" / folders[0] / "robustness.csv")
     assert f"{100 * table['robust_accuracy'][0]:.1f}%" in done.stdout
+    signs = pd.read_csv(tmp_path / "runs" / folders[0] / "signs.csv")
+    assert len(signs) == 7
+    assert all(name in done.stdout for name in signs[signs["seen"]]["name"])
     for folder in folders[:2]:
         assert {p.name for p in (tmp_path / "runs" / folder).iterdir()} == {
             "config.json", "environment.json", "robustness.csv", "outcomes.csv", "curve.csv", "layers.csv",
-            "features.csv", "pictures.npz", "report.html",
+            "features.csv", "signs.csv", "pictures.npz", "report.html",
         }  # fmt: skip
     again = cli("report", *(f"runs/{f}" for f in folders[:2]), "--out", "both.html")
     assert again.returncode == 0, again.stderr

@@ -10,6 +10,7 @@ from robgib.attacks.pgd import PGD
 from robgib.attacks.registry import CatalogueEntry, attack_catalogue, attack_classes, make_attack
 from robgib.attacks.rfgsm import RFGSM
 from robgib.attacks.robustness import Outcome, accuracy_curve, attack_samples, predict
+from robgib.attacks.signs import Sign, failure_signs
 from robgib.attacks.square import Square
 from robgib.attacks.threat import SampleRNG, ThreatModel
 
@@ -25,6 +26,7 @@ __all__ = [
     "Goal",
     "Outcome",
     "SampleRNG",
+    "Sign",
     "Square",
     "ThreatModel",
     "TorchAttack",
@@ -34,6 +36,7 @@ __all__ = [
     "attack_classes",
     "attack_samples",
     "check_attack",
+    "failure_signs",
     "frozen",
     "make_attack",
     "make_goal",

@@ -147,7 +147,15 @@ def render(runs: Sequence[Run]) -> str:
         "report.html.j2",
         title=" · ".join(names) if len(names) <= 4 else f"{len(names)} models",
         runs=[
-            {"name": n, "config": r.config, "environment": r.environment, "pictures": figures.picture_rows(r)}
+            {
+                "name": n,
+                "config": r.config,
+                "environment": r.environment,
+                "pictures": figures.picture_rows(r),
+                "signs": [
+                    s._asdict() for s in r.signs.sort_values("seen", ascending=False, kind="stable").itertuples()
+                ],
+            }
             for r, n in zip(runs, names, strict=True)
         ],
         table=_summary_table(runs, names),
