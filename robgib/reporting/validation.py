@@ -112,9 +112,10 @@ def validation_markdown(estimators: Sequence[type[Estimator]], table: pd.DataFra
         "",
         "Made by `robgib validate-estimators`. Bias and standard deviation (sd) of the error are in bits; coverage is "
         "the share of 95% intervals that hold the truth; `null` is the share of shuffled targets whose intervals of I "
-        "and S hold 0; `sat` is the share of figures marked saturated; s is the median time of one estimate, "
-        "in seconds, on one core of two. Singles and rests pool I(X_i;T) and I(X_-i;T) over the features. A coverage over R repeats has itself "
-        "a standard error of about 22%/√R.",
+        "and S hold 0; `sat` is the share of figures marked saturated; s is the median time of one estimate, in "
+        "seconds, on one core of two. Singles and rests pool I(X_i;T) and I(X_-i;T) over the features. A coverage over "
+        "R repeats has itself a standard error of about 22%/√R. A regime in parentheses is one that the estimator does "
+        "not claim.",
         "",
         "Regimes: " + "; ".join(f"*{name}*, {what}" for name, what in REGIMES.items()) + ".",
     ]
