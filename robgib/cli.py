@@ -507,6 +507,20 @@ def attacks_list(catalogue: Catalogue = None) -> None:
     out.print(table)
 
 
+@attacks_app.command("new")
+def attacks_new(
+    name: Annotated[str, typer.Argument(help="Name, in lower case with hyphens.")],
+    folder: Annotated[Path, typer.Option("--into", help="Folder of the new files.")] = Path("attacks"),
+) -> None:
+    """Write a working attack and its test, to start from."""
+    from robgib.attacks.template import new_attack
+
+    attack, test = new_attack(name, folder)
+    out.print(f"{attack}\n{test}", highlight=False, soft_wrap=True)
+    out.print(f"[dim]robgib attacks check {name} --catalogue {folder}", highlight=False, soft_wrap=True)
+    out.print(f"[dim]robgib evaluate digits-cnn --attack {name}:eps=0.1 --catalogue {folder}", highlight=False)
+
+
 @attacks_app.command("check")
 def attacks_check(
     name: Annotated[str, typer.Argument(help="Attack, as NAME[:key=value,…].")], catalogue: Catalogue = None

@@ -234,3 +234,21 @@ def test_interruption_leaves_no_half_written_folder(cache, tmp_path, number):
     assert process.returncode not in (0, None)
     assert "Traceback" not in said
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_new_attack_works_and_is_tested(cli, tmp_path):
+    done = cli("attacks", "new", "my-own", "--into", "mine")
+    assert done.returncode == 0, done.stderr
+    assert "robgib attacks check my-own --catalogue mine" in done.stdout.replace("\n", " ")
+    assert cli("attacks", "check", "my-own:eps=0.1", "--catalogue", "mine").returncode == 0
+    tested = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "mine"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert "2 passed" in tested.stdout, tested.stdout
+    for name, message in (("my-own", "already"), ("My Own", "cannot name an attack"), ("pgd", "already")):
+        refused = cli("attacks", "new", name, "--into", "mine")
+        assert refused.returncode == 2
+        assert message in refused.stderr
