@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from robgib.attacks.threat import SampleRNG, ThreatModel
 from robgib.errors import RobGIBError, unknown_name
 
-__all__ = ["Attack", "Goal", "ascend", "ascent_gradient", "frozen", "make_goal"]
+__all__ = ["Attack", "Goal", "MinimalNorm", "ascend", "ascent_gradient", "frozen", "make_goal", "wrong_by"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,27 @@ class Attack(ABC):
         """
 
 
+@dataclass(frozen=True)
+class MinimalNorm(Attack):
+    """An attack that looks for the nearest adversarial image; the threat's ball only judges what it found.
+
+    To write one: as for :class:`Attack`, with :meth:`find` in the place of :meth:`perturb`.
+    """
+
+    @abstractmethod
+    def find(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
+        """Return the nearest adversarial images (N, …) found in the box, at whatever distance.
+
+        The clean image comes back where none was found and where it is misclassified already. The rest is as
+        for :meth:`perturb`.
+        """
+
+    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
+        """Return what :meth:`find` found inside the ball, and the clean image elsewhere."""
+        found = self.find(model, x, y, rng)
+        return torch.where(self.threat.allows(found, x).view(-1, *([1] * (x.ndim - 1))), found, x)
+
+
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """Put the model in eval mode with parameters that take no gradients; restore both afterwards."""
@@ -68,6 +89,14 @@ def _margin(logits: Tensor, labels: Tensor) -> Tensor:
     own = logits.gather(1, labels[:, None]).squeeze(1)
     others = logits.scatter(1, labels[:, None], float("-inf"))
     return others.amax(1) - own
+
+
+def wrong_by(logits: Tensor, y: Tensor) -> Tensor:
+    """By how much (N,) a wrong class leads the true one, less what rounding could explain.
+
+    An image on the boundary is right in one batch and wrong in another; above 0 it is wrong in both.
+    """
+    return _margin(logits, y) - 1e-5 * logits.abs().amax(1)
 
 
 def _largest(logits: Tensor, count: int) -> Tensor:
