@@ -2,8 +2,11 @@
 
 from robgib.attacks.adapters import TorchAttack
 from robgib.attacks.apgd import APGD
-from robgib.attacks.attack import Attack, Goal, ascend, frozen, make_goal
+from robgib.attacks.attack import Attack, Goal, MinimalNorm, ascend, frozen, make_goal
 from robgib.attacks.contract import Check, check_attack
+from robgib.attacks.cw import CarliniWagner
+from robgib.attacks.deepfool import DeepFool
+from robgib.attacks.fab import FAB
 from robgib.attacks.fgsm import FGSM
 from robgib.attacks.mifgsm import MIFGSM
 from robgib.attacks.pgd import PGD
@@ -16,14 +19,18 @@ from robgib.attacks.threat import SampleRNG, ThreatModel
 
 __all__ = [
     "APGD",
+    "FAB",
     "FGSM",
     "MIFGSM",
     "PGD",
     "RFGSM",
     "Attack",
+    "CarliniWagner",
     "CatalogueEntry",
     "Check",
+    "DeepFool",
     "Goal",
+    "MinimalNorm",
     "Outcome",
     "SampleRNG",
     "Sign",

@@ -1,0 +1,72 @@
+"""DeepFool."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from robgib.attacks.attack import MinimalNorm, wrong_by
+from robgib.attacks.hyperplane import class_differences, wrong_classes
+from robgib.attacks.threat import SampleRNG
+from robgib.errors import RobGIBError
+
+__all__ = ["DeepFool"]
+
+
+@dataclass(frozen=True)
+class DeepFool(MinimalNorm):
+    """Steps onto the nearest linearised boundary until the class changes (Moosavi-Dezfooli et al. 2016, algorithm 2).
+
+    L-inf takes the steps of their equations 10 and 11. Iterates are clipped to the box, which the paper leaves open.
+
+    Fields:
+        steps: linearisations at most; a sample that is fooled leaves the batch.
+        overshoot: share by which the perturbation goes past the boundary.
+        candidates: how many wrong classes, the most likely on the clean image, to look at.
+    """
+
+    steps: int = 50
+    overshoot: float = 0.02
+    candidates: int = 10
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("steps", "candidates"):
+            if getattr(self, name) < 1:
+                raise RobGIBError(f"DeepFool's {name} must be at least 1, not {getattr(self, name)}.")
+        if not 0 <= self.overshoot < float("inf"):
+            raise RobGIBError(f"DeepFool's overshoot must be at least 0, not {self.overshoot}.")
+
+    def find(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
+        """See :meth:`MinimalNorm.find`."""
+        with torch.no_grad():
+            logits = model(x)
+        result = x.clone()
+        left = (logits.argmax(1) == y).nonzero().squeeze(1)
+        classes = wrong_classes(logits, y)[:, : self.candidates]
+        nudge = 2e-5 * logits.abs().amax(1)  # without it a step that lands on the boundary would be the last to move
+        current, total = x.clone(), torch.zeros_like(x)
+        for _ in range(self.steps):
+            if not len(left):
+                break
+            values, gradients = class_differences(model, current[left], y[left], classes[left])
+            step = self._step(values.abs() + nudge[left, None], gradients).view_as(total[left])
+            total[left] = (x[left] + total[left] + step).clamp(*self.threat.box) - x[left]
+            current[left] = (x[left] + (1 + self.overshoot) * total[left]).clamp(*self.threat.box)
+            with torch.no_grad():
+                fooled = wrong_by(model(current[left]), y[left]) > 0
+            result[left[fooled]] = current[left[fooled]]
+            left = left[~fooled]
+        return result
+
+    def _step(self, values: Tensor, gradients: Tensor) -> Tensor:
+        """Return the step (N, D) onto the nearest of the K boundaries; values (N, K), gradients (N, K, D)."""
+        dual = gradients.abs().sum(2) if self.threat.norm == "linf" else torch.linalg.vector_norm(gradients, dim=2)
+        distances, nearest = (values / dual.clamp_min(torch.finfo(dual.dtype).tiny)).min(1)
+        rows = torch.arange(len(nearest), device=nearest.device)
+        w = gradients[rows, nearest]
+        if self.threat.norm == "linf":
+            return distances[:, None] * w.sign()
+        return distances[:, None] * w / dual[rows, nearest].clamp_min(torch.finfo(dual.dtype).tiny)[:, None]

@@ -1,0 +1,144 @@
+"""The fast adaptive boundary attack."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from robgib.attacks.attack import MinimalNorm, wrong_by
+from robgib.attacks.hyperplane import class_differences, hyperplane_step, wrong_classes
+from robgib.attacks.threat import SampleRNG, distance
+from robgib.errors import RobGIBError
+
+__all__ = ["FAB"]
+
+_SEARCHES = 3  # steps of the final search, as in the paper
+_NEARER = 0.999  # of images at all but the same distance the first stays, or rounding would choose between batches
+
+
+@dataclass(frozen=True)
+class FAB(MinimalNorm):
+    """Projections onto linearised boundaries, biased towards the clean image (Croce & Hein 2020, algorithm 1).
+
+    Fields:
+        steps: linearisations a restart.
+        restarts: runs (for each target); the first starts at the clean image, later ones half as far from it as
+            the nearest adversarial image known, or at eps / 2 if that is less.
+        alpha_max: largest weight of the clean image's projection (equation 9).
+        eta: extrapolation past the boundary (equation 10).
+        beta: share of the perturbation kept once a sample is fooled (the backward step, equation 11).
+        targeted: take one boundary at a time, that to each of the most likely wrong classes in turn (FAB-T): one
+            gradient a step in the place of one for each class. Any wrong class counts as success.
+        targets: how many classes FAB-T takes.
+    """
+
+    steps: int = 100
+    restarts: int = 1
+    alpha_max: float = 0.1
+    eta: float = 1.05
+    beta: float = 0.9
+    targeted: bool = False
+    targets: int = 9
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("steps", "restarts", "targets"):
+            if getattr(self, name) < 1:
+                raise RobGIBError(f"FAB's {name} must be at least 1, not {getattr(self, name)}.")
+        if not 0 <= self.alpha_max <= 1:
+            raise RobGIBError(f"FAB's alpha_max must lie in [0, 1], not {self.alpha_max}.")
+        if not 1 <= self.eta < float("inf"):
+            raise RobGIBError(f"FAB's eta must be at least 1, not {self.eta}.")
+        if not 0 < self.beta < 1:
+            raise RobGIBError(f"FAB's beta must lie between 0 and 1, not {self.beta}.")
+
+    def find(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
+        """See :meth:`MinimalNorm.find`."""
+        with torch.no_grad():
+            logits = model(x)
+        result = x.clone()
+        left = (logits.argmax(1) == y).nonzero().squeeze(1)
+        if not len(left):
+            return result
+        origin, labels, draws = x[left], y[left], rng.select(left)
+        classes = wrong_classes(logits[left], labels)
+        groups = classes[:, : self.targets].split(1, dim=1) if self.targeted else (classes,)
+        best, size = origin.clone(), torch.full((len(left),), float("inf"), dtype=x.dtype, device=x.device)
+        for group in groups:
+            for restart in range(self.restarts):
+                start = self._random_start(origin, size, draws) if restart else origin
+                image = self._run(model, origin, labels, group, start)
+                image, fooled = _search(model, origin, labels, image)
+                reach = self.threat.distance(image, origin)
+                closer = fooled & (reach < _NEARER * size)
+                best[closer] = image[closer]
+                size[closer] = reach[closer]
+        result[left] = best
+        return result
+
+    def _random_start(self, x: Tensor, size: Tensor, rng: SampleRNG) -> Tensor:
+        """Draw images (N, …) half as far from ``x`` as ``size`` (N,) or eps, whichever is less."""
+        shape = tuple(x.shape[1:])
+        noise = 2 * rng.uniform(shape, x.device) - 1 if self.threat.norm == "linf" else rng.normal(shape, x.device)
+        noise = noise.to(x.dtype)
+        length = distance(noise, torch.zeros_like(noise), self.threat.norm)
+        scale = size.clamp_max(self.threat.eps) / 2 / length
+        return (x + noise * scale.view(-1, *([1] * len(shape)))).clamp(*self.threat.box)
+
+    def _run(self, model: nn.Module, x: Tensor, y: Tensor, classes: Tensor, start: Tensor) -> Tensor:
+        """Return the nearest adversarial images (N, …) of one restart, the clean one where there is none."""
+        best, size = x.clone(), torch.full((len(x),), float("inf"), dtype=x.dtype, device=x.device)
+        norm, box = self.threat.norm, self.threat.box
+        origin, current = x.flatten(1), start.flatten(1)
+        for _ in range(self.steps):
+            w, value = self._boundary(*class_differences(model, current.view_as(x), y, classes))
+            # The same hyperplane from both points: its function at the clean image follows from that at the iterate.
+            value_there = value + (w * (origin - current)).sum(1)
+            here = hyperplane_step(current, w, value, norm, box)
+            there = hyperplane_step(origin, w, value_there, norm, box)
+            zero = torch.zeros_like(here)
+            far, near = distance(here, zero, norm), distance(there, zero, norm)
+            alpha = (far / (far + near).clamp_min(torch.finfo(x.dtype).tiny)).clamp_max(self.alpha_max)[:, None]
+            current = (1 - alpha) * (current + self.eta * here) + alpha * (origin + self.eta * there)
+            current = current.clamp(*box)
+            image = current.view_as(x)
+            with torch.no_grad():
+                fooled = wrong_by(model(image), y) > 0
+            reach = self.threat.distance(image, x)
+            closer = fooled & (reach < _NEARER * size)
+            best[closer] = image[closer]
+            size[closer] = reach[closer]
+            current = torch.where(fooled[:, None], (1 - self.beta) * origin + self.beta * current, current)
+        return best
+
+    def _boundary(self, values: Tensor, gradients: Tensor) -> tuple[Tensor, Tensor]:
+        """Choose the nearest of K boundaries (equation 7); return its normal (N, D) and function's value (N,)."""
+        dual = gradients.abs().sum(2) if self.threat.norm == "linf" else torch.linalg.vector_norm(gradients, dim=2)
+        nearest = (values.abs() / dual.clamp_min(torch.finfo(dual.dtype).tiny)).argmin(1)
+        rows = torch.arange(len(nearest), device=nearest.device)
+        return gradients[rows, nearest], values[rows, nearest]
+
+
+@torch.no_grad()
+def _search(model: nn.Module, x: Tensor, y: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
+    """Move images found along the line to the clean ones, towards where the class changes (section 3.4).
+
+    Each step takes the root of the secant of :func:`wrong_by`, and a little beyond it to stay past the boundary.
+
+    Returns:
+        The images (N, …), and whether each is adversarial (N,); one that is not, to begin with, stays.
+    """
+    shape = (-1, *([1] * (x.ndim - 1)))
+    inner, outer = x, found
+    below, above = wrong_by(model(inner), y), wrong_by(model(outer), y)
+    adversarial = above > 0
+    for _ in range(_SEARCHES):
+        root = torch.where(adversarial, -below / (above - below), 1)
+        middle = inner + (root + 0.05 * (1 - root)).view(shape) * (outer - inner)
+        value = wrong_by(model(middle), y)
+        past = value > 0
+        inner, outer = torch.where(past.view(shape), inner, middle), torch.where(past.view(shape), middle, outer)
+        below, above = torch.where(past, below, value), torch.where(past, value, above)
+    return outer, adversarial
