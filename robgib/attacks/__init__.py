@@ -3,6 +3,7 @@
 from robgib.attacks.adapters import TorchAttack
 from robgib.attacks.apgd import APGD
 from robgib.attacks.attack import Attack, Goal, MinimalNorm, ascend, frozen, make_goal
+from robgib.attacks.autoattack import AutoAttack, cascade
 from robgib.attacks.contract import Check, check_attack
 from robgib.attacks.cw import CarliniWagner
 from robgib.attacks.deepfool import DeepFool
@@ -25,6 +26,7 @@ __all__ = [
     "PGD",
     "RFGSM",
     "Attack",
+    "AutoAttack",
     "CarliniWagner",
     "CatalogueEntry",
     "Check",
@@ -42,6 +44,7 @@ __all__ = [
     "attack_catalogue",
     "attack_classes",
     "attack_samples",
+    "cascade",
     "check_attack",
     "failure_signs",
     "frozen",

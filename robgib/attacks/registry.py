@@ -12,6 +12,7 @@ from robgib import catalogue
 from robgib.attacks.adapters import TorchAttack, torchattacks_norm
 from robgib.attacks.apgd import APGD
 from robgib.attacks.attack import Attack
+from robgib.attacks.autoattack import AutoAttack
 from robgib.attacks.cw import CarliniWagner
 from robgib.attacks.deepfool import DeepFool
 from robgib.attacks.fab import FAB
@@ -25,7 +26,7 @@ from robgib.errors import RobGIBError, unknown_name
 
 __all__ = ["CatalogueEntry", "attack_catalogue", "attack_classes", "make_attack"]
 
-_BUILT_IN: tuple[type[Attack], ...] = (FGSM, RFGSM, PGD, MIFGSM, APGD, Square, DeepFool, CarliniWagner, FAB)
+_BUILT_IN: tuple[type[Attack], ...] = (FGSM, RFGSM, PGD, MIFGSM, APGD, Square, DeepFool, CarliniWagner, FAB, AutoAttack)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from torch import nn
 
 import robgib._torchvision  # noqa: F401
 from robgib import RobGIBError, SampleRNG, ThreatModel, check_attack, make_attack
-from robgib.attacks import APGD, MIFGSM, PGD, RFGSM, Goal, Square
+from robgib.attacks import APGD, FAB, MIFGSM, PGD, RFGSM, AutoAttack, Goal, Square, cascade
 from robgib.attacks.apgd import checkpoints
 from robgib.attacks.square import _pattern, _window
 
@@ -34,8 +34,9 @@ def robust(model, x, y, attack):
         lambda t: Square(t, queries=20, restarts=2),
         RFGSM,
         MIFGSM,
+        lambda t: AutoAttack(t, steps=5, targets=2, queries=20),
     ],
-    ids=["apgd-ce", "apgd-dlr", "apgd-t", "square", "square-restarts", "rfgsm", "mifgsm"],
+    ids=["apgd-ce", "apgd-dlr", "apgd-t", "square", "square-restarts", "rfgsm", "mifgsm", "autoattack"],
 )
 def test_contract(make, norm):
     broken = [c for c in check_attack(make(ThreatModel(norm, 0.2))) if not c.passed]
@@ -150,9 +151,62 @@ def test_too_few_classes_for_dlr():
     assert APGD(ThreatModel("linf", 0.1), loss="margin", targets=2).perturb(model, x, y, SampleRNG(0, range(5))).shape
 
 
+def test_the_standard_ensemble_and_its_budgets():
+    ensemble = make_attack("autoattack-linf:eps=8/255")
+    ce, targeted, fab, square = ensemble.members(10)
+    assert (ce, targeted) == (
+        APGD(ensemble.threat, steps=100, restarts=1, loss="ce"),
+        APGD(ensemble.threat, steps=100, restarts=1, loss="dlr", targets=9),
+    )
+    assert fab == FAB(ensemble.threat, steps=100, restarts=1, targeted=True, targets=9)
+    assert square == Square(ensemble.threat, queries=5000, restarts=1)
+    assert ensemble.members(2)[1].loss == "margin"
+
+
+def test_a_cascade_gives_later_attacks_the_survivors_only(digits_cnn, right_digits):
+    x, y = right_digits
+    seen = []
+
+    class Recorded(PGD):
+        def perturb(self, model, x, y, rng):
+            seen.append(len(x))
+            return super().perturb(model, x, y, rng)
+
+    threat = ThreatModel("linf", 0.08)
+    first = Recorded(threat, steps=3)
+    found = cascade([first, Recorded(threat, steps=20)], digits_cnn, x, y, SampleRNG(0, range(len(x))))
+    alone = first.perturb(digits_cnn, x, y, SampleRNG(0, range(len(x))))
+    with torch.no_grad():
+        fooled = digits_cnn(alone).argmax(1) != y
+        both = digits_cnn(found).argmax(1) != y
+    assert seen[:2] == [len(x), int((~fooled).sum())]
+    assert torch.equal(found[fooled], alone[fooled])
+    assert (both | ~fooled).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("norm", "name"), [("linf", "Linf"), ("l2", "L2")])
+def test_autoattack_is_as_strong_as_that_of_torchattacks(digits_cnn, right_digits, norm, name):
+    x, y = (v[:60] for v in right_digits)
+    eps = {"linf": 0.08, "l2": 0.35}[norm]
+    mine = robust(digits_cnn, x, y, AutoAttack(ThreatModel(norm, eps)))
+    # Its ensemble leaves more right than its own APGD-T, which therefore counts too.
+    peers = (
+        torchattacks.AutoAttack(digits_cnn, norm=name, eps=eps, version="standard", n_classes=10, seed=0),
+        torchattacks.APGDT(digits_cnn, norm=name, eps=eps, steps=100, n_classes=10, seed=0),
+    )
+    with torch.random.fork_rng(devices=[]):
+        images = [peer(x, y).detach() for peer in peers]
+    with torch.no_grad():
+        theirs = min(float((digits_cnn(found).argmax(1) == y).float().mean()) for found in images)
+    assert 0.1 < theirs < 0.9
+    assert mine <= theirs + 0.02  # both are upper bounds: the lower is the nearer
+
+
 @pytest.mark.parametrize(
     "spec",
-    ["apgd-ce-linf:steps=0", "apgd-t-linf:targets=-1", "apgd-ce-linf:rho=1", "square-linf:queries=0",
+    ["autoattack-linf:steps=0",
+     "apgd-ce-linf:steps=0", "apgd-t-linf:targets=-1", "apgd-ce-linf:rho=1", "square-linf:queries=0",
      "square-l2:area=0", "rfgsm-linf:start=1", "mifgsm-linf:steps=0", "mifgsm-linf:decay=-1"],
 )  # fmt: skip
 def test_bad_options(spec):
