@@ -497,7 +497,10 @@ def attacks_list(catalogue: Catalogue = None) -> None:
     """List the attacks that go by name."""
     from robgib.attacks import attack_catalogue
 
-    table = Table(caption="torchattacks:NAME runs any bounded attack of torchattacks.", caption_justify="left")
+    table = Table(
+        caption="Also torchattacks:NAME, foolbox:NAME and art:NAME.",
+        caption_justify="left",
+    )
     for column in ("attack", "norm", "parameters", "description"):
         table.add_column(column, no_wrap=column == "attack")
     for entry in attack_catalogue(list(catalogue or [])).values():

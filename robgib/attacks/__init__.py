@@ -1,6 +1,6 @@
 """Threat models, attacks, and what they do to a model."""
 
-from robgib.attacks.adapters import TorchAttack
+from robgib.attacks.adapters import ARTAttack, FoolboxAttack, TorchAttack
 from robgib.attacks.apgd import APGD
 from robgib.attacks.attack import Attack, Goal, MinimalNorm, ascend, frozen, make_goal
 from robgib.attacks.autoattack import AutoAttack, cascade
@@ -25,12 +25,14 @@ __all__ = [
     "MIFGSM",
     "PGD",
     "RFGSM",
+    "ARTAttack",
     "Attack",
     "AutoAttack",
     "CarliniWagner",
     "CatalogueEntry",
     "Check",
     "DeepFool",
+    "FoolboxAttack",
     "Goal",
     "MinimalNorm",
     "Outcome",

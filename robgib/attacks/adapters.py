@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -14,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from robgib.attacks.attack import Attack, frozen
-from robgib.attacks.threat import Norm, SampleRNG
+from robgib.attacks.threat import Norm, SampleRNG, ThreatModel, per_sample
 from robgib.errors import RobGIBError, unknown_name
 
-__all__ = ["TorchAttack", "torchattacks_norm"]
+__all__ = ["DOORS", "ARTAttack", "FoolboxAttack", "TorchAttack", "art_norm", "foolbox_norm", "torchattacks_norm"]
 
 _L2 = {"PGDL2", "PGDRSL2", "CW", "CWBS", "CWL2", "CWBSL2", "DeepFool", "EADEN", "FABL2"}
 _OTHER = {"EADL1", "OnePixel", "SparseFool", "Pixle", "JSMA", "GN", "VANILA", "MultiAttack", "LGV"}
@@ -108,14 +109,165 @@ class TorchAttack(Attack):
             attack = kind(_Housed(model, x.device), **arguments)
             attack.set_device(x.device)
             found: Tensor = attack(x, y).detach().to(x.dtype)
-        if own_eps:
-            return found
-        outside = ~self.threat.allows(found, x)
-        return torch.where(outside.view(-1, *([1] * (x.ndim - 1))), x, found)
+        return found if own_eps else _inside(found, x, self.threat)
+
+
+def _inside(found: Tensor, x: Tensor, threat: ThreatModel) -> Tensor:
+    """Images found (N, …), or the clean ones ``x`` where they lie outside the threat model."""
+    return torch.where(per_sample(threat.allows(found, x), x), found, x)
+
+
+def _library(name: str, package: str) -> Any:
+    import robgib._torchvision  # noqa: F401  (either library may import torchvision: mend it first)
+
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise RobGIBError(f"{package} is not installed ({error}); `pip install robgib[{package}]` adds it.") from error
+
+
+def _foolbox_class(name: str) -> type[Any]:
+    attacks = _library("foolbox.attacks", "foolbox")
+    base = attacks.base.Attack
+    known = {n: c for n, c in vars(attacks).items() if inspect.isclass(c) and issubclass(c, base) and c is not base}
+    if name not in known:
+        raise unknown_name("foolbox attack", name, known)
+    return known[name]
+
+
+def foolbox_norm(name: str, parameters: Mapping[str, Any]) -> Norm:
+    """Return the norm in which a Foolbox attack is bounded, from its ``distance``."""
+    kind = _foolbox_class(name)
+    _accept(kind, parameters, f"foolbox:{name}", ())
+    distance = getattr(_construct(kind, parameters, f"foolbox:{name}"), "distance", None)
+    p = getattr(distance, "p", None)
+    if p not in (2, float("inf")):
+        raise RobGIBError(f"foolbox's {name} is not bounded in L-inf or L2, so no budget can be verified.")
+    return "l2" if p == 2 else "linf"
+
+
+def _accept(kind: type[Any], parameters: Mapping[str, Any], what: str, taken: Sequence[str]) -> None:
+    accepted = [p for p in inspect.signature(kind).parameters if p not in taken]
+    for key in parameters:
+        if key not in accepted:
+            raise unknown_name(f"parameter of {what}:", key, accepted)
+
+
+def _construct(kind: type[Any], parameters: Mapping[str, Any], what: str, *first: Any) -> Any:
+    try:
+        return kind(*first, **parameters)
+    except (TypeError, ValueError) as error:
+        raise RobGIBError(f"{what} does not take these parameters: {error}.") from error
+
+
+@dataclass(frozen=True)
+class FoolboxAttack(Attack):
+    """An attack of Foolbox (Rauber et al. 2020), by class name and keyword arguments; untargeted.
+
+    Attacks that look for the nearest adversarial image are held to the threat model's eps.
+    """
+
+    name: str = "LinfPGD"
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    batch_independent: ClassVar[bool] = False  # the library seeds a whole batch at once
+
+    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
+        """See :meth:`Attack.perturb`."""
+        if not len(x):
+            return x
+        foolbox = _library("foolbox", "foolbox")
+        seed = int(rng.generators()[0].integers(2**31))
+        with frozen(model), _seeded(seed, x.device), torch.enable_grad():
+            attack = _construct(_foolbox_class(self.name), self.parameters, f"foolbox:{self.name}")
+            housed = foolbox.PyTorchModel(model, bounds=self.threat.box, device=x.device)
+            _, found, _ = attack(housed, x, foolbox.criteria.Misclassification(y), epsilons=self.threat.eps)
+        return _inside(found.detach().to(x.dtype), x, self.threat)
+
+
+_ART_FIXED: dict[str, Norm] = {"DeepFool": "l2", "CarliniL2Method": "l2", "CarliniLInfMethod": "linf"}
+_ART_TAKEN = ("estimator", "classifier", "eps", "verbose", "batch_size")
+
+
+def _art_class(name: str) -> type[Any]:
+    evasion = _library("art.attacks.evasion", "art")
+    base = _library("art.attacks", "art").EvasionAttack
+    known = {n: c for n, c in vars(evasion).items() if inspect.isclass(c) and issubclass(c, base)}
+    if name not in known:
+        raise unknown_name("ART attack", name, known)
+    return known[name]
+
+
+def art_norm(name: str, parameters: Mapping[str, Any]) -> Norm:
+    """Return the norm in which an attack of ART is bounded, from its class and its ``norm``."""
+    kind = _art_class(name)
+    _accept(kind, parameters, f"art:{name}", _ART_TAKEN)
+    if name in _ART_FIXED:
+        return _ART_FIXED[name]
+    accepted = inspect.signature(kind).parameters
+    if "norm" not in accepted or "eps" not in accepted:
+        raise RobGIBError(f"ART's {name} is not bounded in L-inf or L2, so no budget can be verified.")
+    norm = str(parameters.get("norm", "inf")).lower().removeprefix("l")
+    if norm not in ("inf", "2", "2.0"):
+        raise RobGIBError(f"art:{name} has norm {parameters['norm']!r}; use Linf or L2.")
+    return "linf" if norm == "inf" else "l2"
+
+
+@dataclass(frozen=True)
+class ARTAttack(Attack):
+    """An evasion attack of the Adversarial Robustness Toolbox (Nicolae et al. 2018), by class name; untargeted.
+
+    Without ``eps_step`` the step is 2.5 eps over the steps. Minimal-norm attacks are held to the threat model's eps.
+    """
+
+    name: str = "ProjectedGradientDescent"
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    batch_independent: ClassVar[bool] = False  # the library seeds a whole batch at once
+
+    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
+        """See :meth:`Attack.perturb`."""
+        if not len(x):
+            return x
+        kind, art = _art_class(self.name), _library("art.estimators.classification", "art")
+        accepted = inspect.signature(kind).parameters
+        arguments = {k: v for k, v in self.parameters.items() if k != "norm"}
+        if "norm" in accepted:
+            arguments["norm"] = np.inf if self.threat.norm == "linf" else 2
+        if "eps" in accepted:
+            arguments["eps"] = self.threat.eps
+        if "eps_step" in accepted:
+            steps = arguments.get("max_iter", getattr(accepted.get("max_iter"), "default", 1))
+            arguments.setdefault("eps_step", 2.5 * self.threat.eps / steps if steps > 2 else self.threat.eps)
+        if "verbose" in accepted:
+            arguments["verbose"] = False
+        if "batch_size" in accepted:
+            arguments["batch_size"] = len(x)
+        with torch.no_grad():
+            classes = model(x[:1]).shape[1]
+        seed = int(rng.generators()[0].integers(2**31))
+        with frozen(model), _seeded(seed, x.device), torch.enable_grad():
+            classifier = art.PyTorchClassifier(
+                _Housed(model, x.device),
+                loss=nn.CrossEntropyLoss(),
+                input_shape=tuple(x.shape[1:]),
+                nb_classes=classes,
+                clip_values=self.threat.box,
+                device_type="gpu" if x.device.type == "cuda" else "cpu",
+            )
+            attack = _construct(kind, arguments, f"art:{self.name}", classifier)
+            found = attack.generate(x.cpu().numpy(), y.cpu().numpy())
+        return _inside(torch.from_numpy(np.asarray(found)).to(x), x, self.threat)
+
+
+DOORS: Mapping[str, tuple[type[Attack], Callable[[str, Mapping[str, Any]], Norm]]] = {
+    "torchattacks": (TorchAttack, torchattacks_norm),
+    "foolbox": (FoolboxAttack, foolbox_norm),
+    "art": (ARTAttack, art_norm),
+}
+"""Other libraries by prefix: the class that runs their attacks, and how an attack's norm is found."""
 
 
 class _Housed(nn.Module):
-    """Gives a model without parameters the one that torchattacks reads the device from."""
+    """Gives a model without parameters the one that libraries read the device from."""
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
         super().__init__()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from robgib import catalogue
-from robgib.attacks.adapters import TorchAttack, torchattacks_norm
+from robgib.attacks.adapters import DOORS
 from robgib.attacks.apgd import APGD
 from robgib.attacks.attack import Attack
 from robgib.attacks.autoattack import AutoAttack
@@ -94,7 +94,7 @@ def attack_catalogue(extra: Sequence[Path] = ()) -> dict[str, CatalogueEntry]:
 
 
 def make_attack(spec: str, default_eps: Mapping[str, float] | None = None, extra: Sequence[Path] = ()) -> Attack:
-    """Build an attack from ``NAME[:key=value,…]`` or ``torchattacks:NAME[:key=value,…]``.
+    """Build an attack from ``NAME[:key=value,…]``, or ``LIBRARY:NAME[:key=value,…]`` with torchattacks, foolbox or art.
 
     Args:
         spec: for example ``pgd-linf:eps=8/255,steps=20``. ``eps`` is in pixel scale; without it the
@@ -106,13 +106,15 @@ def make_attack(spec: str, default_eps: Mapping[str, float] | None = None, extra
         RobGIBError: unknown name or parameter, or a value that the attack does not take.
     """
     budgets = {"linf": 8 / 255, "l2": 0.5, **(default_eps or {})}
-    if spec.startswith("torchattacks:"):
-        name, _, rest = spec.removeprefix("torchattacks:").partition(":")
-        given = catalogue.parse_pairs(rest, f"attack {spec!r}")
-        bounded = torchattacks_norm(name, given)
-        threat = _threat(spec, bounded, given.pop("eps", budgets[bounded]))
-        return TorchAttack(threat, name, given)
     name, _, rest = spec.partition(":")
+    if name in DOORS:
+        kind, norm_of = DOORS[name]
+        name, _, rest = rest.partition(":")
+        given = catalogue.parse_pairs(rest, f"attack {spec!r}")
+        eps = given.pop("eps", None)
+        bounded = norm_of(name, given)
+        threat = _threat(spec, bounded, budgets[bounded] if eps is None else eps)
+        return kind(threat, name, given)  # type: ignore[call-arg]
     given = catalogue.parse_pairs(rest, f"attack {spec!r}")
     entries = attack_catalogue(extra)
     if name not in entries:

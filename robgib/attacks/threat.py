@@ -17,7 +17,7 @@ __all__ = ["NORMS", "Norm", "SampleRNG", "ThreatModel"]
 
 Norm = Literal["linf", "l2"]
 NORMS: tuple[str, ...] = get_args(Norm)
-_TINY = 1e-10  # added to gradient norms before division
+_TINY = 1e-10
 
 
 def per_sample(values: Tensor, like: Tensor) -> Tensor:
@@ -59,8 +59,9 @@ class ThreatModel:
         """Go ``size`` along the steepest ascent direction of the norm (no projection)."""
         if self.norm == "linf":
             return x + size * gradient.sign()
-        length = torch.linalg.vector_norm(gradient.flatten(1), dim=1) + _TINY
-        return x + size * gradient / per_sample(length, gradient)
+        # Nothing is added to the norm: a confident model's gradients may be small, and are no less steep for it.
+        length = torch.linalg.vector_norm(gradient.flatten(1), dim=1).clamp_min(torch.finfo(gradient.dtype).tiny)
+        return x + size * (gradient / per_sample(length, gradient))
 
     def random_start(self, x: Tensor, rng: SampleRNG) -> Tensor:
         """Draw uniformly from the ball around each image of ``x``, clipped to the box."""

@@ -7,6 +7,8 @@ import torch
 
 import robgib._torchvision  # noqa: F401
 from robgib import SampleRNG, make_attack
+from robgib.attacks import Goal
+from robgib.attacks.attack import ascent_gradient
 
 torchattacks = pytest.importorskip("torchattacks")
 
@@ -29,7 +31,10 @@ CASES = [
 def test_same_adversarial_images(spec, peer, network, right_digits, request):
     # In double precision: rounding, which depends on batch and threads, grows from step to step.
     model = copy.deepcopy(request.getfixturevalue(network)).double()
-    x, y = right_digits[0][:40].double(), right_digits[1][:40]
+    x, y = right_digits[0].double(), right_digits[1]
+    # Small gradients left out: to their norms torchattacks adds 1e-10, which shortens its L2 steps.
+    steep = ascent_gradient(model, x, Goal(y, False, "ce"))[0].flatten(1).norm(dim=1) > 1e-3
+    x, y = x[steep][:40], y[steep][:40]
     ours = make_attack(spec).perturb(model, x, y, SampleRNG(0, range(len(x))))
     # One at a time: torchattacks scales gradients by the batch's mean loss, beside a constant in the L2 step.
     singly = peer(model)
