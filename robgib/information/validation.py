@@ -251,35 +251,40 @@ def _additive_noise(samples: int, rng: np.random.Generator, width: float = 0.75)
 
 def _mixture(sizes: tuple[int, ...], classes: int) -> Callable[[int, np.random.Generator], Sample]:
     """Gaussian classes with random means and one covariance; the truth by the true densities on 200,000 draws."""
-    dims = sum(sizes)
-    fixed = np.random.default_rng(classes + dims)
-    means = 1.2 * fixed.standard_normal((classes, dims))
-    covariance = _random_covariance(dims, fixed)
-    root = np.linalg.cholesky(covariance)
-
-    def sample(samples: int, rng: np.random.Generator) -> tuple[Vector, npt.NDArray[np.int64]]:
-        labels = rng.integers(classes, size=samples)
-        return means[labels] + rng.standard_normal((samples, dims)) @ root.T, labels
-
-    @cache
-    def truth() -> Vector:
-        values, labels = sample(200_000, np.random.default_rng(0))
-
-        def of(columns: list[int]) -> float:
-            inside = covariance[np.ix_(columns, columns)]
-            logs = np.stack(
-                [stats.multivariate_normal(m[columns], inside).logpdf(values[:, columns]) for m in means], 1
-            )
-            own = logs[np.arange(len(labels)), labels]
-            return float(np.mean(own - np.logaddexp.reduce(logs, axis=1))) / np.log(2) + float(np.log2(classes))
-
-        return _subset_terms(sizes, of)
 
     def draw(samples: int, rng: np.random.Generator) -> Sample:
-        values, labels = sample(samples, rng)
-        return Sample(list(np.split(values, np.cumsum(sizes)[:-1], axis=1)), labels, truth())
+        values, labels = _mixture_sample(sizes, classes, samples, rng)
+        return Sample(list(np.split(values, np.cumsum(sizes)[:-1], axis=1)), labels, _mixture_truth(sizes, classes))
 
     return draw
+
+
+def _mixture_law(sizes: tuple[int, ...], classes: int) -> tuple[Vector, Vector]:
+    dims = sum(sizes)
+    fixed = np.random.default_rng(classes + dims)
+    return 1.2 * fixed.standard_normal((classes, dims)), _random_covariance(dims, fixed)
+
+
+def _mixture_sample(
+    sizes: tuple[int, ...], classes: int, samples: int, rng: np.random.Generator
+) -> tuple[Vector, npt.NDArray[np.int64]]:
+    means, covariance = _mixture_law(sizes, classes)
+    labels = rng.integers(classes, size=samples)
+    return means[labels] + rng.standard_normal((samples, sum(sizes))) @ np.linalg.cholesky(covariance).T, labels
+
+
+@cache  # here, not inside `_mixture`, whose tasks are sent to other processes
+def _mixture_truth(sizes: tuple[int, ...], classes: int) -> Vector:
+    means, covariance = _mixture_law(sizes, classes)
+    values, labels = _mixture_sample(sizes, classes, 200_000, np.random.default_rng(0))
+
+    def of(columns: list[int]) -> float:
+        inside = covariance[np.ix_(columns, columns)]
+        logs = np.stack([stats.multivariate_normal(m[columns], inside).logpdf(values[:, columns]) for m in means], 1)
+        own = logs[np.arange(len(labels)), labels]
+        return float(np.mean(own - np.logaddexp.reduce(logs, axis=1))) / np.log(2) + float(np.log2(classes))
+
+    return _subset_terms(sizes, of)
 
 
 def _hidden_xor(features: int, dims: int) -> Callable[[int, np.random.Generator], Sample]:

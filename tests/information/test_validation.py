@@ -123,7 +123,7 @@ def test_processes_share_the_repeats_and_change_nothing(tmp_path):
         "    def _estimate(self, problem):\n"
         "        return decompose([9.0] * 5, estimator=self, problem=problem, resolution='')\n"
     )
-    chosen = [tasks()["gaussian-row"]]
+    chosen = [tasks()[name] for name in ("gaussian-row", "half-cube", "mixture-2-classes")]
     makers = [Gaussian(), estimator_classes([tmp_path])["far"]()]
     one, two = (validate(makers, chosen, repeats=3, jobs=jobs).drop(columns="seconds") for jobs in (1, 2))
     pd.testing.assert_frame_equal(one, two)
