@@ -440,7 +440,8 @@ def validate_estimators(
     if found.empty:
         raise RobGIBError("no chosen estimator claims the regime of a chosen task; add --every to ask it all the same.")
     whole = merge_validations(former, found, list(classes), list(known))
-    kinds = [classes[name] for name in dict.fromkeys(whole["estimator"]) if name in classes]
+    told = {*whole["estimator"], *(e.name for e in makers)}
+    kinds = [kind for name, kind in classes.items() if name in told]
     with write_whole(out_folder) as folder:
         whole.to_csv(folder / "validation.csv", index=False)
         (folder / "validation.html").write_text(validation_page(kinds, whole), encoding="utf-8")
