@@ -27,7 +27,7 @@ _OTHER = {"EADL1", "OnePixel", "SparseFool", "Pixle", "JSMA", "GN", "VANILA", "M
 def _torchattacks() -> Any:
     import torchattacks
 
-    import robgib._torchvision  # noqa: F401  (torchattacks imports torchvision: mend it first)
+    import robgib._torchvision  # noqa: F401  (torchattacks asks for torchvision: mend it first)
 
     return torchattacks
 
@@ -118,7 +118,7 @@ def _inside(found: Tensor, x: Tensor, threat: ThreatModel) -> Tensor:
 
 
 def _library(name: str, package: str) -> Any:
-    import robgib._torchvision  # noqa: F401  (either library may import torchvision: mend it first)
+    import robgib._torchvision  # noqa: F401  (either library may ask for torchvision: mend it first)
 
     try:
         return importlib.import_module(name)
