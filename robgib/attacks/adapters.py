@@ -35,9 +35,14 @@ def _torchattacks() -> Any:
 def _attack_class(name: str) -> type:
     library = _torchattacks()
     base = library.attack.Attack
-    known = {n: c for n, c in vars(library).items() if inspect.isclass(c) and issubclass(c, base) and c is not base}
+    return _class(vars(library), base, name, "torchattacks")
+
+
+def _class(names: Mapping[str, Any], base: type[Any], name: str, library: str) -> type[Any]:
+    """Return the attack class of that name, a proper subclass of ``base``."""
+    known = {n: c for n, c in names.items() if inspect.isclass(c) and issubclass(c, base) and c is not base}
     if name not in known:
-        raise unknown_name("torchattacks attack", name, known)
+        raise unknown_name(f"{library} attack", name, known)
     return known[name]
 
 
@@ -128,11 +133,7 @@ def _library(name: str, package: str) -> Any:
 
 def _foolbox_class(name: str) -> type[Any]:
     attacks = _library("foolbox.attacks", "foolbox")
-    base = attacks.base.Attack
-    known = {n: c for n, c in vars(attacks).items() if inspect.isclass(c) and issubclass(c, base) and c is not base}
-    if name not in known:
-        raise unknown_name("foolbox attack", name, known)
-    return known[name]
+    return _class(vars(attacks), attacks.base.Attack, name, "foolbox")
 
 
 def foolbox_norm(name: str, parameters: Mapping[str, Any]) -> Norm:
@@ -190,11 +191,7 @@ _ART_TAKEN = ("estimator", "classifier", "eps", "verbose", "batch_size")
 
 def _art_class(name: str) -> type[Any]:
     evasion = _library("art.attacks.evasion", "art")
-    base = _library("art.attacks", "art").EvasionAttack
-    known = {n: c for n, c in vars(evasion).items() if inspect.isclass(c) and issubclass(c, base)}
-    if name not in known:
-        raise unknown_name("ART attack", name, known)
-    return known[name]
+    return _class(vars(evasion), _library("art.attacks", "art").EvasionAttack, name, "ART")
 
 
 def art_norm(name: str, parameters: Mapping[str, Any]) -> Norm:
