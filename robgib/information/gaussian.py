@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from robgib.errors import RobGIBError
-from robgib.information.discrete import entropy, relabel
+from robgib.information.discrete import Codes, entropy, relabel
 from robgib.information.estimator import Decomposition, Estimator, Problem, decompose
 
 __all__ = ["Gaussian"]
@@ -31,6 +31,17 @@ def standardised(values: npt.NDArray[Any]) -> Vector:
     centred = values - values.mean(0)
     spread = centred.std(0)
     return np.divide(centred, spread, out=np.zeros(values.shape), where=spread > 1e-12 * np.abs(values).max(initial=1))
+
+
+def columns_or_codes(values: npt.NDArray[Any]) -> tuple[Vector, Codes]:
+    """Split a variable (N, d) into standardised columns that vary and codes (N,): it has one or the other.
+
+    A real variable's codes are all 0; integers have no columns.
+    """
+    if values.dtype.kind in "iu":
+        return np.zeros((len(values), 0)), relabel(values)
+    scores = standardised(values)
+    return scores[:, scores.any(0)], np.zeros(len(values), np.int64)
 
 
 def normal_scores(values: npt.NDArray[Any]) -> Vector:

@@ -11,9 +11,9 @@ from scipy.spatial import cKDTree
 from scipy.special import digamma
 
 from robgib.errors import RobGIBError
-from robgib.information.discrete import Codes, combine, relabel, subset_codes
+from robgib.information.discrete import Codes, combine, subset_codes
 from robgib.information.estimator import Decomposition, Estimator, Problem, decompose
-from robgib.information.gaussian import standardised
+from robgib.information.gaussian import columns_or_codes
 
 __all__ = ["KSG"]
 
@@ -191,11 +191,8 @@ class _Space:
 
 
 def _split(values: Array, ties: Vector) -> tuple[Vector, Codes]:
-    """Real columns that vary, standardised and without ties, and codes: a variable has one or the other."""
-    if values.dtype.kind in "iu":
-        return np.zeros((len(values), 0)), relabel(values)
-    scores = standardised(values)
-    scores = scores[:, scores.any(0)]
+    """Standardised columns that vary, without ties, and codes: a variable has one or the other."""
+    scores, codes = columns_or_codes(values)
     ordered = np.sort(scores, axis=0)
     tied = (ordered[1:] == ordered[:-1]).any(0)
-    return scores + np.where(tied, ties[:, None], 0.0), np.zeros(len(values), np.int64)
+    return scores + np.where(tied, ties[:, None], 0.0), codes

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from robgib.errors import RobGIBError
-from robgib.information.discrete import Codes, combine, relabel, subset_codes
+from robgib.information.discrete import Codes, combine, subset_codes
 from robgib.information.estimator import Decomposition, Estimator, Problem, decompose
-from robgib.information.gaussian import standardised
+from robgib.information.gaussian import columns_or_codes
 from robgib.training import resolve_device
 
 __all__ = ["Renyi"]
@@ -221,17 +221,9 @@ class _Data:
 
     @classmethod
     def of(cls, problem: Problem, device: torch.device) -> _Data:
-        values, codes = zip(*(_split(x) for x in (*problem.features, problem.target)), strict=True)
+        values, codes = zip(*(columns_or_codes(x) for x in (*problem.features, problem.target)), strict=True)
         tensors = [torch.from_numpy(v).to(device) for v in values]
         return cls(tensors[:-1], tensors[-1], subset_codes(codes[:-1]), codes[-1])
-
-
-def _split(values: Array) -> tuple[Vector, Codes]:
-    """Columns with Gaussian kernels and codes with equality kernels: a variable has one or the other."""
-    if values.dtype.kind in "iu":
-        return np.zeros((len(values), 0)), relabel(values)
-    scores = standardised(values)
-    return scores[:, scores.any(0)], np.zeros(len(values), np.int64)
 
 
 def _notes(data: _Data, saturated: npt.NDArray[np.bool_]) -> list[str]:
