@@ -31,7 +31,9 @@ def main() -> None:
     parser.add_argument("--data-root", default=None)
     parser.add_argument("--samples", type=int, default=5000)
     options = parser.parse_args()
-    tables, seconds = [], {}
+    tables = []
+    print("| model | estimator | layer | " + " | ".join(TERMS) + " | IB ≤ GIB | s a layer |")
+    print("| --- | --- | --- |" + " --: |" * (len(TERMS) + 2), flush=True)
     for name in options.models.split(","):
         recipe = find_recipe(name)
         data = load_data(recipe.data, options.data_root)
@@ -47,22 +49,19 @@ def main() -> None:
                 information_samples=options.samples,
                 samples=10,
             )
-            seconds[name, estimator] = (time.perf_counter() - began) / run.layers["layer"].nunique()
+            seconds = (time.perf_counter() - began) / run.layers["layer"].nunique()
             tables.append(run.layers.assign(model=name))
+            for (_, layer), rows in run.layers.groupby(["depth", "layer"], sort=False):
+                of = {r.term: r for r in rows.itertuples()}
+                cells = [
+                    ("n/e" if np.isnan(of[t].value) else f"{of[t].value:.2f} ± {(of[t].high - of[t].low) / 2:.2f}")
+                    + (" sat" if of[t].saturated else "")
+                    for t in TERMS
+                ]
+                kept = "yes" if of["IB"].value <= of["GIB"].value else "no"
+                print(f"| {name} | {estimator} | {layer} | {' | '.join(cells)} | {kept} | {seconds:.1f} |", flush=True)
     table = pd.concat(tables, ignore_index=True)
     estimators = list(dict.fromkeys(table["estimator"]))
-
-    print("| model | layer | estimator | " + " | ".join(TERMS) + " | bound kept | s a layer |")
-    print("| --- | --- | --- |" + " --: |" * (len(TERMS) + 2))
-    for (model, _, layer, estimator), g in table.groupby(["model", "depth", "layer", "estimator"], sort=False):
-        of = {r.term: r for r in g.itertuples()}
-        cells = [
-            ("n/e" if np.isnan(of[t].value) else f"{of[t].value:.2f} ± {(of[t].high - of[t].low) / 2:.2f}")
-            + (" sat" if of[t].saturated else "")
-            for t in TERMS
-        ]
-        kept = "yes" if of["IB"].value <= of["GIB"].value else "no"
-        print(f"| {model} | {layer} | {estimator} | {' | '.join(cells)} | {kept} | {seconds[model, estimator]:.1f} |")
 
     print("\n| term | " + " | ".join(f"{a} / {b}" for a, b in itertools.combinations(estimators, 2)) + " |")
     print("| --- |" + " --: |" * len(list(itertools.combinations(estimators, 2))))
