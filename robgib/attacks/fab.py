@@ -105,9 +105,12 @@ class FAB(MinimalNorm):
             current = current.clamp(*box)
             image = current.view_as(x)
             with torch.no_grad():
-                fooled = wrong_by(model(image), y) > 0
+                logits = model(image)
+            # What is kept must be past all rounding; the path turns back at the boundary itself, or it would stall
+            # just behind it, where rounding decides.
+            fooled = logits.argmax(1) != y
             reach = self.threat.distance(image, x)
-            closer = fooled & (reach < _NEARER * size)
+            closer = (wrong_by(logits, y) > 0) & (reach < _NEARER * size)
             best[closer] = image[closer]
             size[closer] = reach[closer]
             current = torch.where(fooled[:, None], (1 - self.beta) * origin + self.beta * current, current)

@@ -87,14 +87,17 @@ def test_hyperplane_steps_are_the_smallest_in_the_box(norm):
             )
             assert np.abs(step).max() == pytest.approx(peer.fun, abs=1e-7)
         else:
-            peer = minimize(
-                lambda d: d @ d,
-                step + rng.normal(size=6) / 10,
-                jac=lambda d: 2 * d,
-                bounds=bounds,
-                constraints={"type": "eq", "fun": lambda d, n=normal, v=v: n @ d + v},
-                options={"ftol": 1e-12},
-            )
+            for _ in range(10):  # SLSQP gives up from some starts, and from which depends on the processor
+                peer = minimize(
+                    lambda d: d @ d,
+                    step + rng.normal(size=6) / 10,
+                    jac=lambda d: 2 * d,
+                    bounds=bounds,
+                    constraints={"type": "eq", "fun": lambda d, n=normal, v=v: n @ d + v},
+                    options={"ftol": 1e-12},
+                )
+                if peer.success:
+                    break
             assert peer.success
             assert step @ step == pytest.approx(peer.fun, abs=1e-6)
     assert 0 < missed < 30
@@ -146,7 +149,7 @@ def test_distances_beside_torchattacks(right_digits, digits_cnn):
     x, y = right_digits[0][:40], right_digits[1][:40]
 
     def peer(kind, bound, **options):
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), frozen(digits_cnn):
             torch.manual_seed(0)
             found = getattr(torchattacks, kind)(digits_cnn, **options)(x, y).detach()
         with torch.no_grad():
@@ -180,18 +183,23 @@ def test_distances_beside_torchattacks(right_digits, digits_cnn):
 
 
 @pytest.mark.parametrize(("norm", "budgets"), [("linf", (0.06, 0.08, 0.1)), ("l2", (0.3, 0.4, 0.5))])
-def test_fab_is_as_strong_as_pgd(norm, budgets, right_digits, digits_cnn):
-    """Mean robust accuracy over three budgets, within 2 percentage points of PGD's or below."""
+def test_fab_is_as_strong_as_that_of_torchattacks(norm, budgets, right_digits, digits_cnn):
+    """Mean robust accuracy over three budgets, for each of which the peer runs anew, is no more than 1 point above."""
+    torchattacks = pytest.importorskip("torchattacks")
     x, y = right_digits[0][:100], right_digits[1][:100]
     size = sizes(f"fab-t-{norm}:steps=40,targets=4", digits_cnn, x, y)
     lead = []
     for eps in budgets:
-        pgd = make_attack(f"pgd-{norm}:steps=50,restarts=5,eps={eps}")
-        with frozen(digits_cnn), torch.no_grad():
-            robust = digits_cnn(pgd.perturb(digits_cnn, x, y, SampleRNG(0, range(len(x))))).argmax(1) == y
+        peer = torchattacks.FAB(
+            digits_cnn, norm=norm.replace("l", "L"), eps=eps, steps=40, multi_targeted=True, n_classes=5
+        )
+        with frozen(digits_cnn):
+            found = peer(x, y).detach()
+        with torch.no_grad():
+            robust = (digits_cnn(found).argmax(1) == y) | (distance(found, x, norm) > eps * (1 + 1e-5))
         assert 0.05 < float(robust.float().mean()) < 0.95
         lead.append(float((size > eps).float().mean() - robust.float().mean()))
-    assert sum(lead) / 3 <= 0.02
+    assert sum(lead) / 3 <= 0.01
 
 
 def test_confidence_is_reached(right_digits, digits_cnn):
