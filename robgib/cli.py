@@ -185,10 +185,17 @@ def evaluate(
     features: Annotated[str, typer.Option(help="patches:G, pca:N, pixels or channels.")] = "patches:4",
     beta: Annotated[float, typer.Option(help="Trade-off of the IB and GIB objectives.")] = 1.0,
     pmi: Annotated[bool, typer.Option("--pmi", help="Weigh samples by max(0, pmi(ŷ;y)).")] = False,
+    cascade: Annotated[
+        bool, typer.Option("--cascade", help="Cheapest attack first, each next one on the samples still right.")
+    ] = False,
     curve: Annotated[bool, typer.Option(help="Measure accuracy against eps.")] = True,
     signs: Annotated[bool, typer.Option(help="Look for signs that the attacks failed.")] = True,
+    corruptions: Annotated[bool, typer.Option(help="Measure accuracy under common corruptions.")] = True,
     out_folder: Annotated[Path, typer.Option("--out", help="Where run folders go.")] = Path("runs"),
-    batch_size: Annotated[int, typer.Option(min=1)] = 256,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images at once. [default: found]")] = None,
+    precision: Annotated[
+        str, typer.Option(help="float32, or bfloat16 for the attacks' gradients (float32 decides who is fooled).")
+    ] = "float32",
     device: Device = "auto",
     seed: Annotated[int, typer.Option(help="Seed of every random number.")] = 0,
     catalogue: Catalogue = None,
@@ -197,6 +204,7 @@ def evaluate(
     """Attack models, estimate the information in their layers, and write run folders and a page."""
     from robgib import evaluation, zoo
     from robgib.attacks import make_attack
+    from robgib.attacks.passes import PRECISIONS
     from robgib.data import DATASETS
     from robgib.errors import unknown_name
     from robgib.information import make_estimator
@@ -213,6 +221,8 @@ def evaluate(
             zoo.find_recipe(name, extra)
         elif not Path(name).is_file():
             raise RobGIBError(f"checkpoint {name!r} does not exist.")
+    if precision not in PRECISIONS:
+        raise unknown_name("precision", precision, PRECISIONS)
     if data is not None and data not in DATASETS:
         raise unknown_name("data set", data, DATASETS)
     if len(set(models)) < len(models):
@@ -241,9 +251,12 @@ def evaluate(
                 features=features,
                 beta=beta,
                 pmi=pmi,
+                cascade=cascade,
                 curve=curve,
                 signs=signs,
+                corruptions=corruptions,
                 batch_size=batch_size,
+                precision=precision,
                 device=where,
                 seed=seed,
                 catalogue=extra,
@@ -281,7 +294,8 @@ def _show(runs: list[Run]) -> None:
     """Print what was found."""
     from robgib.study import LEAST_MODELS, display_names
 
-    table = Table(title="Accuracy, clean and under attack", title_justify="left")
+    left = " (each attack on what those before it left)" if any(r.config.get("cascade") for r in runs) else ""
+    table = Table(title=f"Accuracy, clean and under attack{left}", title_justify="left")
     table.add_column("model", no_wrap=True)
     table.add_column("attack", overflow="fold", min_width=12)
     table.add_column("budget", no_wrap=True)
@@ -309,6 +323,15 @@ def _show(runs: list[Run]) -> None:
     for run in runs:
         for r in run.robustness[run.robustness["status"] != "ok"].itertuples():
             err.print(f"[red]{escape(f'{run.name}: {r.reason}')}", highlight=False, soft_wrap=True)
+    for run, name in zip(runs, names, strict=True):
+        if len(run.corruptions):
+            means = run.corruptions.groupby("corruption", sort=False)["accuracy"].mean()
+            told = ", ".join(f"{kind} {100 * value:.1f}%" for kind, value in means.items())
+            out.print(
+                f"{escape(name)}: {100 * means.mean():.1f}% under common corruptions, mean of five severities "
+                f"({told}).",
+                highlight=False,
+            )
     for run, name in zip(runs, names, strict=True):
         seen = run.signs[run.signs["seen"].astype(bool)]
         for r in seen.itertuples():

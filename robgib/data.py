@@ -64,7 +64,7 @@ class Dataset:
     val: Split
     test: Split
     classes: tuple[str, ...]
-    eps: Mapping[str, float] = field(default_factory=lambda: {"linf": 8 / 255, "l2": 0.5})
+    eps: Mapping[str, float] = field(default_factory=lambda: {"linf": 8 / 255, "l2": 0.5, "l1": 12.0})
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -118,7 +118,7 @@ def _digits(root: Path | None, seed: int) -> Dataset:
     train, val, test = (
         Split(x[i], y[i]) for i in map(torch.from_numpy, _stratified(raw.target, (0.6, 0.07, 0.33), seed))
     )
-    return Dataset("digits", train, val, test, tuple("0123456789"), {"linf": 0.1, "l2": 0.5})
+    return Dataset("digits", train, val, test, tuple("0123456789"), {"linf": 0.1, "l2": 0.5, "l1": 1.0})
 
 
 def read_idx(path: Path) -> np.ndarray:
@@ -206,7 +206,7 @@ def _fashion_mnist(root: Path | None, seed: int) -> Dataset:
         Split(whole.x[val], whole.y[val]),
         Split(test.x[order], test.y[order]),
         tuple(names),
-        {"linf": 0.1, "l2": 1.0},
+        {"linf": 0.1, "l2": 1.0, "l1": 10.0},
     )
 
 

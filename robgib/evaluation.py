@@ -18,13 +18,17 @@ from torch import Tensor, nn
 from robgib.attacks import (
     Attack,
     Outcome,
+    Passes,
+    Prepared,
     ThreatModel,
     accuracy_curve,
     attack_samples,
     failure_signs,
     make_attack,
     predict,
+    prepare,
 )
+from robgib.corruptions import corruption_accuracy
 from robgib.data import Dataset, load_data
 from robgib.errors import RobGIBError, RobGIBWarning
 from robgib.information import (
@@ -41,7 +45,7 @@ from robgib.information import (
 from robgib.information.features import Features
 from robgib.information.measures import gib_objective, ib_objective, pmi_weights
 from robgib.statistics import clopper_pearson
-from robgib.store import SIGN_COLUMNS, Run, environment
+from robgib.store import CORRUPTION_COLUMNS, SIGN_COLUMNS, Run, environment
 from robgib.training import Progress, resolve_device
 
 __all__ = ["DEFAULT_ATTACKS", "DEFAULT_ESTIMATORS", "TERMS", "evaluate"]
@@ -73,9 +77,12 @@ def evaluate(
     unit_groups: int = 8,
     beta: float = 1.0,
     pmi: bool = False,
+    cascade: bool = False,
     curve: bool = True,
     signs: bool = True,
-    batch_size: int = 256,
+    corruptions: bool = True,
+    batch_size: int | None = None,
+    precision: str = "float32",
     device: str | torch.device = "auto",
     seed: int = 0,
     catalogue: Sequence[Path] = (),
@@ -104,9 +111,13 @@ def evaluate(
         beta: trade-off of the objectives IB and GIB.
         pmi: weigh each sample's pointwise terms by max(0, pmi(ŷ;y)), so that information counts where the
             prediction tells of the label.
-        curve: also measure accuracy against eps around each attack's own.
+        cascade: run the attacks of one norm and eps cheapest first, each on the samples that those before it left
+            right. A robust accuracy is then what is left after that attack and all before it.
+        curve: also measure accuracy against eps around each attack's own (in a cascade, around the last one's).
         signs: also look for signs that the attacks failed (:func:`~robgib.attacks.failure_signs`).
-        batch_size: images at once.
+        corruptions: also measure accuracy under common corruptions (images only).
+        batch_size: images at once; None finds it. It is halved where memory does not suffice.
+        precision: ``float32``, or ``bfloat16`` for the gradients of attacks; float32 decides who is fooled.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         seed: of every random number.
         catalogue: further folders of attacks and plug-ins.
@@ -145,7 +156,9 @@ def evaluate(
         count = len(dataset.test) if samples is None else min(samples, len(dataset.test))
         x, y = dataset.test.x[:count], dataset.test.y[:count]
         parts = _split_information(dataset, information_samples, seed)
-        clean = predict(model, x, classes=len(dataset.classes), batch_size=batch_size, device=where)
+        clean = predict(model, x, classes=len(dataset.classes), batch_size=batch_size or 64, device=where)
+        prepared = prepare(model, x, batch_size=batch_size, precision=precision, device=where)
+        batch_size = prepared.batch_size
         chosen = tuple(dict.fromkeys(layers)) if layers else default_layers(model, x[:2].to(where))
         activations: list[dict[str, Any]] = []
         if makers:
@@ -159,6 +172,7 @@ def evaluate(
             "data": {"name": dataset.name, "digest": dataset.digest, "classes": list(dataset.classes)},
             "samples": count,
             "attacks": {label: _describe(a) for label, a in named_attacks.items()},
+            "cascade": cascade,
             "curve": curve,
             "estimators": {e.name: _describe(e) for e in makers},
             "information_samples": len(parts[0][0]),
@@ -172,9 +186,16 @@ def evaluate(
             },
             "beta": beta,
             "pmi": pmi,
+            "precision": precision,
             "seed": seed,
         }
-        tables = _attack_all(model, x, y, clean, named_attacks, curve, seed, batch_size, where, progress)
+        tables = _attack_all(prepared, x, y, clean, named_attacks, cascade, curve, seed, where, progress)
+        if corruptions and x.ndim == 4:
+            tables["corruptions"] = corruption_accuracy(
+                model, x, y, seed=seed, batch_size=batch_size, device=where, progress=progress
+            )
+        else:
+            tables["corruptions"] = pd.DataFrame(columns=CORRUPTION_COLUMNS)
         seen = _signs(model, x, y, clean, named_attacks, seed, where, progress) if signs else []
         layer_rows: list[dict[str, Any]] = []
         feature_rows: list[dict[str, Any]] = []
@@ -290,14 +311,14 @@ def _describe(thing: Attack | Estimator) -> dict[str, Any]:
 
 
 def _attack_all(
-    model: nn.Module,
+    model: Prepared,
     x: Tensor,
     y: Tensor,
     clean: np.ndarray,
     attacks: Mapping[str, Attack],
+    cascade: bool,
     curve: bool,
     seed: int,
-    batch_size: int,
     device: torch.device,
     progress: Progress | None,
 ) -> dict[str, Any]:
@@ -306,32 +327,48 @@ def _attack_all(
     summary, outcome_tables, curves = [], [], []
     pictures: dict[str, np.ndarray] = {}
     standing: dict[tuple[str, float], list[np.ndarray]] = {}
-    for number, (label, attack) in enumerate(attacks.items()):
+    before: dict[tuple[str, float], Outcome] = {}
+    order = list(attacks.items())
+    if cascade:
+        threats = list(dict.fromkeys(a.threat for _, a in order))
+        order.sort(key=lambda item: (threats.index(item[1].threat), item[1].cost))
+    for number, (label, attack) in enumerate(order):
+        budget = (attack.threat.norm, attack.threat.eps)
+        last = not cascade or all(a.threat != attack.threat for _, a in order[number + 1 :])
         base = {"attack": label, "norm": attack.threat.norm, "eps": attack.threat.eps}
 
-        def run(attack: Attack = attack, label: str = label) -> tuple[Outcome, list[tuple[float, int]], float]:
+        known = before.get(budget) if cascade else None
+
+        def run(
+            attack: Attack = attack,
+            label: str = label,
+            known: Outcome | None = known,
+            curved: bool = curve and last,
+        ) -> _Attacked:
             began = time.perf_counter()
             found = attack_samples(
-                model, x, y, attack, label=label, clean=clean, seed=seed, batch_size=batch_size,
+                model, x, y, attack, label=label, clean=known.prediction if known else clean, seed=seed,
                 device=device, pictures=_PICTURES, progress=progress,
             )  # fmt: skip
+            if known:
+                found = _after(known, found, truth)
             seconds = time.perf_counter() - began
-            points = (
-                accuracy_curve(
-                    model, x, y, attack, found, label=label, clean=clean, seed=seed, batch_size=batch_size,
-                    device=device, progress=progress,
-                )
-                if curve
-                else []
-            )  # fmt: skip
-            return found, points, seconds
+            if not curved:
+                return found, [], found.distance, seconds
+            points, distance = accuracy_curve(
+                model, x, y, attack, found, label=label, clean=clean, seed=seed, device=device, progress=progress
+            )
+            return found, points, distance, seconds
 
-        outcome, points, seconds, reason = _guarded(run, label)
-        robust = np.zeros(count, bool) if outcome is None else right & (outcome.prediction == truth)
-        summary.append(_summary(base, right, robust, seconds, reason))
-        if outcome is None:
+        attacked, reason = _guarded(run, label)
+        if attacked is None:
+            summary.append(_summary(base, right, np.zeros(count, bool), 0.0, reason))
             continue
-        standing.setdefault((attack.threat.norm, attack.threat.eps), []).append(robust)
+        outcome, points, nearest, seconds = attacked
+        before[budget] = outcome
+        robust = right & (outcome.prediction == truth)
+        summary.append(_summary(base, right, robust, seconds, "", outcome.passes, nearest))
+        standing.setdefault(budget, []).append(robust)
         outcome_tables.append(
             pd.DataFrame(
                 {
@@ -343,6 +380,7 @@ def _attack_all(
                     "robust": robust,
                     "linf": outcome.linf,
                     "l2": outcome.l2,
+                    "distance": nearest,
                 }
             )
         )
@@ -371,15 +409,16 @@ def _attack_all(
     if attacks and not outcome_tables:
         raise RobGIBError(f"every attack failed; the first: {summary[0]['reason']}")
     for (norm, eps), masks in standing.items():
-        if len(masks) > 1:
+        if len(masks) > 1 and not cascade:
             base = {"attack": f"worst of {len(masks)}", "norm": norm, "eps": eps}
             summary.append(_summary(base, right, np.logical_and.reduce(masks), 0.0, ""))
     columns = ["attack", "norm", "eps", "samples", "correct", "robust", "clean_accuracy", "clean_low", "clean_high",
-               "robust_accuracy", "low", "high", "seconds", "status", "reason"]  # fmt: skip
+               "robust_accuracy", "low", "high", "seconds", "forward", "backward", "median_distance", "status",
+               "reason"]  # fmt: skip
     if not summary:  # no attacks: the clean accuracy still stands
         summary = [_summary({"attack": "none", "norm": "", "eps": 0.0}, right, right, 0.0, "")]
     outcome_columns = ["index", "label", "attack", "norm", "eps", "clean_prediction", "adversarial_prediction",
-                       "robust", "linf", "l2"]  # fmt: skip
+                       "robust", "linf", "l2", "distance"]  # fmt: skip
     curve_columns = ["attack", "norm", "eps", "at", "right", "samples", "accuracy", "low", "high"]
     return {
         "robustness": pd.DataFrame(summary, columns=columns),
@@ -389,6 +428,21 @@ def _attack_all(
         "curve": pd.DataFrame(curves, columns=curve_columns),
         "pictures": pictures,
     }
+
+
+def _after(before: Outcome, found: Outcome, truth: np.ndarray) -> Outcome:
+    """What two attacks of a cascade did together: samples that fell to the first keep what it found."""
+    fell = before.prediction != truth
+
+    def kept(one: np.ndarray, two: np.ndarray) -> np.ndarray:
+        return np.where(fell, one, two)
+
+    return dataclasses.replace(
+        found,
+        linf=kept(before.linf, found.linf),
+        l2=kept(before.l2, found.l2),
+        distance=np.where(fell, before.distance, np.minimum(before.distance, found.distance)),
+    )
 
 
 def _signs(
@@ -415,22 +469,30 @@ def _signs(
     return rows
 
 
-def _guarded(
-    run: Callable[[], tuple[Outcome, list[tuple[float, int]], float]], label: str
-) -> tuple[Outcome | None, list[tuple[float, int]], float, str]:
+_Attacked = tuple[Outcome, list[tuple[float, int]], np.ndarray, float]
+"""An outcome, the points of its curve, the distances of the nearest images found on the way, and its seconds."""
+
+
+def _guarded(run: Callable[[], _Attacked], label: str) -> tuple[_Attacked | None, str]:
     """Run one attack; what it raises becomes the reason of its failure, and the others go on."""
     try:
-        return *run(), ""
+        return run(), ""
     except torch.OutOfMemoryError as error:
-        raise RobGIBError("the device ran out of memory; give a smaller --batch-size.") from error
+        raise RobGIBError("the device's memory does not suffice even for one image; use another --device.") from error
     except RobGIBError as error:
-        return None, [], 0.0, str(error)
+        return None, str(error)
     except Exception as error:
-        return None, [], 0.0, f"attack {label!r} raised {type(error).__name__}: {error}"
+        return None, f"attack {label!r} raised {type(error).__name__}: {error}"
 
 
 def _summary(
-    base: dict[str, Any], right: np.ndarray, robust: np.ndarray, seconds: float, reason: str
+    base: dict[str, Any],
+    right: np.ndarray,
+    robust: np.ndarray,
+    seconds: float,
+    reason: str,
+    passes: Passes | None = None,
+    nearest: np.ndarray | None = None,
 ) -> dict[str, Any]:
     count, correct, standing = len(right), int(right.sum()), int(robust.sum())
     clean_low, clean_high = clopper_pearson(correct, count)
@@ -448,6 +510,9 @@ def _summary(
         "low": np.nan if failed else low,
         "high": np.nan if failed else high,
         "seconds": round(seconds, 3),
+        "forward": passes.forward if passes else 0,
+        "backward": passes.backward if passes else 0,
+        "median_distance": float(np.median(nearest[right])) if nearest is not None and correct else np.nan,
         "status": "failed" if failed else "ok",
         "reason": reason,
     }

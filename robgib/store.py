@@ -21,6 +21,7 @@ import torch
 from robgib.errors import RobGIBError
 
 __all__ = [
+    "CORRUPTION_COLUMNS",
     "SIGN_COLUMNS",
     "TABLES",
     "Run",
@@ -33,8 +34,10 @@ __all__ = [
     "write_whole",
 ]
 
-TABLES = ("robustness", "outcomes", "curve", "layers", "features", "signs")
+TABLES = ("robustness", "outcomes", "curve", "layers", "features", "signs", "corruptions")
 SIGN_COLUMNS = ["norm", "eps", "name", "seen", "detail", "meaning"]
+CORRUPTION_COLUMNS = ["corruption", "severity", "right", "samples", "accuracy", "low", "high"]
+_LATER = {"signs": SIGN_COLUMNS, "corruptions": CORRUPTION_COLUMNS}  # tables that folders of early versions lack
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class Run:
         features: a row a layer, estimator and input feature: I(X_i;Z), I(X_-i;Z) and II_i with intervals.
         signs: a row a threat model and check for a failed attack: whether it was seen, what was measured, and what it
             would mean.
+        corruptions: a row a common corruption and severity: samples right, accuracy with its interval.
         pictures: per attack the rows, clean and adversarial images of some fooled samples.
     """
 
@@ -65,6 +69,7 @@ class Run:
     layers: pd.DataFrame
     features: pd.DataFrame
     signs: pd.DataFrame
+    corruptions: pd.DataFrame
     pictures: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
@@ -200,15 +205,17 @@ def load_run(folder: str | Path) -> Run:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         name = str(config.pop("name"))
-        tables = {t: pd.read_csv(folder / f"{t}.csv", keep_default_na=True) for t in TABLES if t != "signs"}
-        signs = folder / "signs.csv"  # missing from run folders of versions that did not look for them
-        tables["signs"] = pd.read_csv(signs) if signs.exists() else pd.DataFrame(columns=SIGN_COLUMNS)
-        for table in tables.values():
+        tables = {}
+        for table in TABLES:
+            file = folder / f"{table}.csv"
+            later = table in _LATER and not file.exists()
+            tables[table] = pd.DataFrame(columns=_LATER[table]) if later else pd.read_csv(file, keep_default_na=True)
+        for held in tables.values():
             for column in ("note", "reason"):
-                if column in table:
-                    table[column] = table[column].fillna("")
-        with np.load(folder / "pictures.npz", allow_pickle=False) as held:
-            pictures = {k: held[k] for k in held.files}
+                if column in held:
+                    held[column] = held[column].fillna("")
+        with np.load(folder / "pictures.npz", allow_pickle=False) as archive:
+            pictures = {k: archive[k] for k in archive.files}
         surroundings = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, KeyError) as error:
         raise RobGIBError(

@@ -19,6 +19,7 @@ from pydantic import (
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from robgib.attacks.threat import Norm, ThreatModel
 from robgib.data import Dataset, Split
 from robgib.errors import RobGIBError
 
@@ -30,6 +31,20 @@ class Progress(Protocol):
 
     def __call__(self, task: str, done: int, total: int, note: str = "") -> None:
         """Report that ``done`` of ``total`` steps of ``task`` are over."""
+
+
+class Adversary(BaseModel):
+    """Adversarial training (Madry et al. 2018): each batch is replaced by what an attack makes of it.
+
+    One step is fast adversarial training (Wong, Rice & Kolter 2020): from a random start, 1.25 eps long.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    norm: Norm = "linf"
+    eps: PositiveFloat
+    """Radius of the ball, pixel scale."""
+    steps: PositiveInt = 7
+    """Gradient steps, each 2.5 eps / steps long."""
 
 
 class Training(BaseModel):
@@ -48,6 +63,8 @@ class Training(BaseModel):
     """Random horizontal mirroring."""
     clip: PositiveFloat = 1.0
     """Largest gradient norm."""
+    adversary: Adversary | None = None
+    """Train on adversarial images instead of clean ones."""
     seed: int = 0
 
 
@@ -82,6 +99,25 @@ def _augment(x: Tensor, shift: int, flip: bool) -> Tensor:
         channel = torch.arange(x.shape[1], device=x.device)[None, :, None, None]
         x = padded[image, channel, rows, columns]
     return x
+
+
+def _adversarial(model: nn.Module, x: Tensor, y: Tensor, adversary: Adversary) -> Tensor:
+    """Adversarial images (N, …) for the model in eval mode; random numbers are torch's."""
+    from robgib.attacks.attack import Goal, ascend, frozen
+
+    threat = ThreatModel(adversary.norm, adversary.eps)
+    if adversary.norm == "linf":
+        noise = 2 * torch.rand_like(x) - 1
+    else:
+        noise = torch.randn_like(x)
+        length = torch.rand(len(x), device=x.device) / noise.flatten(1).norm(dim=1)
+        noise = noise * length.view(-1, *([1] * (x.ndim - 1)))
+    start = threat.project(x + adversary.eps * noise, x)
+    step = adversary.eps * (1.25 if adversary.steps == 1 else 2.5 / adversary.steps)
+    with frozen(model):
+        return ascend(
+            model, x, Goal(y, False, "ce"), threat, start=start, steps=adversary.steps, step_size=step, keep="last"
+        )
 
 
 @torch.no_grad()
@@ -143,6 +179,8 @@ def train(
             total = 0.0
             for step, index in enumerate(order.split(config.batch_size)):
                 batch = _augment(x[index], config.shift, config.flip)
+                if config.adversary:
+                    batch = _adversarial(model, batch, y[index], config.adversary)
                 loss = F.cross_entropy(model(batch), y[index], label_smoothing=config.label_smoothing)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()

@@ -56,6 +56,8 @@ class Recipe(BaseModel):
     def digest(self) -> str:
         """SHA-256 of what determines the trained weights."""
         content = self.model_dump(include={"data", "architecture", "training"})
+        if self.training.adversary is None:
+            del content["training"]["adversary"]  # so that it stays what it was before there was the key
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -240,3 +240,40 @@ class TestStore:
     def test_other_settings_have_other_folders(self, run, digits, digits_cnn):
         other = evaluate(digits_cnn, digits, attacks=["fgsm-linf"], estimators=[], samples=20, name="digits-cnn")
         assert other.folder != run.folder
+
+
+def test_a_cascade_leaves_what_every_attack_leaves(digits, digits_cnn):
+    attacks = ["apgd-ce-linf:eps=0.08,steps=20", "fgsm-linf:eps=0.08", "pgd-linf:eps=0.08", "fgsm-l2"]
+    common = {"estimators": [], "samples": 120, "signs": False, "corruptions": False}
+    apart = evaluate(digits_cnn, digits, attacks=attacks, **common)
+    together = evaluate(digits_cnn, digits, attacks=attacks, cascade=True, **common)
+    table = together.robustness.set_index("attack")
+    assert list(table.index) == [attacks[1], attacks[0], attacks[2], attacks[3]]  # by budget, cheapest first
+    left = table["robust"][:3].tolist()
+    assert left == sorted(left, reverse=True)
+    singly = apart.robustness.set_index("attack")
+    assert left[0] == singly.loc[attacks[1], "robust"]
+    assert left[2] == singly.loc["worst of 3", "robust"]
+    assert table.loc[attacks[0], "backward"] < singly.loc[attacks[0], "backward"]
+    # What fell to an attack keeps the size that it fell at.
+    for _, rows in together.outcomes[together.outcomes["norm"] == "linf"].groupby("index"):
+        fell = rows[rows["adversarial_prediction"] != rows["label"]]
+        assert fell["adversarial_prediction"].nunique() <= 1
+        assert fell["linf"].nunique() <= 1
+    assert set(together.curve["attack"]) == {attacks[2], attacks[3]}
+    at = together.curve[(together.curve["attack"] == attacks[2]) & np.isclose(together.curve["at"], 0.08)]
+    assert int(at["right"].iloc[0]) == left[2]
+
+
+def test_corruptions_and_distances_are_recorded(run):
+    assert len(run.corruptions) == 20
+    assert (run.corruptions["samples"] == 150).all()
+    right = run.outcomes[run.outcomes["clean_prediction"] == run.outcomes["label"]]
+    for attack, rows in right.groupby("attack"):
+        told = run.robustness.set_index("attack").loc[attack]
+        assert told["median_distance"] == np.median(rows["distance"])
+        assert (rows.loc[~rows["robust"], "distance"] <= told["eps"] + 1e-6).all()
+        assert (told["forward"], told["backward"]) > (0, 0)
+    vectors = (torch.rand(60, 5), torch.randint(0, 3, (60,)))
+    flat = evaluate(nn.Linear(5, 3), vectors, attacks=["pgd-linf"], estimators=[], layers=["logits"])
+    assert flat.corruptions.empty

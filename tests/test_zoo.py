@@ -3,7 +3,8 @@ import json
 import pytest
 import torch
 
-from robgib import RobGIBError
+from robgib import RobGIBError, make_attack
+from robgib.attacks import attack_samples
 from robgib.training import Training, _augment, accuracy, train
 from robgib.zoo import find_recipe, load_checkpoint, load_model, recipes, train_recipe
 
@@ -21,7 +22,8 @@ def quick(tmp_path):
 
 
 def test_the_recipes_that_are_promised():
-    promised = {"digits-cnn", "digits-vit", "digits-mlp-tanh", "digits-mlp-relu", "fashion-cnn", "fashion-vit"}
+    digits = {f"digits-{kind}" for kind in ("cnn", "cnn-at", "vit", "mlp-tanh", "mlp-relu")}
+    promised = digits | {f"fashion-{kind}" for kind in ("cnn", "cnn-at", "vit")}
     assert promised <= set(recipes())
 
 
@@ -37,6 +39,30 @@ def test_promised_accuracy(name, least, digits):
 def test_promised_accuracy_on_fashion_mnist(name, least, fashion):
     model, _ = load_model(find_recipe(name), fashion)
     assert accuracy(model, fashion.test) >= least
+
+
+def test_adversarial_training_makes_robust(digits, digits_cnn):
+    model, record = load_model(find_recipe("digits-cnn-at"), digits)
+    assert record["test_accuracy"] >= 0.96
+    x, y = digits.test.x[:300], digits.test.y[:300]
+    robust, plain = (
+        (attack_samples(m, x, y, make_attack("pgd-linf:eps=0.1")).prediction == y.numpy()).mean()
+        for m in (model, digits_cnn)
+    )
+    assert robust > 0.6 > 0.4 > plain
+
+
+@pytest.mark.parametrize("adversary", [{"eps": 0.1, "steps": 1}, {"norm": "l2", "eps": 0.5, "steps": 2}])
+def test_adversaries_of_each_norm(adversary, quick, digits, tmp_path):
+    training = Training(epochs=1, batch_size=256, adversary=adversary)
+    recipe = quick.model_copy(update={"training": training})
+    assert recipe.digest != quick.digest
+    one, two = (train_recipe(recipe, digits, tmp_path / f"{n}.safetensors")[0] for n in "ab")
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+    plain, _, _ = train_recipe(
+        quick.model_copy(update={"training": Training(epochs=1, batch_size=256)}), digits, tmp_path / "c.safetensors"
+    )
+    assert not all(torch.equal(a, b) for a, b in zip(one.parameters(), plain.parameters(), strict=True))
 
 
 def test_cached_models_are_not_trained_again(quick, digits, cache):

@@ -2,7 +2,7 @@
 
 from robgib.attacks.adapters import ARTAttack, FoolboxAttack, TorchAttack
 from robgib.attacks.apgd import APGD
-from robgib.attacks.attack import Attack, Goal, MinimalNorm, ascend, frozen, make_goal
+from robgib.attacks.attack import Attack, Goal, MinimalNorm, ascend, ascent_gradient, frozen, make_goal
 from robgib.attacks.autoattack import AutoAttack, cascade
 from robgib.attacks.contract import Check, check_attack
 from robgib.attacks.cw import CarliniWagner
@@ -10,10 +10,11 @@ from robgib.attacks.deepfool import DeepFool
 from robgib.attacks.fab import FAB
 from robgib.attacks.fgsm import FGSM
 from robgib.attacks.mifgsm import MIFGSM
+from robgib.attacks.passes import InBatches, Passes, count_passes
 from robgib.attacks.pgd import PGD
 from robgib.attacks.registry import CatalogueEntry, attack_catalogue, attack_classes, make_attack
 from robgib.attacks.rfgsm import RFGSM
-from robgib.attacks.robustness import Outcome, accuracy_curve, attack_samples, predict
+from robgib.attacks.robustness import Outcome, Prepared, accuracy_curve, attack_samples, predict, prepare
 from robgib.attacks.signs import Sign, failure_signs
 from robgib.attacks.square import Square
 from robgib.attacks.threat import SampleRNG, ThreatModel
@@ -34,8 +35,11 @@ __all__ = [
     "DeepFool",
     "FoolboxAttack",
     "Goal",
+    "InBatches",
     "MinimalNorm",
     "Outcome",
+    "Passes",
+    "Prepared",
     "SampleRNG",
     "Sign",
     "Square",
@@ -43,14 +47,17 @@ __all__ = [
     "TorchAttack",
     "accuracy_curve",
     "ascend",
+    "ascent_gradient",
     "attack_catalogue",
     "attack_classes",
     "attack_samples",
     "cascade",
     "check_attack",
+    "count_passes",
     "failure_signs",
     "frozen",
     "make_attack",
     "make_goal",
     "predict",
+    "prepare",
 ]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from robgib.attacks.attack import Attack, frozen
-from robgib.attacks.threat import Norm, SampleRNG, ThreatModel, per_sample
+from robgib.attacks.threat import NORMS, Norm, SampleRNG, ThreatModel, per_sample
 from robgib.errors import RobGIBError, unknown_name
 
 __all__ = ["DOORS", "ARTAttack", "FoolboxAttack", "TorchAttack", "art_norm", "foolbox_norm", "torchattacks_norm"]
@@ -97,6 +97,11 @@ class TorchAttack(Attack):
         parameters = inspect.signature(_attack_class(self.name)).parameters
         return [p for p in parameters if p not in ("self", "model", "eps")]
 
+    @property
+    def cost(self) -> int:
+        """See :attr:`Attack.cost`."""
+        return _cost(self.parameters)
+
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
         """See :meth:`Attack.perturb`."""
         kind = _attack_class(self.name)
@@ -142,9 +147,15 @@ def foolbox_norm(name: str, parameters: Mapping[str, Any]) -> Norm:
     _accept(kind, parameters, f"foolbox:{name}", ())
     distance = getattr(_construct(kind, parameters, f"foolbox:{name}"), "distance", None)
     p = getattr(distance, "p", None)
-    if p not in (2, float("inf")):
-        raise RobGIBError(f"foolbox's {name} is not bounded in L-inf or L2, so no budget can be verified.")
-    return "l2" if p == 2 else "linf"
+    if p not in (1, 2, float("inf")):
+        raise RobGIBError(f"foolbox's {name} is not bounded in L-inf, L2 or L1, so no budget can be verified.")
+    return "linf" if p == float("inf") else "l2" if p == 2 else "l1"
+
+
+def _cost(parameters: Mapping[str, Any]) -> int:
+    """Gradients a sample, as far as another library's parameters tell; 100 where they do not."""
+    told = [parameters[n] for n in ("steps", "max_iter", "n_queries") if isinstance(parameters.get(n), int)]
+    return max(1, told[0]) if told else 100
 
 
 def _accept(kind: type[Any], parameters: Mapping[str, Any], what: str, taken: Sequence[str]) -> None:
@@ -168,9 +179,15 @@ class FoolboxAttack(Attack):
     Attacks that look for the nearest adversarial image are held to the threat model's eps.
     """
 
+    norms: ClassVar[tuple[str, ...]] = NORMS
     name: str = "LinfPGD"
     parameters: Mapping[str, Any] = field(default_factory=dict)
     batch_independent: ClassVar[bool] = False  # the library seeds a whole batch at once
+
+    @property
+    def cost(self) -> int:
+        """See :attr:`Attack.cost`."""
+        return _cost(self.parameters)
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
         """See :meth:`Attack.perturb`."""
@@ -219,6 +236,11 @@ class ARTAttack(Attack):
     name: str = "ProjectedGradientDescent"
     parameters: Mapping[str, Any] = field(default_factory=dict)
     batch_independent: ClassVar[bool] = False  # the library seeds a whole batch at once
+
+    @property
+    def cost(self) -> int:
+        """See :attr:`Attack.cost`."""
+        return _cost(self.parameters)
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
         """See :meth:`Attack.perturb`."""

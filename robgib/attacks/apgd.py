@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,7 @@ class APGD(Attack):
         rho: share of steps that must raise the loss.
     """
 
+    pooled: ClassVar[bool] = True
     steps: int = 100
     restarts: int = 1
     loss: Loss = "ce"

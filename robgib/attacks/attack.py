@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from robgib.attacks.passes import InBatches
 from robgib.attacks.threat import SampleRNG, ThreatModel
 from robgib.errors import RobGIBError, unknown_name
 
@@ -24,12 +25,15 @@ class Attack(ABC):
 
     To write one: subclass, decorate with ``@dataclass(frozen=True)``, implement :meth:`perturb`, and set
     ``norms`` if it is not defined for all of them. ``batch_independent`` promises the same image for a sample
-    whatever batch it comes in.
+    whatever batch it comes in. A ``pooled`` attack is given many batches at once, so that survivors fill batches, and
+    an :class:`~robgib.attacks.InBatches` as its model, perhaps a faster form of the same function; it takes gradients
+    through :func:`ascent_gradient`. Others get the model itself, a batch at a time.
     """
 
     threat: ThreatModel
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
     batch_independent: ClassVar[bool] = True
+    pooled: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.threat.norm not in self.norms:
@@ -37,6 +41,15 @@ class Attack(ABC):
                 f"attack {type(self).__name__} is not defined for the norm {self.threat.norm!r}; "
                 f"use {' or '.join(self.norms)}."
             )
+
+    @property
+    def cost(self) -> int:
+        """About how many gradients a sample costs at most: what a cascade is ordered by."""
+        whole = 1
+        for name in ("steps", "restarts", "targets", "binary_steps"):
+            value = getattr(self, name, 1)
+            whole *= max(1, value) if isinstance(value, int) else 1
+        return whole
 
     @abstractmethod
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
@@ -157,7 +170,7 @@ class Goal:
         hit = logits.argmax(1) == self.labels
         return hit if self.targeted else ~hit
 
-    def select(self, mask: Tensor) -> Goal:
+    def select(self, mask: Tensor | slice) -> Goal:
         """Return the goal of a subset of the samples."""
         return Goal(self.labels[mask], self.targeted, self.loss, None if self.truth is None else self.truth[mask])
 
@@ -262,6 +275,8 @@ def _ascent_step(
 
 def ascent_gradient(model: nn.Module, x: Tensor, goal: Goal) -> tuple[Tensor, Tensor]:
     """Gradient (N, …) of the goal's objective at the images ``x``, and the logits (N, classes) there."""
+    if isinstance(model, InBatches):
+        return model.gradient(x, goal)
     with torch.enable_grad():
         leaf = x.detach().requires_grad_(True)
         logits = model(leaf)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,7 @@ class AutoAttack(Attack):
         queries: of Square.
     """
 
+    pooled: ClassVar[bool] = True
     steps: int = 100
     targets: int = 9
     queries: int = 5000
@@ -40,6 +42,11 @@ class AutoAttack(Attack):
         for name in ("steps", "targets", "queries"):
             if getattr(self, name) < 1:
                 raise RobGIBError(f"AutoAttack's {name} must be at least 1, not {getattr(self, name)}.")
+
+    @property
+    def cost(self) -> int:
+        """See :attr:`Attack.cost`."""
+        return sum(member.cost for member in self.members(self.targets + 1))
 
     def members(self, classes: int) -> tuple[Attack, ...]:
         """Return the four attacks, in order, for a model of so many classes."""

@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from robgib.attacks.attack import Goal, MinimalNorm, wrong_by
-from robgib.attacks.threat import SampleRNG
+from robgib.attacks.attack import Goal, MinimalNorm, ascent_gradient, wrong_by
+from robgib.attacks.threat import SampleRNG, per_sample
 from robgib.errors import RobGIBError
 
 __all__ = ["CarliniWagner"]
@@ -31,6 +31,7 @@ class CarliniWagner(MinimalNorm):
         confidence: by how many logits the wrong class has to lead (kappa).
     """
 
+    pooled: ClassVar[bool] = True
     norms: ClassVar[tuple[str, ...]] = ("l2",)
     steps: int = 200
     rate: float = 0.02
@@ -79,15 +80,15 @@ class CarliniWagner(MinimalNorm):
         earlier = torch.full_like(size, float("inf"))
         goal = Goal(y, False, "margin")
         for step in range(1, self.steps + 1):
-            with torch.enable_grad():
-                leaf = w.requires_grad_(True)
-                image = low + (high - low) * (torch.tanh(leaf) + 1) / 2
-                logits = model(image)
-                gap = (image - x).flatten(1).square().sum(1)
-                # f_6 plus kappa, which changes no gradient and keeps the objective above 0.
-                objective = gap + c * (self.confidence - goal.objective(logits)).clamp_min(0)
-                (gradient,) = torch.autograd.grad(objective.sum(), leaf)
-            w, image, logits, gap, objective = (v.detach() for v in (leaf, image, logits, gap, objective))
+            bend = torch.tanh(w)
+            image = low + (high - low) * (bend + 1) / 2
+            slope, logits = ascent_gradient(model, image, goal)
+            gap = (image - x).flatten(1).square().sum(1)
+            # f_6 plus kappa, which changes no gradient and keeps the objective above 0.
+            hinge = (self.confidence - goal.objective(logits)).clamp_min(0)
+            objective = gap + c * hinge
+            gradient = 2 * (image - x) - per_sample(c * (hinge > 0), slope) * slope
+            gradient = gradient * (high - low) / 2 * (1 - bend.square())
             fooled = wrong_by(logits, goal.labels) > self.confidence
             hit[rows[fooled]] = True
             # Of images at all but the same distance the first stays, or rounding would choose between batches.

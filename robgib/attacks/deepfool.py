@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from robgib.attacks.attack import MinimalNorm, wrong_by
-from robgib.attacks.hyperplane import class_differences, wrong_classes
+from robgib.attacks.hyperplane import class_differences, dual_norm, wrong_classes
 from robgib.attacks.threat import SampleRNG
 from robgib.errors import RobGIBError
 
@@ -27,6 +28,7 @@ class DeepFool(MinimalNorm):
         candidates: how many wrong classes, the most likely on the clean image, to look at.
     """
 
+    pooled: ClassVar[bool] = True
     steps: int = 50
     overshoot: float = 0.02
     candidates: int = 10
@@ -63,7 +65,7 @@ class DeepFool(MinimalNorm):
 
     def _step(self, values: Tensor, gradients: Tensor) -> Tensor:
         """Return the step (N, D) onto the nearest of the K boundaries; values (N, K), gradients (N, K, D)."""
-        dual = gradients.abs().sum(2) if self.threat.norm == "linf" else torch.linalg.vector_norm(gradients, dim=2)
+        dual = dual_norm(gradients, self.threat.norm)
         distances, nearest = (values / dual.clamp_min(torch.finfo(dual.dtype).tiny)).min(1)
         rows = torch.arange(len(nearest), device=nearest.device)
         w = gradients[rows, nearest]

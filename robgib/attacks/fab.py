@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from robgib.attacks.attack import MinimalNorm, wrong_by
-from robgib.attacks.hyperplane import class_differences, hyperplane_step, wrong_classes
-from robgib.attacks.threat import SampleRNG, distance
+from robgib.attacks.hyperplane import class_differences, dual_norm, hyperplane_step, wrong_classes
+from robgib.attacks.threat import NORMS, SampleRNG, distance
 from robgib.errors import RobGIBError
 
 __all__ = ["FAB"]
@@ -34,6 +35,8 @@ class FAB(MinimalNorm):
         targets: how many classes FAB-T takes.
     """
 
+    norms: ClassVar[tuple[str, ...]] = NORMS
+    pooled: ClassVar[bool] = True
     steps: int = 100
     restarts: int = 1
     alpha_max: float = 0.1
@@ -118,7 +121,7 @@ class FAB(MinimalNorm):
 
     def _boundary(self, values: Tensor, gradients: Tensor) -> tuple[Tensor, Tensor]:
         """Choose the nearest of K boundaries (equation 7); return its normal (N, D) and function's value (N,)."""
-        dual = gradients.abs().sum(2) if self.threat.norm == "linf" else torch.linalg.vector_norm(gradients, dim=2)
+        dual = dual_norm(gradients, self.threat.norm)
         nearest = (values.abs() / dual.clamp_min(torch.finfo(dual.dtype).tiny)).argmin(1)
         rows = torch.arange(len(nearest), device=nearest.device)
         return gradients[rows, nearest], values[rows, nearest]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor, nn
 
 from robgib.attacks.attack import Attack, Loss, Target, ascend, make_goal
-from robgib.attacks.threat import SampleRNG
+from robgib.attacks.threat import NORMS, SampleRNG
 
 __all__ = ["FGSM"]
 
@@ -16,9 +17,11 @@ __all__ = ["FGSM"]
 class FGSM(Attack):
     """One step of length eps along the steepest direction (Goodfellow, Shlens & Szegedy 2015, section 4).
 
-    Under L2 the step goes along the normalised gradient (the fast gradient method).
+    Under L2 the step goes along the normalised gradient (the fast gradient method), under L1 along few pixels.
     """
 
+    norms: ClassVar[tuple[str, ...]] = NORMS
+    pooled: ClassVar[bool] = True
     loss: Loss = "ce"
     target: Target = "none"
 

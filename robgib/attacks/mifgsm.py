@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ class MIFGSM(Attack):
         step_size: in units of the norm; None is eps / steps.
     """
 
+    pooled: ClassVar[bool] = True
     steps: int = 10
     decay: float = 1.0
     step_size: float | None = None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from robgib.attacks.attack import Attack, Loss, Target, ascend, make_goal
-from robgib.attacks.threat import SampleRNG, per_sample
+from robgib.attacks.threat import NORMS, SampleRNG, per_sample
 from robgib.errors import RobGIBError
 
 __all__ = ["PGD"]
@@ -18,6 +19,8 @@ __all__ = ["PGD"]
 class PGD(Attack):
     """Projected gradient ascent from random starts in the ball (Madry et al. 2018, equation 2.2 ff.).
 
+    Under L1 the steps are sparse (SLIDE, Tramèr & Boneh 2019).
+
     Fields:
         steps: gradient steps a restart.
         step_size: in units of the norm; None is 2.5 eps / steps, as in Madry et al.'s released code.
@@ -26,6 +29,8 @@ class PGD(Attack):
         keep: ``best`` keeps the first iterate that fools, else the worst loss; ``last`` the last iterate.
     """
 
+    norms: ClassVar[tuple[str, ...]] = NORMS
+    pooled: ClassVar[bool] = True
     steps: int = 20
     step_size: float | None = None
     random_start: bool = True

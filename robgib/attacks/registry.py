@@ -99,13 +99,13 @@ def make_attack(spec: str, default_eps: Mapping[str, float] | None = None, extra
     Args:
         spec: for example ``pgd-linf:eps=8/255,steps=20``. ``eps`` is in pixel scale; without it the
             catalogue file's, else ``default_eps`` of the norm, is used. A plug-in class also takes ``norm``.
-        default_eps: the customary budget per norm; None is 8/255 (L-inf) and 0.5 (L2).
+        default_eps: the customary budget per norm; None is 8/255 (L-inf), 0.5 (L2) and 12 (L1).
         extra: further catalogue folders.
 
     Raises:
         RobGIBError: unknown name or parameter, or a value that the attack does not take.
     """
-    budgets = {"linf": 8 / 255, "l2": 0.5, **(default_eps or {})}
+    budgets = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0, **(default_eps or {})}
     name, _, rest = spec.partition(":")
     if name in DOORS:
         kind, norm_of = DOORS[name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -23,6 +24,7 @@ class RFGSM(Attack):
         start: share of eps that the random step takes; the paper's is 0.5.
     """
 
+    pooled: ClassVar[bool] = True
     start: float = 0.5
     loss: Loss = "ce"
     target: Target = "none"

@@ -63,7 +63,7 @@ def failure_signs(
         progress: called after each check.
 
     Returns:
-        Seven checks (six for inputs that are not images (N, C, H, W), which Square cannot take); a single one when
+        Seven checks (six where Square does not apply, under L1 or on inputs other than (N, C, H, W)); a single one when
         the model gives no gradient at all; none when there are no images.
     """
     x, y = x[:_SAMPLES].to(device), y[:_SAMPLES].to(device)
@@ -92,7 +92,7 @@ def failure_signs(
         lambda: _black_box(stands("square", Square(threat, queries=_QUERIES)), stands("pgd", pgd())),
         lambda: _more_effort(stands("pgd", pgd()), stands("more", pgd(steps=100, restarts=2))),
     ]
-    if x.ndim != 4:
+    if x.ndim != 4 or threat.norm not in Square.norms:
         del checks[5]
     with frozen(model):
         try:
@@ -112,7 +112,8 @@ def _everything(threat: ThreatModel, x: Tensor) -> ThreatModel:
     """A ball that holds the whole box."""
     low, high = threat.box
     span = high - low
-    return replace(threat, eps=span if threat.norm == "linf" else span * math.sqrt(x[0].numel()))
+    count = x[0].numel()
+    return replace(threat, eps=span * {"linf": 1, "l2": math.sqrt(count), "l1": count}[threat.norm])
 
 
 def _percent(mask: Tensor) -> str:

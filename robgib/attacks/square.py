@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -35,6 +36,7 @@ class Square(Attack):
         restarts: independent searches.
     """
 
+    pooled: ClassVar[bool] = True
     queries: int = 5000
     area: float = 0.8
     restarts: int = 1
@@ -46,6 +48,11 @@ class Square(Attack):
                 raise RobGIBError(f"Square's {name} must be at least 1, not {getattr(self, name)}.")
         if not 0 < self.area <= 1:
             raise RobGIBError(f"Square's area must lie above 0 and not above 1, not {self.area}.")
+
+    @property
+    def cost(self) -> int:
+        """See :attr:`Attack.cost`: a query is about half a gradient."""
+        return max(1, self.queries * self.restarts // 2)
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
         """See :meth:`Attack.perturb`. Images must be (N, C, H, W)."""

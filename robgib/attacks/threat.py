@@ -15,9 +15,10 @@ from robgib.errors import RobGIBError, unknown_name
 
 __all__ = ["NORMS", "Norm", "SampleRNG", "ThreatModel"]
 
-Norm = Literal["linf", "l2"]
+Norm = Literal["linf", "l2", "l1"]
 NORMS: tuple[str, ...] = get_args(Norm)
 _TINY = 1e-10
+_SPARSE = 0.01
 
 
 def per_sample(values: Tensor, like: Tensor) -> Tensor:
@@ -28,7 +29,9 @@ def per_sample(values: Tensor, like: Tensor) -> Tensor:
 def distance(x_adv: Tensor, x: Tensor, norm: str) -> Tensor:
     """Perturbation size (N,) of each sample in ``norm``."""
     delta = (x_adv - x).flatten(1)
-    return delta.abs().amax(1) if norm == "linf" else torch.linalg.vector_norm(delta, dim=1)
+    if norm == "linf":
+        return delta.abs().amax(1)
+    return torch.linalg.vector_norm(delta, ord=1 if norm == "l1" else 2, dim=1)
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,14 @@ class ThreatModel:
             raise RobGIBError(f"eps must be a finite number above 0 (pixel scale), not {self.eps!r}.")
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
-        """Return the images (N, …) nearest to ``x_adv`` in the ball, clipped to the box."""
+        """Return the images (N, …) nearest to ``x_adv`` in the ball, clipped to the box.
+
+        Under L1 it is the nearest image in both at once: clipping afterwards would waste much of the ball (Croce &
+        Hein 2021, section 3).
+        """
         delta = x_adv - x
+        if self.norm == "l1":
+            return (x + self._within_l1(delta, x)).clamp(*self.box)
         if self.norm == "linf":
             delta = delta.clamp(-self.eps, self.eps)
         else:
@@ -56,9 +65,21 @@ class ThreatModel:
         return (x + delta).clamp(*self.box)
 
     def step(self, x: Tensor, gradient: Tensor, size: float | Tensor) -> Tensor:
-        """Go ``size`` along the steepest ascent direction of the norm (no projection)."""
+        """Go ``size`` along the steepest ascent direction of the norm (no projection).
+
+        Under L1 that would be one pixel a step; as in SLIDE (Tramèr & Boneh 2019, section 4.2) the step is shared by
+        the steepest hundredth of the pixels that can still move.
+        """
         if self.norm == "linf":
             return x + size * gradient.sign()
+        if self.norm == "l1":
+            low, high = self.box
+            free = ((gradient > 0) & (x < high)) | ((gradient < 0) & (x > low))
+            slope = (gradient * free).flatten(1)
+            count = max(1, round(_SPARSE * slope.shape[1]))
+            chosen = slope.abs().topk(count, 1).indices
+            move = torch.zeros_like(slope).scatter(1, chosen, slope.gather(1, chosen).sign())
+            return x + size * (move / count).view_as(x)
         # Nothing is added to the norm: a confident model's gradients may be small, and are no less steep for it.
         length = torch.linalg.vector_norm(gradient.flatten(1), dim=1).clamp_min(torch.finfo(gradient.dtype).tiny)
         return x + size * (gradient / per_sample(length, gradient))
@@ -68,6 +89,11 @@ class ThreatModel:
         shape = tuple(x.shape[1:])
         if self.norm == "linf":
             noise = (2 * rng.uniform(shape, x.device) - 1) * self.eps
+        elif self.norm == "l1":
+            # Exponential numbers over the sum of themselves and one more are uniform in the simplex.
+            size = -torch.log1p(-rng.uniform((x[0].numel() + 1,), x.device))
+            share = (size[:, :-1] / size.sum(1, keepdim=True)).view_as(x)
+            noise = self.eps * share * (2 * rng.integers(2, shape, x.device) - 1)
         else:
             direction = rng.normal(shape, x.device)
             radius = rng.uniform((1,), x.device).flatten() ** (1 / direction[0].numel())
@@ -75,6 +101,26 @@ class ThreatModel:
                 self.eps * radius / torch.linalg.vector_norm(direction.flatten(1), dim=1), direction
             )
         return self.project(x + noise.to(x.dtype), x)
+
+    def _within_l1(self, delta: Tensor, x: Tensor) -> Tensor:
+        """Return the perturbations (N, …) nearest to ``delta`` in the L1 ball that keep ``x`` in the box."""
+        wanted = delta.flatten(1).double().abs()
+        low, high = self.box
+        eps = self.eps * (1 - 1e-5)  # the sum of many pixels rounded to float32 stays below eps
+        room = torch.where(delta > 0, high - x, x - low).flatten(1).double().clamp_min(0)
+        # Each size is min(wanted - t, room), at least 0, for the one t at which they sum to eps (or t = 0). Their sum
+        # falls with t, its slope changing where a size leaves its room and where it comes to 0.
+        full = torch.minimum(wanted, room)
+        ends = torch.cat([wanted - full, wanted], 1)
+        at, order = ends.sort(1)
+        falling = torch.where(order < wanted.shape[1], 1.0, -1.0).to(wanted.dtype).cumsum(1)
+        gaps = torch.diff(at, dim=1)
+        left = full.sum(1, keepdim=True) - torch.nn.functional.pad((gaps * falling[:, :-1]).cumsum(1), (1, 0))
+        piece = (left >= eps).sum(1, keepdim=True).sub(1).clamp_min(0)
+        t = at.gather(1, piece) + (left.gather(1, piece) - eps) / falling.gather(1, piece).clamp_min(1)
+        outside = full.sum(1, keepdim=True) > eps
+        size = torch.minimum((wanted - torch.where(outside, t, 0)).clamp_min(0), room)
+        return (delta.flatten(1).sign() * size.to(delta.dtype)).view_as(delta)
 
     def distance(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """Perturbation size (N,) in this threat model's norm."""

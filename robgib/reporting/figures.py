@@ -17,6 +17,7 @@ from robgib.study import display_names
 
 __all__ = [
     "accuracy_curves",
+    "corruption_accuracy",
     "information_plane",
     "layer_terms",
     "picture_rows",
@@ -28,6 +29,9 @@ __all__ = [
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star")
+TITLES = {"linf": "L∞", "l2": "L2", "l1": "L1"}
+"""Norms as the page writes them."""
+
 _FONT = {"family": "Inter, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 13, "color": "#24292f"}
 
 
@@ -64,11 +68,12 @@ def _errors(table: pd.DataFrame) -> dict[str, Any]:
 def accuracy_curves(runs: Sequence[Run]) -> str:
     """Accuracy against eps with its 95% band, one panel a norm; empty when no curve was measured."""
     names = display_names(runs)
-    norms = [n for n in ("linf", "l2") if any((r.curve["norm"] == n).any() for r in runs)]
+    norms = [n for n in TITLES if any((r.curve["norm"] == n).any() for r in runs)]
     if not norms:
         return ""
-    titles = {"linf": "L∞ perturbations", "l2": "L2 perturbations"}
-    figure = make_subplots(1, len(norms), subplot_titles=[titles[n] for n in norms], shared_yaxes=True)
+    figure = make_subplots(
+        1, len(norms), subplot_titles=[f"{TITLES[n]} perturbations" for n in norms], shared_yaxes=True
+    )
     for m, (run, name) in enumerate(zip(runs, names, strict=True)):
         colour = _COLOURS[m % len(_COLOURS)]
         for column, norm in enumerate(norms, start=1):
@@ -95,6 +100,30 @@ def accuracy_curves(runs: Sequence[Run]) -> str:
     figure.update_yaxes(range=[-0.02, 1.02], tickformat=".0%")
     figure.update_xaxes(title_text="eps (pixel scale)")
     return _styled(figure, 430)
+
+
+def corruption_accuracy(runs: Sequence[Run]) -> str:
+    """Accuracy against severity, one panel a corruption; empty when none was measured."""
+    kinds = list(dict.fromkeys(k for r in runs for k in r.corruptions["corruption"]))
+    if not kinds:
+        return ""
+    figure = make_subplots(1, len(kinds), subplot_titles=kinds, shared_yaxes=True, horizontal_spacing=0.03)
+    for m, (run, name) in enumerate(zip(runs, display_names(runs), strict=True)):
+        for column, kind in enumerate(kinds, start=1):
+            g = run.corruptions[run.corruptions["corruption"] == kind].rename(columns={"accuracy": "value"})
+            figure.add_trace(
+                go.Scatter(
+                    x=g["severity"], y=g["value"], error_y=_errors(g), mode="lines+markers", name=name,
+                    legendgroup=name, showlegend=column == 1,
+                    line={"color": _COLOURS[m % len(_COLOURS)], "width": 2},
+                    marker={"size": 7, "symbol": _SYMBOLS[m % len(_SYMBOLS)]},
+                    hovertemplate="severity %{x}: %{y:.1%}",
+                ), 1, column,
+            )  # fmt: skip
+    figure.update_yaxes(range=[-0.02, 1.02], tickformat=".0%")
+    figure.update_yaxes(title_text="accuracy", col=1)
+    figure.update_xaxes(title_text="severity", dtick=1)
+    return _styled(figure, 340)
 
 
 def _term(run: Run, estimator: str, term: str) -> pd.DataFrame:

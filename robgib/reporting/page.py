@@ -31,6 +31,14 @@ def _bits(value: float, low: float, high: float) -> str:
     return f"{value:.2f} ± {(high - low) / 2:.2f}"
 
 
+def _distance(row: Any) -> str:
+    """The median distance of the nearest images found, or the last eps at which most samples still stood."""
+    value = float(getattr(row, "median_distance", math.nan))  # missing from folders of early versions
+    if math.isnan(value):
+        return ""
+    return "not found" if math.isinf(value) else f"{value:.3g}"
+
+
 def _summary_table(runs: Sequence[Run], names: Sequence[str]) -> list[dict[str, Any]]:
     rows = []
     for run, name in zip(runs, names, strict=True):
@@ -38,11 +46,12 @@ def _summary_table(runs: Sequence[Run], names: Sequence[str]) -> list[dict[str, 
         attacks = [
             {
                 "label": r.attack,
-                "norm": {"linf": "L∞", "l2": "L2"}.get(str(r.norm), ""),
+                "norm": figures.TITLES.get(str(r.norm), ""),
                 "eps": f"{r.eps:.4g}",
                 "share": 0.0 if math.isnan(r.robust_accuracy) else r.robust_accuracy,
                 "value": "failed" if r.status != "ok" else _percent(r.robust_accuracy),
                 "interval": "" if r.status != "ok" else f"[{_percent(r.low)}, {_percent(r.high)}]",
+                "nearest": _distance(r),
                 "seconds": f"{r.seconds:.1f} s" if r.seconds else "",
                 "reason": r.reason,
             }
@@ -59,6 +68,17 @@ def _summary_table(runs: Sequence[Run], names: Sequence[str]) -> list[dict[str, 
                 "attacks": attacks,
             }
         )
+    return rows
+
+
+def _corruption_table(runs: Sequence[Run], names: Sequence[str]) -> list[dict[str, Any]]:
+    """By model: the mean accuracy over the severities of each corruption, and over all."""
+    rows = []
+    for run, name in zip(runs, names, strict=True):
+        if len(run.corruptions):
+            means = run.corruptions.groupby("corruption", sort=False)["accuracy"].mean()
+            cells = {kind: _percent(value) for kind, value in means.items()}
+            rows.append({"name": name, "cells": {**cells, "mean": _percent(means.mean())}})
     return rows
 
 
@@ -159,7 +179,11 @@ def render(runs: Sequence[Run]) -> str:
             for r, n in zip(runs, names, strict=True)
         ],
         table=_summary_table(runs, names),
+        norms=figures.TITLES,
+        cascade=any(r.config.get("cascade") for r in runs),
         curves=Markup(figures.accuracy_curves(runs)),
+        corruptions=Markup(figures.corruption_accuracy(runs)),
+        corrupted=_corruption_table(runs, names),
         estimators=_estimators(runs, names, summary),
         terms=_TERMS,
         correlations=correlations,

@@ -1,10 +1,22 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from robgib import AttackContractError, RobGIBError, SampleRNG, ThreatModel, make_attack
-from robgib.attacks import FGSM, PGD, Attack, accuracy_curve, attack_samples, frozen, predict
+from robgib.attacks import (
+    FGSM,
+    PGD,
+    Attack,
+    Prepared,
+    accuracy_curve,
+    attack_samples,
+    count_passes,
+    frozen,
+    predict,
+)
 
 
 def perturb(spec, model, x, y, seed=0):
@@ -118,7 +130,7 @@ def test_curve_falls_and_passes_through_what_is_known(right_digits, digits_cnn):
     attack = make_attack("pgd-linf:eps=0.1")
     clean = predict(digits_cnn, x)
     known = attack_samples(digits_cnn, x, y, attack, clean=clean)
-    points = accuracy_curve(digits_cnn, x, y, attack, known, clean=clean)
+    points, _ = accuracy_curve(digits_cnn, x, y, attack, known, clean=clean)
     eps, right = zip(*points, strict=True)
     assert list(eps) == sorted(eps)
     assert list(right) == sorted(right, reverse=True)
@@ -177,3 +189,54 @@ def test_bad_models(answer, message):
 def test_bad_parameters(field, value):
     with pytest.raises(RobGIBError, match=field):
         PGD(ThreatModel("linf", 0.1), **{field: value})
+
+
+def test_a_curve_of_distances_costs_a_minimal_norm_attack_nothing(right_digits, digits_cnn):
+    x, y = right_digits[0][:60], right_digits[1][:60]
+    attack = make_attack("fab-t-linf:steps=20,targets=3,eps=0.08")
+    clean = predict(digits_cnn, x)
+    known = attack_samples(digits_cnn, x, y, attack, clean=clean)
+    assert np.isfinite(known.distance).all()
+    assert ((known.distance <= 0.08 + 1e-6) == (known.prediction != y.numpy())).all()
+    assert (known.linf[known.distance > 0.081] == 0).all()  # what lies outside the ball is not given out
+    with count_passes(digits_cnn) as passes:
+        points, nearest = accuracy_curve(
+            Prepared(digits_cnn, digits_cnn, 64), x, y, attack, known, clean=clean, factors=(0.5, 2.0)
+        )
+    assert passes.forward == 0
+    assert (nearest == known.distance).all()
+    assert points == [(e, int((known.distance > e + 1e-6).sum())) for e in (0.0, 0.04, 0.08, 0.16)]
+    direct = attack_samples(digits_cnn, x, y, replace(attack, threat=replace(attack.threat, eps=0.04)))
+    assert points[1][1] == int((direct.prediction == y.numpy()).sum())
+
+
+def test_the_sweep_finds_nearer_images(right_digits, digits_cnn):
+    x, y = right_digits
+    wrong = y.clone()
+    wrong[:4] = (wrong[:4] + 1) % 10
+    attack = make_attack("pgd-linf:eps=0.1")
+    clean = predict(digits_cnn, x)
+    known = attack_samples(digits_cnn, x, wrong, attack, clean=clean)
+    assert (known.distance[:4] == 0).all()
+    _, nearest = accuracy_curve(digits_cnn, x, wrong, attack, known, clean=clean)
+    assert (nearest <= known.distance).all()
+    assert (nearest[4:] > 0).all()
+    fooled = known.prediction[4:] != y.numpy()[4:]
+    assert (known.distance[4:][fooled] <= 0.1 + 1e-6).all()
+    assert np.isinf(known.distance[4:][~fooled]).all()
+    assert np.median(nearest[4:][fooled]) < 0.9 * np.median(known.distance[4:][fooled])
+
+
+class Meddler(Attack):
+    def perturb(self, model, x, y, rng):
+        with torch.no_grad():
+            model.head.bias[0] += 100
+        return x
+
+
+def test_a_model_that_an_attack_changed_is_mended(right_digits, digits_cnn):
+    x, y = right_digits[0][:20], right_digits[1][:20]
+    before = {k: v.clone() for k, v in digits_cnn.state_dict().items()}
+    with pytest.raises(RobGIBError, match=r"attack 'mine' changed the model \(head.bias\)"):
+        attack_samples(digits_cnn, x, y, Meddler(make_attack("pgd-linf").threat), label="mine")
+    assert all(torch.equal(v, before[k]) for k, v in digits_cnn.state_dict().items())

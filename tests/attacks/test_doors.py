@@ -16,6 +16,7 @@ SPECS = [
     ("foolbox:LinfPGD:eps=0.1,steps=10,rel_stepsize=0.25", "linf"),
     ("foolbox:L2FastGradientAttack:eps=0.5", "l2"),
     ("foolbox:L2DeepFoolAttack:eps=0.5", "l2"),
+    ("foolbox:SparseL1DescentAttack:eps=3", "l1"),
     ("art:ProjectedGradientDescent:eps=0.1,max_iter=10", "linf"),
     ("art:FastGradientMethod:eps=0.5,norm=2", "l2"),
     ("art:DeepFool:eps=0.5,max_iter=10", "l2"),
@@ -72,7 +73,6 @@ def test_pgd_agrees_in_robust_accuracy(spec, norm, digits_cnn, right_digits):
     [
         ("foolbox:LinfPDG", "unknown foolbox attack 'LinfPDG'; did you mean 'LinfPGD'"),
         ("foolbox:LinfPGD:stepz=3", "did you mean 'steps'"),
-        ("foolbox:L1PGD", "no budget can be verified"),
         ("foolbox:SpatialAttack", "no budget can be verified"),
         ("art:FastGradientMethot", "did you mean 'FastGradientMethod'"),
         ("art:FastGradientMethod:norm=1", "use Linf or L2"),
@@ -93,3 +93,13 @@ def test_a_missing_library_is_named_with_its_install_line(spec, module, monkeypa
     monkeypatch.setitem(sys.modules, f"{module}.attacks.evasion", None)
     with pytest.raises(RobGIBError, match=rf"pip install robgib\[{module}\]"):
         make_attack(spec)
+
+
+def test_sparse_steps_are_no_weaker_than_foolbox(digits_cnn, right_digits):
+    x, y = right_digits
+    left = []
+    for spec in ("pgd-l1:eps=1,steps=40", "foolbox:SparseL1DescentAttack:eps=1,steps=40,rel_stepsize=0.0625"):
+        outcome = attack_samples(digits_cnn, x, y, make_attack(spec))
+        left.append(float((outcome.prediction == y.numpy()).mean()))
+    assert 0.05 < left[0] < 0.95
+    assert left[0] <= left[1] + 0.02

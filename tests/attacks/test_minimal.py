@@ -19,6 +19,7 @@ LIGHT = {  # few steps, to be quick; the catalogue's own are held to the contrac
     "fab-linf-restarts": "fab-linf:steps=10,restarts=3,",
     "fab-t-l2": "fab-t-l2:steps=20,targets=3,",
     "fab-t-linf": "fab-t-linf:steps=20,targets=3,",
+    "fab-l1": "fab-l1:steps=20,",
     "cw-l2": "cw-l2:steps=60,binary_steps=6,initial_c=0.1,",
 }
 
@@ -34,7 +35,7 @@ def sizes(spec, model, x, y):
     with torch.no_grad():
         assert bool((model(found).argmax(1) != y).all())
     assert 0 <= float(found.min()) <= float(found.max()) <= 1
-    return distance(found, x, "linf" if "linf" in spec else "l2")
+    return distance(found, x, next(n for n in ("linf", "l2", "l1") if n in spec))
 
 
 @pytest.mark.parametrize("name", LIGHT)
@@ -50,7 +51,7 @@ def test_the_distance_to_a_linear_boundary_is_found(name):
         logits = model(x)
         y = logits.argmax(1)
         w = model[1].weight[y][:, None] - model[1].weight
-        dual = w.abs().sum(2) if "linf" in name else w.norm(dim=2)
+        dual = w.abs().sum(2) if "linf" in name else w.abs().amax(2) if "l1" in name else w.norm(dim=2)
         exact = ((logits.amax(1, keepdim=True) - logits) / dual).scatter(1, y[:, None], float("inf")).amin(1)
     # Adam's steps have to be small beside the distances, which here are a tenth of those on digits and less.
     spec = "cw-l2:rate=0.002,initial_c=0.001," if name == "cw-l2" else LIGHT[name]
@@ -59,7 +60,7 @@ def test_the_distance_to_a_linear_boundary_is_found(name):
     assert float(ratio.max()) <= 1.03
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_hyperplane_steps_are_the_smallest_in_the_box(norm):
     rng = np.random.default_rng(0)
     x, w, value = rng.random((40, 6)), rng.normal(size=(40, 6)), rng.normal(size=40)
@@ -86,6 +87,10 @@ def test_hyperplane_steps_are_the_smallest_in_the_box(norm):
                 bounds=[*bounds, (0, None)],
             )
             assert np.abs(step).max() == pytest.approx(peer.fun, abs=1e-7)
+        elif norm == "l1":
+            split = [(0, high) for _, high in bounds] + [(0, -low) for low, _ in bounds]
+            peer = linprog(np.ones(12), A_eq=[[*normal, *-normal]], b_eq=[-v], bounds=split)
+            assert np.abs(step).sum() == pytest.approx(peer.fun, abs=1e-7)
         else:
             for _ in range(10):  # SLSQP gives up from some starts, and from which depends on the processor
                 peer = minimize(
@@ -122,7 +127,7 @@ def test_the_ball_judges_what_is_found_and_wrong_images_stay(name, right_digits,
     y[:3] = (y[:3] + 1) % 10
     found = find(LIGHT[name] + "eps=9", digits_cnn, x, y)
     assert bool((found[:3] == x[:3]).all())
-    size = distance(found, x, "linf" if "linf" in name else "l2")
+    size = distance(found, x, next(n for n in ("linf", "l2", "l1") if n in name))
     eps = float(size[3:].median())
     # A restart of FAB begins within eps, so that what it finds may differ with eps.
     other = make_attack(f"{LIGHT[name]}eps={eps}")

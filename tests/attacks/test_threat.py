@@ -3,12 +3,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import minimize
 
 from robgib import RobGIBError, SampleRNG, ThreatModel
+from robgib.attacks.threat import NORMS
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.sampled_from(["linf", "l2"]), st.floats(1e-3, 3), st.integers(0, 10_000))
+@given(st.sampled_from(NORMS), st.floats(1e-3, 3), st.integers(0, 10_000))
 def test_projection_and_random_start_stay_in_ball_and_box(norm, eps, seed):
     generator = torch.Generator().manual_seed(seed)
     x = torch.rand(5, 1, 6, 6, generator=generator)
@@ -20,12 +22,48 @@ def test_projection_and_random_start_stay_in_ball_and_box(norm, eps, seed):
     assert bool(threat.allows(threat.random_start(x, SampleRNG(seed, range(5))), x).all())
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", NORMS)
 def test_a_step_has_the_length_asked_for(norm):
     threat = ThreatModel(norm, 1.0)
-    x, gradient = torch.zeros(3, 1, 4, 4), torch.randn(3, 1, 4, 4)
+    x, gradient = torch.full((3, 1, 4, 4), 0.5), torch.randn(3, 1, 4, 4)
     moved = threat.step(x, gradient, 0.25)
     assert threat.distance(moved, x) == pytest.approx([0.25] * 3, abs=1e-5)
+
+
+def test_l1_projection_is_the_nearest_image_in_ball_and_box():
+    rng = np.random.default_rng(1)
+    x = rng.random((30, 5))
+    x[rng.random(x.shape) < 0.2] = 0
+    far = x + rng.normal(size=x.shape)
+    far[0] = x[0] + 0.01  # inside already
+    near = ThreatModel("l1", 0.7).project(torch.from_numpy(far), torch.from_numpy(x)).numpy()
+    assert near[0] == pytest.approx(far[0], abs=1e-12) or far[0].max() > 1
+    for a, b, ours in zip(x, far, near, strict=True):
+        # As a quadratic program over what is added and what is taken away.
+        peer = minimize(
+            lambda d, a=a, b=b: ((a + d[:5] - d[5:] - b) ** 2).sum(),
+            rng.random(10) / 100,
+            bounds=[*zip(np.zeros(5), 1 - a, strict=True), *zip(np.zeros(5), a, strict=True)],
+            constraints={"type": "ineq", "fun": lambda d: 0.7 - d.sum()},
+            options={"ftol": 1e-14, "maxiter": 500},
+        )
+        assert ((ours - b) ** 2).sum() <= peer.fun + 1e-4  # the ball is 1e-5 smaller
+        assert np.abs(ours - a).sum() <= 0.7 + 1e-9
+
+
+def test_l1_steps_take_the_steepest_pixels_that_can_move():
+    x = torch.full((1, 1, 10, 10), 0.5)
+    gradient = torch.arange(100.0).view(1, 1, 10, 10)
+    x[0, 0, 9, 9] = 1.0
+    moved = ThreatModel("l1", 1.0).step(x, gradient, 0.2) - x
+    assert moved.flatten().nonzero().flatten().tolist() == [98]
+
+
+def test_random_start_fills_the_l1_ball_uniformly():
+    x = torch.full((4000, 1, 1, 2), 0.5)
+    threat = ThreatModel("l1", 0.4)
+    radius = threat.distance(threat.random_start(x, SampleRNG(0, range(4000))), x).numpy()
+    assert np.mean(radius < 0.2) == pytest.approx(0.25, abs=0.03)
 
 
 def test_random_start_fills_the_l2_ball_uniformly():

@@ -1,0 +1,180 @@
+"""What attacks climb: batches, faster forms, low precision; and the model itself as the judge of it all."""
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from robgib import RobGIBError, SampleRNG, make_attack
+from robgib.attacks import Attack, Goal, InBatches, attack_samples, count_passes, frozen, prepare
+from robgib.attacks.attack import ascent_gradient
+from robgib.attacks.hyperplane import class_differences, wrong_classes
+from robgib.attacks.passes import fitting_batch, quicken
+
+
+def test_batches_change_nothing(digits_cnn, right_digits):
+    x, y = right_digits[0][:50], right_digits[1][:50]
+    with frozen(digits_cnn):
+        net = InBatches(digits_cnn, 7)
+        goal = Goal(y, False, "ce")
+        for ours, whole in zip(ascent_gradient(net, x, goal), ascent_gradient(digits_cnn, x, goal), strict=True):
+            assert torch.allclose(ours, whole, atol=1e-5)
+        with torch.no_grad():
+            classes = wrong_classes(net(x), y)[:, :3]
+            assert torch.allclose(net(x), digits_cnn(x), atol=1e-5)
+            assert net(x[:0]).shape == (0, 10)
+        both = (class_differences(model, x, y, classes) for model in (net, digits_cnn))
+        for ours, whole in zip(*both, strict=True):
+            assert torch.allclose(ours, whole, atol=1e-4)
+
+
+def test_the_batch_is_halved_when_memory_does_not_suffice(digits_cnn, right_digits):
+    class Narrow(nn.Module):
+        def __init__(self, most):
+            super().__init__()
+            self.net, self.most, self.largest = digits_cnn, most, 0
+
+        def forward(self, x):
+            self.largest = max(self.largest, len(x))
+            if len(x) > self.most:
+                raise torch.OutOfMemoryError("no")
+            return self.net(x)
+
+    x, y = right_digits[0][:40], right_digits[1][:40]
+    narrow = Narrow(9)
+    with frozen(narrow):
+        net = InBatches(narrow, 32)
+        gradient, _ = net.gradient(x, Goal(y, False, "ce"))
+        assert net.batch_size == 8
+        assert torch.allclose(gradient, ascent_gradient(digits_cnn, x, Goal(y, False, "ce"))[0], atol=1e-5)
+        with pytest.raises(torch.OutOfMemoryError):
+            InBatches(Narrow(0), 4)(x)
+
+
+def test_passes_are_counted_whoever_makes_them(digits_cnn, right_digits):
+    x, y = right_digits[0][:20], right_digits[1][:20]
+    with frozen(digits_cnn), count_passes(digits_cnn, digits_cnn) as passes:
+        ascent_gradient(digits_cnn, x, Goal(y, False, "ce"))
+        with torch.no_grad():
+            digits_cnn(x[:5])
+    assert (passes.forward, passes.backward) == (25, 20)
+    digits_cnn(x)
+    assert passes.forward == 25
+    fooled = attack_samples(digits_cnn, x, y, make_attack("pgd-linf:eps=1,steps=20"))
+    stands = attack_samples(digits_cnn, x, y, make_attack("pgd-linf:eps=1e-6,steps=20"))
+    assert stands.passes.backward == 20 * len(x)
+    assert fooled.passes.backward < 20 * len(x) / 2  # those that are fooled leave
+
+
+class Residual(nn.Module):
+    """Batch norms as attributes, out of any Sequential."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.head = nn.Linear(256, 10)
+
+    def forward(self, x):
+        h = torch.relu(self.norm(self.conv(x)))
+        return self.head((h + x).flatten(1))
+
+
+class Branching(Residual):
+    def forward(self, x):
+        return super().forward(x if x.sum() > 0 else -x)
+
+
+class Noisy(Residual):
+    def forward(self, x):
+        return super().forward(x + 0.1 * torch.randn(x.shape[1:]))
+
+
+def fresh(kind):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = kind()
+        model.norm.running_mean.normal_()
+        model.norm.running_var.uniform_(0.5, 2)
+    return model
+
+
+def test_the_faster_form_is_the_same_function(right_digits):
+    x = right_digits[0]
+    for kind, norms in ((Residual, 0), (Branching, 1)):
+        model = fresh(kind)
+        with frozen(model):
+            quick = quicken(model, x[:8])
+            assert quick is not model
+            assert sum(isinstance(m, nn.BatchNorm2d) for m in quick.modules()) == norms
+            with torch.no_grad():
+                assert torch.allclose(quick(x), model(x), atol=1e-4)
+    for model in (fresh(Noisy), nn.Sequential(nn.Flatten(), nn.Linear(64, 10))):
+        with frozen(model):
+            assert quicken(model, x[:8]) is model
+
+
+def test_preparing_leaves_the_model_as_it_was(right_digits):
+    model = fresh(Residual).train()
+    state = copy.deepcopy(model.state_dict())
+    prepared = prepare(model, right_digits[0])
+    assert model.training
+    assert all(p.requires_grad for p in model.parameters())
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    assert prepared.batch_size == fitting_batch(model.eval(), right_digits[0][:8])
+    assert prepared.batch_size.bit_count() == 1
+    with pytest.raises(RobGIBError, match="unknown precision 'float16'"):
+        prepare(model, right_digits[0], precision="float16")
+
+
+def test_whoever_fools_the_faster_form_alone_meets_the_model(digits_cnn, right_digits):
+    """A faster form that is easily fooled must not make the model look robust, nor fooled."""
+    x, y = right_digits
+    attack = make_attack("pgd-linf:eps=0.08")
+    alone = attack_samples(digits_cnn, x, y, attack)
+    weak = copy.deepcopy(digits_cnn)
+    with torch.no_grad():
+        weak.head.weight.add_(0.5 * weak.head.weight.std() * torch.randn(weak.head.weight.shape))
+    prepared = dataclasses.replace(prepare(digits_cnn, x), quick=weak.eval())
+    outcome = attack_samples(prepared, x, y, attack)
+    with frozen(digits_cnn):
+        lost = attack.perturb(weak, x, y, SampleRNG(0, range(len(x))))
+        with torch.no_grad():
+            transferred = (digits_cnn(lost).argmax(1) == y).float().mean()
+    robust, truth = ((o.prediction == y.numpy()).mean() for o in (outcome, alone))
+    assert abs(robust - truth) <= 0.05
+    assert float(transferred) > truth + 0.1
+
+
+def test_low_precision_proposes_and_float32_decides(digits_cnn, right_digits):
+    x, y = right_digits
+    for spec in ("pgd-linf:eps=0.08,steps=40", "apgd-ce-linf:eps=0.08"):
+        attack = make_attack(spec)
+        low, full = (attack_samples(prepare(digits_cnn, x, precision=p), x, y, attack) for p in PRECISIONS)
+        robust = [(o.prediction == y.numpy()).mean() for o in (low, full)]
+        assert 0.1 < robust[1] < 0.9
+        assert abs(robust[0] - robust[1]) <= 0.03
+    with frozen(digits_cnn):
+        net = InBatches(digits_cnn, 64, "bfloat16")
+        close = x + 0.08 * ascent_gradient(digits_cnn, x, Goal(y, False, "ce"))[0].sign()
+        _, logits = net.gradient(close, Goal(y, False, "ce"))
+        with torch.no_grad():
+            assert torch.equal(logits.argmax(1) == y, digits_cnn(close).argmax(1) == y)
+
+
+PRECISIONS = ("bfloat16", "float32")
+
+
+def test_plug_ins_get_the_model_itself_a_batch_at_a_time(digits_cnn, right_digits):
+    seen = []
+
+    @dataclasses.dataclass(frozen=True)
+    class Mine(Attack):
+        def perturb(self, model, x, y, rng):
+            seen.append((model is digits_cnn, len(x)))
+            return x
+
+    x, y = right_digits[0][:40], right_digits[1][:40]
+    attack_samples(digits_cnn, x, y, Mine(make_attack("pgd-linf").threat), batch_size=16)
+    assert seen == [(True, 16), (True, 16), (True, 8)]
