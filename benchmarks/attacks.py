@@ -51,7 +51,7 @@ def peers(attack: str, eps: float) -> dict[str, Peer]:
         return attacker(housed, x, y, epsilons=eps)[1]
 
     def art(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        from art.attacks.evasion import AutoAttack, ProjectedGradientDescentPyTorch
+        from art.attacks.evasion import ProjectedGradientDescentPyTorch
         from art.estimators.classification import PyTorchClassifier
 
         classifier = PyTorchClassifier(
@@ -62,19 +62,16 @@ def peers(attack: str, eps: float) -> dict[str, Peer]:
             clip_values=(0, 1),
             device_type="gpu" if x.device.type == "cuda" else "cpu",
         )
-        if steps:
-            attacker = ProjectedGradientDescentPyTorch(
-                classifier, eps=eps, eps_step=2.5 * eps / steps, max_iter=steps, num_random_init=1,
-                batch_size=len(x), verbose=False,
-            )  # fmt: skip
-        else:
-            attacker = AutoAttack(classifier, norm=np.inf, eps=eps, eps_step=2 * eps, batch_size=len(x))
+        attacker = ProjectedGradientDescentPyTorch(
+            classifier, eps=eps, eps_step=2.5 * eps / steps, max_iter=steps, num_random_init=1,
+            batch_size=len(x), verbose=False,
+        )  # fmt: skip
         return torch.from_numpy(attacker.generate(x.cpu().numpy(), y.cpu().numpy())).to(x)
 
     for name, package, form, has_ensemble in (
         ("torchattacks", "torchattacks", torchattacks, True),
         ("Foolbox", "foolbox", foolbox, False),
-        ("ART", "adversarial-robustness-toolbox", art, True),
+        ("ART", "adversarial-robustness-toolbox", art, False),  # its ensemble is another one,
     ):
         try:
             told = version(package)

@@ -58,10 +58,9 @@ class ThreatModel:
         if self.norm == "l1":
             return (x + self._within_l1(delta, x)).clamp(*self.box)
         if self.norm == "linf":
-            delta = delta.clamp(-self.eps, self.eps)
-        else:
-            size = torch.linalg.vector_norm(delta.flatten(1), dim=1)
-            delta = delta * per_sample((self.eps / size.clamp_min(_TINY)).clamp_max(1.0), delta)
+            return delta.clamp_(-self.eps, self.eps).add_(x).clamp_(*self.box)  # in place: this is in every step
+        size = torch.linalg.vector_norm(delta.flatten(1), dim=1)
+        delta = delta * per_sample((self.eps / size.clamp_min(_TINY)).clamp_max(1.0), delta)
         return (x + delta).clamp(*self.box)
 
     def step(self, x: Tensor, gradient: Tensor, size: float | Tensor) -> Tensor:
@@ -71,7 +70,7 @@ class ThreatModel:
         the steepest hundredth of the pixels that can still move.
         """
         if self.norm == "linf":
-            return x + size * gradient.sign()
+            return gradient.sign().mul_(size).add_(x)
         if self.norm == "l1":
             low, high = self.box
             free = ((gradient > 0) & (x < high)) | ((gradient < 0) & (x > low))
