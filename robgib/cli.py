@@ -205,7 +205,7 @@ def evaluate(
     from robgib import evaluation, zoo
     from robgib.attacks import make_attack
     from robgib.attacks.passes import PRECISIONS
-    from robgib.data import DATASETS
+    from robgib.data import check_data
     from robgib.errors import unknown_name
     from robgib.information import make_estimator
     from robgib.store import check_writable, digest, save_run, write_whole
@@ -223,8 +223,8 @@ def evaluate(
             raise RobGIBError(f"checkpoint {name!r} does not exist.")
     if precision not in PRECISIONS:
         raise unknown_name("precision", precision, PRECISIONS)
-    if data is not None and data not in DATASETS:
-        raise unknown_name("data set", data, DATASETS)
+    if data is not None:
+        check_data(data)
     if len(set(models)) < len(models):
         raise RobGIBError("a model is named twice; name each one once.")
     for spec in attacks:
@@ -514,6 +514,49 @@ def zoo_show(name: Annotated[str, typer.Argument(help="Zoo name.")], catalogue: 
         out.print(f"checkpoint: {path}", highlight=False, soft_wrap=True)
     if not held:
         out.print("checkpoint: none in the cache; trained on first use", highlight=False)
+
+
+@zoo_app.command("layers")
+def zoo_layers(
+    name: Annotated[str, typer.Argument(help="Zoo name, or an architecture such as resnet or torchvision:resnet18.")],
+    shape: Annotated[str, typer.Option(help="Image shape for an architecture, as C,H,W.")] = "3,32,32",
+    data_root: DataRoot = None,
+    catalogue: Catalogue = None,
+) -> None:
+    """List a model's layers with their shapes for one image; what an evaluation takes unasked is marked."""
+    import torch
+
+    from robgib import zoo
+    from robgib.data import load_data
+    from robgib.information.layers import LOGITS, default_layers, layer_shapes
+    from robgib.models import ARCHITECTURES, build
+
+    if name in ARCHITECTURES or ":" in name:
+        try:
+            size = tuple(int(part) for part in shape.split(","))
+        except ValueError:
+            size = ()
+        if len(size) != 3 or min(size) < 1:
+            raise RobGIBError(f"--shape must be three numbers such as 3,32,32, not {shape!r}.")
+        model = build(name, size, 10)
+    else:
+        recipe = zoo.find_recipe(name, list(catalogue or []))
+        data = load_data(recipe.data, data_root)
+        size = data.shape
+        model = build(recipe.architecture.name, size, len(data.classes), recipe.architecture.options)
+    example = torch.rand(2, *size)
+    try:
+        chosen, shapes = default_layers(model.eval(), example), layer_shapes(model, example)
+    except RuntimeError as error:
+        raise RobGIBError(f"{name} does not take images of {shape}: {str(error).splitlines()[0]}.") from error
+    kinds = {path: type(module).__name__ for path, module in model.named_modules()}
+    table = Table(caption="* taken when no --layer is given", caption_justify="left")
+    for column in ("layer", "kind", "shape", ""):
+        table.add_column(column)
+    for layer, found in shapes.items():
+        marked = "*" if layer in chosen else ""
+        table.add_row(layer, "" if layer == LOGITS else kinds[layer], " × ".join(map(str, found)), marked)
+    out.print(table)
 
 
 @attacks_app.command("list")

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import os
 import struct
+import zipfile
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from torch import Tensor
 from robgib.errors import RobGIBError, unknown_name
 from robgib.store import write_whole
 
-__all__ = ["DATASETS", "Dataset", "Split", "cache_folder", "load_data", "read_idx"]
+__all__ = ["DATASETS", "Dataset", "Split", "cache_folder", "check_data", "load_data", "read_idx"]
 
 
 @dataclass(frozen=True)
@@ -141,95 +142,252 @@ def read_idx(path: Path) -> np.ndarray:
     return body.reshape(shape)
 
 
-_FASHION_FILES = (
+_IDX_FILES = (
     "train-images-idx3-ubyte",
     "train-labels-idx1-ubyte",
     "t10k-images-idx3-ubyte",
     "t10k-labels-idx1-ubyte",
 )
+_GREY = {"linf": 0.1, "l2": 1.0, "l1": 10.0}
+_COLOUR = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0}
+_CLOTHES = ("T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Boot")
 
 
-def _find_idx(root: Path) -> list[Path] | str:
-    """The four files below ``root``, or the name of the first one missing."""
-    raw = Path("FashionMNIST") / "raw"  # torchvision's layout
-    places = (root, root / "fashion-mnist", root / raw, root / "fashion-mnist" / raw)
-    for place in places:
+def _as_images(x: np.ndarray, what: str) -> Tensor:
+    """Turn (N, H, W), (N, H, W, C) or (N, C, H, W), 8-bit or floating point, into float32 (N, C, H, W)."""
+    if x.ndim == 3:
+        x = x[:, None]
+    elif x.ndim == 4 and x.shape[3] in (1, 3) and x.shape[1] not in (1, 3):
+        x = x.transpose(0, 3, 1, 2)
+    if x.ndim != 4:
+        raise RobGIBError(f"{what} must be images (N, H, W), (N, H, W, C) or (N, C, H, W), not {x.shape}.")
+    if x.dtype == np.uint8:
+        return torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32) / 255)
+    if not np.issubdtype(x.dtype, np.floating):
+        raise RobGIBError(f"{what} must be 8-bit or floating point in [0, 1], not {x.dtype}.")
+    return torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32))
+
+
+def _assembled(
+    name: str,
+    train: tuple[np.ndarray, np.ndarray] | None,
+    test: tuple[np.ndarray, np.ndarray],
+    classes: tuple[str, ...],
+    eps: Mapping[str, float],
+    seed: int,
+) -> Dataset:
+    """Make a data set of arrays: a twelfth of the training images for validation, the test images shuffled."""
+    y = test[1].astype(np.int64)
+    whole = Split(_as_images(test[0], f"{name}'s test images"), torch.from_numpy(y))
+    # A fixed shuffle: the first n test images are then a fair draw of any size n.
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(y)))
+    shuffled = Split(whole.x[order], whole.y[order])
+    if train is None:
+        none = Split(whole.x[:0], whole.y[:0])
+        return Dataset(name, none, none, shuffled, classes, eps)
+    labels = train[1].astype(np.int64)
+    learnt = Split(_as_images(train[0], f"{name}'s training images"), torch.from_numpy(labels))
+    if learnt.x.shape[1:] != whole.x.shape[1:]:
+        raise RobGIBError(
+            f"{name}'s training images are {tuple(learnt.x.shape[1:])} and its test images {tuple(whole.x.shape[1:])}."
+        )
+    parts = [torch.from_numpy(i) for i in _stratified(labels, (11 / 12, 1 / 12), seed)]
+    ours, held = (Split(learnt.x[i], learnt.y[i]) for i in parts)
+    return Dataset(name, ours, held, shuffled, classes, eps)
+
+
+def _find_idx(root: Path, places: tuple[str, ...]) -> list[Path] | str:
+    """The four files in one of ``places`` below ``root``, or the name of the first one missing."""
+    for place in (root / p for p in places):
         if not place.is_dir():
             continue
-        found = [
-            next((p for p in (place / name, place / f"{name}.gz") if p.is_file()), None) for name in _FASHION_FILES
-        ]
+        found = [next((p for p in (place / name, place / f"{name}.gz") if p.is_file()), None) for name in _IDX_FILES]
         if any(found):
-            for name, path in zip(_FASHION_FILES, found, strict=True):
+            for name, path in zip(_IDX_FILES, found, strict=True):
                 if path is None:
                     return name
             return [p for p in found if p is not None]
-    return _FASHION_FILES[0]
+    return _IDX_FILES[0]
 
 
-def _fashion_mnist(root: Path | None, seed: int) -> Dataset:
-    where = cache_folder() / "data" if root is None else root
-    files = _find_idx(where)
-    if isinstance(files, str) and root is None:
+def _idx(name: str, title: str, library: str, classes: tuple[str, ...]) -> Callable[[Path | None, int], Dataset]:
+    """A data set of four IDX files, in a folder of its name or in torchvision's layout."""
+    raw = f"{library}/raw"
+    places = (name, raw, f"{name}/{raw}", ".")
+
+    def load(root: Path | None, seed: int) -> Dataset:
+        where = cache_folder() / "data" if root is None else root
+        files = _find_idx(where, places if root is not None else places[:-1])
+        if isinstance(files, str) and root is None:
+            _download(library, where / name, title, f"{_IDX_FILES[0]}[.gz] and its three companions")
+            files = _find_idx(where, places[:-1])
+        if isinstance(files, str):
+            raise RobGIBError(
+                f"{title}'s {files}[.gz] is not in {where} (nor in its {name}/ or {raw}/); "
+                "give --data-root the folder that holds the four IDX files."
+            )
+        arrays = [read_idx(path) for path in files]
+        for images, labels, path in ((arrays[0], arrays[1], files[0]), (arrays[2], arrays[3], files[2])):
+            fit = images.ndim == 3 and labels.ndim == 1 and len(images) == len(labels)
+            if not fit or labels.max(initial=0) >= len(classes):
+                raise RobGIBError(f"{path} and its labels do not fit each other as {title}'s files do.")
+        return _assembled(name, (arrays[0], arrays[1]), (arrays[2], arrays[3]), classes, _GREY, seed)
+
+    return load
+
+
+def _download(library: str, target: Path, title: str, wanted: str, **options: str) -> None:
+    from robgib._torchvision import torchvision
+
+    try:
+        with write_whole(target) as folder:
+            getattr(torchvision.datasets, library)(str(folder), download=True, **options)
+    except Exception as error:
+        raise RobGIBError(
+            f"{title} could not be downloaded ({type(error).__name__}); give --data-root a folder that holds {wanted}."
+        ) from error
+
+
+def _library(name: str, title: str, library: str, files: str) -> Callable[[Path | None, int], Dataset]:
+    """A data set that torchvision reads: CIFAR-10, CIFAR-100, SVHN."""
+
+    def load(root: Path | None, seed: int) -> Dataset:
         from robgib._torchvision import torchvision
 
-        try:
-            with write_whole(where / "fashion-mnist") as folder:
-                torchvision.datasets.FashionMNIST(str(folder), download=True)
-            files = _find_idx(where)
-        except Exception as error:
-            raise RobGIBError(
-                f"Fashion-MNIST could not be downloaded ({type(error).__name__}); give --data-root a folder "
-                f"that holds {_FASHION_FILES[0]}[.gz] and its three companions."
-            ) from error
-    if isinstance(files, str):
+        kind = getattr(torchvision.datasets, library)
+        parts = ({"split": "train"}, {"split": "test"}) if library == "SVHN" else ({"train": True}, {"train": False})
+        places = [root, root / name] if root is not None else [cache_folder() / "data" / name]
+        for attempt in (1, 2):
+            for place in places:
+                try:
+                    train, test = (kind(str(place), **part) for part in parts)
+                except RuntimeError:  # not there, or damaged
+                    continue
+                except Exception as error:
+                    raise RobGIBError(
+                        f"{title} in {place} cannot be read ({type(error).__name__}: {error})."
+                    ) from error
+                arrays = [
+                    (np.asarray(d.data), np.asarray(getattr(d, "labels", None) if library == "SVHN" else d.targets))
+                    for d in (train, test)
+                ]
+                classes = tuple(getattr(train, "classes", [str(i) for i in range(10)]))
+                return _assembled(name, arrays[0], arrays[1], classes, _COLOUR, seed)
+            if root is None and attempt == 1:
+                for part in ("train", "test") if library == "SVHN" else ("",):
+                    _download(library, places[0], title, files, **({"split": part} if part else {}))
         raise RobGIBError(
-            f"Fashion-MNIST's {files}[.gz] is not in {where} (nor in its fashion-mnist/ or FashionMNIST/raw/); "
-            "give --data-root the folder that holds the four IDX files."
+            f"{title}'s files are not in {root}, or damaged; give --data-root a folder that holds {files}."
         )
-    arrays = [read_idx(path) for path in files]
-    for images, labels, path in ((arrays[0], arrays[1], files[0]), (arrays[2], arrays[3], files[2])):
-        if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels) or labels.max(initial=0) > 9:
-            raise RobGIBError(f"{path} and its labels do not fit each other as Fashion-MNIST's files do.")
-    as_split = [
-        Split(torch.from_numpy(x.astype(np.float32) / 255)[:, None], torch.from_numpy(y.astype(np.int64)))
-        for x, y in ((arrays[0], arrays[1]), (arrays[2], arrays[3]))
-    ]
-    train, val = map(torch.from_numpy, _stratified(arrays[1], (11 / 12, 1 / 12), seed))
-    whole, test = as_split
-    # A fixed shuffle: the first n test images are then a fair draw of any size n.
-    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(test)))
-    names = ["T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Boot"]
-    return Dataset(
-        "fashion-mnist",
-        Split(whole.x[train], whole.y[train]),
-        Split(whole.x[val], whole.y[val]),
-        Split(test.x[order], test.y[order]),
-        tuple(names),
-        {"linf": 0.1, "l2": 1.0, "l1": 10.0},
-    )
+
+    return load
 
 
 DATASETS: dict[str, Callable[[Path | None, int], Dataset]] = {
     "digits": _digits,
-    "fashion-mnist": _fashion_mnist,
+    "fashion-mnist": _idx("fashion-mnist", "Fashion-MNIST", "FashionMNIST", _CLOTHES),
+    "mnist": _idx("mnist", "MNIST", "MNIST", tuple("0123456789")),
+    "cifar10": _library("cifar10", "CIFAR-10", "CIFAR10", "cifar-10-batches-py/"),
+    "cifar100": _library("cifar100", "CIFAR-100", "CIFAR100", "cifar-100-python/"),
+    "svhn": _library("svhn", "SVHN", "SVHN", "train_32x32.mat and test_32x32.mat"),
 }
 """The data sets by name; each takes the data folder (or None) and the split's seed."""
+
+
+def _npz(path: Path, seed: int) -> Dataset:
+    """Arrays of an .npz file: ``x_test`` and ``y_test``, with ``x_train`` and ``y_train`` if there are; or x and y."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            held = {key: archive[key] for key in archive.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise RobGIBError(f"{path} is not a readable .npz file of arrays: {error}.") from error
+    names = ("x_test", "y_test") if "x_test" in held else ("x", "y")
+    missing = [n for n in names if n not in held]
+    if missing:
+        raise RobGIBError(
+            f"{path} holds {', '.join(sorted(held)) or 'nothing'}; it must hold x_test and y_test (and may hold "
+            "x_train and y_train), or x and y."
+        )
+    pairs = [(held[a], held[b]) for a, b in (names, ("x_train", "y_train")) if a in held and b in held]
+    for x, y in pairs:
+        if y.ndim != 1 or len(x) != len(y) or not np.issubdtype(y.dtype, np.integer) or not len(y):
+            raise RobGIBError(f"{path}: labels must be integers, one an image, not {y.dtype} {y.shape} for {len(x)}.")
+        if y.min() < 0:
+            raise RobGIBError(f"{path}: labels must be class numbers from 0, not {y.min()}.")
+    count = 1 + max(int(y.max()) for _, y in pairs)
+    train = pairs[1] if len(pairs) > 1 else None
+    return _assembled(f"npz:{path.name}", train, pairs[0], tuple(map(str, range(count))), _COLOUR, seed)
+
+
+def _folder(path: Path, seed: int) -> Dataset:
+    """Pictures in folders named for their classes: below ``train`` and ``test``, or all for testing."""
+    split = (path / "test").is_dir()
+    parts = [path / "test", path / "train"] if split else [path]
+    read = [_pictures(part) for part in parts if part.is_dir()]
+    classes = read[0][2]
+    if any(names != classes for _, _, names in read):
+        raise RobGIBError(f"{path / 'train'} and {path / 'test'} do not hold the same classes.")
+    train = read[1][:2] if len(read) > 1 else None
+    return _assembled(f"folder:{path.name}", train, read[0][:2], classes, _COLOUR, seed)
+
+
+def _pictures(folder: Path) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    from PIL import Image
+
+    from robgib._torchvision import torchvision
+
+    try:
+        listed = torchvision.datasets.ImageFolder(str(folder))
+    except (FileNotFoundError, OSError) as error:
+        raise RobGIBError(f"{folder} holds no folders of pictures named for their classes.") from error
+    pictures, first = [], None
+    for name, _ in listed.samples:
+        try:
+            with Image.open(name) as picture:
+                pixels = np.asarray(picture if picture.mode == "L" else picture.convert("RGB"))
+        except OSError as error:
+            raise RobGIBError(f"{name} is not a readable picture: {error}.") from error
+        if first is not None and pixels.shape != first.shape:
+            raise RobGIBError(
+                f"{name} is {pixels.shape} and {listed.samples[0][0]} is {first.shape}; bring all pictures to one size "
+                "and mode."
+            )
+        first = pixels if first is None else first
+        pictures.append(pixels)
+    return np.stack(pictures), np.array(listed.targets), tuple(listed.classes)
+
+
+_FILES: dict[str, Callable[[Path, int], Dataset]] = {"npz": _npz, "folder": _folder}
+"""Data of one's own by prefix; each takes the path after the colon and the split's seed."""
+
+
+def check_data(name: str) -> None:
+    """Raise unless ``name`` is a data set's, or a path to one's own that exists."""
+    kind, colon, path = name.partition(":")
+    if not (colon and kind in _FILES):
+        if name not in DATASETS:
+            raise unknown_name("data set", name, [*DATASETS, "npz:FILE", "folder:DIR"])
+    elif not (Path(path).is_file() if kind == "npz" else Path(path).is_dir()):
+        raise RobGIBError(f"data {name!r}: {'file' if kind == 'npz' else 'folder'} {path!r} does not exist.")
 
 
 def load_data(name: str, root: str | Path | None = None, seed: int = 0) -> Dataset:
     """Load a data set by name.
 
     Args:
-        name: a key of :data:`DATASETS`.
+        name: a key of :data:`DATASETS`; ``npz:FILE``, arrays x_test and y_test with x_train and y_train if there are
+            (or x and y); or ``folder:DIR``, pictures in folders named for their classes, below train/ and test/ or
+            straight below DIR.
         root: folder with the data files; None looks in the cache and downloads where there is a network.
         seed: of the train/validation/test split.
 
     Raises:
         RobGIBError: unknown name, missing folder, missing or damaged file.
     """
-    if name not in DATASETS:
-        raise unknown_name("data set", name, DATASETS)
+    check_data(name)
+    kind, _, path = name.partition(":")
+    if kind in _FILES:
+        return _FILES[kind](Path(path), seed)
     folder = None if root is None else Path(root)
     if folder is not None and not folder.is_dir():
         raise RobGIBError(f"data folder {str(folder)!r} does not exist; give --data-root an existing folder.")

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
 
 from robgib import catalogue
-from robgib.data import DATASETS, Dataset, cache_folder, load_data
+from robgib.data import Dataset, cache_folder, check_data, load_data
 from robgib.errors import RobGIBError, unknown_name
 from robgib.models import build, load_into, read_record, read_state, save_checkpoint
 from robgib.store import environment
@@ -77,8 +77,10 @@ def _read(path: Path) -> Recipe:
         recipe = Recipe.model_validate({"name": path.stem, **catalogue.read_yaml(path)})
     except ValidationError as error:
         raise _sentence(error, path) from error
-    if recipe.data not in DATASETS:
-        raise unknown_name(f"data set in {path}:", recipe.data, DATASETS)
+    try:
+        check_data(recipe.data)
+    except RobGIBError as error:
+        raise RobGIBError(f"{path}: {error}") from error
     return recipe
 
 

@@ -1,10 +1,13 @@
 import gzip
+import hashlib
+import pickle
 import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from robgib import Dataset, RobGIBError, load_data
 from robgib.data import read_idx
@@ -142,3 +145,151 @@ def test_unknown_data():
 def test_bad_arrays(x, y, message):
     with pytest.raises(RobGIBError, match=message):
         Dataset.from_arrays(x, y)
+
+
+def test_mnist_is_read_from_its_own_folder_first(tmp_path):
+    write_fashion(tmp_path)
+    write_fashion(tmp_path / "mnist", train=60)
+    own = load_data("mnist", tmp_path)
+    assert len(own.train) + len(own.val) == 60
+    assert len(load_data("fashion-mnist", tmp_path).train) == 110
+
+
+def write_cifar(folder, count=30):
+    """CIFAR-10's files as torchvision checks them, but for their digests, which the test sets."""
+    base = folder / "cifar-10-batches-py"
+    base.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    names = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
+    digests = {}
+    for name in names:
+        content = {
+            "data": rng.integers(256, size=(count, 3072)).astype(np.uint8),
+            "labels": list(np.arange(count) % 10),
+        }
+        (base / name).write_bytes(pickle.dumps(content))
+    (base / "batches.meta").write_bytes(pickle.dumps({"label_names": [f"class {i}" for i in range(10)]}))
+    for name in [*names, "batches.meta"]:
+        digests[name] = hashlib.md5((base / name).read_bytes()).hexdigest()
+    return digests
+
+
+def test_cifar10_from_a_local_folder(tmp_path, monkeypatch):
+    from robgib._torchvision import torchvision
+
+    digests = write_cifar(tmp_path / "cifar10")
+    kind = torchvision.datasets.CIFAR10
+    monkeypatch.setattr(kind, "train_list", [[n, digests[n]] for n in digests if n.startswith("data")])
+    monkeypatch.setattr(kind, "test_list", [["test_batch", digests["test_batch"]]])
+    monkeypatch.setattr(kind, "meta", {**kind.meta, "md5": digests["batches.meta"]})
+    data = load_data("cifar10", tmp_path)
+    assert data.shape == (3, 32, 32)
+    assert (len(data.train) + len(data.val), len(data.test)) == (150, 30)
+    assert data.classes[3] == "class 3"
+    assert load_data("cifar10", tmp_path / "cifar10").digest == data.digest
+    path = tmp_path / "cifar10" / "cifar-10-batches-py" / "data_batch_2"
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(RobGIBError, match=r"CIFAR-10's files are not in .*, or damaged; give --data-root"):
+        load_data("cifar10", tmp_path)
+
+
+class TestNpz:
+    def arrays(self, **changed):
+        rng = np.random.default_rng(0)
+        held = {
+            "x_train": rng.integers(256, size=(48, 6, 6, 3)).astype(np.uint8),
+            "y_train": np.arange(48) % 4,
+            "x_test": rng.integers(256, size=(20, 6, 6, 3)).astype(np.uint8),
+            "y_test": np.arange(20) % 4,
+        }
+        return {k: v for k, v in {**held, **changed}.items() if v is not None}
+
+    def load(self, folder, held):
+        np.savez(folder / "mine.npz", **held)
+        return load_data(f"npz:{folder / 'mine.npz'}")
+
+    def test_arrays_of_bytes_or_floats_in_either_order(self, tmp_path):
+        held = self.arrays()
+        data = self.load(tmp_path, held)
+        assert (len(data.train), len(data.val), len(data.test)) == (44, 4, 20)
+        assert data.shape == (3, 6, 6)
+        assert len(data.classes) == 4
+        # The test images in another order, each with its own label.
+        wanted = {(x.tobytes(), int(y)) for x, y in zip(held["x_test"], held["y_test"], strict=True)}
+        bytes_again = (data.test.x * 255).round().byte().permute(0, 2, 3, 1).numpy()
+        assert {(x.tobytes(), int(y)) for x, y in zip(bytes_again, data.test.y, strict=True)} == wanted
+        floats = {k: v.transpose(0, 3, 1, 2) / 255 if k.startswith("x") else v for k, v in held.items()}
+        assert self.load(tmp_path, floats).test.x == pytest.approx(data.test.x.numpy(), abs=1e-7)
+
+    def test_test_images_alone(self, tmp_path):
+        data = self.load(tmp_path, {"x": np.random.default_rng(0).random((10, 8, 8)), "y": np.arange(10) % 3})
+        assert (len(data.train), len(data.test), data.shape) == (0, 10, (1, 8, 8))
+
+    @pytest.mark.parametrize(
+        ("changed", "message"),
+        [
+            ({"y_test": None}, r"holds x_test, x_train, y_train; it must hold x_test and y_test"),
+            ({"y_test": np.arange(19)}, "labels must be integers, one an image"),
+            ({"y_test": np.arange(20) - 1}, "class numbers from 0, not -1"),
+            ({"y_test": np.arange(20) / 2}, "labels must be integers"),
+            ({"x_test": np.zeros((20, 6))}, r"test images must be images \(N, H, W\)"),
+            ({"x_test": np.zeros((20, 6, 6), int)}, "8-bit or floating point"),
+            ({"x_test": np.full((20, 6, 6), 3.0)}, r"lie in \[0, 1\]"),
+            ({"x_test": np.zeros((20, 5, 5, 3))}, r"training images are \(3, 6, 6\) and its test images \(3, 5, 5\)"),
+        ],
+    )
+    def test_bad_arrays(self, tmp_path, changed, message):
+        with pytest.raises(RobGIBError, match=message):
+            self.load(tmp_path, self.arrays(**changed))
+
+    def test_bad_files(self, tmp_path):
+        with pytest.raises(RobGIBError, match=r"file '.*none.npz' does not exist"):
+            load_data(f"npz:{tmp_path / 'none.npz'}")
+        whole = tmp_path / "mine.npz"
+        self.load(tmp_path, self.arrays())
+        whole.write_bytes(whole.read_bytes()[:200])
+        with pytest.raises(RobGIBError, match=r"not a readable \.npz"):
+            load_data(f"npz:{whole}")
+        np.savez(whole, x=np.array([{"a": 1}], dtype=object), y=np.arange(1))
+        with pytest.raises(RobGIBError, match=r"not a readable \.npz"):
+            load_data(f"npz:{whole}")
+
+
+class TestFolder:
+    def write(self, folder, classes=("cat", "dog"), count=12, size=(7, 5), mode="RGB"):
+        rng = np.random.default_rng(len(str(folder)))
+        for name in classes:
+            (folder / name).mkdir(parents=True)
+            for i in range(count):
+                shape = (*size, 3) if mode == "RGB" else size
+                Image.fromarray(rng.integers(256, size=shape).astype(np.uint8)).save(folder / name / f"{i}.png")
+
+    def test_pictures_by_class(self, tmp_path):
+        self.write(tmp_path / "train")
+        self.write(tmp_path / "test", count=3)
+        data = load_data(f"folder:{tmp_path}")
+        assert (len(data.train), len(data.val), len(data.test)) == (22, 2, 6)
+        assert data.shape == (3, 7, 5)
+        assert data.classes == ("cat", "dog")
+        assert data.name == f"folder:{tmp_path.name}"
+        flat = tmp_path / "flat"
+        self.write(flat, mode="L")
+        assert load_data(f"folder:{flat}").shape == (1, 7, 5)
+        assert len(load_data(f"folder:{flat}").train) == 0
+
+    def test_bad_folders(self, tmp_path):
+        with pytest.raises(RobGIBError, match=r"folder '.*nowhere' does not exist"):
+            load_data(f"folder:{tmp_path / 'nowhere'}")
+        with pytest.raises(RobGIBError, match="no folders of pictures"):
+            load_data(f"folder:{tmp_path}")
+        self.write(tmp_path / "test")
+        Image.new("RGB", (9, 9)).save(tmp_path / "test" / "dog" / "odd.png")
+        with pytest.raises(RobGIBError, match=r"odd.png is \(9, 9, 3\) and .* is \(7, 5, 3\)"):
+            load_data(f"folder:{tmp_path}")
+        (tmp_path / "test" / "dog" / "odd.png").write_bytes(b"no picture")
+        with pytest.raises(RobGIBError, match="not a readable picture"):
+            load_data(f"folder:{tmp_path}")
+        (tmp_path / "test" / "dog" / "odd.png").unlink()
+        self.write(tmp_path / "train", classes=("cat", "cow"))
+        with pytest.raises(RobGIBError, match="do not hold the same classes"):
+            load_data(f"folder:{tmp_path}")

@@ -1,6 +1,6 @@
 """Architectures, recipes and checkpoints."""
 
-from robgib.models import cnn, mlp, vit  # noqa: F401  (each enters itself in the registry)
+from robgib.models import cnn, mlp, resnet, vgg, vit  # noqa: F401  (each enters itself in the registry)
 from robgib.models.checkpoint import load_into, read_record, read_state, save_checkpoint
 from robgib.models.registry import ARCHITECTURES, Normalize, build, register_architecture
 

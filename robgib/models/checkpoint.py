@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,18 @@ def read_record(path: Path) -> dict[str, Any] | None:
     return record if isinstance(record, dict) else None
 
 
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "state_dict_ema", "model_ema", "ema")
+
+
+def _is_state(content: object) -> bool:
+    return isinstance(content, dict) and bool(content) and all(isinstance(v, Tensor) for v in content.values())
+
+
 def read_state(path: Path) -> dict[str, Tensor]:
-    """Read a state dict from ``.safetensors``, ``.pt`` or ``.pth``; nothing is ever unpickled."""
+    """Read a state dict from ``.safetensors``, ``.pt`` or ``.pth``; nothing is ever unpickled.
+
+    A training script's file is unwrapped: the state dict in it goes by ``state_dict``, ``model``, ``ema`` or the like.
+    """
     if not path.is_file():
         raise RobGIBError(f"checkpoint {str(path)!r} does not exist.")
     if path.suffix == ".safetensors":
@@ -66,16 +77,38 @@ def read_state(path: Path) -> dict[str, Tensor]:
         ) from error
     except Exception as error:
         raise RobGIBError(f"{path} is not a readable PyTorch file: {str(error).splitlines()[0]}.") from error
-    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
+    if isinstance(content, dict) and not all(isinstance(v, Tensor) for v in content.values()):
+        content = next((v for v in map(content.get, _WRAPPERS) if _is_state(v)), content)
+    if not _is_state(content):
         raise RobGIBError(
             f"{path} holds {type(content).__name__}, not a plain state dict of tensors; save `model.state_dict()`."
         )
     return content
 
 
+def _prefixed(state: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state with a common prefix taken off or put on, if that makes its keys the model's."""
+
+    def common(keys: Iterable[str]) -> str:
+        firsts = {key.partition(".")[0] for key in keys}
+        return f"{firsts.pop()}." if len(firsts) == 1 else ""
+
+    theirs, ours = common(state), common(own)
+    for off, on in ((theirs, ""), ("", ours), (theirs, ours)):
+        changed = {f"{on}{key.removeprefix(off)}": value for key, value in state.items()}
+        if changed.keys() == own.keys():
+            return changed
+    return state
+
+
 def load_into(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Load a state dict strictly, naming the first keys or shapes that do not fit."""
+    """Load a state dict strictly, naming the first keys or shapes that do not fit.
+
+    A prefix that all of its keys, or all of the model's, begin with (``module.``, ``model.``, ``net.``) may be missing
+    from the others.
+    """
     own = model.state_dict()
+    state = _prefixed(state, own)
 
     def some(keys: list[str]) -> str:
         return ", ".join(repr(k) for k in keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")

@@ -8,11 +8,50 @@ from robgib import RobGIBError
 from robgib.models import build, load_into, read_state, save_checkpoint
 
 
-@pytest.mark.parametrize("name", ["cnn", "vit", "mlp"])
+@pytest.mark.parametrize("name", ["cnn", "vit", "mlp", "lenet", "vgg", "resnet"])
 @pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32)])
 def test_architectures_take_every_image_size(name, shape):
     model = build(name, shape, 7)
     assert model(torch.rand(2, *shape)).shape == (2, 7)
+
+
+def test_sizes_are_the_papers():
+    """Numbers of parameters: ResNet-18 for CIFAR-10 11.2 million, WRN-28-10 36.5 million."""
+    sizes = {
+        name: sum(p.numel() for p in build(name, (3, 32, 32), 10).parameters()) for name in ("resnet", "wide-resnet")
+    }
+    assert sizes["resnet"] == 11_173_962
+    assert sizes["wide-resnet"] == 36_479_194
+    small = build("wide-resnet", (3, 32, 32), 10, {"depth": 10, "widen": 1})
+    assert small(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_networks_of_torchvision(tmp_path):
+    from robgib._torchvision import torchvision
+
+    torch.manual_seed(0)
+    theirs = torchvision.models.resnet18(num_classes=7).eval()
+    for shape in ((3, 32, 32), (1, 28, 28)):
+        assert build("torchvision:resnet18", shape, 7)(torch.rand(2, *shape)).shape == (2, 7)
+    model = build("torchvision:resnet18", (3, 32, 32), 7, {"mean": [0.5] * 3, "std": [0.25] * 3}).eval()
+    torch.save(
+        {"epoch": 3, "state_dict": {f"module.{k}": v for k, v in theirs.state_dict().items()}}, tmp_path / "a.pt"
+    )
+    load_into(model, read_state(tmp_path / "a.pt"), "a.pt")
+    x = torch.rand(2, 3, 32, 32)
+    assert torch.allclose(model(x), theirs((x - 0.5) / 0.25), atol=1e-5)
+    with pytest.raises(RobGIBError, match="1 or 3 channels, not 2"):
+        build("torchvision:resnet18", (2, 8, 8), 7)
+
+
+@pytest.mark.parametrize("wrapper", ["state_dict", "model", "ema", None])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_wrappers_are_taken_off(wrapper, prefix, tmp_path):
+    model, other = (build("mlp", (1, 4, 4), 3) for _ in range(2))
+    state = {prefix + k: v for k, v in model.state_dict().items()}
+    torch.save({wrapper: state, "epoch": 4, "optimizer": {"lr": 0.1}} if wrapper else state, tmp_path / "net.pth")
+    load_into(other, read_state(tmp_path / "net.pth"), "net.pth")
+    assert all(torch.equal(a, b) for a, b in zip(other.parameters(), model.parameters(), strict=True))
 
 
 def test_the_vit_attends_as_torch_does():
@@ -36,7 +75,10 @@ def test_the_vit_attends_as_torch_does():
 @pytest.mark.parametrize(
     ("arch", "options", "message"),
     [
-        ("resnet", {}, "unknown architecture 'resnet'"),
+        ("rsenet", {}, "did you mean 'resnet'"),
+        ("wide-resnet", {"depth": 20}, r"is 6 n \+ 4"),
+        ("torchvision:resnet8", {}, "unknown torchvision model 'resnet8'"),
+        ("torchvision:resnet18", {"colour": 3}, "torchvision:resnet18 does not build"),
         ("cnn", {"width": 3}, "did you mean 'widths'"),
         ("vit", {"patch": 3}, "a patch of 3 does not divide images of 8x8"),
         ("vit", {"dim": 10, "heads": 4}, "divisible by its heads"),
