@@ -96,19 +96,25 @@ def _candidates(module: nn.Module, prefix: str) -> Iterator[str]:
 
 
 def default_layers(model: nn.Module, example: Tensor) -> tuple[str, ...]:
-    """Return every block's output that the forward pass computes, in order, and the logits."""
-    if isinstance(model, nn.Sequential):
-        names = list(_candidates(model, ""))
-    else:
-        names = [n for n in _candidates(model, "") if n]
-    found = _record(model, example, names)
-    output = found.pop(LOGITS)
-    blocks = [
-        n
-        for n, v in found.items()
-        if isinstance(v, Tensor) and v.ndim >= 2 and len(v) == len(example) and v is not output
-    ]
-    return (*blocks, LOGITS)
+    """Return every block's output that the forward pass computes, in order, and the logits.
+
+    Where a model is but a wrapper of another (normalisation before a network), the blocks are the inner one's.
+    """
+    modules = dict(model.named_modules())
+    prefix = ""
+    while True:
+        names = [n for n in _candidates(modules[prefix.rstrip(".")], prefix) if n]
+        found = _record(model, example, names)
+        output = found.pop(LOGITS)
+        blocks = [
+            n
+            for n, v in found.items()
+            if isinstance(v, Tensor) and v.ndim >= 2 and len(v) == len(example) and v is not output
+        ]
+        wrapped = [n for n, v in found.items() if v is output and any(modules[n].children())]
+        if blocks or not wrapped:
+            return (*blocks, LOGITS)
+        prefix = f"{wrapped[-1]}."
 
 
 def _compact(output: Tensor, pool: int, class_token: bool) -> Tensor:

@@ -44,6 +44,22 @@ def test_default_layers_of_a_torchvision_model():
     assert layers == ("conv1", *(f"layer{i}.{j}" for i in (1, 2, 3, 4) for j in (0, 1)), "logits")
 
 
+def test_default_layers_of_a_wrapped_model(digits_cnn):
+    class Wrapper(nn.Module):
+        def __init__(self, net):
+            super().__init__()
+            self.net = net
+
+        def forward(self, x):
+            return self.net(x)
+
+    inner = ("blocks.0", "blocks.1", "blocks.2", "hidden")
+    assert default_layers(Wrapper(digits_cnn), X[:2]) == (*(f"net.{n}" for n in inner), "logits")
+    assert default_layers(Wrapper(Wrapper(digits_cnn)), X[:2]) == (*(f"net.net.{n}" for n in inner), "logits")
+    assert default_layers(nn.Sequential(nn.Identity(), digits_cnn), X[:2]) == (*(f"1.{n}" for n in inner), "logits")
+    assert default_layers(Wrapper(nn.Sequential(nn.Flatten(), nn.Linear(64, 10))), X[:2]) == ("logits",)
+
+
 def test_default_layers_leave_out_what_does_not_run():
     assert default_layers(Odd(), X) == ("used", "dead", "logits")
 
