@@ -387,6 +387,17 @@ def train(
     out_file: Annotated[
         Optional[Path], typer.Option("--out", help="Checkpoint to write (.safetensors; default: the cache).")  # noqa: UP045
     ] = None,
+    trace: Annotated[
+        bool, typer.Option("--trace", help="Estimate the layers' information while it trains; .trace.csv and .html.")
+    ] = False,
+    trace_at: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Epochs to trace, as 0,1,2,5. [default: 0, 1, 2, 4, 8, … and the last]"),
+    ] = None,
+    estimator: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="Estimator of the trace; repeatable. [default: gaussian, binned]"),
+    ] = None,
     data_root: DataRoot = None,
     catalogue: Catalogue = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
@@ -394,19 +405,50 @@ def train(
     """Train a model of the zoo and write its checkpoint."""
     from robgib import zoo
     from robgib.data import load_data
+    from robgib.evaluation import DEFAULT_ESTIMATORS
+    from robgib.information import make_estimator
+    from robgib.tracing import Tracer, log_spaced, write_trace
     from robgib.training import resolve_device
 
     where = resolve_device(device)
-    recipe = zoo.find_recipe(name, list(catalogue or []))
+    extra = list(catalogue or [])
+    recipe = zoo.find_recipe(name, extra)
+    last = epochs or recipe.training.epochs
+    at = log_spaced(last) if trace_at is None else _epochs(trace_at, last)
+    if not trace and (trace_at is not None or estimator):
+        raise RobGIBError("--trace-at and --estimator belong to --trace; give that too.")
+    for spec in estimator or ():
+        make_estimator(spec, extra)
     data = load_data(recipe.data, data_root)
     with _progress(quiet) as progress:
-        _, record, path = zoo.train_recipe(recipe, data, out_file, device=where, epochs=epochs, progress=progress)
+        tracer = (
+            Tracer(data, at, estimator or DEFAULT_ESTIMATORS, device=where, catalogue=extra, progress=progress)
+            if trace
+            else None
+        )
+        _, record, path = zoo.train_recipe(
+            recipe, data, out_file, device=where, epochs=epochs, progress=progress, watch=tracer
+        )
+        if tracer:
+            written = write_trace(tracer.table, path, name)
     out.print(
         f"{name}: {100 * record['test_accuracy']:.1f}% test accuracy after {record['epochs']} epochs "
         f"({record['seconds']:.0f} s)\nCheckpoint: [bold]{path}[/bold]",
         soft_wrap=True,
         highlight=False,
     )
+    if tracer:
+        out.print(f"Trace: [bold]{written}[/bold]", soft_wrap=True, highlight=False)
+
+
+def _epochs(text: str, last: int) -> tuple[int, ...]:
+    try:
+        at = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        at = []
+    if not at or at[0] < 0 or at[-1] > last:
+        raise RobGIBError(f"--trace-at must be epochs from 0 to {last}, such as 0,1,2, not {text!r}.")
+    return tuple(at)
 
 
 @app.command("validate-estimators")

@@ -138,10 +138,12 @@ def train(
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
     label: str = "training",
+    watch: Callable[[int, nn.Module], None] | None = None,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Train ``make()`` on ``data.train`` with a one-cycle learning rate.
 
-    The global random state is left as it was.
+    The global random state is left as it was. ``watch`` is called with the number of epochs over, from 0 on, and the
+    model in eval mode; whatever random numbers it draws, the training goes on as it would have without.
 
     Returns:
         The model in eval mode, and its accuracies with the time taken (``epochs``, ``seconds``,
@@ -173,6 +175,13 @@ def train(
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, max_lr=config.learning_rate, total_steps=steps * config.epochs + 1, pct_start=0.2
         )
+
+        def show(epochs: int) -> None:
+            if watch:
+                with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+                    watch(epochs, model.eval())
+
+        show(0)
         for epoch in range(config.epochs):
             model.train()
             order = torch.randperm(len(x)).to(device)
@@ -196,6 +205,8 @@ def train(
                     f"training diverged in epoch {epoch + 1} (the loss is not finite); "
                     "lower training.learning_rate in the recipe."
                 )
+            optimizer.zero_grad(set_to_none=True)
+            show(epoch + 1)
         optimizer.zero_grad(set_to_none=True)
         model.eval()
         result = {

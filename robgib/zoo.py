@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,8 +107,11 @@ def train_recipe(
     device: torch.device | str = "cpu",
     epochs: int | None = None,
     progress: Progress | None = None,
+    watch: Callable[[int, nn.Module], None] | None = None,
 ) -> tuple[nn.Module, dict[str, Any], Path]:
     """Train a recipe's model and write its checkpoint.
+
+    ``watch`` is called after each epoch, as :func:`~robgib.training.train` says.
 
     Returns:
         The model (eval mode, on ``device``), its metadata record, and the checkpoint's path: ``out``, or
@@ -131,6 +134,7 @@ def train_recipe(
         device=device,
         progress=progress,
         label=f"training {recipe.name}",
+        watch=watch,
     )
     record = {
         "name": recipe.name,

@@ -1,6 +1,6 @@
 """From run folders to a page."""
 
-from robgib.reporting.page import render, write_report
+from robgib.reporting.page import render, trace_page, write_report
 from robgib.reporting.validation import (
     merge_validations,
     read_validation,
@@ -13,6 +13,7 @@ __all__ = [
     "merge_validations",
     "read_validation",
     "render",
+    "trace_page",
     "validation_markdown",
     "validation_page",
     "validation_rows",

@@ -22,6 +22,9 @@ __all__ = [
     "layer_terms",
     "picture_rows",
     "robustness_scatter",
+    "trace_accuracy",
+    "trace_plane",
+    "trace_terms",
     "validation_errors",
 ]
 
@@ -251,6 +254,61 @@ def _png(image: np.ndarray) -> str:
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def trace_terms(table: pd.DataFrame, estimator: str) -> str:
+    """The terms of each layer over the epochs, a panel a term."""
+    table = table[table["estimator"] == estimator]
+    terms = ("I(Z;Y)", "I(X;Z)", "C(X;Z)", "S(X;Z)")
+    figure = make_subplots(2, 2, subplot_titles=terms, horizontal_spacing=0.08, vertical_spacing=0.16)
+    for n, term in enumerate(terms):
+        held = table[table["term"] == term]
+        for d, (layer, g) in enumerate(held.groupby("layer", sort=False)):
+            figure.add_trace(
+                go.Scatter(
+                    x=g["epoch"].astype(str), y=g["value"], error_y=_errors(g), mode="lines+markers", name=layer,
+                    legendgroup=layer, showlegend=n == 0, line={"color": _COLOURS[d % len(_COLOURS)], "width": 2},
+                    marker={"size": 7, "symbol": [_SYMBOLS[d % len(_SYMBOLS)] + ("-open" if s else "")
+                                                  for s in g["saturated"]]},
+                    hovertemplate="epoch %{x}: %{y:.3f} bits",
+                ), 1 + n // 2, 1 + n % 2,
+            )  # fmt: skip
+    figure.update_xaxes(type="category", title_text="epochs")
+    figure.update_yaxes(title_text="bits", col=1)
+    return _styled(figure, 720)
+
+
+def trace_plane(table: pd.DataFrame, estimator: str) -> str:
+    """Each layer's way through the information plane; the numbers are epochs."""
+    table = table[table["estimator"] == estimator]
+    figure = go.Figure()
+    for d, (layer, g) in enumerate(table.groupby("layer", sort=False)):
+        wide = g.pivot(index="epoch", columns="term", values="value")
+        figure.add_trace(
+            go.Scatter(
+                x=wide["I(X;Z)"], y=wide["I(Z;Y)"], mode="lines+markers+text", name=layer, text=wide.index.astype(str),
+                textposition="top center", textfont={"size": 10}, line={"color": _COLOURS[d % len(_COLOURS)]},
+                marker={"size": 7, "symbol": _SYMBOLS[d % len(_SYMBOLS)]},
+                hovertemplate="epoch %{text}: I(X;Z) %{x:.3f}, I(Z;Y) %{y:.3f} bits",
+            )
+        )  # fmt: skip
+    figure.update_xaxes(title_text="I(X;Z), bits")
+    figure.update_yaxes(title_text="I(Z;Y), bits")
+    return _styled(figure, 480)
+
+
+def trace_accuracy(table: pd.DataFrame) -> str:
+    """Test accuracy over the epochs."""
+    g = table.drop_duplicates("epoch")
+    figure = go.Figure(
+        go.Scatter(
+            x=g["epoch"].astype(str), y=g["test_accuracy"], mode="lines+markers",
+            line={"color": _COLOURS[0], "width": 2}, hovertemplate="epoch %{x}: %{y:.1%}",
+        )
+    )  # fmt: skip
+    figure.update_xaxes(type="category", title_text="epochs")
+    figure.update_yaxes(title_text="test accuracy", tickformat=".0%")
+    return _styled(figure, 300)
 
 
 def picture_rows(run: Run) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import pandas as pd
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
@@ -16,7 +17,7 @@ from robgib.reporting import figures
 from robgib.store import Run, write_file
 from robgib.study import LEAST_MODELS, correlate, display_names, summarise
 
-__all__ = ["page", "render", "write_report"]
+__all__ = ["page", "render", "trace_page", "write_report"]
 
 _TERMS = ("I(Z;Y)", "I(X;Z)", "C(X;Z)", "S(X;Z)", "S(Z;Y)", "IB", "GIB")
 
@@ -189,6 +190,24 @@ def render(runs: Sequence[Run]) -> str:
         correlations=correlations,
         least=LEAST_MODELS,
     )
+
+
+def trace_page(table: pd.DataFrame, name: str) -> str:
+    """Return the page of one trace (:class:`robgib.tracing.Tracer`) as HTML that needs no network."""
+    estimators = []
+    for estimator, g in table.groupby("estimator", sort=False):
+        source = g[g["term"] == "I(X;Z)"].iloc[0]
+        estimators.append(
+            {
+                "name": estimator,
+                "resolution": source["resolution"],
+                "samples": int(source["samples"]),
+                "terms": Markup(figures.trace_terms(table, str(estimator))),
+                "plane": Markup(figures.trace_plane(table, str(estimator))),
+            }
+        )
+    accuracy = Markup(figures.trace_accuracy(table))
+    return page("trace.html.j2", title=f"{name} in training", name=name, accuracy=accuracy, estimators=estimators)
 
 
 def write_report(runs: Sequence[Run], path: Path) -> Path:

@@ -1,0 +1,79 @@
+"""Traces: what is estimated while a network trains, and that training does not notice."""
+
+import pandas as pd
+import pytest
+import torch
+
+from robgib import RobGIBError, evaluate
+from robgib.tracing import Tracer, log_spaced, write_trace
+from robgib.zoo import find_recipe, train_recipe
+
+RECIPE = """
+data: digits
+architecture: {name: mlp, hidden: [12, 8]}
+training: {epochs: 3, batch_size: 32, learning_rate: 0.02}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    (tmp_path / "traced.yaml").write_text(RECIPE)
+    return find_recipe("traced", [tmp_path])
+
+
+def test_epochs_are_log_spaced():
+    assert log_spaced(1) == (0, 1)
+    assert log_spaced(8) == (0, 1, 2, 4, 8)
+    assert log_spaced(60) == (0, 1, 2, 4, 8, 16, 32, 60)
+
+
+def test_training_is_the_same_with_and_without(recipe, digits, tmp_path):
+    plain, _, _ = train_recipe(recipe, digits, tmp_path / "a.safetensors")
+    before = torch.get_rng_state()
+    tracer = Tracer(digits, log_spaced(3), ["binned"], samples=200)
+    traced, record, path = train_recipe(recipe, digits, tmp_path / "b.safetensors", watch=tracer)
+    assert torch.equal(before, torch.get_rng_state())
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), traced.parameters(), strict=True))
+    table = tracer.table
+    assert sorted(table["epoch"].unique()) == [0, 1, 2, 3]
+    assert not table[["value", "low", "high"]].isna().any().any()
+    accuracy = table.groupby("epoch")["test_accuracy"].first()
+    assert accuracy[0] < 0.3 < accuracy[3] == pytest.approx(record["test_accuracy"])
+    # The last epoch's figures are those of the finished model.
+    direct = evaluate(traced, digits, attacks=[], estimators=["binned"], information_samples=200, signs=False).layers
+    last = table[table["epoch"] == 3].reset_index(drop=True)
+    assert (last["layer"] == direct["layer"]).all()
+    assert last["value"].to_numpy() == pytest.approx(direct["value"].to_numpy())
+    page = write_trace(table, path, "traced").read_text()
+    assert "traced in training" in page
+    assert pd.read_csv(path.with_suffix(".trace.csv")).shape == table.shape
+
+
+def test_from_the_command_line(cli, tmp_path):
+    (tmp_path / "traced.yaml").write_text(RECIPE)
+    done = cli(
+        "train", "traced", "--catalogue", ".", "--trace", "--trace-at", "0,3", "--estimator", "gaussian", "--out",
+        "net.safetensors",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "Trace: net.trace.html" in done.stdout
+    table = pd.read_csv(tmp_path / "net.trace.csv")
+    assert set(table["epoch"]) == {0, 3}
+    assert set(table["estimator"]) == {"gaussian"}
+    assert (tmp_path / "net.trace.html").stat().st_size > 100_000
+    for options, message in (
+        (("--trace", "--trace-at", "0,9"), "epochs from 0 to 3"),
+        (("--trace", "--trace-at", "soon"), "not 'soon'"),
+        (("--trace-at", "1"), "belong to --trace"),
+        (("--trace", "--estimator", "gausian"), "did you mean 'gaussian'"),
+    ):
+        done = cli("train", "traced", "--catalogue", ".", *options)
+        assert done.returncode == 2
+        assert message in " ".join(done.stderr.split())
+        assert "Traceback" not in done.stderr
+
+
+def test_bad_epochs(digits):
+    for at in ((), (-1, 2)):
+        with pytest.raises(RobGIBError, match="at least one epoch, from 0 on"):
+            Tracer(digits, at)
