@@ -2,7 +2,8 @@
 
 Content is looked for in the package (or the repository it runs from), in the folders given with
 ``--catalogue`` or ``ROBGIB_CATALOGUE``, and in installed entry points. A folder may hold files
-directly or in sub-folders named ``attacks`` and ``zoo``. A later folder overrides an earlier one.
+directly or in sub-folders named ``attacks`` and ``zoo``, and there in groups, a folder each. A later
+folder overrides an earlier one.
 """
 
 from __future__ import annotations
@@ -75,11 +76,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def yaml_files(kind: Kind, extra: Sequence[Path] = ()) -> dict[str, Path]:
-    """Return every catalogue file of ``kind`` by its name (the file's stem)."""
+    """Return every catalogue file of ``kind`` by its name (the file's stem).
+
+    A folder named for the kind may hold sub-folders: groups, known by the sub-folder's name.
+    """
     own, *others = folders(kind, extra)
-    found = {p.stem: p for p in sorted(own.glob("*.yaml"))}
+    found = {p.stem: p for p in (*sorted(own.glob("*.yaml")), *sorted(own.glob("*/*.yaml")))}
     for folder in others:
-        for path in sorted(folder.glob("*.yaml")):
+        grouped = sorted(folder.glob("*/*.yaml")) if folder.name == kind else []
+        for path in (*sorted(folder.glob("*.yaml")), *grouped):
             if _MARK[kind] in read_yaml(path):
                 found[path.stem] = path
     return found

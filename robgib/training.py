@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import io
+import math
+import pickle
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
@@ -15,13 +21,16 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    model_validator,
 )
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from robgib.attacks.threat import Norm, ThreatModel
 from robgib.data import Dataset, Split
 from robgib.errors import RobGIBError
+from robgib.regimes import Adversary, Penalty, adversarial, augment, penalty_of
+from robgib.store import write_file
 
 __all__ = ["Progress", "Training", "accuracy", "resolve_device", "train"]
 
@@ -33,20 +42,6 @@ class Progress(Protocol):
         """Report that ``done`` of ``total`` steps of ``task`` are over."""
 
 
-class Adversary(BaseModel):
-    """Adversarial training (Madry et al. 2018): each batch is replaced by what an attack makes of it.
-
-    One step is fast adversarial training (Wong, Rice & Kolter 2020): from a random start, 1.25 eps long.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    norm: Norm = "linf"
-    eps: PositiveFloat
-    """Radius of the ball, pixel scale."""
-    steps: PositiveInt = 7
-    """Gradient steps, each 2.5 eps / steps long."""
-
-
 class Training(BaseModel):
     """The training keys of a recipe."""
 
@@ -55,17 +50,36 @@ class Training(BaseModel):
     batch_size: PositiveInt = 128
     optimizer: Literal["adamw", "sgd"] = "adamw"
     learning_rate: PositiveFloat = 2e-3
+    schedule: Literal["onecycle", "cosine", "constant"] = "onecycle"
+    warmup: NonNegativeFloat | None = None
+    """Epochs in which the rate rises from near 0; a fifth of all for onecycle, none for the others, when not given."""
     weight_decay: NonNegativeFloat = 1e-2
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     shift: NonNegativeInt = 0
     """Largest random translation in pixels, zero-filled."""
     flip: bool = False
     """Random horizontal mirroring."""
+    noise: NonNegativeFloat = 0.0
+    """Standard deviation of Gaussian noise on the images, pixel scale."""
     clip: PositiveFloat = 1.0
     """Largest gradient norm."""
     adversary: Adversary | None = None
     """Train on adversarial images instead of clean ones."""
+    penalty: Penalty | None = None
+    """What the information in the code before the classes costs."""
+    ema: float | None = Field(default=None, gt=0, lt=1)
+    """Decay a step of an exponential moving average of the weights, which is then the model."""
+    amp: bool = False
+    """Passes in bfloat16 (autocast); weights and loss stay float32."""
+    compile: bool = False
+    """Compile the passes with torch.compile."""
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Training:
+        if self.warmup is not None and self.warmup >= self.epochs:
+            raise ValueError("warmup must end before the last epoch")
+        return self
 
 
 def resolve_device(name: str | torch.device) -> torch.device:
@@ -85,41 +99,6 @@ def resolve_device(name: str | torch.device) -> torch.device:
     return device
 
 
-def _augment(x: Tensor, shift: int, flip: bool) -> Tensor:
-    """Translate (one shift an image) and mirror a batch (N, C, H, W)."""
-    n, _, height, width = x.shape
-    if flip:
-        x = torch.where(torch.rand(n, 1, 1, 1, device=x.device) < 0.5, x.flip(-1), x)
-    if shift:
-        padded = F.pad(x, (shift,) * 4)
-        top, left = torch.randint(0, 2 * shift + 1, (2, n), device=x.device)
-        rows = (top[:, None] + torch.arange(height, device=x.device))[:, None, :, None]
-        columns = (left[:, None] + torch.arange(width, device=x.device))[:, None, None, :]
-        image = torch.arange(n, device=x.device)[:, None, None, None]
-        channel = torch.arange(x.shape[1], device=x.device)[None, :, None, None]
-        x = padded[image, channel, rows, columns]
-    return x
-
-
-def _adversarial(model: nn.Module, x: Tensor, y: Tensor, adversary: Adversary) -> Tensor:
-    """Adversarial images (N, …) for the model in eval mode; random numbers are torch's."""
-    from robgib.attacks.attack import Goal, ascend, frozen
-
-    threat = ThreatModel(adversary.norm, adversary.eps)
-    if adversary.norm == "linf":
-        noise = 2 * torch.rand_like(x) - 1
-    else:
-        noise = torch.randn_like(x)
-        length = torch.rand(len(x), device=x.device) / noise.flatten(1).norm(dim=1)
-        noise = noise * length.view(-1, *([1] * (x.ndim - 1)))
-    start = threat.project(x + adversary.eps * noise, x)
-    step = adversary.eps * (1.25 if adversary.steps == 1 else 2.5 / adversary.steps)
-    with frozen(model):
-        return ascend(
-            model, x, Goal(y, False, "ce"), threat, start=start, steps=adversary.steps, step_size=step, keep="last"
-        )
-
-
 @torch.no_grad()
 def accuracy(model: nn.Module, split: Split, device: torch.device | str = "cpu", batch_size: int = 512) -> float:
     """Share of ``split`` that the model labels right."""
@@ -128,6 +107,165 @@ def accuracy(model: nn.Module, split: Split, device: torch.device | str = "cpu",
         x, y = split.x[start : start + batch_size], split.y[start : start + batch_size]
         hits += int((model(x.to(device)).argmax(1).cpu() == y).sum())
     return hits / len(split)
+
+
+def _schedule(optimizer: torch.optim.Optimizer, config: Training, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+    """The learning rate's course over ``steps`` steps an epoch."""
+    total = steps * config.epochs
+    if config.schedule == "onecycle":
+        start = 0.2 if config.warmup is None else max(config.warmup / config.epochs, 1 / total)
+        return torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, max_lr=config.learning_rate, total_steps=total + 1, pct_start=start
+        )
+    rising = round((config.warmup or 0) * steps)
+
+    def factor(step: int) -> float:
+        if step < rising:
+            return (step + 1) / rising
+        if config.schedule == "constant":
+            return 1.0
+        return (1 + math.cos(math.pi * (step - rising) / max(1, total - rising))) / 2
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+@contextmanager
+def _memory(config: Training) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise RobGIBError(
+            f"the GPU's memory does not hold a training batch of {config.batch_size}; lower training.batch_size in the "
+            "recipe, or train with --device cpu."
+        ) from error
+
+
+class _Learner:
+    """All that changes while a network learns, so that it can be put away at an epoch's end and taken up again."""
+
+    def __init__(self, model: nn.Module, config: Training, steps: int) -> None:
+        self.model, self.config = model, config
+        self.optimizer: torch.optim.Optimizer
+        if config.optimizer == "adamw":
+            self.optimizer = torch.optim.AdamW(
+                model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+            )
+        else:
+            self.optimizer = torch.optim.SGD(
+                model.parameters(),
+                lr=config.learning_rate,
+                momentum=0.9,
+                nesterov=True,
+                weight_decay=config.weight_decay,
+            )
+        self.schedule = _schedule(self.optimizer, config, steps)
+        self.average = (
+            AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
+            if config.ema
+            else None
+        )
+        self.forward: nn.Module = torch.compile(model) if config.compile else model  # type: ignore[assignment]
+        self.history: list[dict[str, float]] = []
+        self.sound: dict[str, Any] | None = None  # weights before catastrophic overfitting
+        self.seconds = 0.0
+
+    @property
+    def result(self) -> nn.Module:
+        """The network as it would be if training ended now."""
+        found: nn.Module = self.average.module if self.average is not None else self.model
+        return found
+
+    def loss(self, x: Tensor, y: Tensor) -> tuple[Tensor, int]:
+        """The loss of a batch, and how many of it the model labels right."""
+        config, device = self.config, x.device.type
+        batch = augment(x, config.shift, config.flip, config.noise)
+        with torch.autocast(device, torch.bfloat16, enabled=config.amp):
+            attacked = adversarial(self.forward, batch, y, config.adversary) if config.adversary else batch
+            trades = config.adversary.trades if config.adversary else None
+            shown = batch if trades else attacked
+            logits = self.forward(shown).float()
+        loss = F.cross_entropy(logits, y, label_smoothing=config.label_smoothing)
+        if config.penalty:
+            loss = loss + config.penalty.beta * penalty_of(self.model, shown, config.penalty)
+        if trades:
+            with torch.autocast(device, torch.bfloat16, enabled=config.amp):
+                moved = self.forward(attacked).float()
+            divergence = F.kl_div(moved.log_softmax(1), logits.log_softmax(1), log_target=True, reduction="batchmean")
+            loss = loss + trades * divergence
+        return loss, int((logits.detach().argmax(1) == y).sum())
+
+    def step(self, loss: Tensor) -> None:
+        """Descend the loss."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        self.optimizer.step()
+        self.schedule.step()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+
+    def overfits(self, data: Dataset, device: torch.device) -> bool:
+        """Whether fast adversarial training has come to withstand its own one step alone.
+
+        Accuracy under PGD on held-out images falling 20 points below its best is the sign (Wong, Rice & Kolter 2020,
+        section 5.3); both accuracies go into the history, and the last sound weights are kept.
+        """
+        assert self.config.adversary is not None
+        split = data.val if len(data.val) else data.train
+        x, y = split.x[:500].to(device), split.y[:500].to(device)
+        model = self.result.eval()
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(self.config.seed)
+            for name, steps in (("one_step", 1), ("pgd", 10)):
+                attacked = adversarial(model, x, y, self.config.adversary, steps)
+                with torch.no_grad():
+                    self.history[-1][name] = float((model(attacked).argmax(1) == y).float().mean())
+        if self.history[-1]["pgd"] < max(row["pgd"] for row in self.history) - 0.2:
+            return True
+        self.sound = copy.deepcopy(model.state_dict())
+        return False
+
+    def put_away(self, path: Path, identity: str) -> None:
+        """Write everything to ``path``, whole or not at all."""
+        buffer = io.BytesIO()
+        content = {
+            "identity": identity,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "history": self.history,
+            "sound": self.sound,
+            "seconds": self.seconds,
+            "random": torch.get_rng_state(),
+            "random_cuda": [torch.cuda.get_rng_state(d) for d in self._cuda()],
+        }
+        torch.save(content, buffer)
+        write_file(path, buffer.getvalue())
+
+    def take_up(self, path: Path, identity: str) -> None:
+        """Go on from what :meth:`put_away` wrote."""
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+            same = content["identity"] == identity
+        except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+            raise RobGIBError(f"the unfinished training {path} cannot be read; remove it to start afresh.") from error
+        if not same:
+            raise RobGIBError(
+                f"{path} is the unfinished training of another recipe, data set or length; remove it to start afresh."
+            )
+        self.model.load_state_dict(content["model"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.schedule.load_state_dict(content["schedule"])
+        if self.average is not None:
+            self.average.load_state_dict(content["average"])
+        self.history, self.sound, self.seconds = content["history"], content["sound"], content["seconds"]
+        torch.set_rng_state(content["random"])
+        for device, state in zip(self._cuda(), content["random_cuda"], strict=False):
+            torch.cuda.set_rng_state(state, device)
+
+    def _cuda(self) -> list[torch.device]:
+        return sorted({p.device for p in self.model.parameters() if p.device.type == "cuda"}, key=str)
 
 
 def train(
@@ -139,81 +277,97 @@ def train(
     progress: Progress | None = None,
     label: str = "training",
     watch: Callable[[int, nn.Module], None] | None = None,
+    unfinished: tuple[Path, str] | None = None,
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """Train ``make()`` on ``data.train`` with a one-cycle learning rate.
+    """Train ``make()`` on ``data.train``.
 
     The global random state is left as it was. ``watch`` is called with the number of epochs over, from 0 on, and the
     model in eval mode; whatever random numbers it draws, the training goes on as it would have without.
+    ``unfinished`` is a file, and what identifies this training: all state is kept there at each epoch's end, a training
+    that was killed goes on from it to the same weights, and it is removed at the end.
 
     Returns:
-        The model in eval mode, and its accuracies with the time taken (``epochs``, ``seconds``,
-        ``train_accuracy``, ``val_accuracy``, ``test_accuracy``).
+        The model in eval mode, and its accuracies with the time taken (``epochs``, ``seconds``, ``train_accuracy``,
+        ``val_accuracy``, ``test_accuracy``), ``history`` (a row an epoch), and ``catastrophic_overfitting``, the epoch
+        in which fast adversarial training was stopped, or None.
 
     Raises:
-        RobGIBError: the data set has no training split, or the loss stops being finite.
+        RobGIBError: the data set has no training split, the loss stops being finite, a GPU's memory does not suffice,
+            or the unfinished training is of something else.
     """
     if not len(data.train):
         raise RobGIBError(f"data set {data.name!r} has no training images; train on another one.")
+    if (config.shift or config.flip) and len(data.shape) != 3:
+        raise RobGIBError(f"training.shift and training.flip are for images, which {data.name!r} does not hold.")
     device = resolve_device(device)
-    began = time.perf_counter()
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    cuda = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda), _memory(config):
         torch.manual_seed(config.seed)
-        model = make().to(device)
         x, y = data.train.x.to(device), data.train.y.to(device)
         steps = max(1, -(-len(x) // config.batch_size))
-        optimizer: torch.optim.Optimizer
-        if config.optimizer == "adamw":
-            optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
-        else:
-            optimizer = torch.optim.SGD(
-                model.parameters(),
-                lr=config.learning_rate,
-                momentum=0.9,
-                nesterov=True,
-                weight_decay=config.weight_decay,
-            )
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, max_lr=config.learning_rate, total_steps=steps * config.epochs + 1, pct_start=0.2
-        )
+        learner = _Learner(make().to(device), config, steps)
+        if unfinished and unfinished[0].is_file():
+            learner.take_up(*unfinished)
+        first = len(learner.history)
+        began = time.perf_counter() - learner.seconds
 
         def show(epochs: int) -> None:
             if watch:
-                with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-                    watch(epochs, model.eval())
+                with torch.random.fork_rng(devices=cuda):
+                    watch(epochs, learner.result.eval())
 
-        show(0)
-        for epoch in range(config.epochs):
-            model.train()
+        if not first:
+            show(0)
+        stopped = None
+        for epoch in range(first, config.epochs):
+            since = time.perf_counter()
+            learner.model.train()
             order = torch.randperm(len(x)).to(device)
-            total = 0.0
+            total, right, seen = 0.0, 0, 0
             for step, index in enumerate(order.split(config.batch_size)):
-                batch = _augment(x[index], config.shift, config.flip)
-                if config.adversary:
-                    batch = _adversarial(model, batch, y[index], config.adversary)
-                loss = F.cross_entropy(model(batch), y[index], label_smoothing=config.label_smoothing)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-                optimizer.step()
-                schedule.step()
-                total += float(loss.detach())
+                loss, hits = learner.loss(x[index], y[index])
+                learner.step(loss)
+                total, right, seen = total + float(loss.detach()), right + hits, seen + len(index)
                 if progress and (step % 10 == 9 or step == steps - 1):
-                    note = f"epoch {epoch + 1}/{config.epochs}, loss {total / (step + 1):.3f}"
+                    rate = seen / (time.perf_counter() - since)
+                    note = (
+                        f"epoch {epoch + 1}/{config.epochs}, loss {total / (step + 1):.3f}, "
+                        f"{100 * right / seen:.1f}% right, {rate:,.0f}/s"
+                    )
                     progress(label, epoch * steps + step + 1, config.epochs * steps, note)
             if not total < float("inf"):
                 raise RobGIBError(
                     f"training diverged in epoch {epoch + 1} (the loss is not finite); "
                     "lower training.learning_rate in the recipe."
                 )
-            optimizer.zero_grad(set_to_none=True)
+            learner.optimizer.zero_grad(set_to_none=True)
+            learner.seconds = time.perf_counter() - began
+            learner.history.append(
+                {
+                    "epoch": epoch + 1,
+                    "loss": total / steps,
+                    "train_accuracy": right / seen,
+                    "learning_rate": float(learner.schedule.get_last_lr()[0]),
+                    "seconds": learner.seconds,
+                }
+            )
+            if config.adversary and config.adversary.steps == 1 and learner.overfits(data, device):
+                stopped = epoch + 1
+                assert learner.sound is not None
+                learner.result.load_state_dict(learner.sound)
+                show(epoch + 1)
+                break
             show(epoch + 1)
-        optimizer.zero_grad(set_to_none=True)
-        model.eval()
+            if unfinished:
+                learner.put_away(*unfinished)
+        model = learner.result.eval()
         result = {
-            "epochs": config.epochs,
-            "seconds": round(time.perf_counter() - began, 1),
+            "epochs": config.epochs if stopped is None else stopped,
+            "seconds": round(learner.seconds, 1),
             "train_accuracy": accuracy(model, data.train, device),
             "val_accuracy": accuracy(model, data.val, device) if len(data.val) else None,
             "test_accuracy": accuracy(model, data.test, device),
+            "catastrophic_overfitting": stopped,
+            "history": learner.history,
         }
     return model, result

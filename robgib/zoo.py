@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
@@ -16,7 +17,7 @@ from robgib import catalogue
 from robgib.data import Dataset, cache_folder, check_data, load_data
 from robgib.errors import RobGIBError, unknown_name
 from robgib.models import build, load_into, read_record, read_state, save_checkpoint
-from robgib.store import environment
+from robgib.store import environment, write_file
 from robgib.training import Progress, Training, train
 
 __all__ = [
@@ -42,11 +43,16 @@ class Architecture(BaseModel):
         return dict(self.__pydantic_extra__ or {})
 
 
+_LATER_KEYS = ("adversary", "schedule", "warmup", "noise", "penalty", "ema", "amp", "compile")
+
+
 class Recipe(BaseModel):
     """One model of the zoo: what it is, what it learns from, and how."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: str
+    group: str | None = None
+    """The sub-folder of the catalogue that it lies in."""
     description: str = ""
     data: str
     architecture: Architecture
@@ -56,8 +62,12 @@ class Recipe(BaseModel):
     def digest(self) -> str:
         """SHA-256 of what determines the trained weights."""
         content = self.model_dump(include={"data", "architecture", "training"})
-        if self.training.adversary is None:
-            del content["training"]["adversary"]  # so that it stays what it was before there was the key
+        training = content["training"]
+        for key in _LATER_KEYS:  # so that a recipe without them keeps the digest from before there were such keys
+            if training[key] == Training.model_fields[key].default:
+                del training[key]
+        if training.get("adversary") and training["adversary"]["trades"] is None:
+            del training["adversary"]["trades"]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -74,7 +84,8 @@ def recipes(extra: Sequence[Path] = ()) -> dict[str, Recipe]:
 
 def _read(path: Path) -> Recipe:
     try:
-        recipe = Recipe.model_validate({"name": path.stem, **catalogue.read_yaml(path)})
+        group = None if path.parent.name == "zoo" or path.parent.parent.name != "zoo" else path.parent.name
+        recipe = Recipe.model_validate({"name": path.stem, "group": group, **catalogue.read_yaml(path)})
     except ValidationError as error:
         raise _sentence(error, path) from error
     try:
@@ -109,9 +120,10 @@ def train_recipe(
     progress: Progress | None = None,
     watch: Callable[[int, nn.Module], None] | None = None,
 ) -> tuple[nn.Module, dict[str, Any], Path]:
-    """Train a recipe's model and write its checkpoint.
+    """Train a recipe's model and write its checkpoint, its record and a log, ``.log.csv``, a row an epoch.
 
-    ``watch`` is called after each epoch, as :func:`~robgib.training.train` says.
+    A training that was killed is taken up where its last epoch ended, from a file beside the checkpoint that ends in
+    ``.unfinished``. ``watch`` is called after each epoch, as :func:`~robgib.training.train` says.
 
     Returns:
         The model (eval mode, on ``device``), its metadata record, and the checkpoint's path: ``out``, or
@@ -127,6 +139,7 @@ def train_recipe(
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RobGIBError(f"cannot write to {path.parent}: {error.strerror or error}.") from error
+    unfinished = path.with_suffix(".unfinished")
     model, result = train(
         lambda: build(recipe.architecture.name, data.shape, len(data.classes), recipe.architecture.options),
         data,
@@ -135,7 +148,9 @@ def train_recipe(
         progress=progress,
         label=f"training {recipe.name}",
         watch=watch,
+        unfinished=(unfinished, f"{recipe.digest}-{data.digest}"),
     )
+    history = pd.DataFrame(result.pop("history"))
     record = {
         "name": recipe.name,
         "data": recipe.data,
@@ -147,7 +162,9 @@ def train_recipe(
         **result,
         "environment": environment(device),
     }
+    write_file(path.with_suffix(".log.csv"), history.to_csv(index=False).encode())
     save_checkpoint(model, path, record)
+    unfinished.unlink(missing_ok=True)
     return model, record, path
 
 

@@ -5,7 +5,8 @@ import torch
 
 from robgib import RobGIBError, make_attack
 from robgib.attacks import attack_samples
-from robgib.training import Training, _augment, accuracy, train
+from robgib.regimes import augment
+from robgib.training import Training, accuracy, train
 from robgib.zoo import find_recipe, load_checkpoint, load_model, recipes, train_recipe
 
 RECIPE = """
@@ -135,11 +136,11 @@ def test_divergence_is_said(digits):
         train(lambda: build("mlp", (1, 8, 8), 10), digits, config)
 
 
-def test_augmentation_shifts_whole_images():
+def testaugmentation_shifts_whole_images():
     torch.manual_seed(0)
     x = torch.zeros(200, 1, 5, 5)
     x[:, 0, 2, 2] = 1
-    moved = _augment(x, shift=1, flip=False)
+    moved = augment(x, shift=1, flip=False)
     assert torch.equal(moved.sum((1, 2, 3)), torch.ones(200))
     places = {tuple(p.tolist()) for p in moved.nonzero()[:, 2:]}
     assert places == {(r, c) for r in (1, 2, 3) for c in (1, 2, 3)}

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from robgib.errors import RobGIBError, unknown_name
+from robgib.models.bottleneck import variational_head
 
 __all__ = ["ARCHITECTURES", "Normalize", "build", "register_architecture"]
 
@@ -55,7 +56,8 @@ def build(arch: str, shape: tuple[int, ...], classes: int, options: dict[str, An
             ``package.module:factory`` (called with ``options`` alone).
         shape: one image, (C, H, W).
         classes: number of classes.
-        options: keyword arguments of the factory.
+        options: keyword arguments of the factory; ``bottleneck``, for a registered name, is the number of units of a
+            stochastic code before the classes (:class:`~robgib.models.bottleneck.VariationalHead`).
 
     Raises:
         RobGIBError: unknown name, an import that fails, options the factory does not take.
@@ -64,6 +66,7 @@ def build(arch: str, shape: tuple[int, ...], classes: int, options: dict[str, An
     library, _, name = arch.partition(":")
     if library in ("torchvision", "timm"):
         return _ported(library, name, shape, classes, options)
+    bottleneck = options.pop("bottleneck", None) if arch in ARCHITECTURES else None
     if ":" in arch:
         factory, arguments = _import_factory(arch), ()
     elif arch in ARCHITECTURES:
@@ -86,7 +89,7 @@ def build(arch: str, shape: tuple[int, ...], classes: int, options: dict[str, An
         raise RobGIBError(f"architecture {arch!r} does not build: {type(error).__name__}: {error}.") from error
     if not isinstance(model, nn.Module):
         raise RobGIBError(f"architecture {arch!r} returned {type(model).__name__}, not a torch.nn.Module.")
-    return model
+    return model if bottleneck is None else variational_head(model, bottleneck, arch)
 
 
 class Ported(nn.Module):
