@@ -42,7 +42,7 @@ __all__ = [
 
 Kind = Literal["attacks", "zoo"]
 _NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?")
-_MARK: dict[str, str] = {"attacks": "attack", "zoo": "architecture"}  # the key that tells a file's kind
+_MARK: dict[str, str] = {"attacks": "attack", "zoo": "data"}  # the key that tells a file's kind
 
 
 def _own(kind: Kind) -> Path:

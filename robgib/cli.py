@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from robgib.data import Dataset
     from robgib.store import Run
     from robgib.training import Progress
+    from robgib.zoo import Recipe
 
 app = typer.Typer(
     add_completion=False,
@@ -120,8 +121,21 @@ class _Subject:
     source: dict[str, Any]
 
 
+_ROBUSTBENCH = "robustbench:"
+AllowPickle = Annotated[
+    bool,
+    typer.Option(
+        "--allow-pickle", help="Unpickle .pt and .pth files that hold more than weights. [red]They can run any code."
+    ),
+]
+
+
 def _is_file(name: str) -> bool:
-    return "/" in name or "\\" in name or Path(name).suffix in (".safetensors", ".pt", ".pth")
+    from robgib.models import CHECKPOINT_SUFFIXES
+
+    if name.startswith(_ROBUSTBENCH):
+        return False
+    return "/" in name or "\\" in name or Path(name).suffix in CHECKPOINT_SUFFIXES
 
 
 def _subject(
@@ -134,6 +148,7 @@ def _subject(
     device: Any,
     loaded: dict[str, Dataset],
     progress: Progress | None,
+    allow_pickle: bool,
 ) -> _Subject:
     """Load one model, a checkpoint file or a zoo name, with its data."""
     from robgib import zoo
@@ -141,9 +156,12 @@ def _subject(
 
     if _is_file(name):
         path = Path(name)
-        model, data = zoo.load_checkpoint(path, arch, data_name, root, seed)
+        model, data = zoo.load_checkpoint(path, arch, data_name, root, seed, allow_pickle=allow_pickle)
         source = {"kind": "checkpoint", "file": path.name, "arch": arch}
         return _Subject(path.stem, model, data, source)
+    if name.startswith(_ROBUSTBENCH):
+        model, data = zoo.load_robustbench(name.removeprefix(_ROBUSTBENCH), root)
+        return _Subject(name.rpartition("/")[2], model, data, {"kind": "robustbench", "name": name})
     recipe = zoo.find_recipe(name, extra)
     if recipe.data not in loaded:
         # Always the zoo's own split: the model must not have trained on its test images.
@@ -161,7 +179,9 @@ def _subject(
 
 @app.command()
 def evaluate(
-    models: Annotated[list[str], typer.Argument(help="Zoo names or checkpoint files (.safetensors, .pt, .pth).")],
+    models: Annotated[
+        list[str], typer.Argument(help="Zoo names, checkpoint files, or robustbench:DATASET/THREAT/NAME.")
+    ],
     attack: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Option(help="Attack, as NAME[:key=value,…]; repeatable. [default: fgsm-linf, pgd-linf, pgd-l2]"),
@@ -179,6 +199,7 @@ def evaluate(
         typer.Option(help="Architecture of checkpoint files: package.module:factory, or a name."),
     ] = None,
     data: Annotated[Optional[str], typer.Option(help="Data set of checkpoint files.")] = None,  # noqa: UP045
+    allow_pickle: AllowPickle = False,
     data_root: DataRoot = None,
     samples: Annotated[int | None, typer.Option(min=1, help="Test images to attack. [default: all]")] = None,
     information_samples: Annotated[int, typer.Option(min=20, help="Most images for information estimates.")] = 5000,
@@ -217,6 +238,8 @@ def evaluate(
     # Everything that can be refused is refused before any work.
     where = resolve_device(device)
     for name in models:
+        if name.startswith(_ROBUSTBENCH):
+            continue
         if not _is_file(name):
             zoo.find_recipe(name, extra)
         elif not Path(name).is_file():
@@ -238,7 +261,7 @@ def evaluate(
     loaded: dict[str, Dataset] = {}
     with _progress(quiet) as progress:
         for name in models:
-            subject = _subject(name, arch, data, data_root, seed, extra, where, loaded, progress)
+            subject = _subject(name, arch, data, data_root, seed, extra, where, loaded, progress, allow_pickle)
             run = evaluation.evaluate(
                 subject.model,
                 subject.data,
@@ -398,16 +421,20 @@ def train(
         Optional[list[str]],  # noqa: UP045
         typer.Option(help="Estimator of the trace; repeatable. [default: gaussian, binned]"),
     ] = None,
+    snapshots: Annotated[
+        bool, typer.Option("--snapshots", help="Keep the network of the epochs of --trace-at, for `robgib trace`.")
+    ] = False,
     data_root: DataRoot = None,
     catalogue: Catalogue = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ) -> None:
-    """Train a model of the zoo and write its checkpoint."""
+    """Train a model of the zoo and write its checkpoint, with a log. A training that was killed goes on."""
     from robgib import zoo
     from robgib.data import load_data
     from robgib.evaluation import DEFAULT_ESTIMATORS
     from robgib.information import make_estimator
     from robgib.tracing import Tracer, log_spaced, write_trace
+    from robgib.tracing import snapshots as keep_snapshots
     from robgib.training import resolve_device
 
     where = resolve_device(device)
@@ -415,19 +442,39 @@ def train(
     recipe = zoo.find_recipe(name, extra)
     last = epochs or recipe.training.epochs
     at = log_spaced(last) if trace_at is None else _epochs(trace_at, last)
-    if not trace and (trace_at is not None or estimator):
-        raise RobGIBError("--trace-at and --estimator belong to --trace; give that too.")
+    if trace_at is not None and not (trace or snapshots):
+        raise RobGIBError("--trace-at belongs to --trace or --snapshots; give one of them too.")
+    if estimator and not trace:
+        raise RobGIBError("--estimator belongs to --trace; give that too.")
     for spec in estimator or ():
         make_estimator(spec, extra)
     data = load_data(recipe.data, data_root)
+    path = zoo.checkpoint_path(recipe, data, out_file, epochs)
+    watchers: list[Callable[[int, nn.Module], None]] = []
     with _progress(quiet) as progress:
-        tracer = (
-            Tracer(data, at, estimator or DEFAULT_ESTIMATORS, device=where, catalogue=extra, progress=progress)
-            if trace
-            else None
-        )
+        tracer = None
+        if trace:
+            keep = path.with_suffix(".trace.csv")
+            tracer = Tracer(
+                data,
+                at,
+                estimator or DEFAULT_ESTIMATORS,
+                device=where,
+                catalogue=extra,
+                progress=progress,
+                keep=keep,
+            )
+            watchers.append(tracer)
+        if snapshots:
+            told = {"name": name, "data": recipe.data, "architecture": recipe.model_dump()["architecture"]}
+            watchers.append(keep_snapshots(path.with_suffix(".epochs"), at, told))
+
+        def watch(epoch: int, model: nn.Module) -> None:
+            for watcher in watchers:
+                watcher(epoch, model)
+
         _, record, path = zoo.train_recipe(
-            recipe, data, out_file, device=where, epochs=epochs, progress=progress, watch=tracer
+            recipe, data, path, device=where, epochs=epochs, progress=progress, watch=watch if watchers else None
         )
         if tracer:
             written = write_trace(tracer.table, path, name)
@@ -437,8 +484,68 @@ def train(
         soft_wrap=True,
         highlight=False,
     )
+    if record["catastrophic_overfitting"]:
+        out.print(
+            f"[yellow]Stopped in epoch {record['catastrophic_overfitting']}[/yellow]: accuracy under PGD fell by over "
+            "20 points (catastrophic overfitting to the one step); the epoch before is kept.",
+            highlight=False,
+        )
+    if snapshots:
+        out.print(f"Snapshots: [bold]{path.with_suffix('.epochs')}[/bold]", soft_wrap=True, highlight=False)
     if tracer:
         out.print(f"Trace: [bold]{written}[/bold]", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def trace(
+    folder: Annotated[Path, typer.Argument(help="Folder with the checkpoints of one training, an epoch each.")],
+    estimator: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="Estimator; repeatable. [default: gaussian, binned]"),
+    ] = None,
+    arch: Annotated[Optional[str], typer.Option(help="Architecture, as for evaluate.")] = None,  # noqa: UP045
+    data: Annotated[Optional[str], typer.Option(help="Data set.")] = None,  # noqa: UP045
+    out_file: Annotated[
+        Optional[Path], typer.Option("--out", help="Page to write, with its .csv. [default: beside the folder]")  # noqa: UP045
+    ] = None,
+    allow_pickle: AllowPickle = False,
+    device: Device = "auto",
+    data_root: DataRoot = None,
+    catalogue: Catalogue = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+) -> None:
+    """Estimate the layers' information in the checkpoints of a training, epoch by epoch."""
+    from robgib import zoo
+    from robgib.evaluation import DEFAULT_ESTIMATORS
+    from robgib.information import make_estimator
+    from robgib.tracing import Tracer, saved_epochs, write_trace
+    from robgib.training import resolve_device
+
+    where = resolve_device(device)
+    extra = list(catalogue or [])
+    for spec in estimator or ():
+        make_estimator(spec, extra)
+    files = saved_epochs(folder)
+    beside = folder.resolve()
+    page = out_file or beside.with_name(f"{beside.name.removesuffix('.epochs')}.trace.html")
+    loaded: Dataset | None = None
+    with _progress(quiet) as progress:
+        for epoch, path in files.items():
+            model, found = zoo.load_checkpoint(path, arch, data, data_root, data=loaded, allow_pickle=allow_pickle)
+            if loaded is None:
+                loaded = found
+                tracer = Tracer(
+                    loaded,
+                    tuple(files),
+                    estimator or DEFAULT_ESTIMATORS,
+                    device=where,
+                    catalogue=extra,
+                    progress=progress,
+                )
+            tracer(epoch, model.to(where))
+    name = page.name.removesuffix(".html").removesuffix(".trace")
+    written = write_trace(tracer.table, page.with_name(f"{name}.safetensors"), name)
+    out.print(f"Trace: [bold]{written}[/bold]", soft_wrap=True, highlight=False)
 
 
 def _epochs(text: str, last: int) -> tuple[int, ...]:
@@ -524,17 +631,125 @@ def validate_estimators(
 
 
 @zoo_app.command("list")
-def zoo_list(catalogue: Catalogue = None) -> None:
+def zoo_list(
+    group: Annotated[Optional[str], typer.Option(help="Those of one group only.")] = None,  # noqa: UP045
+    catalogue: Catalogue = None,
+) -> None:
     """List the zoo's models."""
     from robgib import zoo
 
     table = Table()
     for column in ("model", "data", "architecture", "description"):
         table.add_column(column, no_wrap=column == "model")
-    for recipe in zoo.recipes(list(catalogue or [])).values():
-        options = ", ".join(f"{k} {v}" for k, v in recipe.architecture.options.items())
-        table.add_row(recipe.name, recipe.data, f"{recipe.architecture.name}: {options}", recipe.description)
+    for recipe in zoo.chosen((), group, list(catalogue or [])):
+        table.add_row(recipe.name, recipe.data, _architecture(recipe), recipe.description)
     out.print(table)
+
+
+def _architecture(recipe: Recipe) -> str:
+    if recipe.architecture is None:
+        return "in the checkpoint"
+    options = ", ".join(f"{k} {v}" for k, v in recipe.architecture.options.items())
+    return f"{recipe.architecture.name}: {options}" if options else recipe.architecture.name
+
+
+Names = Annotated[Optional[list[str]], typer.Argument(help="Zoo names. [default: those of --group]")]  # noqa: UP045
+Group = Annotated[Optional[str], typer.Option(help="All models of a group, such as fashion-24.")]  # noqa: UP045
+
+
+@zoo_app.command("train")
+def zoo_train(
+    names: Names = None,
+    group: Group = None,
+    device: Device = "auto",
+    data_root: DataRoot = None,
+    catalogue: Catalogue = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
+) -> None:
+    """Train models into the cache, those that are not there yet; what was killed goes on where it was."""
+    from robgib import zoo
+    from robgib.training import resolve_device
+
+    where = resolve_device(device)
+    recipes = zoo.chosen(names or (), group, list(catalogue or []), some=True)
+    table = Table(title=f"{len(recipes)} models", title_justify="left")
+    table.add_column("model", no_wrap=True)
+    for column in ("epochs", "time", "training", "test"):
+        table.add_column(column, justify="right")
+    loaded: dict[str, Dataset] = {}
+    with _progress(quiet) as progress:
+        for i, recipe in enumerate(recipes):
+            data = zoo.data_of(recipe, data_root, loaded)
+            _, record = zoo.load_model(recipe, data, device=where, progress=progress)
+            if progress:
+                progress("models", i + 1, len(recipes), recipe.name)
+            shares = [f"{100 * record[key]:.1f}%" if key in record else "" for key in _SHARES]
+            table.add_row(recipe.name, str(record.get("epochs", "")), f"{record.get('seconds', 0):.0f} s", *shares)
+    out.print(table)
+
+
+_SHARES = ("train_accuracy", "test_accuracy")
+
+
+@zoo_app.command("table")
+def zoo_table(
+    names: Names = None,
+    group: Group = None,
+    attack: Annotated[str, typer.Option(help="Attack of the table.")] = "pgd-linf:steps=20",
+    samples: Annotated[int, typer.Option(min=1, help="Test images to attack.")] = 2000,
+    out_file: Annotated[
+        Optional[Path], typer.Option("--out", help="Markdown file to write, such as zoo/README.md.")  # noqa: UP045
+    ] = None,
+    device: Device = "auto",
+    data_root: DataRoot = None,
+    catalogue: Catalogue = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
+) -> None:
+    """Measure models' clean and robust accuracy, those not yet trained being trained first; write it as a table."""
+    from robgib import zoo
+    from robgib.attacks import make_attack
+    from robgib.store import write_file
+    from robgib.training import resolve_device
+
+    where = resolve_device(device)
+    extra = list(catalogue or [])
+    recipes = zoo.chosen(names or (), group, extra, some=True)
+    make_attack(attack, extra=extra)
+    with _progress(quiet) as progress:
+        rows = zoo.measure(recipes, attack, samples, root=data_root, device=where, catalogue=extra, progress=progress)
+    shown = Table(title=f"Clean accuracy, and accuracy under {attack}", title_justify="left")
+    for i, column in enumerate(rows.columns):
+        shown.add_column(str(column), justify="right" if i > 2 else "left", no_wrap=i == 0)
+    for row in rows.itertuples(index=False):
+        shown.add_row(*map(str, row))
+    out.print(shown)
+    if out_file:
+        command = " ".join(["robgib zoo table", *(names or ()), *([f"--group {group}"] if group else [])])
+        write_file(out_file, zoo.table_markdown(rows, attack, samples, command).encode())
+        out.print(f"Table: [bold]{out_file}[/bold]", soft_wrap=True, highlight=False)
+
+
+@zoo_app.command("add")
+def zoo_add(
+    file: Annotated[Path, typer.Argument(help="Checkpoint file.")],
+    name: Annotated[str, typer.Option(help="Name of the model, in lower case with hyphens.")],
+    arch: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Architecture of a state dict: a name, or package.module:factory."),
+    ] = None,
+    data: Annotated[Optional[str], typer.Option(help="Its data set. [default: what its record says]")] = None,  # noqa: UP045
+    description: Annotated[str, typer.Option(help="A line for the list.")] = "",
+    folder: Annotated[Path, typer.Option("--into", help="Folder of the recipe.")] = Path("zoo"),
+    data_root: DataRoot = None,
+) -> None:
+    """Write a recipe for a checkpoint, with its SHA-256 digest, so that it goes by a name."""
+    from robgib import zoo
+
+    recipe, accuracy = zoo.add_recipe(
+        file, name, folder, arch=arch, data_name=data, root=data_root, description=description
+    )
+    out.print(f"{name}: {100 * accuracy:.1f}% test accuracy\nRecipe: [bold]{recipe}[/bold]", highlight=False)
+    out.print(f"[dim]robgib evaluate {name} --catalogue {folder}", highlight=False, soft_wrap=True)
 
 
 @zoo_app.command("show")
@@ -551,6 +766,9 @@ def zoo_show(name: Annotated[str, typer.Argument(help="Zoo name.")], catalogue: 
         highlight=False,
     )
     out.print(f"digest: {recipe.digest}", highlight=False, soft_wrap=True)
+    if recipe.checkpoint:
+        out.print(f"checkpoint: {zoo.stored_checkpoint(recipe)}", highlight=False, soft_wrap=True)
+        return
     held = sorted((cache_folder() / "zoo").glob(f"{name}-{recipe.digest[:8]}-*.safetensors"))
     for path in held:
         out.print(f"checkpoint: {path}", highlight=False, soft_wrap=True)
@@ -585,7 +803,7 @@ def zoo_layers(
         recipe = zoo.find_recipe(name, list(catalogue or []))
         data = load_data(recipe.data, data_root)
         size = data.shape
-        model = build(recipe.architecture.name, size, len(data.classes), recipe.architecture.options)
+        model = zoo.load_model(recipe, data)[0] if recipe.checkpoint else recipe.untrained(data)
     example = torch.rand(2, *size)
     try:
         chosen, shapes = default_layers(model.eval(), example), layer_shapes(model, example)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -12,11 +14,12 @@ from torch import nn
 from robgib.data import Dataset
 from robgib.errors import RobGIBError
 from robgib.evaluation import DEFAULT_ESTIMATORS, evaluate
+from robgib.models import CHECKPOINT_SUFFIXES, read_record, save_checkpoint
 from robgib.reporting import trace_page
 from robgib.store import write_file
 from robgib.training import Progress
 
-__all__ = ["Tracer", "log_spaced", "write_trace"]
+__all__ = ["Tracer", "log_spaced", "saved_epochs", "snapshots", "write_trace"]
 
 
 def log_spaced(epochs: int) -> tuple[int, ...]:
@@ -43,6 +46,7 @@ class Tracer:
         device: torch.device | str = "cpu",
         catalogue: Sequence[Path] = (),
         progress: Progress | None = None,
+        keep: Path | None = None,
     ) -> None:
         """Choose what to trace.
 
@@ -54,15 +58,22 @@ class Tracer:
             device: where the model is.
             catalogue: further folders of plug-ins.
             progress: called after each epoch traced.
+            keep: file that holds the table after each epoch; a training taken up again finds in it what was traced
+                before it was broken off.
         """
         if not at or min(at) < 0:
             raise RobGIBError("a trace needs at least one epoch, from 0 on.")
         self.data, self.at, self.estimators = data, tuple(at), tuple(estimators)
         self.samples, self.device, self.catalogue, self.progress = samples, device, catalogue, progress
+        self.keep = keep
         self._rows: list[pd.DataFrame] = []
 
     def __call__(self, epoch: int, model: nn.Module) -> None:
         """Estimate, if this epoch is one of those chosen."""
+        if epoch and not self._rows and self.keep and self.keep.is_file():
+            former = pd.read_csv(self.keep, float_precision="round_trip", keep_default_na=False, na_values=["nan", ""])
+            former["note"] = former["note"].fillna("").astype("str")
+            self._rows = [rows for e, rows in former.groupby("epoch") if int(str(e)) < epoch]
         if epoch not in self.at:
             return
         run = evaluate(
@@ -78,6 +89,8 @@ class Tracer:
         )
         accuracy = float(run.robustness["clean_accuracy"].iloc[0])
         self._rows.append(run.layers.assign(epoch=epoch, test_accuracy=accuracy))
+        if self.keep:
+            write_file(self.keep, self.table.to_csv(index=False).encode())
         if self.progress:
             self.progress("tracing", len(self._rows), len(self.at), f"epoch {epoch}, accuracy {100 * accuracy:.1f}%")
 
@@ -89,6 +102,42 @@ class Tracer:
         table = pd.concat(self._rows, ignore_index=True)
         first = ["epoch", "test_accuracy"]
         return table[[*first, *(c for c in table.columns if c not in first)]]
+
+
+def snapshots(folder: Path, at: Sequence[int], record: dict[str, Any]) -> Callable[[int, nn.Module], None]:
+    """Return a ``watch`` that keeps the network of chosen epochs as ``folder/epoch-0004.safetensors``.
+
+    ``record`` goes beside each, with its epoch.
+    """
+
+    def keep(epoch: int, model: nn.Module) -> None:
+        if epoch in at:
+            save_checkpoint(model, folder / f"epoch-{epoch:04d}.safetensors", {**record, "epoch": epoch})
+
+    return keep
+
+
+def saved_epochs(folder: Path) -> dict[int, Path]:
+    """Return a folder's checkpoints by epoch: that of the record beside each, or the last number in its name.
+
+    Raises:
+        RobGIBError: no folder, no checkpoint in it, one without an epoch, or two of the same.
+    """
+    if not folder.is_dir():
+        raise RobGIBError(f"folder {str(folder)!r} does not exist; give one that holds checkpoints.")
+    found: dict[int, Path] = {}
+    for path in sorted(p for p in folder.iterdir() if p.suffix in CHECKPOINT_SUFFIXES):
+        numbers = re.findall(r"\d+", path.stem)
+        told = (read_record(path) or {}).get("epoch")
+        if not isinstance(told, int) and not numbers:
+            raise RobGIBError(f"{path} does not tell its epoch; put the number into its name, as in epoch-0004.")
+        epoch = told if isinstance(told, int) else int(numbers[-1])
+        if epoch in found:
+            raise RobGIBError(f"{found[epoch]} and {path} are both of epoch {epoch}; a trace is of one training.")
+        found[epoch] = path
+    if not found:
+        raise RobGIBError(f"{folder} holds no checkpoints ({', '.join(CHECKPOINT_SUFFIXES)}).")
+    return dict(sorted(found.items()))
 
 
 def write_trace(table: pd.DataFrame, checkpoint: Path, name: str) -> Path:

@@ -130,7 +130,8 @@ def _schedule(optimizer: torch.optim.Optimizer, config: Training, steps: int) ->
 
 
 @contextmanager
-def _memory(config: Training) -> Iterator[None]:
+def _told(config: Training) -> Iterator[None]:
+    """Say in a sentence what the machine cannot do."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -138,6 +139,12 @@ def _memory(config: Training) -> Iterator[None]:
             f"the GPU's memory does not hold a training batch of {config.batch_size}; lower training.batch_size in the "
             "recipe, or train with --device cpu."
         ) from error
+    except Exception as error:
+        if config.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise RobGIBError(
+                f"torch.compile does not work here ({type(error).__name__}); leave training.compile out."
+            ) from error
+        raise
 
 
 class _Learner:
@@ -301,7 +308,7 @@ def train(
         raise RobGIBError(f"training.shift and training.flip are for images, which {data.name!r} does not hold.")
     device = resolve_device(device)
     cuda = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda), _memory(config):
+    with torch.random.fork_rng(devices=cuda), _told(config):
         torch.manual_seed(config.seed)
         x, y = data.train.x.to(device), data.train.y.to(device)
         steps = max(1, -(-len(x) // config.batch_size))

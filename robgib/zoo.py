@@ -3,30 +3,45 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
+import os
+import re
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from torch import nn
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from torch import Tensor, nn
 
 from robgib import catalogue
 from robgib.data import Dataset, cache_folder, check_data, load_data
 from robgib.errors import RobGIBError, unknown_name
-from robgib.models import build, load_into, read_record, read_state, save_checkpoint
+from robgib.models import build, load_into, read_checkpoint, read_record, read_state, save_checkpoint
 from robgib.store import environment, write_file
-from robgib.training import Progress, Training, train
+from robgib.training import Progress, Training, accuracy, train
 
 __all__ = [
     "Architecture",
     "Recipe",
+    "Stored",
+    "add_recipe",
+    "checkpoint_path",
+    "chosen",
+    "data_of",
     "find_recipe",
     "load_checkpoint",
     "load_model",
+    "load_robustbench",
+    "measure",
     "recipes",
+    "stored_checkpoint",
+    "table_markdown",
     "train_recipe",
 ]
 
@@ -46,6 +61,22 @@ class Architecture(BaseModel):
 _LATER_KEYS = ("adversary", "schedule", "warmup", "noise", "penalty", "ema", "amp", "compile")
 
 
+class Stored(BaseModel):
+    """A finished checkpoint: where it lies, and what its bytes are."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    file: str | None = None
+    """Path, relative to the recipe's folder or absolute."""
+    url: str | None = Field(default=None, pattern=r"^(https?|file)://.+")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Stored:
+        if (self.file is None) == (self.url is None):
+            raise ValueError("give either file or url")
+        return self
+
+
 class Recipe(BaseModel):
     """One model of the zoo: what it is, what it learns from, and how."""
 
@@ -53,14 +84,27 @@ class Recipe(BaseModel):
     name: str
     group: str | None = None
     """The sub-folder of the catalogue that it lies in."""
+    folder: str | None = Field(default=None, exclude=True)
+    """Where the recipe's file lies."""
     description: str = ""
     data: str
-    architecture: Architecture
+    architecture: Architecture | None = None
+    """What it is; a checkpoint that holds its network whole needs none."""
     training: Training = Field(default_factory=Training)
+    checkpoint: Stored | None = None
+    """Weights that are there already, in the place of training."""
+
+    @model_validator(mode="after")
+    def _has_a_network(self) -> Recipe:
+        if self.architecture is None and self.checkpoint is None:
+            raise ValueError("a recipe needs an architecture, or a checkpoint that holds its network whole")
+        return self
 
     @property
     def digest(self) -> str:
         """SHA-256 of what determines the trained weights."""
+        if self.checkpoint is not None:
+            return self.checkpoint.sha256
         content = self.model_dump(include={"data", "architecture", "training"})
         training = content["training"]
         for key in _LATER_KEYS:  # so that a recipe without them keeps the digest from before there were such keys
@@ -69,6 +113,14 @@ class Recipe(BaseModel):
         if training.get("adversary") and training["adversary"]["trades"] is None:
             del training["adversary"]["trades"]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def untrained(self, data: Dataset) -> nn.Module:
+        """The network before training."""
+        if self.architecture is None:
+            raise RobGIBError(
+                f"model {self.name!r} is a checkpoint that holds its network whole; there is none to build."
+            )
+        return build(self.architecture.name, data.shape, len(data.classes), self.architecture.options)
 
 
 def _sentence(error: ValidationError, source: object) -> RobGIBError:
@@ -85,7 +137,9 @@ def recipes(extra: Sequence[Path] = ()) -> dict[str, Recipe]:
 def _read(path: Path) -> Recipe:
     try:
         group = None if path.parent.name == "zoo" or path.parent.parent.name != "zoo" else path.parent.name
-        recipe = Recipe.model_validate({"name": path.stem, "group": group, **catalogue.read_yaml(path)})
+        recipe = Recipe.model_validate(
+            {"name": path.stem, "group": group, "folder": str(path.parent), **catalogue.read_yaml(path)}
+        )
     except ValidationError as error:
         raise _sentence(error, path) from error
     try:
@@ -104,6 +158,103 @@ def find_recipe(name: str, extra: Sequence[Path] = ()) -> Recipe:
         pass  # a plug-in may register the architecture that the recipe names
     catalogue.entry_points("robgib.models")
     return _read(files[name])
+
+
+def chosen(names: Sequence[str], group: str | None, extra: Sequence[Path] = (), *, some: bool = False) -> list[Recipe]:
+    """Return the recipes of these names and of this group; of neither, all of them, or an error where ``some``."""
+    known = recipes(extra)
+    groups = sorted({r.group for r in known.values() if r.group})
+    if group is not None and group not in groups:
+        raise unknown_name("group", group, groups)
+    if some and not names and group is None:
+        raise RobGIBError(f"name models, or give --group ({', '.join(groups)}).")
+    named = [find_recipe(name, extra) for name in names]
+    if names and group is None:
+        return named
+    others = (r for r in known.values() if (group is None or r.group == group) and r.name not in names)
+    return [*named, *others]
+
+
+def data_of(recipe: Recipe, root: Path | None, loaded: dict[str, Dataset]) -> Dataset:
+    """Return a recipe's data, in the zoo's own split, from ``loaded`` if it is there."""
+    if recipe.data not in loaded:
+        loaded[recipe.data] = load_data(recipe.data, root)
+    return loaded[recipe.data]
+
+
+def checkpoint_path(recipe: Recipe, data: Dataset, out: Path | None = None, epochs: int | None = None) -> Path:
+    """Return where a trained checkpoint goes: ``out``, or the cache; ``epochs`` as for :func:`train_recipe`."""
+    if out is not None:
+        return out
+    if epochs is not None:
+        recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update={"epochs": epochs})})
+    return _checkpoint_path(recipe, data)
+
+
+def measure(
+    recipes: Sequence[Recipe],
+    attack: str,
+    samples: int,
+    *,
+    root: Path | None = None,
+    device: torch.device | str = "cpu",
+    catalogue: Sequence[Path] = (),
+    progress: Progress | None = None,
+) -> pd.DataFrame:
+    """Measure models, trained first where need be.
+
+    Returns:
+        A row a model: name, description, weights in MB, clean and robust accuracy in percent with the latter's 95%
+        interval, on the first ``samples`` test images, and the seconds that training took.
+    """
+    from robgib.evaluation import evaluate
+
+    loaded: dict[str, Dataset] = {}
+    rows = []
+    for i, recipe in enumerate(recipes):
+        data = data_of(recipe, root, loaded)
+        model, record = load_model(recipe, data, device=device, progress=progress)
+        run = evaluate(
+            model,
+            data,
+            attacks=[attack],
+            estimators=[],
+            samples=samples,
+            curve=False,
+            signs=False,
+            corruptions=False,
+            device=device,
+            catalogue=catalogue,
+        )
+        found = run.robustness[run.robustness["attack"] != "none"].iloc[0]
+        size = sum(t.numel() * t.element_size() for t in model.state_dict().values())
+        rows.append(
+            {
+                "model": recipe.name,
+                "what it is": recipe.description,
+                "architecture": recipe.architecture.name if recipe.architecture else "program",
+                "MB": f"{size / 1e6:.2f}",
+                "clean": f"{100 * found['clean_accuracy']:.1f}%",
+                "robust": f"{100 * found['robust_accuracy']:.1f}%",
+                "95% interval": f"{100 * found['low']:.1f}–{100 * found['high']:.1f}",
+                "trained in": f"{record['seconds']:.0f} s" if "seconds" in record else "",
+                "digest": recipe.digest[:8],
+            }
+        )
+        if progress:
+            progress("measuring", i + 1, len(recipes), recipe.name)
+    return pd.DataFrame(rows)
+
+
+def table_markdown(rows: pd.DataFrame, attack: str, samples: int, command: str) -> str:
+    """Return :func:`measure`'s table as a Markdown page."""
+    head = "| " + " | ".join(map(str, rows.columns)) + " |\n|" + " --- |" * len(rows.columns) + "\n"
+    body = "".join("| " + " | ".join(map(str, row)) + " |\n" for row in rows.itertuples(index=False))
+    told = environment()
+    return (
+        f"# The zoo, measured\n\nClean accuracy, and accuracy under `{attack}`, on {samples} test images; made by\n"
+        f"`{command}` with torch {told['packages']['torch']}. The digest is the recipe's.\n\n{head}{body}"
+    )
 
 
 def _checkpoint_path(recipe: Recipe, data: Dataset) -> Path:
@@ -129,6 +280,8 @@ def train_recipe(
         The model (eval mode, on ``device``), its metadata record, and the checkpoint's path: ``out``, or
         the cache when ``out`` is None.
     """
+    if recipe.checkpoint is not None:
+        raise RobGIBError(f"model {recipe.name!r} is a finished checkpoint; there is nothing to train.")
     if epochs is not None:
         training = recipe.training.model_copy(update={"epochs": epochs})
         recipe = recipe.model_copy(update={"training": training})
@@ -141,7 +294,7 @@ def train_recipe(
         raise RobGIBError(f"cannot write to {path.parent}: {error.strerror or error}.") from error
     unfinished = path.with_suffix(".unfinished")
     model, result = train(
-        lambda: build(recipe.architecture.name, data.shape, len(data.classes), recipe.architecture.options),
+        lambda: recipe.untrained(data),
         data,
         recipe.training,
         device=device,
@@ -154,7 +307,7 @@ def train_recipe(
     record = {
         "name": recipe.name,
         "data": recipe.data,
-        "architecture": recipe.architecture.model_dump(),
+        "architecture": recipe.architecture.model_dump() if recipe.architecture else None,
         "training": recipe.training.model_dump(),
         "recipe_digest": recipe.digest,
         "data_digest": data.digest,
@@ -175,40 +328,236 @@ def load_model(
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """Return a recipe's model from the cache, trained first if it is not there, with its record."""
+    """Return a recipe's model from the cache, trained or downloaded first if it is not there, with its record."""
+    if recipe.checkpoint is not None:
+        path = stored_checkpoint(recipe, progress)
+        content = read_checkpoint(path)
+        architecture = recipe.architecture or Architecture(name="")
+        if not isinstance(content, nn.Module) and not architecture.name:
+            raise RobGIBError(
+                f"model {recipe.name!r}: {path.name} holds weights alone; give the recipe an architecture."
+            )
+        model = _assemble(content, architecture.name, architecture.options, data, str(path))
+        return model.to(device).eval(), read_record(path) or {}
     path = _checkpoint_path(recipe, data)
     if not path.is_file():
         model, record, _ = train_recipe(recipe, data, device=device, progress=progress)
         return model, record
-    model = build(recipe.architecture.name, data.shape, len(data.classes), recipe.architecture.options)
+    model = recipe.untrained(data)
     load_into(model, read_state(path), f"the cached checkpoint {path}")
     return model.to(device).eval(), read_record(path) or {}
 
 
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def stored_checkpoint(recipe: Recipe, progress: Progress | None = None) -> Path:
+    """Return the file of a recipe's ``checkpoint``, downloaded to the cache if need be, its digest verified.
+
+    A download that breaks off is taken up where it broke off; once there, no network is needed.
+
+    Raises:
+        RobGIBError: the file is missing, its digest is another, or it cannot be downloaded.
+    """
+    stored = recipe.checkpoint
+    assert stored is not None
+    if stored.file is not None:
+        path = Path(recipe.folder or ".") / stored.file
+        if not path.is_file():
+            raise RobGIBError(f"model {recipe.name!r}: its checkpoint {path} does not exist.")
+    else:
+        assert stored.url is not None
+        path = cache_folder() / "downloads" / stored.sha256[:16] / (stored.url.rpartition("/")[2] or "checkpoint")
+        if not path.is_file():
+            part = path.with_name(f"{path.name}.part")
+            _fetch(stored.url, part, recipe.name, progress)
+            if _sha256(part) != stored.sha256:
+                found = _sha256(part)
+                part.unlink()
+                raise RobGIBError(
+                    f"model {recipe.name!r}: what {stored.url} gave has the SHA-256 digest {found}, not the recipe's "
+                    f"{stored.sha256}; it was not kept."
+                )
+            os.replace(part, path)
+    found = _sha256(path)
+    if found != stored.sha256:
+        raise RobGIBError(
+            f"model {recipe.name!r}: {path} has the SHA-256 digest {found}, not the recipe's {stored.sha256}; "
+            "it was changed or damaged."
+        )
+    return path
+
+
+def _fetch(url: str, part: Path, name: str, progress: Progress | None) -> None:
+    """Download to ``part``, from where it breaks off."""
+    try:
+        part.parent.mkdir(parents=True, exist_ok=True)
+        held = part.stat().st_size if part.is_file() else 0
+        request = urllib.request.Request(url, headers={"Range": f"bytes={held}-"} if held else {})
+        try:
+            answer = urllib.request.urlopen(request, timeout=60)
+        except urllib.error.HTTPError as error:
+            if error.code == 416:  # there is nothing after what is held: the digest will tell whether that is all
+                return
+            raise
+        with answer, part.open("ab" if held and answer.status == 206 else "wb") as file:
+            total = file.tell() + int(answer.headers.get("Content-Length") or 0)
+            while chunk := answer.read(1 << 20):
+                file.write(chunk)
+                if progress:
+                    progress(f"downloading {name}", min(file.tell(), total), total, f"{file.tell() / 1e6:.1f} MB")
+        if total and part.stat().st_size < total:
+            raise OSError(f"it ended after {part.stat().st_size} of {total} bytes")
+    except (OSError, ValueError) as error:
+        raise RobGIBError(
+            f"model {name!r}: {url} could not be downloaded ({error}); what came is kept for the next try."
+        ) from error
+
+
+def add_recipe(
+    file: Path,
+    name: str,
+    folder: Path,
+    *,
+    arch: str | None = None,
+    data_name: str | None = None,
+    root: Path | None = None,
+    description: str = "",
+) -> tuple[Path, float]:
+    """Write a recipe for a checkpoint file, with its SHA-256 digest, once it is seen to load and to classify.
+
+    Args:
+        file: the checkpoint.
+        name: of the model to be.
+        folder: of recipes.
+        arch: a registered name, or ``package.module:factory``; None for a file with a record or a whole network.
+        data_name: its data set; None reads it from the record.
+        root: the data folder.
+        description: for the list.
+
+    Returns:
+        The recipe's path, and the model's accuracy on the test images.
+    """
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name):
+        raise RobGIBError(f"a model's name is of lower-case letters, digits, hyphens and dots, not {name!r}.")
+    target = folder / f"{name}.yaml"
+    if target.exists() or name in recipes():
+        raise RobGIBError(f"there is a model {name!r} already; choose another --name.")
+    model, data = load_checkpoint(file, arch, data_name, root)
+    record = read_record(file) or {}
+    architecture = {"name": arch} if arch else record.get("architecture")
+    try:
+        place = (
+            os.path.relpath(file, folder) if file.resolve().is_relative_to(folder.resolve()) else str(file.resolve())
+        )
+        content = {
+            "description": description or f"Checkpoint {file.name}",
+            "data": data_name or record["data"],
+            **({"architecture": architecture} if architecture else {}),
+            "checkpoint": {"file": place, "sha256": _sha256(file)},
+        }
+    except OSError as error:
+        raise RobGIBError(f"cannot read {file}: {error.strerror or error}.") from error
+    write_file(target, yaml.safe_dump(content, sort_keys=False, default_flow_style=None).encode())
+    return target, accuracy(model, data.test)
+
+
 def load_checkpoint(
-    path: Path, arch: str | None, data_name: str | None, root: Path | None, seed: int = 0
+    path: Path,
+    arch: str | None,
+    data_name: str | None,
+    root: Path | None,
+    seed: int = 0,
+    *,
+    data: Dataset | None = None,
+    allow_pickle: bool = False,
 ) -> tuple[nn.Module, Dataset]:
     """Load a checkpoint file and its data set.
 
     Args:
-        path: ``.safetensors``, ``.pt`` or ``.pth`` state dict.
-        arch: ``package.module:factory`` or a registered name; None reads it from the record beside the file.
+        path: a file of any kind that :func:`~robgib.models.read_checkpoint` reads.
+        arch: of a state dict: ``package.module:factory`` or a registered name; None reads it from the record beside
+            the file.
         data_name: the data set; None reads it from the record.
         root: the data folder.
         seed: of the data split.
+        data: the data set itself, where it is loaded already.
+        allow_pickle: unpickle what cannot be read otherwise. That can run any code.
     """
-    state = read_state(path)
+    content = read_checkpoint(path, allow_pickle=allow_pickle)
     record = read_record(path) or {}
     architecture = dict(record.get("architecture") or {})
-    if arch is None and "name" not in architecture:
+    whole = isinstance(content, nn.Module)
+    if not whole and arch is None and "name" not in architecture:
         raise RobGIBError(
             f"{path} has no record beside it that tells its architecture; give --arch package.module:factory."
         )
     name = data_name or record.get("data")
-    if name is None:
-        raise RobGIBError(f"{path} has no record beside it that tells its data; give --data NAME.")
-    data = load_data(name, root, seed)
+    if data is None:
+        if name is None:
+            raise RobGIBError(f"{path} has no record beside it that tells its data; give --data NAME.")
+        data = load_data(name, root, seed)
     options = {} if arch is not None else {k: v for k, v in architecture.items() if k != "name"}
-    model = build(arch or architecture["name"], data.shape, len(data.classes), options)
-    load_into(model, state, str(path))
-    return model.eval(), data
+    return _assemble(content, arch or architecture.get("name", ""), options, data, str(path)), data
+
+
+def _assemble(
+    content: nn.Module | dict[str, Tensor], arch: str, options: dict[str, Any], data: Dataset, source: str
+) -> nn.Module:
+    """Make the network of what a checkpoint holds, and see that it takes the data."""
+    if not isinstance(content, nn.Module):
+        model = build(arch, data.shape, len(data.classes), options)
+        load_into(model, content, source)
+        return model.eval()
+    for count in (2, 3):  # of no fixed number
+        x = data.test.x[:count]
+        try:
+            with torch.no_grad():
+                logits = content(x)
+        except Exception as error:
+            hint = "" if count == 2 else "; export it with a dynamic batch dimension"
+            told = (str(error).strip().splitlines() or [""])[0].rstrip(".")
+            raise RobGIBError(
+                f"{source} does not take {count} images {data.shape} of {data.name} "
+                f"({type(error).__name__}: {told}){hint}."
+            ) from error
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
+            shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise RobGIBError(f"{source} gives {shape} for {count} images; a classifier gives logits (N, classes).")
+    return content.eval()
+
+
+def load_robustbench(name: str, root: Path | None) -> tuple[nn.Module, Dataset]:
+    """Load a model of RobustBench's, ``DATASET/THREAT/NAME`` such as ``cifar10/Linf/Standard``, and its data.
+
+    RobustBench's package downloads the weights and unpickles them.
+    """
+    parts = name.split("/")
+    if len(parts) != 3 or parts[0] not in ("cifar10", "cifar100"):
+        raise RobGIBError(
+            f"robustbench:{name} must be robustbench:DATASET/THREAT/NAME, such as robustbench:cifar10/Linf/Standard, "
+            "with cifar10 or cifar100."
+        )
+    try:
+        library = importlib.import_module("robustbench.utils")
+    except ImportError as error:
+        raise RobGIBError(
+            f"robustbench is not installed ({error}); `pip install git+https://github.com/RobustBench/robustbench.git` "
+            "adds it."
+        ) from error
+    data = load_data(parts[0], root)
+    try:
+        model = library.load_model(
+            model_name=parts[2],
+            dataset=parts[0],
+            threat_model=parts[1],
+            model_dir=str(cache_folder() / "robustbench"),
+        )
+    except Exception as error:
+        raise RobGIBError(f"robustbench:{name} does not load: {type(error).__name__}: {error}.") from error
+    return _assemble(model, "", {}, data, f"robustbench:{name}"), data

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from robgib import RobGIBError, evaluate
-from robgib.tracing import Tracer, log_spaced, write_trace
+from robgib.tracing import Tracer, log_spaced, saved_epochs, write_trace
 from robgib.zoo import find_recipe, train_recipe
 
 RECIPE = """
@@ -64,7 +64,8 @@ def test_from_the_command_line(cli, tmp_path):
     for options, message in (
         (("--trace", "--trace-at", "0,9"), "epochs from 0 to 3"),
         (("--trace", "--trace-at", "soon"), "not 'soon'"),
-        (("--trace-at", "1"), "belong to --trace"),
+        (("--trace-at", "1"), "--trace-at belongs to --trace or --snapshots"),
+        (("--estimator", "gaussian"), "--estimator belongs to --trace"),
         (("--trace", "--estimator", "gausian"), "did you mean 'gaussian'"),
     ):
         done = cli("train", "traced", "--catalogue", ".", *options)
@@ -77,3 +78,57 @@ def test_bad_epochs(digits):
     for at in ((), (-1, 2)):
         with pytest.raises(RobGIBError, match="at least one epoch, from 0 on"):
             Tracer(digits, at)
+
+
+class Stop(Exception):
+    pass
+
+
+def test_a_trace_goes_on_with_its_training(recipe, digits, tmp_path):
+    whole = Tracer(digits, (0, 1, 2, 3), ["gaussian"], samples=200)
+    train_recipe(recipe, digits, tmp_path / "whole.safetensors", watch=whole)
+    keep = tmp_path / "net.trace.csv"
+    first, second = (Tracer(digits, (0, 1, 2, 3), ["gaussian"], samples=200, keep=keep) for _ in range(2))
+
+    def broken_off(epoch, model):
+        first(epoch, model)
+        if epoch == 2:
+            raise Stop
+
+    with pytest.raises(Stop):
+        train_recipe(recipe, digits, tmp_path / "net.safetensors", watch=broken_off)
+    train_recipe(recipe, digits, tmp_path / "net.safetensors", watch=second)
+    pd.testing.assert_frame_equal(second.table, whole.table)
+
+
+def test_of_checkpoints_afterwards(cli, tmp_path):
+    (tmp_path / "traced.yaml").write_text(RECIPE)
+    done = cli(
+        "train", "traced", "--catalogue", ".", "--trace", "--snapshots", "--trace-at", "0,2,3",
+        "--estimator", "gaussian", "--out", "net.safetensors",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "Snapshots: net.epochs" in done.stdout
+    assert list(saved_epochs(tmp_path / "net.epochs")) == [0, 2, 3]
+    done = cli("trace", "net.epochs", "--estimator", "gaussian", "--out", "after/again.html")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "after" / "again.trace.html").stat().st_size > 100_000
+    tables = [pd.read_csv(tmp_path / name) for name in ("net.trace.csv", "after/again.trace.csv")]
+    pd.testing.assert_frame_equal(*tables)
+
+
+def test_folders_that_are_no_trace(tmp_path, cli):
+    for files, message in (
+        (["notes.txt"], "holds no checkpoints"),
+        (["last.pt"], "does not tell its epoch"),
+        (["epoch-1.pt", "net-01.pth"], "are both of epoch 1"),
+    ):
+        folder = tmp_path / message.replace(" ", "-")
+        folder.mkdir()
+        for name in files:
+            (folder / name).touch()
+        with pytest.raises(RobGIBError, match=message):
+            saved_epochs(folder)
+    done = cli("trace", "nowhere")
+    assert done.returncode == 2
+    assert "folder 'nowhere' does not exist" in " ".join(done.stderr.split())

@@ -1,13 +1,18 @@
+import hashlib
 import json
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
+import yaml
 
 from robgib import RobGIBError, make_attack
 from robgib.attacks import attack_samples
 from robgib.regimes import augment
 from robgib.training import Training, accuracy, train
-from robgib.zoo import find_recipe, load_checkpoint, load_model, recipes, train_recipe
+from robgib.zoo import add_recipe, find_recipe, load_checkpoint, load_model, recipes, stored_checkpoint, train_recipe
 
 RECIPE = """
 data: digits
@@ -156,3 +161,176 @@ def test_plugin_architectures(tmp_path, digits):
     model, record = load_model(find_recipe("digits-linear", [tmp_path]), digits)
     assert model(digits.test.x[:2]).shape == (2, 10)
     assert record["name"] == "digits-linear"
+
+
+class TestStored:
+    """Recipes of finished checkpoints."""
+
+    @pytest.fixture
+    def net(self, quick, digits, tmp_path):
+        model, _, path = train_recipe(quick, digits, tmp_path / "net.safetensors")
+        return model, path
+
+    @pytest.fixture
+    def server(self, net):
+        """Serves the checkpoint; ``log`` holds the Range of each request, ``cut`` ends the answers early."""
+
+        class Handler(BaseHTTPRequestHandler):
+            log, cut, ranges = [], [None], [True]
+
+            def do_GET(self):
+                content = net[1].read_bytes()
+                asked = self.headers.get("Range")
+                self.log.append(asked)
+                start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1]) if asked and self.ranges[0] else 0
+                if start >= len(content):
+                    self.send_error(416)
+                    return
+                self.send_response(206 if start else 200)
+                self.send_header("Content-Length", str(len(content) - start))
+                self.end_headers()
+                self.wfile.write(content[start : self.cut[0]])
+
+            def log_message(self, *arguments):
+                pass
+
+        served = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=served.serve_forever, daemon=True).start()
+        yield served
+        served.shutdown()
+        served.server_close()
+
+    @staticmethod
+    def recipe(folder, place, content, **others):
+        sha = hashlib.sha256(content).hexdigest()
+        text = {
+            "data": "digits",
+            "architecture": {"name": "mlp", "hidden": [8]},
+            "checkpoint": {**place, "sha256": sha, **others},
+        }
+        (folder / "mine.yaml").write_text(yaml.safe_dump(text))
+        return find_recipe("mine", [folder])
+
+    def test_added_from_a_file(self, net, digits, tmp_path):
+        model, path = net
+        written, accuracy_found = add_recipe(path, "mine", tmp_path / "zoo")
+        assert accuracy_found == pytest.approx(accuracy(model, digits.test))
+        recipe = find_recipe("mine", [tmp_path])
+        assert recipe.digest == hashlib.sha256(path.read_bytes()).hexdigest()
+        loaded, record = load_model(recipe, digits)
+        assert torch.equal(loaded(digits.test.x[:5]), model(digits.test.x[:5]))
+        assert record["name"] == "quick"
+        with pytest.raises(RobGIBError, match="there is a model 'mine' already"):
+            add_recipe(path, "mine", tmp_path / "zoo")
+        with pytest.raises(RobGIBError, match="there is nothing to train"):
+            train_recipe(recipe, digits)
+        path.write_bytes(path.read_bytes()[:-1] + b"x")
+        with pytest.raises(RobGIBError, match="changed or damaged"):
+            load_model(recipe, digits)
+        path.unlink()
+        with pytest.raises(RobGIBError, match="does not exist"):
+            load_model(recipe, digits)
+        assert written.is_file()
+
+    def test_what_does_not_load_is_not_added(self, net, tmp_path):
+        _, path = net
+        path.with_suffix(".json").unlink()
+        for arch, message in ((None, "give --arch"), ("cnn", "does not fit")):
+            with pytest.raises(RobGIBError, match=message):
+                add_recipe(path, "mine", tmp_path / "zoo", arch=arch, data_name="digits")
+        with pytest.raises(RobGIBError, match="lower-case letters"):
+            add_recipe(path, "My Net", tmp_path / "zoo")
+        assert not (tmp_path / "zoo").exists()
+
+    def test_downloaded_once_and_offline_afterwards(self, net, server, digits, tmp_path):
+        model, path = net
+        recipe = self.recipe(
+            tmp_path, {"url": f"http://127.0.0.1:{server.server_port}/a.safetensors"}, path.read_bytes()
+        )
+        log = server.RequestHandlerClass.log
+        for _ in range(2):
+            loaded, _ = load_model(recipe, digits)
+            assert torch.equal(loaded(digits.test.x[:5]), model(digits.test.x[:5]))
+        assert log == [None]
+
+    @pytest.mark.parametrize("ranges", [True, False])
+    def test_a_broken_download_goes_on(self, ranges, net, server, tmp_path, monkeypatch):
+        monkeypatch.setenv("ROBGIB_CACHE", str(tmp_path / "cache"))
+        content = net[1].read_bytes()
+        handler = server.RequestHandlerClass
+        handler.ranges[0] = ranges
+        handler.cut[0] = 1000
+        recipe = self.recipe(tmp_path, {"url": f"http://127.0.0.1:{server.server_port}/b.safetensors"}, content)
+        with pytest.raises(RobGIBError, match="what came is kept for the next try"):
+            stored_checkpoint(recipe)
+        handler.cut[0] = None
+        assert stored_checkpoint(recipe).read_bytes() == content
+        assert handler.log[-2:] == [None, "bytes=1000-"]
+
+    def test_another_digest(self, net, server, tmp_path, monkeypatch):
+        monkeypatch.setenv("ROBGIB_CACHE", str(tmp_path / "cache"))
+        recipe = self.recipe(tmp_path, {"url": f"http://127.0.0.1:{server.server_port}/c.safetensors"}, b"other")
+        with pytest.raises(RobGIBError, match=r"not the recipe's .*; it was not kept"):
+            stored_checkpoint(recipe)
+        assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file()]
+
+    def test_no_network(self, net, tmp_path, monkeypatch):
+        monkeypatch.setenv("ROBGIB_CACHE", str(tmp_path / "cache"))
+        recipe = self.recipe(tmp_path, {"url": "http://127.0.0.1:9/d.safetensors"}, b"")
+        with pytest.raises(RobGIBError, match="could not be downloaded"):
+            stored_checkpoint(recipe)
+
+    @pytest.mark.parametrize(
+        ("checkpoint", "message"),
+        [
+            ({"sha256": "0" * 64}, "give either file or url"),
+            ({"file": "a.pt", "sha256": "abc"}, "checkpoint.sha256"),
+            ({"url": "ftp://x/y.pt", "sha256": "0" * 64}, "checkpoint.url"),
+        ],
+    )
+    def test_bad_keys(self, checkpoint, message, tmp_path):
+        (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"data": "digits", "checkpoint": checkpoint}))
+        with pytest.raises(RobGIBError, match=message):
+            find_recipe("mine", [tmp_path])
+
+
+def test_groups_from_the_command_line(cli, tmp_path):
+    folder = tmp_path / "zoo" / "pair"
+    folder.mkdir(parents=True)
+    for seed in (0, 1):
+        (folder / f"pair-{seed}.yaml").write_text(RECIPE.replace("256", f"64, seed: {seed}"))
+    options = ("--catalogue", ".", "--quiet")
+    done = cli("zoo", "train", "--group", "pair", *options)
+    assert done.returncode == 0, done.stderr
+    assert "pair-0" in done.stdout
+    assert "pair-1" in done.stdout
+    done = cli("zoo", "table", "--group", "pair", "--samples", "100", "--out", "table.md", *options)
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "table.md").read_text()
+    assert page.count("| pair-") == 2
+    assert "`robgib zoo table --group pair`" in page
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| pair-")]
+    for row in rows:
+        clean, robust = (float(row[i].rstrip("%")) for i in (4, 5))
+        assert 0 <= robust < clean <= 100
+    for arguments, message in (
+        (("zoo", "train"), "name models, or give --group (fashion-24, pair)"),
+        (("zoo", "table", "--group", "pears"), "did you mean 'pair'"),
+        (("zoo", "list", "--group", "pears"), "unknown group"),
+    ):
+        done = cli(*arguments, "--catalogue", ".")
+        assert done.returncode == 2
+        assert message in " ".join(done.stderr.split())
+
+
+def test_a_checkpoint_is_added_and_evaluated_by_name(cli, tmp_path):
+    (tmp_path / "quick.yaml").write_text(RECIPE)
+    assert cli("train", "quick", "--catalogue", ".", "--out", "net.safetensors").returncode == 0
+    done = cli("zoo", "add", "net.safetensors", "--name", "my-net", "--description", "Mine")
+    assert done.returncode == 0, done.stderr
+    assert "robgib evaluate my-net --catalogue zoo" in done.stdout
+    done = cli("evaluate", "my-net", "--catalogue", "zoo", "--attack", "fgsm-linf", "--samples", "50", "--quiet")
+    assert done.returncode == 0, done.stderr
+    assert "my-net" in cli("zoo", "list", "--catalogue", "zoo").stdout
+    assert "blocks.0" in cli("zoo", "layers", "my-net", "--catalogue", "zoo").stdout
+    assert "net.safetensors" in cli("zoo", "show", "my-net", "--catalogue", "zoo").stdout

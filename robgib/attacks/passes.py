@@ -201,7 +201,7 @@ def fitting_batch(model: nn.Module, sample: Tensor) -> int:
         if isinstance(output, Tensor):
             bytes_used += output.numel() * output.element_size()
 
-    leaves = [m for m in model.modules() if not any(m.children())]
+    leaves = [m for m in model.modules() if not any(m.children()) and not isinstance(m, torch.jit.ScriptModule)]
     handles = [m.register_forward_hook(weigh) for m in leaves]
     try:
         with torch.no_grad():

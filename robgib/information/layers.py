@@ -26,6 +26,7 @@ _NORMS = (
     nn.GroupNorm,
     *((nn.RMSNorm,) if hasattr(nn, "RMSNorm") else ()),
 )
+_NORM_NAMES = {f"BatchNorm{d}d" for d in (1, 2, 3)} | {"LayerNorm", "GroupNorm", "RMSNorm"}
 
 
 def _record(model: nn.Module, x: Tensor, names: Sequence[str]) -> dict[str, Any]:
@@ -43,6 +44,8 @@ def _record(model: nn.Module, x: Tensor, names: Sequence[str]) -> dict[str, Any]
     modes = [(m, m.training) for m in model.modules()]
     with ExitStack() as stack, torch.no_grad():
         for name in names:
+            if isinstance(modules[name], torch.jit.ScriptModule):
+                raise RobGIBError(f"layer {name!r} is inside a TorchScript file and cannot be watched; use {LOGITS!r}.")
             stack.callback(modules[name].register_forward_hook(keep(name)).remove)
         model.eval()
         try:
@@ -55,7 +58,7 @@ def _record(model: nn.Module, x: Tensor, names: Sequence[str]) -> dict[str, Any]
 
 def layer_shapes(model: nn.Module, example: Tensor) -> dict[str, tuple[int, ...]]:
     """Shape of every layer's output for one image, in order of execution; the logits last."""
-    names = [n for n, _ in model.named_modules() if n]
+    names = [n for n, m in model.named_modules() if n and not isinstance(m, torch.jit.ScriptModule)]
     found = _record(model, example, names)
     return {n: tuple(v.shape[1:]) for n, v in found.items() if isinstance(v, Tensor) and v.ndim >= 2}
 
@@ -64,16 +67,30 @@ def _has_parameters(module: nn.Module) -> bool:
     return any(True for _ in module.parameters())
 
 
+def _former(module: nn.Module) -> str:
+    """The class that a module of an exported program had before it was exported."""
+    told = getattr(module, "type_name", None)
+    return str(told()) if callable(told) else ""
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return isinstance(module, _NORMS) or _former(module).rpartition(".")[2] in _NORM_NAMES
+
+
+def _is_sequence(module: nn.Module) -> bool:
+    return isinstance(module, nn.Sequential) or _former(module).endswith(".Sequential")
+
+
 def _candidates(module: nn.Module, prefix: str) -> Iterator[str]:
     """Blocks among a module's children; a run of leaves counts as one block from weight to weight."""
     children = list(module.named_children())
-    sequence = isinstance(module, nn.Sequential)
+    sequence = _is_sequence(module)
     pending = ""
     for name, child in children:
         path = f"{prefix}{name}"
         leaf = not list(child.children())
         if leaf and sequence:
-            if _has_parameters(child) and not isinstance(child, _NORMS):
+            if _has_parameters(child) and not _is_norm(child):
                 if pending:
                     yield pending
                 pending = path
@@ -83,9 +100,9 @@ def _candidates(module: nn.Module, prefix: str) -> Iterator[str]:
         if pending:
             yield pending
             pending = ""
-        if not _has_parameters(child) or isinstance(child, _NORMS):
+        if not _has_parameters(child) or _is_norm(child) or isinstance(child, torch.jit.ScriptModule):
             continue
-        if isinstance(child, nn.Sequential | nn.ModuleList):
+        if _is_sequence(child) or isinstance(child, nn.ModuleList):
             inner = list(_candidates(child, f"{path}."))
             blocks = any(list(c.children()) for c in child.children())
             yield from inner if (len(inner) > 1 or blocks or isinstance(child, nn.ModuleList)) else [path]

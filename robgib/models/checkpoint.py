@@ -13,9 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from robgib.errors import RobGIBError
+from robgib.models.programs import PROGRAM_SUFFIXES, is_program, read_program
 from robgib.store import write_file
 
-__all__ = ["load_into", "read_record", "read_state", "save_checkpoint"]
+__all__ = ["CHECKPOINT_SUFFIXES", "load_into", "read_checkpoint", "read_record", "read_state", "save_checkpoint"]
+
+
+CHECKPOINT_SUFFIXES = (".safetensors", ".pt", ".pth", *PROGRAM_SUFFIXES)
 
 
 def save_checkpoint(model: nn.Module, path: Path, record: dict[str, Any]) -> None:
@@ -46,11 +50,30 @@ def _is_state(content: object) -> bool:
     return isinstance(content, dict) and bool(content) and all(isinstance(v, Tensor) for v in content.values())
 
 
+def read_checkpoint(path: Path, *, allow_pickle: bool = False) -> nn.Module | dict[str, Tensor]:
+    """Read a checkpoint of any kind: a network that needs no architecture, or a state dict that does.
+
+    Args:
+        path: ``.safetensors``, ``.pt`` or ``.pth`` (state dict, or TorchScript), ``.ts`` or ``.torchscript``, ``.pt2``
+            (torch.export), ``.onnx``.
+        allow_pickle: unpickle a ``.pt`` or ``.pth`` that holds more than weights. That can run any code.
+    """
+    if is_program(path):
+        return read_program(path)
+    return _read(path, allow_pickle)
+
+
 def read_state(path: Path) -> dict[str, Tensor]:
     """Read a state dict from ``.safetensors``, ``.pt`` or ``.pth``; nothing is ever unpickled.
 
     A training script's file is unwrapped: the state dict in it goes by ``state_dict``, ``model``, ``ema`` or the like.
     """
+    state = _read(path, False)
+    assert isinstance(state, dict)
+    return state
+
+
+def _read(path: Path, allow_pickle: bool) -> nn.Module | dict[str, Tensor]:
     if not path.is_file():
         raise RobGIBError(f"checkpoint {str(path)!r} does not exist.")
     if path.suffix == ".safetensors":
@@ -63,22 +86,29 @@ def read_state(path: Path) -> dict[str, Tensor]:
             raise RobGIBError(f"{path} is not a whole safetensors file: {error}.") from error
     if path.suffix not in (".pt", ".pth"):
         raise RobGIBError(
-            f"checkpoint {str(path)!r} has an unknown ending {path.suffix!r}; use .safetensors, .pt or .pth."
+            f"checkpoint {str(path)!r} has an unknown ending {path.suffix!r}; use {', '.join(CHECKPOINT_SUFFIXES)}."
         )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on pickle protocols: what it cannot read it refuses anyway
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=not allow_pickle)
     except pickle.UnpicklingError as error:
         reason = str(error).split("WeightsUnpickler error:")[-1].strip().splitlines()[0].rstrip(".")
         raise RobGIBError(
             f"{path} holds more than weights and would have to be unpickled, which can run any code "
-            f"({reason}); save `model.state_dict()` as safetensors or with torch.save instead."
+            f"({reason}); save `model.state_dict()` as safetensors or with torch.save instead, "
+            "or give --allow-pickle if you trust whoever made the file."
         ) from error
     except Exception as error:
         raise RobGIBError(f"{path} is not a readable PyTorch file: {str(error).splitlines()[0]}.") from error
+    if isinstance(content, nn.Module):
+        return content.eval()
     if isinstance(content, dict) and not all(isinstance(v, Tensor) for v in content.values()):
-        content = next((v for v in map(content.get, _WRAPPERS) if _is_state(v)), content)
+        inner = [content[key] for key in _WRAPPERS if key in content]
+        whole = next((v for v in inner if isinstance(v, nn.Module)), None)
+        if whole is not None:  # only where unpickling was allowed
+            return whole.eval()
+        content = next((v for v in inner if _is_state(v)), content)
     if not _is_state(content):
         raise RobGIBError(
             f"{path} holds {type(content).__name__}, not a plain state dict of tensors; save `model.state_dict()`."

@@ -1,0 +1,201 @@
+"""Strangers' files that hold a network whole: read without unpickling, attacked like any other."""
+
+import io
+import os
+import pickle
+import sys
+import types
+import zipfile
+
+import pytest
+import torch
+from torch import nn
+
+from robgib import RobGIBError, evaluate
+from robgib._torchvision import torchvision  # noqa: F401  (the ONNX converter cannot import it alone)
+from robgib.information.layers import default_layers, layer_shapes
+from robgib.models import build, read_checkpoint
+from robgib.zoo import load_checkpoint, load_robustbench
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(0)
+    return build("cnn", (1, 8, 8), 10, {"widths": [4, 8], "hidden": 8}).eval()
+
+
+def save_torchscript(model, path):
+    torch.jit.save(torch.jit.trace(model, torch.rand(2, 1, 8, 8)), str(path))
+
+
+def save_exported(model, path, batch=None):
+    shapes = ({0: torch.export.Dim("batch", min=1, max=4096)},) if batch is None else None
+    torch.export.save(torch.export.export(model, (torch.rand(batch or 3, 1, 8, 8),), dynamic_shapes=shapes), str(path))
+
+
+def save_onnx(model, path, opset=13):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnx2torch")
+    torch.onnx.export(
+        model,
+        (torch.rand(2, 1, 8, 8),),
+        str(path),
+        dynamo=False,
+        opset_version=opset,
+        input_names=["x"],
+        dynamic_axes={"x": {0: "n"}},
+    )
+
+
+KINDS = {
+    "net.ts": save_torchscript,
+    "net.pt": save_torchscript,
+    "net.pt2": save_exported,
+    "net.onnx": save_onnx,
+    "newer.onnx": lambda model, path: save_onnx(model, path, 19),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", KINDS)
+def test_each_kind_is_the_same_function_and_attacked_alike(name, network, digits, tmp_path):
+    path = tmp_path / name
+    KINDS[name](network, path)
+    model, data = load_checkpoint(path, None, "digits", None)
+    x = data.test.x[:50].clone().requires_grad_(True)
+    ours = data.test.x[:50].clone().requires_grad_(True)
+    assert torch.allclose(model(x), network(ours), atol=1e-5)
+    for images, net in ((x, model), (ours, network)):
+        net(images).square().sum().backward()
+    assert torch.allclose(x.grad, ours.grad, atol=1e-5)
+    options = {"attacks": ["pgd-linf:steps=5"], "estimators": ["gaussian"], "samples": 60, "information_samples": 200}
+    found, expected = (
+        evaluate(net, data, **options, signs=False, curve=False, corruptions=False) for net in (model, network)
+    )
+    assert found.robustness["robust"].tolist() == expected.robustness["robust"].tolist()
+    logits = [r.layers.query("layer == 'logits'")["value"].tolist() for r in (found, expected)]
+    assert logits[0] == pytest.approx(logits[1], abs=0.02)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_layers_by_the_names_that_they_had(network, tmp_path):
+    save_exported(network, tmp_path / "net.pt2")
+    model = read_checkpoint(tmp_path / "net.pt2")
+    example = torch.rand(2, 1, 8, 8)
+    assert default_layers(model, example) == default_layers(network, example)
+    assert layer_shapes(model, example)["blocks.0"] == (4, 4, 4)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_torchscript_shows_its_logits_alone(network, tmp_path, digits):
+    save_torchscript(network, tmp_path / "net.ts")
+    model = read_checkpoint(tmp_path / "net.ts")
+    assert default_layers(model, torch.rand(2, 1, 8, 8)) == ("logits",)
+    with pytest.raises(RobGIBError, match=r"'net.blocks' is inside a TorchScript file"):
+        evaluate(model, digits, attacks=[], layers=["net.blocks"], information_samples=100)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_fixed_batch_size_is_told(network, tmp_path):
+    save_exported(network, tmp_path / "net.pt2", batch=2)
+    with pytest.raises(RobGIBError, match=r"does not take 3 images .* export it with a dynamic batch dimension"):
+        load_checkpoint(tmp_path / "net.pt2", None, "digits", None)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_network_for_other_images(tmp_path):
+    other = nn.Sequential(nn.Flatten(0), nn.Unflatten(0, (-1, 64)), nn.Linear(64, 10), nn.Flatten(0))
+    save_torchscript(other, tmp_path / "net.ts")
+    with pytest.raises(RobGIBError, match=r"gives \(20,\) for 2 images; a classifier gives logits"):
+        load_checkpoint(tmp_path / "net.ts", None, "digits", None)
+
+
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, ("hacked",)
+
+
+@pytest.mark.filterwarnings("ignore")
+class TestPickles:
+    def test_inside_an_exported_program(self, network, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        save_exported(network, "good.pt2")
+        buffer = io.BytesIO()
+        torch.save({"x": Evil()}, buffer)
+        with zipfile.ZipFile("good.pt2") as good, zipfile.ZipFile("bad.pt2", "w") as bad:
+            assert any("sample_inputs" in name for name in good.namelist())
+            for name in good.namelist():
+                bad.writestr(name, buffer.getvalue() if "sample_inputs" in name else good.read(name))
+        with pytest.raises(RobGIBError, match=r"unpickled|not a file that torch.export can read"):
+            read_checkpoint(tmp_path / "bad.pt2")
+        assert not (tmp_path / "hacked").exists()
+
+    def test_whole_modules_only_where_allowed(self, network, tmp_path):
+        torch.save(network, tmp_path / "net.pt")
+        torch.save({"epoch": 3, "model": network}, tmp_path / "wrapped.pt")
+        with pytest.raises(RobGIBError, match="or give --allow-pickle if you trust"):
+            read_checkpoint(tmp_path / "net.pt")
+        x = torch.rand(3, 1, 8, 8)
+        for name in ("net.pt", "wrapped.pt"):
+            model, _ = load_checkpoint(tmp_path / name, None, "digits", None, allow_pickle=True)
+            assert torch.equal(model(x), network(x))
+
+    def test_a_malicious_one(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "bad.pt").write_bytes(pickle.dumps(Evil()))
+        with pytest.raises(RobGIBError, match="unpickled"):
+            read_checkpoint(tmp_path / "bad.pt")
+        assert not (tmp_path / "hacked").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("net.ts", "not a whole TorchScript file"),
+        ("net.pt2", "not a file that torch.export can read"),
+        ("net.onnx", "not a whole ONNX file"),
+        ("net.bin", "unknown ending '.bin'; use .safetensors, .pt"),
+    ],
+)
+def test_damaged_files(name, message, tmp_path):
+    if name.endswith("onnx"):
+        pytest.importorskip("onnx2torch")
+    (tmp_path / name).write_bytes(b"\x08\x07garbage" * 20)
+    with pytest.raises(RobGIBError, match=message):
+        read_checkpoint(tmp_path / name)
+    with pytest.raises(RobGIBError, match="does not exist"):
+        read_checkpoint(tmp_path / f"no-{name}")
+
+
+def test_onnx_without_its_package(tmp_path, monkeypatch):
+    (tmp_path / "net.onnx").touch()
+    monkeypatch.setitem(sys.modules, "onnx2torch", None)
+    with pytest.raises(RobGIBError, match=r"pip install robgib\[onnx\]"):
+        read_checkpoint(tmp_path / "net.onnx")
+
+
+class TestRobustBench:
+    def test_without_the_package(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "robustbench", None)
+        with pytest.raises(RobGIBError, match="robustbench is not installed"):
+            load_robustbench("cifar10/Linf/Standard", None)
+        with pytest.raises(RobGIBError, match="must be robustbench:DATASET/THREAT/NAME"):
+            load_robustbench("Standard", None)
+
+    def test_with_one_that_answers(self, monkeypatch, digits):
+        asked = {}
+
+        def load_model(**arguments):
+            asked.update(arguments)
+            return build("mlp", (1, 8, 8), 10, {"hidden": [4]})
+
+        module = types.ModuleType("robustbench.utils")
+        module.load_model = load_model
+        monkeypatch.setitem(sys.modules, "robustbench", types.ModuleType("robustbench"))
+        monkeypatch.setitem(sys.modules, "robustbench.utils", module)
+        monkeypatch.setattr("robgib.zoo.load_data", lambda name, root: digits)
+        model, data = load_robustbench("cifar10/Linf/Standard", None)
+        assert asked["model_name"] == "Standard"
+        assert (asked["dataset"], asked["threat_model"]) == ("cifar10", "Linf")
+        assert data is digits
+        assert not model.training
