@@ -57,7 +57,8 @@ class Split:
 class Dataset:
     """A data set in three parts; ``train`` and ``val`` may be empty for data given as arrays.
 
-    ``eps`` holds the customary perturbation budget per norm, in pixel scale [0, 1].
+    ``eps`` holds the customary perturbation budget per norm, in pixel scale [0, 1]. ``enumerated`` says that the test
+    inputs are all there are, each once, so that information can be counted (:class:`~robgib.information.Exact`).
     """
 
     name: str
@@ -66,6 +67,7 @@ class Dataset:
     test: Split
     classes: tuple[str, ...]
     eps: Mapping[str, float] = field(default_factory=lambda: {"linf": 8 / 255, "l2": 0.5, "l1": 12.0})
+    enumerated: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -357,6 +359,26 @@ def _pictures(folder: Path) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     return np.stack(pictures), np.array(listed.targets), tuple(listed.classes)
 
 
+def _function(name: str, seed: int) -> Dataset:
+    """A function of twelve inputs: all patterns of bits to test on, four fifths to train on; or draws of numbers."""
+    from robgib.functions import function
+
+    chosen = function(name)
+    classes = 1 + int(chosen.draw(4096, 0)[1].max())
+    names = tuple(map(str, range(classes)))
+    eps = {"linf": 0.25, "l2": 0.5, "l1": 1.0}
+    if chosen.real:
+        train, val, test = (
+            Split(*map(torch.from_numpy, chosen.draw(size, 3 * seed + i))) for i, size in enumerate((8192, 1024, 4096))
+        )
+        return Dataset(f"function:{name}", train, val, test, names, eps)
+    x, y = chosen.draw(4096, 0)
+    order = np.random.default_rng(seed).permutation(len(y))
+    learnt, held = (Split(torch.from_numpy(x[i]), torch.from_numpy(y[i])) for i in _stratified(y, (0.8, 0.2), seed))
+    every = Split(torch.from_numpy(x[order]), torch.from_numpy(y[order]))
+    return Dataset(f"function:{name}", learnt, held, every, names, eps, enumerated=True)
+
+
 _FILES: dict[str, Callable[[Path, int], Dataset]] = {"npz": _npz, "folder": _folder}
 """Data of one's own by prefix; each takes the path after the colon and the split's seed."""
 
@@ -364,9 +386,13 @@ _FILES: dict[str, Callable[[Path, int], Dataset]] = {"npz": _npz, "folder": _fol
 def check_data(name: str) -> None:
     """Raise unless ``name`` is a data set's, or a path to one's own that exists."""
     kind, colon, path = name.partition(":")
-    if not (colon and kind in _FILES):
+    if kind == "function" and colon:
+        from robgib.functions import function
+
+        function(path)
+    elif not (colon and kind in _FILES):
         if name not in DATASETS:
-            raise unknown_name("data set", name, [*DATASETS, "npz:FILE", "folder:DIR"])
+            raise unknown_name("data set", name, [*DATASETS, "npz:FILE", "folder:DIR", "function:NAME"])
     elif not (Path(path).is_file() if kind == "npz" else Path(path).is_dir()):
         raise RobGIBError(f"data {name!r}: {'file' if kind == 'npz' else 'folder'} {path!r} does not exist.")
 
@@ -376,8 +402,8 @@ def load_data(name: str, root: str | Path | None = None, seed: int = 0) -> Datas
 
     Args:
         name: a key of :data:`DATASETS`; ``npz:FILE``, arrays x_test and y_test with x_train and y_train if there are
-            (or x and y); or ``folder:DIR``, pictures in folders named for their classes, below train/ and test/ or
-            straight below DIR.
+            (or x and y); ``folder:DIR``, pictures in folders named for their classes, below train/ and test/ or
+            straight below DIR; or ``function:NAME``, of twelve inputs (:mod:`robgib.functions`).
         root: folder with the data files; None looks in the cache and downloads where there is a network.
         seed: of the train/validation/test split.
 
@@ -386,6 +412,8 @@ def load_data(name: str, root: str | Path | None = None, seed: int = 0) -> Datas
     """
     check_data(name)
     kind, _, path = name.partition(":")
+    if kind == "function":
+        return _function(path, seed)
     if kind in _FILES:
         return _FILES[kind](Path(path), seed)
     folder = None if root is None else Path(root)

@@ -41,6 +41,7 @@ from robgib.information import (
     group_units,
     make_estimator,
     reduce,
+    unit_slices,
 )
 from robgib.information.features import Features
 from robgib.information.measures import gib_objective, ib_objective, pmi_weights
@@ -71,7 +72,7 @@ def evaluate(
     data_root: str | Path | None = None,
     samples: int | None = None,
     information_samples: int = 5000,
-    features: str = "patches:4",
+    features: str = "auto",
     feature_dims: int = 4,
     layer_dims: int = 8,
     unit_groups: int = 8,
@@ -104,7 +105,8 @@ def evaluate(
         data_root: folder of the data files.
         samples: test images to attack; None takes all.
         information_samples: most images on which information is estimated (and likewise fitted).
-        features: how the input is cut: ``patches:G``, ``pca:N``, ``pixels`` or ``channels``.
+        features: how the input is cut: ``patches:G``, ``pca:N``, ``pixels`` or ``channels``; ``auto`` is ``patches:4``
+            for images, ``pixels`` for vectors of up to 64 numbers and ``pca:16`` for longer ones.
         feature_dims: principal components a feature.
         layer_dims: principal components of a layer, the same for every layer.
         unit_groups: groups of a layer's units, the features of S(Z;Y).
@@ -147,6 +149,14 @@ def evaluate(
     makers = [
         e if isinstance(e, Estimator) else make_estimator(e, catalogue, noise=NOISE, seed=seed) for e in estimators
     ]
+    if features == "auto":
+        features = _default_features(dataset.shape)
+    for estimator in makers:
+        if estimator.raw and not (dataset.enumerated and information_samples >= len(dataset.test)):
+            raise RobGIBError(
+                f"the {estimator.name} estimator counts all inputs there are, such as those of function:parity-3 with "
+                f"at least {len(dataset.test)} information samples; choose another estimator for {dataset.name!r}."
+            )
     if len({e.name for e in makers}) < len(makers):
         raise RobGIBError("an estimator is given twice; name each one once.")
 
@@ -248,6 +258,12 @@ _FEATURE_COLUMNS = [
     "estimator", "layer", "depth", "feature", "single", "single_low", "single_high", "rest", "rest_low", "rest_high",
     "interaction", "interaction_low", "interaction_high",
 ]  # fmt: skip
+
+
+def _default_features(shape: tuple[int, ...]) -> str:
+    if len(shape) == 3:
+        return f"patches:{min(4, *shape[1:])}"
+    return "pixels" if int(np.prod(shape)) <= 64 else "pca:16"
 
 
 def _dataset(data: str | Dataset | tuple[Tensor, Tensor], root: str | Path | None, seed: int) -> Dataset:
@@ -535,12 +551,13 @@ def _layer_terms(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RobGIBWarning)  # what it says is in the notes, which are shown
-            target, target_fit = reduce(z, z_fit, dims)
+            flat, flat_fit = z.reshape(len(z), -1), z_fit.reshape(len(z_fit), -1)
+            target, target_fit = (flat, flat_fit) if estimator.raw else reduce(z, z_fit, dims)
             of_input = estimator.estimate(
                 inputs.values, target, fit_features=inputs.fit, fit_target=target_fit, weights=weights
             )
             prediction = estimator.label_information(target, y, fit_representation=target_fit, weights=weights)
-            units = group_units(z, z_fit, groups)
+            units = unit_slices(flat, groups) if estimator.raw else group_units(z, z_fit, groups)
             of_label = estimator.estimate(units.values, y, fit_features=units.fit, fit_target=y_fit, weights=weights)
     except RobGIBError as error:
         raise RobGIBError(f"estimator {estimator.name!r} on layer {layer!r}: {error}") from error

@@ -54,7 +54,7 @@ class Tracer:
             data: its test images are estimated on; codes and components are fitted on training images.
             at: epochs, from 0 (the untrained network).
             estimators: specifications such as ``gaussian``.
-            samples: most images to estimate on, the same at every epoch.
+            samples: most images to estimate on, the same at every epoch; data that list every input are taken whole.
             device: where the model is.
             catalogue: further folders of plug-ins.
             progress: called after each epoch traced.
@@ -64,6 +64,7 @@ class Tracer:
         if not at or min(at) < 0:
             raise RobGIBError("a trace needs at least one epoch, from 0 on.")
         self.data, self.at, self.estimators = data, tuple(at), tuple(estimators)
+        samples = len(data.test) if data.enumerated else samples
         self.samples, self.device, self.catalogue, self.progress = samples, device, catalogue, progress
         self.keep = keep
         self._rows: list[pd.DataFrame] = []

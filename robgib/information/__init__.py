@@ -3,7 +3,7 @@
 from robgib.information.binned import Binned
 from robgib.information.estimator import Decomposition, Estimate, Estimator
 from robgib.information.exact import Exact
-from robgib.information.features import Features, group_inputs, group_units, reduce
+from robgib.information.features import Features, group_inputs, group_units, reduce, unit_slices
 from robgib.information.gaussian import Gaussian
 from robgib.information.infonce import InfoNCE
 from robgib.information.ksg import KSG
@@ -33,4 +33,5 @@ __all__ = [
     "layer_shapes",
     "make_estimator",
     "reduce",
+    "unit_slices",
 ]

@@ -98,7 +98,8 @@ class Estimator(ABC):
 
     Class attributes: ``name``; ``bound`` and ``summary``, a few words each; ``guide``, a paragraph on what the
     figure bounds, where it may be trusted and where it saturates; ``regimes``, the kinds of validation task in
-    which it claims to be right; ``least_samples``; ``codes_target``, whether a real target is coded.
+    which it claims to be right; ``least_samples``; ``codes_target``, whether a real target is coded;
+    ``raw``, whether a layer's units are wanted as they are, of data that list every input.
     """
 
     name: ClassVar[str]
@@ -108,6 +109,7 @@ class Estimator(ABC):
     regimes: ClassVar[tuple[str, ...]] = ()
     guide: ClassVar[str] = ""
     codes_target: ClassVar[bool] = False
+    raw: ClassVar[bool] = False
 
     def outside(self, problem: Problem) -> list[str]:
         """Say in what respects a problem is outside the regime in which the estimator is known to be right."""

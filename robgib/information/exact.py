@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from robgib.errors import RobGIBError
-from robgib.information.discrete import plug_in, relabel, subset_codes
+from robgib.information.discrete import Codes, plug_in, relabel, subset_codes
 from robgib.information.estimator import Decomposition, Estimator, Problem, decompose
 
 __all__ = ["Exact"]
@@ -19,8 +19,13 @@ __all__ = ["Exact"]
 class Exact(Estimator):
     """Information of an enumerated distribution: the samples are all its outcomes.
 
+    Of a network on data that list every input, a layer's units are cut into bins of equal width over the layer's
+    range, and all units' bins together are the symbol, as Shwartz-Ziv & Tishby (2017) and Saxe et al. (2018) do: a
+    deterministic network has H(T) bits of input information at that resolution, counted and not estimated.
+
     Fields:
         weights: probability of each outcome (N,), up to a factor; None weighs them alike.
+        bins: bins of a real variable's range; one with no more values than that keeps them.
     """
 
     name: ClassVar[str] = "exact"
@@ -31,7 +36,9 @@ class Exact(Estimator):
         "No estimate: the terms of a distribution whose outcomes are all listed, to rounding error. It is the truth "
         "against which the discrete tasks are held; on samples it is the plain plug-in, biased upwards."
     )
+    raw: ClassVar[bool] = True
     weights: npt.ArrayLike | None = None
+    bins: int = 30
 
     def _estimate(self, problem: Problem) -> Decomposition:
         weights = None
@@ -41,7 +48,22 @@ class Exact(Estimator):
                 raise RobGIBError(
                     f"weights must be {problem.samples} numbers of at least 0 with a sum above 0, one an outcome."
                 )
-        target = relabel(problem.target)
-        codes = subset_codes([relabel(x) for x in problem.features])
+        if self.bins < 2:
+            raise RobGIBError(f"the exact estimator needs at least 2 bins, not {self.bins}.")
+        target = self._symbols(problem.target)
+        codes = subset_codes([self._symbols(x) for x in problem.features])
         terms = [plug_in(code, target, weights)[0] for code in codes]
-        return decompose(terms, estimator=self, problem=problem, resolution="every outcome")
+        return decompose(terms, estimator=self, problem=problem, resolution=f"every outcome, {self._binned(problem)}")
+
+    def _symbols(self, values: npt.NDArray[Any]) -> Codes:
+        if not self._real(values):
+            return relabel(values)
+        low, high = values.min(), values.max()
+        return relabel(np.minimum((values - low) / (high - low) * self.bins, self.bins - 1).astype(np.int64))
+
+    def _real(self, values: npt.NDArray[Any]) -> bool:
+        return values.dtype.kind == "f" and len(np.unique(values)) > self.bins
+
+    def _binned(self, problem: Problem) -> str:
+        real = any(map(self._real, (problem.target, *problem.features)))
+        return f"real values in {self.bins} bins" if real else "values as they are"

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from robgib.errors import RobGIBError, unknown_name
 
-__all__ = ["Features", "group_inputs", "group_units", "reduce"]
+__all__ = ["Features", "group_inputs", "group_units", "reduce", "unit_slices"]
 
 Vector = npt.NDArray[np.float64]
 _KINDS = ("patches", "pca", "pixels", "channels")
@@ -82,11 +82,12 @@ def group_inputs(spec: str, x: npt.ArrayLike, fit: npt.ArrayLike, dims: int = 4)
     if kind == "pixels":
         flat, flat_fit = x.reshape(len(x), -1), fit.reshape(len(fit), -1)
         varying = np.flatnonzero(flat_fit.std(0) > 0)
+        noun = "pixel" if x.ndim == 4 else "input"
         return Features(
-            tuple(f"pixel {i}" for i in varying),
+            tuple(f"{noun} {i}" for i in varying),
             tuple(flat[:, [i]].astype(np.float64) for i in varying),
             tuple(flat_fit[:, [i]].astype(np.float64) for i in varying),
-            f"{len(varying)} pixels that vary",
+            f"{len(varying)} {noun}s that vary",
         )
     cuts: list[tuple[str, tuple[slice, ...]]]
     if kind == "channels":
@@ -112,6 +113,15 @@ def group_inputs(spec: str, x: npt.ArrayLike, fit: npt.ArrayLike, dims: int = 4)
         tuple(p[1] for p in pairs),
         f"{len(cuts)} {kind} of {widest} dimensions",
     )
+
+
+def unit_slices(z: npt.ArrayLike, groups: int = 8) -> Features:
+    """Cut a layer's units (N, U) into consecutive groups, as they are."""
+    values = np.asarray(z, np.float64)
+    edges = np.linspace(0, values.shape[1], min(groups, values.shape[1]) + 1).round().astype(int)
+    cuts = tuple(values[:, a:b] for a, b in zip(edges[:-1], edges[1:], strict=True))
+    names = tuple(f"units {a}-{b - 1}" for a, b in zip(edges[:-1], edges[1:], strict=True))
+    return Features(names, cuts, cuts, f"{len(cuts)} groups of units")
 
 
 def group_units(z: npt.ArrayLike, fit: npt.ArrayLike, groups: int = 8, dims: int = 4) -> Features:
