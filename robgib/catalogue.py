@@ -31,6 +31,7 @@ __all__ = [
     "Kind",
     "entry_points",
     "folders",
+    "line_of",
     "parse_pairs",
     "parse_value",
     "plugin_classes",
@@ -73,6 +74,22 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise RobGIBError(f"{path} must hold a mapping of keys to values, not {type(content).__name__}.")
     return content
+
+
+def line_of(path: Path, keys: Sequence[object]) -> int:
+    """Line, from 1, of the innermost of nested ``keys`` that a YAML file holds."""
+    node, line = yaml.compose(path.read_text(encoding="utf-8")), 1
+    for key in keys:
+        if isinstance(node, yaml.MappingNode):
+            found = next(((k, v) for k, v in node.value if k.value == str(key)), None)
+        elif isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
+            found = (node.value[key], node.value[key])
+        else:
+            found = None
+        if found is None:
+            break
+        line, node = found[0].start_mark.line + 1, found[1]
+    return line
 
 
 def yaml_files(kind: Kind, extra: Sequence[Path] = ()) -> dict[str, Path]:

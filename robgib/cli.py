@@ -203,7 +203,7 @@ def evaluate(
     data_root: DataRoot = None,
     samples: Annotated[int | None, typer.Option(min=1, help="Test images to attack. [default: all]")] = None,
     information_samples: Annotated[int, typer.Option(min=20, help="Most images for information estimates.")] = 5000,
-    features: Annotated[str, typer.Option(help="patches:G, pca:N, pixels, channels or auto.")] = "auto",
+    features: Annotated[str, typer.Option(help="patches:G, pca:N, pixels, channels, tokens:G or auto.")] = "auto",
     beta: Annotated[float, typer.Option(help="Trade-off of the IB and GIB objectives.")] = 1.0,
     pmi: Annotated[bool, typer.Option("--pmi", help="Weigh samples by max(0, pmi(ŷ;y)).")] = False,
     cascade: Annotated[

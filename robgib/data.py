@@ -379,7 +379,27 @@ def _function(name: str, seed: int) -> Dataset:
     return Dataset(f"function:{name}", learnt, held, every, names, eps, enumerated=True)
 
 
-_FILES: dict[str, Callable[[Path, int], Dataset]] = {"npz": _npz, "folder": _folder}
+def _text(path: Path, seed: int) -> Dataset:
+    """Text files in folders named for their classes, below ``train`` and ``test``, as token vectors."""
+    from robgib.text import as_vectors, embed_tokens, read_texts
+
+    for part in ("train", "test"):
+        if not (path / part).is_dir():
+            raise RobGIBError(f"{path} must hold train/ and test/, each with a folder of text files for every class.")
+    (learnt, labels, classes), (unseen, truth, others) = (read_texts(path / part) for part in ("train", "test"))
+    if classes != others:
+        raise RobGIBError(f"{path / 'train'} and {path / 'test'} do not hold the same classes.")
+    ours, held = _stratified(labels, (11 / 12, 1 / 12), seed)
+    vectors = embed_tokens([learnt[i] for i in ours], seed)
+    order = np.random.default_rng(seed).permutation(len(truth))
+    train, val, test = (
+        Split(torch.from_numpy(as_vectors([texts[i] for i in index], vectors)), torch.from_numpy(y[index]).long())
+        for texts, y, index in ((learnt, labels, ours), (learnt, labels, held), (unseen, truth, order))
+    )
+    return Dataset(f"text:{path.name}", train, val, test, classes, {"linf": 0.05, "l2": 1.0, "l1": 10.0})
+
+
+_FILES: dict[str, Callable[[Path, int], Dataset]] = {"npz": _npz, "folder": _folder, "text": _text}
 """Data of one's own by prefix; each takes the path after the colon and the split's seed."""
 
 
@@ -392,7 +412,7 @@ def check_data(name: str) -> None:
         function(path)
     elif not (colon and kind in _FILES):
         if name not in DATASETS:
-            raise unknown_name("data set", name, [*DATASETS, "npz:FILE", "folder:DIR", "function:NAME"])
+            raise unknown_name("data set", name, [*DATASETS, "npz:FILE", "folder:DIR", "text:DIR", "function:NAME"])
     elif not (Path(path).is_file() if kind == "npz" else Path(path).is_dir()):
         raise RobGIBError(f"data {name!r}: {'file' if kind == 'npz' else 'folder'} {path!r} does not exist.")
 
@@ -403,7 +423,8 @@ def load_data(name: str, root: str | Path | None = None, seed: int = 0) -> Datas
     Args:
         name: a key of :data:`DATASETS`; ``npz:FILE``, arrays x_test and y_test with x_train and y_train if there are
             (or x and y); ``folder:DIR``, pictures in folders named for their classes, below train/ and test/ or
-            straight below DIR; or ``function:NAME``, of twelve inputs (:mod:`robgib.functions`).
+            straight below DIR; ``text:DIR``, text files likewise; or ``function:NAME``, of twelve inputs
+            (:mod:`robgib.functions`).
         root: folder with the data files; None looks in the cache and downloads where there is a network.
         seed: of the train/validation/test split.
 

@@ -105,8 +105,9 @@ def evaluate(
         data_root: folder of the data files.
         samples: test images to attack; None takes all.
         information_samples: most images on which information is estimated (and likewise fitted).
-        features: how the input is cut: ``patches:G``, ``pca:N``, ``pixels`` or ``channels``; ``auto`` is ``patches:4``
-            for images, ``pixels`` for vectors of up to 64 numbers and ``pca:16`` for longer ones.
+        features: how the input is cut: ``patches:G``, ``pca:N``, ``pixels``, ``channels`` or ``tokens:G``; ``auto`` is
+            ``patches:4`` for images, ``tokens:8`` for sequences, ``pixels`` for vectors of up to 64 numbers and
+            ``pca:16`` for longer ones.
         feature_dims: principal components a feature.
         layer_dims: principal components of a layer, the same for every layer.
         unit_groups: groups of a layer's units, the features of S(Z;Y).
@@ -263,6 +264,8 @@ _FEATURE_COLUMNS = [
 def _default_features(shape: tuple[int, ...]) -> str:
     if len(shape) == 3:
         return f"patches:{min(4, *shape[1:])}"
+    if len(shape) == 2:
+        return f"tokens:{min(8, shape[0])}"
     return "pixels" if int(np.prod(shape)) <= 64 else "pca:16"
 
 

@@ -123,10 +123,11 @@ class Recipe(BaseModel):
         return build(self.architecture.name, data.shape, len(data.classes), self.architecture.options)
 
 
-def _sentence(error: ValidationError, source: object) -> RobGIBError:
+def _sentence(error: ValidationError, path: Path) -> RobGIBError:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
-    return RobGIBError(f"{source}: {where or 'content'}: {first['msg'].lower()} (found {first['input']!r}).")
+    line = catalogue.line_of(path, first["loc"])
+    return RobGIBError(f"{path}, line {line}: {where or 'content'}: {first['msg'].lower()} (found {first['input']!r}).")
 
 
 def recipes(extra: Sequence[Path] = ()) -> dict[str, Recipe]:

@@ -116,10 +116,16 @@ def test_a_strangers_checkpoint_needs_arch_and_data(quick, digits, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (RECIPE.replace("epochs: 1", "epochs: -1"), r"training.epochs: input should be greater than 0 \(found -1\)"),
+        (
+            RECIPE.replace("epochs: 1", "epochs: -1"),
+            r"line 4: training.epochs: input should be greater than 0 \(found -1\)",
+        ),
         (RECIPE.replace("epochs", "epoks"), "training.epoks: extra inputs are not permitted"),
         (RECIPE.replace("digits", "digit"), "did you mean 'digits'"),
-        ("data: digits\narchitecture: {}\n", "architecture.name: field required"),
+        ("data: digits\narchitecture: {}\n", "line 2: architecture.name: field required"),
+        (RECIPE + "  \ntraning: {}\n", "line 6: traning: extra inputs are not permitted"),
+        ("data: [\n", "not valid YAML"),
+        ("data: digits\ntraining: {epochs: 2}\n", "needs an architecture, or a checkpoint"),
     ],
 )
 def test_bad_recipes(tmp_path, content, message):

@@ -12,7 +12,7 @@ from robgib.errors import RobGIBError, unknown_name
 __all__ = ["Features", "group_inputs", "group_units", "reduce", "unit_slices"]
 
 Vector = npt.NDArray[np.float64]
-_KINDS = ("patches", "pca", "pixels", "channels")
+_KINDS = ("patches", "pca", "pixels", "channels", "tokens")
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ def group_inputs(spec: str, x: npt.ArrayLike, fit: npt.ArrayLike, dims: int = 4)
 
     Args:
         spec: ``patches:G`` (a G x G grid), ``pca:N`` (N leading components, one a feature), ``pixels`` (one
-            a feature) or ``channels``.
-        x: images (N, C, H, W), or vectors (N, D) for ``pca`` and ``pixels``.
+            a feature), ``channels``, or ``tokens:G`` (G runs of a sequence).
+        x: images (N, C, H, W); vectors (N, D) for ``pca`` and ``pixels``; sequences (N, L, D) for ``tokens``.
         fit: images on which the reductions are fitted.
         dims: principal components kept of each patch or channel.
     """
@@ -64,9 +64,13 @@ def group_inputs(spec: str, x: npt.ArrayLike, fit: npt.ArrayLike, dims: int = 4)
     x, fit = np.asarray(x), np.asarray(fit)
     if kind in ("patches", "channels") and x.ndim != 4:
         raise RobGIBError(f"features {spec!r} need images (N, C, H, W), not {x.shape}; use pca:N.")
-    if kind in ("patches", "pca"):
+    if kind == "tokens" and x.ndim != 3:
+        raise RobGIBError(f"features {spec!r} need sequences (N, L, D), not {x.shape}; use pca:N.")
+    if kind in ("patches", "pca", "tokens"):
         if not size.isdigit() or int(size) < 1:
-            raise RobGIBError(f"features {spec!r}: give a whole number, as in {kind}:{4 if kind == 'patches' else 16}.")
+            raise RobGIBError(
+                f"features {spec!r}: give a whole number, as in {kind}:{ {'patches': 4, 'tokens': 8}.get(kind, 16) }."
+            )
     elif size:
         raise RobGIBError(f"features {spec!r}: {kind} takes no number.")
 
@@ -92,6 +96,9 @@ def group_inputs(spec: str, x: npt.ArrayLike, fit: npt.ArrayLike, dims: int = 4)
     cuts: list[tuple[str, tuple[slice, ...]]]
     if kind == "channels":
         cuts = [(f"channel {c}", (slice(None), slice(c, c + 1))) for c in range(x.shape[1])]
+    elif kind == "tokens":
+        edges = np.linspace(0, x.shape[1], min(int(size), x.shape[1]) + 1).round().astype(int)
+        cuts = [(f"tokens {a}-{b - 1}", (slice(None), slice(a, b))) for a, b in zip(edges[:-1], edges[1:], strict=True)]
     else:
         grid = int(size)
         if grid > min(x.shape[2:]):

@@ -1,6 +1,6 @@
 """Architectures, recipes and checkpoints."""
 
-from robgib.models import cnn, mlp, resnet, vgg, vit  # noqa: F401  (each enters itself in the registry)
+from robgib.models import cnn, mlp, resnet, text, vgg, vit  # noqa: F401  (each enters itself in the registry)
 from robgib.models.checkpoint import (
     CHECKPOINT_SUFFIXES,
     load_into,
