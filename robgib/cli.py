@@ -52,6 +52,10 @@ Catalogue = Annotated[
     Optional[list[Path]],  # noqa: UP045
     typer.Option("--catalogue", help="Further folder of attacks, recipes and plug-ins; repeatable."),
 ]
+TraceEstimators = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option(help="Estimator of the trace; repeatable. [default: gaussian, binned]"),
+]
 
 
 def _help_when_alone(context: typer.Context) -> None:
@@ -417,10 +421,7 @@ def train(
         Optional[str],  # noqa: UP045
         typer.Option(help="Epochs to trace, as 0,1,2,5. [default: 0, 1, 2, 4, 8, … and the last]"),
     ] = None,
-    estimator: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option(help="Estimator of the trace; repeatable. [default: gaussian, binned]"),
-    ] = None,
+    estimator: TraceEstimators = None,
     snapshots: Annotated[
         bool, typer.Option("--snapshots", help="Keep the network of the epochs of --trace-at, for `robgib trace`.")
     ] = False,
@@ -499,10 +500,7 @@ def train(
 @app.command()
 def trace(
     folder: Annotated[Path, typer.Argument(help="Folder with the checkpoints of one training, an epoch each.")],
-    estimator: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option(help="Estimator; repeatable. [default: gaussian, binned]"),
-    ] = None,
+    estimator: TraceEstimators = None,
     arch: Annotated[Optional[str], typer.Option(help="Architecture, as for evaluate.")] = None,  # noqa: UP045
     data: Annotated[Optional[str], typer.Option(help="Data set.")] = None,  # noqa: UP045
     out_file: Annotated[

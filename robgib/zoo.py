@@ -7,8 +7,6 @@ import importlib
 import json
 import os
 import re
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from torch import Tensor, nn
 
 from robgib import catalogue
 from robgib.data import Dataset, cache_folder, check_data, load_data
+from robgib.download import download, sha256
 from robgib.errors import RobGIBError, unknown_name
 from robgib.models import build, load_into, read_checkpoint, read_record, read_state, save_checkpoint
 from robgib.store import environment, write_file
@@ -349,75 +348,30 @@ def load_model(
     return model.to(device).eval(), read_record(path) or {}
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def stored_checkpoint(recipe: Recipe, progress: Progress | None = None) -> Path:
     """Return the file of a recipe's ``checkpoint``, downloaded to the cache if need be, its digest verified.
-
-    A download that breaks off is taken up where it broke off; once there, no network is needed.
 
     Raises:
         RobGIBError: the file is missing, its digest is another, or it cannot be downloaded.
     """
     stored = recipe.checkpoint
     assert stored is not None
-    if stored.file is not None:
-        path = Path(recipe.folder or ".") / stored.file
-        if not path.is_file():
-            raise RobGIBError(f"model {recipe.name!r}: its checkpoint {path} does not exist.")
-    else:
+    if stored.file is None:
         assert stored.url is not None
         path = cache_folder() / "downloads" / stored.sha256[:16] / (stored.url.rpartition("/")[2] or "checkpoint")
         if not path.is_file():
-            part = path.with_name(f"{path.name}.part")
-            _fetch(stored.url, part, recipe.name, progress)
-            if _sha256(part) != stored.sha256:
-                found = _sha256(part)
-                part.unlink()
-                raise RobGIBError(
-                    f"model {recipe.name!r}: what {stored.url} gave has the SHA-256 digest {found}, not the recipe's "
-                    f"{stored.sha256}; it was not kept."
-                )
-            os.replace(part, path)
-    found = _sha256(path)
+            download(stored.url, path, stored.sha256, recipe.name, progress)
+    else:
+        path = Path(recipe.folder or ".") / stored.file
+        if not path.is_file():
+            raise RobGIBError(f"model {recipe.name!r}: its checkpoint {path} does not exist.")
+    found = sha256(path)
     if found != stored.sha256:
         raise RobGIBError(
             f"model {recipe.name!r}: {path} has the SHA-256 digest {found}, not the recipe's {stored.sha256}; "
             "it was changed or damaged."
         )
     return path
-
-
-def _fetch(url: str, part: Path, name: str, progress: Progress | None) -> None:
-    """Download to ``part``, from where it breaks off."""
-    try:
-        part.parent.mkdir(parents=True, exist_ok=True)
-        held = part.stat().st_size if part.is_file() else 0
-        request = urllib.request.Request(url, headers={"Range": f"bytes={held}-"} if held else {})
-        try:
-            answer = urllib.request.urlopen(request, timeout=60)
-        except urllib.error.HTTPError as error:
-            if error.code == 416:  # there is nothing after what is held: the digest will tell whether that is all
-                return
-            raise
-        with answer, part.open("ab" if held and answer.status == 206 else "wb") as file:
-            total = file.tell() + int(answer.headers.get("Content-Length") or 0)
-            while chunk := answer.read(1 << 20):
-                file.write(chunk)
-                if progress:
-                    progress(f"downloading {name}", min(file.tell(), total), total, f"{file.tell() / 1e6:.1f} MB")
-        if total and part.stat().st_size < total:
-            raise OSError(f"it ended after {part.stat().st_size} of {total} bytes")
-    except (OSError, ValueError) as error:
-        raise RobGIBError(
-            f"model {name!r}: {url} could not be downloaded ({error}); what came is kept for the next try."
-        ) from error
 
 
 def add_recipe(
@@ -460,7 +414,7 @@ def add_recipe(
             "description": description or f"Checkpoint {file.name}",
             "data": data_name or record["data"],
             **({"architecture": architecture} if architecture else {}),
-            "checkpoint": {"file": place, "sha256": _sha256(file)},
+            "checkpoint": {"file": place, "sha256": sha256(file)},
         }
     except OSError as error:
         raise RobGIBError(f"cannot read {file}: {error.strerror or error}.") from error
