@@ -100,3 +100,20 @@ def vit(
 ) -> nn.Module:
     """Vision Transformer with square patches of ``patch`` pixels."""
     return ViT(shape, classes, patch, dim, depth, heads, expansion, dropout)
+
+
+def _fitting_patch(shape: tuple[int, ...]) -> int:
+    """2 pixels for images of up to 16 a side, else 4: 16 to 64 patches for images of 8, 28 and 32."""
+    return 2 if min(shape[1:]) <= 16 else 4
+
+
+@register_architecture("vit-tiny")
+def vit_tiny(shape: tuple[int, ...], classes: int, patch: int | None = None, dropout: float = 0.0) -> nn.Module:
+    """ViT-Tiny (Touvron et al. 2021, table 1: 12 blocks of width 192, 3 heads), for small images."""
+    return ViT(shape, classes, patch or _fitting_patch(shape), 192, 12, 3, 4, dropout)
+
+
+@register_architecture("vit-small")
+def vit_small(shape: tuple[int, ...], classes: int, patch: int | None = None, dropout: float = 0.0) -> nn.Module:
+    """ViT-Small (Touvron et al. 2021, table 1: 12 blocks of width 384, 6 heads), for small images."""
+    return ViT(shape, classes, patch or _fitting_patch(shape), 384, 12, 6, 4, dropout)

@@ -8,7 +8,7 @@ from robgib import RobGIBError
 from robgib.models import build, load_into, read_state, save_checkpoint
 
 
-@pytest.mark.parametrize("name", ["cnn", "vit", "mlp", "lenet", "vgg", "resnet"])
+@pytest.mark.parametrize("name", ["cnn", "vit", "vit-tiny", "mlp", "lenet", "vgg", "resnet"])
 @pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32)])
 def test_architectures_take_every_image_size(name, shape):
     model = build(name, shape, 7)
@@ -16,12 +16,16 @@ def test_architectures_take_every_image_size(name, shape):
 
 
 def test_sizes_are_the_papers():
-    """Numbers of parameters: ResNet-18 for CIFAR-10 11.2 million, WRN-28-10 36.5 million."""
+    """Numbers of parameters: ResNet-18 for CIFAR-10 11.2 million, WRN-28-10 36.5 million, ViT-Tiny 5.4 million."""
     sizes = {
         name: sum(p.numel() for p in build(name, (3, 32, 32), 10).parameters()) for name in ("resnet", "wide-resnet")
     }
     assert sizes["resnet"] == 11_173_962
     assert sizes["wide-resnet"] == 36_479_194
+    # Twelve blocks of 12 D² + 13 D, and the embedding, its positions, the norm and the head.
+    for name, width in (("vit-tiny", 192), ("vit-small", 384)):
+        expected = 12 * (12 * width**2 + 13 * width) + (49 + 65 + 1 + 2 + 10) * width + 10
+        assert sum(p.numel() for p in build(name, (3, 32, 32), 10).parameters()) == expected
     small = build("wide-resnet", (3, 32, 32), 10, {"depth": 10, "widen": 1})
     assert small(torch.rand(2, 3, 32, 32)).shape == (2, 10)
 
