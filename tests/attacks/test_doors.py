@@ -95,11 +95,14 @@ def test_a_missing_library_is_named_with_its_install_line(spec, module, monkeypa
         make_attack(spec)
 
 
-def test_sparse_steps_are_no_weaker_than_foolbox(digits_cnn, right_digits):
-    x, y = right_digits
-    left = []
-    for spec in ("pgd-l1:eps=1,steps=40", "foolbox:SparseL1DescentAttack:eps=1,steps=40,rel_stepsize=0.0625"):
-        outcome = attack_samples(digits_cnn, x, y, make_attack(spec))
-        left.append(float((outcome.prediction == y.numpy()).mean()))
-    assert 0.05 < left[0] < 0.95
-    assert left[0] <= left[1] + 0.02
+def test_sparse_steps_are_no_weaker_than_foolbox(digits_cnn, digits):
+    """At one budget of three either may lead by a few samples, by the network; on the whole neither does."""
+    x, y = digits.test.x, digits.test.y
+    left = {"pgd-l1": [], "foolbox:SparseL1DescentAttack": []}
+    for eps in (0.5, 1, 1.5):
+        for name, options in (("pgd-l1", ""), ("foolbox:SparseL1DescentAttack", ",rel_stepsize=0.0625")):
+            outcome = attack_samples(digits_cnn, x, y, make_attack(f"{name}:eps={eps},steps=40{options}"))
+            left[name].append(float((outcome.prediction == y.numpy()).mean()))
+    ours, theirs = (sum(shares) / 3 for shares in left.values())
+    assert 0.05 < ours < 0.95
+    assert ours <= theirs + 0.015
