@@ -92,16 +92,20 @@ def line_of(path: Path, keys: Sequence[object]) -> int:
     return line
 
 
+def _by_stem(folder: Path, pattern: str) -> list[Path]:
+    return sorted(folder.glob(pattern), key=lambda p: p.stem)  # so that net comes before net-wide
+
+
 def yaml_files(kind: Kind, extra: Sequence[Path] = ()) -> dict[str, Path]:
     """Return every catalogue file of ``kind`` by its name (the file's stem).
 
     A folder named for the kind may hold sub-folders: groups, known by the sub-folder's name.
     """
     own, *others = folders(kind, extra)
-    found = {p.stem: p for p in (*sorted(own.glob("*.yaml")), *sorted(own.glob("*/*.yaml")))}
+    found = {p.stem: p for pattern in ("*.yaml", "*/*.yaml") for p in _by_stem(own, pattern)}
     for folder in others:
-        grouped = sorted(folder.glob("*/*.yaml")) if folder.name == kind else []
-        for path in (*sorted(folder.glob("*.yaml")), *grouped):
+        grouped = _by_stem(folder, "*/*.yaml") if folder.name == kind else []
+        for path in (*_by_stem(folder, "*.yaml"), *grouped):
             if _MARK[kind] in read_yaml(path):
                 found[path.stem] = path
     return found

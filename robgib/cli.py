@@ -716,9 +716,10 @@ def zoo_table(
     with _progress(quiet) as progress:
         rows = zoo.measure(recipes, attack, samples, root=data_root, device=where, catalogue=extra, progress=progress)
     shown = Table(title=f"Clean accuracy, and accuracy under {attack}", title_justify="left")
-    for i, column in enumerate(rows.columns):
-        shown.add_column(str(column), justify="right" if i > 2 else "left", no_wrap=i == 0)
-    for row in rows.itertuples(index=False):
+    columns = ["model", "MB", "clean", "robust", "95% interval", "trained in"]
+    for column in columns:
+        shown.add_column(column, justify="left" if column == "model" else "right", no_wrap=True)
+    for row in rows[columns].itertuples(index=False):
         shown.add_row(*map(str, row))
     out.print(shown)
     if out_file:
