@@ -71,3 +71,22 @@ def cli(cache, tmp_path):
         )
 
     return run
+
+
+@pytest.fixture
+def invoke(tmp_path, monkeypatch):
+    """Run the command line in this process: its output, or the sentence of its error."""
+    from typer.testing import CliRunner
+
+    from robgib import RobGIBError
+    from robgib.cli import app
+
+    def run(*arguments: str) -> str:
+        monkeypatch.chdir(tmp_path)
+        result = CliRunner().invoke(app, list(arguments))
+        if result.exception is None:
+            return result.output
+        assert isinstance(result.exception, RobGIBError), result.output
+        return str(result.exception)
+
+    return run

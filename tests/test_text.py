@@ -24,7 +24,7 @@ def folder(tmp_path_factory):
     """Sentences of topic words and common words."""
     root = tmp_path_factory.mktemp("texts")
     rng = np.random.default_rng(0)
-    for part, count in (("train", 150), ("test", 60)):
+    for part, count in (("train", 100), ("test", 40)):
         for topic, words in TOPICS.items():
             (root / part / topic).mkdir(parents=True)
             for i in range(count):

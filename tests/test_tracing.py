@@ -49,7 +49,7 @@ def test_training_is_the_same_with_and_without(recipe, digits, tmp_path):
     assert pd.read_csv(path.with_suffix(".trace.csv")).shape == table.shape
 
 
-def test_from_the_command_line(cli, tmp_path):
+def test_from_the_command_line(cli, invoke, tmp_path):
     (tmp_path / "traced.yaml").write_text(RECIPE)
     done = cli(
         "train", "traced", "--catalogue", ".", "--trace", "--trace-at", "0,3", "--estimator", "gaussian", "--out",
@@ -68,10 +68,7 @@ def test_from_the_command_line(cli, tmp_path):
         (("--estimator", "gaussian"), "--estimator belongs to --trace"),
         (("--trace", "--estimator", "gausian"), "did you mean 'gaussian'"),
     ):
-        done = cli("train", "traced", "--catalogue", ".", *options)
-        assert done.returncode == 2
-        assert message in " ".join(done.stderr.split())
-        assert "Traceback" not in done.stderr
+        assert message in invoke("train", "traced", "--catalogue", ".", *options)
 
 
 def test_bad_epochs(digits):
@@ -117,7 +114,7 @@ def test_of_checkpoints_afterwards(cli, tmp_path):
     pd.testing.assert_frame_equal(*tables)
 
 
-def test_folders_that_are_no_trace(tmp_path, cli):
+def test_folders_that_are_no_trace(tmp_path, invoke):
     for files, message in (
         (["notes.txt"], "holds no checkpoints"),
         (["last.pt"], "does not tell its epoch"),
@@ -129,6 +126,4 @@ def test_folders_that_are_no_trace(tmp_path, cli):
             (folder / name).touch()
         with pytest.raises(RobGIBError, match=message):
             saved_epochs(folder)
-    done = cli("trace", "nowhere")
-    assert done.returncode == 2
-    assert "folder 'nowhere' does not exist" in " ".join(done.stderr.split())
+    assert "folder 'nowhere' does not exist" in invoke("trace", "nowhere")

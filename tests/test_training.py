@@ -280,7 +280,7 @@ class TestUnfinished:
             train_recipe(recipe, digits, path)
 
     def test_survives_kill_9(self, recipe, digits, tmp_path, cli):
-        (tmp_path / "long.yaml").write_text(LONG.replace("epochs: 6", "epochs: 40"))
+        (tmp_path / "long.yaml").write_text(LONG.replace("epochs: 6", "epochs: 20"))
         command = ("train", "long", "--catalogue", ".", "--quiet", "--device", "cpu")
         process = subprocess.Popen(
             [sys.executable, "-m", "robgib", *command, "--out", "killed.safetensors"], cwd=tmp_path
@@ -298,7 +298,7 @@ class TestUnfinished:
             done = cli(*command, "--out", f"{name}.safetensors")
             assert done.returncode == 0, done.stderr
         assert (tmp_path / "killed.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
-        assert json.loads((tmp_path / "killed.json").read_text())["epochs"] == 40
+        assert json.loads((tmp_path / "killed.json").read_text())["epochs"] == 20
 
 
 def test_the_published_set():
