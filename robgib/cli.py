@@ -390,7 +390,8 @@ def _show(runs: list[Run]) -> None:
 def _cell(row: Any) -> str:
     if row.value != row.value:
         return "n/e"
-    return f"{row.value:.2f}\n±{(row.high - row.low) / 2:.2f}" + ("\n[yellow]sat[/]" if row.saturated else "")
+    error = f"\n±{(row.high - row.low) / 2:.2f}" if row.high > row.low else ""  # none where all outcomes are counted
+    return f"{row.value:.2f}{error}" + ("\n[yellow]sat[/]" if row.saturated else "")
 
 
 @app.command()
