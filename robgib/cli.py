@@ -671,7 +671,7 @@ def zoo_train(
 
     where = resolve_device(device)
     recipes = zoo.chosen(names or (), group, list(catalogue or []), some=True)
-    table = Table(title=f"{len(recipes)} models", title_justify="left")
+    table = Table(title=f"Trained: {len(recipes)}", title_justify="left")
     table.add_column("model", no_wrap=True)
     for column in ("epochs", "time", "training", "test"):
         table.add_column(column, justify="right")

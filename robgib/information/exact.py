@@ -34,7 +34,8 @@ class Exact(Estimator):
     least_samples: ClassVar[int] = 1
     guide: ClassVar[str] = (
         "No estimate: the terms of a distribution whose outcomes are all listed, to rounding error. It is the truth "
-        "against which the discrete tasks are held; on samples it is the plain plug-in, biased upwards."
+        "against which the discrete tasks are held; on samples it is the plain plug-in, biased upwards. "
+        "Of a network it takes a layer's units as they are, in bins, on data that list every input."
     )
     raw: ClassVar[bool] = True
     weights: npt.ArrayLike | None = None
