@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from robgib.errors import RobGIBError
+from robgib.errors import RobGIBError, first_line
 
 if TYPE_CHECKING:
     from torch import nn
@@ -52,6 +52,7 @@ Catalogue = Annotated[
     Optional[list[Path]],  # noqa: UP045
     typer.Option("--catalogue", help="Further folder of attacks, recipes and plug-ins; repeatable."),
 ]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 TraceEstimators = Annotated[
     Optional[list[str]],  # noqa: UP045
     typer.Option(help="Estimator of the trace; repeatable. [default: gaussian, binned]"),
@@ -156,7 +157,6 @@ def _subject(
 ) -> _Subject:
     """Load one model, a checkpoint file or a zoo name, with its data."""
     from robgib import zoo
-    from robgib.data import load_data
 
     if _is_file(name):
         path = Path(name)
@@ -167,10 +167,7 @@ def _subject(
         model, data = zoo.load_robustbench(name.removeprefix(_ROBUSTBENCH), root)
         return _Subject(name.rpartition("/")[2], model, data, {"kind": "robustbench", "name": name})
     recipe = zoo.find_recipe(name, extra)
-    if recipe.data not in loaded:
-        # Always the zoo's own split: the model must not have trained on its test images.
-        loaded[recipe.data] = load_data(recipe.data, root)
-    data = loaded[recipe.data]
+    data = zoo.data_of(recipe, root, loaded)
     model, record = zoo.load_model(recipe, data, device=device, progress=progress)
     source = {
         "kind": "zoo",
@@ -224,7 +221,7 @@ def evaluate(
     device: Device = "auto",
     seed: Annotated[int, typer.Option(help="Seed of every random number.")] = 0,
     catalogue: Catalogue = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Attack models, estimate the information in their layers, and write run folders and a page."""
     from robgib import evaluation, zoo
@@ -428,7 +425,7 @@ def train(
     ] = False,
     data_root: DataRoot = None,
     catalogue: Catalogue = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Train a model of the zoo and write its checkpoint, with a log. A training that was killed goes on."""
     from robgib import zoo
@@ -441,8 +438,8 @@ def train(
 
     where = resolve_device(device)
     extra = list(catalogue or [])
-    recipe = zoo.find_recipe(name, extra)
-    last = epochs or recipe.training.epochs
+    recipe = zoo.find_recipe(name, extra).lasting(epochs)
+    last = recipe.training.epochs
     at = log_spaced(last) if trace_at is None else _epochs(trace_at, last)
     if trace_at is not None and not (trace or snapshots):
         raise RobGIBError("--trace-at belongs to --trace or --snapshots; give one of them too.")
@@ -451,7 +448,7 @@ def train(
     for spec in estimator or ():
         make_estimator(spec, extra)
     data = load_data(recipe.data, data_root)
-    path = zoo.checkpoint_path(recipe, data, out_file, epochs)
+    path = out_file or zoo.checkpoint_path(recipe, data)
     watchers: list[Callable[[int, nn.Module], None]] = []
     with _progress(quiet) as progress:
         tracer = None
@@ -476,7 +473,7 @@ def train(
                 watcher(epoch, model)
 
         _, record, path = zoo.train_recipe(
-            recipe, data, path, device=where, epochs=epochs, progress=progress, watch=watch if watchers else None
+            recipe, data, path, device=where, progress=progress, watch=watch if watchers else None
         )
         if tracer:
             written = write_trace(tracer.table, path, name)
@@ -511,7 +508,7 @@ def trace(
     device: Device = "auto",
     data_root: DataRoot = None,
     catalogue: Catalogue = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Estimate the layers' information in the checkpoints of a training, epoch by epoch."""
     from robgib import zoo
@@ -573,7 +570,7 @@ def validate_estimators(
     ] = Path("runs/validation"),
     add: Annotated[bool, typer.Option("--add", help="Keep what the folder says of other tasks.")] = False,
     catalogue: Catalogue = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Hold the information estimators against known answers."""
     from robgib.errors import unknown_name
@@ -663,7 +660,7 @@ def zoo_train(
     device: Device = "auto",
     data_root: DataRoot = None,
     catalogue: Catalogue = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Train models into the cache, those that are not there yet; what was killed goes on where it was."""
     from robgib import zoo
@@ -702,7 +699,7 @@ def zoo_table(
     device: Device = "auto",
     data_root: DataRoot = None,
     catalogue: Catalogue = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Measure models' clean and robust accuracy, those not yet trained being trained first; write it as a table."""
     from robgib import zoo
@@ -808,7 +805,7 @@ def zoo_layers(
     try:
         chosen, shapes = default_layers(model.eval(), example), layer_shapes(model, example)
     except RuntimeError as error:
-        raise RobGIBError(f"{name} does not take images of {shape}: {str(error).splitlines()[0]}.") from error
+        raise RobGIBError(f"{name} does not take images of {shape}: {first_line(error)}.") from error
     kinds = {path: type(module).__name__ for path, module in model.named_modules()}
     table = Table(caption="* taken when no --layer is given", caption_justify="left")
     for column in ("layer", "kind", "shape", ""):

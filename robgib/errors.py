@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["AttackContractError", "RobGIBError", "RobGIBWarning", "unknown_name"]
+__all__ = ["AttackContractError", "RobGIBError", "RobGIBWarning", "first_line", "unknown_name"]
 
 
 class RobGIBError(Exception):
@@ -18,6 +18,11 @@ class AttackContractError(RobGIBError):
 
 class RobGIBWarning(UserWarning):
     """A result stands, but with a limit that its reader must know."""
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of another library's message, without a full stop; its class where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], listing: str = "") -> RobGIBError:

@@ -291,7 +291,7 @@ def train(
     The global random state is left as it was. ``watch`` is called with the number of epochs over, from 0 on, and the
     model in eval mode; whatever random numbers it draws, the training goes on as it would have without.
     ``unfinished`` is a file, and what identifies this training: all state is kept there at each epoch's end, a training
-    that was killed goes on from it to the same weights, and it is removed at the end.
+    that was killed goes on from it to the same weights. It stays until the caller has kept the result and removes it.
 
     Returns:
         The model in eval mode, and its accuracies with the time taken (``epochs``, ``seconds``, ``train_accuracy``,

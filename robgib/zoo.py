@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from robgib import catalogue
 from robgib.data import Dataset, cache_folder, check_data, load_data
 from robgib.download import download, sha256
-from robgib.errors import RobGIBError, unknown_name
+from robgib.errors import RobGIBError, first_line, unknown_name
 from robgib.models import build, load_into, read_checkpoint, read_record, read_state, save_checkpoint
 from robgib.store import environment, write_file
 from robgib.training import Progress, Training, accuracy, train
@@ -113,6 +113,12 @@ class Recipe(BaseModel):
             del training["adversary"]["trades"]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
+    def lasting(self, epochs: int | None) -> Recipe:
+        """The recipe with another number of epochs; the same where that is None."""
+        if epochs is None:
+            return self
+        return self.model_copy(update={"training": self.training.model_copy(update={"epochs": epochs})})
+
     def untrained(self, data: Dataset) -> nn.Module:
         """The network before training."""
         if self.architecture is None:
@@ -176,19 +182,18 @@ def chosen(names: Sequence[str], group: str | None, extra: Sequence[Path] = (), 
 
 
 def data_of(recipe: Recipe, root: Path | None, loaded: dict[str, Dataset]) -> Dataset:
-    """Return a recipe's data, in the zoo's own split, from ``loaded`` if it is there."""
+    """Return a recipe's data, from ``loaded`` if they are there.
+
+    Always the zoo's own split: a model must not have trained on its test images.
+    """
     if recipe.data not in loaded:
         loaded[recipe.data] = load_data(recipe.data, root)
     return loaded[recipe.data]
 
 
-def checkpoint_path(recipe: Recipe, data: Dataset, out: Path | None = None, epochs: int | None = None) -> Path:
-    """Return where a trained checkpoint goes: ``out``, or the cache; ``epochs`` as for :func:`train_recipe`."""
-    if out is not None:
-        return out
-    if epochs is not None:
-        recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update={"epochs": epochs})})
-    return _checkpoint_path(recipe, data)
+def checkpoint_path(recipe: Recipe, data: Dataset) -> Path:
+    """Return where in the cache a trained checkpoint goes."""
+    return cache_folder() / "zoo" / f"{recipe.name}-{recipe.digest[:8]}-{data.digest[:8]}.safetensors"
 
 
 def measure(
@@ -257,10 +262,6 @@ def table_markdown(rows: pd.DataFrame, attack: str, samples: int, command: str) 
     )
 
 
-def _checkpoint_path(recipe: Recipe, data: Dataset) -> Path:
-    return cache_folder() / "zoo" / f"{recipe.name}-{recipe.digest[:8]}-{data.digest[:8]}.safetensors"
-
-
 def train_recipe(
     recipe: Recipe,
     data: Dataset,
@@ -282,10 +283,8 @@ def train_recipe(
     """
     if recipe.checkpoint is not None:
         raise RobGIBError(f"model {recipe.name!r} is a finished checkpoint; there is nothing to train.")
-    if epochs is not None:
-        training = recipe.training.model_copy(update={"epochs": epochs})
-        recipe = recipe.model_copy(update={"training": training})
-    path = out or _checkpoint_path(recipe, data)
+    recipe = recipe.lasting(epochs)
+    path = out or checkpoint_path(recipe, data)
     if path.suffix != ".safetensors":
         raise RobGIBError(f"checkpoints are written as safetensors: name {str(path)!r} with that ending.")
     try:
@@ -339,7 +338,7 @@ def load_model(
             )
         model = _assemble(content, architecture.name, architecture.options, data, str(path))
         return model.to(device).eval(), read_record(path) or {}
-    path = _checkpoint_path(recipe, data)
+    path = checkpoint_path(recipe, data)
     if not path.is_file():
         model, record, _ = train_recipe(recipe, data, device=device, progress=progress)
         return model, record
@@ -476,10 +475,9 @@ def _assemble(
                 logits = content(x)
         except Exception as error:
             hint = "" if count == 2 else "; export it with a dynamic batch dimension"
-            told = (str(error).strip().splitlines() or [""])[0].rstrip(".")
             raise RobGIBError(
                 f"{source} does not take {count} images {data.shape} of {data.name} "
-                f"({type(error).__name__}: {told}){hint}."
+                f"({type(error).__name__}: {first_line(error)}){hint}."
             ) from error
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
             shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from robgib.attacks.attack import Attack, MinimalNorm, frozen
 from robgib.attacks.passes import PRECISIONS, InBatches, Passes, count_passes, fitting_batch, quicken
 from robgib.attacks.threat import SampleRNG, distance, per_sample
-from robgib.errors import AttackContractError, RobGIBError, unknown_name
+from robgib.errors import AttackContractError, RobGIBError, first_line, unknown_name
 from robgib.training import Progress
 
 __all__ = ["Outcome", "Prepared", "accuracy_curve", "attack_samples", "predict", "prepare"]
@@ -119,7 +119,7 @@ def predict(
                 if isinstance(error, torch.OutOfMemoryError):
                     raise
                 raise RobGIBError(
-                    f"the model does not take images of shape {tuple(batch.shape[1:])}: {str(error).splitlines()[0]}."
+                    f"the model does not take images of shape {tuple(batch.shape[1:])}: {first_line(error)}."
                 ) from error
             check_logits(logits, batch, classes)
             found.append(logits.argmax(1).cpu())

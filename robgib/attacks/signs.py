@@ -15,6 +15,7 @@ from robgib.attacks.fgsm import FGSM
 from robgib.attacks.pgd import PGD
 from robgib.attacks.square import Square
 from robgib.attacks.threat import SampleRNG, ThreatModel
+from robgib.errors import first_line
 from robgib.training import Progress
 
 __all__ = ["Sign", "failure_signs"]
@@ -100,7 +101,7 @@ def failure_signs(
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            return [Sign("zero gradients", True, f"none can be taken: {str(error).splitlines()[0]}", _STILL)]
+            return [Sign("zero gradients", True, f"none can be taken: {first_line(error)}", _STILL)]
         for number, check in enumerate(checks):
             signs.append(check())
             if progress:

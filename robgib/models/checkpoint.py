@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robgib.errors import RobGIBError
+from robgib.errors import RobGIBError, first_line
 from robgib.models.programs import PROGRAM_SUFFIXES, is_program, read_program
 from robgib.store import write_file
 
@@ -100,7 +100,7 @@ def _read(path: Path, allow_pickle: bool) -> nn.Module | dict[str, Tensor]:
             "or give --allow-pickle if you trust whoever made the file."
         ) from error
     except Exception as error:
-        raise RobGIBError(f"{path} is not a readable PyTorch file: {str(error).splitlines()[0]}.") from error
+        raise RobGIBError(f"{path} is not a readable PyTorch file: {first_line(error)}.") from error
     if isinstance(content, nn.Module):
         return content.eval()
     if isinstance(content, dict) and not all(isinstance(v, Tensor) for v in content.values()):

@@ -16,7 +16,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from robgib.errors import RobGIBError
+from robgib.errors import RobGIBError, first_line
 
 __all__ = ["PROGRAM_SUFFIXES", "is_program", "read_program"]
 
@@ -74,7 +74,7 @@ def read_program(path: Path) -> nn.Module:
             try:
                 return Program(torch.jit.load(str(path), map_location="cpu")).eval()
             except (RuntimeError, ValueError) as error:
-                raise RobGIBError(f"{path} is not a whole TorchScript file: {_first_line(error)}.") from error
+                raise RobGIBError(f"{path} is not a whole TorchScript file: {first_line(error)}.") from error
         try:
             with _without_pickle():
                 exported = torch.export.load(str(path))
@@ -85,14 +85,10 @@ def read_program(path: Path) -> nn.Module:
                 "code; export it anew with `torch.export.save`."
             ) from error
         except Exception as error:
-            raise RobGIBError(f"{path} is not a file that torch.export can read: {_first_line(error)}.") from error
+            raise RobGIBError(f"{path} is not a file that torch.export can read: {first_line(error)}.") from error
     for parameter in network.parameters():
         parameter.requires_grad_(True)
     return network.eval()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _onnx(path: Path) -> nn.Module:
@@ -108,7 +104,7 @@ def _onnx(path: Path) -> nn.Module:
         model = onnx.load(str(path))
         onnx.checker.check_model(model)
     except Exception as error:
-        raise RobGIBError(f"{path} is not a whole ONNX file: {_first_line(error)}.") from error
+        raise RobGIBError(f"{path} is not a whole ONNX file: {first_line(error)}.") from error
     versions = importlib.import_module("onnx.version_converter")
     first: Exception | None = None
     # The converter knows some operators in their older versions only.
@@ -120,5 +116,5 @@ def _onnx(path: Path) -> nn.Module:
             first = first or error
     assert first is not None
     raise RobGIBError(
-        f"{path} uses what onnx2torch cannot convert ({_first_line(first)}); export it with opset 13 or older."
+        f"{path} uses what onnx2torch cannot convert ({first_line(first)}); export it with opset 13 or older."
     ) from first

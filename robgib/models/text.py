@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from robgib.errors import RobGIBError
 from robgib.models.registry import register_architecture
-from robgib.models.vit import Block
+from robgib.models.vit import Encoder
 
 __all__ = ["TextTransformer"]
 
 
-class TextTransformer(nn.Module):
-    """Linear embedding of token vectors, class token, learned positions, pre-norm blocks, linear head.
+class TextTransformer(Encoder):
+    """Transformer encoder whose tokens are linear embeddings of token vectors.
 
     The input is the tokens' vectors and not their numbers, so that attacks move them, as Miyato, Dai & Goodfellow
-    (2017) do. Layers: ``embed`` and ``blocks.0`` … are token layers (N, 1+L, dim), the class token first; ``head``.
+    (2017) do.
     """
 
     def __init__(
@@ -27,19 +26,11 @@ class TextTransformer(nn.Module):
             raise RobGIBError(f"text-transformer takes token vectors (L, D), such as those of text:DIR, not {shape}.")
         length, width = shape
         self.project = nn.Linear(width, dim)
-        self.class_token = nn.Parameter(torch.zeros(1, 1, dim))
-        self.positions = nn.Parameter(0.02 * torch.randn(1, 1 + length, dim))
-        self.embed = nn.Dropout(dropout)
-        self.blocks = nn.Sequential(*(Block(dim, heads, expansion, dropout) for _ in range(depth)))
-        self.norm = nn.LayerNorm(dim)
-        self.head = nn.Linear(dim, classes)
+        self.encode_with(length, classes, dim, depth, heads, expansion, dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """Token vectors (N, L, D) in [0, 1] to logits (N, classes)."""
-        tokens = self.project(2 * x - 1)
-        tokens = torch.cat([self.class_token.expand(len(x), -1, -1), tokens], dim=1) + self.positions
-        out: Tensor = self.head(self.norm(self.blocks(self.embed(tokens)))[:, 0])
-        return out
+        return self.classify(self.project(2 * x - 1))
 
 
 @register_architecture("text-transformer")

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from robgib.errors import RobGIBError
 from robgib.models.registry import Normalize, register_architecture
 
-__all__ = ["ViT"]
+__all__ = ["Encoder", "ViT"]
 
 
 class Attention(nn.Module):
@@ -49,11 +49,33 @@ class Block(nn.Module):
         return x + self.dropout(self.mlp(self.norm2(x)))
 
 
-class ViT(nn.Module):
-    """Patch embedding, class token, learned positions, pre-norm blocks, final norm, linear head.
+class Encoder(nn.Module):
+    """A classifier of token sequences: class token, learned positions, pre-norm blocks, final norm, linear head.
 
+    A subclass turns its input into tokens, and makes what it does that with before it calls :meth:`encode_with`.
     Layers: ``embed`` and ``blocks.0`` … are token layers (N, 1+L, D), the class token first; ``head``.
     """
+
+    def encode_with(
+        self, length: int, classes: int, dim: int, depth: int, heads: int, expansion: int, dropout: float
+    ) -> None:
+        """Make the layers for ``length`` tokens of width ``dim``."""
+        self.class_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.positions = nn.Parameter(0.02 * torch.randn(1, 1 + length, dim))
+        self.embed = nn.Dropout(dropout)
+        self.blocks = nn.Sequential(*(Block(dim, heads, expansion, dropout) for _ in range(depth)))
+        self.norm = nn.LayerNorm(dim)
+        self.head = nn.Linear(dim, classes)
+
+    def classify(self, tokens: Tensor) -> Tensor:
+        """Tokens (N, L, D) to logits (N, classes)."""
+        tokens = torch.cat([self.class_token.expand(len(tokens), -1, -1), tokens], dim=1) + self.positions
+        out: Tensor = self.head(self.norm(self.blocks(self.embed(tokens)))[:, 0])
+        return out
+
+
+class ViT(Encoder):
+    """Vision Transformer: square patches, embedded linearly, are the tokens."""
 
     def __init__(
         self,
@@ -72,19 +94,11 @@ class ViT(nn.Module):
             raise RobGIBError(f"a patch of {patch} does not divide images of {height}x{width} pixels.")
         self.normalize = Normalize((0.5,) * channels, (0.5,) * channels)
         self.patches = nn.Conv2d(channels, dim, patch, stride=patch)
-        self.class_token = nn.Parameter(torch.zeros(1, 1, dim))
-        self.positions = nn.Parameter(0.02 * torch.randn(1, 1 + (height // patch) * (width // patch), dim))
-        self.embed = nn.Dropout(dropout)
-        self.blocks = nn.Sequential(*(Block(dim, heads, expansion, dropout) for _ in range(depth)))
-        self.norm = nn.LayerNorm(dim)
-        self.head = nn.Linear(dim, classes)
+        self.encode_with((height // patch) * (width // patch), classes, dim, depth, heads, expansion, dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, C, H, W) in [0, 1] to logits (N, classes)."""
-        tokens = self.patches(self.normalize(x)).flatten(2).transpose(1, 2)
-        tokens = torch.cat([self.class_token.expand(len(x), -1, -1), tokens], dim=1) + self.positions
-        out: Tensor = self.head(self.norm(self.blocks(self.embed(tokens)))[:, 0])
-        return out
+        return self.classify(self.patches(self.normalize(x)).flatten(2).transpose(1, 2))
 
 
 @register_architecture("vit")
