@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["AttackContractError", "RobGIBError", "RobGIBWarning", "first_line", "unknown_name"]
+__all__ = ["AttackContractError", "NoGradientError", "RobGIBError", "RobGIBWarning", "first_line", "unknown_name"]
 
 
 class RobGIBError(Exception):
@@ -16,8 +16,15 @@ class AttackContractError(RobGIBError):
     """An attack returned something that no attack may: a wrong shape, a point outside the ball or box."""
 
 
+class NoGradientError(RobGIBError):
+    """A gradient was asked of a model that gives none: its logits do not depend on the image by differentiable steps."""
+
+
 class RobGIBWarning(UserWarning):
-    """A result stands, but with a limit that its reader must know."""
+    """A result stands, but with a limit that its reader must know.
+
+    What an attack warns of while it runs is kept as a note beside its figure.
+    """
 
 
 def first_line(error: Exception) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
@@ -28,9 +28,15 @@ class Attack(ABC):
     whatever batch it comes in. A ``pooled`` attack is given many batches at once, so that survivors fill batches, and
     an :class:`~robgib.attacks.InBatches` as its model, perhaps a faster form of the same function; it takes gradients
     through :func:`ascent_gradient`. Others get the model itself, a batch at a time.
+
+    ``eot`` is the number of draws over which the gradients and logits of a model that answers at random are averaged
+    (expectation over transformation, Athalye et al. 2018); None is 1 for a model that does not, and 20 for one that
+    does. Whoever runs the attack sees to it. What an attack warns of (:class:`~robgib.RobGIBWarning`) while it runs is
+    kept as a note beside its figure.
     """
 
     threat: ThreatModel
+    eot: int | None = field(default=None, kw_only=True)
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
     batch_independent: ClassVar[bool] = True
     pooled: ClassVar[bool] = False
@@ -41,6 +47,8 @@ class Attack(ABC):
                 f"attack {type(self).__name__} is not defined for the norm {self.threat.norm!r}; "
                 f"use {' or '.join(self.norms)}."
             )
+        if self.eot is not None and self.eot < 1:
+            raise RobGIBError(f"{type(self).__name__}'s eot must be at least 1, not {self.eot}.")
 
     @property
     def cost(self) -> int:
