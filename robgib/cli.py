@@ -133,6 +133,13 @@ AllowPickle = Annotated[
         "--allow-pickle", help="Unpickle .pt and .pth files that hold more than weights. [red]They can run any code."
     ),
 ]
+AllowCode = Annotated[
+    bool,
+    typer.Option(
+        "--allow-code",
+        help="Take package.module:factory from recipes and records. [red]It imports and runs code that a file names.",
+    ),
+]
 
 
 def _is_file(name: str) -> bool:
@@ -154,19 +161,22 @@ def _subject(
     loaded: dict[str, Dataset],
     progress: Progress | None,
     allow_pickle: bool,
+    allow_code: bool,
 ) -> _Subject:
     """Load one model, a checkpoint file or a zoo name, with its data."""
     from robgib import zoo
 
     if _is_file(name):
         path = Path(name)
-        model, data = zoo.load_checkpoint(path, arch, data_name, root, seed, allow_pickle=allow_pickle)
+        model, data = zoo.load_checkpoint(
+            path, arch, data_name, root, seed, allow_pickle=allow_pickle, extra=extra, allow_code=allow_code
+        )
         source = {"kind": "checkpoint", "file": path.name, "arch": arch}
         return _Subject(path.stem, model, data, source)
     if name.startswith(_ROBUSTBENCH):
         model, data = zoo.load_robustbench(name.removeprefix(_ROBUSTBENCH), root)
         return _Subject(name.rpartition("/")[2], model, data, {"kind": "robustbench", "name": name})
-    recipe = zoo.find_recipe(name, extra)
+    recipe = zoo.find_recipe(name, extra, allow_code=allow_code)
     data = zoo.data_of(recipe, root, loaded)
     model, record = zoo.load_model(recipe, data, device=device, progress=progress)
     source = {
@@ -201,6 +211,7 @@ def evaluate(
     ] = None,
     data: Annotated[Optional[str], typer.Option(help="Data set of checkpoint files.")] = None,  # noqa: UP045
     allow_pickle: AllowPickle = False,
+    allow_code: AllowCode = False,
     data_root: DataRoot = None,
     samples: Annotated[int | None, typer.Option(min=1, help="Test images to attack. [default: all]")] = None,
     information_samples: Annotated[int, typer.Option(min=20, help="Most images for information estimates.")] = 5000,
@@ -242,7 +253,7 @@ def evaluate(
         if name.startswith(_ROBUSTBENCH):
             continue
         if not _is_file(name):
-            zoo.find_recipe(name, extra)
+            zoo.find_recipe(name, extra, allow_code=allow_code)
         elif not Path(name).is_file():
             raise RobGIBError(f"checkpoint {name!r} does not exist.")
     if precision not in PRECISIONS:
@@ -262,7 +273,9 @@ def evaluate(
     loaded: dict[str, Dataset] = {}
     with _progress(quiet) as progress:
         for name in models:
-            subject = _subject(name, arch, data, data_root, seed, extra, where, loaded, progress, allow_pickle)
+            subject = _subject(
+                name, arch, data, data_root, seed, extra, where, loaded, progress, allow_pickle, allow_code
+            )
             run = evaluation.evaluate(
                 subject.model,
                 subject.data,
@@ -296,7 +309,7 @@ def evaluate(
             _write_study(runs, folder)
         pages.append(study / "report.html")
     _show(runs)
-    out.print(f"\nReport: [bold]{pages[-1]}[/bold]", soft_wrap=True, highlight=False)
+    out.print(f"\nReport: [bold]{escape(str(pages[-1]))}[/bold]", soft_wrap=True, highlight=False)
 
 
 def _write_page(run: Run, folder: Path) -> None:
@@ -323,27 +336,39 @@ def _show(runs: list[Run]) -> None:
     table.add_column("model", no_wrap=True)
     table.add_column("attack", overflow="fold", min_width=12)
     table.add_column("budget", no_wrap=True)
-    for column in ("accuracy", "95% interval", "time"):
+    for column in ("accuracy", "95% interval", "in 8 bits"):
         table.add_column(column, justify="right", no_wrap=True)
     names = display_names(runs)
     for run, name in zip(runs, names, strict=True):
         first = run.robustness.iloc[0]
         interval = f"[{100 * first['clean_low']:.1f}, {100 * first['clean_high']:.1f}]"
-        table.add_row(name, "none", "", f"{100 * first['clean_accuracy']:.1f}%", escape(interval), "")
+        table.add_row(escape(name), "none", "", f"{100 * first['clean_accuracy']:.1f}%", escape(interval), "")
         for r in run.robustness.itertuples():
             if r.attack == "none":
                 continue
             ok = r.status == "ok"
             table.add_row(
                 "",
-                str(r.attack),
+                escape(str(r.attack)),
                 f"{r.norm} {r.eps:.4g}",
                 f"{100 * r.robust_accuracy:.1f}%" if ok else "[red]failed",
                 escape(f"[{100 * r.low:.1f}, {100 * r.high:.1f}]") if ok else "",
-                f"{r.seconds:.1f} s" if r.seconds else "",
+                f"{100 * r.robust_accuracy_8bit:.1f}%" if r.robust_accuracy_8bit == r.robust_accuracy_8bit else "",
             )
         table.add_section()
     out.print(table)
+    for run, name in zip(runs, names, strict=True):
+        for told in run.config.get("reading", ()):
+            out.print(f"[yellow]{escape(name)}[/yellow]: {escape(told)}.", highlight=False)
+        for r in run.robustness.itertuples():
+            if r.undecided and r.seconds:  # not of the worst case of others
+                out.print(
+                    f"[yellow]{escape(f'{name}, {r.attack}')}[/yellow]: {r.undecided} of {r.samples} samples not "
+                    "decided (the model's answer is not finite); none counts as robust.",
+                    highlight=False,
+                )
+            if r.note:
+                out.print(f"[yellow]{escape(f'{name}, {r.attack}')}[/yellow]: {escape(str(r.note))}.", highlight=False)
     for run in runs:
         for r in run.robustness[run.robustness["status"] != "ok"].itertuples():
             err.print(f"[red]{escape(f'{run.name}: {r.reason}')}", highlight=False, soft_wrap=True)
@@ -367,13 +392,13 @@ def _show(runs: list[Run]) -> None:
     for run, name in zip(runs, names, strict=True):
         for estimator, held in run.layers.groupby("estimator", sort=False):
             terms = list(dict.fromkeys(held["term"]))
-            table = Table(title=f"{name}: bits by layer, {estimator} estimator", title_justify="left")
+            table = Table(title=f"{escape(name)}: bits by layer, {estimator} estimator", title_justify="left")
             table.add_column("layer", overflow="fold")
             for term in terms:
                 table.add_column(term, justify="right")
             for layer, g in held.sort_values("depth", kind="stable").groupby("layer", sort=False):
                 by_term = {r.term: r for r in g.itertuples()}
-                table.add_row(str(layer), *(_cell(by_term[t]) for t in terms))
+                table.add_row(escape(str(layer)), *(_cell(by_term[t]) for t in terms))
             out.print(table)
             for note, g in held[held["note"] != ""].groupby("note", sort=False):
                 where = ", ".join(dict.fromkeys(f"{r.term} of {r.layer}" for r in g.itertuples()))
@@ -401,7 +426,7 @@ def report(
     from robgib.store import load_run
 
     written = write_report([load_run(folder) for folder in runs], out_file)
-    out.print(f"Report: [bold]{written}[/bold]", soft_wrap=True, highlight=False)
+    out.print(f"Report: [bold]{escape(str(written))}[/bold]", soft_wrap=True, highlight=False)
 
 
 @app.command()
@@ -423,6 +448,7 @@ def train(
     snapshots: Annotated[
         bool, typer.Option("--snapshots", help="Keep the network of the epochs of --trace-at, for `robgib trace`.")
     ] = False,
+    allow_code: AllowCode = False,
     data_root: DataRoot = None,
     catalogue: Catalogue = None,
     quiet: Quiet = False,
@@ -438,7 +464,7 @@ def train(
 
     where = resolve_device(device)
     extra = list(catalogue or [])
-    recipe = zoo.find_recipe(name, extra).lasting(epochs)
+    recipe = zoo.find_recipe(name, extra, allow_code=allow_code).lasting(epochs)
     last = recipe.training.epochs
     at = log_spaced(last) if trace_at is None else _epochs(trace_at, last)
     if trace_at is not None and not (trace or snapshots):
@@ -478,8 +504,8 @@ def train(
         if tracer:
             written = write_trace(tracer.table, path, name)
     out.print(
-        f"{name}: {100 * record['test_accuracy']:.1f}% test accuracy after {record['epochs']} epochs "
-        f"({record['seconds']:.0f} s)\nCheckpoint: [bold]{path}[/bold]",
+        f"{escape(name)}: {100 * record['test_accuracy']:.1f}% test accuracy after {record['epochs']} epochs "
+        f"({record['seconds']:.0f} s)\nCheckpoint: [bold]{escape(str(path))}[/bold]",
         soft_wrap=True,
         highlight=False,
     )
@@ -490,9 +516,10 @@ def train(
             highlight=False,
         )
     if snapshots:
-        out.print(f"Snapshots: [bold]{path.with_suffix('.epochs')}[/bold]", soft_wrap=True, highlight=False)
+        kept = escape(str(path.with_suffix(".epochs")))
+        out.print(f"Snapshots: [bold]{escape(str(kept))}[/bold]", soft_wrap=True, highlight=False)
     if tracer:
-        out.print(f"Trace: [bold]{written}[/bold]", soft_wrap=True, highlight=False)
+        out.print(f"Trace: [bold]{escape(str(written))}[/bold]", soft_wrap=True, highlight=False)
 
 
 @app.command()
@@ -505,6 +532,7 @@ def trace(
         Optional[Path], typer.Option("--out", help="Page to write, with its .csv. [default: beside the folder]")  # noqa: UP045
     ] = None,
     allow_pickle: AllowPickle = False,
+    allow_code: AllowCode = False,
     device: Device = "auto",
     data_root: DataRoot = None,
     catalogue: Catalogue = None,
@@ -527,7 +555,16 @@ def trace(
     loaded: Dataset | None = None
     with _progress(quiet) as progress:
         for epoch, path in files.items():
-            model, found = zoo.load_checkpoint(path, arch, data, data_root, data=loaded, allow_pickle=allow_pickle)
+            model, found = zoo.load_checkpoint(
+                path,
+                arch,
+                data,
+                data_root,
+                data=loaded,
+                allow_pickle=allow_pickle,
+                extra=extra,
+                allow_code=allow_code,
+            )
             if loaded is None:
                 loaded = found
                 tracer = Tracer(
@@ -541,7 +578,7 @@ def trace(
             tracer(epoch, model.to(where))
     name = page.name.removesuffix(".html").removesuffix(".trace")
     written = write_trace(tracer.table, page.with_name(f"{name}.safetensors"), name)
-    out.print(f"Trace: [bold]{written}[/bold]", soft_wrap=True, highlight=False)
+    out.print(f"Trace: [bold]{escape(str(written))}[/bold]", soft_wrap=True, highlight=False)
 
 
 def _epochs(text: str, last: int) -> tuple[int, ...]:
@@ -623,7 +660,7 @@ def validate_estimators(
         for row in validation_rows(held):
             table.add_row(*(str(row[c]) for c in ("task", "figure", "truth", "bias", "sd", "coverage", "null")))
         out.print(table)
-    out.print(f"\nPage: [bold]{out_folder / 'validation.html'}[/bold]", soft_wrap=True, highlight=False)
+    out.print(f"\nPage: [bold]{escape(str(out_folder / 'validation.html'))}[/bold]", soft_wrap=True, highlight=False)
 
 
 @zoo_app.command("list")
@@ -638,7 +675,8 @@ def zoo_list(
     for column in ("model", "data", "architecture", "description"):
         table.add_column(column, no_wrap=column == "model")
     for recipe in zoo.chosen((), group, list(catalogue or [])):
-        table.add_row(recipe.name, recipe.data, _architecture(recipe), recipe.description)
+        told = (recipe.name, recipe.data, _architecture(recipe), recipe.description)
+        table.add_row(*map(escape, told))
     out.print(table)
 
 
@@ -657,6 +695,7 @@ Group = Annotated[Optional[str], typer.Option(help="All models of a group, such 
 def zoo_train(
     names: Names = None,
     group: Group = None,
+    allow_code: AllowCode = False,
     device: Device = "auto",
     data_root: DataRoot = None,
     catalogue: Catalogue = None,
@@ -667,7 +706,7 @@ def zoo_train(
     from robgib.training import resolve_device
 
     where = resolve_device(device)
-    recipes = zoo.chosen(names or (), group, list(catalogue or []), some=True)
+    recipes = zoo.chosen(names or (), group, list(catalogue or []), some=True, allow_code=allow_code)
     table = Table(title=f"Trained: {len(recipes)}", title_justify="left")
     table.add_column("model", no_wrap=True)
     for column in ("epochs", "time", "training", "test"):
@@ -680,7 +719,8 @@ def zoo_train(
             if progress:
                 progress("models", i + 1, len(recipes), recipe.name)
             shares = [f"{100 * record[key]:.1f}%" if key in record else "" for key in _SHARES]
-            table.add_row(recipe.name, str(record.get("epochs", "")), f"{record.get('seconds', 0):.0f} s", *shares)
+            epochs, seconds = str(record.get("epochs", "")), f"{record.get('seconds', 0):.0f} s"
+            table.add_row(escape(recipe.name), escape(epochs), seconds, *shares)
     out.print(table)
 
 
@@ -696,6 +736,7 @@ def zoo_table(
     out_file: Annotated[
         Optional[Path], typer.Option("--out", help="Markdown file to write, such as zoo/README.md.")  # noqa: UP045
     ] = None,
+    allow_code: AllowCode = False,
     device: Device = "auto",
     data_root: DataRoot = None,
     catalogue: Catalogue = None,
@@ -709,21 +750,21 @@ def zoo_table(
 
     where = resolve_device(device)
     extra = list(catalogue or [])
-    recipes = zoo.chosen(names or (), group, extra, some=True)
+    recipes = zoo.chosen(names or (), group, extra, some=True, allow_code=allow_code)
     make_attack(attack, extra=extra)
     with _progress(quiet) as progress:
         rows = zoo.measure(recipes, attack, samples, root=data_root, device=where, catalogue=extra, progress=progress)
-    shown = Table(title=f"Clean accuracy, and accuracy under {attack}", title_justify="left")
+    shown = Table(title=escape(f"Clean accuracy, and accuracy under {attack}"), title_justify="left")
     columns = ["model", "MB", "clean", "robust", "95% interval", "trained in"]
     for column in columns:
         shown.add_column(column, justify="left" if column == "model" else "right", no_wrap=True)
     for row in rows[columns].itertuples(index=False):
-        shown.add_row(*map(str, row))
+        shown.add_row(*(escape(str(cell)) for cell in row))
     out.print(shown)
     if out_file:
         command = " ".join(["robgib zoo table", *(names or ()), *([f"--group {group}"] if group else [])])
         write_file(out_file, zoo.table_markdown(rows, attack, samples, command).encode())
-        out.print(f"Table: [bold]{out_file}[/bold]", soft_wrap=True, highlight=False)
+        out.print(f"Table: [bold]{escape(str(out_file))}[/bold]", soft_wrap=True, highlight=False)
 
 
 @zoo_app.command("add")
@@ -737,16 +778,34 @@ def zoo_add(
     data: Annotated[Optional[str], typer.Option(help="Its data set. [default: what its record says]")] = None,  # noqa: UP045
     description: Annotated[str, typer.Option(help="A line for the list.")] = "",
     folder: Annotated[Path, typer.Option("--into", help="Folder of the recipe.")] = Path("zoo"),
+    allow_code: AllowCode = False,
     data_root: DataRoot = None,
 ) -> None:
     """Write a recipe for a checkpoint, with its SHA-256 digest, so that it goes by a name."""
     from robgib import zoo
+    from robgib.catalogue import read_yaml
+    from robgib.models import runs_code
 
     recipe, accuracy = zoo.add_recipe(
-        file, name, folder, arch=arch, data_name=data, root=data_root, description=description
+        file,
+        name,
+        folder,
+        arch=arch,
+        data_name=data,
+        root=data_root,
+        description=description,
+        allow_code=allow_code,
     )
-    out.print(f"{name}: {100 * accuracy:.1f}% test accuracy\nRecipe: [bold]{recipe}[/bold]", highlight=False)
-    out.print(f"[dim]robgib evaluate {name} --catalogue {folder}", highlight=False, soft_wrap=True)
+    place = escape(str(recipe))
+    out.print(f"{name}: {100 * accuracy:.1f}% test accuracy\nRecipe: [bold]{place}[/bold]", highlight=False)
+    named = (read_yaml(recipe).get("architecture") or {}).get("name", "")
+    code = " --allow-code" if runs_code(named) else ""
+    if code:
+        out.print(
+            f"The recipe names {escape(named)}, whose code runs when it is loaded: that needs --allow-code.",
+            highlight=False,
+        )
+    out.print(f"[dim]robgib evaluate {name} --catalogue {escape(str(folder))}{code}", highlight=False, soft_wrap=True)
 
 
 @zoo_app.command("show")
@@ -757,18 +816,18 @@ def zoo_show(name: Annotated[str, typer.Argument(help="Zoo name.")], catalogue: 
     from robgib import zoo
     from robgib.data import cache_folder
 
-    recipe = zoo.find_recipe(name, list(catalogue or []))
+    recipe = zoo.find_recipe(name, list(catalogue or []), allow_code=True)  # it is shown, not built
     out.print(
-        yaml.safe_dump(recipe.model_dump(), sort_keys=False, default_flow_style=None).rstrip(),
+        escape(yaml.safe_dump(recipe.model_dump(), sort_keys=False, default_flow_style=None).rstrip()),
         highlight=False,
     )
     out.print(f"digest: {recipe.digest}", highlight=False, soft_wrap=True)
     if recipe.checkpoint:
-        out.print(f"checkpoint: {zoo.stored_checkpoint(recipe)}", highlight=False, soft_wrap=True)
+        out.print(f"checkpoint: {escape(str(zoo.stored_checkpoint(recipe)))}", highlight=False, soft_wrap=True)
         return
     held = sorted((cache_folder() / "zoo").glob(f"{name}-{recipe.digest[:8]}-*.safetensors"))
     for path in held:
-        out.print(f"checkpoint: {path}", highlight=False, soft_wrap=True)
+        out.print(f"checkpoint: {escape(str(path))}", highlight=False, soft_wrap=True)
     if not held:
         out.print("checkpoint: none in the cache; trained on first use", highlight=False)
 
@@ -777,6 +836,7 @@ def zoo_show(name: Annotated[str, typer.Argument(help="Zoo name.")], catalogue: 
 def zoo_layers(
     name: Annotated[str, typer.Argument(help="Zoo name, or an architecture such as resnet or torchvision:resnet18.")],
     shape: Annotated[str, typer.Option(help="Image shape for an architecture, as C,H,W.")] = "3,32,32",
+    allow_code: AllowCode = False,
     data_root: DataRoot = None,
     catalogue: Catalogue = None,
 ) -> None:
@@ -797,7 +857,7 @@ def zoo_layers(
             raise RobGIBError(f"--shape must be three numbers such as 3,32,32, not {shape!r}.")
         model = build(name, size, 10)
     else:
-        recipe = zoo.find_recipe(name, list(catalogue or []))
+        recipe = zoo.find_recipe(name, list(catalogue or []), allow_code=allow_code)
         data = load_data(recipe.data, data_root)
         size = data.shape
         model = zoo.load_model(recipe, data)[0] if recipe.checkpoint else recipe.untrained(data)
@@ -812,7 +872,8 @@ def zoo_layers(
         table.add_column(column)
     for layer, found in shapes.items():
         marked = "*" if layer in chosen else ""
-        table.add_row(layer, "" if layer == LOGITS else kinds[layer], " × ".join(map(str, found)), marked)
+        kind = "" if layer == LOGITS else kinds[layer]
+        table.add_row(escape(layer), escape(kind), " × ".join(map(str, found)), marked)
     out.print(table)
 
 
@@ -830,7 +891,7 @@ def attacks_list(catalogue: Catalogue = None) -> None:
     for entry in attack_catalogue(list(catalogue or [])).values():
         parameters = ", ".join(f"{k}={v}" for k, v in entry.parameters.items())
         norms = entry.norm or " or ".join(entry.attack.norms)
-        table.add_row(entry.name, norms, parameters, entry.description)
+        table.add_row(*map(escape, (entry.name, norms, parameters, entry.description)))
     out.print(table)
 
 
@@ -844,8 +905,9 @@ def attacks_new(
 
     attack, test = new_attack(name, folder)
     out.print(f"{attack}\n{test}", highlight=False, soft_wrap=True)
-    out.print(f"[dim]robgib attacks check {name} --catalogue {folder}", highlight=False, soft_wrap=True)
-    out.print(f"[dim]robgib evaluate digits-cnn --attack {name}:eps=0.1 --catalogue {folder}", highlight=False)
+    shown = escape(str(folder))
+    out.print(f"[dim]robgib attacks check {name} --catalogue {shown}", highlight=False, soft_wrap=True)
+    out.print(f"[dim]robgib evaluate digits-cnn --attack {name}:eps=0.1 --catalogue {shown}", highlight=False)
 
 
 @attacks_app.command("check")
@@ -860,7 +922,7 @@ def attacks_check(
     for column in ("clause", "", "seen"):
         table.add_column(column)
     for check in checks:
-        table.add_row(check.name, "[green]ok" if check.passed else "[red]broken", check.detail)
+        table.add_row(check.name, "[green]ok" if check.passed else "[red]broken", escape(check.detail))
     out.print(table)
     if not all(check.passed for check in checks):
         raise typer.Exit(1)
@@ -875,7 +937,7 @@ def estimators_list(catalogue: Catalogue = None) -> None:
     for column in ("estimator", "bound", "description"):
         table.add_column(column, no_wrap=column == "estimator")
     for name, kind in estimator_classes(list(catalogue or [])).items():
-        table.add_row(name, kind.bound, kind.summary)
+        table.add_row(*map(escape, (name, kind.bound, kind.summary)))
     out.print(table)
 
 

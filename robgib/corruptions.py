@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robgib.attacks import predict
+from robgib.attacks import Prepared, answers
 from robgib.attacks.threat import SampleRNG
 from robgib.errors import RobGIBError, unknown_name
 from robgib.statistics import clopper_pearson
@@ -97,7 +97,7 @@ def _jpeg(x: Tensor, quality: int) -> Tensor:
 
 
 def corruption_accuracy(
-    model: nn.Module,
+    model: nn.Module | Prepared,
     x: Tensor,
     y: Tensor,
     *,
@@ -109,7 +109,7 @@ def corruption_accuracy(
     """Accuracy at each corruption and severity, with 95% Clopper–Pearson intervals.
 
     Args:
-        model: classifier on ``device``.
+        model: classifier on ``device``, or what :func:`~robgib.attacks.prepare` made of it.
         x: images (N, C, H, W) in [0, 1].
         y: labels (N,).
         seed: of the noise.
@@ -124,12 +124,14 @@ def corruption_accuracy(
     rows = []
     for name in names:
         for severity in range(1, 6):
-            right = 0
+            shares = 0.0
             for start in range(0, len(x), 1024):
                 part, index = x[start : start + 1024], range(start, min(start + 1024, len(x)))
                 changed = corrupt(part, name, severity, SampleRNG(seed, index))
-                told = predict(model, changed, batch_size=batch_size, device=device)
-                right += int((told == y[start : start + 1024].numpy()).sum())
+                labels = y[start : start + 1024]
+                told = answers(model, changed, labels, batch_size=batch_size, seed=seed, device=device)
+                shares += float(told.right.sum())
+            right = int(shares) if shares.is_integer() else shares
             low, high = clopper_pearson(right, len(x))
             rows.append((name, severity, right, len(x), right / len(x), low, high))
             if progress:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import math
 import os
 import struct
 import zipfile
@@ -11,21 +12,34 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import platformdirs
 import torch
 from torch import Tensor
 
-from robgib.errors import RobGIBError, unknown_name
+from robgib.errors import RobGIBError, first_line, unknown_name
 from robgib.store import write_whole
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+    from PIL.Image import Image
 
 __all__ = ["DATASETS", "Dataset", "Split", "cache_folder", "check_data", "load_data", "read_idx"]
 
 
+_ROUNDING = 1e-6
+"""How far outside [0, 1] an image may lie: what float32 leaves when a normalisation is taken back."""
+
+
 @dataclass(frozen=True)
 class Split:
-    """Images ``x``: float32 (N, C, H, W) in [0, 1]; labels ``y``: int64 (N,)."""
+    """Images ``x``: float32 (N, C, H, W) in [0, 1]; labels ``y``: int64 (N,).
+
+    Images outside [0, 1] by no more than 1e-6, as rounding leaves them, are clamped to it; labels of any integer kind,
+    or booleans (0 and 1), become int64.
+    """
 
     x: Tensor
     y: Tensor
@@ -36,16 +50,24 @@ class Split:
             raise RobGIBError(
                 f"data must be images (N, C, H, W) with labels (N,), not {tuple(x.shape)} with {tuple(y.shape)}."
             )
-        if not x.is_floating_point() or y.is_floating_point():
+        if not x.is_floating_point() or y.is_floating_point() or y.is_complex():
             raise RobGIBError(
                 f"images must be floating point and labels integers, not {x.dtype} and {y.dtype}; "
                 "divide 8-bit images by 255."
             )
-        if len(x) and not (bool(torch.isfinite(x).all()) and float(x.min()) >= 0 and float(x.max()) <= 1):
-            raise RobGIBError(
-                f"images must be finite and lie in [0, 1], not in [{float(x.min()):g}, {float(x.max()):g}]; "
-                "put the normalisation inside the model."
-            )
+        if x.numel():
+            low, high = float(x.min()), float(x.max())
+            if not (math.isfinite(low) and math.isfinite(high) and low >= -_ROUNDING and high <= 1 + _ROUNDING):
+                # As many digits as show what is wrong: 1.00001 is not "1".
+                raise RobGIBError(
+                    f"images must be finite and lie in [0, 1], not in [{low:.8g}, {high:.8g}]; "
+                    "put the normalisation inside the model."
+                )
+            if low < 0 or high > 1:
+                object.__setattr__(self, "x", x.clamp(0, 1))
+        if y.dtype != torch.int64:
+            y = y.long()
+            object.__setattr__(self, "y", y)
         if len(y) and int(y.min()) < 0:
             raise RobGIBError(f"labels must be class numbers from 0, not {int(y.min())}.")
 
@@ -85,14 +107,35 @@ class Dataset:
         return sha.hexdigest()
 
     @staticmethod
-    def from_arrays(x: Tensor, y: Tensor, name: str = "arrays") -> Dataset:
-        """Wrap your own images and labels as a test set."""
-        x, y = torch.as_tensor(x), torch.as_tensor(y)
-        if len(x) == 0:
+    def from_arrays(x: ArrayLike | Tensor, y: ArrayLike | Tensor, name: str = "arrays") -> Dataset:
+        """Wrap your own images and labels as a test set.
+
+        Args:
+            x: images (N, C, H, W), floating point in [0, 1]: a tensor, an array or nested lists.
+            y: labels (N,), class numbers from 0 of any integer kind, or booleans for 0 and 1.
+            name: of the data.
+
+        Raises:
+            RobGIBError: they hold no samples, do not fit each other, or are of another kind or range.
+        """
+        images, labels = _as_tensor(x, "images"), _as_tensor(y, "labels")
+        if images.ndim == 0 or len(images) == 0:
             raise RobGIBError("the data hold no samples; give at least one image with its label.")
-        test = Split(x.float() if x.is_floating_point() else x, y if y.is_floating_point() else y.long())
+        test = Split(images.float() if images.is_floating_point() else images, labels)
         none = Split(test.x[:0], test.y[:0])
-        return Dataset(name, none, none, test, tuple(str(i) for i in range(int(y.max()) + 1)))
+        return Dataset(name, none, none, test, tuple(str(i) for i in range(int(test.y.max()) + 1)))
+
+
+def _as_tensor(value: ArrayLike | Tensor, what: str) -> Tensor:
+    """Turn an array, a tensor or lists into a tensor without gradient."""
+    if isinstance(value, Tensor):
+        return value.detach()
+    try:
+        array = np.asarray(value)
+        # In memory as torch takes it: in order, and in the machine's order of bytes.
+        return torch.as_tensor(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("=")))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise RobGIBError(f"{what} must be an array of numbers: {first_line(error)}.") from error
 
 
 def cache_folder() -> Path:
@@ -312,7 +355,8 @@ def _npz(path: Path, seed: int) -> Dataset:
         )
     pairs = [(held[a], held[b]) for a, b in (names, ("x_train", "y_train")) if a in held and b in held]
     for x, y in pairs:
-        if y.ndim != 1 or len(x) != len(y) or not np.issubdtype(y.dtype, np.integer) or not len(y):
+        whole = np.issubdtype(y.dtype, np.integer) or y.dtype == np.bool_
+        if y.ndim != 1 or x.ndim == 0 or len(x) != len(y) or not whole or not len(y):
             raise RobGIBError(f"{path}: labels must be integers, one an image, not {y.dtype} {y.shape} for {len(x)}.")
         if y.min() < 0:
             raise RobGIBError(f"{path}: labels must be class numbers from 0, not {y.min()}.")
@@ -322,7 +366,11 @@ def _npz(path: Path, seed: int) -> Dataset:
 
 
 def _folder(path: Path, seed: int) -> Dataset:
-    """Pictures in folders named for their classes: below ``train`` and ``test``, or all for testing."""
+    """Pictures in folders named for their classes: below ``train`` and ``test``, or all for testing.
+
+    8-bit pictures, 1-bit ones and those with a palette, 16-bit greys (of which 65535 is 1) and floats in [0, 1] are
+    taken for what they are; what has no one meaning, such as transparency, is refused.
+    """
     split = (path / "test").is_dir()
     parts = [path / "test", path / "train"] if split else [path]
     read = [_pictures(part) for part in parts if part.is_dir()]
@@ -345,10 +393,10 @@ def _pictures(folder: Path) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     pictures, first = [], None
     for name, _ in listed.samples:
         try:
-            with Image.open(name) as picture:
-                pixels = np.asarray(picture if picture.mode == "L" else picture.convert("RGB"))
-        except OSError as error:
-            raise RobGIBError(f"{name} is not a readable picture: {error}.") from error
+            with Image.open(name, formats=_FORMATS) as picture:
+                pixels = _pixels(picture, name)
+        except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+            raise RobGIBError(f"{name} is not a readable picture: {first_line(error)}.") from error
         if first is not None and pixels.shape != first.shape:
             raise RobGIBError(
                 f"{name} is {pixels.shape} and {listed.samples[0][0]} is {first.shape}; bring all pictures to one size "
@@ -356,7 +404,49 @@ def _pictures(folder: Path) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
             )
         first = pixels if first is None else first
         pictures.append(pixels)
+    if any(p.dtype != np.uint8 for p in pictures):  # of several depths: all in [0, 1]
+        pictures = [p.astype(np.float32) / 255 if p.dtype == np.uint8 else p for p in pictures]
     return np.stack(pictures), np.array(listed.targets), tuple(listed.classes)
+
+
+_FORMATS = ("PNG", "JPEG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
+"""Kinds of pictures that are read: Pillow goes by content, and knows some that run a program of their own."""
+
+
+def _pixels(picture: Image, name: str) -> np.ndarray:
+    """Pixels (H, W) of a grey picture or (H, W, 3) of a coloured one: bytes, or float32 in [0, 1].
+
+    Raises:
+        RobGIBError: what the picture's numbers mean as brightness cannot be told.
+    """
+    mode, kind = picture.mode, picture.format
+    tags = getattr(picture, "tag_v2", {})
+    if mode.startswith(("I", "F")):
+        # Pillow gives a TIFF's numbers as they lie, whatever their depth and whether 0 is black.
+        depth = tags.get(258, (16,)) if mode.startswith("I") else (32,)
+        told = tags.get(262, 1) == 1 and "transparency" not in picture.info
+        plain = told and tuple(np.atleast_1d(depth)) in ((16,), (32,))
+        numbers = np.asarray(picture)
+        sixteen = mode.startswith("I;16") or (mode == "I" and kind in ("PNG", "PPM"))
+        if plain and sixteen and numbers.min() >= 0 and numbers.max() <= 65535:
+            return (numbers / np.float32(65535)).astype(np.float32)
+        if plain and mode == "F" and numbers.min() >= 0 and numbers.max() <= 1:
+            return numbers.astype(np.float32)
+        raise RobGIBError(
+            f"{name} holds numbers from {numbers.min():g} to {numbers.max():g} (mode {mode}), of which it is not told "
+            "which is white; save it with 8 or 16 bits, or as floats in [0, 1]."
+        )
+    if mode in ("LA", "RGBA", "PA", "La", "RGBa") or "transparency" in picture.info:
+        alpha = np.asarray(picture.convert("RGBA"))[..., 3]
+        if alpha.min() < 255:
+            raise RobGIBError(
+                f"{name} has transparent pixels, whose colour depends on what lies behind; lay it on a background."
+            )
+    if mode in ("1", "L", "LA", "La"):
+        return np.asarray(picture.convert("L"))
+    if mode in ("RGB", "RGBA", "RGBa", "RGBX", "P", "PA", "CMYK", "YCbCr"):
+        return np.asarray(picture.convert("RGB"))
+    raise RobGIBError(f"{name} is of mode {mode}, whose colours cannot be told; save it as RGB or grey.")
 
 
 def _function(name: str, seed: int) -> Dataset:

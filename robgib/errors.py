@@ -17,7 +17,7 @@ class AttackContractError(RobGIBError):
 
 
 class NoGradientError(RobGIBError):
-    """A gradient was asked of a model that gives none: its logits do not depend on the image by differentiable steps."""
+    """A gradient was asked of a model that gives none: no differentiable way leads from the image to its logits."""
 
 
 class RobGIBWarning(UserWarning):

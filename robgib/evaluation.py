@@ -16,21 +16,24 @@ import torch
 from torch import Tensor, nn
 
 from robgib.attacks import (
+    Answers,
     Attack,
     Outcome,
     Passes,
     Prepared,
-    ThreatModel,
     accuracy_curve,
+    answers,
     attack_samples,
+    check_decided,
     failure_signs,
     make_attack,
     predict,
     prepare,
+    weaker_than_reference,
 )
 from robgib.corruptions import corruption_accuracy
 from robgib.data import Dataset, load_data
-from robgib.errors import RobGIBError, RobGIBWarning
+from robgib.errors import NoGradientError, RobGIBError, RobGIBWarning, first_line
 from robgib.information import (
     Decomposition,
     Estimate,
@@ -45,6 +48,7 @@ from robgib.information import (
 )
 from robgib.information.features import Features
 from robgib.information.measures import gib_objective, ib_objective, pmi_weights
+from robgib.models.inference import as_module
 from robgib.statistics import clopper_pearson
 from robgib.store import CORRUPTION_COLUMNS, SIGN_COLUMNS, Run, environment
 from robgib.training import Progress, resolve_device
@@ -62,7 +66,7 @@ _PICTURES = 6
 
 
 def evaluate(
-    model: nn.Module,
+    model: object,
     data: str | Dataset | tuple[Tensor, Tensor],
     *,
     attacks: Sequence[str | Attack] | Mapping[str, Attack] = DEFAULT_ATTACKS,
@@ -93,8 +97,9 @@ def evaluate(
     """Measure a classifier's adversarial robustness, and the information in its layers.
 
     Args:
-        model: maps images (N, C, H, W) in [0, 1] to logits (N, classes). Its modes, parameters and device are
-            left as they were.
+        model: maps images (N, C, H, W) in [0, 1] to logits (N, classes): a module, an exported program or any function.
+            Its modes, parameters and device are left as they were. Where its output is something else (a dictionary,
+            probabilities, one logit, half precision …) it is read as logits, and ``config["reading"]`` says how.
         data: name of a data set, a :class:`~robgib.data.Dataset`, or ``(images, labels)``. Attacks take the
             test images. Information is estimated on test images too; codes and components are fitted on
             training images, or, where the data have none, on every second test image (the rest is estimated on).
@@ -133,8 +138,7 @@ def evaluate(
     Raises:
         RobGIBError: input that cannot be used; the message says what and how to mend it.
     """
-    if not isinstance(model, nn.Module):
-        raise RobGIBError(f"the model must be a torch.nn.Module, not {type(model).__name__}.")
+    net = as_module(model)
     where = resolve_device(device)
     dataset = _dataset(data, data_root, seed)
     for what, value in (
@@ -161,25 +165,39 @@ def evaluate(
     if len({e.name for e in makers}) < len(makers):
         raise RobGIBError("an estimator is given twice; name each one once.")
 
-    home = next(iter(model.parameters()), torch.zeros(())).device
-    model.to(where)
+    for label, attack in named_attacks.items():
+        try:
+            attack.threat.check(int(np.prod(dataset.shape)))
+        except RobGIBError as error:
+            raise RobGIBError(f"attack {label!r}: {error}") from error
+
+    home = next(iter(net.parameters()), torch.zeros(())).device
+    net.to(where)
     try:
         count = len(dataset.test) if samples is None else min(samples, len(dataset.test))
         x, y = dataset.test.x[:count], dataset.test.y[:count]
         parts = _split_information(dataset, information_samples, seed)
-        clean = predict(model, x, classes=len(dataset.classes), batch_size=batch_size or 64, device=where)
-        prepared = prepare(model, x, batch_size=batch_size, precision=precision, device=where)
+        prepared = prepare(
+            net, x, classes=len(dataset.classes), batch_size=batch_size, precision=precision, device=where
+        )
+        clean = answers(prepared, x, y, classes=len(dataset.classes), seed=seed, device=where)
+        check_decided(clean)
         batch_size = prepared.batch_size
-        chosen = tuple(dict.fromkeys(layers)) if layers else default_layers(model, x[:2].to(where))
+        chosen = tuple(dict.fromkeys(layers)) if layers else default_layers(prepared.model, x[:2].to(where))
         activations: list[dict[str, Any]] = []
+        undecided = 0
+        if makers and (clean.prediction < 0).any():
+            decided = [predict(prepared, part[0], batch_size=batch_size, device=where) >= 0 for part in parts]
+            undecided = int((~decided[0]).sum())
+            parts = tuple((part[0][keep], part[1][keep]) for part, keep in zip(parts, decided, strict=True))  # type: ignore[assignment]
         if makers:
             for part in parts:
                 activations.append(
-                    capture(model, part[0], chosen, batch_size=batch_size, device=where, progress=progress)
+                    capture(prepared.model, part[0], chosen, batch_size=batch_size, device=where, progress=progress)
                 )
         config = {
             "source": dict(source or {"kind": "python"}),
-            "weights": _weights_digest(model),
+            "weights": _weights_digest(net),
             "data": {"name": dataset.name, "digest": dataset.digest, "classes": list(dataset.classes)},
             "samples": count,
             "attacks": {label: _describe(a) for label, a in named_attacks.items()},
@@ -200,22 +218,30 @@ def evaluate(
             "precision": precision,
             "seed": seed,
         }
-        tables = _attack_all(prepared, x, y, clean, named_attacks, cascade, curve, seed, where, progress)
+        reading = _reading(prepared)
+        if undecided:
+            reading.append(f"it has no answer to {undecided} of the images for information estimates: left out")
+        if reading:
+            config["reading"] = reading
+        tables, left = _attack_all(prepared, x, y, clean, named_attacks, cascade, curve, seed, where, progress)
         if corruptions and x.ndim == 4:
             tables["corruptions"] = corruption_accuracy(
-                model, x, y, seed=seed, batch_size=batch_size, device=where, progress=progress
+                prepared, x, y, seed=seed, batch_size=batch_size, device=where, progress=progress
             )
         else:
             tables["corruptions"] = pd.DataFrame(columns=CORRUPTION_COLUMNS)
-        seen = _signs(model, x, y, clean, named_attacks, seed, where, progress) if signs else []
+        seen: list[dict[str, Any]] = []
+        if signs:
+            seen, beside = _signs(prepared, x, y, clean, named_attacks, left, seed, where, progress)
+            _note(tables["robustness"], beside)
         layer_rows: list[dict[str, Any]] = []
         feature_rows: list[dict[str, Any]] = []
         if makers:
             inputs = group_inputs(features, parts[0][0].numpy(), parts[1][0].numpy(), feature_dims)
             weights = None
             if pmi:
-                answers = predict(model, parts[0][0], batch_size=batch_size, device=where)
-                weights = pmi_weights(answers, parts[0][1].numpy())
+                said = predict(prepared, parts[0][0], batch_size=batch_size, device=where)
+                weights = pmi_weights(said, parts[0][1].numpy())
             total = len(makers) * len(chosen)
             for number, (estimator, layer) in enumerate((e, n) for e in makers for n in chosen):
                 if progress:
@@ -239,7 +265,7 @@ def evaluate(
             if progress:
                 progress("estimating information", total, total)
     finally:
-        model.to(home)
+        net.to(home)
     return Run(
         name=name,
         config=config,
@@ -308,10 +334,30 @@ def _split_information(data: Dataset, limit: int, seed: int) -> tuple[tuple[Tens
 
 def _weights_digest(model: nn.Module) -> str:
     sha = hashlib.sha256()
-    for key, tensor in sorted(model.state_dict().items()):
-        sha.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+
+    def take(key: str, value: object) -> None:
+        if isinstance(value, Tensor):
+            plain = value.detach().cpu()
+            plain = plain.dequantize() if plain.is_quantized else plain
+            sha.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+            sha.update(plain.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        elif isinstance(value, tuple | list):  # packed weights of quantised modules
+            for number, part in enumerate(value):
+                take(f"{key}.{number}", part)
+        else:
+            sha.update(f"{key} {value!r}".encode())
+
+    for key, value in sorted(model.state_dict().items()):
+        take(key, value)
     return sha.hexdigest()
+
+
+def _reading(model: Prepared) -> list[str]:
+    """How the model is called and judged, where that is out of the ordinary; a sentence each."""
+    told = list(model.notes)
+    if model.random:
+        told.append(f"it answers at random: accuracies are means over {model.draws} draws a sample")
+    return told
 
 
 def _describe(thing: Attack | Estimator) -> dict[str, Any]:
@@ -333,20 +379,22 @@ def _attack_all(
     model: Prepared,
     x: Tensor,
     y: Tensor,
-    clean: np.ndarray,
+    clean: Answers,
     attacks: Mapping[str, Attack],
     cascade: bool,
     curve: bool,
     seed: int,
     device: torch.device,
     progress: Progress | None,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The tables of all attacks, and by attack the shares (N,) of right answers that it left."""
     truth, count = y.numpy(), len(y)
-    right = clean == truth
     summary, outcome_tables, curves = [], [], []
     pictures: dict[str, np.ndarray] = {}
-    standing: dict[tuple[str, float], list[np.ndarray]] = {}
+    standing: dict[tuple[str, float], list[Outcome]] = {}
     before: dict[tuple[str, float], Outcome] = {}
+    left: dict[str, np.ndarray] = {}
+    failures: list[Exception] = []
     order = list(attacks.items())
     if cascade:
         threats = list(dict.fromkeys(a.threat for _, a in order))
@@ -366,37 +414,41 @@ def _attack_all(
         ) -> _Attacked:
             began = time.perf_counter()
             found = attack_samples(
-                model, x, y, attack, label=label, clean=known.prediction if known else clean, seed=seed,
-                device=device, pictures=_PICTURES, progress=progress,
+                model, x, y, attack, label=label, clean=Answers(known.prediction, known.right) if known else clean,
+                seed=seed, device=device, pictures=_PICTURES, progress=progress,
             )  # fmt: skip
             if known:
-                found = _after(known, found, truth)
+                found = _after(known, found)
             seconds = time.perf_counter() - began
             if not curved:
                 return found, [], found.distance, seconds
             points, distance = accuracy_curve(
-                model, x, y, attack, found, label=label, clean=clean, seed=seed, device=device, progress=progress
-            )
+                model, x, y, attack, found, label=label, clean=clean, seed=seed, device=device, progress=progress,
+                attacked=known.right > 0 if known else None,
+            )  # fmt: skip
             return found, points, distance, seconds
 
-        attacked, reason = _guarded(run, label)
-        if attacked is None:
-            summary.append(_summary(base, right, np.zeros(count, bool), 0.0, reason))
+        attacked = _guarded(run, label)
+        if isinstance(attacked, Exception):
+            summary.append(_summary(base, clean, None, 0.0, str(attacked)))
+            failures.append(attacked)
             continue
         outcome, points, nearest, seconds = attacked
         before[budget] = outcome
-        robust = right & (outcome.prediction == truth)
-        summary.append(_summary(base, right, robust, seconds, "", outcome.passes, nearest))
-        standing.setdefault(budget, []).append(robust)
+        left[label] = outcome.right
+        summary.append(_summary(base, clean, outcome, seconds, "", nearest))
+        standing.setdefault(budget, []).append(outcome)
         outcome_tables.append(
             pd.DataFrame(
                 {
                     "index": np.arange(count),
                     "label": truth,
                     **base,
-                    "clean_prediction": clean,
+                    "clean_prediction": clean.prediction,
                     "adversarial_prediction": outcome.prediction,
-                    "robust": robust,
+                    "robust": (clean.right > 0) & (outcome.prediction == truth),
+                    "right": outcome.right,
+                    "right_8bit": outcome.right_8bit,
                     "linf": outcome.linf,
                     "l2": outcome.l2,
                     "distance": nearest,
@@ -423,23 +475,34 @@ def _attack_all(
             pictures[f"{number}/clean"] = x[rows].numpy()
             pictures[f"{number}/adversarial"] = np.stack([outcome.pictures[r] for r in rows])
             pictures[f"{number}/labels"] = truth[rows]
-            pictures[f"{number}/clean_prediction"] = clean[rows]
+            pictures[f"{number}/clean_prediction"] = clean.prediction[rows]
             pictures[f"{number}/adversarial_prediction"] = outcome.prediction[rows]
-    if attacks and not outcome_tables:
+    # Without gradients nothing is found out about robustness, but the signs say why, and what to do.
+    if attacks and not outcome_tables and not all(isinstance(f, NoGradientError) for f in failures):
         raise RobGIBError(f"every attack failed; the first: {summary[0]['reason']}")
-    for (norm, eps), masks in standing.items():
-        if len(masks) > 1 and not cascade:
-            base = {"attack": f"worst of {len(masks)}", "norm": norm, "eps": eps}
-            summary.append(_summary(base, right, np.logical_and.reduce(masks), 0.0, ""))
+    for (norm, eps), outcomes in standing.items():
+        if len(outcomes) > 1 and not cascade:
+            base = {"attack": f"worst of {len(outcomes)}", "norm": norm, "eps": eps}
+            worst = dataclasses.replace(
+                outcomes[0],
+                prediction=_worst_answer(outcomes),
+                right=np.minimum.reduce([o.right for o in outcomes]),
+                right_8bit=np.minimum.reduce([o.right_8bit for o in outcomes]),
+                passes=Passes(),
+                notes=(),
+            )
+            summary.append(_summary(base, clean, worst, 0.0, ""))
     columns = ["attack", "norm", "eps", "samples", "correct", "robust", "clean_accuracy", "clean_low", "clean_high",
-               "robust_accuracy", "low", "high", "seconds", "forward", "backward", "median_distance", "status",
-               "reason"]  # fmt: skip
+               "robust_accuracy", "low", "high", "robust_accuracy_8bit", "undecided", "seconds", "forward", "backward",
+               "median_distance", "status", "reason", "note"]  # fmt: skip
     if not summary:  # no attacks: the clean accuracy still stands
-        summary = [_summary({"attack": "none", "norm": "", "eps": 0.0}, right, right, 0.0, "")]
+        nowhere = np.zeros(count)
+        unharmed = Outcome(clean.prediction, clean.right, clean.right, nowhere, nowhere, nowhere, {}, Passes())
+        summary = [_summary({"attack": "none", "norm": "", "eps": 0.0}, clean, unharmed, 0.0, "")]
     outcome_columns = ["index", "label", "attack", "norm", "eps", "clean_prediction", "adversarial_prediction",
-                       "robust", "linf", "l2", "distance"]  # fmt: skip
+                       "robust", "right", "right_8bit", "linf", "l2", "distance"]  # fmt: skip
     curve_columns = ["attack", "norm", "eps", "at", "right", "samples", "accuracy", "low", "high"]
-    return {
+    tables = {
         "robustness": pd.DataFrame(summary, columns=columns),
         "outcomes": pd.concat(outcome_tables, ignore_index=True)
         if outcome_tables
@@ -447,94 +510,141 @@ def _attack_all(
         "curve": pd.DataFrame(curves, columns=curve_columns),
         "pictures": pictures,
     }
+    return tables, left
 
 
-def _after(before: Outcome, found: Outcome, truth: np.ndarray) -> Outcome:
-    """What two attacks of a cascade did together: samples that fell to the first keep what it found."""
-    fell = before.prediction != truth
+def _after(before: Outcome, found: Outcome) -> Outcome:
+    """What two attacks of a cascade did together: samples that the first did more to keep what it found."""
+    first = (before.right == 0) | (before.right < found.right)
 
     def kept(one: np.ndarray, two: np.ndarray) -> np.ndarray:
-        return np.where(fell, one, two)
+        return np.where(first, one, two)
 
+    fields = ("prediction", "right", "right_8bit", "linf", "l2")
     return dataclasses.replace(
         found,
-        linf=kept(before.linf, found.linf),
-        l2=kept(before.l2, found.l2),
-        distance=np.where(fell, before.distance, np.minimum(before.distance, found.distance)),
+        **{name: kept(getattr(before, name), getattr(found, name)) for name in fields},  # type: ignore[arg-type]
+        distance=np.where(before.right == 0, before.distance, np.minimum(before.distance, found.distance)),
+        notes=tuple(dict.fromkeys((*before.notes, *found.notes))),
     )
 
 
+def _worst_answer(outcomes: Sequence[Outcome]) -> np.ndarray:
+    """For each sample the prediction (N,) of the attack that left the smallest share of right answers."""
+    which = np.stack([o.right for o in outcomes]).argmin(0)
+    return np.stack([o.prediction for o in outcomes])[which, np.arange(len(which))]
+
+
 def _signs(
-    model: nn.Module,
+    model: Prepared,
     x: Tensor,
     y: Tensor,
-    clean: np.ndarray,
+    clean: Answers,
     attacks: Mapping[str, Attack],
+    left: Mapping[str, np.ndarray],
     seed: int,
     device: torch.device,
     progress: Progress | None,
-) -> list[dict[str, Any]]:
-    """Checks for failed attacks, once a norm, at the largest eps of its attacks."""
-    right = torch.from_numpy(clean == y.numpy())
-    threats: dict[str, ThreatModel] = {}
-    for attack in attacks.values():
-        known = threats.get(attack.threat.norm)
-        if known is None or attack.threat.eps > known.eps:
-            threats[attack.threat.norm] = attack.threat
-    rows = []
-    for threat in threats.values():
-        found = failure_signs(model, x[right], y[right], threat, seed=seed, device=device, progress=progress)
-        rows += [{"norm": threat.norm, "eps": threat.eps, **dataclasses.asdict(sign)} for sign in found]
-    return rows
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Checks for failed attacks, once a norm, at the largest eps of its attacks; and notes on attacks by name.
+
+    At other eps an attack is only held against the checks' own. What goes wrong in a check takes nothing from the rest.
+    """
+    right = clean.right >= 0.5
+    threats = {(a.threat.norm, a.threat.eps): a.threat for a in attacks.values()}
+    widest = {norm: max(eps for n, eps in threats if n == norm) for norm, _ in threats}
+    rows: list[dict[str, Any]] = []
+    beside: dict[str, str] = {}
+    for (norm, eps), threat in threats.items():
+        here = {n: (attacks[n], left[n][right]) for n in left if attacks[n].threat == threat}
+        try:
+            if eps == widest[norm]:
+                found = failure_signs(
+                    model, x[right], y[right], threat, attacks=here, seed=seed, device=device, progress=progress
+                )
+                rows += [{"norm": norm, "eps": eps, **dataclasses.asdict(sign)} for sign in found]
+            beside |= weaker_than_reference(model, x[right], y[right], threat, here, seed=seed, device=device)
+        except (RuntimeError, RobGIBError) as error:
+            told = f"{type(error).__name__}: {first_line(error)}"
+            rows.append(
+                {
+                    "norm": norm,
+                    "eps": eps,
+                    "name": "checks did not end",
+                    "seen": True,
+                    "detail": told,
+                    "meaning": "nothing is known of failed attacks under this threat model; the rest stands",
+                }
+            )
+    return rows, beside
 
 
-_Attacked = tuple[Outcome, list[tuple[float, int]], np.ndarray, float]
+def _note(robustness: pd.DataFrame, beside: Mapping[str, str]) -> None:
+    """Put notes on attacks beside their figures."""
+    for label, told in beside.items():
+        here = robustness["attack"] == label
+        robustness.loc[here, "note"] = robustness.loc[here, "note"].map(lambda note, told=told: _joined(note, told))
+
+
+def _joined(*notes: str) -> str:
+    return "; ".join(note for note in notes if note)
+
+
+_Attacked = tuple[Outcome, list[tuple[float, float]], np.ndarray, float]
 """An outcome, the points of its curve, the distances of the nearest images found on the way, and its seconds."""
 
 
-def _guarded(run: Callable[[], _Attacked], label: str) -> tuple[_Attacked | None, str]:
-    """Run one attack; what it raises becomes the reason of its failure, and the others go on."""
+def _guarded(run: Callable[[], _Attacked], label: str) -> _Attacked | Exception:
+    """Run one attack; what it raises is the reason of its failure, in a sentence, and the others go on."""
     try:
-        return run(), ""
+        return run()
     except torch.OutOfMemoryError as error:
         raise RobGIBError("the device's memory does not suffice even for one image; use another --device.") from error
     except RobGIBError as error:
-        return None, str(error)
+        return error
     except Exception as error:
-        return None, f"attack {label!r} raised {type(error).__name__}: {error}"
+        return RobGIBError(f"attack {label!r} raised {type(error).__name__}: {error}")
 
 
 def _summary(
     base: dict[str, Any],
-    right: np.ndarray,
-    robust: np.ndarray,
+    clean: Answers,
+    outcome: Outcome | None,
     seconds: float,
     reason: str,
-    passes: Passes | None = None,
     nearest: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    count, correct, standing = len(right), int(right.sum()), int(robust.sum())
+    """A row of the robustness table; ``outcome`` is None where the attack failed."""
+    count, correct = len(clean.right), _whole(clean.right.sum())
     clean_low, clean_high = clopper_pearson(correct, count)
-    low, high = clopper_pearson(standing, count)
-    failed = bool(reason)
+    standing = np.nan if outcome is None else _whole(outcome.right.sum())
+    low, high = (np.nan, np.nan) if outcome is None else clopper_pearson(standing, count)
     return {
         **base,
         "samples": count,
         "correct": correct,
-        "robust": np.nan if failed else standing,
+        "robust": standing,
         "clean_accuracy": correct / count,
         "clean_low": clean_low,
         "clean_high": clean_high,
-        "robust_accuracy": np.nan if failed else standing / count,
-        "low": np.nan if failed else low,
-        "high": np.nan if failed else high,
+        "robust_accuracy": standing / count,
+        "low": low,
+        "high": high,
+        "robust_accuracy_8bit": np.nan if outcome is None else float(outcome.right_8bit.mean()),
+        "undecided": 0 if outcome is None else int((outcome.prediction < 0).sum()),
         "seconds": round(seconds, 3),
-        "forward": passes.forward if passes else 0,
-        "backward": passes.backward if passes else 0,
-        "median_distance": float(np.median(nearest[right])) if nearest is not None and correct else np.nan,
-        "status": "failed" if failed else "ok",
+        "forward": outcome.passes.forward if outcome else 0,
+        "backward": outcome.passes.backward if outcome else 0,
+        "median_distance": float(np.median(nearest[clean.right > 0])) if nearest is not None and correct else np.nan,
+        "status": "ok" if outcome else "failed",
         "reason": reason,
+        "note": _joined(*outcome.notes) if outcome else "",
     }
+
+
+def _whole(total: float) -> float:
+    """A count; whole, but where shares of draws are summed."""
+    return int(total) if float(total).is_integer() else float(total)
 
 
 def _layer_terms(

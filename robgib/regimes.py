@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -14,7 +16,16 @@ from robgib.attacks.threat import Norm, ThreatModel
 from robgib.errors import RobGIBError
 from robgib.models.bottleneck import VariationalHead
 
-__all__ = ["Adversary", "Penalty", "adversarial", "augment", "gaussian_complexity", "penalty_of"]
+__all__ = [
+    "Adversary",
+    "Penalty",
+    "adversarial",
+    "augment",
+    "check_penalty",
+    "gaussian_complexity",
+    "least_batch",
+    "penalty_of",
+]
 
 
 class Adversary(BaseModel):
@@ -40,7 +51,8 @@ class Penalty(BaseModel):
     ``vib``: the Kullback–Leibler divergence of the code's distribution from N(0, 1), an upper bound of I(X;Z) (Alemi et
     al. 2017, equation 17). ``ib``: I(X;Z), and ``gib``: C(X;Z) / 2, both of the Gaussian that has the batch's
     covariances, X being the mean brightness of ``features`` × ``features`` patches. Added to the loss times ``beta``
-    (both in nats), so that the network descends −IB_β or −GIB_β.
+    (both in nats), so that the network descends −IB_β or −GIB_β. ``ib`` and ``gib`` need a batch of at least twice as
+    many samples as there are features and units together, for a covariance to speak of.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -106,20 +118,70 @@ def gaussian_complexity(x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     return total, (singles + total - given_rest).mean()
 
 
+_NO_CODE = "training.penalty needs a stochastic code to act on; give the architecture `bottleneck: UNITS`, such as 32."
+
+
+def _features(shape: Sequence[int], penalty: Penalty) -> int:
+    """How many features of the input ``ib`` and ``gib`` look at, of one sample's shape."""
+    return penalty.features**2 if len(shape) == 3 else math.prod(shape)
+
+
+def least_batch(penalty: Penalty, shape: Sequence[int], units: int) -> int:
+    """Fewest samples of ``shape``, without the batch's dimension, that a code of ``units`` can be charged on."""
+    return 1 if penalty.kind == "vib" else 2 * (_features(shape, penalty) + units)
+
+
+def check_penalty(model: nn.Module, penalty: Penalty, shape: Sequence[int], batch_size: int, samples: int) -> int:
+    """Raise unless every batch of a training can be charged; return the fewest samples that a batch needs.
+
+    Args:
+        model: with a :class:`~robgib.models.bottleneck.VariationalHead`.
+        penalty: to be charged.
+        shape: of one sample, without the batch's dimension.
+        batch_size: that of the training.
+        samples: in the training set; a batch holds no more.
+
+    Raises:
+        RobGIBError: the model has no code to act on, or its batches are too small.
+    """
+    units = next((m.classes.in_features for m in model.modules() if isinstance(m, VariationalHead)), None)
+    if units is None:
+        raise RobGIBError(_NO_CODE)
+    least = least_batch(penalty, shape, units)
+    features = _features(shape, penalty)
+    if min(batch_size, samples) < least:
+        held = f"training.batch_size is {batch_size}" if batch_size <= samples else f"there are {samples} to train on"
+        mends = []
+        if samples >= least:
+            mends.append(f"raise training.batch_size to {least}")
+        if (enough := min(batch_size, samples) // 2 - features) > 0:
+            mends.append(f"lower the bottleneck to {enough}")
+        if not mends:
+            mends.append("lower training.penalty.features" if len(shape) == 3 else "train on more samples")
+        raise RobGIBError(
+            f"training.penalty {penalty.kind!r} needs batches of at least {least} samples, twice the {features} "
+            f"features and {units} units of the bottleneck together, and {held}; {' or '.join(mends)}."
+        )
+    return least
+
+
 def penalty_of(model: nn.Module, x: Tensor, penalty: Penalty) -> Tensor:
-    """The penalty in nats, without its factor, of the pass that ``model`` in training mode has just made of ``x``."""
+    """The penalty in nats, without its factor, of the pass that ``model`` in training mode has just made of ``x``.
+
+    Raises:
+        RobGIBError: the model has no stochastic code, or ``ib`` or ``gib`` is asked of a batch that is too small.
+    """
     drawn = [m.drawn for m in model.modules() if isinstance(m, VariationalHead) and m.drawn is not None]
     if not drawn:
-        raise RobGIBError(
-            "training.penalty needs a stochastic code to act on; give the architecture `bottleneck: UNITS`, such as 32."
-        )
+        raise RobGIBError(_NO_CODE)
     mean, scale, code = (t.float() for t in drawn[0])
     if penalty.kind == "vib":
         return (mean.square() + scale.square() - 1 - 2 * scale.log()).sum(1).mean() / 2
     features = x.flatten(1)
     if x.ndim == 4:
         features = F.adaptive_avg_pool2d(x.mean(1, keepdim=True), penalty.features).flatten(1)
-    if len(x) < 2 * (features.shape[1] + code.shape[1]):
-        return code.sum() * 0  # the last few samples of an epoch have no covariance to speak of
+    least = least_batch(penalty, x.shape[1:], code.shape[1])
+    if len(x) < least:  # a penalty of nothing would pass for one that is charged
+        raise RobGIBError(f"training.penalty {penalty.kind!r} needs a batch of at least {least} samples, not {len(x)}.")
     total, complexity = gaussian_complexity(features, code)
     return total if penalty.kind == "ib" else complexity / 2

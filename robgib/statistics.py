@@ -8,17 +8,31 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import stats
 
-__all__ = ["clopper_pearson", "compression_interval", "spearman"]
+__all__ = ["clopper_pearson", "compression_interval", "share_test", "sign_test", "spearman"]
 
 
-def clopper_pearson(hits: int, samples: int, level: float = 0.95) -> tuple[float, float]:
-    """Exact binomial interval of a share (Clopper & Pearson 1934)."""
+def clopper_pearson(hits: float, samples: int, level: float = 0.95) -> tuple[float, float]:
+    """Exact binomial interval of a share (Clopper & Pearson 1934).
+
+    ``hits`` may be a sum of shares in [0, 1], one a sample: such a mean varies no more than one of zeros and ones, so
+    that the interval holds it at least as often.
+    """
     if samples == 0:
         return 0.0, 1.0
     tail = (1 - level) / 2
     low = float(stats.beta.ppf(tail, hits, samples - hits + 1)) if hits else 0.0
     high = float(stats.beta.ppf(1 - tail, hits + 1, samples - hits)) if hits < samples else 1.0
     return low, high
+
+
+def sign_test(ahead: int, behind: int) -> float:
+    """How probable so many pairs ahead, or more, are if ahead and behind are equally probable (one-sided; exact)."""
+    return float(stats.binomtest(ahead, ahead + behind, 0.5, "greater").pvalue) if ahead + behind else 1.0
+
+
+def share_test(hits: int, samples: int, share: float) -> float:
+    """How probable so many hits, or more, are if each sample is one with probability ``share`` (one-sided; exact)."""
+    return float(stats.binomtest(hits, samples, share, "greater").pvalue) if samples else 1.0
 
 
 def spearman(x: Sequence[float], y: Sequence[float], level: float = 0.95) -> tuple[float, float, float]:

@@ -38,6 +38,7 @@ TABLES = ("robustness", "outcomes", "curve", "layers", "features", "signs", "cor
 SIGN_COLUMNS = ["norm", "eps", "name", "seen", "detail", "meaning"]
 CORRUPTION_COLUMNS = ["corruption", "severity", "right", "samples", "accuracy", "low", "high"]
 _LATER = {"signs": SIGN_COLUMNS, "corruptions": CORRUPTION_COLUMNS}  # tables that folders of early versions lack
+_LATER_COLUMNS = {"robust_accuracy_8bit": np.nan, "undecided": 0, "note": ""}  # and columns of the robustness table
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,12 @@ class Run:
         config: everything that determines the result.
         environment: versions and machine.
         robustness: a row an attack: eps, samples, correct, robust, clean and robust accuracy with 95%
-            Clopper–Pearson intervals (``low``, ``high``), seconds, status.
-        outcomes: a row a sample and attack: clean and adversarial prediction, robust, L-inf and L2 size.
+            Clopper–Pearson intervals (``low``, ``high``), robust accuracy when adversarial images are rounded to 8
+            bits, samples to which the model has no finite answer (``undecided``, none of them robust), seconds, status,
+            and a note on what must be known beside the figure. For a model that answers at random ``correct`` and
+            ``robust`` are sums of the samples' shares of right answers.
+        outcomes: a row a sample and attack: clean and adversarial prediction (-1: not decided), robust, the shares of
+            draws answered right on the adversarial image and on its 8-bit copy, L-inf and L2 size.
         curve: a row an attack and eps: samples still right.
         layers: a row a layer, estimator and term: value in bits, 95% interval, saturation, resolution.
         features: a row a layer, estimator and input feature: I(X_i;Z), I(X_-i;Z) and II_i with intervals.
@@ -210,6 +215,9 @@ def load_run(folder: str | Path) -> Run:
             file = folder / f"{table}.csv"
             later = table in _LATER and not file.exists()
             tables[table] = pd.DataFrame(columns=_LATER[table]) if later else pd.read_csv(file, keep_default_na=True)
+        for column, value in _LATER_COLUMNS.items():
+            if column not in tables["robustness"]:
+                tables["robustness"][column] = value
         for held in tables.values():
             for column in ("note", "reason"):
                 if column in held:

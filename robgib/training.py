@@ -29,7 +29,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from robgib.data import Dataset, Split
 from robgib.errors import RobGIBError
-from robgib.regimes import Adversary, Penalty, adversarial, augment, penalty_of
+from robgib.regimes import Adversary, Penalty, adversarial, augment, check_penalty, penalty_of
 from robgib.store import write_file
 
 __all__ = ["Progress", "Training", "accuracy", "resolve_device", "train"]
@@ -114,6 +114,8 @@ def _schedule(optimizer: torch.optim.Optimizer, config: Training, steps: int) ->
     total = steps * config.epochs
     if config.schedule == "onecycle":
         start = 0.2 if config.warmup is None else max(config.warmup / config.epochs, 1 / total)
+        if start * (total + 1) == 1:  # a rise of no steps, by whose length torch would divide
+            start = 1 / total
         return torch.optim.lr_scheduler.OneCycleLR(
             optimizer, max_lr=config.learning_rate, total_steps=total + 1, pct_start=start
         )
@@ -127,6 +129,19 @@ def _schedule(optimizer: torch.optim.Optimizer, config: Training, steps: int) ->
         return (1 + math.cos(math.pi * (step - rising) / max(1, total - rising))) / 2
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def _batches(samples: int, size: int, least: int) -> list[int]:
+    """Sizes of an epoch's batches: ``size`` each, the last one what is left.
+
+    What is left joins the batch before it when it is fewer than ``least`` samples, or a single one, of which batch
+    normalisation can make nothing.
+    """
+    whole, left = divmod(samples, size)
+    sizes = [size] * whole + ([left] if left else [])
+    if len(sizes) > 1 and sizes[-1] < min(size, max(2, least)):
+        sizes[-2:] = [sum(sizes[-2:])]
+    return sizes
 
 
 @contextmanager
@@ -290,6 +305,8 @@ def train(
 
     The global random state is left as it was. ``watch`` is called with the number of epochs over, from 0 on, and the
     model in eval mode; whatever random numbers it draws, the training goes on as it would have without.
+    An epoch's last batch holds what is left over; where that is a single sample, or too few for the penalty, the batch
+    before it takes it in.
     ``unfinished`` is a file, and what identifies this training: all state is kept there at each epoch's end, a training
     that was killed goes on from it to the same weights. It stays until the caller has kept the result and removes it.
 
@@ -299,8 +316,8 @@ def train(
         in which fast adversarial training was stopped, or None.
 
     Raises:
-        RobGIBError: the data set has no training split, the loss stops being finite, a GPU's memory does not suffice,
-            or the unfinished training is of something else.
+        RobGIBError: the data set has no training split, the batches are too small for the penalty, the loss stops being
+            finite, a GPU's memory does not suffice, or the unfinished training is of something else.
     """
     if not len(data.train):
         raise RobGIBError(f"data set {data.name!r} has no training images; train on another one.")
@@ -311,8 +328,13 @@ def train(
     with torch.random.fork_rng(devices=cuda), _told(config):
         torch.manual_seed(config.seed)
         x, y = data.train.x.to(device), data.train.y.to(device)
-        steps = max(1, -(-len(x) // config.batch_size))
-        learner = _Learner(make().to(device), config, steps)
+        model = make()
+        least = 1
+        if config.penalty:
+            least = check_penalty(model, config.penalty, data.shape, config.batch_size, len(x))
+        sizes = _batches(len(x), config.batch_size, least)
+        steps = len(sizes)
+        learner = _Learner(model.to(device), config, steps)
         if unfinished and unfinished[0].is_file():
             learner.take_up(*unfinished)
         first = len(learner.history)
@@ -331,7 +353,7 @@ def train(
             learner.model.train()
             order = torch.randperm(len(x)).to(device)
             total, right, seen = 0.0, 0, 0
-            for step, index in enumerate(order.split(config.batch_size)):
+            for step, index in enumerate(order.split(sizes)):
                 loss, hits = learner.loss(x[index], y[index])
                 learner.step(loss)
                 total, right, seen = total + float(loss.detach()), right + hits, seen + len(index)

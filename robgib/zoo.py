@@ -14,14 +14,22 @@ from typing import Any
 import pandas as pd
 import torch
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from torch import Tensor, nn
 
 from robgib import catalogue
 from robgib.data import Dataset, cache_folder, check_data, load_data
 from robgib.download import download, sha256
 from robgib.errors import RobGIBError, first_line, unknown_name
-from robgib.models import build, load_into, read_checkpoint, read_record, read_state, save_checkpoint
+from robgib.models import (
+    build,
+    check_file_architecture,
+    load_into,
+    read_checkpoint,
+    read_record,
+    read_state,
+    save_checkpoint,
+)
 from robgib.store import environment, write_file
 from robgib.training import Progress, Training, accuracy, train
 
@@ -73,7 +81,31 @@ class Stored(BaseModel):
     def _one_place(self) -> Stored:
         if (self.file is None) == (self.url is None):
             raise ValueError("give either file or url")
+        if self.url is not None and (told := _unsafe(self.download_name)):
+            raise ValueError(f"the last part of the url names the file that is kept, and {told}")
         return self
+
+    @property
+    def download_name(self) -> str:
+        """What a download is called in the cache: the last part of the URL."""
+        return (self.url or "").rpartition("/")[2] or "checkpoint"
+
+
+def _unsafe(name: str) -> str | None:
+    """Why ``name`` cannot be that of a file in a folder, or None where it can."""
+    if not name.strip() or name in (".", ".."):
+        return "it must not be empty or dots alone"
+    if len(name.encode(errors="replace")) > 200:  # file systems end at 255, and a digest and an ending follow
+        return "it must be of at most 200 bytes"
+    if any(c in "/\\:" or not c.isprintable() for c in name):
+        return "it must hold no slash, backslash, colon or control character"
+    return None
+
+
+def _check_name(kind: str, name: str) -> None:
+    """Raise unless a model's or group's name can be part of a file's name in the cache."""
+    if told := _unsafe(name):
+        raise RobGIBError(f"{kind} name {name!r} cannot name a file: {told}.")
 
 
 class Recipe(BaseModel):
@@ -85,6 +117,8 @@ class Recipe(BaseModel):
     """The sub-folder of the catalogue that it lies in."""
     folder: str | None = Field(default=None, exclude=True)
     """Where the recipe's file lies."""
+    allow_code: bool = Field(default=True, exclude=True)
+    """Whether its architecture may be ``package.module:factory``; not in one that was read from a file."""
     description: str = ""
     data: str
     architecture: Architecture | None = None
@@ -92,6 +126,13 @@ class Recipe(BaseModel):
     training: Training = Field(default_factory=Training)
     checkpoint: Stored | None = None
     """Weights that are there already, in the place of training."""
+
+    @field_validator("name", "group")
+    @classmethod
+    def _names_a_file(cls, name: str | None) -> str | None:
+        if name is not None and (told := _unsafe(name)):
+            raise ValueError(told)
+        return name
 
     @model_validator(mode="after")
     def _has_a_network(self) -> Recipe:
@@ -119,12 +160,19 @@ class Recipe(BaseModel):
             return self
         return self.model_copy(update={"training": self.training.model_copy(update={"epochs": epochs})})
 
+    def check_architecture(self) -> None:
+        """Raise where building the network would run code that the recipe's file chooses, and that is not allowed."""
+        if self.architecture is not None and self.folder is not None:
+            file = str(Path(self.folder) / f"{self.name}.yaml")
+            check_file_architecture(self.architecture.name, self.architecture.options, file, self.allow_code)
+
     def untrained(self, data: Dataset) -> nn.Module:
         """The network before training."""
         if self.architecture is None:
             raise RobGIBError(
                 f"model {self.name!r} is a checkpoint that holds its network whole; there is none to build."
             )
+        self.check_architecture()
         return build(self.architecture.name, data.shape, len(data.classes), self.architecture.options)
 
 
@@ -140,11 +188,26 @@ def recipes(extra: Sequence[Path] = ()) -> dict[str, Recipe]:
     return {name: _read(path) for name, path in catalogue.yaml_files("zoo", extra).items()}
 
 
-def _read(path: Path) -> Recipe:
+def _read(path: Path, allow_code: bool = False) -> Recipe:
+    content = catalogue.read_yaml(path)
+    for key in ("folder", "allow_code"):  # not for the file to say
+        if key in content:
+            raise RobGIBError(f"{path}, line {catalogue.line_of(path, [key])}: {key}: extra inputs are not permitted.")
+    if content.get("name", path.stem) != path.stem:
+        raise RobGIBError(
+            f"{path}, line {catalogue.line_of(path, ['name'])}: name: a recipe is called as its file, {path.stem!r}, "
+            f"not {content['name']!r}; leave the key out or rename the file."
+        )
     try:
         group = None if path.parent.name == "zoo" or path.parent.parent.name != "zoo" else path.parent.name
         recipe = Recipe.model_validate(
-            {"name": path.stem, "group": group, "folder": str(path.parent), **catalogue.read_yaml(path)}
+            {
+                "name": path.stem,
+                "group": group,
+                **content,
+                "folder": str(path.parent),
+                "allow_code": allow_code,
+            }
         )
     except ValidationError as error:
         raise _sentence(error, path) from error
@@ -155,29 +218,61 @@ def _read(path: Path) -> Recipe:
     return recipe
 
 
-def find_recipe(name: str, extra: Sequence[Path] = ()) -> Recipe:
-    """Return the recipe called ``name``."""
+def _register(extra: Sequence[Path]) -> None:
+    """Import the plug-ins, which may register the architecture that a recipe or record names."""
+    for _ in catalogue.plugin_modules("zoo", extra):
+        pass
+    catalogue.entry_points("robgib.models")
+
+
+def find_recipe(name: str, extra: Sequence[Path] = (), *, allow_code: bool = False) -> Recipe:
+    """Return the recipe called ``name``.
+
+    Args:
+        name: of the model.
+        extra: further folders of the catalogue.
+        allow_code: take an architecture ``package.module:factory`` of the recipe's, whose code is imported and run
+            when the network is built.
+
+    Raises:
+        RobGIBError: there is none, its file is wrong, or it names code to run and that is not allowed.
+    """
     files = catalogue.yaml_files("zoo", extra)
     if name not in files:
         raise unknown_name("model", name, files, "robgib zoo list")
-    for _ in catalogue.plugin_modules("zoo", extra):
-        pass  # a plug-in may register the architecture that the recipe names
-    catalogue.entry_points("robgib.models")
-    return _read(files[name])
+    _register(extra)
+    recipe = _read(files[name], allow_code)
+    recipe.check_architecture()
+    return recipe
 
 
-def chosen(names: Sequence[str], group: str | None, extra: Sequence[Path] = (), *, some: bool = False) -> list[Recipe]:
-    """Return the recipes of these names and of this group; of neither, all of them, or an error where ``some``."""
+def chosen(
+    names: Sequence[str],
+    group: str | None,
+    extra: Sequence[Path] = (),
+    *,
+    some: bool = False,
+    allow_code: bool = False,
+) -> list[Recipe]:
+    """Return the recipes of these names and of this group; of neither, all of them, or an error where ``some``.
+
+    With ``some`` they are to be built, and code that a recipe names is refused as :func:`find_recipe` does.
+    """
     known = recipes(extra)
     groups = sorted({r.group for r in known.values() if r.group})
     if group is not None and group not in groups:
         raise unknown_name("group", group, groups)
     if some and not names and group is None:
         raise RobGIBError(f"name models, or give --group ({', '.join(groups)}).")
-    named = [find_recipe(name, extra) for name in names]
+    named = [find_recipe(name, extra, allow_code=allow_code) for name in names]
     if names and group is None:
         return named
-    others = (r for r in known.values() if (group is None or r.group == group) and r.name not in names)
+    others = [r for r in known.values() if (group is None or r.group == group) and r.name not in names]
+    if some:
+        _register(extra)
+        others = [r.model_copy(update={"allow_code": allow_code}) for r in others]
+        for recipe in others:
+            recipe.check_architecture()
     return [*named, *others]
 
 
@@ -192,7 +287,12 @@ def data_of(recipe: Recipe, root: Path | None, loaded: dict[str, Dataset]) -> Da
 
 
 def checkpoint_path(recipe: Recipe, data: Dataset) -> Path:
-    """Return where in the cache a trained checkpoint goes."""
+    """Return where in the cache a trained checkpoint goes.
+
+    Raises:
+        RobGIBError: the recipe's name cannot be part of a file's.
+    """
+    _check_name("model", recipe.name)  # a copy of a recipe may have been given one that nothing checked
     return cache_folder() / "zoo" / f"{recipe.name}-{recipe.digest[:8]}-{data.digest[:8]}.safetensors"
 
 
@@ -284,6 +384,7 @@ def train_recipe(
     if recipe.checkpoint is not None:
         raise RobGIBError(f"model {recipe.name!r} is a finished checkpoint; there is nothing to train.")
     recipe = recipe.lasting(epochs)
+    recipe.check_architecture()
     path = out or checkpoint_path(recipe, data)
     if path.suffix != ".safetensors":
         raise RobGIBError(f"checkpoints are written as safetensors: name {str(path)!r} with that ending.")
@@ -336,6 +437,7 @@ def load_model(
             raise RobGIBError(
                 f"model {recipe.name!r}: {path.name} holds weights alone; give the recipe an architecture."
             )
+        recipe.check_architecture()
         model = _assemble(content, architecture.name, architecture.options, data, str(path))
         return model.to(device).eval(), read_record(path) or {}
     path = checkpoint_path(recipe, data)
@@ -357,7 +459,8 @@ def stored_checkpoint(recipe: Recipe, progress: Progress | None = None) -> Path:
     assert stored is not None
     if stored.file is None:
         assert stored.url is not None
-        path = cache_folder() / "downloads" / stored.sha256[:16] / (stored.url.rpartition("/")[2] or "checkpoint")
+        _check_name("download", stored.download_name)
+        path = cache_folder() / "downloads" / stored.sha256[:16] / stored.download_name
         if not path.is_file():
             download(stored.url, path, stored.sha256, recipe.name, progress)
     else:
@@ -382,6 +485,7 @@ def add_recipe(
     data_name: str | None = None,
     root: Path | None = None,
     description: str = "",
+    allow_code: bool = False,
 ) -> tuple[Path, float]:
     """Write a recipe for a checkpoint file, with its SHA-256 digest, once it is seen to load and to classify.
 
@@ -393,6 +497,7 @@ def add_recipe(
         data_name: its data set; None reads it from the record.
         root: the data folder.
         description: for the list.
+        allow_code: take ``package.module:factory`` from the record, too, and run it.
 
     Returns:
         The recipe's path, and the model's accuracy on the test images.
@@ -402,7 +507,7 @@ def add_recipe(
     target = folder / f"{name}.yaml"
     if target.exists() or name in recipes():
         raise RobGIBError(f"there is a model {name!r} already; choose another --name.")
-    model, data = load_checkpoint(file, arch, data_name, root)
+    model, data = load_checkpoint(file, arch, data_name, root, allow_code=allow_code)
     record = read_record(file) or {}
     architecture = {"name": arch} if arch else record.get("architecture")
     try:
@@ -430,6 +535,8 @@ def load_checkpoint(
     *,
     data: Dataset | None = None,
     allow_pickle: bool = False,
+    extra: Sequence[Path] = (),
+    allow_code: bool = False,
 ) -> tuple[nn.Module, Dataset]:
     """Load a checkpoint file and its data set.
 
@@ -442,11 +549,26 @@ def load_checkpoint(
         seed: of the data split.
         data: the data set itself, where it is loaded already.
         allow_pickle: unpickle what cannot be read otherwise. That can run any code.
+        extra: further folders of plug-ins, which may register the architecture.
+        allow_code: import and run what the record names as ``package.module:factory``; ``arch`` always may.
+
+    Raises:
+        RobGIBError: the file or its record is missing, damaged or of another network, or the record names code to run
+            and that is not allowed.
     """
     content = read_checkpoint(path, allow_pickle=allow_pickle)
-    record = read_record(path) or {}
-    architecture = dict(record.get("architecture") or {})
     whole = isinstance(content, nn.Module)
+    record = read_record(path) or {}
+    beside = path.with_suffix(".json")
+    architecture = record.get("architecture") or {}
+    if not isinstance(architecture, dict) or not isinstance(architecture.get("name", ""), str):
+        raise RobGIBError(f"the record {beside} has no architecture with a name; remove or mend it.")
+    if not isinstance(record.get("data") or "", str):
+        raise RobGIBError(f"the record {beside} does not name its data; remove or mend it.")
+    _register(extra)
+    options = {} if arch is not None else {k: v for k, v in architecture.items() if k != "name"}
+    if not whole and arch is None and "name" in architecture:
+        check_file_architecture(architecture["name"], options, f"the record {beside}", allow_code)
     if not whole and arch is None and "name" not in architecture:
         raise RobGIBError(
             f"{path} has no record beside it that tells its architecture; give --arch package.module:factory."
@@ -456,7 +578,6 @@ def load_checkpoint(
         if name is None:
             raise RobGIBError(f"{path} has no record beside it that tells its data; give --data NAME.")
         data = load_data(name, root, seed)
-    options = {} if arch is not None else {k: v for k, v in architecture.items() if k != "name"}
     return _assemble(content, arch or architecture.get("name", ""), options, data, str(path)), data
 
 

@@ -77,7 +77,7 @@ def test_two_models_end_to_end(cli, tmp_path):
     table = pd.read_csv(tmp_path / "runs" / folders[0] / "robustness.csv")
     assert f"{100 * table['robust_accuracy'][0]:.1f}%" in done.stdout
     signs = pd.read_csv(tmp_path / "runs" / folders[0] / "signs.csv")
-    assert len(signs) == 7
+    assert len(signs) == 11
     assert all(name in done.stdout for name in signs[signs["seen"]]["name"])
     for folder in folders[:2]:
         assert {p.name for p in (tmp_path / "runs" / folder).iterdir()} == {

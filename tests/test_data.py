@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
-from robgib import Dataset, RobGIBError, load_data
-from robgib.data import read_idx
+from robgib import Dataset, RobGIBError, evaluate, load_data
+from robgib.data import Split, read_idx
 
 NAMES = (
     "train-images-idx3-ubyte",
@@ -293,3 +294,149 @@ class TestFolder:
         self.write(tmp_path / "train", classes=("cat", "cow"))
         with pytest.raises(RobGIBError, match="do not hold the same classes"):
             load_data(f"folder:{tmp_path}")
+
+
+class TestPictures:
+    """Pictures of every kind are what they show, or are refused."""
+
+    RAMP = np.array([[0, 8192, 16384], [32768, 49152, 65535]], np.uint16)
+    BYTES = np.array([[0, 32, 64], [128, 192, 255]], np.uint8)
+
+    def load(self, folder, pictures):
+        for i, (name, picture) in enumerate(pictures.items()):
+            (folder / f"{i}").mkdir(parents=True)
+            picture.save(folder / f"{i}" / name)
+        data = load_data(f"folder:{folder}")
+        return {int(y): x.numpy() for x, y in zip(data.test.x, data.test.y, strict=True)}
+
+    @pytest.mark.parametrize("name", ["deep.png", "deep.tif", "deep.pgm"])
+    def test_sixteen_bits_beside_eight(self, name, tmp_path):
+        found = self.load(tmp_path, {name: Image.fromarray(self.RAMP), "a.png": Image.fromarray(self.BYTES)})
+        assert found[0][0] == pytest.approx(self.RAMP / 65535, abs=1e-7)
+        assert found[1][0] == pytest.approx(self.BYTES / 255, abs=1e-7)
+        assert found[0].dtype == np.float32
+
+    def test_floats_and_bits_beside_eight(self, tmp_path):
+        shares = np.array([[0, 0.1, 0.25], [0.5, 0.75, 1]], np.float32)
+        bits = Image.fromarray(self.BYTES).point(lambda v: 255 * (v > 100)).convert("1")
+        pictures = {"f.tif": Image.fromarray(shares), "b.png": bits, "a.png": Image.fromarray(self.BYTES)}
+        found = self.load(tmp_path, pictures)
+        assert np.array_equal(found[0][0], shares)
+        assert np.array_equal(found[1][0], self.BYTES > 100)
+        assert found[2][0] == pytest.approx(self.BYTES / 255, abs=1e-7)
+
+    def test_colours(self, tmp_path):
+        rgb = np.stack([self.BYTES, self.BYTES[::-1], 255 - self.BYTES], axis=2)
+        plain = Image.fromarray(rgb)
+        opaque = plain.convert("RGBA")
+        found = self.load(
+            tmp_path,
+            {"a.png": plain, "b.png": opaque, "c.png": plain.quantize(16), "d.tif": plain.convert("CMYK")},
+        )
+        for picture in found.values():
+            assert picture.transpose(1, 2, 0) == pytest.approx(rgb / 255, abs=1e-7)
+
+    def test_grey_with_alpha_is_grey(self, tmp_path):
+        grey = Image.fromarray(self.BYTES)
+        found = self.load(tmp_path, {"a.png": grey, "b.png": grey.convert("LA")})
+        assert np.array_equal(found[0], found[1])
+
+    @pytest.mark.parametrize(
+        ("name", "picture", "message"),
+        [
+            ("a.png", Image.new("RGBA", (3, 2), (9, 9, 9, 100)), "has transparent pixels"),
+            ("a.png", Image.new("LA", (3, 2), (9, 0)), "has transparent pixels"),
+            ("a.tif", Image.fromarray(np.full((2, 3), 1.5, np.float32)), "holds numbers from 1.5 to 1.5"),
+            ("a.tif", Image.fromarray(np.full((2, 3), -0.1, np.float32)), "floats in"),
+            ("a.tif", Image.fromarray(np.full((2, 3), np.nan, np.float32)), "floats in"),
+            ("a.tif", Image.fromarray(np.full((2, 3), 70000, np.int32)), "not told which is white"),
+            ("a.tif", Image.new("LAB", (3, 2)), "mode LAB"),
+        ],
+    )
+    def test_what_has_no_one_meaning(self, name, picture, message, tmp_path):
+        with pytest.raises(RobGIBError, match=message) as told:
+            self.load(tmp_path, {name: picture})
+        assert str(tmp_path / "0" / name) in str(told.value)
+
+    def test_a_transparent_colour(self, tmp_path):
+        picture = Image.fromarray(self.BYTES)
+        (tmp_path / "0").mkdir()
+        picture.save(tmp_path / "0" / "a.png", transparency=128)
+        with pytest.raises(RobGIBError, match="has transparent pixels"):
+            load_data(f"folder:{tmp_path}")
+
+    @pytest.mark.parametrize("tags", [{262: 0}, {258: 12}])
+    def test_tiffs_that_mean_other_numbers(self, tags, tmp_path):
+        """White as 0, and 12 bits: Pillow gives the numbers as they lie."""
+        from robgib.data import _pixels
+
+        picture = Image.fromarray(self.RAMP // 16)
+        picture.format = "TIFF"
+        picture.tag_v2 = {262: 1, 258: (16,), **{k: (v,) if k == 258 else v for k, v in tags.items()}}
+        with pytest.raises(RobGIBError, match="not told which is white"):
+            _pixels(picture, "a.tif")
+
+    def test_a_picture_too_large_to_be_one(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2)
+        with pytest.raises(RobGIBError, match="not a readable picture"):
+            self.load(tmp_path, {"a.png": Image.fromarray(self.BYTES)})
+
+
+class TestRounding:
+    def test_a_hair_outside_is_clamped(self):
+        x = torch.rand(4, 1, 2, 2)
+        x[0, 0, 0, 0], x[1, 0, 0, 0], x[2, 0, 0, 0] = -3e-8, 1 + 1.2e-7, 1 + 9e-7
+        before = x.clone()
+        data = Dataset.from_arrays(x, torch.zeros(4).long())
+        assert torch.equal(data.test.x, x.clamp(0, 1))
+        assert torch.equal(x, before)  # the caller's stay as they were
+        assert float(Split(x.double(), torch.zeros(4).long()).x.max()) == 1
+
+    @pytest.mark.parametrize(("value", "told"), [(-2e-6, "-2e-06"), (1.00001, "1.00001"), (float("inf"), "inf")])
+    def test_more_than_rounding_is_refused(self, value, told):
+        x = torch.full((4, 1, 2, 2), 0.5)
+        x[1, 0, 1, 1] = value
+        with pytest.raises(RobGIBError, match="put the normalisation inside the model") as error:
+            Dataset.from_arrays(x, torch.zeros(4).long())
+        assert told in str(error.value)
+
+
+class TestLabels:
+    KINDS = ["bool", "uint8", "int8", "int16", "int32", "int64", "uint16", "uint32", "uint64"]
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_every_kind_of_integer(self, kind):
+        x, wanted = torch.rand(4, 1, 2, 2), torch.tensor([0, 1, 1, 0])
+        labels = wanted.numpy().astype(kind)
+        given = [labels, labels[::-1][::-1], labels.tolist(), labels.astype(labels.dtype.newbyteorder())]
+        given += [wanted.to(getattr(torch, kind))] if hasattr(torch, kind) else []
+        for y in given:
+            data = Dataset.from_arrays(x, y)
+            assert data.test.y.dtype == torch.int64
+            assert torch.equal(data.test.y, wanted)
+            assert data.classes == ("0", "1")
+        if hasattr(torch, kind):
+            assert Split(x, given[-1]).y.dtype == torch.int64
+
+    def test_images_as_arrays_and_lists(self):
+        x = np.random.default_rng(0).random((4, 1, 2, 2))
+        for given in (x, x[::-1][::-1], x.tolist(), torch.from_numpy(x).requires_grad_(True)):
+            assert Dataset.from_arrays(given, [0, 1, 2, 1]).test.x == pytest.approx(torch.from_numpy(x).float())
+
+    @pytest.mark.parametrize("y", [["cat"] * 4, [[0], 1, 2, 3], [None] * 4])
+    def test_no_numbers(self, y):
+        with pytest.raises(RobGIBError, match="labels must be an array of numbers"):
+            Dataset.from_arrays(torch.rand(4, 1, 2, 2), y)
+
+    def test_in_an_evaluation(self, digits, digits_cnn):
+        x, y = digits.test.x[:60], digits.test.y[:60]
+        options = {"attacks": ["fgsm-linf"], "estimators": [], "signs": False, "curve": False, "corruptions": False}
+        model = nn.Sequential(digits_cnn, nn.Linear(10, 2)).eval()
+        runs = [evaluate(model, (x, (y > 4).to(kind)), **options) for kind in (torch.bool, torch.int64)]
+        assert runs[0].robustness["robust"].tolist() == runs[1].robustness["robust"].tolist()
+
+    def test_in_a_file(self, tmp_path):
+        np.savez(tmp_path / "two.npz", x=np.zeros((6, 4, 4), np.uint8), y=np.arange(6) % 2 == 1)
+        data = load_data(f"npz:{tmp_path / 'two.npz'}")
+        assert sorted(data.test.y.tolist()) == [0, 0, 0, 1, 1, 1]
+        assert data.classes == ("0", "1")

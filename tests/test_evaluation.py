@@ -8,6 +8,7 @@ import robgib
 from robgib import Attack, RobGIBError, ThreatModel, evaluate, load_run, make_attack
 from robgib.information import Binned
 from robgib.statistics import clopper_pearson
+from tests import unusual
 
 TERMS = ["I(Z;Y)", "I(X;Z)", "C(X;Z)", "S(X;Z)", "S(Z;Y)", "IB", "GIB"]
 
@@ -188,9 +189,105 @@ def test_cuda_where_there_is_none(digits, digits_cnn):
         evaluate(digits_cnn, digits, device="cuda")
 
 
-def test_the_model_must_be_a_module(digits):
-    with pytest.raises(RobGIBError, match=r"must be a torch.nn.Module, not function"):
+def test_the_model_must_be_one(digits):
+    with pytest.raises(RobGIBError, match=r"must be a torch.nn.Module or a function of images, not str"):
+        evaluate("digits-cnn", digits)
+    with pytest.raises(RobGIBError, match=r"output is \(8, 1, 8, 8\) for 8 images"):
         evaluate(lambda x: x, digits)
+
+
+def robustness(model, data, attacks, **options):
+    """The table of an evaluation without information, by attack, and the run."""
+    settings = {"estimators": [], "corruptions": False, "curve": False, "samples": 100, **options}
+    run = evaluate(model, data, attacks=attacks, **settings)
+    return run.robustness.set_index("attack"), run
+
+
+def test_a_cascades_curve_is_its_last_attacks_own(digits, digits_cnn):
+    """Samples that fell earlier never reached the last attack: accuracy at half eps was 99.5% for 76%."""
+    attacks = ["pgd-linf:eps=0.1", "fab-t-linf:eps=0.1,steps=20,targets=4"]
+    both = {
+        cascade: robustness(digits_cnn, digits, attacks, cascade=cascade, curve=True, signs=False)[1].curve
+        for cascade in (True, False)
+    }
+    ours, alone = (c[c["attack"] == attacks[1]].set_index("at")["accuracy"] for c in both.values())
+    assert ours.index.tolist() == alone.index.tolist()
+    assert (ours <= alone + 1e-9).all()
+    assert (alone[:0.1] - ours[:0.1]).max() <= 0.03
+    assert alone[0.05] < 0.9
+
+
+def test_what_an_attack_leaves_above_the_checks_own_is_said_beside_it(digits, digits_cnn, tmp_path):
+    weak = "torchattacks:PGD:eps=0.1,alpha=0.001,steps=5"
+    table, run = robustness(digits_cnn, digits, [weak, "pgd-linf:eps=0.1", "pgd-linf:eps=0.05"])
+    assert "5 steps of 0.001 move at most 0.005" in table.loc[weak, "note"]
+    assert "where PGD of 20 steps on the model itself leaves" in table.loc[weak, "note"]
+    assert table.loc["pgd-linf:eps=0.1", "note"] == table.loc["pgd-linf:eps=0.05", "note"] == ""
+    signs = run.signs.set_index("name")
+    assert signs.loc["weaker than a short attack", "seen"]
+    back = load_run(run.save(tmp_path))
+    assert back.robustness["note"].tolist() == run.robustness["note"].tolist()
+    assert "move at most 0.005" in run.report(tmp_path / "page.html").read_text()
+
+
+def test_without_any_gradient_the_signs_still_say_why(digits, digits_cnn, tmp_path):
+    table, run = robustness(unusual.Cut(digits_cnn), digits, ["pgd-linf:eps=0.1", "apgd-ce-linf:eps=0.1"])
+    assert set(table["status"]) == {"failed"}
+    assert all("no gradient" in r for r in table["reason"])
+    seen = run.signs[run.signs["seen"]].set_index("name")
+    assert {"zero gradients", "black box beats gradients"} <= set(seen.index)
+    assert "black box beats gradients" in run.report(tmp_path / "page.html").read_text()
+
+
+def test_an_undecided_model_is_not_robust_and_its_run_is_whole(digits, digits_cnn, tmp_path):
+    table, run = robustness(
+        unusual.Undecided(digits_cnn), digits, ["pgd-linf:eps=0.1"], estimators=["gaussian"], layers=["logits"]
+    )
+    row = table.loc["pgd-linf:eps=0.1"]
+    assert row["undecided"] > 50
+    assert row["robust_accuracy"] < 0.15
+    assert any("has no answer to" in told for told in run.config["reading"])
+    page = run.report(tmp_path / "page.html").read_text()
+    assert f"{row['undecided']} of 100 samples are not decided" in page
+    assert run.layers["value"].notna().all()
+
+
+def test_a_random_models_accuracies_are_means_over_draws(digits, digits_cnn):
+    spec = ["pgd-linf:eps=0.1,eot=5,steps=10"]
+    table, run = robustness(unusual.Noisy(digits_cnn, 0.1), digits, spec, samples=30, curve=True)
+    again, _ = robustness(unusual.Noisy(digits_cnn, 0.1), digits, spec, samples=30, curve=True, signs=False)
+    pd.testing.assert_frame_equal(table.drop(columns="seconds"), again.drop(columns="seconds"))
+    row = table.iloc[0]
+    assert row["robust_accuracy"] == pytest.approx(run.outcomes["right"].mean())
+    assert row["low"] < row["robust_accuracy"] < row["high"]
+    assert any("at random" in told for told in run.config["reading"])
+    assert run.signs.set_index("name").loc["random outputs", "seen"]
+    assert run.curve["accuracy"].is_monotonic_decreasing
+
+
+def test_checks_that_run_out_of_memory_take_nothing_with_them(digits, digits_cnn, monkeypatch):
+    def no_memory(*arguments, **options):
+        raise torch.OutOfMemoryError("no")
+
+    monkeypatch.setattr("robgib.evaluation.failure_signs", no_memory)
+    table, run = robustness(digits_cnn, digits, ["pgd-linf:eps=0.1"])
+    assert table["status"].tolist() == ["ok"]
+    assert run.signs["name"].tolist() == ["checks did not end"]
+
+
+def test_an_eps_of_another_unit_is_refused_before_any_work(digits, digits_cnn):
+    with pytest.raises(RobGIBError, match=r"attack 'pgd-l2:eps=12'.*eps 12 .l2. is more than the whole box"):
+        robustness(digits_cnn, digits, ["pgd-l2:eps=12"])
+
+
+def test_folders_of_before_there_were_notes_are_read(run, tmp_path):
+    folder = run.save(tmp_path)
+    table = pd.read_csv(folder / "robustness.csv")
+    table.drop(columns=["note", "undecided", "robust_accuracy_8bit"]).to_csv(folder / "robustness.csv", index=False)
+    back = load_run(folder)
+    assert set(back.robustness["note"]) == {""}
+    assert set(back.robustness["undecided"]) == {0}
+    assert back.report(tmp_path / "page.html").is_file()
 
 
 @pytest.mark.gpu

@@ -1,7 +1,9 @@
 """Training regimes: that each does what its paper says, and that a killed training loses nothing."""
 
+import dataclasses
 import json
 import math
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from torch.nn import functional as F
 
 from robgib import RobGIBError, make_attack
 from robgib.attacks import attack_samples
+from robgib.data import Split
 from robgib.information import make_estimator
 from robgib.models import build
 from robgib.models.bottleneck import VariationalHead
@@ -154,6 +157,60 @@ class TestPenalties:
         with pytest.raises(RobGIBError, match="give the architecture `bottleneck: UNITS`"):
             train(small(digits), digits, config)
 
+    @pytest.mark.parametrize("kind", ["ib", "gib"])
+    @pytest.mark.parametrize("units", [48, 49])
+    def test_a_batch_that_is_too_small_is_refused(self, kind, units, digits):
+        """At 128 samples and 16 features a code of 48 units can be charged, and one of 49 cannot."""
+        models, seen = [], []
+        for beta in (0.0, 100.0):
+            config = Training(epochs=1, penalty={"kind": kind, "beta": beta})
+            if units == 48:
+                models.append(train(small(digits, units), digits, config)[0])
+                continue
+            message = (
+                rf"training.penalty '{kind}' needs batches of at least 130 samples, twice the 16 features and 49 units "
+                r".*training.batch_size is 128; raise training.batch_size to 130 or lower the bottleneck to 48"
+            )
+            with pytest.raises(RobGIBError, match=message):
+                train(small(digits, units), digits, config, watch=lambda *a: seen.append(a))
+        assert not seen
+        assert not models or not torch.equal(*map(weights, models))
+
+    @pytest.mark.parametrize(
+        ("penalty", "samples", "size", "units", "message"),
+        [
+            ({"kind": "ib"}, 50, 128, 20, "there are 50 to train on; lower the bottleneck to 9"),
+            ({"kind": "ib", "features": 8}, 50, 128, 20, "there are 50 to train on; lower training.penalty.features"),
+            ({"kind": "gib", "features": 8}, 200, 100, 20, "batch_size is 100; raise training.batch_size to 168"),
+        ],
+    )
+    def test_the_mend_is_one_that_works(self, penalty, samples, size, units, message, digits):
+        part = Split(digits.train.x[:samples], digits.train.y[:samples])
+        config = Training(epochs=1, batch_size=size, penalty={"beta": 1, **penalty})
+        with pytest.raises(RobGIBError, match=re.escape(message) + r"\.$"):
+            train(small(digits, units), dataclasses.replace(digits, train=part), config)
+
+    def test_what_is_left_of_an_epoch_is_charged_too(self, digits, monkeypatch):
+        """1078 samples in batches of 128 leave 54, too few for 16 features and 20 units: they join those before."""
+        sizes = []
+
+        def charge(model, x, penalty):
+            sizes.append(len(x))
+            return penalty_of(model, x, penalty)
+
+        monkeypatch.setattr("robgib.training.penalty_of", charge)
+        train(small(digits, 20), digits, Training(epochs=1, penalty={"kind": "ib", "beta": 1}))
+        last = len(digits.train) % 128
+        assert 2 < last < 72
+        assert sizes == [128] * (len(digits.train) // 128 - 1) + [128 + last]
+
+    def test_too_few_samples_have_no_penalty(self, digits):
+        model = small(digits, 6)().train()
+        x = digits.train.x[:43]
+        model(x)
+        with pytest.raises(RobGIBError, match="needs a batch of at least 44 samples, not 43"):
+            penalty_of(model, x, Penalty(kind="gib", beta=1))
+
     @pytest.mark.parametrize(("units", "message"), [(0, "units from 1, not 0"), ("many", "units from 1, not 'many'")])
     def test_bad_codes(self, units, message, digits):
         with pytest.raises(RobGIBError, match=message):
@@ -164,6 +221,35 @@ class TestPenalties:
         model = build(arch, (1, 28, 28), 10, {"bottleneck": 7}).eval()
         assert model.head.classes.in_features == 7
         assert model(torch.rand(2, 1, 28, 28)).shape == (2, 10)
+
+
+class Counting(nn.Module):
+    """A classifier with batch normalisation that notes the sizes of its training batches."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.BatchNorm1d(10))
+        self.sizes = []
+
+    def forward(self, x):
+        if self.training:
+            self.sizes.append(len(x))
+        return self.net(x)
+
+
+@pytest.mark.parametrize(
+    ("samples", "size", "sizes"),
+    [(129, 64, [64, 65]), (130, 64, [64, 64, 2]), (128, 64, [64, 64]), (40, 64, [40]), (7, 2, [2, 2, 3])],
+)
+def test_no_batch_of_a_single_sample(samples, size, sizes, digits):
+    data = dataclasses.replace(digits, train=Split(digits.train.x[:samples], digits.train.y[:samples]))
+    rows = []
+    model, result = train(
+        Counting, data, Training(epochs=2, batch_size=size), progress=lambda task, done, total, note: rows.append(done)
+    )
+    assert model.sizes == sizes * 2
+    assert rows[-1] == 2 * len(sizes)
+    assert result["history"][-1]["learning_rate"] < 1e-4  # the course ends where the training does; 4 steps, too
 
 
 class Cracking(nn.Module):

@@ -1,6 +1,7 @@
 import hashlib
 import json
 import re
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -12,7 +13,17 @@ from robgib import RobGIBError, make_attack
 from robgib.attacks import attack_samples
 from robgib.regimes import augment
 from robgib.training import Training, accuracy, train
-from robgib.zoo import add_recipe, find_recipe, load_checkpoint, load_model, recipes, stored_checkpoint, train_recipe
+from robgib.zoo import (
+    Recipe,
+    Stored,
+    add_recipe,
+    find_recipe,
+    load_checkpoint,
+    load_model,
+    recipes,
+    stored_checkpoint,
+    train_recipe,
+)
 
 RECIPE = """
 data: digits
@@ -125,6 +136,7 @@ def test_a_strangers_checkpoint_needs_arch_and_data(quick, digits, tmp_path):
         ("data: digits\narchitecture: {}\n", "line 2: architecture.name: field required"),
         (RECIPE + "  \ntraning: {}\n", "line 6: traning: extra inputs are not permitted"),
         ("data: [\n", "not valid YAML"),
+        ("data: 2024-13-45\n", "not valid YAML"),
         ("data: digits\ntraining: {epochs: 2}\n", "needs an architecture, or a checkpoint"),
     ],
 )
@@ -342,3 +354,180 @@ def test_a_checkpoint_is_added_and_evaluated_by_name(cli, invoke, tmp_path):
         (("show", "my-net"), "net.safetensors"),
     ):
         assert word in invoke("zoo", *arguments, "--catalogue", "zoo")
+
+
+class TestFilesThatNameCode:
+    """What a file names is looked up; it is imported and run only where a person says so."""
+
+    FAST = ("--samples", "20", "--attack", "fgsm-linf", "--no-curve", "--no-signs", "--no-corruptions", "--quiet")
+    EVIL = {"name": "os:system", "command": "touch PWNED"}
+    NET = "from robgib.models import build\n\n\ndef make():\n    return build('mlp', (1, 8, 8), 10, {'hidden': [8]})\n"
+
+    @pytest.fixture
+    def net(self, quick, digits, tmp_path):
+        return train_recipe(quick, digits, tmp_path / "net.safetensors")[2]
+
+    @staticmethod
+    def name(path, architecture):
+        beside = path.with_suffix(".json")
+        beside.write_text(json.dumps({**json.loads(beside.read_text()), "architecture": architecture}))
+
+    @pytest.fixture
+    def mynet(self, tmp_path, monkeypatch):
+        monkeypatch.syspath_prepend(str(tmp_path))
+        monkeypatch.setattr("sys.dont_write_bytecode", True)
+        (tmp_path / "robgib_test_net.py").write_text(self.NET)
+        yield "robgib_test_net:make"
+        sys.modules.pop("robgib_test_net", None)
+
+    def test_a_record_runs_nothing(self, net, invoke, tmp_path):
+        self.name(net, self.EVIL)
+        (tmp_path / "saved").mkdir()
+        for suffix in (".safetensors", ".json"):
+            (tmp_path / "saved" / f"epoch-0001{suffix}").write_bytes(net.with_suffix(suffix).read_bytes())
+        for command in (
+            ("evaluate", "net.safetensors", *self.FAST),
+            ("zoo", "add", "net.safetensors", "--name", "bad"),
+            ("trace", "saved", "--quiet"),
+        ):
+            said = invoke(*command)
+            assert "names the architecture 'os:system'" in said
+            assert "record" in said
+            assert ".json" in said
+            assert "--allow-code" in said
+        assert not (tmp_path / "PWNED").exists()
+        assert not (tmp_path / "zoo").exists()
+
+    def test_a_recipe_runs_nothing(self, invoke, digits, tmp_path):
+        (tmp_path / "zoo" / "bad").mkdir(parents=True)
+        text = yaml.safe_dump({"data": "digits", "architecture": self.EVIL, "training": {"epochs": 1}})
+        (tmp_path / "zoo" / "bad" / "evil.yaml").write_text(text)
+        for command in (
+            ("evaluate", "evil", *self.FAST),
+            ("train", "evil"),
+            ("zoo", "train", "evil"),
+            ("zoo", "train", "--group", "bad"),
+            ("zoo", "table", "--group", "bad"),
+            ("zoo", "layers", "evil"),
+        ):
+            said = invoke(*command, "--catalogue", ".")
+            assert "evil.yaml names the architecture 'os:system'" in said, command
+        for command in (("zoo", "list"), ("zoo", "show", "evil")):  # to look at it is no harm
+            assert "os:system" in invoke(*command, "--catalogue", ".")
+        listed = recipes([tmp_path])["evil"]
+        for use in (load_model, train_recipe):
+            with pytest.raises(RobGIBError, match="allow_code=True"):
+                use(listed, digits)
+        assert not (tmp_path / "PWNED").exists()
+
+    def test_where_it_is_allowed(self, net, mynet, invoke, digits, tmp_path):
+        text = {"data": "digits", "architecture": {"name": mynet}, "training": {"epochs": 1}}
+        (tmp_path / "own.yaml").write_text(yaml.safe_dump(text))
+        assert "Checkpoint" in invoke("train", "own", "--catalogue", ".", "--out", "own.safetensors", "--allow-code")
+        assert "--allow-code" in invoke("evaluate", "own.safetensors", *self.FAST)
+        assert "Report" in invoke("evaluate", "own.safetensors", *self.FAST, "--allow-code")
+        own = Recipe(name="own", data="digits", architecture={"name": mynet}, training={"epochs": 1})
+        assert load_model(own, digits)[0](digits.test.x[:2]).shape == (2, 10)  # Python chose it itself
+
+    def test_adding_says_what_loading_needs(self, net, mynet, invoke):
+        said = " ".join(invoke("zoo", "add", "net.safetensors", "--name", "mine", "--arch", mynet).split())
+        assert "that needs --allow-code" in said
+        assert "robgib evaluate mine --catalogue zoo --allow-code" in said
+        assert "names the architecture" in invoke("evaluate", "mine", *self.FAST, "--catalogue", "zoo")
+        assert "Report" in invoke("evaluate", "mine", *self.FAST, "--catalogue", "zoo", "--allow-code")
+
+    def test_plugins_that_were_given_are_known(self, net, digits, invoke, tmp_path):
+        (tmp_path / "plug").mkdir()
+        (tmp_path / "plug" / "plugged.py").write_text(
+            "from robgib import register_architecture\nfrom robgib.models import build\n\n"
+            "@register_architecture('plugged-in')\ndef plugged(shape, classes):\n"
+            "    return build('mlp', shape, classes, {'hidden': [8]})\n"
+        )
+        self.name(net, {"name": "plugged-in"})
+        assert "Report" in invoke("evaluate", "net.safetensors", *self.FAST, "--catalogue", "plug")
+        (tmp_path / "plug" / "zoo" / "pluggroup").mkdir(parents=True)
+        (tmp_path / "plug" / "zoo" / "pluggroup" / "plugged-net.yaml").write_text(
+            RECIPE.replace("mlp, hidden: [8]", "plugged-in")
+        )
+        assert "plugged-net" in invoke("zoo", "train", "--group", "pluggroup", "--catalogue", "plug", "--quiet")
+
+    @pytest.mark.parametrize("option", ["weights", "pretrained", "pretrained_cfg", "checkpoint_path", "cache_dir"])
+    @pytest.mark.parametrize("library", ["torchvision:resnet18", "timm:resnet18"])
+    def test_options_that_fetch_weights(self, library, option, net, tmp_path):
+        self.name(net, {"name": library, option: "file"})
+        with pytest.raises(RobGIBError, match=rf"net\.json: .*option '{option}' is one that fetches weights; leave it"):
+            load_checkpoint(net, None, None, None)
+        text = yaml.safe_dump({"data": "digits", "architecture": {"name": library, option: "file"}})
+        (tmp_path / "fetch.yaml").write_text(text)
+        with pytest.raises(RobGIBError, match=r"fetch\.yaml: .*fetches weights"):
+            find_recipe("fetch", [tmp_path])
+
+    @pytest.mark.parametrize("architecture", ["mlp", ["mlp"], {"name": 3}])
+    def test_records_that_are_no_records(self, architecture, net):
+        self.name(net, architecture)
+        with pytest.raises(RobGIBError, match="has no architecture with a name; remove or mend it"):
+            load_checkpoint(net, None, None, None)
+
+
+class TestNames:
+    """A name becomes a file's in the cache, and stays there."""
+
+    BAD = ["../../ESCAPED", "/tmp/ESCAPED", "a/b", "a\\b", "..", ".", "", "  ", "a\nb", "a\x00b", "C:b", "n" * 300]
+
+    @pytest.mark.parametrize("name", BAD)
+    def test_from_python(self, name, quick, digits, tmp_path, monkeypatch):
+        monkeypatch.setenv("ROBGIB_CACHE", str(tmp_path / "cache"))
+        with pytest.raises(ValueError, match="it must"):
+            Recipe(name=name, data="digits", architecture={"name": "mlp"})
+        with pytest.raises(ValueError, match="it must"):
+            Recipe(name="fine", group=name, data="digits", architecture={"name": "mlp"})
+        renamed = quick.model_copy(update={"name": name})
+        for use in (load_model, train_recipe):
+            with pytest.raises(RobGIBError, match=r"model name .* cannot name a file: it must"):
+                use(renamed, digits)
+        assert not list(tmp_path.rglob("*.safetensors"))
+
+    @pytest.mark.parametrize("name", ["../../ESCAPED", "", "other"])
+    def test_a_recipe_is_called_as_its_file(self, name, tmp_path):
+        (tmp_path / "quick.yaml").write_text(f"{RECIPE}name: {name!r}\n")
+        with pytest.raises(RobGIBError, match=r"quick\.yaml, line 5: name: a recipe is called as its file, 'quick'"):
+            find_recipe("quick", [tmp_path])
+        (tmp_path / "quick.yaml").write_text(f"{RECIPE}name: quick\n")
+        assert find_recipe("quick", [tmp_path]).name == "quick"
+
+    @pytest.mark.parametrize(
+        ("key", "message"),
+        [
+            ("group: ../x", "line 5: group: value error, it must hold no slash"),
+            ("folder: /etc", "line 5: folder: extra inputs are not permitted"),
+            ("allow_code: true", "line 5: allow_code: extra inputs are not permitted"),
+        ],
+    )
+    def test_keys_of_a_recipe(self, key, message, tmp_path):
+        (tmp_path / "quick.yaml").write_text(f"{RECIPE}{key}\n")
+        with pytest.raises(RobGIBError, match=message):
+            find_recipe("quick", [tmp_path])
+
+    @pytest.mark.parametrize("url", ["https://x.org/a/..", "https://x.org/.", "https://x.org/a\\..\\b.pt"])
+    def test_the_last_part_of_a_url(self, url, tmp_path, monkeypatch):
+        monkeypatch.setenv("ROBGIB_CACHE", str(tmp_path / "cache"))
+        checkpoint = {"url": url, "sha256": "0" * 64}
+        (tmp_path / "far.yaml").write_text(yaml.safe_dump({"data": "digits", "checkpoint": checkpoint}))
+        with pytest.raises(RobGIBError, match="the last part of the url names the file that is kept, and it must"):
+            find_recipe("far", [tmp_path])
+        forged = Stored.model_construct(file=None, **checkpoint)
+        recipe = Recipe.model_construct(name="far", data="digits", checkpoint=forged, folder=None)
+        with pytest.raises(RobGIBError, match="download name"):
+            stored_checkpoint(recipe)
+        assert not (tmp_path / "cache").exists()
+
+
+def test_brackets_in_a_file_are_text(invoke, tmp_path):
+    text = "description: 'of [/nothing] and [bold]'\n" + RECIPE.replace("[8]}", "[8], activation: '[/x]'}")
+    (tmp_path / "odd.yaml").write_text(text)
+    listed = " ".join(invoke("zoo", "list", "--catalogue", ".").split())
+    assert "[/nothing]" in listed
+    assert "[/x]" in listed
+    shown = invoke("zoo", "show", "odd", "--catalogue", ".")
+    assert "of [/nothing] and [bold]" in shown
+    assert "hidden: [8]" in shown

@@ -14,8 +14,18 @@ from robgib.attacks.passes import InBatches, Passes, count_passes
 from robgib.attacks.pgd import PGD
 from robgib.attacks.registry import CatalogueEntry, attack_catalogue, attack_classes, make_attack
 from robgib.attacks.rfgsm import RFGSM
-from robgib.attacks.robustness import Outcome, Prepared, accuracy_curve, attack_samples, predict, prepare
-from robgib.attacks.signs import Sign, failure_signs
+from robgib.attacks.robustness import (
+    Answers,
+    Outcome,
+    Prepared,
+    accuracy_curve,
+    answers,
+    attack_samples,
+    check_decided,
+    predict,
+    prepare,
+)
+from robgib.attacks.signs import Sign, failure_signs, weaker_than_reference
 from robgib.attacks.square import Square
 from robgib.attacks.threat import SampleRNG, ThreatModel
 
@@ -27,6 +37,7 @@ __all__ = [
     "PGD",
     "RFGSM",
     "ARTAttack",
+    "Answers",
     "Attack",
     "AutoAttack",
     "CarliniWagner",
@@ -46,6 +57,7 @@ __all__ = [
     "ThreatModel",
     "TorchAttack",
     "accuracy_curve",
+    "answers",
     "ascend",
     "ascent_gradient",
     "attack_catalogue",
@@ -53,6 +65,7 @@ __all__ = [
     "attack_samples",
     "cascade",
     "check_attack",
+    "check_decided",
     "count_passes",
     "failure_signs",
     "frozen",
@@ -60,4 +73,5 @@ __all__ = [
     "make_goal",
     "predict",
     "prepare",
+    "weaker_than_reference",
 ]

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from robgib.attacks.attack import Attack, Goal, Loss, ascent_gradient
+from robgib.attacks.attack import Attack, Goal, Loss, answers_at_random, ascent_gradient, misled
 from robgib.attacks.threat import SampleRNG, ThreatModel, per_sample
 from robgib.errors import RobGIBError
 
@@ -56,8 +56,8 @@ class APGD(Attack):
         result = x.clone()
         with torch.no_grad():
             logits = model(x)
-        left = (logits.argmax(1) == y).nonzero().squeeze(1)
-        for goal in self._goals(logits, y):
+        left = (~misled(logits, y)).nonzero().squeeze(1)
+        for goal in self._goals(logits, y, answers_at_random(model)):
             best = goal.objective(logits)
             for _ in range(self.restarts):
                 if not len(left):
@@ -70,13 +70,13 @@ class APGD(Attack):
                 left = left[~reached]
         return result
 
-    def _goals(self, logits: Tensor, y: Tensor) -> Iterator[Goal]:
+    def _goals(self, logits: Tensor, y: Tensor, patient: bool) -> Iterator[Goal]:
         if not self.targets:
-            yield Goal(y, False, self.loss)
+            yield Goal(y, False, self.loss, patient=patient)
             return
         order = logits.scatter(1, y[:, None], float("-inf")).argsort(1, descending=True)
         for rank in range(min(self.targets, logits.shape[1] - 1)):
-            yield Goal(order[:, rank], True, self.loss, truth=y)
+            yield Goal(order[:, rank], True, self.loss, truth=y, patient=patient)
 
 
 def checkpoints(steps: int) -> list[int]:

@@ -5,18 +5,32 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robgib.attacks.passes import InBatches
+from robgib.attacks.passes import InBatches, finite, gradient_of
 from robgib.attacks.threat import SampleRNG, ThreatModel
 from robgib.errors import RobGIBError, unknown_name
+from robgib.models.inference import decided
 
-__all__ = ["Attack", "Goal", "MinimalNorm", "ascend", "ascent_gradient", "frozen", "make_goal", "wrong_by"]
+__all__ = [
+    "Attack",
+    "Goal",
+    "MinimalNorm",
+    "answers_at_random",
+    "ascend",
+    "ascent_gradient",
+    "frozen",
+    "make_goal",
+    "misled",
+    "reach_note",
+    "reaching",
+    "wrong_by",
+]
 
 
 @dataclass(frozen=True)
@@ -59,6 +73,14 @@ class Attack(ABC):
             whole *= max(1, value) if isinstance(value, int) else 1
         return whole
 
+    def at(self, eps: float) -> Attack:
+        """The same attack with another radius; a step size given in absolute terms scales along."""
+        changes: dict[str, object] = {"threat": replace(self.threat, eps=eps)}
+        step = getattr(self, "step_size", None)
+        if isinstance(step, float):
+            changes["step_size"] = step * eps / self.threat.eps
+        return replace(self, **changes)  # type: ignore[arg-type]
+
     @abstractmethod
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
         """Return adversarial images (N, …) for ``x`` (N, …) with true labels ``y`` (N,).
@@ -89,6 +111,29 @@ class MinimalNorm(Attack):
         return torch.where(self.threat.allows(found, x).view(-1, *([1] * (x.ndim - 1))), found, x)
 
 
+def reaching(steps: int) -> float:
+    """Step, as a share of the radius, by which so many steps cross the ball from a random start."""
+    return min(1.0, 2.5 / max(1, steps))
+
+
+def reach_note(steps: int, step_size: float, eps: float, name: str = "step_size") -> str:
+    """Return a sentence that says so when steps cannot reach the ball's edge, else an empty string.
+
+    Args:
+        steps: how many.
+        step_size: length of one, in the ball's norm (pixel scale).
+        eps: the ball's radius (pixel scale).
+        name: what the attack calls ``step_size``.
+    """
+    reach = steps * step_size
+    if reach >= eps * (1 - 1e-6):
+        return ""
+    return (
+        f"{steps} step{'s' * (steps != 1)} of {step_size:.2g} move{'s' * (steps == 1)} at most {reach:.2g} and the "
+        f"ball's radius is {eps:.3g}; give {name}={reaching(steps) * eps:.3g} or more steps."
+    )
+
+
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """Put the model in eval mode with parameters that take no gradients; restore both afterwards."""
@@ -112,12 +157,22 @@ def _margin(logits: Tensor, labels: Tensor) -> Tensor:
     return others.amax(1) - own
 
 
+def misled(logits: Tensor, y: Tensor) -> Tensor:
+    """Whether each answer (N,) in logits (N, classes) is another than ``y`` (N,), or none at all.
+
+    An answer that is not finite is none: whoever finds such an image has done with the model.
+    """
+    return (logits.argmax(1) != y) | ~decided(logits)
+
+
 def wrong_by(logits: Tensor, y: Tensor) -> Tensor:
     """By how much (N,) a wrong class leads the true one, less what rounding could explain.
 
-    An image on the boundary is right in one batch and wrong in another; above 0 it is wrong in both.
+    An image on the boundary is right in one batch and wrong in another; above 0 it is wrong in both. Where there is no
+    answer at all it is infinite.
     """
-    return _margin(logits, y) - 1e-5 * logits.abs().amax(1)
+    scale = torch.where(torch.isfinite(logits), logits.abs(), 0).amax(1)
+    return torch.where(decided(logits), _margin(logits, y) - 1e-5 * scale, float("inf"))
 
 
 def _largest(logits: Tensor, count: int) -> Tensor:
@@ -156,13 +211,15 @@ Target = Literal["none", "random", "least-likely", "second"]
 class Goal:
     """What an attack is after: away from the true labels, or towards target labels (both (N,)).
 
-    With ``truth`` (N,), the true labels beside targets, any wrong class will do on the way to the target.
+    With ``truth`` (N,), the true labels beside targets, any wrong class will do on the way to the target. A ``patient``
+    goal is never reached on the way: against a model that answers at random one success is a lucky draw.
     """
 
     labels: Tensor
     targeted: bool
     loss: str
     truth: Tensor | None = None
+    patient: bool = False
 
     def objective(self, logits: Tensor) -> Tensor:
         """Per-sample value (N,) that the attack increases."""
@@ -172,15 +229,23 @@ class Goal:
         return -value if self.targeted else value
 
     def reached(self, logits: Tensor) -> Tensor:
-        """Whether each sample (N,) is where the attack wants it."""
+        """Whether each sample (N,) is where the attack wants it, or where the model has no answer."""
+        if self.patient:
+            return torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
         if self.truth is not None:
-            return logits.argmax(1) != self.truth
-        hit = logits.argmax(1) == self.labels
-        return hit if self.targeted else ~hit
+            return misled(logits, self.truth)
+        if not self.targeted:
+            return misled(logits, self.labels)
+        return (logits.argmax(1) == self.labels) | ~decided(logits)
 
     def select(self, mask: Tensor | slice) -> Goal:
         """Return the goal of a subset of the samples."""
-        return Goal(self.labels[mask], self.targeted, self.loss, None if self.truth is None else self.truth[mask])
+        return replace(self, labels=self.labels[mask], truth=None if self.truth is None else self.truth[mask])
+
+
+def answers_at_random(model: nn.Module) -> bool:
+    """Whether the model that an attack was given is known to answer at random."""
+    return isinstance(model, InBatches) and model.random
 
 
 def make_goal(model: nn.Module, x: Tensor, y: Tensor, target: str, loss: str, rng: SampleRNG) -> Goal:
@@ -191,8 +256,9 @@ def make_goal(model: nn.Module, x: Tensor, y: Tensor, target: str, loss: str, rn
     """
     if loss not in _LOSSES:
         raise unknown_name("loss", loss, _LOSSES)
+    patient = answers_at_random(model)
     if target == "none":
-        return Goal(y, False, loss)
+        return Goal(y, False, loss, patient=patient)
     with torch.no_grad():
         logits = model(x)
     classes = logits.shape[1]
@@ -205,7 +271,7 @@ def make_goal(model: nn.Module, x: Tensor, y: Tensor, target: str, loss: str, rn
         labels = logits.masked_fill(own, float("-inf")).argmax(1)
     else:
         raise unknown_name("target rule", target, ("none", "random", "least-likely", "second"))
-    return Goal(labels, True, loss)
+    return Goal(labels, True, loss, patient=patient)
 
 
 def ascend(
@@ -282,11 +348,17 @@ def _ascent_step(
 
 
 def ascent_gradient(model: nn.Module, x: Tensor, goal: Goal) -> tuple[Tensor, Tensor]:
-    """Gradient (N, …) of the goal's objective at the images ``x``, and the logits (N, classes) there."""
+    """Gradient (N, …) of the goal's objective at the images ``x``, and the logits (N, classes) there.
+
+    Entries that are not finite are 0.
+
+    Raises:
+        NoGradientError: the model gives none.
+    """
     if isinstance(model, InBatches):
         return model.gradient(x, goal)
     with torch.enable_grad():
         leaf = x.detach().requires_grad_(True)
         logits = model(leaf)
-        (gradient,) = torch.autograd.grad(goal.objective(logits).sum(), leaf)
-    return gradient, logits.detach()
+        gradient = gradient_of(goal.objective(logits).sum(), leaf)
+    return finite(gradient), logits.detach()

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from robgib.attacks.apgd import APGD
-from robgib.attacks.attack import Attack
+from robgib.attacks.attack import Attack, Goal
 from robgib.attacks.fab import FAB
 from robgib.attacks.square import Square
 from robgib.attacks.threat import SampleRNG, per_sample
-from robgib.errors import RobGIBError
+from robgib.errors import NoGradientError, RobGIBError, RobGIBWarning, unknown_name
 
 __all__ = ["AutoAttack", "cascade"]
 
@@ -26,19 +27,26 @@ class AutoAttack(Attack):
     The budgets are the standard version's: 100 steps and one restart each, 9 target classes, 5,000 queries. A model of
     fewer than four classes has no DLR loss towards targets; APGD-T then ascends the plain margin.
 
+    ``version="rand"`` is the paper's for models that answer at random: APGD-CE and APGD-DLR (the margin below three
+    classes), each gradient the mean over ``eot`` draws, which for such a model are 20 unless told otherwise.
+
     Fields:
+        version: ``standard`` or ``rand``.
         steps: of APGD and FAB.
         targets: of APGD-T and FAB-T.
         queries: of Square.
     """
 
     pooled: ClassVar[bool] = True
+    version: Literal["standard", "rand"] = "standard"
     steps: int = 100
     targets: int = 9
     queries: int = 5000
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.version not in ("standard", "rand"):
+            raise unknown_name("version of AutoAttack", str(self.version), ("standard", "rand"))
         for name in ("steps", "targets", "queries"):
             if getattr(self, name) < 1:
                 raise RobGIBError(f"AutoAttack's {name} must be at least 1, not {getattr(self, name)}.")
@@ -49,12 +57,15 @@ class AutoAttack(Attack):
         return sum(member.cost for member in self.members(self.targets + 1))
 
     def members(self, classes: int) -> tuple[Attack, ...]:
-        """Return the four attacks, in order, for a model of so many classes."""
+        """Return the attacks, in order, for a model of so many classes."""
+        ce = APGD(self.threat, steps=self.steps, eot=self.eot)
+        if self.version == "rand":
+            return ce, replace(ce, loss="dlr" if classes > 2 else "margin")
         return (
-            APGD(self.threat, steps=self.steps),
-            APGD(self.threat, steps=self.steps, loss="dlr" if classes > 3 else "margin", targets=self.targets),
-            FAB(self.threat, steps=self.steps, targeted=True, targets=self.targets),
-            Square(self.threat, queries=self.queries),
+            ce,
+            replace(ce, loss="dlr" if classes > 3 else "margin", targets=self.targets),
+            FAB(self.threat, steps=self.steps, targeted=True, targets=self.targets, eot=self.eot),
+            Square(self.threat, queries=self.queries, eot=self.eot),
         )
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
@@ -67,18 +78,46 @@ class AutoAttack(Attack):
 
 
 def cascade(attacks: Sequence[Attack], model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
-    """Run attacks in turn on the samples that are still right; the first image that fools is kept, else the last."""
+    """Run attacks in turn on the samples that are still right; the first image that fools is kept, else the last.
+
+    An attack that needs gradients of a model that gives none is left out, with a :class:`~robgib.RobGIBWarning`.
+
+    Raises:
+        NoGradientError: no attack could run.
+    """
     result = x.clone()
+    goal = Goal(y, False, "margin")
     with torch.no_grad():
-        left = (model(x).argmax(1) == y).nonzero().squeeze(1)
+        left = (~goal.reached(model(x))).nonzero().squeeze(1)
+    missing: dict[str, NoGradientError] = {}
+    ran = False
     for attack in attacks:
         if not len(left):
             break
-        found = attack.perturb(model, x[left], y[left], rng.select(left))
+        try:
+            found = attack.perturb(model, x[left], y[left], rng.select(left))
+        except NoGradientError as error:
+            missing[_title(attack)] = error
+            continue
+        ran = True
         with torch.no_grad():
-            fooled = model(found).argmax(1) != y[left]
+            fooled = goal.select(left).reached(model(found))
         # An image that does not fool is worth no less than the clean one, and FAB gives that back.
         moved = per_sample(fooled | (found != x[left]).flatten(1).any(1), found)
         result[left] = torch.where(moved, found, result[left])
         left = left[~fooled]
+    if missing:
+        reason = next(iter(missing.values()))
+        if not ran:
+            raise reason
+        warnings.warn(f"{', '.join(missing)} left out: {reason}", RobGIBWarning, stacklevel=2)
     return result
+
+
+def _title(attack: Attack) -> str:
+    """The attack's class and what tells it from its like, as in ``APGD (dlr, 9 targets)``."""
+    told = [str(getattr(attack, "loss", ""))]
+    if getattr(attack, "targeted", True) and getattr(attack, "targets", 0):
+        told.append(f"{attack.targets} targets")  # type: ignore[attr-defined]
+    told = [t for t in told if t]
+    return type(attack).__name__ + (f" ({', '.join(told)})" if told else "")

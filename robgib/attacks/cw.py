@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from robgib.attacks.attack import Goal, MinimalNorm, ascent_gradient, wrong_by
+from robgib.attacks.attack import Goal, MinimalNorm, ascent_gradient, misled, wrong_by
 from robgib.attacks.threat import SampleRNG, per_sample
 from robgib.errors import RobGIBError
 
@@ -53,7 +53,7 @@ class CarliniWagner(MinimalNorm):
     def find(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
         """See :meth:`MinimalNorm.find`."""
         with torch.no_grad():
-            left = (model(x).argmax(1) == y).nonzero().squeeze(1)
+            left = (~misled(model(x), y)).nonzero().squeeze(1)
         result = x.clone()
         if not len(left):
             return result
@@ -87,9 +87,10 @@ class CarliniWagner(MinimalNorm):
             # f_6 plus kappa, which changes no gradient and keeps the objective above 0.
             hinge = (self.confidence - goal.objective(logits)).clamp_min(0)
             objective = gap + c * hinge
-            gradient = 2 * (image - x) - per_sample(c * (hinge > 0), slope) * slope
-            gradient = gradient * (high - low) / 2 * (1 - bend.square())
             fooled = wrong_by(logits, goal.labels) > self.confidence
+            # The hinge pulls until the image counts: at a tie it is 0 already, and the true class may still win.
+            gradient = 2 * (image - x) - per_sample(c * ~fooled, slope) * slope
+            gradient = gradient * (high - low) / 2 * (1 - bend.square())
             hit[rows[fooled]] = True
             # Of images at all but the same distance the first stays, or rounding would choose between batches.
             closer = fooled & (gap < 0.9998 * size[rows])

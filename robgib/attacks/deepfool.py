@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from robgib.attacks.attack import MinimalNorm, wrong_by
-from robgib.attacks.hyperplane import class_differences, dual_norm, wrong_classes
+from robgib.attacks.attack import MinimalNorm, misled, wrong_by
+from robgib.attacks.hyperplane import dual_norm, nearest_boundary, wrong_classes
 from robgib.attacks.threat import SampleRNG
 from robgib.errors import RobGIBError
 
@@ -46,15 +46,16 @@ class DeepFool(MinimalNorm):
         with torch.no_grad():
             logits = model(x)
         result = x.clone()
-        left = (logits.argmax(1) == y).nonzero().squeeze(1)
+        left = (~misled(logits, y)).nonzero().squeeze(1)
         classes = wrong_classes(logits, y)[:, : self.candidates]
         nudge = 2e-5 * logits.abs().amax(1)  # without it a step that lands on the boundary would be the last to move
         current, total = x.clone(), torch.zeros_like(x)
         for _ in range(self.steps):
             if not len(left):
                 break
-            values, gradients = class_differences(model, current[left], y[left], classes[left])
-            step = self._step(values.abs() + nudge[left, None], gradients).view_as(total[left])
+            slack = nudge[left]
+            value, w = nearest_boundary(model, current[left], y[left], classes[left], self.threat.norm, slack)
+            step = self._step(value.abs() + slack, w).view_as(total[left])
             total[left] = (x[left] + total[left] + step).clamp(*self.threat.box) - x[left]
             current[left] = (x[left] + (1 + self.overshoot) * total[left]).clamp(*self.threat.box)
             with torch.no_grad():
@@ -63,12 +64,8 @@ class DeepFool(MinimalNorm):
             left = left[~fooled]
         return result
 
-    def _step(self, values: Tensor, gradients: Tensor) -> Tensor:
-        """Return the step (N, D) onto the nearest of the K boundaries; values (N, K), gradients (N, K, D)."""
-        dual = dual_norm(gradients, self.threat.norm)
-        distances, nearest = (values / dual.clamp_min(torch.finfo(dual.dtype).tiny)).min(1)
-        rows = torch.arange(len(nearest), device=nearest.device)
-        w = gradients[rows, nearest]
-        if self.threat.norm == "linf":
-            return distances[:, None] * w.sign()
-        return distances[:, None] * w / dual[rows, nearest].clamp_min(torch.finfo(dual.dtype).tiny)[:, None]
+    def _step(self, value: Tensor, w: Tensor) -> Tensor:
+        """Return the step (N, D) onto the hyperplane that lies ``value`` (N,) ahead along its normals ``w`` (N, D)."""
+        dual = dual_norm(w, self.threat.norm).clamp_min(torch.finfo(w.dtype).tiny)
+        distances = (value / dual)[:, None]
+        return distances * w.sign() if self.threat.norm == "linf" else distances * w / dual[:, None]

@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from robgib.attacks.attack import MinimalNorm, wrong_by
-from robgib.attacks.hyperplane import class_differences, dual_norm, hyperplane_step, wrong_classes
-from robgib.attacks.threat import NORMS, SampleRNG, distance
+from robgib.attacks.attack import MinimalNorm, misled, wrong_by
+from robgib.attacks.hyperplane import hyperplane_step, nearest_boundary, wrong_classes
+from robgib.attacks.threat import NORMS, SampleRNG, distance, per_sample
 from robgib.errors import RobGIBError
 
 __all__ = ["FAB"]
@@ -59,26 +59,35 @@ class FAB(MinimalNorm):
 
     def find(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
         """See :meth:`MinimalNorm.find`."""
+        return self._nearest(model, x, y, rng, enough=False)
+
+    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
+        """See :meth:`MinimalNorm.perturb`; a sample leaves as soon as an image inside the ball fools."""
+        found = self._nearest(model, x, y, rng, enough=True)
+        return torch.where(per_sample(self.threat.allows(found, x), x), found, x)
+
+    def _nearest(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG, enough: bool) -> Tensor:
+        """Return the nearest adversarial images (N, …); with ``enough`` any inside the ball is near enough."""
         with torch.no_grad():
             logits = model(x)
         result = x.clone()
-        left = (logits.argmax(1) == y).nonzero().squeeze(1)
-        if not len(left):
-            return result
-        origin, labels, draws = x[left], y[left], rng.select(left)
-        classes = wrong_classes(logits[left], labels)
+        left = (~misled(logits, y)).nonzero().squeeze(1)
+        classes = wrong_classes(logits, y)
         groups = classes[:, : self.targets].split(1, dim=1) if self.targeted else (classes,)
-        best, size = origin.clone(), torch.full((len(left),), float("inf"), dtype=x.dtype, device=x.device)
+        size = torch.full((len(x),), float("inf"), dtype=x.dtype, device=x.device)
         for group in groups:
             for restart in range(self.restarts):
-                start = self._random_start(origin, size, draws) if restart else origin
-                image = self._run(model, origin, labels, group, start)
+                if not len(left):
+                    return result
+                origin, labels = x[left], y[left]
+                start = self._random_start(origin, size[left], rng.select(left)) if restart else origin
+                image = self._run(model, origin, labels, group[left], start, enough)
                 image, fooled = _search(model, origin, labels, image)
                 reach = self.threat.distance(image, origin)
-                closer = fooled & (reach < _NEARER * size)
-                best[closer] = image[closer]
-                size[closer] = reach[closer]
-        result[left] = best
+                closer = fooled & (reach < _NEARER * size[left])
+                result[left[closer]], size[left[closer]] = image[closer], reach[closer]
+                if enough:
+                    left = left[~self.threat.allows(result[left], origin) | size[left].isinf()]
         return result
 
     def _random_start(self, x: Tensor, size: Tensor, rng: SampleRNG) -> Tensor:
@@ -90,13 +99,19 @@ class FAB(MinimalNorm):
         scale = size.clamp_max(self.threat.eps) / 2 / length
         return (x + noise * scale.view(-1, *([1] * len(shape)))).clamp(*self.threat.box)
 
-    def _run(self, model: nn.Module, x: Tensor, y: Tensor, classes: Tensor, start: Tensor) -> Tensor:
-        """Return the nearest adversarial images (N, …) of one restart, the clean one where there is none."""
+    def _run(self, model: nn.Module, x: Tensor, y: Tensor, classes: Tensor, start: Tensor, enough: bool) -> Tensor:
+        """Return the nearest adversarial images (N, …) of one restart, the clean one where there is none.
+
+        With ``enough`` a sample leaves at its first image inside the ball.
+        """
         best, size = x.clone(), torch.full((len(x),), float("inf"), dtype=x.dtype, device=x.device)
         norm, box = self.threat.norm, self.threat.box
+        rows = torch.arange(len(x), device=x.device)
         origin, current = x.flatten(1), start.flatten(1)
         for _ in range(self.steps):
-            w, value = self._boundary(*class_differences(model, current.view_as(x), y, classes))
+            if not len(rows):
+                break
+            value, w = nearest_boundary(model, current.view_as(x), y, classes, norm)
             # The same hyperplane from both points: its function at the clean image follows from that at the iterate.
             value_there = value + (w * (origin - current)).sum(1)
             here = hyperplane_step(current, w, value, norm, box)
@@ -111,20 +126,18 @@ class FAB(MinimalNorm):
                 logits = model(image)
             # What is kept must be past all rounding; the path turns back at the boundary itself, or it would stall
             # just behind it, where rounding decides.
-            fooled = logits.argmax(1) != y
+            fooled = misled(logits, y)
             reach = self.threat.distance(image, x)
-            closer = (wrong_by(logits, y) > 0) & (reach < _NEARER * size)
-            best[closer] = image[closer]
-            size[closer] = reach[closer]
+            closer = (wrong_by(logits, y) > 0) & (reach < _NEARER * size[rows])
+            best[rows[closer]], size[rows[closer]] = image[closer], reach[closer]
             current = torch.where(fooled[:, None], (1 - self.beta) * origin + self.beta * current, current)
+            if enough:
+                stay = ~(closer & self.threat.allows(image, x))
+                if not bool(stay.all()):
+                    rows, origin, current, x, y, classes = (
+                        held[stay] for held in (rows, origin, current, x, y, classes)
+                    )
         return best
-
-    def _boundary(self, values: Tensor, gradients: Tensor) -> tuple[Tensor, Tensor]:
-        """Choose the nearest of K boundaries (equation 7); return its normal (N, D) and function's value (N,)."""
-        dual = dual_norm(gradients, self.threat.norm)
-        nearest = (values.abs() / dual.clamp_min(torch.finfo(dual.dtype).tiny)).argmin(1)
-        rows = torch.arange(len(nearest), device=nearest.device)
-        return gradients[rows, nearest], values[rows, nearest]
 
 
 @torch.no_grad()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import torch
 from torch import Tensor, nn
 
-from robgib.attacks.passes import InBatches
+from robgib.attacks.passes import InBatches, finite, gradient_of
 
-__all__ = ["class_differences", "dual_norm", "hyperplane_step", "wrong_classes"]
+__all__ = ["class_differences", "dual_norm", "hyperplane_step", "nearest_boundary", "wrong_classes"]
 
 
 def wrong_classes(logits: Tensor, y: Tensor) -> Tensor:
@@ -15,27 +17,104 @@ def wrong_classes(logits: Tensor, y: Tensor) -> Tensor:
     return logits.scatter(1, y[:, None], float("-inf")).sort(dim=1, descending=True, stable=True).indices[:, :-1]
 
 
-def class_differences(model: nn.Module, x: Tensor, y: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+Watch = Callable[[Tensor], None]
+"""Is shown every gradient (N, …) before its entries that are not finite become 0."""
+
+
+def class_differences(
+    model: nn.Module, x: Tensor, y: Tensor, classes: Tensor, watch: Watch | None = None
+) -> tuple[Tensor, Tensor]:
     """Linearise the boundaries between the true classes ``y`` (N,) and ``classes`` (N, K) at ``x`` (N, …).
+
+    It holds all N · K · D numbers at once; where the nearest boundary will do, so will :func:`nearest_boundary`.
 
     Returns:
         The logits' differences z_k - z_y (N, K), and their gradients (N, K, D) by the D flattened pixels.
+
+    Raises:
+        NoGradientError: the logits do not depend on the images by differentiable steps.
     """
     if isinstance(model, InBatches):
         differences, gradients = model.map(
-            len(x), lambda rows: class_differences(model.model, x[rows], y[rows], classes[rows])
+            len(x), lambda rows: class_differences(model.model, x[rows], y[rows], classes[rows], model.note_broken)
         )
         return differences, gradients
+    values, each = zip(*_linearised(model, x, y, classes, watch), strict=True)
+    return torch.stack(values, 1), torch.stack(each, 1)
+
+
+def nearest_boundary(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    classes: Tensor,
+    norm: str,
+    nudge: Tensor | None = None,
+    watch: Watch | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Linearise the boundary nearest to ``x`` (N, …), in ``norm``, of those between ``y`` (N,) and ``classes`` (N, K).
+
+    Boundaries are taken one by one and the nearest kept, so that memory does not grow with K.
+
+    Args:
+        model: classifier, frozen.
+        x: images.
+        y: true labels.
+        classes: wrong classes.
+        norm: ``linf``, ``l2`` or ``l1``.
+        nudge: (N,), added to the size of every difference; None is 0.
+        watch: is shown every gradient.
+
+    Returns:
+        The difference z_k - z_y there (N,), and its gradient (N, D) by the D flattened pixels.
+
+    Raises:
+        NoGradientError: the logits do not depend on the images by differentiable steps.
+    """
+    if isinstance(model, InBatches) and (model.draws == 1 or classes.shape[1] == 1):
+
+        def some(rows: slice) -> tuple[Tensor, Tensor]:
+            slack = None if nudge is None else nudge[rows]
+            return nearest_boundary(model.model, x[rows], y[rows], classes[rows], norm, slack, model.note_broken)
+
+        value, normal = model.map(len(x), some)
+        return value, normal
+    each: Iterator[tuple[Tensor, Tensor]]
+    if isinstance(model, InBatches):
+        # Each boundary's mean over the draws comes first: the nearest of one draw need not be that of another.
+        averaged = (class_differences(model, x, y, classes[:, [k]]) for k in range(classes.shape[1]))
+        each = ((values[:, 0], gradients[:, 0]) for values, gradients in averaged)
+    else:
+        each = _linearised(model, x, y, classes, watch)
+    value, normal = next(each)
+    nearest = _reach(value, normal, norm, nudge)
+    for other, gradient in each:
+        reach = _reach(other, gradient, norm, nudge)
+        nearer = reach < nearest
+        value, nearest = torch.where(nearer, other, value), torch.where(nearer, reach, nearest)
+        normal = torch.where(nearer[:, None], gradient, normal)
+    return value, normal
+
+
+def _reach(value: Tensor, normal: Tensor, norm: str, nudge: Tensor | None) -> Tensor:
+    size = value.abs() if nudge is None else value.abs() + nudge
+    return size / dual_norm(normal, norm).clamp_min(torch.finfo(normal.dtype).tiny)
+
+
+def _linearised(
+    model: nn.Module, x: Tensor, y: Tensor, classes: Tensor, watch: Watch | None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the differences z_k - z_y (N,) and their gradients (N, D), one of the K ``classes`` after the other."""
     with torch.enable_grad():
         leaf = x.detach().requires_grad_(True)
         logits = model(leaf)
         differences = logits.gather(1, classes) - logits.gather(1, y[:, None])
-        last = classes.shape[1] - 1
-        each = [
-            torch.autograd.grad(differences[:, k].sum(), leaf, retain_graph=k < last)[0].flatten(1)
-            for k in range(last + 1)
-        ]
-    return differences.detach(), torch.stack(each, 1)
+        sums = differences.sum(0).unbind()
+    for k, total in enumerate(sums):
+        gradient = gradient_of(total, leaf, keep=k < len(sums) - 1)
+        if watch:
+            watch(gradient)
+        yield differences[:, k].detach(), finite(gradient).flatten(1)
 
 
 def hyperplane_step(x: Tensor, w: Tensor, value: Tensor, norm: str, box: tuple[float, float]) -> Tensor:
@@ -81,6 +160,6 @@ def _sparse_step(x: Tensor, w: Tensor, value: Tensor, box: tuple[float, float]) 
 
 
 def dual_norm(gradients: Tensor, norm: str) -> Tensor:
-    """Norm (N, K) of gradients (N, K, D) that is dual to ``norm``: what a step of length 1 can gain."""
+    """Norm (N, …) of gradients (N, …, D) that is dual to ``norm``: what a step of length 1 can gain."""
     order = {"linf": 1.0, "l2": 2.0, "l1": float("inf")}[norm]
-    return torch.linalg.vector_norm(gradients, ord=order, dim=2)
+    return torch.linalg.vector_norm(gradients, ord=order, dim=-1)

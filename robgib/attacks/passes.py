@@ -12,16 +12,29 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
-from robgib.errors import unknown_name
+from robgib.errors import NoGradientError, unknown_name
+from robgib.models.inference import Classifier, decided
 
 if TYPE_CHECKING:
     from robgib.attacks.attack import Goal
 
-__all__ = ["PRECISIONS", "InBatches", "Passes", "count_passes", "fitting_batch", "quicken"]
+__all__ = [
+    "PRECISIONS",
+    "InBatches",
+    "Passes",
+    "count_passes",
+    "finite",
+    "fitting_batch",
+    "gradient_of",
+    "quicken",
+    "rows_of",
+]
 
 PRECISIONS = ("float32", "bfloat16")
 _CACHE = 2**25  # bytes of activations at which a CPU's batches are about fastest
 _DOUBT = 0.05  # of the largest logit: what bfloat16 may be off by, and more
+_SAME = 1e-3  # of a gradient's length: how far one form's may be from another's, for most samples
+_KINK = 0.2  # and for all: where rounding takes a ReLU to its other side, a sample's gradient jumps
 
 
 @dataclass
@@ -55,10 +68,35 @@ def count_passes(*models: nn.Module) -> Iterator[Passes]:
             handle.remove()
 
 
+def gradient_of(value: Tensor, leaf: Tensor, keep: bool = False) -> Tensor:
+    """Gradient of the scalar ``value`` by ``leaf``; ``keep`` keeps the graph for another.
+
+    Raises:
+        NoGradientError: there is none.
+    """
+    try:
+        return torch.autograd.grad(value, leaf, retain_graph=keep)[0]
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        if "does not require grad" in str(error) or "not have been used in the graph" in str(error):
+            raise NoGradientError(
+                "the model gives no gradient: its logits do not depend on the image through differentiable "
+                "operations; use a black-box attack such as square-linf."
+            ) from error
+        raise
+
+
+def finite(gradient: Tensor) -> Tensor:
+    """A gradient with 0 for its entries that are NaN or infinite, which would spoil all later steps."""
+    return torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
+
+
 class InBatches(nn.Module):
     """Gives a model images in batches, so that an attack may hold any number of samples at once.
 
-    Where the device runs out of memory the batch size is halved, for good, and the batch repeated.
+    Where the device runs out of memory the batch size is halved, for good, and the batch repeated. Entries of gradients
+    that are not finite count as 0; ``broken`` tells on how many images there were any.
 
     Args:
         model: classifier, frozen.
@@ -66,6 +104,10 @@ class InBatches(nn.Module):
         precision: ``bfloat16`` takes gradients under autocast. Logits that come with them are float32's wherever
             bfloat16's are no safe ground for a decision, and those of a plain call always.
         watch: called after each batch.
+        random: whether the model answers at random. No image then counts as one that fooled it while an attack goes on:
+            a lucky draw is none.
+        draws: calls over which logits and gradients are averaged (expectation over transformation, Athalye et al.
+            2018).
     """
 
     def __init__(
@@ -74,13 +116,22 @@ class InBatches(nn.Module):
         batch_size: int,
         precision: str = "float32",
         watch: Callable[[], None] | None = None,
+        random: bool = False,
+        draws: int = 1,
     ) -> None:
         super().__init__()
         if precision not in PRECISIONS:
             raise unknown_name("precision", precision, PRECISIONS)
         self.model, self.batch_size, self.precision, self.watch = model, batch_size, precision, watch
+        self.random, self.draws = random, draws
+        self._broken: list[Tensor] = []
         weights = [p for p in model.parameters() if p.ndim == 4]
         self._last = bool(weights) and all(p.is_contiguous(memory_format=torch.channels_last) for p in weights)
+
+    @property
+    def broken(self) -> int:
+        """How many images had gradients with entries that are not finite, each time counted singly."""
+        return int(torch.stack(self._broken).sum()) if self._broken else 0
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, …) to logits (N, classes)."""
@@ -94,7 +145,18 @@ class InBatches(nn.Module):
         return gradient, logits
 
     def map(self, count: int, call: Callable[[slice], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        """Call with slices of a batch each that cover ``count`` rows; join each of the results along the rows."""
+        """Call with slices of a batch each that cover ``count`` rows; join each of the results along the rows.
+
+        The results, floating-point all, are averaged over the draws.
+        """
+        if self.draws > 1:
+            found = self._map(count, call)
+            for _ in range(self.draws - 1):
+                found = tuple(a + b for a, b in zip(found, self._map(count, call), strict=True))
+            return tuple(a / self.draws for a in found)
+        return self._map(count, call)
+
+    def _map(self, count: int, call: Callable[[slice], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         parts: list[tuple[Tensor, ...]] = []
         start = 0
         while start < count:
@@ -125,41 +187,92 @@ class InBatches(nn.Module):
             with torch.autocast(x.device.type, torch.bfloat16) if low else nullcontext():
                 logits = self._call(leaf)
             logits = logits.to(x.dtype)
-            (gradient,) = torch.autograd.grad(goal.objective(logits).sum(), leaf)
+            gradient = gradient_of(goal.objective(logits).sum(), leaf)
         logits = logits.detach()
+        self.note_broken(gradient)
         if low:
             first, second = logits.topk(2, 1).values.unbind(1)
             doubtful = goal.reached(logits) | (first - second < _DOUBT * logits.abs().amax(1))
             if bool(doubtful.any()):
                 with torch.no_grad():
                     logits[doubtful] = self._call(x[doubtful])
-        return gradient.contiguous(), logits
+        return finite(gradient).contiguous(), logits
+
+    def note_broken(self, gradient: Tensor) -> None:
+        """Count the images of ``gradient`` (N, …) where it is not finite."""
+        self._broken.append((~torch.isfinite(gradient.flatten(1))).any(1).sum())
+        if len(self._broken) > 1000:
+            self._broken = [torch.stack(self._broken).sum()]
 
 
 def quicken(model: nn.Module, sample: Tensor) -> nn.Module:
     """Return a faster copy of a frozen model: batch norms folded, ReLU after max pooling, memory channels-last.
 
-    The model itself comes back where it has no convolution, cannot be copied, or where the copy's logits on the
-    images ``sample`` (N, …) are not the model's, to rounding (as with noise inside).
+    The model itself comes back where it has no convolution, cannot be copied, or where the copy is not the same
+    function with the same gradients, to rounding: on the images ``sample`` (N, …) and on perturbed ones, for each of
+    the losses that attacks climb. A form that is traced loses custom gradients, hooks and what else it does not see.
     """
-    if sample.ndim != 4 or not len(sample) or not any(isinstance(m, nn.Conv2d) for m in model.modules()):
+    if isinstance(model, Classifier) or sample.ndim != 4 or not len(sample):
+        return model
+    if not any(isinstance(m, nn.Conv2d) for m in model.modules()):
+        return model
+    try:
+        wanted = _probed(model, sample)
+    except NoGradientError:
         return model
     for copied in (_traced, copy.deepcopy):
         try:
             quick = copied(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             for p in quick.parameters():
                 p.requires_grad_(False)
-            with torch.no_grad():
-                told, wanted = quick(sample.contiguous(memory_format=torch.channels_last)), model(sample)
-            if told.shape == wanted.shape and bool(
-                ((told - wanted).abs() <= 1e-4 * wanted.abs().amax(1, keepdim=True)).all()
-            ):
+            if _alike(_probed(quick, sample), wanted):
                 return quick
         except torch.OutOfMemoryError:
             raise
         except Exception:  # whatever a stranger's module says to tracing or copying, it can be attacked as it is
             continue
     return model
+
+
+def _probed(model: nn.Module, sample: Tensor) -> list[tuple[Tensor, list[Tensor]]]:
+    """Logits, and the gradients of what losses are made of, at images and around them, near and far."""
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.rand((2, *sample.shape), generator=generator, dtype=torch.float32).to(sample)
+    found = []
+    for x in (sample, (sample + 0.2 * (draws[0] - 0.5)).clamp(0, 1), draws[1]):
+        leaf = x.contiguous(memory_format=torch.channels_last).detach().requires_grad_(True)
+        with torch.enable_grad():
+            logits = model(leaf)
+            top = logits.detach().argsort(1, descending=True)
+            first, second = (logits.gather(1, top[:, i : i + 1]).sum() for i in (0, min(1, logits.shape[1] - 1)))
+            # Cross-entropy's gradient, the margin's, and those of single logits, of which DLR's is made too.
+            values = (
+                -torch.nn.functional.log_softmax(logits, 1).mean(1).sum(),
+                second - first,
+                first,
+                logits[:, 0].sum(),
+            )
+            gradients = [gradient_of(v, leaf, keep=i < len(values) - 1) for i, v in enumerate(values)]
+        found.append((logits.detach(), gradients))
+    return found
+
+
+def _alike(told: list[tuple[Tensor, list[Tensor]]], wanted: list[tuple[Tensor, list[Tensor]]]) -> bool:
+    for (logits, gradients), (right, slopes) in zip(told, wanted, strict=True):
+        if logits.shape != right.shape or not torch.equal(decided(logits), decided(right)):
+            return False
+        far = (logits - right).abs() > 1e-4 * right.abs().amax(1, keepdim=True)
+        if bool(far.any()):
+            return False
+        for one, two in zip(gradients, slopes, strict=True):
+            if not torch.equal(torch.isfinite(one), torch.isfinite(two)):
+                return False
+            gap = torch.linalg.vector_norm(finite(one - two).flatten(1), dim=1)
+            off = gap / torch.linalg.vector_norm(finite(two).flatten(1), dim=1).clamp_min(1e-12)
+            off = torch.where(gap == 0, 0.0, off)
+            if bool(off.median() > _SAME) or bool(off.max() > _KINK):
+                return False
+    return True
 
 
 def _traced(model: nn.Module) -> nn.Module:
@@ -183,6 +296,11 @@ def _traced(model: nn.Module) -> nn.Module:
             before.target, node.target = node.target, before.target
     quick.recompile()
     return quick
+
+
+def rows_of(model: nn.Module) -> int | None:
+    """How many images a model takes at once, where it takes one number only."""
+    return model.rows if isinstance(model, Classifier) else None
 
 
 def fitting_batch(model: nn.Module, sample: Tensor) -> int:

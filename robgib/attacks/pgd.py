@@ -19,12 +19,14 @@ __all__ = ["PGD"]
 class PGD(Attack):
     """Projected gradient ascent from random starts in the ball (Madry et al. 2018, equation 2.2 ff.).
 
-    Under L1 the steps are sparse (SLIDE, Tramèr & Boneh 2019).
+    Under L1 the steps are sparse (SLIDE, Tramèr & Boneh 2019). Starts are uniform in the ball, but under L2 and L1 the
+    first is drawn towards the clean image by a uniform factor: in many dimensions the others lie all but on the
+    ball's surface, from where a single run of few steps finds less on most networks.
 
     Fields:
         steps: gradient steps a restart.
         step_size: in units of the norm; None is 2.5 eps / steps, as in Madry et al.'s released code.
-        random_start: start uniformly in the ball, else at the clean image.
+        random_start: start in the ball, else at the clean image.
         restarts: independent starts; samples already fooled sit later ones out.
         keep: ``best`` keeps the first iterate that fools, else the worst loss; ``last`` the last iterate.
     """
@@ -51,20 +53,29 @@ class PGD(Attack):
         """See :meth:`Attack.perturb`."""
         goal = make_goal(model, x, y, self.target, self.loss, rng)
         size = self.step_size if self.step_size is not None else 2.5 * self.threat.eps / self.steps
-        result = x.clone()
+        result, best = x.clone(), torch.full((len(x),), -torch.inf, dtype=x.dtype, device=x.device)
         left = torch.arange(len(x), device=x.device)
         for restart in range(self.restarts):
             origin, draws, aim = x[left], rng.select(left), goal.select(left)
-            start = self.threat.random_start(origin, draws) if self.random_start else origin
+            start = self._start(origin, draws, first=restart == 0) if self.random_start else origin
             found = ascend(
                 model, origin, aim, self.threat, start=start, steps=self.steps, step_size=size, keep=self.keep
             )
             if self.restarts == 1:
                 return found
             with torch.no_grad():
-                reached = aim.reached(model(found))
-            result[left] = found if restart == 0 else torch.where(per_sample(reached, found), found, result[left])
+                logits = model(found)
+            reached, value = aim.reached(logits), aim.objective(logits)
+            better = reached | (value > best[left])
+            result[left[better]], best[left[better]] = found[better], value[better]
             left = left[~reached]
             if not len(left):
                 break
         return result
+
+    def _start(self, x: Tensor, rng: SampleRNG, first: bool) -> Tensor:
+        start = self.threat.random_start(x, rng)
+        if self.threat.norm == "linf" or not first:
+            return start
+        share = rng.uniform((1,), x.device).flatten().to(x.dtype)
+        return x + per_sample(share, x) * (start - x)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from robgib import catalogue
-from robgib.attacks.adapters import DOORS
+from robgib.attacks.adapters import DOORS, takes
 from robgib.attacks.apgd import APGD
 from robgib.attacks.attack import Attack
 from robgib.attacks.autoattack import AutoAttack
@@ -108,13 +108,16 @@ def make_attack(spec: str, default_eps: Mapping[str, float] | None = None, extra
     budgets = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0, **(default_eps or {})}
     name, _, rest = spec.partition(":")
     if name in DOORS:
-        kind, norm_of = DOORS[name]
+        library, (kind, norm_of) = name, DOORS[name]
         name, _, rest = rest.partition(":")
         given = catalogue.parse_pairs(rest, f"attack {spec!r}")
         eps = given.pop("eps", None)
+        eot = None if "eot" in takes(library, name) else given.pop("eot", None)
+        if eot is not None and type(eot) is not int:
+            raise RobGIBError(f"attack {spec!r}: eot must be a whole number of draws such as 20, not {eot!r}.")
         bounded = norm_of(name, given)
         threat = _threat(spec, bounded, budgets[bounded] if eps is None else eps)
-        return kind(threat, name, given)  # type: ignore[call-arg]
+        return kind(threat, name, given, eot=eot)  # type: ignore[call-arg, misc, arg-type]
     given = catalogue.parse_pairs(rest, f"attack {spec!r}")
     entries = attack_catalogue(extra)
     if name not in entries:

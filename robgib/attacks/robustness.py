@@ -3,25 +3,57 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robgib.attacks.attack import Attack, MinimalNorm, frozen
-from robgib.attacks.passes import PRECISIONS, InBatches, Passes, count_passes, fitting_batch, quicken
-from robgib.attacks.threat import SampleRNG, distance, per_sample
-from robgib.errors import AttackContractError, RobGIBError, first_line, unknown_name
+from robgib.attacks.attack import Attack, Goal, MinimalNorm, ascend, frozen, reach_note
+from robgib.attacks.passes import PRECISIONS, InBatches, Passes, count_passes, fitting_batch, quicken, rows_of
+from robgib.attacks.threat import SampleRNG, ThreatModel, distance, per_sample
+from robgib.errors import AttackContractError, NoGradientError, RobGIBError, RobGIBWarning, first_line, unknown_name
+from robgib.models.inference import adapt, as_module, decided, seeded
+from robgib.statistics import sign_test
 from robgib.training import Progress
 
-__all__ = ["Outcome", "Prepared", "accuracy_curve", "attack_samples", "predict", "prepare"]
+__all__ = [
+    "Answers",
+    "Outcome",
+    "Prepared",
+    "accuracy_curve",
+    "answers",
+    "attack_samples",
+    "check_decided",
+    "predict",
+    "prepare",
+]
 
 
 _POOL = 2**24  # pixels that an attack holds at once, at most
 _BATCHES = 16  # that it holds at once: survivors then leave one in sixteen ragged, and the bar still moves
+_DRAWS = 20  # over which a model that answers at random is attacked, unless an attack says so, and judged
+_LEVEL = 0.01  # of the test that tells a faster form that misleads from rounding
+_CHECKED = (16, 32)  # samples, at least and at most, on which that is looked at: one in 32 of those attacked
+UNDECIDED = -1
+"""The prediction where a model has no answer."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model says of N images, beside their labels.
+
+    Attributes:
+        prediction: classes (N,), int64; the most frequent of a model that answers at random, and -1 where it has no
+            answer (NaN).
+        right: share (N,) of the draws in which the label came out: 0 or 1 for a model that does not answer at random.
+    """
+
+    prediction: np.ndarray
+    right: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -29,37 +61,65 @@ class Outcome:
     """What one attack did to N samples. Samples that were wrong beforehand are not attacked.
 
     Attributes:
-        prediction: adversarial prediction (N,), int64.
+        prediction: adversarial prediction (N,), int64; -1 where the model has no answer (see :class:`Answers`).
+        right: share (N,) of the draws in which the model labels the adversarial image right, 0 or 1 for a model that
+            does not answer at random; a sample that was wrong beforehand keeps its share on the clean image.
+        right_8bit: the same with adversarial images rounded to 255ths, as files of 8 bits keep them.
         linf: perturbation size in L-infinity (N,).
         l2: perturbation size in L2 (N,).
-        distance: distance (N,), in the attack's norm, of the nearest image found that the model labels wrong, also
-            outside the ball if the attack looks there; 0 for samples wrong beforehand, inf where none was found.
+        distance: distance (N,), in the attack's norm, of the nearest image found that the model does not label right,
+            also outside the ball if the attack looks there; 0 for samples wrong beforehand, inf where none was found.
         pictures: adversarial images of the first fooled samples, by row.
         passes: images that went through the model, and gradients that came back, all told.
+        notes: what must be known beside the figure, a sentence each.
     """
 
     prediction: np.ndarray
+    right: np.ndarray
+    right_8bit: np.ndarray
     linf: np.ndarray
     l2: np.ndarray
     distance: np.ndarray
     pictures: dict[int, np.ndarray]
     passes: Passes
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A model made ready for attacks: the faster form that they climb, and how many images it takes at once."""
+    """A model made ready for attacks.
+
+    Attributes:
+        model: the model as attacks call it (:func:`~robgib.models.inference.adapt`).
+        quick: the faster form that attacks climb; the model itself where there is none.
+        batch_size: images at once.
+        precision: of gradients.
+        random: whether it answers at random.
+        probabilities: whether its output are probabilities.
+        company: whether its answer to an image depends on the others of the batch.
+        notes: what else there is to know of how it is called, a sentence each.
+    """
 
     model: nn.Module
     quick: nn.Module
     batch_size: int
     precision: str = "float32"
+    random: bool = False
+    probabilities: bool = False
+    company: bool = False
+    notes: tuple[str, ...] = ()
+
+    @property
+    def draws(self) -> int:
+        """Calls by which an answer is judged."""
+        return _DRAWS if self.random else 1
 
 
 def prepare(
-    model: nn.Module,
+    model: object,
     sample: Tensor,
     *,
+    classes: int | None = None,
     batch_size: int | None = None,
     precision: str = "float32",
     device: torch.device | str = "cpu",
@@ -67,21 +127,37 @@ def prepare(
     """Make a model on ``device`` ready for attacks on images like ``sample`` (N, …), of which a few will do.
 
     Args:
-        model: classifier.
+        model: classifier: a module, an exported program, or a function of images.
         sample: clean images in [0, 1].
+        classes: how many classes the data have, where that is known.
         batch_size: images at once; None finds it. It is halved where memory does not suffice.
         precision: ``float32``, or ``bfloat16`` for gradients; who is fooled is decided in float32 either way.
         device: where the model is.
+
+    Raises:
+        RobGIBError: the model cannot be called on such images, or gives no logits.
     """
     if precision not in PRECISIONS:
         raise unknown_name("precision", precision, PRECISIONS)
-    with frozen(model):
-        few = sample[:8].to(device)
-        return Prepared(model, quicken(model, few), batch_size or fitting_batch(model, few), precision)
+    net = as_module(model)
+    with frozen(net):
+        for count in (16, 4, 1):
+            few = sample[:count].to(device)
+            try:
+                adapted = adapt(net, few, classes)
+                with frozen(adapted.model):
+                    quick = adapted.model if adapted.random else quicken(adapted.model, few)
+                    size = batch_size or rows_of(adapted.model) or fitting_batch(adapted.model, few)
+                break
+            except torch.OutOfMemoryError:
+                if count == 1:
+                    raise
+    told = (adapted.random, adapted.probabilities, adapted.company, adapted.notes)
+    return Prepared(adapted.model, quick, size, precision, *told)
 
 
 def check_logits(logits: Tensor, x: Tensor, classes: int | None = None) -> None:
-    """Raise when a model's output is not finite logits (N, classes)."""
+    """Raise when a model's output is not logits (N, classes), or no answer to any image."""
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise RobGIBError(
@@ -92,38 +168,82 @@ def check_logits(logits: Tensor, x: Tensor, classes: int | None = None) -> None:
             f"the model gives {logits.shape[1]} logits and the data have {classes} classes; "
             "use a model and data that belong together."
         )
-    if not bool(torch.isfinite(logits).all()):
-        bad = int((~torch.isfinite(logits)).any(1).sum())
-        raise RobGIBError(
-            f"the model gives NaN or infinite logits on {bad} of {len(x)} clean images; no result would mean anything."
-        )
 
 
-@torch.no_grad()
-def predict(
-    model: nn.Module,
+def answers(
+    model: nn.Module | Prepared,
     x: Tensor,
+    y: Tensor,
     *,
     classes: int | None = None,
     batch_size: int = 256,
+    seed: int = 0,
     device: torch.device | str = "cpu",
-) -> np.ndarray:
-    """Return predicted classes (N,) of images ``x``, after checking that the logits make sense."""
-    found = []
-    with frozen(model):
-        net = InBatches(model, batch_size)
-        for batch in x.split(batch_size):
+) -> Answers:
+    """Return what a model says of images ``x`` (N, …) with labels ``y`` (N,), after checking that it is logits.
+
+    A model that was found to answer at random (:func:`prepare`) is asked 20 times.
+
+    Raises:
+        RobGIBError: the output is not logits.
+    """
+    net = model.model if isinstance(model, Prepared) else model
+    draws = model.draws if isinstance(model, Prepared) else 1
+    batch_size = model.batch_size if isinstance(model, Prepared) else batch_size
+    parts = []
+    with frozen(net), torch.no_grad(), seeded(seed, device):
+        housed = InBatches(net, batch_size)
+        for batch, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):
             try:
-                logits = net(batch.to(device))
+                parts.append(_asked(housed, batch.to(device), labels.to(device), draws, classes))
             except RuntimeError as error:
                 if isinstance(error, torch.OutOfMemoryError):
                     raise
                 raise RobGIBError(
                     f"the model does not take images of shape {tuple(batch.shape[1:])}: {first_line(error)}."
                 ) from error
-            check_logits(logits, batch, classes)
-            found.append(logits.argmax(1).cpu())
-    return torch.cat(found).numpy()
+    prediction, right = (torch.cat(kind).cpu().numpy() for kind in zip(*parts, strict=True))
+    return Answers(prediction, right)
+
+
+def check_decided(clean: Answers) -> None:
+    """Raise when a model has an answer to no clean image."""
+    count = len(clean.prediction)
+    if count and (clean.prediction == UNDECIDED).all():
+        raise RobGIBError(
+            f"the model gives NaN or infinite logits on {count} of {count} clean images; no result would mean anything."
+        )
+
+
+def _asked(model: nn.Module, x: Tensor, y: Tensor, draws: int, classes: int | None = None) -> tuple[Tensor, Tensor]:
+    """The model's most frequent answers (N,) to images in ``draws`` calls, and the share of right ones (N,)."""
+    votes = []
+    for _ in range(draws):
+        logits = model(x)
+        check_logits(logits, x, classes)
+        votes.append(torch.where(decided(logits), logits.argmax(1), UNDECIDED))
+    said = torch.stack(votes)
+    right = (said == y).double().mean(0)
+    return said[0] if draws == 1 else said.mode(0).values, right
+
+
+def predict(
+    model: nn.Module | Prepared,
+    x: Tensor,
+    *,
+    classes: int | None = None,
+    batch_size: int = 256,
+    device: torch.device | str = "cpu",
+) -> np.ndarray:
+    """Return predicted classes (N,) of clean images ``x``, -1 where the model has no answer; see :func:`answers`.
+
+    Raises:
+        RobGIBError: the output is not logits, or no answer to any image.
+    """
+    nothing = torch.full((len(x),), UNDECIDED - 1)
+    told = answers(model, x, nothing, classes=classes, batch_size=batch_size, device=device)
+    check_decided(told)
+    return told.prediction
 
 
 def _verify(attack: Attack, label: str, x_adv: object, x: Tensor) -> Tensor:
@@ -137,21 +257,21 @@ def _verify(attack: Attack, label: str, x_adv: object, x: Tensor) -> Tensor:
         low, high = attack.threat.box
         raise AttackContractError(
             f"attack {label!r} left its threat model on {int(bad.sum())} of {len(x)} images: the first has "
-            f"{attack.threat.norm} distance {float(attack.threat.distance(x_adv, x)[row]):.6g} (eps "
-            f"{attack.threat.eps:.6g}) and values in [{float(x_adv[row].min()):.6g}, {float(x_adv[row].max()):.6g}] "
+            f"{attack.threat.norm} distance {float(attack.threat.distance(x_adv, x)[row]):.9g} (eps "
+            f"{attack.threat.eps:.9g}) and values in [{float(x_adv[row].min()):.6g}, {float(x_adv[row].max()):.6g}] "
             f"(box [{low:g}, {high:g}])."
         )
     return x_adv
 
 
 def attack_samples(
-    model: nn.Module | Prepared,
+    model: object,
     x: Tensor,
     y: Tensor,
     attack: Attack,
     *,
     label: str = "attack",
-    clean: np.ndarray | None = None,
+    clean: np.ndarray | Answers | None = None,
     index: Sequence[int] | np.ndarray | None = None,
     seed: int = 0,
     batch_size: int | None = None,
@@ -162,7 +282,11 @@ def attack_samples(
     """Attack the samples that the model labels right.
 
     The attack may climb a faster form of the model; the model itself, in float32, decides who is fooled, and a sample
-    that fooled the faster form alone is attacked again on the model.
+    that fooled the faster form alone is attacked again on the model. On some samples a few steps are taken on both
+    forms beforehand; where those on the faster form lead to less, the model itself is attacked, and a note says so.
+
+    A model that answers at random is attacked through the average of ``attack.eot`` draws (20 where that is None), and
+    judged by 20 draws of its own on each adversarial image. All random numbers, the model's too, follow from ``seed``.
 
     Args:
         model: classifier on ``device``, or what :func:`prepare` made of it.
@@ -170,9 +294,9 @@ def attack_samples(
         y: labels (N,).
         attack: the attack with its threat model.
         label: name for messages and progress.
-        clean: clean predictions (N,); None computes them.
+        clean: clean predictions (N,), or :func:`answers`; None asks the model.
         index: each sample's own number (N,), which with ``seed`` fixes its random numbers.
-        seed: of the attack's random numbers.
+        seed: of the attack's random numbers, and the model's.
         batch_size: images at once; None finds it.
         device: where the model is.
         pictures: how many adversarial images of fooled samples to keep.
@@ -181,19 +305,26 @@ def attack_samples(
     Raises:
         AttackContractError: the attack returned a wrong shape, or an image outside the ball or the box, or it changed
             the model (which is mended).
+        RobGIBError: eps is larger than the box.
     """
-    if clean is None:
-        clean = predict(model.model if isinstance(model, Prepared) else model, x, device=device)
+    if len(x):
+        attack.threat.check(x[0].numel())
     if not isinstance(model, Prepared):
         model = prepare(model, x, batch_size=batch_size, device=device)
-    net, quick, size = model.model, model.quick, model.batch_size
+    if clean is None:
+        clean = answers(model, x, y, seed=seed, device=device)
+    elif not isinstance(clean, Answers):
+        clean = Answers(clean, (clean == y.numpy()).astype(float))
+    net, size = model.model, model.batch_size
     index = np.arange(len(x)) if index is None else np.asarray(index)
-    prediction = clean.astype(np.int64).copy()
+    prediction, right = clean.prediction.astype(np.int64), clean.right.astype(float)
+    coarse = right.copy()
     sizes = {norm: np.zeros(len(x)) for norm in ("linf", "l2")}
-    nearest = np.where(clean == y.numpy(), np.inf, 0.0)
+    todo = np.flatnonzero(right > 0)
+    nearest = np.where(right > 0, np.inf, 0.0)
     kept: dict[int, np.ndarray] = {}
-    todo = np.flatnonzero(clean == y.numpy())
     done, told = 0, time.monotonic()
+    pictured = x.ndim == 4
 
     def watch() -> None:
         nonlocal told
@@ -201,38 +332,123 @@ def attack_samples(
             told = time.monotonic()
             progress(label, done, len(todo), f"{passes.forward:,} passes")
 
-    with _kept(net, label, not attack.pooled), frozen(net), count_passes(net, quick) as passes:
-        plain = InBatches(net, size, watch=watch)
-        fast = InBatches(quick, size, model.precision, watch)
+    with (
+        _kept(net, label, not attack.pooled),
+        frozen(net),
+        seeded(seed, device),
+        _heard(f"{getattr(attack, 'label', label)}: ") as notes,
+        count_passes(net, model.quick) as passes,
+    ):
+        quick = model.quick
+        if attack.pooled and quick is not net:
+            count = min(len(todo), max(_CHECKED[0], min(_CHECKED[1], len(todo) // 32)))
+            some = todo[np.linspace(0, len(todo) - 1, count).astype(int)]
+            off = _misleads(model, x[some].to(device), y[some].to(device), attack.threat)
+            if off:
+                quick = net
+                notes.append(off)
+        draws = attack.eot or (_DRAWS if model.random else 1)
+        judge = InBatches(net, size, watch=watch)
+        plain = InBatches(net, size, watch=watch, random=model.random, draws=draws)
+        fast = InBatches(quick, size, model.precision, watch, model.random, draws)
+        climbed = fast if attack.pooled else plain if draws > 1 else net
         pool = max(size, min(_BATCHES * size, _POOL // max(1, x[:1].numel()))) if attack.pooled else size
         for start in range(0, len(todo), pool):
             rows = todo[start : start + pool]
-            batch, labels, draws = x[rows].to(device), y[rows].to(device), SampleRNG(seed, index[rows])
+            batch, labels, numbers = x[rows].to(device), y[rows].to(device), SampleRNG(seed, index[rows])
             find = attack.find if isinstance(attack, MinimalNorm) else attack.perturb
-            found = find(fast if attack.pooled else net, batch, labels, draws)
-            found, image, answer = _judge(attack, label, plain, found, batch, labels)
+            # Copies: what an attack writes into its images must not move the centre of the ball.
+            found = find(climbed, batch.clone(), labels.clone(), numbers)
+            judged = _judge(attack, label, judge, found, batch, labels, model.draws)
             if attack.pooled and quick is not net:
                 with torch.no_grad():
-                    lost = ((fast(found).argmax(1) != labels) & (answer == labels)).nonzero().squeeze(1)
+                    lost = ((fast(judged.found).argmax(1) != labels) & (judged.answer == labels)).nonzero().squeeze(1)
                 if len(lost):
-                    again = find(plain, batch[lost], labels[lost], SampleRNG(seed, index[rows][lost.cpu().numpy()]))
-                    judged = _judge(attack, label, plain, again, batch[lost], labels[lost])
-                    for held, better in zip((found, image, answer), judged, strict=True):
-                        held[lost] = better
-            fooled = answer != labels
-            prediction[rows] = torch.where((image == found).flatten(1).all(1), answer, labels).cpu().numpy()
-            reach = attack.threat.distance(found, batch)
+                    numbers = SampleRNG(seed, index[rows][lost.cpu().numpy()])
+                    again = find(plain, batch[lost], labels[lost].clone(), numbers)
+                    judged.put(lost, _judge(attack, label, judge, again, batch[lost], labels[lost], model.draws))
+            fooled = judged.answer != labels
+            inside = (judged.image == judged.found).flatten(1).all(1)
+            prediction[rows] = torch.where(inside, judged.answer, labels).cpu().numpy()
+            right[rows] = np.where(inside.cpu().numpy(), judged.right.cpu().numpy(), clean.right[rows])
+            coarse[rows] = right[rows]
+            if pictured:
+                coarse[rows] = _after_rounding(judge, judged.image, labels, right[rows], model.draws)
+            reach = attack.threat.distance(judged.found, batch)
             nearest[rows] = torch.where(fooled, reach, float("inf")).cpu().numpy()
             for norm, values in sizes.items():
-                values[rows] = distance(image, batch, norm).cpu().numpy()
+                values[rows] = distance(judged.image, batch, norm).cpu().numpy()
             if len(kept) < pictures:
-                for row, picture in zip(rows, image, strict=True):
+                for row, picture in zip(rows, judged.image, strict=True):
                     if len(kept) < pictures and prediction[row] != int(y[row]):
                         kept[int(row)] = picture.cpu().numpy()
             done = start + len(rows)
             if progress:
                 progress(label, done, len(todo), f"{passes.forward:,} passes")
-    return Outcome(prediction, sizes["linf"], sizes["l2"], nearest, kept, passes)
+        broken = fast.broken + plain.broken
+    steps, size_of_step = getattr(attack, "steps", None), getattr(attack, "step_size", None)
+    if isinstance(steps, int) and isinstance(size_of_step, float):
+        note = reach_note(steps, size_of_step, attack.threat.eps)
+        notes += [note.rstrip(".")] if note else []
+    if broken:
+        asked = max(passes.backward, broken)
+        notes.append(
+            f"gradients were not finite at {broken:,} of {asked:,} images; such entries counted as 0, and a way around "
+            "the operation that makes them could find more"
+        )
+    return Outcome(
+        prediction, right, coarse, sizes["linf"], sizes["l2"], nearest, kept, passes, tuple(dict.fromkeys(notes))
+    )
+
+
+@contextmanager
+def _heard(name: str) -> Iterator[list[str]]:
+    """Collect what attacks warn of (:class:`RobGIBWarning`), less their name; other warnings go their own way."""
+    notes: list[str] = []
+    others: list[warnings.WarningMessage] = []
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", RobGIBWarning)
+            yield notes
+    finally:
+        for warning in caught:
+            if issubclass(warning.category, RobGIBWarning):
+                notes.append(str(warning.message).removeprefix(name).rstrip("."))
+            else:
+                others.append(warning)
+        for warning in others:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+
+
+def _misleads(model: Prepared, x: Tensor, y: Tensor, threat: ThreatModel) -> str:
+    """Whether climbing the faster form leads to less than climbing the model: a sentence, or nothing.
+
+    A few steps from the clean images ``x`` (N, …) on either form; the model itself says by its margin which led
+    further, sample by sample.
+    """
+    ends = []
+    for net in (model.model, model.quick):
+        housed = InBatches(net, model.batch_size)
+        try:
+            ends.append(
+                ascend(
+                    housed, x, Goal(y, False, "margin"), threat, start=x, steps=5, step_size=threat.eps / 2, keep="last"
+                )
+            )
+        except NoGradientError:
+            return ""  # whoever attacks with gradients will say so
+    judge = InBatches(model.model, model.batch_size)
+    with torch.no_grad():
+        logits = [judge(images) for images in ends]
+    own, other = (Goal(y, False, "margin").objective(held) for held in logits)
+    step = 1e-3 * logits[0].abs().amax(1)
+    ahead, behind = int((own > other + step).sum()), int((other > own + step).sum())
+    if sign_test(ahead, behind) > _LEVEL or ahead < 0.2 * len(x):
+        return ""
+    return (
+        f"steps on the faster form of the network led less far than on the network itself on {ahead} of {len(x)} "
+        "images: the network itself was attacked"
+    )
 
 
 @contextmanager
@@ -245,7 +461,7 @@ def _kept(model: nn.Module, label: str, doubted: bool) -> Iterator[None]:
         yield
     finally:
         for name, tensor in held.items():
-            if not torch.equal(tensor, before[name]):
+            if not same(tensor, before[name]):
                 changed.append(name)
                 with torch.no_grad():
                     tensor.copy_(before[name])
@@ -253,13 +469,33 @@ def _kept(model: nn.Module, label: str, doubted: bool) -> Iterator[None]:
         raise AttackContractError(f"attack {label!r} changed the model ({', '.join(changed[:3])}).")
 
 
-def _judge(
-    attack: Attack, label: str, model: nn.Module, found: object, x: Tensor, y: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what was found (N, …), what of it lies in the ball (else the clean image), and the model's answers (N,).
+def same(one: Tensor, two: Tensor) -> bool:
+    """Whether two tensors hold the same values, NaN in the same places being the same."""
+    if torch.equal(one, two):
+        return True
+    return one.shape == two.shape and bool(((one == two) | ((one != one) & (two != two))).all())
 
-    A non-finite output is not a success of the attack: it counts as the true class.
+
+@dataclass
+class _Judged:
+    """What an attack found (N, …), what of it lies in the ball (else the clean image), and what the model says of it.
+
+    ``answer`` (N,) and ``right`` (N,) are as in :class:`Answers`.
     """
+
+    found: Tensor
+    image: Tensor
+    answer: Tensor
+    right: Tensor
+
+    def put(self, rows: Tensor, others: _Judged) -> None:
+        """Put others' findings in the place of some rows."""
+        for name in ("found", "image", "answer", "right"):
+            getattr(self, name)[rows] = getattr(others, name)
+
+
+def _judge(attack: Attack, label: str, model: nn.Module, found: object, x: Tensor, y: Tensor, draws: int) -> _Judged:
+    """Hold what an attack found against its threat model, and ask the model."""
     image = found
     if isinstance(attack, MinimalNorm) and isinstance(found, Tensor) and found.shape == x.shape:
         low, high = attack.threat.box
@@ -272,73 +508,100 @@ def _judge(
         found = image
     assert isinstance(found, Tensor)
     with torch.no_grad():
-        logits = model(found)
-    return found, image, torch.where(torch.isfinite(logits).all(1), logits.argmax(1), y)
+        return _Judged(found.clone(), image.clone(), *_asked(model, found, y, draws))
+
+
+def _after_rounding(model: nn.Module, image: Tensor, y: Tensor, right: np.ndarray, draws: int) -> np.ndarray:
+    """Share (N,) of right answers to adversarial images rounded to 255ths; those that fooled nobody stay right."""
+    kept = right.copy()
+    fooled = np.flatnonzero(right < 1)
+    if len(fooled):
+        with torch.no_grad():
+            kept[fooled] = _asked(model, (image[fooled] * 255).round() / 255, y[fooled], draws)[1].cpu().numpy()
+    return kept
 
 
 def accuracy_curve(
-    model: nn.Module | Prepared,
+    model: object,
     x: Tensor,
     y: Tensor,
     attack: Attack,
     known: Outcome,
     *,
     label: str = "attack",
-    clean: np.ndarray,
+    clean: np.ndarray | Answers,
     factors: Sequence[float] = (0.25, 0.5, 0.75, 1.5, 2.0),
+    attacked: np.ndarray | None = None,
     index: np.ndarray | None = None,
     seed: int = 0,
     batch_size: int | None = None,
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
-) -> tuple[list[tuple[float, int]], np.ndarray]:
+) -> tuple[list[tuple[float, float]], np.ndarray]:
     """Return (eps, samples still right) at 0, at the attack's eps and at multiples of it, ascending; and distances.
 
     What is known is used: an image found at a distance fools at every eps above it, and a sample that ``known`` (the
     outcome at the attack's own eps) did not fool counts as right at every smaller one. A minimal-norm attack's
-    distances give the whole curve without another step.
+    distances give the whole curve without another step, for the samples that it was run on: in a cascade those that
+    fell before it are given to it now (``attacked`` (N,) is false for them; None is true for all). Against a model that
+    answers at random each eps is attacked anew, and samples count by their shares of right answers.
 
     Returns:
         The curve, and the distance (N,) of the nearest image found for each sample on the way (see :class:`Outcome`).
     """
     eps, truth = attack.threat.eps, y.numpy()
     index = np.arange(len(x)) if index is None else index
-    right = clean == truth
-    fooled_here = right & (known.prediction != truth)
+    held = clean if isinstance(clean, Answers) else Answers(clean, (clean == truth).astype(float))
+    right = held.right > 0
+    fooled_here = right & (known.right < 1)
     nearest = known.distance.copy()
-    curve = [(0.0, int(right.sum()))]
-    if not isinstance(model, Prepared):
-        model = prepare(model, x, batch_size=batch_size, device=device)
-    for factor in sorted([*factors, 1.0]):
-        at = eps * factor
+    curve: list[tuple[float, float]] = [(0.0, _count(held.right))]
+    prepared = model if isinstance(model, Prepared) else prepare(model, x, batch_size=batch_size, device=device)
+    random = prepared.random
+
+    def attack_at(at: float, todo: np.ndarray) -> Outcome:
+        outcome = attack_samples(
+            prepared,
+            x[todo],
+            y[todo],
+            attack.at(at),
+            label=f"{label} at eps={at:.3g}",
+            clean=Answers(held.prediction[todo], held.right[todo]),
+            index=index[todo],
+            seed=seed,
+            device=device,
+            progress=progress,
+        )
+        nearest[todo] = np.minimum(nearest[todo], outcome.distance)
+        return outcome
+
+    if isinstance(attack, MinimalNorm) and attacked is not None and not random:
+        unseen = np.flatnonzero(right & ~attacked)
+        if len(unseen):
+            attack_at(eps, unseen)
+    widest = attack.threat.widest(x[0].numel()) if len(x) else eps
+    for at in sorted({min(eps * factor, widest) for factor in (*factors, 1.0)}):
+        if random:
+            shares = held.right.copy()
+            todo = np.flatnonzero(right)
+            if at == eps:
+                shares = known.right
+            elif len(todo):
+                shares[todo] = attack_at(at, todo).right
+            curve.append((at, min(curve[-1][1], _count(shares))))
+            continue
         fooled = ~right | (nearest <= at + 1e-6)
-        if factor == 1.0:
+        if at == eps:
             fooled |= fooled_here
         elif not isinstance(attack, MinimalNorm):
-            todo = np.flatnonzero((fooled_here if factor < 1 else right) & ~fooled)
+            todo = np.flatnonzero((fooled_here if at < eps else right) & ~fooled)
             if len(todo):
-                outcome = attack_samples(
-                    model,
-                    x[todo],
-                    y[todo],
-                    _at(attack, at),
-                    label=f"{label} at eps={at:.3g}",
-                    clean=clean[todo],
-                    index=index[todo],
-                    seed=seed,
-                    device=device,
-                    progress=progress,
-                )
-                nearest[todo] = np.minimum(nearest[todo], outcome.distance)
-                fooled[todo] |= outcome.prediction != truth[todo]
-        curve.append((at, int((~fooled).sum())))
+                fooled[todo] |= attack_at(at, todo).right < 1
+        curve.append((at, _count(~fooled)))
     return curve, nearest
 
 
-def _at(attack: Attack, eps: float) -> Attack:
-    """The same attack at another eps; a step size given in absolute terms scales along."""
-    changes: dict[str, object] = {"threat": replace(attack.threat, eps=eps)}
-    step = getattr(attack, "step_size", None)
-    if isinstance(step, float):
-        changes["step_size"] = step * eps / attack.threat.eps
-    return replace(attack, **changes)  # type: ignore[arg-type]
+def _count(right: np.ndarray) -> float:
+    """Samples right: a whole number, but where shares of draws are summed."""
+    total = float(right.sum())
+    return int(total) if total.is_integer() else total

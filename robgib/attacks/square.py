@@ -25,10 +25,15 @@ _HALVED = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 queries,
 class Square(Attack):
     """Score-based random search (Andriushchenko et al. 2020, algorithms 1 to 3): a black-box attack.
 
-    Each query proposes another perturbation inside one random square of each image and keeps it where it raises the
-    margin. Under L-inf the square takes ±eps by channel, and the search starts from vertical stripes; under L2 a
+    Each query proposes another perturbation inside one random square of each image and keeps it unless the margin
+    falls. Under L-inf the square takes ±eps by channel, and the search starts from vertical stripes; under L2 a
     square takes a pyramid-shaped pattern and the norm that another square gives up. The squares shrink on the
     paper's schedule, scaled to the number of queries. It needs logits only, so that masked gradients do not stop it.
+
+    The paper keeps a proposal only where the margin rises, and stops at margin 0. Here one of equal margin is kept
+    too, without which a network of coarse logits holds the search on a plateau, and a sample goes on until the
+    model's answer is wrong, for at a tie the true class may win. Images too narrow for a square take a rectangle of
+    its area; vectors (N, D) are images of one row, and matrices (N, L, D) of one channel.
 
     Fields:
         queries: model evaluations a sample, at most.
@@ -55,47 +60,58 @@ class Square(Attack):
         return max(1, self.queries * self.restarts // 2)
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
-        """See :meth:`Attack.perturb`. Images must be (N, C, H, W)."""
-        if x.ndim != 4:
-            raise RobGIBError(f"Square needs images of shape (N, C, H, W), not {tuple(x.shape)}.")
+        """See :meth:`Attack.perturb`."""
         result = x.clone()
+        goal = Goal(y, False, "margin")
         with torch.no_grad():
             clean = model(x)
-            left = (clean.argmax(1) == y).nonzero().squeeze(1)
-            best = Goal(y, False, "margin").objective(clean)
+            left = (~goal.reached(clean)).nonzero().squeeze(1)
+            best = goal.objective(clean)
             for _ in range(self.restarts):
                 if not len(left):
                     break
-                found, value = self._search(model, x[left], y[left], rng.select(left))
-                better = value > best[left]
+                found, value, fooled = self._search(model, x[left], goal.select(left), rng.select(left))
+                better = fooled | (value > best[left])
                 result[left[better]], best[left[better]] = found[better], value[better]
-                left = left[best[left] < 0]
+                left = left[~fooled]
         return result
 
-    def _search(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> tuple[Tensor, Tensor]:
-        """Return the best images found (N, …) and their margins (N,), above 0 where they fool."""
-        goal = Goal(y, False, "margin")
+    def _search(self, model: nn.Module, x: Tensor, goal: Goal, rng: SampleRNG) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the best images found (N, …), their margins (N,), and whether they fool (N,)."""
+        shape = x.shape
+        x = _as_images(x)
         best = (self._stripes if self.threat.norm == "linf" else self._tiles)(x, rng)
-        value = goal.objective(model(best))
-        left = (value < 0).nonzero().squeeze(1)
-        height, width = x.shape[2:]
-        draws = self._draws(x, rng)
+        logits = model(best.view(shape))
+        value, fooled = goal.objective(logits), goal.reached(logits)
+        left = (~fooled).nonzero().squeeze(1)
+        goal, draws = goal.select(left), self._draws(x, rng)
+        change = self._square if self.threat.norm == "linf" else self._exchange
         for query in range(1, self.queries):
             if not len(left):
                 break
             numbers = next(draws)[left]
-            side = max(1, round(math.sqrt(self._share(query) * height * width)))
-            change = self._square if self.threat.norm == "linf" else self._exchange
-            proposal = change(x[left], best[left], min(side, height - 1, width - 1) or 1, numbers)
-            margin = goal.select(left).objective(model(proposal))
-            better = margin > value[left]
+            proposal = change(x[left], best[left], self._sides(query, *x.shape[2:]), numbers)
+            logits = model(proposal.view(-1, *shape[1:]))
+            margin, done = goal.objective(logits), goal.reached(logits)
+            better = (margin >= value[left]) | done
             best[left[better]], value[left[better]] = proposal[better], margin[better]
-            left = left[value[left] < 0]
-        return best, value
+            if bool(done.any()):
+                fooled[left[done]] = True
+                left, goal = left[~done], goal.select(~done)
+        return best.view(shape), value, fooled
 
     def _share(self, query: int) -> float:
         """Share of the image's area that the query's square covers."""
         return float(self.area / 2 ** sum(query * 10_000 > turn * self.queries for turn in _HALVED))
+
+    def _sides(self, query: int, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the query's squares."""
+        high, wide = _sides(self._share(query), height, width)
+        if self.threat.norm == "linf":
+            return high, wide
+        # A pattern needs room: on a pixel it is a mere sign. The paper's authors take 3; on 8 × 8 pixels 2 finds more.
+        least = min(3, max(height, width) // 4)
+        return min(height, max(high, least)), min(width, max(wide, least))
 
     @staticmethod
     def _draws(x: Tensor, rng: SampleRNG) -> Iterator[Tensor]:
@@ -108,32 +124,32 @@ class Square(Attack):
         signs = 2.0 * rng.integers(2, (x.shape[1], 1, x.shape[3]), x.device) - 1
         return self.threat.project(x + self.threat.eps * signs.to(x.dtype), x)
 
-    def _square(self, x: Tensor, best: Tensor, side: int, numbers: Tensor) -> Tensor:
+    def _square(self, x: Tensor, best: Tensor, sides: tuple[int, int], numbers: Tensor) -> Tensor:
         """Set one square of each image to ±eps by channel (algorithm 2)."""
-        inside = _window(x, side, numbers[:, 0], numbers[:, 1])
+        inside = _window(x, sides, numbers[:, 0], numbers[:, 1])
         sign = torch.where(numbers[:, 5 : 5 + x.shape[1]] < 0.5, -1.0, 1.0).to(x.dtype)[:, :, None, None]
         return self.threat.project(torch.where(inside, x + self.threat.eps * sign, best), x)
 
     def _tiles(self, x: Tensor, rng: SampleRNG) -> Tensor:
         """Start with patterns of random signs on a 5 × 5 grid, scaled to the ball's surface."""
         count, channels, height, width = x.shape
-        side = max(1, height // 5)
-        pattern = _pattern(side, x)
+        high, wide = max(1, height // 5), max(1, width // 5)
+        upright, turned = _patterns((high, wide), x)
         delta = torch.zeros_like(x)
-        rows, columns = max(1, height // side), max(1, width // side)
+        rows, columns = height // high, width // wide
         numbers = rng.uniform((rows * columns * (channels + 1),), x.device).view(count, rows, columns, channels + 1)
         for r in range(rows):
             for c in range(columns):
-                turned = torch.where((numbers[:, r, c, 0] < 0.5)[:, None, None], pattern, pattern.T)[:, None]
+                pattern = torch.where((numbers[:, r, c, 0] < 0.5)[:, None, None], upright, turned)[:, None]
                 sign = torch.where(numbers[:, r, c, 1:] < 0.5, -1.0, 1.0).to(x.dtype)[:, :, None, None]
-                delta[:, :, r * side : (r + 1) * side, c * side : (c + 1) * side] = turned * sign
+                delta[:, :, r * high : (r + 1) * high, c * wide : (c + 1) * wide] = pattern * sign
         return self._on_surface(x, delta)
 
-    def _exchange(self, x: Tensor, best: Tensor, side: int, numbers: Tensor) -> Tensor:
+    def _exchange(self, x: Tensor, best: Tensor, sides: tuple[int, int], numbers: Tensor) -> Tensor:
         """Give one square the norm of another and what is unused, in a pattern (algorithm 3)."""
         delta = best - x
-        one = _window(x, side, numbers[:, 0], numbers[:, 1])
-        two = _window(x, side, numbers[:, 2], numbers[:, 3])
+        one = _window(x, sides, numbers[:, 0], numbers[:, 1])
+        two = _window(x, sides, numbers[:, 2], numbers[:, 3])
         either = one | two
         # Norms by channel: what the two squares hold, and the share of what the ball still allows.
         held = (delta * either).square().sum((2, 3), keepdim=True)
@@ -141,10 +157,10 @@ class Square(Attack):
         budget = (held + unused).sqrt()
         former = delta * one
         former = former / former.square().sum((2, 3), keepdim=True).sqrt().clamp_min(1e-10)
-        pattern = _pattern(side, x)
-        turned = torch.where((numbers[:, 4] < 0.5)[:, None, None], pattern, pattern.T)
+        upright, turned = _patterns(sides, x)
+        pattern = torch.where((numbers[:, 4] < 0.5)[:, None, None], upright, turned)
         sign = torch.where(numbers[:, 5 : 5 + x.shape[1]] < 0.5, -1.0, 1.0).to(x.dtype)[:, :, None, None]
-        fresh = _placed(turned[:, None], x, side, numbers[:, 0], numbers[:, 1]) * sign + former
+        fresh = _placed(pattern, x, numbers[:, 0], numbers[:, 1]) * sign + former
         fresh = fresh * one
         fresh = fresh / fresh.square().sum((2, 3), keepdim=True).sqrt().clamp_min(1e-10) * budget
         return self._on_surface(x, torch.where(either, fresh, delta))
@@ -155,42 +171,66 @@ class Square(Attack):
         return self.threat.project(x + delta * per_sample(self.threat.eps / size, x), x)
 
 
-def _corner(x: Tensor, side: int, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Top and left of squares inside the images, from uniform numbers (N,)."""
-    height, width = x.shape[2:]
-    return (u * (height - side + 1)).long(), (v * (width - side + 1)).long()
+def _as_images(x: Tensor) -> Tensor:
+    """View samples (N, …) as (N, C, H, W): vectors are one row, matrices have one channel, volumes' slices stack up."""
+    if x.ndim > 4:
+        return x.reshape(len(x), x.shape[1], -1, x.shape[-1])
+    return x.reshape(len(x), *([1] * (4 - x.ndim)), *x.shape[1:])
 
 
-def _window(x: Tensor, side: int, u: Tensor, v: Tensor) -> Tensor:
-    """Masks (N, 1, H, W) of one square an image."""
-    top, left = _corner(x, side, u, v)
+def _sides(share: float, height: int, width: int) -> tuple[int, int]:
+    """Height and width of the squares that cover ``share`` of an image, never all of it.
+
+    Where the image is too narrow for a square, it is a rectangle of that area across it.
+    """
+    least, most = min(height, width), max(height, width)
+    short = long = max(1, round(math.sqrt(share * height * width)))
+    if short > least:
+        short, long = least, min(most, max(1, round(share * most)))
+    if (short, long) == (least, most):
+        long = max(1, long - 1)
+    return (short, long) if height <= width else (long, short)
+
+
+def _corner(x: Tensor, sides: tuple[int, int], u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Top and left of rectangles inside the images, from uniform numbers (N,)."""
+    return (u * (x.shape[2] - sides[0] + 1)).long(), (v * (x.shape[3] - sides[1] + 1)).long()
+
+
+def _window(x: Tensor, sides: tuple[int, int], u: Tensor, v: Tensor) -> Tensor:
+    """Masks (N, 1, H, W) of one rectangle an image."""
+    top, left = _corner(x, sides, u, v)
     rows, columns = torch.arange(x.shape[2], device=x.device), torch.arange(x.shape[3], device=x.device)
-    down = (rows >= top[:, None]) & (rows < top[:, None] + side)
-    across = (columns >= left[:, None]) & (columns < left[:, None] + side)
+    down = (rows >= top[:, None]) & (rows < top[:, None] + sides[0])
+    across = (columns >= left[:, None]) & (columns < left[:, None] + sides[1])
     return (down[:, :, None] & across[:, None, :])[:, None]
 
 
-def _placed(pattern: Tensor, x: Tensor, side: int, u: Tensor, v: Tensor) -> Tensor:
-    """Patterns (N, 1, side, side) at their squares' places in images of zeros (N, 1, H, W)."""
-    top, left = _corner(x, side, u, v)
-    rows = (torch.arange(x.shape[2], device=x.device) - top[:, None]).clamp(0, side - 1)
-    columns = (torch.arange(x.shape[3], device=x.device) - left[:, None]).clamp(0, side - 1)
+def _placed(pattern: Tensor, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
+    """Patterns (N, h, w) at their rectangles' places in images (N, 1, H, W), repeated beyond them."""
+    high, wide = pattern.shape[1:]
+    top, left = _corner(x, (high, wide), u, v)
+    rows = (torch.arange(x.shape[2], device=x.device) - top[:, None]).clamp(0, high - 1)
+    columns = (torch.arange(x.shape[3], device=x.device) - left[:, None]).clamp(0, wide - 1)
     which = torch.arange(len(x), device=x.device)[:, None, None]
-    return pattern[:, 0][which, rows[:, :, None], columns[:, None, :]][:, None]
+    return pattern[which, rows[:, :, None], columns[:, None, :]][:, None]
 
 
 def _pyramid(height: int, width: int) -> np.ndarray:
-    """Nested rectangles whose weights fall as inverse squares from the centre, as the paper's pattern η."""
+    """The paper's pattern η: at distance d from the centre (the larger of rows and columns), the sum of 1/k², k > d."""
     layers = max(height, width) // 2 + 1
-    weights = np.cumsum(1 / np.arange(layers, 0, -1.0) ** 2)
+    beyond = np.cumsum(1 / np.arange(layers, 0, -1.0) ** 2)[::-1]
     row, column = np.indices((height, width))
-    depth = np.minimum(np.minimum(row, height - 1 - row), np.minimum(column, width - 1 - column))
-    return np.asarray(weights[np.minimum(depth, layers - 1)])
+    return np.asarray(beyond[np.maximum(abs(row - height // 2), abs(column - width // 2))])
 
 
-def _pattern(side: int, like: Tensor) -> Tensor:
-    """Two pyramids of opposite sign side by side (side, side), of L2 norm 1."""
-    half = side // 2
-    parts = [_pyramid(half, side)] if half else []
-    whole = np.vstack([*parts, -_pyramid(side - half, side)])
+def _patterns(sides: tuple[int, int], like: Tensor) -> tuple[Tensor, Tensor]:
+    """Two pyramids of opposite sign, one below the other and side by side, each (h, w) and of L2 norm 1."""
+    return _pattern(*sides, like), _pattern(sides[1], sides[0], like).T
+
+
+def _pattern(height: int, width: int, like: Tensor) -> Tensor:
+    half = height // 2
+    parts = [_pyramid(half, width)] if half else []
+    whole = np.vstack([*parts, -_pyramid(height - half, width)])
     return torch.as_tensor(whole / np.linalg.norm(whole), dtype=like.dtype, device=like.device)

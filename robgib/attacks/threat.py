@@ -19,6 +19,8 @@ Norm = Literal["linf", "l2", "l1"]
 NORMS: tuple[str, ...] = get_args(Norm)
 _TINY = 1e-10
 _SPARSE = 0.01
+_HAIR = 1e-6  # of eps: by how much projections stay inside, so that rounding an image to float32 keeps it there
+_ROUNDING = 1e-5  # of eps: what a float32 sum over some 100,000 pixels is off by
 
 
 def per_sample(values: Tensor, like: Tensor) -> Tensor:
@@ -26,12 +28,17 @@ def per_sample(values: Tensor, like: Tensor) -> Tensor:
     return values.view(-1, *([1] * (like.ndim - 1)))
 
 
-def distance(x_adv: Tensor, x: Tensor, norm: str) -> Tensor:
-    """Perturbation size (N,) of each sample in ``norm``."""
-    delta = (x_adv - x).flatten(1)
+def _length(delta: Tensor, norm: str) -> Tensor:
+    """Size (N,), float64, of perturbations (N, …): a float32 sum over many pixels is off by more than attacks gain."""
+    flat = delta.flatten(1)
     if norm == "linf":
-        return delta.abs().amax(1)
-    return torch.linalg.vector_norm(delta, ord=1 if norm == "l1" else 2, dim=1)
+        return flat.abs().amax(1).double()
+    return torch.linalg.vector_norm(flat, ord=1 if norm == "l1" else 2, dim=1, dtype=torch.float64)
+
+
+def distance(x_adv: Tensor, x: Tensor, norm: str) -> Tensor:
+    """Perturbation size (N,) of each sample in ``norm``, summed in float64."""
+    return _length(x_adv - x, norm).to(x.dtype)
 
 
 @dataclass(frozen=True)
@@ -47,21 +54,46 @@ class ThreatModel:
             raise unknown_name("norm", str(self.norm), NORMS)
         if not (isinstance(self.eps, int | float) and math.isfinite(self.eps) and self.eps > 0):
             raise RobGIBError(f"eps must be a finite number above 0 (pixel scale), not {self.eps!r}.")
+        if self.norm == "linf" and self.eps > self.widest(1):
+            raise RobGIBError(self._too_wide(self.widest(1)))
+
+    def widest(self, pixels: int) -> float:
+        """The eps, for images of so many numbers, whose ball holds the whole box wherever its centre is."""
+        low, high = self.box
+        return (high - low) * {"linf": 1.0, "l2": math.sqrt(pixels), "l1": float(pixels)}[self.norm]
+
+    def check(self, pixels: int) -> None:
+        """Raise where eps exceeds what images of so many numbers leave room for: a budget in other units, most likely.
+
+        Raises:
+            RobGIBError: the ball is larger than the box.
+        """
+        if self.eps > self.widest(pixels) * (1 + 1e-9):
+            raise RobGIBError(self._too_wide(self.widest(pixels)))
+
+    def _too_wide(self, most: float) -> str:
+        low, high = self.box
+        told = f"eps {self.eps:g} ({self.norm}) is more than the whole box [{low:g}, {high:g}] ({most:g})"
+        return f"{told}; eps is in pixel scale: write {self.eps:g}/255 for {self.eps:g} of 255 levels."
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """Return the images (N, …) nearest to ``x_adv`` in the ball, clipped to the box.
 
-        Under L1 it is the nearest image in both at once: clipping afterwards would waste much of the ball (Croce &
-        Hein 2021, section 3).
+        Sizes are summed in float64 and the images lie inside by a hair, a millionth of eps, so that they do so too
+        after rounding. Under L1 it is the nearest image in both at once: clipping afterwards would waste much of the
+        ball (Croce & Hein 2021, section 3).
         """
         delta = x_adv - x
         if self.norm == "l1":
-            return (x + self._within_l1(delta, x)).clamp(*self.box)
+            move = self._within_l1(delta, x)
+            near = (x + move).clamp(*self.box)
+            # Many small moves, each rounded up to the next pixel value there is, would add up: take the one before.
+            beyond = (near.double() - x.double()).abs() > move.double().abs()
+            return torch.where(beyond, torch.nextafter(near, x), near)
         if self.norm == "linf":
             return delta.clamp_(-self.eps, self.eps).add_(x).clamp_(*self.box)  # in place: this is in every step
-        size = torch.linalg.vector_norm(delta.flatten(1), dim=1)
-        delta = delta * per_sample((self.eps / size.clamp_min(_TINY)).clamp_max(1.0), delta)
-        return (x + delta).clamp(*self.box)
+        factor = (self.eps * (1 - _HAIR) / _length(delta, self.norm).clamp_min(_TINY)).clamp_max(1.0)
+        return (x + delta * per_sample(factor, delta).to(delta.dtype)).clamp(*self.box)
 
     def step(self, x: Tensor, gradient: Tensor, size: float | Tensor) -> Tensor:
         """Go ``size`` along the steepest ascent direction of the norm (no projection).
@@ -126,11 +158,15 @@ class ThreatModel:
         return distance(x_adv, x, self.norm)
 
     def allows(self, x_adv: Tensor, x: Tensor, tolerance: float = 1e-6) -> Tensor:
-        """Whether each image (N,) is finite and lies in the ball and the box, up to ``tolerance``."""
+        """Whether each image (N,) is finite and lies in the ball and the box, up to rounding.
+
+        Rounding is ``tolerance`` in the box and in the distance, and a hundred-thousandth of eps: whoever scales a
+        step by a norm that was summed in float32 is off by as much on large images.
+        """
         flat = x_adv.flatten(1)
         low, high = self.box
         inside = (flat >= low - tolerance).all(1) & (flat <= high + tolerance).all(1)  # NaN compares false
-        return inside & (self.distance(x_adv, x) <= self.eps + tolerance)
+        return inside & (_length(x_adv - x, self.norm) <= self.eps * (1 + _ROUNDING) + tolerance)
 
 
 class SampleRNG:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robgib.errors import RobGIBError, unknown_name
+from robgib.models.inference import Classifier, network_of
 from robgib.training import Progress
 
 __all__ = ["LOGITS", "capture", "default_layers", "layer_shapes"]
@@ -31,6 +32,23 @@ _NORM_NAMES = {f"BatchNorm{d}d" for d in (1, 2, 3)} | {"LayerNorm", "GroupNorm",
 
 def _record(model: nn.Module, x: Tensor, names: Sequence[str]) -> dict[str, Any]:
     """Outputs of the named modules, in the order in which they were last called, then the model's."""
+    rows = model.rows if isinstance(model, Classifier) else None
+    if rows is None or not len(x):
+        return _call(model, x, names)
+    assert isinstance(model, Classifier)
+    calls = x.split(1 if model.alone else rows)
+    parts = [_call(model, part, names) for part in calls]
+
+    def joined(name: str) -> Any:
+        held = [part[name] for part in parts]
+        if not all(isinstance(h, Tensor) and h.ndim for h in held):
+            return held[0]
+        return torch.cat([h[: len(part)] for h, part in zip(held, calls, strict=True)])  # less what filled it up
+
+    return {name: joined(name) for name in parts[0]}
+
+
+def _call(model: nn.Module, x: Tensor, names: Sequence[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
 
     def keep(name: str) -> Any:
@@ -40,7 +58,7 @@ def _record(model: nn.Module, x: Tensor, names: Sequence[str]) -> dict[str, Any]
 
         return hook
 
-    modules = dict(model.named_modules())
+    modules = dict(network_of(model).named_modules())
     modes = [(m, m.training) for m in model.modules()]
     with ExitStack() as stack, torch.no_grad():
         for name in names:
@@ -58,7 +76,7 @@ def _record(model: nn.Module, x: Tensor, names: Sequence[str]) -> dict[str, Any]
 
 def layer_shapes(model: nn.Module, example: Tensor) -> dict[str, tuple[int, ...]]:
     """Shape of every layer's output for one image, in order of execution; the logits last."""
-    names = [n for n, m in model.named_modules() if n and not isinstance(m, torch.jit.ScriptModule)]
+    names = [n for n, m in network_of(model).named_modules() if n and not isinstance(m, torch.jit.ScriptModule)]
     found = _record(model, example, names)
     return {n: tuple(v.shape[1:]) for n, v in found.items() if isinstance(v, Tensor) and v.ndim >= 2}
 
@@ -117,7 +135,7 @@ def default_layers(model: nn.Module, example: Tensor) -> tuple[str, ...]:
 
     Where a model is but a wrapper of another (normalisation before a network), the blocks are the inner one's.
     """
-    modules = dict(model.named_modules())
+    modules = dict(network_of(model).named_modules())
     prefix = ""
     while True:
         names = [n for n in _candidates(modules[prefix.rstrip(".")], prefix) if n]
@@ -156,11 +174,12 @@ def capture(
     """Run the model on ``x`` and return what the named layers hold.
 
     Args:
-        model: on ``device``; run in eval mode.
+        model: on ``device``; run in eval mode. The layers' names are those of the network itself where it is behind a
+            :class:`~robgib.models.inference.Classifier`.
         x: images (N, …).
         layers: module names, or ``logits``.
         pool: largest side to which convolutional maps are averaged.
-        batch_size: images at once.
+        batch_size: images at once; halved where memory does not suffice.
         device: where the model is.
         progress: called after each batch.
 
@@ -172,15 +191,24 @@ def capture(
         RobGIBError: an unknown name, a layer that the forward pass does not reach, that gives no tensor, that
             is constant over the samples, or that holds NaN or infinite values.
     """
-    modules = dict(model.named_modules())
+    modules = dict(network_of(model).named_modules())
     for name in layers:
         if name != LOGITS and name not in modules:
             raise unknown_name("layer", name, [*(n for n in modules if n), LOGITS])
     class_token = any(n.rpartition(".")[2] in ("class_token", "cls_token") for n, _ in model.named_parameters())
     parts: dict[str, list[Tensor]] = {name: [] for name in layers}
-    for start in range(0, len(x), batch_size):
+    start = 0
+    while start < len(x):
         batch = x[start : start + batch_size].to(device)
-        found = _record(model, batch, [n for n in layers if n != LOGITS])
+        try:
+            found = _record(model, batch, [n for n in layers if n != LOGITS])
+        except torch.OutOfMemoryError:
+            if batch_size == 1:
+                raise
+            batch_size = max(1, batch_size // 2)
+            torch.cuda.empty_cache()
+            continue
+        start += len(batch)
         for name in layers:
             if name not in found:
                 raise RobGIBError(f"layer {name!r} never fires: the model's forward pass does not call it.")
@@ -189,7 +217,7 @@ def capture(
                 raise RobGIBError(f"layer {name!r} does not give one tensor (N, …) for N images; choose another.")
             parts[name].append(_compact(output, pool, class_token).float().cpu())
         if progress:
-            progress("capturing layers", min(start + batch_size, len(x)), len(x))
+            progress("capturing layers", start, len(x))
     held = {name: torch.cat(chunks).numpy() for name, chunks in parts.items()}
     for name, values in held.items():
         if not np.isfinite(values).all():

@@ -9,17 +9,26 @@ from robgib.models.checkpoint import (
     read_state,
     save_checkpoint,
 )
-from robgib.models.registry import ARCHITECTURES, Normalize, build, register_architecture
+from robgib.models.registry import (
+    ARCHITECTURES,
+    Normalize,
+    build,
+    check_file_architecture,
+    register_architecture,
+    runs_code,
+)
 
 __all__ = [
     "ARCHITECTURES",
     "CHECKPOINT_SUFFIXES",
     "Normalize",
     "build",
+    "check_file_architecture",
     "load_into",
     "read_checkpoint",
     "read_record",
     "read_state",
     "register_architecture",
+    "runs_code",
     "save_checkpoint",
 ]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import json
 import pickle
+import re
 import warnings
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,10 +49,30 @@ def is_program(path: Path) -> bool:
 
 
 @contextmanager
-def _without_pickle() -> Iterator[None]:
-    """Have torch.load read weights only, whoever calls it: torch.export would unpickle what it cannot read so."""
-    guarded = partial(_weights_only, torch.load)
-    with mock.patch("torch.load", guarded):
+def _guarded() -> Iterator[None]:
+    """Have torch.export read a program and its weights, and neither unpickle nor run anything else of the file's.
+
+    By itself it unpickles what it cannot read as weights, loads compiled libraries, evaluates expressions as Python,
+    looks operators up among all that torch imports, and writes Python source with the file's names in it.
+    """
+    from torch._export.serde import serialize
+
+    reader = serialize.ExportedProgramDeserializer
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch("torch.load", partial(_weights_only, torch.load)))
+        stack.enter_context(mock.patch("pickle.loads", _refuse))
+        stack.enter_context(mock.patch.object(reader, "deserialize", _checked(reader.deserialize)))
+        for place, name in (
+            ("torch._C", "_pickle_load_obj"),
+            ("torch._C._aoti", "AOTIModelPackageLoader"),
+            ("torch.export.pt2_archive._package", "_load_aoti"),
+        ):
+            try:
+                module = importlib.import_module(place)
+            except ImportError:  # a torch from before there was such a thing
+                continue
+            if hasattr(module, name):
+                stack.enter_context(mock.patch.object(module, name, _refuse))
         yield
 
 
@@ -58,8 +80,120 @@ def _weights_only(load: Any, *arguments: Any, **options: Any) -> Any:
     return load(*arguments, **{**options, "weights_only": True})
 
 
+def _refuse(*arguments: Any, **options: Any) -> Any:
+    raise pickle.UnpicklingError("more than a program and its weights")
+
+
+def _checked(deserialize: Any) -> Any:
+    def checked(self: Any, program: Any, *arguments: Any, **options: Any) -> Any:
+        _check_program(program)
+        return deserialize(self, program, *arguments, **options)
+
+    return checked
+
+
+_PLAIN = re.compile(r"[\w.+: -]*")
+_STACK = re.compile(r"[\w.,;:@\[\]'() <>-]*")
+_OPERATORS = re.compile(
+    r"torch\.ops\.(aten|prims|torchvision|quantized_decomposed)\.(?!from_file\b)\w+(\.\w+)?"
+    r"|torch\.ops\.higher_order\.(wrap_with_set_grad_enabled|wrap_with_autocast|cond)"
+    r"|_operator\.(getitem|add|sub|mul|truediv|floordiv|mod|pow|neg|pos|abs|eq|ne|lt|le|gt|ge|and_|or_|xor|not_)"
+    r"|math\.(ceil|floor|trunc|sqrt)|torch\.sym_(int|float|max|min|not|ite|sqrt|sum)"
+)
+_SYMBOL = re.compile(r"\b(?:Symbol|Dummy)\('\w+'(?:, ?\w+=(?:True|False))*\)")
+_TERMS = re.compile(r"[\w .,()+*/%<>=!&|~-]*")
+_FUNCTIONS = (
+    "Integer Rational Float Add Mul Pow Mod Max Min Abs Eq Ne Gt Ge Lt Le Equality Unequality StrictGreaterThan "
+    "GreaterThan StrictLessThan LessThan And Or Not floor ceiling FloorDiv ModularIndexing Where PythonMod CleanDiv "
+    "CeilToInt FloorToInt CeilDiv LShift RShift PowByNatural FloatPow FloatTrueDiv IntTrueDiv TruncToFloat TruncToInt "
+    "RoundToInt RoundDecimal ToFloat Identity IsNonOverlappingAndDenseIndicator"
+)
+
+
+def _is_expression(text: str) -> bool:
+    """Whether a size's expression is arithmetic alone: sympy evaluates whatever it is given as Python."""
+    text = _SYMBOL.sub("s", text)
+    called = re.findall(r"([\w.]*)\s*\(", text)
+    return (
+        _TERMS.fullmatch(text) is not None
+        and "__" not in text
+        and re.search(r"\.\s*[^\W\d]|\)\s*\(", text) is None
+        and all(not name or name in _FUNCTIONS.split() for name in called)
+    )
+
+
+def _check_program(part: Any, key: str = "") -> None:
+    """Raise where a part of a program, under its ``key``, could do more than compute."""
+    if key == "metadata" and isinstance(part, dict):
+        for name in [k for k in part if k != "nn_module_stack"]:  # where it came from, which nothing here asks
+            del part[name]
+    if isinstance(part, list) and key == "guards_code":
+        part.clear()  # Python that would check the sizes of the images
+    elif isinstance(part, (list, tuple)):
+        for item in part:
+            _check_program(item, key)
+    elif isinstance(part, dict):
+        for name, value in part.items():
+            _check_program(str(name))
+            _check_program(value, str(name))
+    elif isinstance(part, str):
+        if key in ("in_spec", "out_spec"):
+            sound = _is_structure(part)
+        elif key == "expr_str":
+            sound = _is_expression(part)
+        elif key in ("target", "as_operator"):
+            sound = _OPERATORS.fullmatch(part) is not None
+        elif key in ("as_string", "as_strings"):
+            sound = True  # an operator's argument
+        else:
+            sound = (_STACK if key == "nn_module_stack" else _PLAIN).fullmatch(part) is not None
+        if not sound:
+            raise RobGIBError(f"its {key or 'name'} {part[:80]!r} is more than a network's computation")
+    elif hasattr(part, "__dict__") and not isinstance(part, type):
+        for name, value in vars(part).items():
+            _check_program(value, name)
+
+
+def _is_structure(text: str) -> bool:
+    """Whether the structure of inputs or outputs is of plain containers, which name nothing to import."""
+
+    def plain(part: Any) -> bool:
+        if isinstance(part, dict):
+            kind = part.get("type")
+            return (
+                set(part) <= {"type", "context", "children_spec"}
+                and kind in (None, "builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict")
+                and (part.get("context") is None or isinstance(json.loads(part["context"]), (list, type(None))))
+                and "__enum__" not in str(part.get("context"))
+                and "\\" not in str(part.get("context"))
+                and all(map(plain, part.get("children_spec") or ()))
+            )
+        return isinstance(part, int) or (isinstance(part, list) and all(map(plain, part)))
+
+    try:
+        return plain(json.loads(text))
+    except (ValueError, TypeError):
+        return False
+
+
+_FILE_CALLS = re.compile(r"\.[\s\\]*(save|from_file|read_file|write_file)\b")
+
+
+def _check_torchscript(path: Path) -> None:
+    """Raise where a TorchScript program reads or writes files, which it may do when it is loaded or called."""
+    reader = torch._C.PyTorchFileReader(str(path))
+    for name in reader.get_all_records():
+        if name.startswith("code/"):
+            found = _FILE_CALLS.search(reader.get_record(name).decode(errors="replace"))
+            if found:
+                raise RobGIBError(
+                    f"{path} calls {found[1]!r}, which reads or writes files and is no part of a network's "
+                    "computation; export the network without it."
+                )
+
+
 def read_program(path: Path) -> nn.Module:
-    """Read a network that a file holds whole; nothing is unpickled.
+    """Read a network that a file holds whole; nothing is unpickled, and nothing but its computation is run.
 
     Raises:
         RobGIBError: the file is missing or damaged, needs unpickling, or uses what its reader does not know.
@@ -72,13 +206,16 @@ def read_program(path: Path) -> nn.Module:
         warnings.simplefilter("ignore")  # on torch's plans for its formats
         if path.suffix != ".pt2":
             try:
+                _check_torchscript(path)
                 return Program(torch.jit.load(str(path), map_location="cpu")).eval()
             except (RuntimeError, ValueError) as error:
                 raise RobGIBError(f"{path} is not a whole TorchScript file: {first_line(error)}.") from error
         try:
-            with _without_pickle():
+            with _guarded():
                 exported = torch.export.load(str(path))
-            network: nn.Module = torch.export.unflatten(exported)
+                network: nn.Module = torch.export.unflatten(exported)
+        except RobGIBError as error:
+            raise RobGIBError(f"{path} is refused, since reading it could run code: {error}.") from error
         except pickle.UnpicklingError as error:
             raise RobGIBError(
                 f"{path} holds more than a program and its weights and would have to be unpickled, which can run any "

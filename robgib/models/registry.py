@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from robgib.errors import RobGIBError, unknown_name
 from robgib.models.bottleneck import variational_head
 
-__all__ = ["ARCHITECTURES", "Normalize", "build", "register_architecture"]
+__all__ = ["ARCHITECTURES", "Normalize", "build", "check_file_architecture", "register_architecture", "runs_code"]
 
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {}
 """Factories by name: ``factory(shape, classes, **options) -> nn.Module`` with logits (N, classes)."""
@@ -30,6 +30,35 @@ def register_architecture(name: str) -> Callable[[Callable[..., nn.Module]], Cal
         return factory
 
     return enter
+
+
+_LIBRARIES = ("torchvision", "timm")
+
+
+def runs_code(arch: str) -> bool:
+    """Whether building ``arch`` imports and calls what it names: ``package.module:factory``."""
+    return ":" in arch and arch not in ARCHITECTURES and arch.partition(":")[0] not in _LIBRARIES
+
+
+def check_file_architecture(arch: str, options: dict[str, Any], file: str, allow_code: bool = False) -> None:
+    """Raise unless an architecture that a file names can be built without running code that the file chooses.
+
+    Args:
+        arch: as for :func:`build`. A name that nothing knows is left for :func:`build` to refuse.
+        options: the factory's keyword arguments, as the file gives them.
+        file: that names it, for the message.
+        allow_code: whether ``package.module:factory`` may be imported and called all the same.
+
+    Raises:
+        RobGIBError: it is ``package.module:factory`` and that is not allowed, or an option would fetch weights.
+    """
+    if runs_code(arch) and not allow_code:
+        raise RobGIBError(
+            f"{file} names the architecture {arch!r}, whose code would be imported and run; give --allow-code "
+            "(allow_code=True) if you trust whoever made the file."
+        )
+    if arch.partition(":")[0] in _LIBRARIES:
+        _check_options(arch, options, f"{file}: ")
 
 
 class Normalize(nn.Module):
@@ -59,18 +88,21 @@ def build(arch: str, shape: tuple[int, ...], classes: int, options: dict[str, An
         options: keyword arguments of the factory; ``bottleneck``, for a registered name, is the number of units of a
             stochastic code before the classes (:class:`~robgib.models.bottleneck.VariationalHead`).
 
+    Building ``package.module:factory`` imports and calls what it names; a name that comes from a file goes through
+    :func:`check_file_architecture` first.
+
     Raises:
         RobGIBError: unknown name, an import that fails, options the factory does not take.
     """
     options = dict(options or {})
     library, _, name = arch.partition(":")
-    if library in ("torchvision", "timm"):
+    if arch not in ARCHITECTURES and library in _LIBRARIES:
         return _ported(library, name, shape, classes, options)
     bottleneck = options.pop("bottleneck", None) if arch in ARCHITECTURES else None
-    if ":" in arch:
-        factory, arguments = _import_factory(arch), ()
-    elif arch in ARCHITECTURES:
-        factory, arguments = ARCHITECTURES[arch], (shape, classes)  # type: ignore[assignment]
+    if arch in ARCHITECTURES:
+        factory, arguments = ARCHITECTURES[arch], (shape, classes)
+    elif ":" in arch:
+        factory, arguments = _import_factory(arch), ()  # type: ignore[assignment]
     else:
         raise unknown_name("architecture", arch, ARCHITECTURES)
     try:
@@ -111,11 +143,25 @@ class Ported(nn.Module):
         return out
 
 
+_FETCHING = ("checkpoint_path", "cache_dir")
+
+
+def _check_options(arch: str, options: dict[str, Any], where: str = "") -> None:
+    """Refuse the libraries' options that download or unpickle weights: the networks are untrained."""
+    for key in map(str, options):
+        if key.startswith(("pretrained", "weights")) or key in _FETCHING:
+            raise RobGIBError(
+                f"{where}architecture {arch!r} is built untrained, and its option {key!r} is one that fetches weights; "
+                "leave it out and give the weights as a checkpoint."
+            )
+
+
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def _ported(library: str, name: str, shape: tuple[int, ...], classes: int, options: dict[str, Any]) -> nn.Module:
     """Build a network of torchvision's or timm's; ``mean`` and ``std`` among the options are the normalisation's."""
+    _check_options(f"{library}:{name}", options)
     mean, std = (options.pop(key, default) for key, default in zip(("mean", "std"), _IMAGENET, strict=True))
     if shape[0] not in (1, 3):
         raise RobGIBError(f"{library}:{name} takes images of 1 or 3 channels, not {shape[0]}.")

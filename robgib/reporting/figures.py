@@ -331,7 +331,7 @@ def picture_rows(run: Run) -> list[dict[str, Any]]:
                     "adversarial": _png(held["adversarial"][i]),
                     "perturbation": _png(0.5 + delta / (2 * largest)),
                     "magnified": 0.5 / largest,
-                    "clean_label": classes[int(held["clean_prediction"][i])],
+                    "clean_label": _class_name(classes, int(held["clean_prediction"][i])),
                     "adversarial_label": _class_name(classes, int(held["adversarial_prediction"][i])),
                 }
             )
@@ -340,4 +340,6 @@ def picture_rows(run: Run) -> list[dict[str, Any]]:
 
 
 def _class_name(classes: Sequence[str], index: int) -> str:
+    if index < 0:
+        return "not decided"
     return classes[index] if index < len(classes) else f"class {index}"

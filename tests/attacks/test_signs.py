@@ -7,43 +7,23 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from robgib import SampleRNG, ThreatModel, failure_signs
-from robgib.attacks import PGD, frozen
+from robgib import SampleRNG, ThreatModel, failure_signs, make_attack
+from robgib.attacks import PGD, attack_samples, frozen, prepare, weaker_than_reference
+from robgib.attacks.signs import CHECKS
+from tests.unusual import (
+    Company,
+    Cut,
+    Detached,
+    Noisy,
+    Optimises,
+    OwnNoise,
+    Probabilities,
+    Quantised,
+    RarelyNoisy,
+    Saturated,
+)
 
 THREAT = ThreatModel("linf", 0.1)
-
-
-class Wrapped(nn.Module):
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-
-class Quantised(Wrapped):
-    def forward(self, x):
-        return self.model((x * 4).round() / 4)
-
-
-class Noisy(Wrapped):
-    def forward(self, x):
-        return self.model(x + 0.05 * torch.randn_like(x))
-
-
-class Saturated(Wrapped):
-    def forward(self, x):
-        return 1000 * self.model(x)
-
-
-class Detached(Wrapped):
-    """What it says comes from a branch without gradient; the gradient comes from elsewhere."""
-
-    def forward(self, x):
-        return self.model(x.detach()) + 1e-3 * x.flatten(1)[:, :10]
-
-
-class Cut(Wrapped):
-    def forward(self, x):
-        return self.model(x.detach())
 
 
 def names(model, x, y, threat=THREAT):
@@ -84,7 +64,7 @@ def test_silent_on_an_adversarially_trained_model(trained_adversarially, digits,
     x, y = right(trained_adversarially, digits)
     assert len(x) >= 90
     found = failure_signs(trained_adversarially, x, y, ThreatModel(norm, 0.1 if norm == "linf" else 0.5))
-    assert len(found) == 7
+    assert [s.name for s in found] == list(CHECKS[:-1])
     assert not [s for s in found if s.seen]
 
 
@@ -99,8 +79,44 @@ def test_a_quantised_input_has_no_gradient(digits_cnn, digits):
     } <= seen
 
 
-def test_a_noise_layer_answers_at_random(digits_cnn, digits):
-    assert "random outputs" in names(Noisy(digits_cnn), *right(digits_cnn, digits))
+@pytest.mark.parametrize("kind", [Noisy, RarelyNoisy, OwnNoise])
+def test_a_model_that_answers_at_random(kind, digits_cnn, digits):
+    """Two calls miss randomness in one call of ten mostly."""
+    x, y = (v[:30] for v in right(digits_cnn, digits))
+    assert "random outputs" in names(kind(digits_cnn), x, y)
+
+
+def test_signs_of_how_a_model_answers(digits_cnn, digits):
+    x, y = (v[:30] for v in right(digits_cnn, digits))
+    assert "answers depend on the batch" in names(Company(digits_cnn), x, y)
+    assert "answers are probabilities" in names(Probabilities(digits_cnn), x, y)
+    assert "optimises inside" in names(Optimises(digits_cnn), x, y)
+
+
+def test_an_attack_weaker_than_a_short_one_is_named(digits_cnn, digits):
+    x, y = right(digits_cnn, digits)
+    specs = ("torchattacks:PGD:eps=0.1,alpha=0.0005,steps=10", "pgd-linf:eps=0.1,steps=40", "fgsm-linf:eps=0.1")
+    attacks = {s: (make_attack(s), attack_samples(digits_cnn, x, y, make_attack(s)).right) for s in specs}
+    found = {s.name: s for s in failure_signs(digits_cnn, x, y, THREAT, attacks=attacks)}
+    assert found["weaker than a short attack"].seen
+    assert not found["more effort still helps"].seen  # the strongest that ran had converged
+    named = weaker_than_reference(prepare(digits_cnn, x), x, y, THREAT, attacks)
+    assert list(named) == [specs[0]]
+    assert "leaves 9" in named[specs[0]] or "leaves 100%" in named[specs[0]]
+    alone = {specs[0]: attacks[specs[0]]}
+    found = {s.name: s for s in failure_signs(digits_cnn, x, y, THREAT, attacks=alone)}
+    assert found["more effort still helps"].seen
+
+
+def test_a_few_samples_raise_no_sign_by_chance(trained_adversarially, digits):
+    """A share above 5% of 19 images is one image: "more effort" was seen in half of such draws."""
+    x, y = digits.test.x, digits.test.y
+    with torch.no_grad():
+        keep = (trained_adversarially(x).argmax(1) == y).nonzero().squeeze(1)
+    for draw in range(6):
+        generator = torch.Generator().manual_seed(draw)
+        some = keep[torch.randperm(len(keep), generator=generator)[: (15, 19, 25, 30, 40, 50)[draw]]]
+        assert not names(trained_adversarially, x[some], y[some])
 
 
 def test_a_saturated_softmax_loses_the_gradient_and_the_margin_tells(digits_cnn, digits):
@@ -123,8 +139,9 @@ def test_a_detached_branch_leads_gradients_astray(digits_cnn, digits):
 def test_no_gradient_at_all(digits_cnn, digits):
     model = Cut(digits_cnn)
     found = failure_signs(model, *right(model, digits), THREAT)
-    assert [s.name for s in found] == ["zero gradients"]
-    assert found[0].seen
+    seen = [s for s in found if s.seen]
+    assert [s.name for s in seen] == ["zero gradients", "black box beats gradients"]
+    assert "none can be taken" in seen[0].detail
 
 
 class OnePixel(nn.Module):

@@ -6,10 +6,11 @@ import torch
 from torch import nn
 
 import robgib._torchvision  # noqa: F401
-from robgib import RobGIBError, SampleRNG, ThreatModel, check_attack, make_attack
+from robgib import RobGIBError, RobGIBWarning, SampleRNG, ThreatModel, check_attack, make_attack
 from robgib.attacks import APGD, FAB, MIFGSM, PGD, RFGSM, AutoAttack, Goal, Square, cascade
 from robgib.attacks.apgd import checkpoints
-from robgib.attacks.square import _pattern, _window
+from robgib.attacks.square import _patterns, _pyramid, _sides, _window
+from robgib.errors import NoGradientError
 
 torchattacks = pytest.importorskip("torchattacks")
 
@@ -98,6 +99,27 @@ def test_square_agrees_with_torchattacks(digits_cnn, right_digits, norm, name):
     assert mine <= theirs + 1.96 * np.sqrt(2 * max(theirs * (1 - theirs), 0.02) / len(x))
 
 
+@pytest.mark.parametrize(("norm", "mean"), [("l2", 0.5), ("l1", 0.5), ("linf", 1.0)])
+def test_pgd_starts_first_within_and_then_on_the_surface(norm, mean):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(400, 2)).eval()
+    nn.init.zeros_(model[1].weight)  # nobody is fooled, and every start is drawn
+    x = torch.full((500, 1, 20, 20), 0.5)
+    y = model(x).argmax(1)
+    threat, starts = ThreatModel(norm, 0.4), []
+
+    class Watched(PGD):
+        def _start(self, x, rng, first):
+            starts.append(super()._start(x, rng, first))
+            return starts[-1]
+
+    Watched(threat, steps=1, restarts=2).perturb(model, x, y, SampleRNG(0, range(500)))
+    first, second = (threat.distance(start, x) / 0.4 for start in starts)
+    assert float(first.mean()) == pytest.approx(mean, abs=0.03)
+    assert float(second.min()) > 0.9
+    assert float((first < 0.25).float().mean()) == pytest.approx(0.25 if mean < 1 else 0, abs=0.05)
+    assert all(threat.allows(start, x).all() for start in starts)
+
+
 def test_mifgsm_makes_the_images_of_torchattacks(digits_cnn, right_digits):
     x, y = (v[:40] for v in right_digits)
     mine = MIFGSM(ThreatModel("linf", 0.1), step_size=0.02).perturb(digits_cnn, x, y, SampleRNG(0, range(40)))
@@ -133,13 +155,163 @@ def test_square_needs_no_gradient(right_digits, digits_cnn):
     assert robust(model, x[keep], y[keep], Square(threat, queries=300)) < 0.8
 
 
+class Coarse(nn.Module):
+    """A network whose logits are multiples of ``unit``, as a quantised one's are: it ties, and it has plateaus."""
+
+    def __init__(self, model, unit=0.5):
+        super().__init__()
+        self.model, self.unit = model, unit
+
+    def forward(self, x):
+        return (self.model(x) / self.unit).round() * self.unit
+
+
+@pytest.mark.parametrize(("norm", "most"), [("linf", 0.5), ("l2", 0.45)])
+def test_square_goes_on_at_ties_and_across_plateaus(digits_cnn, digits, norm, most):
+    model = Coarse(digits_cnn)
+    x, y = digits.test.x[:128], digits.test.y[:128]
+    with torch.no_grad():
+        right = model(x).argmax(1) == y
+    x, y = x[right], y[right]
+    eps = {"linf": 0.1, "l2": 0.7}[norm]
+    assert robust(model, x, y, Square(ThreatModel(norm, eps), queries=300)) < most
+
+
+def test_a_tie_that_the_true_class_wins_does_not_end_a_search():
+    class Stairs(nn.Module):
+        """Class 0 ties with class 1 from brightness 0.5, which fools nobody, and loses from 0.55."""
+
+        def forward(self, x):
+            bright = x.flatten(1).mean(1)
+            return torch.stack([torch.ones_like(bright), (bright > 0.5).float() + (bright > 0.55)], 1)
+
+    x, y = torch.full((6, 1, 4, 4), 0.45), torch.zeros(6, dtype=torch.int64)
+    assert robust(Stairs(), x, y, Square(ThreatModel("linf", 0.3), queries=300)) == 0
+    found = cascade(
+        [Square(ThreatModel("linf", 0.1), queries=5), Square(ThreatModel("linf", 0.3), queries=300)],
+        Stairs(), x, y, SampleRNG(0, range(6)),
+    )  # fmt: skip
+    assert (Stairs()(found).argmax(1) != y).all()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize(
+    "shape", [(3, 64, 6), (1, 6, 64), (2, 1, 9), (2, 9, 1), (1, 3, 3), (1, 1, 1), (20,), (12, 8), (1, 4, 5, 6)]
+)
+def test_square_takes_any_shape(shape, norm):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(shape)), 3)).eval()
+    generator = torch.Generator().manual_seed(0)
+    nn.init.normal_(model[1].weight, generator=generator)
+    x = torch.rand(16, *shape, generator=generator)
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    attack = Square(ThreatModel(norm, 0.15 if norm == "linf" else 0.3 * np.prod(shape) ** 0.5), queries=200)
+    fooled = 1 - robust(model, x, y, attack)
+    possible = 1 - robust(model, x, y, PGD(attack.threat, steps=50, loss="margin"))
+    assert fooled >= possible / 2
+    one = attack.perturb(model, x[3:5], y[3:5], SampleRNG(0, [3, 4]))
+    assert torch.allclose(one, attack.perturb(model, x, y, SampleRNG(0, range(16)))[3:5], atol=1e-6)
+
+
+def test_autoattack_takes_vectors():
+    model = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 4)).eval()
+    generator = torch.Generator().manual_seed(1)
+    for p in model.parameters():
+        nn.init.normal_(p, std=0.4, generator=generator)
+    x = torch.rand(40, 20, generator=generator)
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    attack = AutoAttack(ThreatModel("linf", 0.03), steps=10, queries=50)
+    assert 0 < robust(model, x, y, attack) < 1  # Square, the last, had its turn
+
+
+@pytest.mark.parametrize(
+    ("share", "image", "sides"),
+    [
+        (0.8, (8, 8), (7, 7)),
+        (0.1, (8, 8), (3, 3)),
+        (0.001, (8, 8), (1, 1)),
+        (1.0, (8, 8), (8, 7)),
+        (0.8, (64, 6), (51, 6)),
+        (0.8, (1, 20), (1, 16)),
+        (0.8, (20, 1), (16, 1)),
+        (0.05, (64, 6), (4, 4)),
+        (0.8, (1, 1), (1, 1)),
+    ],
+)
+def test_squares_cover_their_share(share, image, sides):
+    assert sorted(_sides(share, *image)) == sorted(sides)
+    assert all(a <= b for a, b in zip(_sides(share, *image), image, strict=True))
+
+
 def test_squares_lie_inside_and_patterns_have_norm_one():
     x = torch.zeros(50, 1, 9, 7)
     u, v = torch.rand(2, 50, generator=torch.Generator().manual_seed(0)) * 0.999999
-    for side in (1, 3, 6):
-        assert (_window(x, side, u, v).sum((1, 2, 3)) == side**2).all()
-        pattern = _pattern(side, x)
-        assert float(pattern.norm()) == pytest.approx(1, abs=1e-6)
+    for sides in ((1, 1), (3, 3), (6, 6), (9, 4), (1, 7), (9, 1)):
+        assert (_window(x, sides, u, v).sum((1, 2, 3)) == sides[0] * sides[1]).all()
+        for pattern in _patterns(sides, x):
+            assert pattern.shape == sides
+            assert float(pattern.norm()) == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize(("norm", "size", "least"), [("linf", 28, 1), ("l2", 28, 3), ("l2", 8, 2), ("l2", 3, 1)])
+def test_patterns_keep_room(norm, size, least):
+    """A pattern on one pixel is a mere sign."""
+    attack = Square(ThreatModel(norm, 0.1), queries=1000)
+    assert attack._sides(999, size, size) == (least, least)
+    assert attack._sides(1, size, size)[0] == min(round((0.8 * size**2) ** 0.5), size)
+
+
+def test_the_pyramid_is_a_sum_of_nested_rectangles():
+    """Growing about the centre, the k-th weighs 1/k² and is cut off at the edges."""
+    for height, width in ((3, 7), (7, 7), (2, 5), (1, 6), (4, 4)):
+        expected = np.zeros((height, width))
+        for k in range(1, max(height, width) // 2 + 2):
+            rows = slice(max(0, height // 2 - k + 1), height // 2 + k)
+            expected[rows, max(0, width // 2 - k + 1) : width // 2 + k] += 1 / k**2
+        assert _pyramid(height, width) == pytest.approx(expected)
+
+
+class Deaf(nn.Module):
+    """A network behind a step that gives no gradient at all."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        with torch.no_grad():
+            return self.model(x)
+
+
+def test_autoattack_goes_on_without_gradients(digits_cnn, right_digits):
+    x, y = (v[:40] for v in right_digits)
+    model = Deaf(digits_cnn)
+    attack = AutoAttack(ThreatModel("linf", 0.1), queries=100)
+    with pytest.warns(
+        RobGIBWarning, match=r"APGD \(ce\), APGD \(dlr, 9 targets\), FAB \(9 targets\) left out: .*no grad"
+    ):
+        found = attack.perturb(model, x, y, SampleRNG(0, range(40)))
+    with torch.no_grad():
+        assert float((model(found).argmax(1) != y).float().mean()) > 0.1
+    with pytest.raises(NoGradientError, match="gives no gradient"):
+        AutoAttack(ThreatModel("linf", 0.1), version="rand").perturb(model, x, y, SampleRNG(0, range(40)))
+
+
+def test_the_ensemble_for_random_models(digits_cnn, right_digits):
+    for norm in ("linf", "l2"):
+        attack = make_attack(f"autoattack-{norm}-rand:eps=0.1")
+        assert attack.members(10) == (APGD(attack.threat), APGD(attack.threat, loss="dlr"))
+        assert [a.loss for a in attack.members(3)] == ["ce", "dlr"]
+        assert [a.loss for a in attack.members(2)] == ["ce", "margin"]
+    x, y = right_digits
+    rand = AutoAttack(ThreatModel("linf", 0.1), version="rand", steps=20)
+    assert robust(digits_cnn, x, y, rand) <= robust(digits_cnn, x, y, APGD(rand.threat, steps=20))
+    assert all(
+        a.eot == 5 for version in ("standard", "rand") for a in AutoAttack(rand.threat, version, eot=5).members(9)
+    )
+    with pytest.raises(RobGIBError, match=r"unknown version of AutoAttack 'ran'; did you mean 'rand'\?"):
+        AutoAttack(rand.threat, version="ran")
 
 
 def test_too_few_classes_for_dlr():

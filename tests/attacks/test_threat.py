@@ -14,12 +14,57 @@ from robgib.attacks.threat import NORMS
 def test_projection_and_random_start_stay_in_ball_and_box(norm, eps, seed):
     generator = torch.Generator().manual_seed(seed)
     x = torch.rand(5, 1, 6, 6, generator=generator)
-    threat = ThreatModel(norm, eps)
+    threat = ThreatModel(norm, min(eps, 1.0) if norm == "linf" else eps)
     far = x + 4 * torch.randn(x.shape, generator=generator)
     near = threat.project(far, x)
     assert bool(threat.allows(near, x).all())
     assert torch.allclose(threat.project(near, x), near, atol=1e-6)
     assert bool(threat.allows(threat.random_start(x, SampleRNG(seed, range(5))), x).all())
+
+
+def exactly(x_adv, x, norm):
+    """Distances in float64, summed by numpy."""
+    delta = np.abs(x_adv.numpy().astype(np.float64) - x.numpy().astype(np.float64)).reshape(len(x), -1)
+    return {"linf": delta.max(1), "l2": np.sqrt((delta**2).sum(1)), "l1": delta.sum(1)}[norm]
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("side", [8, 224, 384])
+def test_projections_land_inside_at_real_sizes(norm, side):
+    """The sums over 3×224×224 numbers are off by a hundred-thousandth in float32: neither side may be caught by it."""
+    generator = torch.Generator().manual_seed(side)
+    x = torch.rand(2, 3, side, side, generator=generator)
+    widest = ThreatModel(norm, 0.5).widest(x[0].numel())
+    for eps in (1e-3, 0.03, 0.3, 1, 3, 30, 100, widest / 2, widest):
+        if eps > widest:
+            continue
+        threat = ThreatModel(norm, eps)
+        for far in (
+            torch.rand(x.shape, generator=generator),
+            x + torch.randn(x.shape, generator=generator),
+            x + eps * torch.randn(x.shape, generator=generator),
+        ):
+            near = threat.project(far, x)
+            assert bool(threat.allows(near, x).all())
+            reach = exactly(near, x, norm)
+            assert (reach <= eps * (1 + 1e-7) + 1e-7).all()
+            # What is scaled by a norm summed in float32, as authors of attacks do, is inside as well.
+            delta = near - x
+            size = delta.flatten(1).norm(p={"linf": torch.inf, "l2": 2, "l1": 1}[norm], dim=1)
+            scaled = (x + delta * (eps / size.clamp_min(eps))[:, None, None, None]).clamp(0, 1)
+            assert bool(threat.allows(scaled, x).all())
+        # And a thousandth outside is outside, where float32 can tell.
+        if (30 if norm == "l1" and side > 8 else 0.3) <= eps < widest / 4:
+            delta = torch.where(x > 0.5, -1.0, 1.0)
+            outside = x + delta * (1.001 * eps / exactly(x + delta, x, norm).max())
+            assert not bool(threat.allows(outside, x).any())
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 8), ("linf", 1.01), ("l2", 8.1), ("l1", 65)])
+def test_an_eps_beyond_the_box_is_another_unit(norm, eps):
+    with pytest.raises(RobGIBError, match=f"eps {eps:g}.*more than the whole box.*write {eps:g}/255"):
+        ThreatModel(norm, eps).check(64)
+    ThreatModel(norm, {"linf": 1.0, "l2": 8.0, "l1": 64.0}[norm]).check(64)
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -81,7 +126,7 @@ def test_allows_marks_what_is_outside():
     bad[1, 0, 0, 0] = float("nan")
     bad[2] -= 0.1
     assert ThreatModel("linf", 0.1).allows(bad, x).tolist() == [False, False, True, True]
-    assert ThreatModel("linf", 2.0).allows(x + 0.7, x).tolist() == [False] * 4
+    assert ThreatModel("linf", 1.0).allows(x + 0.7, x).tolist() == [False] * 4
 
 
 @pytest.mark.parametrize("eps", [0, -0.1, float("nan"), float("inf"), "a"])

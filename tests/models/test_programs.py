@@ -1,6 +1,8 @@
 """Strangers' files that hold a network whole: read without unpickling, attacked like any other."""
 
+import importlib
 import io
+import json
 import os
 import pickle
 import sys
@@ -15,6 +17,7 @@ from robgib import RobGIBError, evaluate
 from robgib._torchvision import torchvision  # noqa: F401  (the ONNX converter cannot import it alone)
 from robgib.information.layers import default_layers, layer_shapes
 from robgib.models import build, read_checkpoint
+from robgib.models.programs import _is_expression
 from robgib.zoo import load_checkpoint, load_robustbench
 
 
@@ -146,6 +149,97 @@ class TestPickles:
         with pytest.raises(RobGIBError, match="unpickled"):
             read_checkpoint(tmp_path / "bad.pt")
         assert not (tmp_path / "hacked").exists()
+
+
+RUN = '__import__(\\"os\\").mkdir(\\"hacked\\")'
+
+
+@pytest.mark.filterwarnings("ignore")
+class TestProgramsThatDoMore:
+    """A program file is a network's computation: what would run code when it is read, or touch files, is refused."""
+
+    @pytest.fixture
+    def forged(self, network, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        save_exported(network, "good.pt2")
+
+        def forge(old="", new="", **files):
+            with zipfile.ZipFile("good.pt2") as good, zipfile.ZipFile("bad.pt2", "w") as bad:
+                for name in good.namelist():
+                    content = good.read(name)
+                    if name.endswith("models/model.json") and old:
+                        assert old in content.decode()
+                        content = content.decode().replace(old, new).encode()
+                    bad.writestr(name.replace("good/", "bad/"), content)
+                for name, content in files.items():
+                    bad.writestr(f"bad/data/{name.replace('__', '/')}", content)
+            return tmp_path / "bad.pt2"
+
+        return forge
+
+    @pytest.mark.parametrize(
+        ("old", "new", "message"),
+        [
+            ("'s", "'s0') or __import__('os').mkdir('hacked') or Symbol('s", "its expr_str"),
+            ('"torch.ops.aten.relu.default"', '"torch.os.system"', "its target 'torch.os.system'"),
+            ('"torch.ops.aten.relu.default"', '"torch.ops.aten.from_file.default"', "its target"),
+            ('"name": "x"', f'"name": "x={RUN}"', "its name 'x="),
+            ('"blocks.0.0.weight"', f'"blocks\\"+{RUN}+\\""', "its parameter_name"),
+            ("builtins.dict", "collections.defaultdict", "its in_spec"),
+        ],
+    )
+    def test_what_names_code(self, old, new, message, forged, tmp_path):
+        path = forged(old, new)
+        with pytest.raises(RobGIBError, match=f"bad.pt2 is refused, since reading it could run code: {message}"):
+            read_checkpoint(path)
+        assert not (tmp_path / "hacked").exists()
+
+    def test_an_expression_that_is_python(self, forged, tmp_path):
+        """What a size is made of, sympy evaluates as Python."""
+        with zipfile.ZipFile("good.pt2") as good:
+            text = good.read("good/models/model.json").decode()
+        symbol = json.loads("{" + text[text.index('"expr_str"') :].split(', "hint"')[0] + "}")["expr_str"]
+        with pytest.raises(RobGIBError, match="its expr_str"):
+            read_checkpoint(forged(symbol, RUN))
+        assert not (tmp_path / "hacked").exists()
+
+    def test_compiled_code(self, forged):
+        path = forged(**{"aotinductor__model__a.so": b"\x7fELF", "aotinductor__model__a_metadata.json": b"{}"})
+        with pytest.raises(RobGIBError, match="holds more than a program and its weights"):
+            read_checkpoint(path)
+
+    def test_code_that_would_check_sizes_is_left_out(self, forged, tmp_path):
+        model = read_checkpoint(forged('"guards_code": []', f'"guards_code": ["{RUN}"]'))
+        assert model(torch.rand(2, 1, 8, 8)).shape == (2, 10)
+        assert not (tmp_path / "hacked").exists()
+
+    def test_expressions_of_sizes_are_taken(self):
+        for sound in (
+            "Symbol('s77', positive=True, integer=True)",
+            "Mul(Integer(2), Symbol('s0', integer=True))",
+            "2*s0 + 1",
+            "FloorDiv(s0, 2) - (s1 + 3)",
+            "Eq(Max(1, s0), 1)",
+        ):
+            assert _is_expression(sound), sound
+        for bad in ("s0.__class__", "().x", "exec(s0)", "Symbol('a').name", "(lambda: 1)()", "Max(1)(2)", "s['a']"):
+            assert not _is_expression(bad), bad
+
+    @pytest.mark.parametrize("call", ["torch.save(x, 'written')", "torch.from_file('written', True, 4)"])
+    def test_torchscript_that_touches_files(self, call, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "robgib_test_writer.py").write_text(
+            "import torch\n\n\nclass Net(torch.nn.Module):\n    def forward(self, x):\n"
+            f"        {call}\n        return x.flatten(1)[:, :10]\n"
+        )
+        monkeypatch.syspath_prepend(str(tmp_path))
+        monkeypatch.setattr(sys, "dont_write_bytecode", True)
+        module = importlib.import_module("robgib_test_writer")
+        del sys.modules["robgib_test_writer"]
+        torch.jit.save(torch.jit.script(module.Net()), "net.ts")
+        with pytest.raises(RobGIBError, match=r"net.ts calls '(save|from_file)', which reads or writes files"):
+            read_checkpoint(tmp_path / "net.ts")
+        assert not (tmp_path / "written").exists()
 
 
 @pytest.mark.parametrize(
