@@ -30,6 +30,7 @@ from robgib.models import (
     read_state,
     save_checkpoint,
 )
+from robgib.models.programs import is_program
 from robgib.store import environment, write_file
 from robgib.training import Progress, Training, accuracy, train
 
@@ -509,7 +510,8 @@ def add_recipe(
         raise RobGIBError(f"there is a model {name!r} already; choose another --name.")
     model, data = load_checkpoint(file, arch, data_name, root, allow_code=allow_code)
     record = read_record(file) or {}
-    architecture = {"name": arch} if arch else record.get("architecture")
+    # A file that holds its network whole needs none, and a record beside it may name anything.
+    architecture = {"name": arch} if arch else None if is_program(file) else record.get("architecture")
     try:
         place = (
             os.path.relpath(file, folder) if file.resolve().is_relative_to(folder.resolve()) else str(file.resolve())

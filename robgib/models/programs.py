@@ -176,20 +176,35 @@ def _is_structure(text: str) -> bool:
         return False
 
 
-_FILE_CALLS = re.compile(r"\.[\s\\]*(save|from_file|read_file|write_file)\b")
+_FILE_CALLS = re.compile(r"\b(?:aten::(save|from_file)|image::(\w*file\w*))\b")
 
 
 def _check_torchscript(path: Path) -> None:
-    """Raise where a TorchScript program reads or writes files, which it may do when it is loaded or called."""
+    """Raise where a TorchScript program reads or writes files, which it may do when it is loaded or called.
+
+    What it says is compiled and not run, so that the operators themselves are looked at: their names can be written in
+    many ways. What would run at loading (``__setstate__``) is refused altogether.
+    """
     reader = torch._C.PyTorchFileReader(str(path))
-    for name in reader.get_all_records():
-        if name.startswith("code/"):
-            found = _FILE_CALLS.search(reader.get_record(name).decode(errors="replace"))
-            if found:
-                raise RobGIBError(
-                    f"{path} calls {found[1]!r}, which reads or writes files and is no part of a network's "
-                    "computation; export the network without it."
-                )
+    records = reader.get_all_records()
+    if "constants.pkl" not in records:
+        raise RobGIBError(f"{path} is TorchScript of an older kind, which is not read; save it anew.")
+    for name in [n for n in records if n.startswith("code/")]:
+        if re.search(r"\b__setstate__\b", reader.get_record(name).decode(errors="replace")):
+            raise RobGIBError(
+                f"{path} runs code when it is loaded (__setstate__, as quantised modules do); export the network as "
+                "ONNX or without it."
+            )
+    unit: Any = torch._C.CompilationUnit()
+    compiled: Any = torch._C.import_ir_module
+    compiled(unit, str(path), torch.device("cpu"), {}, False)
+    for function in unit.get_functions():
+        found = _FILE_CALLS.search(str(function.graph))
+        if found:
+            raise RobGIBError(
+                f"{path} calls {found[1] or found[2]!r}, which reads or writes files and is no part of a network's "
+                "computation; export the network without it."
+            )
 
 
 def read_program(path: Path) -> nn.Module:

@@ -225,7 +225,43 @@ class TestProgramsThatDoMore:
         for bad in ("s0.__class__", "().x", "exec(s0)", "Symbol('a').name", "(lambda: 1)()", "Max(1)(2)", "s['a']"):
             assert not _is_expression(bad), bad
 
-    @pytest.mark.parametrize("call", ["torch.save(x, 'written')", "torch.from_file('written', True, 4)"])
+    @pytest.mark.parametrize(
+        "line", ['getattr(torch, "save")(x, "written")', 't = torch\n    getattr(t, "\\163ave")(x, "written")']
+    )
+    def test_torchscript_that_hides_the_call(self, line, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        torch.jit.save(torch.jit.trace(torch.nn.Flatten(), torch.rand(2, 1, 8, 8)), "plain.ts")
+        with zipfile.ZipFile("plain.ts") as plain, zipfile.ZipFile("net.ts", "w") as forged:
+            for name in plain.namelist():
+                held = plain.read(name)
+                if name.endswith(".py"):
+                    head, sign, body = held.decode().partition("-> Tensor:\n")
+                    assert sign
+                    given = head.rpartition("(self")[2].split(",")[1].split(":")[0].strip()
+                    held = f"{head}{sign}    {line.replace('(x,', f'({given},')}\n{body}".encode()
+                forged.writestr(name, held)
+        with pytest.raises(RobGIBError, match=r"net.ts calls 'save', which reads or writes files"):
+            read_checkpoint(tmp_path / "net.ts")
+        assert not (tmp_path / "written").exists()
+
+    def test_torchscript_that_runs_when_it_is_loaded(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "robgib_test_state.py").write_text(
+            "import torch\n\n\nclass Net(torch.nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+            "        self.w = torch.zeros(1)\n\n    def forward(self, x):\n        return x.flatten(1)\n\n"
+            "    @torch.jit.export\n    def __getstate__(self):\n        return (self.w, self.training)\n\n"
+            "    @torch.jit.export\n    def __setstate__(self, s: tuple[torch.Tensor, bool]):\n"
+            "        self.w = s[0]\n        self.training = s[1]\n"
+        )
+        monkeypatch.syspath_prepend(str(tmp_path))
+        monkeypatch.setattr(sys, "dont_write_bytecode", True)
+        module = importlib.import_module("robgib_test_state")
+        del sys.modules["robgib_test_state"]
+        torch.jit.save(torch.jit.script(module.Net()), "net.ts")
+        with pytest.raises(RobGIBError, match="runs code when it is loaded"):
+            read_checkpoint(tmp_path / "net.ts")
+
+    @pytest.mark.parametrize("call", ["torch.save(x, 'written')", "x = x + torch.from_file('written', True, 1)"])
     def test_torchscript_that_touches_files(self, call, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         (tmp_path / "robgib_test_writer.py").write_text(
