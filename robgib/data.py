@@ -6,13 +6,14 @@ import gzip
 import hashlib
 import math
 import os
+import re
 import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import platformdirs
@@ -421,6 +422,8 @@ def _pixels(picture: Image, name: str) -> np.ndarray:
     """
     mode, kind = picture.mode, picture.format
     tags = getattr(picture, "tag_v2", {})
+    if 2 in np.atleast_1d(tags.get(339, (1,))):
+        raise RobGIBError(f"{name} holds signed numbers, of which it is not told which is white; save it unsigned.")
     if mode.startswith(("I", "F")):
         # Pillow gives a TIFF's numbers as they lie, whatever their depth and whether 0 is black.
         depth = tags.get(258, (16,)) if mode.startswith("I") else (32,)
@@ -436,6 +439,8 @@ def _pixels(picture: Image, name: str) -> np.ndarray:
             f"{name} holds numbers from {numbers.min():g} to {numbers.max():g} (mode {mode}), of which it is not told "
             "which is white; save it with 8 or 16 bits, or as floats in [0, 1]."
         )
+    if _depth(name, kind, tags) > 8:
+        raise RobGIBError(f"{name} has more than 8 bits a colour, of which 8 would be read; save it with 8, or grey.")
     if mode in ("LA", "RGBA", "PA", "La", "RGBa") or "transparency" in picture.info:
         alpha = np.asarray(picture.convert("RGBA"))[..., 3]
         if alpha.min() < 255:
@@ -447,6 +452,18 @@ def _pixels(picture: Image, name: str) -> np.ndarray:
     if mode in ("RGB", "RGBA", "RGBa", "RGBX", "P", "PA", "CMYK", "YCbCr"):
         return np.asarray(picture.convert("RGB"))
     raise RobGIBError(f"{name} is of mode {mode}, whose colours cannot be told; save it as RGB or grey.")
+
+
+def _depth(name: str, kind: str | None, tags: Mapping[int, Any]) -> int:
+    """Bits of a number in a picture's file."""
+    with open(name, "rb") as file:
+        head = file.read(200)
+    if kind == "PNG":
+        return head[24]
+    if kind == "PPM" and head[:2] in (b"P3", b"P6"):
+        words = re.sub(rb"#[^\n]*\n", b" ", head).split()
+        return int(words[3]).bit_length()
+    return int(np.max(tags.get(258, (8,))))
 
 
 def _function(name: str, seed: int) -> Dataset:

@@ -2,6 +2,7 @@ import gzip
 import hashlib
 import pickle
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -335,6 +336,23 @@ class TestPictures:
         )
         for picture in found.values():
             assert picture.transpose(1, 2, 0) == pytest.approx(rgb / 255, abs=1e-7)
+
+    def test_colours_of_more_bits_and_signed_numbers_are_refused(self, tmp_path):
+        (tmp_path / "deep" / "a").mkdir(parents=True)
+        (tmp_path / "deep" / "a" / "a.ppm").write_bytes(b"P6 2 1 65535\n" + bytes(12))
+        with pytest.raises(RobGIBError, match=r"a\.ppm has more than 8 bits a colour"):
+            load_data(f"folder:{tmp_path / 'deep'}")
+        rows = zlib.compress(b"\0" + bytes(12))
+        chunks = [(b"IHDR", struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)), (b"IDAT", rows), (b"IEND", b"")]
+        png = b"".join(struct.pack(">I", len(c)) + k + c + struct.pack(">I", zlib.crc32(k + c)) for k, c in chunks)
+        (tmp_path / "png" / "a").mkdir(parents=True)
+        (tmp_path / "png" / "a" / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + png)
+        with pytest.raises(RobGIBError, match=r"a\.png has more than 8 bits a colour"):
+            load_data(f"folder:{tmp_path / 'png'}")
+        (tmp_path / "signed" / "a").mkdir(parents=True)
+        Image.fromarray(self.BYTES).save(tmp_path / "signed" / "a" / "a.tif", tiffinfo={339: 2})
+        with pytest.raises(RobGIBError, match=r"a\.tif holds signed numbers"):
+            load_data(f"folder:{tmp_path / 'signed'}")
 
     def test_grey_with_alpha_is_grey(self, tmp_path):
         grey = Image.fromarray(self.BYTES)
