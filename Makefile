@@ -19,6 +19,7 @@ demo: $(BIN)/robgib  ## install, train two small networks, attack them, write th
 test: $(VENV)/.test  ## lint, types, tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	$(BIN)/python -m pytest
 
 clean:

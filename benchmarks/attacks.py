@@ -23,10 +23,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import robgib._torchvision  # noqa: F401  (the libraries ask for torchvision: mend it first)
-from robgib.attacks import attack_samples, count_passes, frozen, make_attack, predict, prepare
-from robgib.data import load_data
-from robgib.zoo import find_recipe, load_model
+from robgib._torchvision import load_torchvision
+from robgib.attacks import make_attack
+from robgib.data.loaders import load_data
+from robgib.models.inference import count_queries, eval_mode, predict, prepare
+from robgib.robustness.run_attack import run_attack
+from robgib.zoo.loading import load_recipe
+from robgib.zoo.recipe import find_recipe
+
+load_torchvision()  # mended before the libraries ask for it
 
 Peer = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
@@ -126,7 +131,7 @@ def main() -> None:
     device, sizes = options.device, [int(b) for b in options.batches.split(",")]
     recipe = find_recipe(options.model)
     data = load_data(recipe.data, options.data_root)
-    model, _ = load_model(recipe, data)
+    model, _ = load_recipe(recipe, data)
     model.to(device)
     x, y = data.test.x[: options.samples], data.test.y[: options.samples]
     clean = predict(model, x, device=device)
@@ -136,7 +141,7 @@ def main() -> None:
         f"{100 * float((torch.from_numpy(clean) == y).float().mean()):.1f}%; {place} ({processor()}), "
         f"torch {torch.__version__.split('+')[0]}.\n"
     )
-    with frozen(model):
+    with eval_mode(model):
         forward, both = floor(model, x, y, sizes, device)
         prepared = prepare(model, x, precision=options.precision, device=device)
         quick = floor(prepared.quick, x, y, [prepared.batch_size], device)[1]
@@ -159,7 +164,7 @@ def main() -> None:
                     np.random.seed(0)  # noqa: NPY002  (ART draws from the global generator)
                     began = time.perf_counter()
                     if form is None:
-                        outcome = attack_samples(
+                        outcome = run_attack(
                             prepare(model, x, precision=options.precision, device=device),
                             x, y, make_attack(spec), clean=clean, device=device,
                         )  # fmt: skip
@@ -167,7 +172,7 @@ def main() -> None:
                         passes = outcome.passes
                     else:
                         hits = 0
-                        with frozen(model), count_passes(model) as passes, torch.enable_grad():
+                        with eval_mode(model), count_queries(model) as passes, torch.enable_grad():
                             for part, labels in zip(x.split(size), y.split(size), strict=True):
                                 part, labels = part.to(device), labels.to(device)
                                 found = form(model, part, labels).detach()

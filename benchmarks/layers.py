@@ -18,8 +18,9 @@ import pandas as pd
 from scipy.stats import spearmanr
 
 from robgib import evaluate
-from robgib.data import load_data
-from robgib.zoo import find_recipe, load_model
+from robgib.data.loaders import load_data
+from robgib.zoo.loading import load_recipe
+from robgib.zoo.recipe import find_recipe
 
 TERMS = ("I(Z;Y)", "I(X;Z)", "C(X;Z)", "S(X;Z)", "S(Z;Y)")
 
@@ -37,7 +38,7 @@ def main() -> None:
     for name in options.models.split(","):
         recipe = find_recipe(name)
         data = load_data(recipe.data, options.data_root)
-        model, _ = load_model(recipe, data)
+        model, _ = load_recipe(recipe, data)
         for estimator in options.estimators.split(","):
             began = time.perf_counter()
             run = evaluate(

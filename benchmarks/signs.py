@@ -18,11 +18,14 @@ import torch
 from scipy import stats
 from torch import nn
 
-from robgib.attacks import ThreatModel, failure_signs, frozen, make_attack, prepare
-from robgib.attacks.robustness import attack_samples
-from robgib.attacks.signs import CHECKS
-from robgib.data import Dataset, load_data
-from robgib.zoo import find_recipe, load_model, recipes
+from robgib.attacks import ThreatModel, make_attack
+from robgib.data.dataset import Dataset
+from robgib.data.loaders import load_data
+from robgib.models.inference import eval_mode, prepare
+from robgib.robustness.failure_indicators import CHECKS, failure_indicators
+from robgib.robustness.run_attack import run_attack
+from robgib.zoo.loading import load_recipe
+from robgib.zoo.recipe import find_recipe, recipes
 from tests import unusual
 
 _SIZES = (15, 19, 25, 30, 40, 50, 70, 100)
@@ -83,7 +86,7 @@ def draw(
     """Images that the model labels right, a draw of ``count``."""
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[: 3 * count]
     net = prepare(model, x[:16]).model
-    with frozen(net), torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with eval_mode(net), torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         keep = order[net(x[order]).argmax(1) == y[order]][:count]
     return x[keep], y[keep]
@@ -104,8 +107,8 @@ def hits(name: str, model: nn.Module, data: Dataset, draws: int) -> tuple[int, i
         attacks = None
         if name == "weaker than a short attack":
             weak = make_attack("torchattacks:PGD:eps=0.1,alpha=0.001,steps=5")
-            attacks = {"weak": (weak, attack_samples(model, x, y, weak).right)}
-        found = {s.name for s in failure_signs(model, x, y, threat, attacks=attacks, seed=seed) if s.seen}
+            attacks = {"weak": (weak, run_attack(model, x, y, weak).right)}
+        found = {s.name for s in failure_indicators(model, x, y, threat, attacks=attacks, seed=seed) if s.seen}
         seen += name in found
         others += bool(found - {name})
     return seen, draws, others
@@ -119,13 +122,13 @@ def alarms(names: list[str], root: Path, draws: int) -> tuple[dict[str, int], in
     for name in names:
         recipe = find_recipe(name)
         data = held.setdefault(recipe.data, load_data(recipe.data, root))
-        model = load_model(recipe, data)[0]
+        model = load_recipe(recipe, data)[0]
         prepared = prepare(model, data.test.x[:16])
         attack = make_attack("pgd-linf", data.eps)
         for seed in range(draws):
             x, y = draw(model, data.test.x, data.test.y, _SIZES[seed % len(_SIZES)], seed)
-            attacks = {"pgd-linf": (attack, attack_samples(prepared, x, y, attack, seed=seed + 1000).right)}
-            found = failure_signs(prepared, x, y, attack.threat, attacks=attacks, seed=seed)
+            attacks = {"pgd-linf": (attack, run_attack(prepared, x, y, attack, seed=seed + 1000).right)}
+            found = failure_indicators(prepared, x, y, attack.threat, attacks=attacks, seed=seed)
             total += 1
             for sign in found:
                 if sign.seen:
@@ -150,7 +153,7 @@ def main() -> None:
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     digits = load_data("digits")
-    base = load_model(find_recipe("digits-cnn"), digits)[0]
+    base = load_recipe(find_recipe("digits-cnn"), digits)[0]
     lines = ["| sign | models built to show it | seen | missed |", "| --- | --- | ---: | ---: |"]
     for name, (models, told) in built(base).items():
         counts = [hits(name, copy.deepcopy(m), digits, options.draws) for m in models]

@@ -15,10 +15,13 @@ from statistics import mean
 import torch
 from torch import Tensor
 
-from robgib.attacks import APGD, PGD, Attack, SampleRNG, ThreatModel, frozen
-from robgib.attacks.threat import Norm, per_sample
-from robgib.data import load_data
-from robgib.zoo import find_recipe, load_model
+from robgib.attacks import APGD, PGD, Attack, ThreatModel
+from robgib.attacks.threat_model import Norm, per_sample
+from robgib.data.loaders import load_data
+from robgib.models.inference import eval_mode
+from robgib.runtime import SampleRNG
+from robgib.zoo.loading import load_recipe
+from robgib.zoo.recipe import find_recipe
 
 BUDGETS = {
     "digits-cnn": {"linf": (0.06, 0.1), "l2": (0.35, 0.5), "l1": (1.0, 2.0)},
@@ -67,7 +70,7 @@ def main() -> None:
         for name in options.models.split(","):
             recipe = find_recipe(name)
             data = load_data(recipe.data, options.data_root if recipe.data != "digits" else None)
-            model = load_model(recipe, data)[0].eval()
+            model = load_recipe(recipe, data)[0].eval()
             x, y = data.test.x[: options.images], data.test.y[: options.images]
             for norm, budgets in BUDGETS[name].items():
                 if norm in {"losses": ("l1",), "apgd": ("linf", "l1")}.get(table, ("linf",)):
@@ -89,7 +92,7 @@ def attack(table: str, norm: Norm, eps: float, column: str) -> Attack:
 
 
 def left(model: torch.nn.Module, x: Tensor, y: Tensor, attacker: Attack, seeds: int) -> float:
-    with frozen(model):
+    with eval_mode(model):
         with torch.no_grad():
             right = model(x).argmax(1) == y
         x, y, count = x[right], y[right], len(x)

@@ -10,11 +10,12 @@ from __future__ import annotations
 import importlib
 import logging
 import sys
+from functools import cache
 from types import ModuleType
 
 import torch
 
-__all__ = ["torchvision"]
+__all__ = ["load_torchvision"]
 
 _SCHEMAS = {
     "nms": "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -23,7 +24,9 @@ _SCHEMAS = {
 _library: torch.library.Library | None = None  # kept alive: its schemas go when it is collected
 
 
-def _load() -> ModuleType:
+@cache
+def load_torchvision() -> ModuleType:
+    """Import torchvision, mended where its compiled operators do not load."""
     global _library
     try:
         return importlib.import_module("torchvision")
@@ -41,6 +44,3 @@ def _load() -> ModuleType:
         ", ".join(_SCHEMAS),
     )
     return module
-
-
-torchvision = _load()

@@ -5,7 +5,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["AttackContractError", "NoGradientError", "RobGIBError", "RobGIBWarning", "first_line", "unknown_name"]
+__all__ = [
+    "AttackContractError",
+    "NoGradientError",
+    "RobGIBError",
+    "RobGIBWarning",
+    "first_line",
+    "unknown_name",
+]
 
 
 class RobGIBError(Exception):

@@ -8,7 +8,13 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import stats
 
-__all__ = ["clopper_pearson", "compression_interval", "share_test", "sign_test", "spearman"]
+__all__ = [
+    "clopper_pearson",
+    "compression_interval",
+    "share_test",
+    "sign_test",
+    "spearman",
+]
 
 
 def clopper_pearson(hits: float, samples: int, level: float = 0.95) -> tuple[float, float]:

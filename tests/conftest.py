@@ -6,9 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from robgib.data import Dataset, load_data
-from robgib.zoo import find_recipe, load_model
+from robgib._torchvision import load_torchvision
+from robgib.data.dataset import Dataset
+from robgib.data.loaders import load_data
+from robgib.zoo.loading import load_recipe
+from robgib.zoo.recipe import find_recipe
 
+load_torchvision()  # mended before other libraries import it
 ROOT = Path(__file__).parent.parent
 
 
@@ -28,12 +32,12 @@ def digits(cache) -> Dataset:
 
 @pytest.fixture(scope="session")
 def digits_cnn(digits):
-    return load_model(find_recipe("digits-cnn"), digits)[0]
+    return load_recipe(find_recipe("digits-cnn"), digits)[0]
 
 
 @pytest.fixture(scope="session")
 def digits_vit(digits):
-    return load_model(find_recipe("digits-vit"), digits)[0]
+    return load_recipe(find_recipe("digits-vit"), digits)[0]
 
 
 @pytest.fixture(scope="session")
@@ -79,7 +83,7 @@ def invoke(tmp_path, monkeypatch):
     from typer.testing import CliRunner
 
     from robgib import RobGIBError
-    from robgib.cli import app
+    from robgib.cli.main import app
 
     def run(*arguments: str) -> str:
         monkeypatch.chdir(tmp_path)

@@ -1,12 +1,15 @@
+import json
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from torch import nn
 
-import robgib
-from robgib import Attack, RobGIBError, ThreatModel, evaluate, load_run, make_attack
+from robgib import Attack, RobGIBError, ThreatModel, evaluate, load_run, make_attack, write_report
 from robgib.information import Binned
+from robgib.results import RUN_TABLES, SCHEMA, SCHEMA_VERSION, column_names, save_run
 from robgib.statistics import clopper_pearson
 from tests import unusual
 
@@ -128,7 +131,7 @@ def test_a_failing_attack_is_marked_and_the_others_delivered(digits, digits_cnn,
     assert table.loc["bad", "reason"] == "attack 'bad' raised ValueError: no luck"
     assert np.isnan(table.loc["bad", "robust_accuracy"])
     assert table.loc["good", "status"] == "ok"
-    page = found.report(tmp_path / "r.html").read_text()
+    page = write_report(found, tmp_path / "r.html").read_text()
     assert "no luck" in page
     with pytest.raises(RobGIBError, match="every attack failed; the first: attack 'bad' raised"):
         evaluate(digits_cnn, digits, attacks={"bad": attacks["bad"]}, estimators=[], samples=20)
@@ -150,7 +153,7 @@ def test_pmi_weighting_changes_the_information_and_not_the_robustness(run, digit
     assert np.isfinite(found.layers["value"]).all()
     assert not np.allclose(found.layers["value"].to_numpy(), plain, rtol=1e-6)
     assert np.allclose(found.layers["value"].to_numpy(), plain, rtol=0.2, atol=0.2)  # 99% right: little to weigh
-    assert "weighted by" in found.report(tmp_path / "r.html").read_text()
+    assert "weighted by" in write_report(found, tmp_path / "r.html").read_text()
 
 
 def test_without_attacks_or_estimators(digits, digits_cnn):
@@ -227,7 +230,7 @@ def test_what_an_attack_leaves_above_the_checks_own_is_said_beside_it(digits, di
     assert signs.loc["weaker than a short attack", "seen"]
     back = load_run(run.save(tmp_path))
     assert back.robustness["note"].tolist() == run.robustness["note"].tolist()
-    assert "move at most 0.005" in run.report(tmp_path / "page.html").read_text()
+    assert "move at most 0.005" in write_report(run, tmp_path / "page.html").read_text()
 
 
 def test_without_any_gradient_the_signs_still_say_why(digits, digits_cnn, tmp_path):
@@ -236,7 +239,7 @@ def test_without_any_gradient_the_signs_still_say_why(digits, digits_cnn, tmp_pa
     assert all("no gradient" in r for r in table["reason"])
     seen = run.signs[run.signs["seen"]].set_index("name")
     assert {"zero gradients", "black box beats gradients"} <= set(seen.index)
-    assert "black box beats gradients" in run.report(tmp_path / "page.html").read_text()
+    assert "black box beats gradients" in write_report(run, tmp_path / "page.html").read_text()
 
 
 def test_an_undecided_model_is_not_robust_and_its_run_is_whole(digits, digits_cnn, tmp_path):
@@ -247,7 +250,7 @@ def test_an_undecided_model_is_not_robust_and_its_run_is_whole(digits, digits_cn
     assert row["undecided"] > 50
     assert row["robust_accuracy"] < 0.15
     assert any("has no answer to" in told for told in run.config["reading"])
-    page = run.report(tmp_path / "page.html").read_text()
+    page = write_report(run, tmp_path / "page.html").read_text()
     assert f"{row['undecided']} of 100 samples are not decided" in page
     assert run.layers["value"].notna().all()
 
@@ -269,7 +272,7 @@ def test_checks_that_run_out_of_memory_take_nothing_with_them(digits, digits_cnn
     def no_memory(*arguments, **options):
         raise torch.OutOfMemoryError("no")
 
-    monkeypatch.setattr("robgib.evaluation.failure_signs", no_memory)
+    monkeypatch.setattr(sys.modules["robgib.robustness.evaluate"], "failure_indicators", no_memory)
     table, run = robustness(digits_cnn, digits, ["pgd-linf:eps=0.1"])
     assert table["status"].tolist() == ["ok"]
     assert run.signs["name"].tolist() == ["checks did not end"]
@@ -284,10 +287,36 @@ def test_folders_of_before_there_were_notes_are_read(run, tmp_path):
     folder = run.save(tmp_path)
     table = pd.read_csv(folder / "robustness.csv")
     table.drop(columns=["note", "undecided", "robust_accuracy_8bit"]).to_csv(folder / "robustness.csv", index=False)
+    config = json.loads((folder / "config.json").read_text())
+    assert config.pop("schema") == SCHEMA_VERSION
+    with pytest.raises(RobGIBError, match="no column 'robust_accuracy_8bit'"):
+        load_run(folder)  # one of today's without it is damaged
+    (folder / "config.json").write_text(json.dumps(config))
     back = load_run(folder)
     assert set(back.robustness["note"]) == {""}
     assert set(back.robustness["undecided"]) == {0}
-    assert back.report(tmp_path / "page.html").is_file()
+    assert write_report(back, tmp_path / "page.html").is_file()
+
+
+def test_a_folder_of_a_newer_version_is_refused_in_a_sentence(run, tmp_path):
+    folder = run.save(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "schema": SCHEMA_VERSION + 1}))
+    with pytest.raises(RobGIBError, match=r"newer RobGIB .*; update robgib"):
+        load_run(folder)
+
+
+def test_tables_have_the_columns_of_the_schema(run):
+    for name in RUN_TABLES:
+        assert list(getattr(run, name).columns) == column_names(name) == [c.name for c in SCHEMA[name]]
+
+
+def test_a_run_shows_itself(run):
+    shown = repr(run)
+    assert "digits-cnn" in shown
+    assert "clean: 9" in shown
+    assert "pgd-linf" in shown
+    assert "<table" in run._repr_html_()
 
 
 @pytest.mark.gpu
@@ -307,7 +336,7 @@ class TestStore:
         back = load_run(folder)
         assert back.name == run.name
         assert back.folder == run.folder
-        for table in robgib.store.TABLES:
+        for table in RUN_TABLES:
             pd.testing.assert_frame_equal(getattr(back, table), getattr(run, table), check_dtype=False)
         assert {k: v.tolist() for k, v in back.pictures.items()} == {k: v.tolist() for k, v in run.pictures.items()}
 
@@ -323,7 +352,7 @@ class TestStore:
             raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            robgib.store.save_run(run, tmp_path, also=fail)
+            save_run(run, tmp_path, also=fail)
         assert list(tmp_path.iterdir()) == []
 
     def test_loading_what_is_no_run(self, run, tmp_path):

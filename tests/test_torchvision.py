@@ -4,7 +4,9 @@ import sys
 
 
 def test_torchvision_imports_beside_any_torch_build():
-    from robgib._torchvision import torchvision
+    from robgib._torchvision import load_torchvision
+
+    torchvision = load_torchvision()
 
     assert torchvision.models.resnet18(num_classes=3) is not None
     assert hasattr(torchvision.datasets, "FashionMNIST")

@@ -1,33 +1,23 @@
 """Threat models, attacks, and what they do to a model."""
 
-from robgib.attacks.adapters import ARTAttack, FoolboxAttack, TorchAttack
 from robgib.attacks.apgd import APGD
-from robgib.attacks.attack import Attack, Goal, MinimalNorm, ascend, ascent_gradient, frozen, make_goal
 from robgib.attacks.autoattack import AutoAttack, cascade
-from robgib.attacks.contract import Check, check_attack
-from robgib.attacks.cw import CarliniWagner
+from robgib.attacks.base import Attack, MinimumNormAttack, objective_gradient, projected_gradient_ascent
+from robgib.attacks.carlini_wagner import CarliniWagner
+from robgib.attacks.checks import Check, check_attack
 from robgib.attacks.deepfool import DeepFool
 from robgib.attacks.fab import FAB
 from robgib.attacks.fgsm import FGSM
+from robgib.attacks.libraries import ARTAttack, FoolboxAttack, TorchAttack
 from robgib.attacks.mifgsm import MIFGSM
-from robgib.attacks.passes import InBatches, Passes, count_passes
+from robgib.attacks.objective import Objective, make_objective
 from robgib.attacks.pgd import PGD
-from robgib.attacks.registry import CatalogueEntry, attack_catalogue, attack_classes, make_attack
+from robgib.attacks.registry import CatalogueEntry, attack_catalogue, attack_classes, list_attacks, make_attack
 from robgib.attacks.rfgsm import RFGSM
-from robgib.attacks.robustness import (
-    Answers,
-    Outcome,
-    Prepared,
-    accuracy_curve,
-    answers,
-    attack_samples,
-    check_decided,
-    predict,
-    prepare,
-)
-from robgib.attacks.signs import Sign, failure_signs, weaker_than_reference
 from robgib.attacks.square import Square
-from robgib.attacks.threat import SampleRNG, ThreatModel
+from robgib.attacks.template import new_attack
+from robgib.attacks.threat_model import ThreatModel
+from robgib.runtime import SampleRNG
 
 __all__ = [
     "APGD",
@@ -37,7 +27,6 @@ __all__ = [
     "PGD",
     "RFGSM",
     "ARTAttack",
-    "Answers",
     "Attack",
     "AutoAttack",
     "CarliniWagner",
@@ -45,33 +34,20 @@ __all__ = [
     "Check",
     "DeepFool",
     "FoolboxAttack",
-    "Goal",
-    "InBatches",
-    "MinimalNorm",
-    "Outcome",
-    "Passes",
-    "Prepared",
+    "MinimumNormAttack",
+    "Objective",
     "SampleRNG",
-    "Sign",
     "Square",
     "ThreatModel",
     "TorchAttack",
-    "accuracy_curve",
-    "answers",
-    "ascend",
-    "ascent_gradient",
     "attack_catalogue",
     "attack_classes",
-    "attack_samples",
     "cascade",
     "check_attack",
-    "check_decided",
-    "count_passes",
-    "failure_signs",
-    "frozen",
+    "list_attacks",
     "make_attack",
-    "make_goal",
-    "predict",
-    "prepare",
-    "weaker_than_reference",
+    "make_objective",
+    "new_attack",
+    "objective_gradient",
+    "projected_gradient_ascent",
 ]

@@ -10,11 +10,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from robgib.attacks.attack import Attack, Goal, Loss, answers_at_random, ascent_gradient, misled
-from robgib.attacks.threat import SampleRNG, ThreatModel, per_sample
+from robgib.attacks.base import Attack, objective_gradient
+from robgib.attacks.objective import Loss, Objective, answers_at_random, misled
+from robgib.attacks.threat_model import ThreatModel, per_sample
 from robgib.errors import RobGIBError
+from robgib.runtime import SampleRNG
 
-__all__ = ["APGD"]
+__all__ = [
+    "APGD",
+]
 
 _MOMENTUM = 0.75  # weight of the new step; the rest goes on in the former direction
 
@@ -58,25 +62,25 @@ class APGD(Attack):
             logits = model(x)
         left = (~misled(logits, y)).nonzero().squeeze(1)
         for goal in self._goals(logits, y, answers_at_random(model)):
-            best = goal.objective(logits)
+            best = goal.value(logits)
             for _ in range(self.restarts):
                 if not len(left):
                     return result
                 origin, aim = x[left], goal.select(left)
                 start = self.threat.random_start(origin, rng.select(left))
-                found, value, reached = auto_ascend(model, origin, aim, self.threat, start, self.steps, self.rho)
-                better = reached | (value > best[left])
+                found, value, is_adversarial = auto_ascend(model, origin, aim, self.threat, start, self.steps, self.rho)
+                better = is_adversarial | (value > best[left])
                 result[left[better]], best[left[better]] = found[better], value[better]
-                left = left[~reached]
+                left = left[~is_adversarial]
         return result
 
-    def _goals(self, logits: Tensor, y: Tensor, patient: bool) -> Iterator[Goal]:
+    def _goals(self, logits: Tensor, y: Tensor, patient: bool) -> Iterator[Objective]:
         if not self.targets:
-            yield Goal(y, False, self.loss, patient=patient)
+            yield Objective(y, False, self.loss, patient=patient)
             return
         order = logits.scatter(1, y[:, None], float("-inf")).argsort(1, descending=True)
         for rank in range(min(self.targets, logits.shape[1] - 1)):
-            yield Goal(order[:, rank], True, self.loss, truth=y, patient=patient)
+            yield Objective(order[:, rank], True, self.loss, truth=y, patient=patient)
 
 
 def checkpoints(steps: int) -> list[int]:
@@ -89,7 +93,7 @@ def checkpoints(steps: int) -> list[int]:
 
 
 def auto_ascend(
-    model: nn.Module, x: Tensor, goal: Goal, threat: ThreatModel, start: Tensor, steps: int, rho: float
+    model: nn.Module, x: Tensor, goal: Objective, threat: ThreatModel, start: Tensor, steps: int, rho: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Ascend the goal's objective from ``start``, sample by sample at its own pace.
 
@@ -106,10 +110,10 @@ def auto_ascend(
         The first iterate that reached the goal, else the best one (N, …); its objective (N,); whether it reached (N,).
     """
     count = len(x)
-    result, reached = start.clone(), torch.zeros(count, dtype=torch.bool, device=x.device)
+    result, is_adversarial = start.clone(), torch.zeros(count, dtype=torch.bool, device=x.device)
     rows = torch.arange(count, device=x.device)
-    gradient, logits = ascent_gradient(model, start, goal)
-    value = goal.objective(logits)
+    gradient, logits = objective_gradient(model, start, goal)
+    value = goal.value(logits)
     values = value.clone()
     # One row a sample still in play: where it is and was, its best, and how its steps went since the last checkpoint.
     state = {
@@ -120,19 +124,19 @@ def auto_ascend(
 
     def leave(done: Tensor) -> None:
         nonlocal rows, goal, state
-        reached[rows[done]] = True
+        is_adversarial[rows[done]] = True
         result[rows[done]], values[rows[done]] = state["at"][done], state["value"][done]
         stay = ~done
         rows, goal = rows[stay], goal.select(stay)
         state = {name: held[stay] for name, held in state.items()}
 
-    done = goal.reached(logits)
+    done = goal.is_adversarial(logits)
     if bool(done.any()):
         leave(done)
     turns, last = checkpoints(steps), 0
     for step in range(1, steps + 1):
         if not len(rows):
-            return result, values, reached
+            return result, values, is_adversarial
         s = state
         ahead = threat.project(threat.step(s["at"], s["gradient"], per_sample(s["size"], s["at"])), s["x"])
         if step > 1:
@@ -140,11 +144,11 @@ def auto_ascend(
             ahead = threat.project(ahead, s["x"])
         s["before"], s["at"] = s["at"], ahead
         if step < steps:
-            s["gradient"], logits = ascent_gradient(model, ahead, goal)
+            s["gradient"], logits = objective_gradient(model, ahead, goal)
         else:
             with torch.no_grad():
                 logits = model(ahead)
-        value = goal.objective(logits)
+        value = goal.value(logits)
         s["rises"] = s["rises"] + (value > s["value"])
         s["value"] = value
         better = value > s["best_value"]
@@ -152,7 +156,7 @@ def auto_ascend(
         s["best"] = torch.where(wide, ahead, s["best"])
         s["best_gradient"] = torch.where(wide, s["gradient"], s["best_gradient"])
         s["best_value"] = torch.where(better, value, s["best_value"])
-        done = goal.reached(logits)
+        done = goal.is_adversarial(logits)
         if bool(done.any()):
             leave(done)
         if step in turns and len(rows):
@@ -166,4 +170,4 @@ def auto_ascend(
             s["value"] = torch.where(s["halved"], s["best_value"], s["value"])
             s["marked"], s["rises"], last = s["best_value"], torch.zeros_like(s["rises"]), step
     result[rows], values[rows] = state["best"], state["best_value"]
-    return result, values, reached
+    return result, values, is_adversarial

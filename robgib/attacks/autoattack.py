@@ -11,13 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from robgib.attacks.apgd import APGD
-from robgib.attacks.attack import Attack, Goal
+from robgib.attacks.base import Attack
 from robgib.attacks.fab import FAB
+from robgib.attacks.objective import Objective
 from robgib.attacks.square import Square
-from robgib.attacks.threat import SampleRNG, per_sample
+from robgib.attacks.threat_model import per_sample
 from robgib.errors import NoGradientError, RobGIBError, RobGIBWarning, unknown_name
+from robgib.runtime import SampleRNG
 
-__all__ = ["AutoAttack", "cascade"]
+__all__ = [
+    "AutoAttack",
+    "cascade",
+]
 
 
 @dataclass(frozen=True)
@@ -86,9 +91,9 @@ def cascade(attacks: Sequence[Attack], model: nn.Module, x: Tensor, y: Tensor, r
         NoGradientError: no attack could run.
     """
     result = x.clone()
-    goal = Goal(y, False, "margin")
+    goal = Objective(y, False, "margin")
     with torch.no_grad():
-        left = (~goal.reached(model(x))).nonzero().squeeze(1)
+        left = (~goal.is_adversarial(model(x))).nonzero().squeeze(1)
     missing: dict[str, NoGradientError] = {}
     ran = False
     for attack in attacks:
@@ -101,7 +106,7 @@ def cascade(attacks: Sequence[Attack], model: nn.Module, x: Tensor, y: Tensor, r
             continue
         ran = True
         with torch.no_grad():
-            fooled = goal.select(left).reached(model(found))
+            fooled = goal.select(left).is_adversarial(model(found))
         # An image that does not fool is worth no less than the clean one, and FAB gives that back.
         moved = per_sample(fooled | (found != x[left]).flatten(1).any(1), found)
         result[left] = torch.where(moved, found, result[left])

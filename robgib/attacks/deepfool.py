@@ -8,16 +8,19 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from robgib.attacks.attack import MinimalNorm, misled, wrong_by
-from robgib.attacks.hyperplane import dual_norm, nearest_boundary, wrong_classes
-from robgib.attacks.threat import SampleRNG
+from robgib.attacks.base import MinimumNormAttack
+from robgib.attacks.linearization import dual_norm, nearest_boundary, wrong_classes
+from robgib.attacks.objective import misled, wrong_by
 from robgib.errors import RobGIBError
+from robgib.runtime import SampleRNG
 
-__all__ = ["DeepFool"]
+__all__ = [
+    "DeepFool",
+]
 
 
 @dataclass(frozen=True)
-class DeepFool(MinimalNorm):
+class DeepFool(MinimumNormAttack):
     """Steps onto the nearest linearised boundary until the class changes (Moosavi-Dezfooli et al. 2016, algorithm 2).
 
     L-inf takes the steps of their equations 10 and 11. Iterates are clipped to the box, which the paper leaves open.
@@ -42,7 +45,7 @@ class DeepFool(MinimalNorm):
             raise RobGIBError(f"DeepFool's overshoot must be at least 0, not {self.overshoot}.")
 
     def find(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
-        """See :meth:`MinimalNorm.find`."""
+        """See :meth:`MinimumNormAttack.find`."""
         with torch.no_grad():
             logits = model(x)
         result = x.clone()

@@ -8,19 +8,23 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from robgib.attacks.attack import MinimalNorm, misled, wrong_by
-from robgib.attacks.hyperplane import hyperplane_step, nearest_boundary, wrong_classes
-from robgib.attacks.threat import NORMS, SampleRNG, distance, per_sample
+from robgib.attacks.base import MinimumNormAttack
+from robgib.attacks.linearization import hyperplane_step, nearest_boundary, wrong_classes
+from robgib.attacks.objective import misled, wrong_by
+from robgib.attacks.threat_model import NORMS, distance, per_sample
 from robgib.errors import RobGIBError
+from robgib.runtime import SampleRNG
 
-__all__ = ["FAB"]
+__all__ = [
+    "FAB",
+]
 
 _SEARCHES = 3  # steps of the final search, as in the paper
 _NEARER = 0.999  # of images at all but the same distance the first stays, or rounding would choose between batches
 
 
 @dataclass(frozen=True)
-class FAB(MinimalNorm):
+class FAB(MinimumNormAttack):
     """Projections onto linearised boundaries, biased towards the clean image (Croce & Hein 2020, algorithm 1).
 
     Fields:
@@ -58,11 +62,11 @@ class FAB(MinimalNorm):
             raise RobGIBError(f"FAB's beta must lie between 0 and 1, not {self.beta}.")
 
     def find(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
-        """See :meth:`MinimalNorm.find`."""
+        """See :meth:`MinimumNormAttack.find`."""
         return self._nearest(model, x, y, rng, enough=False)
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
-        """See :meth:`MinimalNorm.perturb`; a sample leaves as soon as an image inside the ball fools."""
+        """See :meth:`MinimumNormAttack.perturb`; a sample leaves as soon as an image inside the ball fools."""
         found = self._nearest(model, x, y, rng, enough=True)
         return torch.where(per_sample(self.threat.allows(found, x), x), found, x)
 

@@ -7,10 +7,14 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from robgib.attacks.attack import Attack, Loss, Target, ascend, make_goal
-from robgib.attacks.threat import NORMS, SampleRNG
+from robgib.attacks.base import Attack, projected_gradient_ascent
+from robgib.attacks.objective import Loss, Target, make_objective
+from robgib.attacks.threat_model import NORMS
+from robgib.runtime import SampleRNG
 
-__all__ = ["FGSM"]
+__all__ = [
+    "FGSM",
+]
 
 
 @dataclass(frozen=True)
@@ -27,5 +31,7 @@ class FGSM(Attack):
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
         """See :meth:`Attack.perturb`."""
-        goal = make_goal(model, x, y, self.target, self.loss, rng)
-        return ascend(model, x, goal, self.threat, start=x, steps=1, step_size=self.threat.eps, keep="last")
+        goal = make_objective(model, x, y, self.target, self.loss, rng)
+        return projected_gradient_ascent(
+            model, x, goal, self.threat, start=x, steps=1, step_size=self.threat.eps, keep="last"
+        )

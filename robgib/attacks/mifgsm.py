@@ -8,11 +8,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from robgib.attacks.attack import Attack, Loss, Target, ascent_gradient, make_goal
-from robgib.attacks.threat import SampleRNG, per_sample
+from robgib.attacks.base import Attack, objective_gradient
+from robgib.attacks.objective import Loss, Target, make_objective
+from robgib.attacks.threat_model import per_sample
 from robgib.errors import RobGIBError
+from robgib.runtime import SampleRNG
 
-__all__ = ["MIFGSM"]
+__all__ = [
+    "MIFGSM",
+]
 
 
 @dataclass(frozen=True)
@@ -45,11 +49,11 @@ class MIFGSM(Attack):
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
         """See :meth:`Attack.perturb`."""
-        goal = make_goal(model, x, y, self.target, self.loss, rng)
+        goal = make_objective(model, x, y, self.target, self.loss, rng)
         size = self.step_size if self.step_size is not None else self.threat.eps / self.steps
         current, velocity = x, torch.zeros_like(x)
         for _ in range(self.steps):
-            gradient, _ = ascent_gradient(model, current, goal)
+            gradient, _ = objective_gradient(model, current, goal)
             length = gradient.abs().flatten(1).sum(1).clamp_min(1e-12)
             velocity = self.decay * velocity + gradient / per_sample(length, x)
             current = self.threat.project(self.threat.step(current, velocity, size), x)

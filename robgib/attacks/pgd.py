@@ -8,11 +8,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from robgib.attacks.attack import Attack, Loss, Target, ascend, make_goal
-from robgib.attacks.threat import NORMS, SampleRNG, per_sample
+from robgib.attacks.base import Attack, projected_gradient_ascent
+from robgib.attacks.objective import Loss, Target, make_objective
+from robgib.attacks.threat_model import NORMS, per_sample
 from robgib.errors import RobGIBError
+from robgib.runtime import SampleRNG
 
-__all__ = ["PGD"]
+__all__ = [
+    "PGD",
+]
 
 
 @dataclass(frozen=True)
@@ -51,24 +55,24 @@ class PGD(Attack):
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
         """See :meth:`Attack.perturb`."""
-        goal = make_goal(model, x, y, self.target, self.loss, rng)
+        goal = make_objective(model, x, y, self.target, self.loss, rng)
         size = self.step_size if self.step_size is not None else 2.5 * self.threat.eps / self.steps
         result, best = x.clone(), torch.full((len(x),), -torch.inf, dtype=x.dtype, device=x.device)
         left = torch.arange(len(x), device=x.device)
         for restart in range(self.restarts):
             origin, draws, aim = x[left], rng.select(left), goal.select(left)
             start = self._start(origin, draws, first=restart == 0) if self.random_start else origin
-            found = ascend(
+            found = projected_gradient_ascent(
                 model, origin, aim, self.threat, start=start, steps=self.steps, step_size=size, keep=self.keep
             )
             if self.restarts == 1:
                 return found
             with torch.no_grad():
                 logits = model(found)
-            reached, value = aim.reached(logits), aim.objective(logits)
-            better = reached | (value > best[left])
+            is_adversarial, value = aim.is_adversarial(logits), aim.value(logits)
+            better = is_adversarial | (value > best[left])
             result[left[better]], best[left[better]] = found[better], value[better]
-            left = left[~reached]
+            left = left[~is_adversarial]
             if not len(left):
                 break
         return result

@@ -8,23 +8,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from robgib import catalogue
-from robgib.attacks.adapters import DOORS, takes
+from robgib import registry
 from robgib.attacks.apgd import APGD
-from robgib.attacks.attack import Attack
 from robgib.attacks.autoattack import AutoAttack
-from robgib.attacks.cw import CarliniWagner
+from robgib.attacks.base import Attack
+from robgib.attacks.carlini_wagner import CarliniWagner
 from robgib.attacks.deepfool import DeepFool
 from robgib.attacks.fab import FAB
 from robgib.attacks.fgsm import FGSM
+from robgib.attacks.libraries import DOORS, takes
 from robgib.attacks.mifgsm import MIFGSM
 from robgib.attacks.pgd import PGD
 from robgib.attacks.rfgsm import RFGSM
 from robgib.attacks.square import Square
-from robgib.attacks.threat import NORMS, Norm, ThreatModel
+from robgib.attacks.threat_model import NORMS, Norm, ThreatModel
 from robgib.errors import RobGIBError, unknown_name
 
-__all__ = ["CatalogueEntry", "attack_catalogue", "attack_classes", "make_attack"]
+__all__ = [
+    "CatalogueEntry",
+    "attack_catalogue",
+    "attack_classes",
+    "list_attacks",
+    "make_attack",
+]
 
 _BUILT_IN: tuple[type[Attack], ...] = (FGSM, RFGSM, PGD, MIFGSM, APGD, Square, DeepFool, CarliniWagner, FAB, AutoAttack)
 
@@ -53,9 +59,9 @@ def _one_line(doc: str | None) -> str:
 def attack_classes(extra: Sequence[Path] = ()) -> dict[str, tuple[type[Attack], str]]:
     """Return every attack class by class name, with where it comes from."""
     found: dict[str, tuple[type[Attack], str]] = {c.__name__: (c, "built in") for c in _BUILT_IN}
-    for kind, source in catalogue.plugin_classes("attacks", Attack, extra):
+    for kind, source in registry.plugin_classes("attacks", Attack, extra):
         found[kind.__name__] = (kind, source)
-    for name, value in catalogue.entry_points("robgib.attacks").items():
+    for name, value in registry.entry_points("robgib.attacks").items():
         if not (isinstance(value, type) and issubclass(value, Attack)):
             raise RobGIBError(f"entry point {name!r} of robgib.attacks is not a subclass of robgib.Attack.")
         found[value.__name__] = (value, f"entry point {name}")
@@ -70,8 +76,8 @@ def attack_catalogue(extra: Sequence[Path] = ()) -> dict[str, CatalogueEntry]:
         if source != "built in":
             name = _kebab(kind.__name__)
             entries[name] = CatalogueEntry(name, kind, None, None, {}, _one_line(kind.__doc__), source)
-    for name, path in catalogue.yaml_files("attacks", extra).items():
-        content = catalogue.read_yaml(path)
+    for name, path in registry.yaml_files("attacks", extra).items():
+        content = registry.read_yaml(path)
         for key in content:
             if key not in ("attack", "norm", "eps", "parameters", "description"):
                 raise unknown_name(f"key in {path}:", str(key), ("attack", "norm", "eps", "parameters", "description"))
@@ -85,12 +91,21 @@ def attack_catalogue(extra: Sequence[Path] = ()) -> dict[str, CatalogueEntry]:
             name,
             kind,
             norm,
-            catalogue.parse_value(content.get("eps")),
-            {k: catalogue.parse_value(v) for k, v in (content.get("parameters") or {}).items()},
+            registry.parse_value(content.get("eps")),
+            {k: registry.parse_value(v) for k, v in (content.get("parameters") or {}).items()},
             content.get("description") or _one_line(kind.__doc__),
             str(path),
         )
     return entries
+
+
+def list_attacks(catalogue: Sequence[Path] = ()) -> list[str]:
+    """Return the names of all attacks, without those of other libraries.
+
+    >>> "pgd-linf" in list_attacks()
+    True
+    """
+    return sorted(attack_catalogue(catalogue))
 
 
 def make_attack(spec: str, default_eps: Mapping[str, float] | None = None, extra: Sequence[Path] = ()) -> Attack:
@@ -110,7 +125,7 @@ def make_attack(spec: str, default_eps: Mapping[str, float] | None = None, extra
     if name in DOORS:
         library, (kind, norm_of) = name, DOORS[name]
         name, _, rest = rest.partition(":")
-        given = catalogue.parse_pairs(rest, f"attack {spec!r}")
+        given = registry.parse_pairs(rest, f"attack {spec!r}")
         eps = given.pop("eps", None)
         eot = None if "eot" in takes(library, name) else given.pop("eot", None)
         if eot is not None and type(eot) is not int:
@@ -118,7 +133,7 @@ def make_attack(spec: str, default_eps: Mapping[str, float] | None = None, extra
         bounded = norm_of(name, given)
         threat = _threat(spec, bounded, budgets[bounded] if eps is None else eps)
         return kind(threat, name, given, eot=eot)  # type: ignore[call-arg, misc, arg-type]
-    given = catalogue.parse_pairs(rest, f"attack {spec!r}")
+    given = registry.parse_pairs(rest, f"attack {spec!r}")
     entries = attack_catalogue(extra)
     if name not in entries:
         raise unknown_name("attack", name, entries, "robgib attacks list")
@@ -129,7 +144,7 @@ def make_attack(spec: str, default_eps: Mapping[str, float] | None = None, extra
     if norm not in NORMS:
         raise unknown_name("norm", str(norm), NORMS)
     eps = given.pop("eps", entry.eps if entry.eps is not None else budgets[norm])
-    parameters = catalogue.validated(entry.attack, {**entry.parameters, **given}, f"attack {spec!r}", also=("eps",))
+    parameters = registry.validated(entry.attack, {**entry.parameters, **given}, f"attack {spec!r}", also=("eps",))
     return entry.attack(_threat(spec, norm, eps), **parameters)
 
 

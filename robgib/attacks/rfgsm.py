@@ -7,11 +7,14 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from robgib.attacks.attack import Attack, Loss, Target, ascend, make_goal
-from robgib.attacks.threat import SampleRNG
+from robgib.attacks.base import Attack, projected_gradient_ascent
+from robgib.attacks.objective import Loss, Target, make_objective
 from robgib.errors import RobGIBError
+from robgib.runtime import SampleRNG
 
-__all__ = ["RFGSM"]
+__all__ = [
+    "RFGSM",
+]
 
 
 @dataclass(frozen=True)
@@ -36,9 +39,9 @@ class RFGSM(Attack):
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
         """See :meth:`Attack.perturb`."""
-        goal = make_goal(model, x, y, self.target, self.loss, rng)
+        goal = make_objective(model, x, y, self.target, self.loss, rng)
         first = self.start * self.threat.eps
         noise = rng.normal(tuple(x.shape[1:]), x.device).to(x.dtype)
         start = replace(self.threat, eps=first).project(self.threat.step(x, noise, first), x)
         size = self.threat.eps - first
-        return ascend(model, x, goal, self.threat, start=start, steps=1, step_size=size, keep="last")
+        return projected_gradient_ascent(model, x, goal, self.threat, start=start, steps=1, step_size=size, keep="last")

@@ -11,11 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robgib.attacks.attack import Attack, Goal
-from robgib.attacks.threat import SampleRNG, per_sample
+from robgib.attacks.base import Attack
+from robgib.attacks.objective import Objective
+from robgib.attacks.threat_model import per_sample
 from robgib.errors import RobGIBError
+from robgib.runtime import SampleRNG
 
-__all__ = ["Square"]
+__all__ = [
+    "Square",
+]
 
 _BLOCK = 100  # queries whose random numbers are drawn at once
 _HALVED = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 queries, when the square's area is halved
@@ -62,11 +66,11 @@ class Square(Attack):
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
         """See :meth:`Attack.perturb`."""
         result = x.clone()
-        goal = Goal(y, False, "margin")
+        goal = Objective(y, False, "margin")
         with torch.no_grad():
             clean = model(x)
-            left = (~goal.reached(clean)).nonzero().squeeze(1)
-            best = goal.objective(clean)
+            left = (~goal.is_adversarial(clean)).nonzero().squeeze(1)
+            best = goal.value(clean)
             for _ in range(self.restarts):
                 if not len(left):
                     break
@@ -76,13 +80,13 @@ class Square(Attack):
                 left = left[~fooled]
         return result
 
-    def _search(self, model: nn.Module, x: Tensor, goal: Goal, rng: SampleRNG) -> tuple[Tensor, Tensor, Tensor]:
+    def _search(self, model: nn.Module, x: Tensor, goal: Objective, rng: SampleRNG) -> tuple[Tensor, Tensor, Tensor]:
         """Return the best images found (N, …), their margins (N,), and whether they fool (N,)."""
         shape = x.shape
         x = _as_images(x)
         best = (self._stripes if self.threat.norm == "linf" else self._tiles)(x, rng)
         logits = model(best.view(shape))
-        value, fooled = goal.objective(logits), goal.reached(logits)
+        value, fooled = goal.value(logits), goal.is_adversarial(logits)
         left = (~fooled).nonzero().squeeze(1)
         goal, draws = goal.select(left), self._draws(x, rng)
         change = self._square if self.threat.norm == "linf" else self._exchange
@@ -92,7 +96,7 @@ class Square(Attack):
             numbers = next(draws)[left]
             proposal = change(x[left], best[left], self._sides(query, *x.shape[2:]), numbers)
             logits = model(proposal.view(-1, *shape[1:]))
-            margin, done = goal.objective(logits), goal.reached(logits)
+            margin, done = goal.value(logits), goal.is_adversarial(logits)
             better = (margin >= value[left]) | done
             best[left[better]], value[left[better]] = proposal[better], margin[better]
             if bool(done.any()):

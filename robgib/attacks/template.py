@@ -7,15 +7,17 @@ from pathlib import Path
 
 from robgib.attacks.registry import attack_classes
 from robgib.errors import RobGIBError
-from robgib.store import write_file
+from robgib.files import write_file
 
-__all__ = ["new_attack"]
+__all__ = [
+    "new_attack",
+]
 
 _ATTACK = '''"""{title}."""
 
 from dataclasses import dataclass
 
-from robgib import Attack, ascend, make_goal
+from robgib import Attack, make_objective, projected_gradient_ascent
 
 
 @dataclass(frozen=True)
@@ -26,9 +28,11 @@ class {kind}(Attack):
 
     def perturb(self, model, x, y, rng):
         """Return images inside the threat model; see robgib.Attack.perturb."""
-        goal = make_goal(model, x, y, "none", "ce", rng)
+        objective = make_objective(model, x, y, "none", "ce", rng)
         start = self.threat.random_start(x, rng)
-        return ascend(model, x, goal, self.threat, start=start, steps=self.steps, step_size=self.threat.eps / 4)
+        return projected_gradient_ascent(
+            model, x, objective, self.threat, start=start, steps=self.steps, step_size=self.threat.eps / 4
+        )
 '''
 _TEST = """from pathlib import Path
 

@@ -1,20 +1,25 @@
 """Information measures, the estimators of their terms, and what they are estimated on."""
 
+from robgib.information.activations import LOGITS, collect_activations, default_layers, layer_shapes
+from robgib.information.analysis import DEFAULT_ESTIMATORS, LayerInformation, layer_information
+from robgib.information.base import Decomposition, Estimate, Estimator
 from robgib.information.binned import Binned
-from robgib.information.estimator import Decomposition, Estimate, Estimator
 from robgib.information.exact import Exact
 from robgib.information.features import Features, group_inputs, group_units, reduce, unit_slices
 from robgib.information.gaussian import Gaussian
 from robgib.information.infonce import InfoNCE
 from robgib.information.ksg import KSG
-from robgib.information.layers import LOGITS, capture, default_layers, layer_shapes
 from robgib.information.probe import Probe
-from robgib.information.registry import estimator_classes, make_estimator
+from robgib.information.registry import estimator_classes, list_estimators, make_estimator
 from robgib.information.renyi import Renyi
+from robgib.information.validation import validate
+from robgib.information.validation_tasks import REGIMES, tasks, true_information
 
 __all__ = [
+    "DEFAULT_ESTIMATORS",
     "KSG",
     "LOGITS",
+    "REGIMES",
     "Binned",
     "Decomposition",
     "Estimate",
@@ -23,15 +28,21 @@ __all__ = [
     "Features",
     "Gaussian",
     "InfoNCE",
+    "LayerInformation",
     "Probe",
     "Renyi",
-    "capture",
+    "collect_activations",
     "default_layers",
     "estimator_classes",
     "group_inputs",
     "group_units",
+    "layer_information",
     "layer_shapes",
+    "list_estimators",
     "make_estimator",
     "reduce",
+    "tasks",
+    "true_information",
     "unit_slices",
+    "validate",
 ]

@@ -8,10 +8,13 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from robgib.information.discrete import Codes, codebook, combine, default_size, encode, entropy, plug_in, subset_codes
-from robgib.information.estimator import Decomposition, Estimator, Problem, decompose
+from robgib.information.base import Decomposition, Estimator, Problem, decompose
+from robgib.information.discrete import combine, entropy, plug_in, subset_codes
+from robgib.information.preprocessing import Codes, codebook, default_size, encode
 
-__all__ = ["Binned"]
+__all__ = [
+    "Binned",
+]
 
 Array = npt.NDArray[Any]
 

@@ -9,10 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from robgib.errors import RobGIBError
-from robgib.information.discrete import Codes, plug_in, relabel, subset_codes
-from robgib.information.estimator import Decomposition, Estimator, Problem, decompose
+from robgib.information.base import Decomposition, Estimator, Problem, decompose
+from robgib.information.discrete import plug_in, subset_codes
+from robgib.information.preprocessing import Codes, relabel
 
-__all__ = ["Exact"]
+__all__ = [
+    "Exact",
+]
 
 
 @dataclass(frozen=True)

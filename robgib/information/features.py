@@ -9,7 +9,13 @@ import numpy.typing as npt
 
 from robgib.errors import RobGIBError, unknown_name
 
-__all__ = ["Features", "group_inputs", "group_units", "reduce", "unit_slices"]
+__all__ = [
+    "Features",
+    "group_inputs",
+    "group_units",
+    "reduce",
+    "unit_slices",
+]
 
 Vector = npt.NDArray[np.float64]
 _KINDS = ("patches", "pca", "pixels", "channels", "tokens")

@@ -8,56 +8,23 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.special import digamma, ndtri
-from scipy.stats import normaltest, rankdata
+from scipy.special import digamma
 from sklearn.model_selection import KFold, StratifiedKFold
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from robgib.errors import RobGIBError
-from robgib.information.discrete import Codes, entropy, relabel
-from robgib.information.estimator import Decomposition, Estimator, Problem, decompose
+from robgib.information.base import Decomposition, Estimator, Problem, decompose
+from robgib.information.discrete import entropy
+from robgib.information.preprocessing import Vector, normal_scores, relabel, standardised
 
-__all__ = ["Gaussian"]
+__all__ = [
+    "Gaussian",
+]
 
-Vector = npt.NDArray[np.float64]
 _LOG2 = float(np.log(2))
 _RIDGE = 1e-9  # added to unit variances: keeps an exactly collinear column from ending in an error
 _SINGULAR = 1e-6  # smallest eigenvalue of the correlations below which a figure is marked
-
-
-def standardised(values: npt.NDArray[Any]) -> Vector:
-    """Scale each column (N, d) to mean 0 and variance 1; a constant one becomes zeros."""
-    centred = values - values.mean(0)
-    spread = centred.std(0)
-    return np.divide(centred, spread, out=np.zeros(values.shape), where=spread > 1e-12 * np.abs(values).max(initial=1))
-
-
-def columns_or_codes(values: npt.NDArray[Any]) -> tuple[Vector, Codes]:
-    """Split a variable (N, d) into standardised columns that vary and codes (N,): it has one or the other.
-
-    A real variable's codes are all 0; integers have no columns.
-    """
-    if values.dtype.kind in "iu":
-        return np.zeros((len(values), 0)), relabel(values)
-    scores = standardised(values)
-    return scores[:, scores.any(0)], np.zeros(len(values), np.int64)
-
-
-def normal_scores(values: npt.NDArray[Any]) -> Vector:
-    """Replace each column (N, d) by the normal quantiles of its ranks, scaled to unit variance.
-
-    A column that passes for normal (D'Agostino & Pearson's test at 0.1%) is only scaled: ranks would add noise
-    of variance about 1/N to it, which costs information where little is left unexplained.
-    """
-    scores = standardised(values)
-    with np.errstate(all="ignore"):
-        skewed = ~(normaltest(scores, axis=0).pvalue > 1e-3) if len(values) >= 20 else np.ones(values.shape[1], bool)
-    skewed &= scores.any(0)
-    if skewed.any():
-        ranks = rankdata(values[:, skewed], axis=0)
-        scores[:, skewed] = standardised(ndtri(ranks / (len(values) + 1)))
-    return scores
 
 
 def _log_det_bias(dims: int, freedom: Vector) -> Vector:

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from robgib.errors import RobGIBError
-from robgib.information.discrete import relabel
-from robgib.information.estimator import Decomposition, Estimator, Problem, decompose
-from robgib.information.probe import (
+from robgib.information.base import Decomposition, Estimator, Problem, decompose
+from robgib.information.masked_network import (
     Answer,
     Folds,
     Masked,
@@ -28,9 +27,12 @@ from robgib.information.probe import (
     subsets,
     train,
 )
-from robgib.training import resolve_device
+from robgib.information.preprocessing import relabel
+from robgib.runtime import resolve_device
 
-__all__ = ["InfoNCE"]
+__all__ = [
+    "InfoNCE",
+]
 
 Vector = npt.NDArray[np.float64]
 _DIMS = 32  # in which the critic compares features and target
@@ -43,7 +45,7 @@ class InfoNCE(Estimator):
 
     The critic is separable, f(x_S)·g(t) (Poole et al. 2019), and f is shown masked features and the mask: one
     critic, trained on random masks, answers for every subset. Cross-fitting, stopping and calibration are those of
-    :class:`~robgib.information.probe.Probe`: each sample is judged by a critic that has not seen it, among K
+    :class:`~robgib.information.Probe`: each sample is judged by a critic that has not seen it, among K
     samples of its fold, at a sharpness (0 allowed) chosen on the other folds. The error is the mean's of the held-out
     pointwise terms.
 

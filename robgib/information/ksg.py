@@ -11,11 +11,13 @@ from scipy.spatial import cKDTree
 from scipy.special import digamma
 
 from robgib.errors import RobGIBError
-from robgib.information.discrete import Codes, combine, subset_codes
-from robgib.information.estimator import Decomposition, Estimator, Problem, decompose
-from robgib.information.gaussian import columns_or_codes
+from robgib.information.base import Decomposition, Estimator, Problem, decompose
+from robgib.information.discrete import combine, subset_codes
+from robgib.information.preprocessing import Codes, columns_or_codes
 
-__all__ = ["KSG"]
+__all__ = [
+    "KSG",
+]
 
 Array = npt.NDArray[Any]
 Vector = npt.NDArray[np.float64]

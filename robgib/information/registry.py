@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from robgib import catalogue
+from robgib import registry
 from robgib.errors import RobGIBError, unknown_name
+from robgib.information.base import Estimator
 from robgib.information.binned import Binned
-from robgib.information.estimator import Estimator
 from robgib.information.exact import Exact
 from robgib.information.gaussian import Gaussian
 from robgib.information.infonce import InfoNCE
@@ -17,7 +17,11 @@ from robgib.information.ksg import KSG
 from robgib.information.probe import Probe
 from robgib.information.renyi import Renyi
 
-__all__ = ["estimator_classes", "make_estimator"]
+__all__ = [
+    "estimator_classes",
+    "list_estimators",
+    "make_estimator",
+]
 
 _BUILT_IN: tuple[type[Estimator], ...] = (Exact, Binned, Gaussian, Probe, KSG, InfoNCE, Renyi)
 
@@ -25,13 +29,22 @@ _BUILT_IN: tuple[type[Estimator], ...] = (Exact, Binned, Gaussian, Probe, KSG, I
 def estimator_classes(extra: Sequence[Path] = ()) -> dict[str, type[Estimator]]:
     """Return every estimator class by name: built in, from plug-in files and from entry points."""
     found = {c.name: c for c in _BUILT_IN}
-    for kind, _ in catalogue.plugin_classes("attacks", Estimator, extra):
+    for kind, _ in registry.plugin_classes("attacks", Estimator, extra):
         found[kind.name] = kind
-    for name, value in catalogue.entry_points("robgib.estimators").items():
+    for name, value in registry.entry_points("robgib.estimators").items():
         if not (isinstance(value, type) and issubclass(value, Estimator)):
             raise RobGIBError(f"entry point {name!r} of robgib.estimators is not a subclass of robgib.Estimator.")
         found[name] = value
     return found
+
+
+def list_estimators(catalogue: Sequence[Path] = ()) -> list[str]:
+    """Return the names of all estimators.
+
+    >>> "gaussian" in list_estimators()
+    True
+    """
+    return list(estimator_classes(catalogue))
 
 
 def make_estimator(spec: str, extra: Sequence[Path] = (), **defaults: object) -> Estimator:
@@ -43,6 +56,6 @@ def make_estimator(spec: str, extra: Sequence[Path] = (), **defaults: object) ->
     fields = {f.name for f in dataclasses.fields(classes[name]) if not f.name.startswith("_")}  # type: ignore[arg-type]
     options = {k: v for k, v in defaults.items() if k in fields}
     options.update(
-        catalogue.validated(classes[name], catalogue.parse_pairs(rest, f"estimator {spec!r}"), f"estimator {spec!r}")
+        registry.validated(classes[name], registry.parse_pairs(rest, f"estimator {spec!r}"), f"estimator {spec!r}")
     )
     return classes[name](**options)

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from robgib.errors import RobGIBError
-from robgib.information.discrete import Codes, combine, subset_codes
-from robgib.information.estimator import Decomposition, Estimator, Problem, decompose
-from robgib.information.gaussian import columns_or_codes
-from robgib.training import resolve_device
+from robgib.information.base import Decomposition, Estimator, Problem, decompose
+from robgib.information.discrete import combine, subset_codes
+from robgib.information.preprocessing import Codes, columns_or_codes
+from robgib.runtime import resolve_device
 
-__all__ = ["Renyi"]
+__all__ = [
+    "Renyi",
+]
 
 Array = npt.NDArray[Any]
 Vector = npt.NDArray[np.float64]

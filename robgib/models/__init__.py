@@ -1,6 +1,6 @@
-"""Architectures, recipes and checkpoints."""
+"""Architectures, checkpoints, and classifiers as attacks and estimators call them."""
 
-from robgib.models import cnn, mlp, resnet, text, vgg, vit  # noqa: F401  (each enters itself in the registry)
+from robgib.models import cnn, mlp, resnet, text, vgg, vit
 from robgib.models.checkpoint import (
     CHECKPOINT_SUFFIXES,
     load_into,
@@ -8,6 +8,7 @@ from robgib.models.checkpoint import (
     read_record,
     read_state,
     save_checkpoint,
+    weights_digest,
 )
 from robgib.models.registry import (
     ARCHITECTURES,
@@ -24,11 +25,18 @@ __all__ = [
     "Normalize",
     "build",
     "check_file_architecture",
+    "cnn",  # each architecture enters itself in the registry
     "load_into",
+    "mlp",
     "read_checkpoint",
     "read_record",
     "read_state",
     "register_architecture",
+    "resnet",
     "runs_code",
     "save_checkpoint",
+    "text",
+    "vgg",
+    "vit",
+    "weights_digest",
 ]

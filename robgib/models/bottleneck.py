@@ -8,7 +8,10 @@ from torch.nn import functional as F
 
 from robgib.errors import RobGIBError
 
-__all__ = ["VariationalHead", "variational_head"]
+__all__ = [
+    "VariationalHead",
+    "variational_head",
+]
 
 
 class VariationalHead(nn.Module):

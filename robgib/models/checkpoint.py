@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 import warnings
@@ -13,11 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from robgib.errors import RobGIBError, first_line
+from robgib.files import write_file
 from robgib.models.programs import PROGRAM_SUFFIXES, is_program, read_program
-from robgib.store import write_file
 
-__all__ = ["CHECKPOINT_SUFFIXES", "load_into", "read_checkpoint", "read_record", "read_state", "save_checkpoint"]
-
+__all__ = [
+    "CHECKPOINT_SUFFIXES",
+    "load_into",
+    "read_checkpoint",
+    "read_record",
+    "read_state",
+    "save_checkpoint",
+]
 
 CHECKPOINT_SUFFIXES = (".safetensors", ".pt", ".pth", *PROGRAM_SUFFIXES)
 
@@ -157,3 +164,23 @@ def load_into(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
     if problems:
         raise RobGIBError(f"{source} does not fit the architecture: {'; '.join(problems)}.")
     model.load_state_dict(state)
+
+
+def weights_digest(model: nn.Module) -> str:
+    sha = hashlib.sha256()
+
+    def take(key: str, value: object) -> None:
+        if isinstance(value, Tensor):
+            plain = value.detach().cpu()
+            plain = plain.dequantize() if plain.is_quantized else plain
+            sha.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+            sha.update(plain.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        elif isinstance(value, tuple | list):  # packed weights of quantised modules
+            for number, part in enumerate(value):
+                take(f"{key}.{number}", part)
+        else:
+            sha.update(f"{key} {value!r}".encode())
+
+    for key, value in sorted(model.state_dict().items()):
+        take(key, value)
+    return sha.hexdigest()

@@ -6,7 +6,9 @@ from torch import Tensor, nn
 
 from robgib.models.registry import Normalize, register_architecture
 
-__all__ = ["CNN"]
+__all__ = [
+    "CNN",
+]
 
 
 class CNN(nn.Module):

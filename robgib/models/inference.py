@@ -1,409 +1,554 @@
-"""Any classifier as attacks and estimators expect one: images in, one row of floating-point logits an image out."""
+"""A classifier as attacks call it: eval mode, batches that fit the memory, a faster form, its passes counted."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 import torch
+import torch.fx
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
-from torch.overrides import TorchFunctionMode
 
-from robgib.errors import RobGIBError, first_line
+from robgib.errors import NoGradientError, RobGIBError, first_line, unknown_name
+from robgib.models.adapt import Classifier, adapt, as_module, decided, seeded
 
-__all__ = ["Adapted", "Classifier", "adapt", "as_module", "decided", "differ", "network_of", "seeded"]
-
-Reading = Literal["logits", "softmax", "sigmoid"]
-
-_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 10, 20, 25, 50, 100, 200, 250, 500, 1000)
-_CALLS = 64  # that a model which draws random numbers gets to show it: one draw in 20 would be missed once in 27 times
-_FEW_CALLS = 8  # that a model gets which draws none: it may still hold a generator of its own
-_EQUAL = 1e-3  # of the logits' spread: on a GPU reductions differ from call to call, but not so much
-
-
-def decided(logits: Tensor) -> Tensor:
-    """Whether each row (N,) of logits (N, classes) is an answer: no NaN, no +inf, and not all of it -inf.
-
-    Classes may be masked with -inf.
-    """
-    bad = torch.isnan(logits) | (logits == float("inf"))
-    return ~bad.any(1) & (logits > float("-inf")).any(1)
+__all__ = [
+    "PRECISIONS",
+    "Answers",
+    "BatchedModel",
+    "Prepared",
+    "QueryCount",
+    "answers",
+    "check_decided",
+    "count_queries",
+    "eval_mode",
+    "finite",
+    "fitting_batch",
+    "fuse_for_inference",
+    "gradient_of",
+    "predict",
+    "prepare",
+    "rows_of",
+]
 
 
 @contextmanager
-def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
-    """Seed the global generators that a model may draw from (torch, numpy, Python); put their states back after."""
-    where = torch.device(device)
-    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002
-    with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
-        torch.manual_seed(seed % 2**63)
-        np.random.seed(seed % 2**32)  # noqa: NPY002
-        random.seed(seed)
-        try:
-            yield
-        finally:
-            np.random.set_state(numpy_state)  # noqa: NPY002
-            random.setstate(python_state)
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put the model in eval mode with parameters that take no gradients; restore both afterwards."""
+    modes = [(m, m.training) for m in model.modules()]
+    wanted = [(p, p.requires_grad) for p in model.parameters()]
+    model.eval()
+    for p, _ in wanted:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for m, mode in modes:
+            m.training = mode
+        for p, flag in wanted:
+            p.requires_grad_(flag)
 
 
-class _Ends(TorchFunctionMode):
-    """Remembers what went into each softmax and sigmoid, so that the last can be taken off exactly.
+PRECISIONS = ("float32", "bfloat16")
+_CACHE = 2**25  # bytes of activations at which a CPU's batches are about fastest
+_DOUBT = 0.05  # of the largest logit: what bfloat16 may be off by, and more
+_SAME = 1e-3  # of a gradient's length: how far one form's may be from another's, for most samples
+_KINK = 0.2  # and for all: where rounding takes a ReLU to its other side, a sample's gradient jumps
 
-    The logarithm of a softmax that has come to 0 and 1 in float32 has lost what the softmax was given.
+
+@dataclass
+class QueryCount:
+    """Images that went forward through a model, and gradients that came back (each counted singly)."""
+
+    forward: int = 0
+    backward: int = 0
+
+
+@contextmanager
+def count_queries(*models: nn.Module) -> Iterator[QueryCount]:
+    """Count the passes through all of ``models`` while the context lasts, whoever calls them."""
+    passes = QueryCount()
+
+    def seen(module: nn.Module, inputs: tuple[Any, ...], logits: Any) -> None:
+        count = len(inputs[0]) if inputs and isinstance(inputs[0], Tensor) else 0
+        passes.forward += count
+
+        def back(gradient: Tensor) -> None:
+            passes.backward += count
+
+        if isinstance(logits, Tensor) and logits.requires_grad:
+            logits.register_hook(back)
+
+    handles = [m.register_forward_hook(seen) for m in {id(m): m for m in models}.values()]
+    try:
+        yield passes
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def gradient_of(value: Tensor, leaf: Tensor, keep: bool = False) -> Tensor:
+    """Gradient of the scalar ``value`` by ``leaf``; ``keep`` keeps the graph for another.
+
+    Raises:
+        NoGradientError: there is none.
     """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[tuple[Tensor, Tensor, str]] = []
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        name = getattr(func, "__name__", "")
-        if name in ("softmax", "sigmoid") and args and isinstance(out, Tensor):
-            self.seen.append((out, args[0], name))
-        return out
-
-    def before(self, out: Tensor) -> tuple[Tensor, str] | None:
-        """What went into the softmax or sigmoid that gave ``out``, but for rounding, and which of them it was."""
-        for made, given, name in reversed(self.seen):
-            alike = made.numel() == out.numel()
-            if made is out or (alike and torch.allclose(made.to(out).reshape(out.shape), out, rtol=0, atol=1e-5)):
-                return given.reshape(out.shape), name
-        return None
+    try:
+        return torch.autograd.grad(value, leaf, retain_graph=keep)[0]
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        if "does not require grad" in str(error) or "not have been used in the graph" in str(error):
+            raise NoGradientError(
+                "the model gives no gradient: its logits do not depend on the image through differentiable "
+                "operations; use a black-box attack such as square-linf."
+            ) from error
+        raise
 
 
-class Classifier(nn.Module):
-    """A stranger's classifier, ``net``, called as it wants to be and read as logits (N, classes).
+def finite(gradient: Tensor) -> Tensor:
+    """A gradient with 0 for its entries that are NaN or infinite, which would spoil all later steps."""
+    return torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
+
+
+class Climbed(Protocol):
+    """What a gradient is taken of: an attack's objective (:class:`robgib.attacks.Objective`)."""
+
+    def value(self, logits: Tensor) -> Tensor:
+        """Per-sample value (N,) that is increased."""
+
+    def is_adversarial(self, logits: Tensor) -> Tensor:
+        """Whether each sample (N,) is where the attack wants it."""
+
+    def select(self, mask: slice) -> Climbed:
+        """The same for some of the samples."""
+
+
+class BatchedModel(nn.Module):
+    """Gives a model images in batches, so that an attack may hold any number of samples at once.
+
+    Where the device runs out of memory the batch size is halved, for good, and the batch repeated. Entries of gradients
+    that are not finite count as 0; ``broken`` tells on how many images there were any.
 
     Args:
-        net: any callable of images (N, …).
-        dtype: what it computes in, where it takes no float32.
-        rows: images that it takes at once, where it takes one number only; batches are filled up.
-        alone: give it no two different images at once, since its answers depend on their company.
-        copies: give it a copy of the images, since it changes them.
-        reading: what its output is: ``logits``, or a ``softmax`` or ``sigmoid`` of them, which is taken off.
-        single: one logit z an image, of two classes; it is read as [0, z].
-        masked: it masks classes with -inf, which is read as a number below all others.
+        model: classifier, frozen.
+        batch_size: images at once.
+        precision: ``bfloat16`` takes gradients under autocast. Logits that come with them are float32's wherever
+            bfloat16's are no safe ground for a decision, and those of a plain call always.
+        watch: called after each batch.
+        random: whether the model answers at random. No image then counts as one that fooled it while an attack goes on:
+            a lucky draw is none.
+        draws: calls over which logits and gradients are averaged (expectation over transformation, Athalye et al.
+            2018).
     """
 
     def __init__(
         self,
-        net: Callable[..., Any],
-        *,
-        dtype: torch.dtype | None = None,
-        rows: int | None = None,
-        alone: bool = False,
-        copies: bool = False,
-        reading: Reading = "logits",
-        single: bool = False,
-        masked: bool = False,
+        model: nn.Module,
+        batch_size: int,
+        precision: str = "float32",
+        watch: Callable[[], None] | None = None,
+        random: bool = False,
+        draws: int = 1,
     ) -> None:
         super().__init__()
-        self.net = net
-        self.dtype, self.rows, self.alone, self.copies = dtype, rows, alone, copies
-        self.reading, self.single, self.masked = reading, single, masked
-        self.training = bool(getattr(net, "training", False))
+        if precision not in PRECISIONS:
+            raise unknown_name("precision", precision, PRECISIONS)
+        self.model, self.batch_size, self.precision, self.watch = model, batch_size, precision, watch
+        self.random, self.draws = random, draws
+        self._broken: list[Tensor] = []
+        weights = [p for p in model.parameters() if p.ndim == 4]
+        self._last = bool(weights) and all(p.is_contiguous(memory_format=torch.channels_last) for p in weights)
 
-    def train(self, mode: bool = True) -> Classifier:
-        """Set the mode, also of a network that has only one (an exported program)."""
-        self.training = mode
-        if isinstance(self.net, nn.Module):
-            try:
-                self.net.train(mode)
-            except NotImplementedError:
-                self.net.training = mode
-        return self
+    @property
+    def broken(self) -> int:
+        """How many images had gradients with entries that are not finite, each time counted singly."""
+        return int(torch.stack(self._broken).sum()) if self._broken else 0
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (N, …) to logits (N, classes) of the images' dtype."""
-        if self.rows is None:
-            return self._answer(x)
+        """Images (N, …) to logits (N, classes)."""
         if not len(x):
-            return self._answer(x.new_zeros((self.rows, *x.shape[1:])))[:0]
-        parts = []
-        for part in x.split(1 if self.alone else self.rows):
-            missing = self.rows - len(part)
-            filled = torch.cat([part, part[-1:].expand(missing, *part.shape[1:])]) if missing else part
-            parts.append(self._answer(filled)[: len(part)])
-        return torch.cat(parts)
+            return self._call(x)
+        return self.map(len(x), lambda rows: (self._call(x[rows]),))[0]
 
-    def raw(self, x: Tensor) -> Any:
-        """What the network itself says of images (N, …), called as it wants to be."""
-        given = x if self.dtype is None else x.to(self.dtype)
-        return self.net(given.clone() if self.copies else given)
+    def gradient(self, x: Tensor, goal: Climbed) -> tuple[Tensor, Tensor]:
+        """Gradient (N, …) of the goal's objective at the images ``x``, and the logits (N, classes) there."""
+        gradient, logits = self.map(len(x), lambda rows: self._gradient(x[rows], goal.select(rows)))
+        return gradient, logits
 
-    def _answer(self, x: Tensor) -> Tensor:
-        if self.reading == "logits":
-            logits = _tensor(self.raw(x))[0]
-        else:
-            with _Ends() as ends:
-                told = _tensor(self.raw(x))[0]
-            before = ends.before(told)
-            if before is not None and before[1] == self.reading:
-                logits = before[0]
-            else:
-                tiny = torch.finfo(told.dtype).tiny
-                logits = told.clamp_min(tiny).log()
-                if self.reading == "sigmoid":
-                    logits = logits - (1 - told).clamp_min(tiny).log()
-        logits = logits.to(x.dtype)
-        if self.single:
-            logits = logits.reshape(len(logits), 1)
-            return torch.cat([torch.zeros_like(logits), logits], 1)
-        if logits.ndim > 2 and logits.shape[2:].numel() == 1:
-            logits = logits.flatten(1)
-        return _unmasked(logits) if self.masked else logits
+    def map(self, count: int, call: Callable[[slice], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """Call with slices of a batch each that cover ``count`` rows; join each of the results along the rows.
+
+        The results, floating-point all, are averaged over the draws.
+        """
+        if self.draws > 1:
+            found = self._map(count, call)
+            for _ in range(self.draws - 1):
+                found = tuple(a + b for a, b in zip(found, self._map(count, call), strict=True))
+            return tuple(a / self.draws for a in found)
+        return self._map(count, call)
+
+    def _map(self, count: int, call: Callable[[slice], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        parts: list[tuple[Tensor, ...]] = []
+        start = 0
+        while start < count:
+            stop = min(start + self.batch_size, count)
+            try:
+                parts.append(call(slice(start, stop)))
+            except torch.OutOfMemoryError:
+                if self.batch_size == 1:
+                    raise
+                self.batch_size = max(1, self.batch_size // 2)
+                torch.cuda.empty_cache()
+                continue
+            start = stop
+            if self.watch:
+                self.watch()
+        return parts[0] if len(parts) == 1 else tuple(torch.cat(kind) for kind in zip(*parts, strict=True))
+
+    def _call(self, x: Tensor) -> Tensor:
+        if self._last and x.ndim == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        logits: Tensor = self.model(x)
+        return logits
+
+    def _gradient(self, x: Tensor, goal: Climbed) -> tuple[Tensor, Tensor]:
+        low = self.precision == "bfloat16"
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_(True)
+            with torch.autocast(x.device.type, torch.bfloat16) if low else nullcontext():
+                logits = self._call(leaf)
+            logits = logits.to(x.dtype)
+            gradient = gradient_of(goal.value(logits).sum(), leaf)
+        logits = logits.detach()
+        self.note_broken(gradient)
+        if low:
+            first, second = logits.topk(2, 1).values.unbind(1)
+            doubtful = goal.is_adversarial(logits) | (first - second < _DOUBT * logits.abs().amax(1))
+            if bool(doubtful.any()):
+                with torch.no_grad():
+                    logits[doubtful] = self._call(x[doubtful])
+        return finite(gradient).contiguous(), logits
+
+    def note_broken(self, gradient: Tensor) -> None:
+        """Count the images of ``gradient`` (N, …) where it is not finite."""
+        self._broken.append((~torch.isfinite(gradient.flatten(1))).any(1).sum())
+        if len(self._broken) > 1000:
+            self._broken = [torch.stack(self._broken).sum()]
 
 
-def _unmasked(logits: Tensor) -> Tensor:
-    """Logits (N, classes) with a finite number, below all others of its row, in the place of -inf."""
-    with torch.no_grad():
-        masked = logits == float("-inf")
-        low = logits.masked_fill(masked, float("inf")).amin(1, keepdim=True)
-        high = logits.amax(1, keepdim=True)
-        floor = torch.where(masked.all(1, keepdim=True), torch.nan, low - (high - low) - 1)
-    return torch.where(masked, floor, logits)
+def fuse_for_inference(model: nn.Module, sample: Tensor) -> nn.Module:
+    """Return a faster copy of a frozen model: batch norms folded, ReLU after max pooling, memory channels-last.
 
-
-def network_of(model: nn.Module) -> nn.Module:
-    """The network whose layers have names: what a :class:`Classifier` holds, or the model itself."""
-    net = model.net if isinstance(model, Classifier) else model
-    return net if isinstance(net, nn.Module) else model
-
-
-def as_module(model: object) -> nn.Module:
-    """Return a model as a module: an exported program's network, a plain callable behind one.
-
-    Raises:
-        RobGIBError: it is no module and cannot be called, or has modules that wait for a first batch.
+    The model itself comes back where it has no convolution, cannot be copied, or where the copy is not the same
+    function with the same gradients, to rounding: on the images ``sample`` (N, …) and on perturbed ones, for each of
+    the losses that attacks climb. A form that is traced loses custom gradients, hooks and what else it does not see.
     """
-    if isinstance(model, torch.export.ExportedProgram):
-        model = model.module()
-    if not callable(model):
-        raise RobGIBError(f"the model must be a torch.nn.Module or a function of images, not {type(model).__name__}.")
-    if not isinstance(model, nn.Module):
-        return Classifier(model)
-    held: Mapping[str, Any] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    waiting = [name for name, tensor in held.items() if is_lazy(tensor)]
-    if waiting:
-        raise RobGIBError(
-            f"the model is not initialised yet ({waiting[0]} has no shape); call it once on a batch of images, then "
-            "load its weights."
-        )
-    scripted: Any = torch.jit.ScriptModule
-    if isinstance(model, scripted) or not _has_modes(model):
-        return Classifier(model)  # such a module takes no hooks, or no modes
+    if isinstance(model, Classifier) or sample.ndim != 4 or not len(sample):
+        return model
+    if not any(isinstance(m, nn.Conv2d) for m in model.modules()):
+        return model
+    try:
+        wanted = _probed(model, sample)
+    except NoGradientError:
+        return model
+    for copied in (_traced, copy.deepcopy):
+        try:
+            quick = copied(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            for p in quick.parameters():
+                p.requires_grad_(False)
+            if _alike(_probed(quick, sample), wanted):
+                return quick
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:  # whatever a stranger's module says to tracing or copying, it can be attacked as it is
+            continue
     return model
 
 
-def _has_modes(model: nn.Module) -> bool:
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-    except NotImplementedError:
-        return False
-    finally:
-        for module, mode in modes:
-            module.training = mode
+def _probed(model: nn.Module, sample: Tensor) -> list[tuple[Tensor, list[Tensor]]]:
+    """Logits, and the gradients of what losses are made of, at images and around them, near and far."""
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.rand((2, *sample.shape), generator=generator, dtype=torch.float32).to(sample)
+    found = []
+    for x in (sample, (sample + 0.2 * (draws[0] - 0.5)).clamp(0, 1), draws[1]):
+        leaf = x.contiguous(memory_format=torch.channels_last).detach().requires_grad_(True)
+        with torch.enable_grad():
+            logits = model(leaf)
+            top = logits.detach().argsort(1, descending=True)
+            first, second = (logits.gather(1, top[:, i : i + 1]).sum() for i in (0, min(1, logits.shape[1] - 1)))
+            # Cross-entropy's gradient, the margin's, and those of single logits, of which DLR's is made too.
+            values = (
+                -torch.nn.functional.log_softmax(logits, 1).mean(1).sum(),
+                second - first,
+                first,
+                logits[:, 0].sum(),
+            )
+            gradients = [gradient_of(v, leaf, keep=i < len(values) - 1) for i, v in enumerate(values)]
+        found.append((logits.detach(), gradients))
+    return found
+
+
+def _alike(told: list[tuple[Tensor, list[Tensor]]], wanted: list[tuple[Tensor, list[Tensor]]]) -> bool:
+    for (logits, gradients), (right, slopes) in zip(told, wanted, strict=True):
+        if logits.shape != right.shape or not torch.equal(decided(logits), decided(right)):
+            return False
+        far = (logits - right).abs() > 1e-4 * right.abs().amax(1, keepdim=True)
+        if bool(far.any()):
+            return False
+        for one, two in zip(gradients, slopes, strict=True):
+            if not torch.equal(torch.isfinite(one), torch.isfinite(two)):
+                return False
+            gap = torch.linalg.vector_norm(finite(one - two).flatten(1), dim=1)
+            off = gap / torch.linalg.vector_norm(finite(two).flatten(1), dim=1).clamp_min(1e-12)
+            off = torch.where(gap == 0, 0.0, off)
+            if bool(off.median() > _SAME) or bool(off.max() > _KINK):
+                return False
     return True
 
 
+def _traced(model: nn.Module) -> nn.Module:
+    """A traced copy with each batch norm folded into the convolution before it, and ReLU after max pooling.
+
+    The two commute, in their gradients too, and after the pooling there is less to do.
+    """
+    from torch.fx.experimental.optimization import fuse
+
+    with torch.random.fork_rng(devices=[]):
+        quick = fuse(model)
+    assert isinstance(quick, torch.fx.GraphModule)
+    kinds = dict(quick.named_modules())
+
+    def is_a(node: object, kind: type[nn.Module]) -> TypeGuard[torch.fx.Node]:
+        return isinstance(node, torch.fx.Node) and node.op == "call_module" and type(kinds[str(node.target)]) is kind
+
+    for node in quick.graph.nodes:
+        before = node.args[0] if is_a(node, nn.MaxPool2d) else None
+        if is_a(before, nn.ReLU) and len(before.users) == 1:
+            before.target, node.target = node.target, before.target
+    quick.recompile()
+    return quick
+
+
+def rows_of(model: nn.Module) -> int | None:
+    """How many images a model takes at once, where it takes one number only."""
+    return model.rows if isinstance(model, Classifier) else None
+
+
+def fitting_batch(model: nn.Module, sample: Tensor) -> int:
+    """Return a batch size for a frozen model, a power of two.
+
+    On a CPU its activations stay about in the cache, elsewhere in an eighth of the memory. The rule looks at the size
+    of the leaf modules' outputs for the images ``sample`` (N, …), on the model's device, and at no clock, so that it
+    gives the same answer every time.
+    """
+    if not len(sample):
+        return 64
+    bytes_used = 0
+
+    def weigh(module: nn.Module, inputs: Any, output: Any) -> None:
+        nonlocal bytes_used
+        if isinstance(output, Tensor):
+            bytes_used += output.numel() * output.element_size()
+
+    leaves = [m for m in model.modules() if not any(m.children()) and not isinstance(m, torch.jit.ScriptModule)]
+    handles = [m.register_forward_hook(weigh) for m in leaves]
+    try:
+        with torch.no_grad():
+            model(sample)
+    finally:
+        for handle in handles:
+            handle.remove()
+    each = max(1, bytes_used // len(sample))
+    if sample.device.type == "cuda":
+        room = torch.cuda.get_device_properties(sample.device).total_memory // 8
+        return _power(room // each, 32, 2048)
+    return _power(_CACHE // each, 32, 256)
+
+
+def _power(wanted: int, least: int, most: int) -> int:
+    return min(most, max(least, 1 << max(0, wanted.bit_length() - 1)))
+
+
+_DRAWS = 20  # over which a model that answers at random is attacked, unless an attack says so, and judged
+UNDECIDED = -1
+"""The prediction where a model has no answer."""
+
+
 @dataclass(frozen=True)
-class Adapted:
-    """A model that can be called as any other.
+class Answers:
+    """What a model says of N images, beside their labels.
 
     Attributes:
-        model: the model itself where it is called as any other, else behind a :class:`Classifier`.
+        prediction: classes (N,), int64; the most frequent of a model that answers at random, and -1 where it has no
+            answer (NaN).
+        right: share (N,) of the draws in which the label came out: 0 or 1 for a model that does not answer at random.
+    """
+
+    prediction: np.ndarray
+    right: np.ndarray
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model made ready for attacks.
+
+    Attributes:
+        model: the model as attacks call it (:func:`~robgib.models.adapt.adapt`).
+        quick: the faster form that attacks climb; the model itself where there is none.
+        batch_size: images at once.
+        precision: of gradients.
         random: whether it answers at random.
         probabilities: whether its output are probabilities.
-        company: whether its answer to an image depends on the other images of the batch.
-        notes: what else was found, a sentence each.
+        company: whether its answer to an image depends on the others of the batch.
+        notes: what else there is to know of how it is called, a sentence each.
     """
 
     model: nn.Module
+    quick: nn.Module
+    batch_size: int
+    precision: str = "float32"
     random: bool = False
     probabilities: bool = False
     company: bool = False
     notes: tuple[str, ...] = ()
 
+    @property
+    def draws(self) -> int:
+        """Calls by which an answer is judged."""
+        return _DRAWS if self.random else 1
 
-def adapt(model: object, sample: Tensor, classes: int | None = None) -> Adapted:
-    """Find out how a classifier wants to be called, and what its output is.
+
+def prepare(
+    model: object,
+    sample: Tensor,
+    *,
+    classes: int | None = None,
+    batch_size: int | None = None,
+    precision: str = "float32",
+    device: torch.device | str = "cpu",
+) -> Prepared:
+    """Make a model on ``device`` ready for attacks on images like ``sample`` (N, …), of which a few will do.
 
     Args:
-        model: a module, an exported program, or any function of images; frozen, and on the device of ``sample``.
-        sample: clean images (N, …) in [0, 1], of which a few will do.
+        model: classifier: a module, an exported program, or a function of images.
+        sample: clean images in [0, 1].
         classes: how many classes the data have, where that is known.
+        batch_size: images at once; None finds it. It is halved where memory does not suffice.
+        precision: ``float32``, or ``bfloat16`` for gradients; who is fooled is decided in float32 either way.
+        device: where the model is.
 
     Raises:
-        RobGIBError: no way of calling it gives one row of numbers an image; the sentence tells what it said.
+        RobGIBError: the model cannot be called on such images, or gives no logits.
     """
+    if precision not in PRECISIONS:
+        raise unknown_name("precision", precision, PRECISIONS)
     net = as_module(model)
-    raw = net.net if isinstance(net, Classifier) else net
-    with torch.no_grad(), seeded(0, sample.device):
-        form, told, where = _form(raw, sample)
-        options: dict[str, Any] = dict(form)
-        notes: list[str] = []
-        if form.get("dtype"):
-            notes.append(f"it computes in {str(form['dtype']).removeprefix('torch.')}")
-        if form.get("rows"):
-            notes.append(f"it takes batches of {form['rows']} only: they are filled up")
-        if where:
-            notes.append(f"its output is a {type(told).__name__}, of which {where} is read")
-        options["copies"] = _overwrites(Classifier(raw, **form), sample)
-        if options["copies"]:
-            notes.append("it changes the images that it is given: it gets copies")
-        logits = _tensor(told)[0].float()
-        options["single"] = logits.ndim == 1 or logits.shape[1:].numel() == 1
-        if options["single"]:
-            if classes not in (None, 2):
+    with eval_mode(net):
+        for count in (16, 4, 1):
+            few = sample[:count].to(device)
+            try:
+                adapted = adapt(net, few, classes)
+                with eval_mode(adapted.model):
+                    quick = adapted.model if adapted.random else fuse_for_inference(adapted.model, few)
+                    size = batch_size or rows_of(adapted.model) or fitting_batch(adapted.model, few)
+                break
+            except torch.OutOfMemoryError:
+                if count == 1:
+                    raise
+    told = (adapted.random, adapted.probabilities, adapted.company, adapted.notes)
+    return Prepared(adapted.model, quick, size, precision, *told)
+
+
+def check_logits(logits: Tensor, x: Tensor, classes: int | None = None) -> None:
+    """Raise when a model's output is not logits (N, classes), or no answer to any image."""
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
+        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise RobGIBError(
+            f"the model's output is {shape} for {len(x)} images; it must be logits of shape (N, classes)."
+        )
+    if classes is not None and logits.shape[1] < classes:
+        raise RobGIBError(
+            f"the model gives {logits.shape[1]} logits and the data have {classes} classes; "
+            "use a model and data that belong together."
+        )
+
+
+def answers(
+    model: nn.Module | Prepared,
+    x: Tensor,
+    y: Tensor,
+    *,
+    classes: int | None = None,
+    batch_size: int = 256,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> Answers:
+    """Return what a model says of images ``x`` (N, …) with labels ``y`` (N,), after checking that it is logits.
+
+    A model that was found to answer at random (:func:`prepare`) is asked 20 times.
+
+    Raises:
+        RobGIBError: the output is not logits.
+    """
+    net = model.model if isinstance(model, Prepared) else model
+    draws = model.draws if isinstance(model, Prepared) else 1
+    batch_size = model.batch_size if isinstance(model, Prepared) else batch_size
+    parts = []
+    with eval_mode(net), torch.no_grad(), seeded(seed, device):
+        housed = BatchedModel(net, batch_size)
+        for batch, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):
+            try:
+                parts.append(ask(housed, batch.to(device), labels.to(device), draws, classes))
+            except RuntimeError as error:
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise
                 raise RobGIBError(
-                    f"the model gives one number an image and the data have {classes} classes; use a model with a "
-                    "logit a class."
-                )
-            notes.append("it gives one logit z an image, read as the logits [0, z] of two classes")
-        options["reading"] = _read_as(Classifier(raw, **options), sample, logits)
-        if options["reading"] == "softmax":
-            notes.append("its output are probabilities: attacks climb the logits below them")
-        elif options["reading"] == "sigmoid":
-            notes.append("its output are probabilities of single classes: attacks climb the logits below them")
-        options["masked"] = bool((logits == float("-inf")).any())
-        if options["masked"]:
-            notes.append("it masks classes with -inf")
-        found = Classifier(raw, **options).train(False)
-        at_random = _random(found, sample)
-        if not at_random and _company(found, sample):
-            found.rows, found.alone = found.rows or 1, True
-            notes.append("its answer to an image depends on the others of the batch: images are given one at a time")
-    as_it_is = (
-        not any([*form.values(), options["copies"], options["single"], options["masked"], found.alone, where])
-        and options["reading"] == "logits"
-        and logits.ndim == 2
-        and _tensor(told)[0].dtype == sample.dtype
-        and not isinstance(net, Classifier)
-    )
-    return Adapted(
-        net if as_it_is else found,
-        random=at_random,
-        probabilities=options["reading"] != "logits",
-        company=found.alone,
-        notes=tuple(notes),
-    )
+                    f"the model does not take images of shape {tuple(batch.shape[1:])}: {first_line(error)}."
+                ) from error
+    prediction, right = (torch.cat(kind).cpu().numpy() for kind in zip(*parts, strict=True))
+    return Answers(prediction, right)
 
 
-def _tensor(told: Any) -> tuple[Tensor, str]:
-    """The logits in what a model returns, and where they are there ("" where they are all of it)."""
-    if isinstance(told, Tensor):
-        return told, ""
-    named = told if isinstance(told, Mapping) else {}
-    logits = named.get("logits", getattr(told, "logits", None))
-    if isinstance(logits, Tensor):
-        return logits, "logits"
-    parts = list(named.items()) if named else list(enumerate(told)) if isinstance(told, tuple | list) else []
-    tensors = [(key, part) for key, part in parts if isinstance(part, Tensor) and part.ndim >= 1]
-    if tensors and (len(tensors) == 1 or not named):
-        return tensors[0][1], f"item {tensors[0][0]!r}"
-    raise TypeError(f"it returns {type(told).__name__} without logits")
+def check_decided(clean: Answers) -> None:
+    """Raise when a model has an answer to no clean image."""
+    count = len(clean.prediction)
+    if count and (clean.prediction == UNDECIDED).all():
+        raise RobGIBError(
+            f"the model gives NaN or infinite logits on {count} of {count} clean images; no result would mean anything."
+        )
 
 
-def _form(net: Callable[..., Any], sample: Tensor) -> tuple[dict[str, Any], Any, str]:
-    """How the net takes images: its dtype and number of rows where they are not any; what it told, and where."""
-    tensors = [*net.parameters(), *net.buffers()] if isinstance(net, nn.Module) else []
-    own = next((t.dtype for t in tensors if t.is_floating_point()), sample.dtype)
-    dtypes: list[torch.dtype | None] = [None] if own == sample.dtype else [own, None]
-    if not tensors:
-        dtypes.append(torch.float64)
-    errors: list[str] = []
-
-    def tried(count: int, dtype: torch.dtype | None) -> tuple[Any, str] | None:
-        rows = torch.arange(count, device=sample.device) % len(sample)
-        given = sample[rows]
-        try:
-            told = net(given if dtype is None else given.to(dtype))
-            logits, where = _tensor(told)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # whatever a stranger's model says: the caller tells it in a sentence
-            errors.append(first_line(error))
-            return None
-        if logits.ndim < 1 or len(logits) != count or (logits.ndim > 2 and logits.shape[2:].numel() > 1):
-            errors.append(f"its output is {tuple(logits.shape)} for {count} images, not (N, classes)")
-            return None
-        if not logits.is_floating_point():
-            errors.append(f"its output is of type {str(logits.dtype).removeprefix('torch.')}, not logits")
-            return None
-        return told, where
-
-    count = min(len(sample), 8)
-    for dtype in dtypes:
-        whole = tried(count, dtype)
-        if whole is not None and tried(count + 1, dtype) is not None:
-            return ({"dtype": dtype} if dtype else {}), *whole
-    for rows in dict.fromkeys((count, *_SIZES)):
-        for dtype in dtypes:
-            whole = tried(rows, dtype)
-            if whole is not None:
-                return {"rows": rows, **({"dtype": dtype} if dtype else {})}, *whole
-    raise RobGIBError(f"the model does not take images of shape {tuple(sample.shape[1:])}: {errors[0]}.")
+def ask(model: nn.Module, x: Tensor, y: Tensor, draws: int, classes: int | None = None) -> tuple[Tensor, Tensor]:
+    """The model's most frequent answers (N,) to images in ``draws`` calls, and the share of right ones (N,)."""
+    votes = []
+    for _ in range(draws):
+        logits = model(x)
+        check_logits(logits, x, classes)
+        votes.append(torch.where(decided(logits), logits.argmax(1), UNDECIDED))
+    said = torch.stack(votes)
+    right = (said == y).double().mean(0)
+    return said[0] if draws == 1 else said.mode(0).values, right
 
 
-def _overwrites(net: Classifier, sample: Tensor) -> bool:
-    given = sample.clone() if net.rows is None else sample[torch.arange(net.rows, device=sample.device) % len(sample)]
-    given = given if net.dtype is None else given.to(net.dtype)
-    before = given.clone()
-    net.net(given)
-    return not torch.equal(given, before)
+def predict(
+    model: nn.Module | Prepared,
+    x: Tensor,
+    *,
+    classes: int | None = None,
+    batch_size: int = 256,
+    device: torch.device | str = "cpu",
+) -> np.ndarray:
+    """Return predicted classes (N,) of clean images ``x``, -1 where the model has no answer; see :func:`answers`.
 
-
-def _read_as(net: Classifier, sample: Tensor, told: Tensor) -> Reading:
-    """Whether the output is a softmax or a sigmoid."""
-    if not bool(((told >= 0) & (told <= 1)).all()):
-        return "logits"
-    if not net.single and bool(((told.flatten(1).sum(1) - 1).abs() < (1e-3 if net.dtype is None else 2e-2)).all()):
-        return "softmax"
-    given = sample if net.rows is None else sample[torch.arange(net.rows, device=sample.device) % len(sample)]
-    with _Ends() as ends:
-        before = ends.before(_tensor(net.raw(given))[0])
-    return "sigmoid" if before is not None and before[1] == "sigmoid" else "logits"
-
-
-def differ(one: Tensor, two: Tensor) -> float:
-    """By how much two answers (N, classes) to the same images differ, in units of the logits' spread."""
-    spread = (one - one.mean(1, keepdim=True)).abs().mean().clamp_min(1e-12)
-    gap = float((one - two).abs().max() / spread)
-    same = torch.equal(torch.isfinite(one), torch.isfinite(two))
-    return gap if gap == gap else (0.0 if same else float("inf"))  # NaN where both were NaN is no difference
-
-
-def _random(net: Classifier, sample: Tensor) -> bool:
-    """Whether two calls on the same images differ."""
-
-    def state() -> tuple[bytes, bytes, Any]:
-        numpy_state = np.random.get_state()  # noqa: NPY002
-        cuda = torch.cuda.get_rng_state(sample.device) if sample.device.type == "cuda" else torch.empty(0)
-        return torch.get_rng_state().numpy().tobytes() + cuda.numpy().tobytes(), str(numpy_state).encode(), (
-            random.getstate()
-        )  # fmt: skip
-
-    before = state()
-    first = net(sample[:4])
-    calls = _CALLS if state() != before else _FEW_CALLS
-    return any(differ(first, net(sample[:4])) > _EQUAL for _ in range(calls - 1))
-
-
-def _company(net: Classifier, sample: Tensor) -> bool:
-    """Whether an image's logits change with the images beside it."""
-    count = net.rows or max(2, min(len(sample), 8))
-    if count == 1:
-        return False
-    others = torch.rand((count, *sample.shape[1:]), device=sample.device, dtype=sample.dtype)
-    one, two = others.clone(), others.flip(0) / 2
-    one[0] = two[0] = sample[0]
-    three = sample[torch.arange(count, device=sample.device) % len(sample)]
-    told = [net(batch)[:1] for batch in (one, two, three)]
-    return any(differ(told[0], other) > _EQUAL for other in told[1:])
+    Raises:
+        RobGIBError: the output is not logits, or no answer to any image.
+    """
+    nothing = torch.full((len(x),), UNDECIDED - 1)
+    told = answers(model, x, nothing, classes=classes, batch_size=batch_size, device=device)
+    check_decided(told)
+    return told.prediction

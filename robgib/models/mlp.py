@@ -7,7 +7,9 @@ from torch import Tensor, nn
 from robgib.errors import unknown_name
 from robgib.models.registry import register_architecture
 
-__all__ = ["MLP"]
+__all__ = [
+    "MLP",
+]
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "gelu": nn.GELU}
 

@@ -18,9 +18,14 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
+from robgib._torchvision import load_torchvision
 from robgib.errors import RobGIBError, first_line
 
-__all__ = ["PROGRAM_SUFFIXES", "is_program", "read_program"]
+__all__ = [
+    "PROGRAM_SUFFIXES",
+    "is_program",
+    "read_program",
+]
 
 PROGRAM_SUFFIXES = (".ts", ".torchscript", ".pt2", ".onnx")
 
@@ -244,7 +249,7 @@ def read_program(path: Path) -> nn.Module:
 
 
 def _onnx(path: Path) -> nn.Module:
-    from robgib._torchvision import torchvision  # noqa: F401  (the converter imports it, and may not be able to alone)
+    load_torchvision()  # the converter imports it, and may not be able to alone
 
     try:
         onnx, converter = importlib.import_module("onnx"), importlib.import_module("onnx2torch")

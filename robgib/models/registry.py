@@ -13,10 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from robgib._torchvision import load_torchvision
 from robgib.errors import RobGIBError, unknown_name
 from robgib.models.bottleneck import variational_head
 
-__all__ = ["ARCHITECTURES", "Normalize", "build", "check_file_architecture", "register_architecture", "runs_code"]
+__all__ = [
+    "ARCHITECTURES",
+    "Normalize",
+    "build",
+    "check_file_architecture",
+    "register_architecture",
+    "runs_code",
+]
 
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {}
 """Factories by name: ``factory(shape, classes, **options) -> nn.Module`` with logits (N, classes)."""
@@ -166,8 +174,7 @@ def _ported(library: str, name: str, shape: tuple[int, ...], classes: int, optio
     if shape[0] not in (1, 3):
         raise RobGIBError(f"{library}:{name} takes images of 1 or 3 channels, not {shape[0]}.")
     if library == "torchvision":
-        from robgib._torchvision import torchvision
-
+        torchvision = load_torchvision()
         known = torchvision.models.list_models(module=torchvision.models)
         make = partial(torchvision.models.get_model, name, weights=None, num_classes=classes)
     else:

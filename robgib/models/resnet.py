@@ -9,7 +9,10 @@ from torch.nn import functional as F
 from robgib.errors import RobGIBError
 from robgib.models.registry import Normalize, register_architecture
 
-__all__ = ["ResNet", "WideResNet"]
+__all__ = [
+    "ResNet",
+    "WideResNet",
+]
 
 
 class BasicBlock(nn.Module):

@@ -8,7 +8,9 @@ from robgib.errors import RobGIBError
 from robgib.models.registry import register_architecture
 from robgib.models.vit import Encoder
 
-__all__ = ["TextTransformer"]
+__all__ = [
+    "TextTransformer",
+]
 
 
 class TextTransformer(Encoder):

@@ -9,7 +9,10 @@ from torch.nn import functional as F
 from robgib.errors import RobGIBError
 from robgib.models.registry import Normalize, register_architecture
 
-__all__ = ["Encoder", "ViT"]
+__all__ = [
+    "Encoder",
+    "ViT",
+]
 
 
 class Attention(nn.Module):

@@ -1,6 +1,8 @@
 """From run folders to a page."""
 
-from robgib.reporting.page import render, trace_page, write_report
+from robgib.reporting.console import print_runs
+from robgib.reporting.page import render, trace_page, write_report, write_trace
+from robgib.reporting.summary import summarise
 from robgib.reporting.validation import (
     merge_validations,
     read_validation,
@@ -11,11 +13,14 @@ from robgib.reporting.validation import (
 
 __all__ = [
     "merge_validations",
+    "print_runs",
     "read_validation",
     "render",
+    "summarise",
     "trace_page",
     "validation_markdown",
     "validation_page",
     "validation_rows",
     "write_report",
+    "write_trace",
 ]

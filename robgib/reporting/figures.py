@@ -12,8 +12,8 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from robgib.store import Run
-from robgib.study import display_names
+from robgib.reporting.summary import display_names
+from robgib.results import Run
 
 __all__ = [
     "accuracy_curves",
@@ -34,7 +34,6 @@ _DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star")
 TITLES = {"linf": "L∞", "l2": "L2", "l1": "L1"}
 """Norms as the page writes them."""
-
 _FONT = {"family": "Inter, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 13, "color": "#24292f"}
 
 

@@ -13,11 +13,18 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from robgib.errors import RobGIBError
+from robgib.files import write_file
 from robgib.reporting import figures
-from robgib.store import Run, write_file
-from robgib.study import LEAST_MODELS, correlate, display_names, summarise
+from robgib.reporting.summary import LEAST_MODELS, correlate, display_names, summarise
+from robgib.results import Run
 
-__all__ = ["page", "render", "trace_page", "write_report"]
+__all__ = [
+    "page",
+    "render",
+    "trace_page",
+    "write_report",
+    "write_trace",
+]
 
 _TERMS = ("I(Z;Y)", "I(X;Z)", "C(X;Z)", "S(X;Z)", "S(Z;Y)", "IB", "GIB")
 
@@ -198,7 +205,7 @@ def render(runs: Sequence[Run]) -> str:
 
 
 def trace_page(table: pd.DataFrame, name: str) -> str:
-    """Return the page of one trace (:class:`robgib.tracing.Tracer`) as HTML that needs no network."""
+    """Return the page of one trace (:class:`robgib.training.Tracer`) as HTML that needs no network."""
     estimators = []
     for estimator, g in table.groupby("estimator", sort=False):
         source = g[g["term"] == "I(X;Z)"].iloc[0]
@@ -215,9 +222,22 @@ def trace_page(table: pd.DataFrame, name: str) -> str:
     return page("trace.html.j2", title=f"{name} in training", name=name, accuracy=accuracy, estimators=estimators)
 
 
-def write_report(runs: Sequence[Run], path: Path) -> Path:
-    """Write the page of ``runs`` to ``path``, whole or not at all."""
+def write_report(runs: Run | Sequence[Run], path: str | Path) -> Path:
+    """Write the page of one or several runs to ``path``, whole or not at all.
+
+    Raises:
+        RobGIBError: there is no run, or the file cannot be written.
+    """
+    runs = [runs] if isinstance(runs, Run) else list(runs)
     if not runs:
         raise RobGIBError("a report needs at least one run.")
-    write_file(path, render(runs).encode())
-    return path
+    write_file(Path(path), render(runs).encode())
+    return Path(path)
+
+
+def write_trace(table: pd.DataFrame, checkpoint: Path, name: str) -> Path:
+    """Write a trace beside its checkpoint, as ``.trace.csv`` and the page ``.trace.html``; return the page's path."""
+    write_file(checkpoint.with_suffix(".trace.csv"), table.to_csv(index=False).encode())
+    page = checkpoint.with_suffix(".trace.html")
+    write_file(page, trace_page(table, name).encode())
+    return page

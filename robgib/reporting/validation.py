@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
 from robgib.errors import RobGIBError
-from robgib.information import Estimator
-from robgib.information.validation import REGIMES
 from robgib.reporting import figures
 from robgib.reporting.page import page
+from robgib.results import column_names
 
-__all__ = ["merge_validations", "read_validation", "validation_markdown", "validation_page", "validation_rows"]
+__all__ = [
+    "merge_validations",
+    "read_validation",
+    "validation_markdown",
+    "validation_page",
+    "validation_rows",
+]
+
+_COLUMNS = tuple(column_names("validation"))
 
 
-_COLUMNS = (
-    *("estimator", "regime", "task", "samples", "figure", "truth", "bias", "sd", "coverage", "null"),
-    *("saturated", "seconds", "repeats", "claims"),
-)
+class Described(Protocol):
+    """What the page tells of an estimator: its class has these."""
+
+    name: ClassVar[str]
+    guide: ClassVar[str]
 
 
 def read_validation(path: Path) -> pd.DataFrame | None:
@@ -87,10 +95,8 @@ def validation_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
-def validation_page(estimators: Sequence[type[Estimator]], table: pd.DataFrame) -> str:
+def validation_page(estimators: Sequence[type[Described]], table: pd.DataFrame, version: str) -> str:
     """Return the page as self-contained HTML."""
-    from robgib import __version__
-
     sections = []
     for kind in estimators:
         own = table[table["estimator"] == kind.name]
@@ -102,11 +108,11 @@ def validation_page(estimators: Sequence[type[Estimator]], table: pd.DataFrame) 
                 "figure": Markup(figures.validation_errors(own)) if len(own) else "",
             }
         )
-    return page("validation.html.j2", title="Estimators against the truth", estimators=sections, version=__version__)
+    return page("validation.html.j2", title="Estimators against the truth", estimators=sections, version=version)
 
 
-def validation_markdown(estimators: Sequence[type[Estimator]], table: pd.DataFrame) -> str:
-    """Return the same as Markdown: a paragraph and a table an estimator."""
+def validation_markdown(estimators: Sequence[type[Described]], table: pd.DataFrame, regimes: Mapping[str, str]) -> str:
+    """Return the same as Markdown: what the regimes are, and a paragraph and a table an estimator."""
     lines = [
         "# The estimators, and how far each is off",
         "",
@@ -117,7 +123,7 @@ def validation_markdown(estimators: Sequence[type[Estimator]], table: pd.DataFra
         "R repeats has itself a standard error of about 22%/√R. A regime in parentheses is one that the estimator does "
         "not claim.",
         "",
-        "Regimes: " + "; ".join(f"*{name}*, {what}" for name, what in REGIMES.items()) + ".",
+        "Regimes: " + "; ".join(f"*{name}*, {what}" for name, what in regimes.items()) + ".",
     ]
     for kind in estimators:
         lines += ["", f"## `{kind.name}`", "", kind.guide]

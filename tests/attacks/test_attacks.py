@@ -6,21 +6,13 @@ import torch
 from torch import nn
 
 from robgib import AttackContractError, RobGIBError, SampleRNG, ThreatModel, make_attack
-from robgib.attacks import (
-    FGSM,
-    PGD,
-    Attack,
-    Prepared,
-    accuracy_curve,
-    attack_samples,
-    count_passes,
-    frozen,
-    predict,
-)
+from robgib.attacks import FGSM, PGD, Attack
+from robgib.models.inference import Prepared, count_queries, eval_mode, predict
+from robgib.robustness.run_attack import accuracy_curve, run_attack
 
 
 def perturb(spec, model, x, y, seed=0):
-    with frozen(model):
+    with eval_mode(model):
         return make_attack(spec).perturb(model, x, y, SampleRNG(seed, range(len(x))))
 
 
@@ -89,11 +81,11 @@ def test_best_is_never_worse_than_last_or_than_the_clean_image(right_digits, dig
 def test_the_same_seed_gives_the_same_images_in_any_batches(spec, right_digits, digits_cnn):
     x, y = right_digits
     attack = make_attack(spec)
-    small = attack_samples(digits_cnn, x, y, attack, batch_size=7, seed=5)
-    large = attack_samples(digits_cnn, x, y, attack, batch_size=500, seed=5)
+    small = run_attack(digits_cnn, x, y, attack, batch_size=7, seed=5)
+    large = run_attack(digits_cnn, x, y, attack, batch_size=500, seed=5)
     assert (small.prediction == large.prediction).all()
     assert small.linf == pytest.approx(large.linf, abs=1e-5)
-    other = attack_samples(digits_cnn, x, y, attack, batch_size=500, seed=6)
+    other = run_attack(digits_cnn, x, y, attack, batch_size=500, seed=6)
     assert not np.allclose(other.l2, large.l2, atol=1e-6)
 
 
@@ -104,7 +96,7 @@ def test_model_is_left_as_it_was(right_digits, digits_cnn):
     modes = [m.training for m in digits_cnn.modules()]
     state = {k: v.clone() for k, v in digits_cnn.state_dict().items()}
     try:
-        attack_samples(digits_cnn, x, y, make_attack("pgd-linf"))
+        run_attack(digits_cnn, x, y, make_attack("pgd-linf"))
         assert [m.training for m in digits_cnn.modules()] == modes
         assert all(p.requires_grad and p.grad is None for p in digits_cnn.parameters())
         assert all(torch.equal(v, state[k]) for k, v in digits_cnn.state_dict().items())
@@ -115,7 +107,7 @@ def test_model_is_left_as_it_was(right_digits, digits_cnn):
 def test_wrong_samples_are_not_attacked_and_sizes_are_recorded(digits, digits_cnn):
     x, y = digits.test.x[:200], digits.test.y[:200].clone()
     y[:10] = (y[:10] + 1) % 10
-    outcome = attack_samples(digits_cnn, x, y, make_attack("pgd-linf:eps=0.1"), pictures=4)
+    outcome = run_attack(digits_cnn, x, y, make_attack("pgd-linf:eps=0.1"), pictures=4)
     assert not outcome.linf[:10].any()
     assert outcome.linf.max() == pytest.approx(0.1, abs=1e-5)
     assert (outcome.l2 >= outcome.linf - 1e-6).all()
@@ -129,7 +121,7 @@ def test_curve_falls_and_passes_through_what_is_known(right_digits, digits_cnn):
     x, y = right_digits
     attack = make_attack("pgd-linf:eps=0.1")
     clean = predict(digits_cnn, x)
-    known = attack_samples(digits_cnn, x, y, attack, clean=clean)
+    known = run_attack(digits_cnn, x, y, attack, clean=clean)
     points, _ = accuracy_curve(digits_cnn, x, y, attack, known, clean=clean)
     eps, right = zip(*points, strict=True)
     assert list(eps) == sorted(eps)
@@ -158,7 +150,7 @@ def test_broken_attacks_are_named(how, right_digits, digits_cnn):
     attack = Wrong(ThreatModel("linf", 0.1))
     object.__setattr__(attack, "how", how)
     with pytest.raises(AttackContractError, match=r"attack 'mine' (returned|left)"):
-        attack_samples(digits_cnn, x, y, attack, label="mine")
+        run_attack(digits_cnn, x, y, attack, label="mine")
 
 
 class Says(nn.Module):
@@ -195,18 +187,18 @@ def test_a_curve_of_distances_costs_a_minimal_norm_attack_nothing(right_digits, 
     x, y = right_digits[0][:60], right_digits[1][:60]
     attack = make_attack("fab-t-linf:steps=20,targets=3,eps=0.08")
     clean = predict(digits_cnn, x)
-    known = attack_samples(digits_cnn, x, y, attack, clean=clean)
+    known = run_attack(digits_cnn, x, y, attack, clean=clean)
     assert np.isfinite(known.distance).all()
     assert ((known.distance <= 0.08 + 1e-6) == (known.prediction != y.numpy())).all()
     assert (known.linf[known.distance > 0.081] == 0).all()  # what lies outside the ball is not given out
-    with count_passes(digits_cnn) as passes:
+    with count_queries(digits_cnn) as passes:
         points, nearest = accuracy_curve(
             Prepared(digits_cnn, digits_cnn, 64), x, y, attack, known, clean=clean, factors=(0.5, 2.0)
         )
     assert passes.forward == 0
     assert (nearest == known.distance).all()
     assert points == [(e, int((known.distance > e + 1e-6).sum())) for e in (0.0, 0.04, 0.08, 0.16)]
-    direct = attack_samples(digits_cnn, x, y, replace(attack, threat=replace(attack.threat, eps=0.04)))
+    direct = run_attack(digits_cnn, x, y, replace(attack, threat=replace(attack.threat, eps=0.04)))
     assert points[1][1] == int((direct.prediction == y.numpy()).sum())
 
 
@@ -216,7 +208,7 @@ def test_the_sweep_finds_nearer_images(right_digits, digits_cnn):
     wrong[:4] = (wrong[:4] + 1) % 10
     attack = make_attack("pgd-linf:eps=0.1")
     clean = predict(digits_cnn, x)
-    known = attack_samples(digits_cnn, x, wrong, attack, clean=clean)
+    known = run_attack(digits_cnn, x, wrong, attack, clean=clean)
     assert (known.distance[:4] == 0).all()
     _, nearest = accuracy_curve(digits_cnn, x, wrong, attack, known, clean=clean)
     assert (nearest <= known.distance).all()
@@ -238,5 +230,5 @@ def test_a_model_that_an_attack_changed_is_mended(right_digits, digits_cnn):
     x, y = right_digits[0][:20], right_digits[1][:20]
     before = {k: v.clone() for k, v in digits_cnn.state_dict().items()}
     with pytest.raises(RobGIBError, match=r"attack 'mine' changed the model \(head.bias\)"):
-        attack_samples(digits_cnn, x, y, Meddler(make_attack("pgd-linf").threat), label="mine")
+        run_attack(digits_cnn, x, y, Meddler(make_attack("pgd-linf").threat), label="mine")
     assert all(torch.equal(v, before[k]) for k, v in digits_cnn.state_dict().items())

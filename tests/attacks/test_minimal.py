@@ -4,12 +4,12 @@ import torch
 from scipy.optimize import linprog, minimize
 from torch import nn
 
-import robgib._torchvision  # noqa: F401
 from robgib import RobGIBError, SampleRNG, ThreatModel, check_attack, make_attack
-from robgib.attacks import FAB, CarliniWagner, DeepFool, InBatches, count_passes, frozen
-from robgib.attacks.hyperplane import class_differences, dual_norm, hyperplane_step, nearest_boundary, wrong_classes
-from robgib.attacks.threat import distance
+from robgib.attacks import FAB, CarliniWagner, DeepFool
+from robgib.attacks.linearization import class_differences, dual_norm, hyperplane_step, nearest_boundary, wrong_classes
+from robgib.attacks.threat_model import distance
 from robgib.errors import NoGradientError
+from robgib.models.inference import BatchedModel, count_queries, eval_mode
 
 LIGHT = {  # few steps, to be quick; the catalogue's own are held to the contract in test_registry
     "deepfool-l2": "deepfool-l2:",
@@ -31,7 +31,7 @@ def widest(name):
 
 
 def find(spec, model, x, y, seed=0):
-    with frozen(model):
+    with eval_mode(model):
         return make_attack(spec).find(model, x, y, SampleRNG(seed, range(len(x))))
 
 
@@ -138,7 +138,7 @@ def test_the_ball_judges_what_is_found_and_wrong_images_stay(name, right_digits,
     eps = float(size[3:].median())
     # A restart of FAB begins within eps, so that what it finds may differ with eps.
     other = make_attack(f"{LIGHT[name]}eps={eps}")
-    with frozen(digits_cnn):
+    with eval_mode(digits_cnn):
         nearest = other.find(digits_cnn, x, y, SampleRNG(0, range(len(x))))
         given = other.perturb(digits_cnn, x, y, SampleRNG(0, range(len(x))))
     inside = other.threat.allows(nearest, x)
@@ -161,7 +161,7 @@ def test_fab_stops_inside_the_ball(name, right_digits, digits_cnn):
     attack = make_attack(f"{name}:eps={1.5 if 'l2' in name else 0.3}")
     passes = {}
     for how in ("perturb", "find"):
-        with frozen(digits_cnn), count_passes(digits_cnn) as counted:
+        with eval_mode(digits_cnn), count_queries(digits_cnn) as counted:
             getattr(attack, how)(digits_cnn, x, y, SampleRNG(0, range(len(x))))
         passes[how] = counted.backward
     assert passes["perturb"] < passes["find"] / 10
@@ -171,7 +171,7 @@ def test_fab_stops_inside_the_ball(name, right_digits, digits_cnn):
 @pytest.mark.parametrize("nudged", [False, True])
 def test_the_nearest_boundary_is_the_nearest_of_all(norm, nudged, right_digits, digits_cnn):
     x, y = right_digits[0][:25], right_digits[1][:25]
-    with frozen(digits_cnn):
+    with eval_mode(digits_cnn):
         with torch.no_grad():
             classes = wrong_classes(digits_cnn(x), y)
         nudge = torch.rand(25, generator=torch.Generator().manual_seed(0)) if nudged else None
@@ -179,7 +179,7 @@ def test_the_nearest_boundary_is_the_nearest_of_all(norm, nudged, right_digits, 
         size = values.abs() + (0 if nudge is None else nudge[:, None])
         best = (size / dual_norm(gradients, norm)).argmin(1)
         assert len(best.unique()) > 1
-        for model in (digits_cnn, InBatches(digits_cnn, 7), InBatches(digits_cnn, 100)):
+        for model in (digits_cnn, BatchedModel(digits_cnn, 7), BatchedModel(digits_cnn, 100)):
             value, normal = nearest_boundary(model, x, y, classes, norm, nudge)
             assert torch.allclose(value, values[range(25), best], atol=1e-5)
             assert torch.allclose(normal, gradients[range(25), best], atol=1e-5)
@@ -198,7 +198,7 @@ def test_boundaries_of_random_models_are_means_before_the_nearest_is_chosen():
 
     x, y = torch.full((3, 1, 1, 2), 0.1), torch.zeros(3, dtype=torch.int64)
     classes = torch.tensor([[1, 2, 3]] * 3)
-    value, normal = nearest_boundary(InBatches(Turns(), 8, draws=2), x, y, classes, "l2")
+    value, normal = nearest_boundary(BatchedModel(Turns(), 8, draws=2), x, y, classes, "l2")
     assert value.tolist() == pytest.approx([-3.5] * 3)
     assert normal[:, 0].tolist() == pytest.approx([5.0] * 3)
 
@@ -222,10 +222,10 @@ def test_memory_does_not_grow_with_the_classes(attack):
     model = nn.Sequential(nn.Flatten(), nn.Linear(pixels, kinds))
     nn.init.normal_(model[1].weight, generator=torch.Generator().manual_seed(0))
     x = torch.rand(count, 1, 30, 30, generator=torch.Generator().manual_seed(1))
-    with frozen(model), torch.no_grad():
+    with eval_mode(model), torch.no_grad():
         y = model(x).argmax(1)
-    with frozen(model), Largest() as largest:
-        make_attack(attack).find(InBatches(model, 8), x, y, SampleRNG(0, range(count)))
+    with eval_mode(model), Largest() as largest:
+        make_attack(attack).find(BatchedModel(model, 8), x, y, SampleRNG(0, range(count)))
     assert largest.size <= kinds * pixels  # the weights themselves; all gradients would be 16 times that
 
 
@@ -277,7 +277,7 @@ def test_no_gradient_is_said(right_digits, digits_cnn):
     x, y = right_digits[0][:5], right_digits[1][:5]
     for model in (Detached(), Unused()):
         for spec in ("fab-l2", "fab-t-linf", "deepfool-l2"):
-            for form in (model, InBatches(model, 2)):
+            for form in (model, BatchedModel(model, 2)):
                 with pytest.raises(NoGradientError, match=r"the model gives no gradient: .* such as square-linf"):
                     find(spec, form, x, y)
 
@@ -297,7 +297,7 @@ def test_distances_beside_torchattacks(right_digits, digits_cnn):
     x, y = right_digits[0][:40], right_digits[1][:40]
 
     def peer(kind, bound, **options):
-        with torch.random.fork_rng(devices=[]), frozen(digits_cnn):
+        with torch.random.fork_rng(devices=[]), eval_mode(digits_cnn):
             torch.manual_seed(0)
             found = getattr(torchattacks, kind)(digits_cnn, **options)(x, y).detach()
         with torch.no_grad():
@@ -341,7 +341,7 @@ def test_fab_is_as_strong_as_that_of_torchattacks(norm, budgets, right_digits, d
         peer = torchattacks.FAB(
             digits_cnn, norm=norm.replace("l", "L"), eps=eps, steps=40, multi_targeted=True, n_classes=5
         )
-        with frozen(digits_cnn):
+        with eval_mode(digits_cnn):
             found = peer(x, y).detach()
         with torch.no_grad():
             robust = (digits_cnn(found).argmax(1) == y) | (distance(found, x, norm) > eps * (1 + 1e-5))

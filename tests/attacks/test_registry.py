@@ -2,7 +2,7 @@ import pytest
 
 from robgib import RobGIBError, check_attack, make_attack
 from robgib.attacks import PGD, TorchAttack, attack_catalogue
-from robgib.catalogue import parse_value
+from robgib.registry import parse_value
 
 
 def test_catalogue_parameters_and_overrides():

@@ -5,9 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-import robgib._torchvision  # noqa: F401
 from robgib import RobGIBError, RobGIBWarning, SampleRNG, ThreatModel, check_attack, make_attack
-from robgib.attacks import APGD, FAB, MIFGSM, PGD, RFGSM, AutoAttack, Goal, Square, cascade
+from robgib.attacks import APGD, FAB, MIFGSM, PGD, RFGSM, AutoAttack, Objective, Square, cascade
 from robgib.attacks.apgd import checkpoints
 from robgib.attacks.square import _patterns, _pyramid, _sides, _window
 from robgib.errors import NoGradientError
@@ -56,11 +55,11 @@ def test_checkpoints_come_ever_more_often():
 def test_dlr_against_its_formula():
     logits = torch.tensor([[3.0, 1.0, 2.0, -1.0], [0.5, 2.5, 0.0, 1.0]])
     y, t = torch.tensor([0, 0]), torch.tensor([1, 1])
-    plain = Goal(y, False, "dlr").objective(logits)
+    plain = Objective(y, False, "dlr").value(logits)
     assert plain.tolist() == pytest.approx([-(3 - 2) / (3 - 1), -(0.5 - 2.5) / (2.5 - 0.5)])
-    towards = Goal(t, True, "dlr", truth=y).objective(logits)
+    towards = Objective(t, True, "dlr", truth=y).value(logits)
     assert towards.tolist() == pytest.approx([-(3 - 1) / (3 - (1 - 1) / 2), -(0.5 - 2.5) / (2.5 - (0.5 + 0.0) / 2)])
-    scaled = Goal(y, False, "dlr").objective(100 * logits + 7)
+    scaled = Objective(y, False, "dlr").value(100 * logits + 7)
     assert torch.allclose(plain, scaled)
 
 
@@ -133,12 +132,12 @@ def test_mifgsm_makes_the_images_of_torchattacks(digits_cnn, right_digits):
 @pytest.mark.parametrize("make", [lambda t: APGD(t, steps=5), lambda t: APGD(t, steps=3, restarts=2)])
 def test_ascent_never_ends_below_the_clean_loss(digits_cnn, right_digits, make, norm):
     x, y = right_digits
-    goal = Goal(y, False, "ce")
+    goal = Objective(y, False, "ce")
     found = make(ThreatModel(norm, EPS[norm] / 5)).perturb(digits_cnn, x, y, SampleRNG(0, range(len(x))))
     with torch.no_grad():
         logits, clean = digits_cnn(found), digits_cnn(x)
     fooled = logits.argmax(1) != y
-    assert (fooled | (goal.objective(logits) >= goal.objective(clean) - 1e-6)).all()
+    assert (fooled | (goal.value(logits) >= goal.value(clean) - 1e-6)).all()
 
 
 def test_square_needs_no_gradient(right_digits, digits_cnn):

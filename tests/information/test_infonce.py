@@ -3,8 +3,7 @@ import pytest
 
 from robgib import RobGIBError
 from robgib.information import InfoNCE
-from robgib.information.known import known_distributions
-from robgib.information.validation import tasks
+from robgib.information.validation_tasks import known_distributions, tasks
 
 QUICK = InfoNCE(steps=300, width=48)
 

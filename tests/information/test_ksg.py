@@ -3,8 +3,8 @@ import pytest
 
 from robgib import RobGIBError, RobGIBWarning
 from robgib.information import KSG, Binned
-from robgib.information.known import known_distributions
-from robgib.information.validation import tasks, validate
+from robgib.information.validation import validate
+from robgib.information.validation_tasks import known_distributions, tasks
 
 
 @pytest.mark.parametrize("name", ["gaussian-row", "mixture-2-classes"])

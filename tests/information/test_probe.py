@@ -4,8 +4,8 @@ import torch
 
 from robgib import RobGIBError
 from robgib.information import Probe
-from robgib.information.known import known_distributions
-from robgib.information.validation import tasks, validate
+from robgib.information.validation import validate
+from robgib.information.validation_tasks import known_distributions, tasks
 
 QUICK = Probe(steps=300, width=48)
 

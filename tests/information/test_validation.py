@@ -4,9 +4,10 @@ import pytest
 from scipy import stats
 
 from robgib.information import Exact, Gaussian
-from robgib.information.estimator import Estimator, decompose
+from robgib.information.base import Estimator, decompose
 from robgib.information.registry import estimator_classes
-from robgib.information.validation import REGIMES, Sample, Task, _student, half_cube, spiral, tasks, validate
+from robgib.information.validation import validate
+from robgib.information.validation_tasks import REGIMES, Sample, Task, _student, half_cube, spiral, tasks
 
 RNG = np.random.default_rng(0)
 
@@ -39,7 +40,7 @@ def test_student_truth_against_its_densities():
     sample = _student((1, 1), 1, freedom)(200_000, np.random.default_rng(3))
     values = np.hstack([*sample.features, sample.target])
     # The dispersion is drawn from the same generator before the samples: draw it again.
-    from robgib.information.validation import _random_covariance
+    from robgib.information.validation_tasks import _random_covariance
 
     shape = _random_covariance(3, np.random.default_rng(3))
 
@@ -113,7 +114,7 @@ def test_the_goals_hold_for_closed_forms():
 def test_processes_share_the_repeats_and_change_nothing(tmp_path):
     (tmp_path / "far.py").write_text(
         "from dataclasses import dataclass\n"
-        "from robgib.information.estimator import Estimator, decompose\n\n\n"
+        "from robgib.information.base import Estimator, decompose\n\n\n"
         "@dataclass(frozen=True)\n"
         "class Far(Estimator):\n"
         "    name = 'far'\n"

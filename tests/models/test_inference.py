@@ -1,191 +1,181 @@
-"""Whatever a classifier looks like from outside, it is read as logits, or refused in a sentence."""
+"""What attacks climb: batches, faster forms, low precision; and the model itself as the judge of it all."""
 
 import copy
-import warnings
+import dataclasses
 
 import pytest
 import torch
 from torch import nn
 
-import robgib
-from robgib import RobGIBError, make_attack
-from robgib.attacks import attack_samples, prepare
-from robgib.information import capture, default_layers
-from robgib.models.inference import Classifier, adapt, as_module, decided, network_of, seeded
-from tests import unusual
+from robgib import RobGIBError, SampleRNG, make_attack
+from robgib.attacks import Attack, Objective
+from robgib.attacks.base import objective_gradient
+from robgib.attacks.linearization import class_differences, wrong_classes
+from robgib.models.inference import BatchedModel, count_queries, eval_mode, fitting_batch, fuse_for_inference, prepare
+from robgib.robustness.run_attack import run_attack
 
 
-@pytest.fixture(scope="module")
-def images(digits):
-    return digits.test.x[:100], digits.test.y[:100]
+def test_batches_change_nothing(digits_cnn, right_digits):
+    x, y = right_digits[0][:50], right_digits[1][:50]
+    with eval_mode(digits_cnn):
+        net = BatchedModel(digits_cnn, 7)
+        goal = Objective(y, False, "ce")
+        for ours, whole in zip(objective_gradient(net, x, goal), objective_gradient(digits_cnn, x, goal), strict=True):
+            assert torch.allclose(ours, whole, atol=1e-5)
+        with torch.no_grad():
+            classes = wrong_classes(net(x), y)[:, :3]
+            assert torch.allclose(net(x), digits_cnn(x), atol=1e-5)
+            assert net(x[:0]).shape == (0, 10)
+        both = (class_differences(model, x, y, classes) for model in (net, digits_cnn))
+        for ours, whole in zip(*both, strict=True):
+            assert torch.allclose(ours, whole, atol=1e-4)
 
 
-def scripted(model):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return torch.jit.trace(model, torch.rand(2, 1, 8, 8))
+def test_the_batch_is_halved_when_memory_does_not_suffice(digits_cnn, right_digits):
+    class Narrow(nn.Module):
+        def __init__(self, most):
+            super().__init__()
+            self.net, self.most, self.largest = digits_cnn, most, 0
+
+        def forward(self, x):
+            self.largest = max(self.largest, len(x))
+            if len(x) > self.most:
+                raise torch.OutOfMemoryError("no")
+            return self.net(x)
+
+    x, y = right_digits[0][:40], right_digits[1][:40]
+    narrow = Narrow(9)
+    with eval_mode(narrow):
+        net = BatchedModel(narrow, 32)
+        gradient, _ = net.gradient(x, Objective(y, False, "ce"))
+        assert net.batch_size == 8
+        assert torch.allclose(gradient, objective_gradient(digits_cnn, x, Objective(y, False, "ce"))[0], atol=1e-5)
+        with pytest.raises(torch.OutOfMemoryError):
+            BatchedModel(Narrow(0), 4)(x)
 
 
-def exported(model):
-    return torch.export.export(copy.deepcopy(model).eval(), (torch.rand(4, 1, 8, 8),))
+def test_passes_are_counted_whoever_makes_them(digits_cnn, right_digits):
+    x, y = right_digits[0][:20], right_digits[1][:20]
+    with eval_mode(digits_cnn), count_queries(digits_cnn, digits_cnn) as passes:
+        objective_gradient(digits_cnn, x, Objective(y, False, "ce"))
+        with torch.no_grad():
+            digits_cnn(x[:5])
+    assert (passes.forward, passes.backward) == (25, 20)
+    digits_cnn(x)
+    assert passes.forward == 25
+    fooled = run_attack(digits_cnn, x, y, make_attack("pgd-linf:eps=1,steps=20"))
+    stands = run_attack(digits_cnn, x, y, make_attack("pgd-linf:eps=1e-6,steps=20"))
+    assert stands.passes.backward == 20 * len(x) + 2 * 5 * 16  # and five steps on 16 images to compare the forms
+    assert fooled.passes.backward < 20 * len(x) / 2  # those that are fooled leave
 
 
-def quantised(model):
-    import logging
+class Residual(nn.Module):
+    """Batch norms as attributes, out of any Sequential."""
 
-    logging.disable(logging.WARNING)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {nn.Linear}, dtype=torch.qint8)
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.head = nn.Linear(256, 10)
 
-
-FORMS = {
-    "a dictionary": (unusual.Named, "'logits'|logits is read", 1e-5),
-    "a tuple": (unusual.Pair, "item 0 is read", 1e-5),
-    "an object": (unusual.Record, "logits is read", 1e-5),
-    "bfloat16 throughout": (lambda m: unusual.Low(m, torch.bfloat16), "computes in bfloat16", 0.3),
-    "float16 throughout": (lambda m: unusual.Low(m, torch.float16), "computes in float16", 0.05),
-    "float64 throughout": (lambda m: unusual.Low(m, torch.float64), "computes in float64", 1e-4),
-    "bfloat16 logits": (unusual.LowLogits, "", 0.2),
-    "TorchScript": (scripted, "", 1e-4),
-    "an exported program": (exported, "batches of 4 only", 1e-4),
-    "an exported program's module": (lambda m: exported(m).module(), "batches of 4 only", 1e-4),
-    "a function": (lambda m: lambda x: m(x), "", 1e-5),
-    "batches of 16 alone": (unusual.OfSixteen, "batches of 16 only", 1e-4),
-    "batches of one alone": (unusual.OfOne, "batches of 1 only", 1e-4),
-    "images overwritten": (unusual.Overwriting, "it gets copies", 10),
-}
+    def forward(self, x):
+        h = torch.relu(self.norm(self.conv(x)))
+        return self.head((h + x).flatten(1))
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_forms_are_read_and_attacked(form, digits_cnn, images):
-    make, told, tolerance = FORMS[form]
-    model = make(digits_cnn)
-    x, y = images
-    prepared = prepare(model, x)
-    with torch.no_grad(), seeded(0):
-        logits = prepared.model(x[:10])
-        gap = float((logits - digits_cnn(x[:10])).abs().max())
-    assert logits.dtype == torch.float32
-    assert logits.shape == (10, 10)
-    assert gap <= tolerance
-    if told:
-        assert any(part in note for note in prepared.notes for part in told.split("|")), prepared.notes
-    else:
-        assert prepared.notes == ()
-    assert not prepared.random
-    outcome = attack_samples(prepared, x, y, make_attack("pgd-linf:eps=0.1"))
-    plain = attack_samples(digits_cnn, x, y, make_attack("pgd-linf:eps=0.1"))
-    if form != "images overwritten":
-        assert abs(outcome.right.mean() - plain.right.mean()) <= 0.05
-    assert outcome.right.mean() < 0.4
+class Branching(Residual):
+    def forward(self, x):
+        return super().forward(x if x.sum() > 0 else -x)
 
 
-def test_ordinary_models_are_taken_as_they_are(digits_cnn, digits_vit, images):
-    for model in (digits_cnn, digits_vit):
-        adapted = adapt(model, images[0][:8])
-        assert adapted.model is model
-        assert adapted == type(adapted)(model)
+class Noisy(Residual):
+    def forward(self, x):
+        return super().forward(x + 0.1 * torch.randn(x.shape[1:]))
 
 
-@pytest.mark.parametrize("kind", [unusual.OneLogit, unusual.OneProbability])
-def test_one_logit_is_two_classes(kind, digits_cnn, images):
-    x, y = images[0], (images[1] > 4).long()
-    prepared = prepare(kind(digits_cnn), x, classes=2)
-    with torch.no_grad():
-        logits = prepared.model(x)
-        truth = unusual.OneLogit(digits_cnn)(x).squeeze(1)
-    assert torch.allclose(logits[:, 1] - logits[:, 0], truth, atol=1e-3)
-    assert any("[0, z]" in note for note in prepared.notes)
-    assert prepared.probabilities == (kind is unusual.OneProbability)
-    outcome = attack_samples(prepared, x, y, make_attack("pgd-linf:eps=0.1"))
-    assert outcome.right.mean() < 0.6
-    with pytest.raises(RobGIBError, match="one number an image and the data have 10 classes"):
-        prepare(kind(digits_cnn), x, classes=10)
-
-
-def test_a_dynamically_quantised_network_is_evaluated_without_gradients(digits_cnn, digits):
-    model = quantised(digits_cnn)
-    run = robgib.evaluate(
-        model, digits, attacks=["pgd-linf:eps=0.1", "square-linf:eps=0.1,queries=200"], estimators=[], samples=60,
-        corruptions=False, curve=False,
-    )  # fmt: skip
-    table = run.robustness.set_index("attack")
-    assert table.loc["square-linf:eps=0.1,queries=200", "status"] == "ok"
-    assert table.loc["pgd-linf:eps=0.1", "status"] == "failed"
-    assert "no gradient" in table.loc["pgd-linf:eps=0.1", "reason"]
-    other = quantised(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)))
-    again = robgib.evaluate(other, digits, attacks=[], estimators=[], samples=20, corruptions=False)
-    assert again.config["weights"] != run.config["weights"]
-
-
-@pytest.mark.parametrize(
-    ("make", "told"),
-    [
-        (lambda m: nn.Sequential(nn.Flatten(), nn.LazyLinear(10)), "not initialised yet"),
-        (lambda m: "digits-cnn", "must be a torch.nn.Module or a function"),
-        (lambda m: lambda x: "seven", "does not take images of shape .1, 8, 8.: it returns str without logits"),
-        (lambda m: lambda x: x, "not .N, classes."),
-        (lambda m: lambda x: m(x).argmax(1), "of type int64, not logits"),
-        (lambda m: nn.Linear(3, 2), "does not take images of shape"),
-        (lambda m: lambda x: m(x[:7].repeat(10, 1, 1, 1)), "for 8 images"),
-    ],
-)
-def test_what_is_no_classifier_is_refused_in_a_sentence(make, told, digits_cnn, images):
-    with pytest.raises(RobGIBError, match=told):
-        prepare(make(digits_cnn), images[0])
-
-
-@pytest.mark.parametrize(
-    ("kind", "random"),
-    [(unusual.Noisy, True), (unusual.RarelyNoisy, True), (unusual.Around, False), (unusual.Quantised, False)],
-)
-def test_randomness_is_found(kind, random, digits_cnn, images):
+def fresh(kind):
     with torch.random.fork_rng(devices=[]):
-        for seed in range(5):
-            torch.manual_seed(seed)
-            before = torch.get_rng_state()
-            assert adapt(kind(digits_cnn), images[0][:8]).random == random
-            assert torch.equal(torch.get_rng_state(), before)
+        torch.manual_seed(0)
+        model = kind()
+        model.norm.running_mean.normal_()
+        model.norm.running_var.uniform_(0.5, 2)
+    return model
 
 
-def test_layers_keep_their_names_behind_what_reads_them(digits_cnn, images):
-    x = images[0][:40]
-    plain = prepare(digits_cnn, x).model
-    names = default_layers(plain, x[:2])
-    for make in (unusual.OfSixteen, unusual.Named):
-        model = prepare(make(digits_cnn), x).model
-        assert isinstance(model, Classifier)
-        assert network_of(model) is not model
-        layers = [f"model.{n}" if n != "logits" else n for n in names]
-        for ours, theirs in zip(layers, names, strict=True):
-            assert ours == theirs or ours in dict(network_of(model).named_modules())
-        held = capture(model, x, layers)
-        wanted = capture(plain, x, names)
-        for ours, theirs in zip(layers, names, strict=True):
-            assert held[ours] == pytest.approx(wanted[theirs], abs=1e-4)
+def test_the_faster_form_is_the_same_function(right_digits):
+    x = right_digits[0]
+    for kind, norms in ((Residual, 0), (Branching, 1)):
+        model = fresh(kind)
+        with eval_mode(model):
+            quick = fuse_for_inference(model, x[:8])
+            assert quick is not model
+            assert sum(isinstance(m, nn.BatchNorm2d) for m in quick.modules()) == norms
+            with torch.no_grad():
+                assert torch.allclose(quick(x), model(x), atol=1e-4)
+    for model in (fresh(Noisy), nn.Sequential(nn.Flatten(), nn.Linear(64, 10))):
+        with eval_mode(model):
+            assert fuse_for_inference(model, x[:8]) is model
 
 
-def test_a_whole_evaluation_of_a_function_of_fixed_batches(digits_cnn, digits):
-    model = unusual.OfSixteen(digits_cnn)
-    run = robgib.evaluate(model, digits, attacks=["pgd-linf"], estimators=["gaussian"], samples=50, curve=False)
-    plain = robgib.evaluate(digits_cnn, digits, attacks=["pgd-linf"], estimators=["gaussian"], samples=50, curve=False)
-    assert run.config["reading"] == ["it takes batches of 16 only: they are filled up"]
-    assert "reading" not in plain.config
-    assert run.robustness["clean_accuracy"][0] == plain.robustness["clean_accuracy"][0]
-    assert abs(run.robustness["robust_accuracy"][0] - plain.robustness["robust_accuracy"][0]) <= 0.04
-
-
-def test_decided():
-    inf, nan = float("inf"), float("nan")
-    rows = torch.tensor([[0.0, 1], [nan, 1], [inf, 1], [-inf, 1], [-inf, -inf], [nan, nan]])
-    assert decided(rows).tolist() == [True, False, False, True, False, False]
-
-
-def test_as_module_leaves_modes(digits_cnn):
-    model = nn.Sequential(copy.deepcopy(digits_cnn), nn.Dropout())
-    model.train()
-    model[0].eval()
-    assert as_module(model) is model
+def test_preparing_leaves_the_model_as_it_was(right_digits):
+    model = fresh(Residual).train()
+    state = copy.deepcopy(model.state_dict())
+    prepared = prepare(model, right_digits[0])
     assert model.training
-    assert not model[0].training
+    assert all(p.requires_grad for p in model.parameters())
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    assert prepared.batch_size == fitting_batch(model.eval(), right_digits[0][:8])
+    assert prepared.batch_size.bit_count() == 1
+    with pytest.raises(RobGIBError, match="unknown precision 'float16'"):
+        prepare(model, right_digits[0], precision="float16")
+
+
+def test_whoever_fools_the_faster_form_alone_meets_the_model(digits_cnn, right_digits):
+    """A faster form that is easily fooled must not make the model look robust, nor fooled."""
+    x, y = right_digits
+    attack = make_attack("pgd-linf:eps=0.08")
+    alone = run_attack(digits_cnn, x, y, attack)
+    weak = copy.deepcopy(digits_cnn)
+    with torch.no_grad():
+        weak.head.weight.add_(0.5 * weak.head.weight.std() * torch.randn(weak.head.weight.shape))
+    prepared = dataclasses.replace(prepare(digits_cnn, x), quick=weak.eval())
+    outcome = run_attack(prepared, x, y, attack)
+    with eval_mode(digits_cnn):
+        lost = attack.perturb(weak, x, y, SampleRNG(0, range(len(x))))
+        with torch.no_grad():
+            transferred = (digits_cnn(lost).argmax(1) == y).float().mean()
+    robust, truth = ((o.prediction == y.numpy()).mean() for o in (outcome, alone))
+    assert abs(robust - truth) <= 0.05
+    assert float(transferred) > truth + 0.1
+
+
+def test_low_precision_proposes_and_float32_decides(digits_cnn, right_digits):
+    x, y = right_digits
+    for spec in ("pgd-linf:eps=0.08,steps=40", "apgd-ce-linf:eps=0.08"):
+        attack = make_attack(spec)
+        low, full = (run_attack(prepare(digits_cnn, x, precision=p), x, y, attack) for p in PRECISIONS)
+        robust = [(o.prediction == y.numpy()).mean() for o in (low, full)]
+        assert 0.1 < robust[1] < 0.9
+        assert abs(robust[0] - robust[1]) <= 0.03
+    with eval_mode(digits_cnn):
+        net = BatchedModel(digits_cnn, 64, "bfloat16")
+        close = x + 0.08 * objective_gradient(digits_cnn, x, Objective(y, False, "ce"))[0].sign()
+        _, logits = net.gradient(close, Objective(y, False, "ce"))
+        with torch.no_grad():
+            assert torch.equal(logits.argmax(1) == y, digits_cnn(close).argmax(1) == y)
+
+
+PRECISIONS = ("bfloat16", "float32")
+
+
+def test_plug_ins_get_the_model_itself_a_batch_at_a_time(digits_cnn, right_digits):
+    seen = []
+
+    @dataclasses.dataclass(frozen=True)
+    class Mine(Attack):
+        def perturb(self, model, x, y, rng):
+            seen.append((model is digits_cnn, len(x)))
+            return x
+
+    x, y = right_digits[0][:40], right_digits[1][:40]
+    run_attack(digits_cnn, x, y, Mine(make_attack("pgd-linf").threat), batch_size=16)
+    assert seen == [(True, 16), (True, 16), (True, 8)]

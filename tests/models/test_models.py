@@ -31,7 +31,9 @@ def test_sizes_are_the_papers():
 
 
 def test_networks_of_torchvision(tmp_path):
-    from robgib._torchvision import torchvision
+    from robgib._torchvision import load_torchvision
+
+    torchvision = load_torchvision()
 
     torch.manual_seed(0)
     theirs = torchvision.models.resnet18(num_classes=7).eval()

@@ -14,11 +14,13 @@ import torch
 from torch import nn
 
 from robgib import RobGIBError, evaluate
-from robgib._torchvision import torchvision  # noqa: F401  (the ONNX converter cannot import it alone)
-from robgib.information.layers import default_layers, layer_shapes
+from robgib._torchvision import load_torchvision
+from robgib.information.activations import default_layers, layer_shapes
 from robgib.models import build, read_checkpoint
 from robgib.models.programs import _is_expression
-from robgib.zoo import load_checkpoint, load_robustbench
+from robgib.zoo.loading import load_checkpoint, load_robustbench
+
+torchvision = load_torchvision()
 
 
 @pytest.fixture(scope="module")
@@ -323,7 +325,7 @@ class TestRobustBench:
         module.load_model = load_model
         monkeypatch.setitem(sys.modules, "robustbench", types.ModuleType("robustbench"))
         monkeypatch.setitem(sys.modules, "robustbench.utils", module)
-        monkeypatch.setattr("robgib.zoo.load_data", lambda name, root: digits)
+        monkeypatch.setattr("robgib.zoo.loading.load_data", lambda name, root: digits)
         model, data = load_robustbench("cifar10/Linf/Standard", None)
         assert asked["model_name"] == "Standard"
         assert (asked["dataset"], asked["threat_model"]) == ("cifar10", "Linf")

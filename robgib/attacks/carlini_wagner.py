@@ -1,0 +1,112 @@
+"""Carlini and Wagner's L2 attack."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from robgib.attacks.base import MinimumNormAttack, objective_gradient
+from robgib.attacks.objective import Objective, misled, wrong_by
+from robgib.attacks.threat_model import per_sample
+from robgib.errors import RobGIBError
+from robgib.runtime import SampleRNG
+
+__all__ = [
+    "CarliniWagner",
+]
+
+_INSIDE = 1 - 1e-3  # share of the box that starts are drawn into: at its faces tanh has no slope to leave them by
+
+
+@dataclass(frozen=True)
+class CarliniWagner(MinimumNormAttack):
+    """Squared distance plus c times the hinge f_6, descended under x = tanh(w) (Carlini & Wagner 2017, section V).
+
+    Each sample has its own c, found by bisection, and leaves a descent once its objective no longer falls.
+
+    Fields:
+        steps: Adam steps for each c.
+        rate: Adam's learning rate, in units of w.
+        binary_steps: values of c tried; each is ten times the last until one fools, then bisection.
+        initial_c: first c, the weight of the hinge (in logits) against the squared distance (pixel scale).
+        confidence: by how many logits the wrong class has to lead (kappa).
+    """
+
+    pooled: ClassVar[bool] = True
+    norms: ClassVar[tuple[str, ...]] = ("l2",)
+    steps: int = 200
+    rate: float = 0.02
+    binary_steps: int = 9
+    initial_c: float = 0.01
+    confidence: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("steps", "binary_steps"):
+            if getattr(self, name) < 1:
+                raise RobGIBError(f"CarliniWagner's {name} must be at least 1, not {getattr(self, name)}.")
+        for name in ("rate", "initial_c"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise RobGIBError(f"CarliniWagner's {name} must be above 0, not {getattr(self, name)}.")
+        if not 0 <= self.confidence < float("inf"):
+            raise RobGIBError(f"CarliniWagner's confidence must be at least 0, not {self.confidence}.")
+
+    def find(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
+        """See :meth:`MinimumNormAttack.find`."""
+        with torch.no_grad():
+            left = (~misled(model(x), y)).nonzero().squeeze(1)
+        result = x.clone()
+        if not len(left):
+            return result
+        origin, labels = x[left], y[left]
+        best, size = origin.clone(), torch.full((len(left),), float("inf"), dtype=x.dtype, device=x.device)
+        c, lower, upper = torch.full_like(size, self.initial_c), torch.zeros_like(size), size.clone()
+        for _ in range(self.binary_steps):
+            hit = self._descend(model, origin, labels, c, best, size)
+            lower, upper = torch.where(hit, lower, c), torch.where(hit, c, upper)
+            c = torch.where(upper.isinf(), 10 * c, (lower + upper) / 2)
+        result[left] = best
+        return result
+
+    def _descend(self, model: nn.Module, x: Tensor, y: Tensor, c: Tensor, best: Tensor, size: Tensor) -> Tensor:
+        """Descend with Adam from the clean images for weights ``c`` (N,); return which samples were fooled (N,).
+
+        Nearer adversarial images and their squared distances go into ``best`` (N, …) and ``size`` (N,).
+        """
+        low, high = self.threat.box
+        w = torch.atanh(_INSIDE * (2 * (x - low) / (high - low) - 1))
+        first, second = torch.zeros_like(w), torch.zeros_like(w)
+        rows = torch.arange(len(x), device=x.device)
+        hit = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        earlier = torch.full_like(size, float("inf"))
+        goal = Objective(y, False, "margin")
+        for step in range(1, self.steps + 1):
+            bend = torch.tanh(w)
+            image = low + (high - low) * (bend + 1) / 2
+            slope, logits = objective_gradient(model, image, goal)
+            gap = (image - x).flatten(1).square().sum(1)
+            # f_6 plus kappa, which changes no gradient and keeps the objective above 0.
+            hinge = (self.confidence - goal.value(logits)).clamp_min(0)
+            objective = gap + c * hinge
+            fooled = wrong_by(logits, goal.labels) > self.confidence
+            # The hinge pulls until the image counts: at a tie it is 0 already, and the true class may still win.
+            gradient = 2 * (image - x) - per_sample(c * ~fooled, slope) * slope
+            gradient = gradient * (high - low) / 2 * (1 - bend.square())
+            hit[rows[fooled]] = True
+            # Of images at all but the same distance the first stays, or rounding would choose between batches.
+            closer = fooled & (gap < 0.9998 * size[rows])
+            best[rows[closer]] = image[closer]
+            size[rows[closer]] = gap[closer]
+            first = 0.9 * first + 0.1 * gradient
+            second = 0.999 * second + 0.001 * gradient.square()
+            w = w - self.rate * (first / (1 - 0.9**step)) / ((second / (1 - 0.999**step)).sqrt() + 1e-8)
+            if step % max(1, self.steps // 10) == 0:
+                go_on = objective < 0.9999 * earlier
+                if not bool(go_on.any()):
+                    break
+                rows, goal, earlier = rows[go_on], goal.select(go_on), objective[go_on]
+                x, c, w, first, second = x[go_on], c[go_on], w[go_on], first[go_on], second[go_on]
+        return hit

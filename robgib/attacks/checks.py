@@ -1,0 +1,136 @@
+"""What every attack must keep to, checked on a small network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from robgib.attacks.base import Attack
+from robgib.runtime import SampleRNG
+
+__all__ = [
+    "Check",
+    "check_attack",
+]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One clause of the contract, whether it holds, and what was seen when it does not."""
+
+    name: str
+    passed: bool
+    detail: str = ""
+
+
+def _subject() -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model: nn.Sequential = nn.Sequential(
+            nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.Tanh(), nn.Dropout(0.5), nn.Flatten(), nn.Linear(216, 5)
+        )
+    x = torch.rand(12, 1, 8, 8, generator=generator)
+    with torch.no_grad():
+        y = model.eval()(x).argmax(1)
+    model.train()
+    model[0].weight.requires_grad_(False)
+    return model, x, y
+
+
+def check_attack(attack: Attack) -> list[Check]:
+    """Run an attack on a small convolutional network and check each clause of the attacks' contract.
+
+    The clauses: it runs; output of the input's shape and dtype; finite; inside the ball and the box, up to rounding;
+    the clean images left as they were; the model's parameters, buffers, gradients, ``requires_grad`` flags
+    and train/eval modes left as they were; no gradient history on the output; the same seed gives the same
+    images; split batches give the same images as one batch
+    (to 1e-5), unless the attack does not promise it.
+    """
+    model, x, y = _subject()
+    clean, state = x.clone(), {k: v.clone() for k, v in model.state_dict().items()}
+    modes = [m.training for m in model.modules()]
+    flags = [p.requires_grad for p in model.parameters()]
+
+    def run(rows: slice = slice(None), images: torch.Tensor = x) -> torch.Tensor:
+        index = list(range(len(images)))[rows]
+        return attack.perturb(model, images[rows], y[rows], SampleRNG(1, index))
+
+    model.eval()
+    modes_eval = [m.training for m in model.modules()]
+    found: Any
+    try:
+        found = run()
+    except Exception as error:
+        return [Check("runs", False, f"{type(error).__name__}: {error}")]
+    checks = [Check("runs", True)]
+    if not isinstance(found, torch.Tensor):
+        return [*checks, Check("returns images", False, f"a {type(found).__name__} came back")]
+    same_shape = found.shape == x.shape and found.dtype == x.dtype
+    checks.append(
+        Check(
+            "same shape and dtype as the input",
+            same_shape,
+            "" if same_shape else f"{tuple(found.shape)} {found.dtype}",
+        )
+    )
+    if found.shape != x.shape:
+        return checks
+    free = found.detach()
+    low, high = attack.threat.box
+    far = float(attack.threat.distance(free, clean).max())
+    finite = bool(torch.isfinite(free).all())
+    checks += [
+        Check("finite values", finite),
+        Check(
+            f"inside the {attack.threat.norm} ball, up to rounding",
+            finite and bool(attack.threat.allows(free.clamp(low, high), clean).all()),
+            f"largest distance {far:.6g}, eps {attack.threat.eps:.6g}",
+        ),
+        Check(
+            "inside the box to 1e-6",
+            finite and float(free.min()) >= low - 1e-6 and float(free.max()) <= high + 1e-6,
+            f"values in [{float(free.min()):.6g}, {float(free.max()):.6g}]",
+        ),
+        Check("clean images untouched", bool(torch.equal(x, clean))),
+        Check(
+            "parameters and buffers unchanged",
+            all(torch.equal(v, state[k]) for k, v in model.state_dict().items()),
+        ),
+        Check("no gradients left on the parameters", all(p.grad is None for p in model.parameters())),
+        Check("requires_grad flags restored", [p.requires_grad for p in model.parameters()] == flags),
+        Check("train/eval modes unchanged", [m.training for m in model.modules()] == modes_eval),
+        Check("no gradient history on the output", not found.requires_grad),
+    ]
+    again = run().detach()
+    gap = float((again - free).abs().max())
+    checks.append(Check("deterministic under a seed", gap == 0, f"two runs differ by {gap:.3g}" if gap else ""))
+    if attack.batch_independent:
+        gap = _batch_gap(run, x)
+        if gap > 1e-5:  # in float32 rounding may have grown from step to step: float64 tells it from dependence
+            gap = min(gap, _in_double(run, model, x))
+        detail = f"split batches differ by {gap:.3g}" if gap > 1e-5 else ""
+        checks.append(Check("independent of the batch size", gap <= 1e-5, detail))
+    for module, mode in zip(model.modules(), modes, strict=True):
+        module.training = mode
+    return checks
+
+
+def _in_double(run: Callable[..., torch.Tensor], model: nn.Module, images: torch.Tensor) -> float:
+    model.double()
+    try:
+        return _batch_gap(run, images.double())
+    except RuntimeError:  # an attack that works in float32 only
+        return float("inf")
+    finally:
+        model.float()
+
+
+def _batch_gap(run: Callable[..., torch.Tensor], images: torch.Tensor) -> float:
+    """Largest difference between the images of one batch and those of its parts."""
+    split = torch.cat([run(rows, images).detach() for rows in (slice(0, 5), slice(5, None))])
+    return float((split - run(slice(None), images).detach()).abs().max())

@@ -1,0 +1,171 @@
+"""Linearised decision boundaries, and exact projections onto them inside the box."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from robgib.models.inference import BatchedModel, finite, gradient_of
+
+__all__ = [
+    "class_differences",
+    "dual_norm",
+    "hyperplane_step",
+    "nearest_boundary",
+    "wrong_classes",
+]
+
+
+def wrong_classes(logits: Tensor, y: Tensor) -> Tensor:
+    """Return the wrong classes (N, C - 1), most likely first, for logits (N, C) and true labels (N,)."""
+    return logits.scatter(1, y[:, None], float("-inf")).sort(dim=1, descending=True, stable=True).indices[:, :-1]
+
+
+Watch = Callable[[Tensor], None]
+"""Is shown every gradient (N, …) before its entries that are not finite become 0."""
+
+
+def class_differences(
+    model: nn.Module, x: Tensor, y: Tensor, classes: Tensor, watch: Watch | None = None
+) -> tuple[Tensor, Tensor]:
+    """Linearise the boundaries between the true classes ``y`` (N,) and ``classes`` (N, K) at ``x`` (N, …).
+
+    It holds all N · K · D numbers at once; where the nearest boundary will do, so will :func:`nearest_boundary`.
+
+    Returns:
+        The logits' differences z_k - z_y (N, K), and their gradients (N, K, D) by the D flattened pixels.
+
+    Raises:
+        NoGradientError: the logits do not depend on the images by differentiable steps.
+    """
+    if isinstance(model, BatchedModel):
+        differences, gradients = model.map(
+            len(x), lambda rows: class_differences(model.model, x[rows], y[rows], classes[rows], model.note_broken)
+        )
+        return differences, gradients
+    values, each = zip(*_linearised(model, x, y, classes, watch), strict=True)
+    return torch.stack(values, 1), torch.stack(each, 1)
+
+
+def nearest_boundary(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    classes: Tensor,
+    norm: str,
+    nudge: Tensor | None = None,
+    watch: Watch | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Linearise the boundary nearest to ``x`` (N, …), in ``norm``, of those between ``y`` (N,) and ``classes`` (N, K).
+
+    Boundaries are taken one by one and the nearest kept, so that memory does not grow with K.
+
+    Args:
+        model: classifier, frozen.
+        x: images.
+        y: true labels.
+        classes: wrong classes.
+        norm: ``linf``, ``l2`` or ``l1``.
+        nudge: (N,), added to the size of every difference; None is 0.
+        watch: is shown every gradient.
+
+    Returns:
+        The difference z_k - z_y there (N,), and its gradient (N, D) by the D flattened pixels.
+
+    Raises:
+        NoGradientError: the logits do not depend on the images by differentiable steps.
+    """
+    if isinstance(model, BatchedModel) and (model.draws == 1 or classes.shape[1] == 1):
+
+        def some(rows: slice) -> tuple[Tensor, Tensor]:
+            slack = None if nudge is None else nudge[rows]
+            return nearest_boundary(model.model, x[rows], y[rows], classes[rows], norm, slack, model.note_broken)
+
+        value, normal = model.map(len(x), some)
+        return value, normal
+    each: Iterator[tuple[Tensor, Tensor]]
+    if isinstance(model, BatchedModel):
+        # Each boundary's mean over the draws comes first: the nearest of one draw need not be that of another.
+        averaged = (class_differences(model, x, y, classes[:, [k]]) for k in range(classes.shape[1]))
+        each = ((values[:, 0], gradients[:, 0]) for values, gradients in averaged)
+    else:
+        each = _linearised(model, x, y, classes, watch)
+    value, normal = next(each)
+    nearest = _reach(value, normal, norm, nudge)
+    for other, gradient in each:
+        reach = _reach(other, gradient, norm, nudge)
+        nearer = reach < nearest
+        value, nearest = torch.where(nearer, other, value), torch.where(nearer, reach, nearest)
+        normal = torch.where(nearer[:, None], gradient, normal)
+    return value, normal
+
+
+def _reach(value: Tensor, normal: Tensor, norm: str, nudge: Tensor | None) -> Tensor:
+    size = value.abs() if nudge is None else value.abs() + nudge
+    return size / dual_norm(normal, norm).clamp_min(torch.finfo(normal.dtype).tiny)
+
+
+def _linearised(
+    model: nn.Module, x: Tensor, y: Tensor, classes: Tensor, watch: Watch | None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the differences z_k - z_y (N,) and their gradients (N, D), one of the K ``classes`` after the other."""
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_(True)
+        logits = model(leaf)
+        differences = logits.gather(1, classes) - logits.gather(1, y[:, None])
+        sums = differences.sum(0).unbind()
+    for k, total in enumerate(sums):
+        gradient = gradient_of(total, leaf, keep=k < len(sums) - 1)
+        if watch:
+            watch(gradient)
+        yield differences[:, k].detach(), finite(gradient).flatten(1)
+
+
+def hyperplane_step(x: Tensor, w: Tensor, value: Tensor, norm: str, box: tuple[float, float]) -> Tensor:
+    """Return the smallest step (N, D) in ``norm`` from ``x`` onto a hyperplane, inside the box.
+
+    Croce & Hein 2020, equation 5; where the hyperplane misses the box, their equation 6: the step to the corner
+    of the box nearest to it.
+
+    Args:
+        x: flattened images (N, D) in the box.
+        w: the hyperplanes' normals (N, D).
+        value: (N,), the affine functions that vanish on the hyperplanes, at ``x``.
+        norm: ``linf``, ``l2`` or ``l1``.
+        box: lowest and highest pixel value.
+    """
+    if norm == "l1":
+        return _sparse_step(x, w, value, box)
+    # Each pixel moves downhill by min(t pace, room), with pace 1 under L-inf and |w| under L2 (the conditions of
+    # Karush, Kuhn and Tucker); the gain sum |w| min(t pace, room) is piecewise linear in t and bends where a pixel
+    # meets the box, so that sorting the bends gives the one t at which it equals |value|.
+    direction = -value.sign()[:, None] * w.sign()
+    room = torch.where(direction > 0, box[1] - x, x - box[0]).clamp_min(0)
+    weight = w.abs()
+    pace = weight if norm == "l2" else torch.ones_like(weight)
+    bend, order = torch.where(weight > 0, room / pace, 0).sort(1)
+    spent = torch.nn.functional.pad((weight * room).gather(1, order).cumsum(1)[:, :-1], (1, 0))
+    slope = (weight * pace).gather(1, order).flip(1).cumsum(1).flip(1)
+    wanted = value.abs()[:, None]
+    piece = (spent + bend * slope < wanted).sum(1, keepdim=True).clamp_max(x.shape[1] - 1)
+    t = (wanted - spent.gather(1, piece)) / slope.gather(1, piece).clamp_min(torch.finfo(x.dtype).tiny)
+    return direction * torch.minimum(t.minimum(bend[:, -1:]) * pace, room)
+
+
+def _sparse_step(x: Tensor, w: Tensor, value: Tensor, box: tuple[float, float]) -> Tensor:
+    """As :func:`hyperplane_step` under L1: the pixels of the largest weights go first, as far as the box lets them."""
+    direction = -value.sign()[:, None] * w.sign()
+    room = torch.where(direction > 0, box[1] - x, x - box[0]).clamp_min(0)
+    weight, order = w.abs().sort(1, descending=True)
+    gain = weight * room.gather(1, order)
+    left = (value.abs()[:, None] - (gain.cumsum(1) - gain)).clamp_min(0)
+    move = torch.minimum(left / weight.clamp_min(torch.finfo(x.dtype).tiny), room.gather(1, order)) * (weight > 0)
+    return direction * torch.zeros_like(x).scatter(1, order, move)
+
+
+def dual_norm(gradients: Tensor, norm: str) -> Tensor:
+    """Norm (N, …) of gradients (N, …, D) that is dual to ``norm``: what a step of length 1 can gain."""
+    order = {"linf": 1.0, "l2": 2.0, "l1": float("inf")}[norm]
+    return torch.linalg.vector_norm(gradients, ord=order, dim=-1)

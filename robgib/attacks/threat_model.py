@@ -1,0 +1,172 @@
+"""Threat models: which perturbations count, and the random numbers attacks draw."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from robgib.errors import RobGIBError, unknown_name
+from robgib.runtime import SampleRNG
+
+__all__ = [
+    "NORMS",
+    "Norm",
+    "ThreatModel",
+]
+
+Norm = Literal["linf", "l2", "l1"]
+NORMS: tuple[str, ...] = get_args(Norm)
+_TINY = 1e-10
+_SPARSE = 0.01
+_HAIR = 1e-6  # of eps: by how much projections stay inside, so that rounding an image to float32 keeps it there
+_ROUNDING = 1e-5  # of eps: what a float32 sum over some 100,000 pixels is off by
+
+
+def per_sample(values: Tensor, like: Tensor) -> Tensor:
+    """View (N,) values so that they broadcast over images (N, …)."""
+    return values.view(-1, *([1] * (like.ndim - 1)))
+
+
+def _length(delta: Tensor, norm: str) -> Tensor:
+    """Size (N,), float64, of perturbations (N, …): a float32 sum over many pixels is off by more than attacks gain."""
+    flat = delta.flatten(1)
+    if norm == "linf":
+        return flat.abs().amax(1).double()
+    return torch.linalg.vector_norm(flat, ord=1 if norm == "l1" else 2, dim=1, dtype=torch.float64)
+
+
+def distance(x_adv: Tensor, x: Tensor, norm: str) -> Tensor:
+    """Perturbation size (N,) of each sample in ``norm``, summed in float64."""
+    return _length(x_adv - x, norm).to(x.dtype)
+
+
+@dataclass(frozen=True)
+class ThreatModel:
+    """All images within ``eps`` of the clean one in ``norm``, inside ``box``; pixel scale [0, 1]."""
+
+    norm: Norm
+    eps: float
+    box: tuple[float, float] = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        if self.norm not in NORMS:
+            raise unknown_name("norm", str(self.norm), NORMS)
+        if not (isinstance(self.eps, int | float) and math.isfinite(self.eps) and self.eps > 0):
+            raise RobGIBError(f"eps must be a finite number above 0 (pixel scale), not {self.eps!r}.")
+        if self.norm == "linf" and self.eps > self.widest(1):
+            raise RobGIBError(self._too_wide(self.widest(1)))
+
+    def widest(self, pixels: int) -> float:
+        """The eps, for images of so many numbers, whose ball holds the whole box wherever its centre is."""
+        low, high = self.box
+        return (high - low) * {"linf": 1.0, "l2": math.sqrt(pixels), "l1": float(pixels)}[self.norm]
+
+    def check(self, pixels: int) -> None:
+        """Raise where eps exceeds what images of so many numbers leave room for: a budget in other units, most likely.
+
+        Raises:
+            RobGIBError: the ball is larger than the box.
+        """
+        if self.eps > self.widest(pixels) * (1 + 1e-9):
+            raise RobGIBError(self._too_wide(self.widest(pixels)))
+
+    def _too_wide(self, most: float) -> str:
+        low, high = self.box
+        told = f"eps {self.eps:g} ({self.norm}) is more than the whole box [{low:g}, {high:g}] ({most:g})"
+        return f"{told}; eps is in pixel scale: write {self.eps:g}/255 for {self.eps:g} of 255 levels."
+
+    def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """Return the images (N, …) nearest to ``x_adv`` in the ball, clipped to the box.
+
+        Sizes are summed in float64 and the images lie inside by a hair, a millionth of eps, so that they do so too
+        after rounding. Under L1 it is the nearest image in both at once: clipping afterwards would waste much of the
+        ball (Croce & Hein 2021, section 3).
+        """
+        delta = x_adv - x
+        if self.norm == "l1":
+            move = self._within_l1(delta, x)
+            near = (x + move).clamp(*self.box)
+            # Many small moves, each rounded up to the next pixel value there is, would add up: take the one before.
+            beyond = (near.double() - x.double()).abs() > move.double().abs()
+            return torch.where(beyond, torch.nextafter(near, x), near)
+        if self.norm == "linf":
+            return delta.clamp_(-self.eps, self.eps).add_(x).clamp_(*self.box)  # in place: this is in every step
+        factor = (self.eps * (1 - _HAIR) / _length(delta, self.norm).clamp_min(_TINY)).clamp_max(1.0)
+        return (x + delta * per_sample(factor, delta).to(delta.dtype)).clamp(*self.box)
+
+    def step(self, x: Tensor, gradient: Tensor, size: float | Tensor) -> Tensor:
+        """Go ``size`` along the steepest ascent direction of the norm (no projection).
+
+        Under L1 that would be one pixel a step; as in SLIDE (Tramèr & Boneh 2019, section 4.2) the step is shared by
+        the steepest hundredth of the pixels that can still move.
+        """
+        if self.norm == "linf":
+            return gradient.sign().mul_(size).add_(x)
+        if self.norm == "l1":
+            low, high = self.box
+            free = ((gradient > 0) & (x < high)) | ((gradient < 0) & (x > low))
+            slope = (gradient * free).flatten(1)
+            count = max(1, round(_SPARSE * slope.shape[1]))
+            chosen = slope.abs().topk(count, 1).indices
+            move = torch.zeros_like(slope).scatter(1, chosen, slope.gather(1, chosen).sign())
+            return x + size * (move / count).view_as(x)
+        # Nothing is added to the norm: a confident model's gradients may be small, and are no less steep for it.
+        length = torch.linalg.vector_norm(gradient.flatten(1), dim=1).clamp_min(torch.finfo(gradient.dtype).tiny)
+        return x + size * (gradient / per_sample(length, gradient))
+
+    def random_start(self, x: Tensor, rng: SampleRNG) -> Tensor:
+        """Draw uniformly from the ball around each image of ``x``, clipped to the box."""
+        shape = tuple(x.shape[1:])
+        if self.norm == "linf":
+            noise = (2 * rng.uniform(shape, x.device) - 1) * self.eps
+        elif self.norm == "l1":
+            # Exponential numbers over the sum of themselves and one more are uniform in the simplex.
+            size = -torch.log1p(-rng.uniform((x[0].numel() + 1,), x.device))
+            share = (size[:, :-1] / size.sum(1, keepdim=True)).view_as(x)
+            noise = self.eps * share * (2 * rng.integers(2, shape, x.device) - 1)
+        else:
+            direction = rng.normal(shape, x.device)
+            radius = rng.uniform((1,), x.device).flatten() ** (1 / direction[0].numel())
+            noise = direction * per_sample(
+                self.eps * radius / torch.linalg.vector_norm(direction.flatten(1), dim=1), direction
+            )
+        return self.project(x + noise.to(x.dtype), x)
+
+    def _within_l1(self, delta: Tensor, x: Tensor) -> Tensor:
+        """Return the perturbations (N, …) nearest to ``delta`` in the L1 ball that keep ``x`` in the box."""
+        wanted = delta.flatten(1).double().abs()
+        low, high = self.box
+        eps = self.eps * (1 - 1e-5)  # the sum of many pixels rounded to float32 stays below eps
+        room = torch.where(delta > 0, high - x, x - low).flatten(1).double().clamp_min(0)
+        # Each size is min(wanted - t, room), at least 0, for the one t at which they sum to eps (or t = 0). Their sum
+        # falls with t, its slope changing where a size leaves its room and where it comes to 0.
+        full = torch.minimum(wanted, room)
+        ends = torch.cat([wanted - full, wanted], 1)
+        at, order = ends.sort(1)
+        falling = torch.where(order < wanted.shape[1], 1.0, -1.0).to(wanted.dtype).cumsum(1)
+        gaps = torch.diff(at, dim=1)
+        left = full.sum(1, keepdim=True) - torch.nn.functional.pad((gaps * falling[:, :-1]).cumsum(1), (1, 0))
+        piece = (left >= eps).sum(1, keepdim=True).sub(1).clamp_min(0)
+        t = at.gather(1, piece) + (left.gather(1, piece) - eps) / falling.gather(1, piece).clamp_min(1)
+        outside = full.sum(1, keepdim=True) > eps
+        size = torch.minimum((wanted - torch.where(outside, t, 0)).clamp_min(0), room)
+        return (delta.flatten(1).sign() * size.to(delta.dtype)).view_as(delta)
+
+    def distance(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """Perturbation size (N,) in this threat model's norm."""
+        return distance(x_adv, x, self.norm)
+
+    def allows(self, x_adv: Tensor, x: Tensor, tolerance: float = 1e-6) -> Tensor:
+        """Whether each image (N,) is finite and lies in the ball and the box, up to rounding.
+
+        Rounding is ``tolerance`` in the box and in the distance, and a hundred-thousandth of eps: whoever scales a
+        step by a norm that was summed in float32 is off by as much on large images.
+        """
+        flat = x_adv.flatten(1)
+        low, high = self.box
+        inside = (flat >= low - tolerance).all(1) & (flat <= high + tolerance).all(1)  # NaN compares false
+        return inside & (_length(x_adv - x, self.norm) <= self.eps * (1 + _ROUNDING) + tolerance)

@@ -1,0 +1,46 @@
+"""Options and consoles that the subcommands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+from rich.console import Console
+
+out = Console()
+err = Console(stderr=True)
+DataRoot = Annotated[
+    Optional[Path], typer.Option("--data-root", help="Folder with the data files (default: the cache).")  # noqa: UP045
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Catalogue = Annotated[
+    Optional[list[Path]],  # noqa: UP045
+    typer.Option("--catalogue", help="Further folder of attacks, recipes and plug-ins; repeatable."),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
+AllowPickle = Annotated[
+    bool,
+    typer.Option(
+        "--allow-pickle", help="Unpickle .pt and .pth files that hold more than weights. [red]They can run any code."
+    ),
+]
+AllowCode = Annotated[
+    bool,
+    typer.Option(
+        "--allow-code",
+        help="Take package.module:factory from recipes and records. [red]It imports and runs code that a file names.",
+    ),
+]
+Names = Annotated[Optional[list[str]], typer.Argument(help="Zoo names. [default: those of --group]")]  # noqa: UP045
+Group = Annotated[Optional[str], typer.Option(help="All models of a group, such as fashion-24.")]  # noqa: UP045
+TraceEstimators = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option(help="Estimator of the trace; repeatable. [default: gaussian, binned]"),
+]
+
+
+def help_when_alone(context: typer.Context) -> None:
+    """Print the help where no subcommand is given."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())

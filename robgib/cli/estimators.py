@@ -1,0 +1,93 @@
+"""``robgib estimators``: the information estimators, and how far each is off."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+import robgib
+from robgib.cli.common import Catalogue, Quiet, help_when_alone, out
+from robgib.errors import RobGIBError, unknown_name
+from robgib.files import atomic_directory, check_writable
+
+app = typer.Typer(help="The information estimators.")
+app.callback(invoke_without_command=True)(help_when_alone)
+
+
+@app.command("list")
+def estimators_list(catalogue: Catalogue = None) -> None:
+    """List the information estimators."""
+
+    table = Table()
+    for column in ("estimator", "bound", "description"):
+        table.add_column(column, no_wrap=column == "estimator")
+    for name, kind in robgib.information.estimator_classes(list(catalogue or [])).items():
+        table.add_row(*map(escape, (name, kind.bound, kind.summary)))
+    out.print(table)
+
+
+def validate_estimators(
+    estimator: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="Estimator, as NAME[:key=value,…]; repeatable. [default: all]"),
+    ] = None,
+    task: Annotated[Optional[list[str]], typer.Option(help="Task; repeatable. [default: all]")] = None,  # noqa: UP045
+    repeats: Annotated[int, typer.Option(min=2, help="Draws of each task.")] = 20,
+    every: Annotated[bool, typer.Option("--every", help="Also outside the regimes that an estimator claims.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes that share the repeats.")] = 1,
+    out_folder: Annotated[
+        Path, typer.Option("--out", help="Folder for validation.csv, validation.html and estimators.md.")
+    ] = Path("runs/validation"),
+    add: Annotated[bool, typer.Option("--add", help="Keep what the folder says of other tasks.")] = False,
+    catalogue: Catalogue = None,
+    quiet: Quiet = False,
+) -> None:
+    """Hold the information estimators against known answers."""
+
+    extra = list(catalogue or [])
+    known = robgib.information.validation_tasks.tasks()
+    for name in task or []:
+        if name not in known:
+            raise unknown_name("validation task", name, known)
+    classes = robgib.information.estimator_classes(extra)
+    makers = [robgib.information.make_estimator(e, extra) for e in estimator or classes]
+    check_writable(out_folder)
+    former = robgib.reporting.read_validation(out_folder / "validation.csv") if add else None
+    with robgib.runtime.progress_bars(not quiet, always=True) as progress:
+        found = robgib.information.validation.validate(
+            makers,
+            [known[n] for n in task or known],
+            repeats=repeats,
+            seed=seed,
+            every=every,
+            jobs=jobs,
+            progress=progress,
+        )
+    if found.empty:
+        raise RobGIBError("no chosen estimator claims the regime of a chosen task; add --every to ask it all the same.")
+    whole = robgib.reporting.merge_validations(former, found, list(classes), list(known))
+    told = {*whole["estimator"], *(e.name for e in makers)}
+    kinds = [kind for name, kind in classes.items() if name in told]
+    with atomic_directory(out_folder) as folder:
+        whole.to_csv(folder / "validation.csv", index=False)
+        (folder / "validation.html").write_text(
+            robgib.reporting.validation_page(kinds, whole, robgib.__version__), encoding="utf-8"
+        )
+        (folder / "estimators.md").write_text(
+            robgib.reporting.validation_markdown(kinds, whole, robgib.information.REGIMES), encoding="utf-8"
+        )
+    for name, held in found[found["figure"].isin(["I", "S", "C"])].groupby("estimator", sort=False):
+        table = Table(title=f"{name} against the truth, {repeats} repeats (bits)", title_justify="left")
+        table.add_column("task", no_wrap=True)
+        table.add_column("figure")
+        for column in ("truth", "bias", "sd", "coverage", "null"):
+            table.add_column(column, justify="right", no_wrap=True)
+        for row in robgib.reporting.validation_rows(held):
+            table.add_row(*(str(row[c]) for c in ("task", "figure", "truth", "bias", "sd", "coverage", "null")))
+        out.print(table)
+    out.print(f"\nPage: [bold]{escape(str(out_folder / 'validation.html'))}[/bold]", soft_wrap=True, highlight=False)

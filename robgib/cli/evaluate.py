@@ -1,0 +1,162 @@
+"""``robgib evaluate`` and ``robgib report``: models attacked, their layers estimated, pages written."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+from rich.markup import escape
+
+import robgib
+from robgib.cli.common import AllowCode, AllowPickle, Catalogue, DataRoot, Device, Quiet, err, out
+from robgib.errors import RobGIBError, unknown_name
+from robgib.files import atomic_directory, check_writable, digest
+
+
+def evaluate(
+    models: Annotated[
+        list[str], typer.Argument(help="Zoo names, checkpoint files, or robustbench:DATASET/THREAT/NAME.")
+    ],
+    attack: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="Attack, as NAME[:key=value,…]; repeatable. [default: fgsm-linf, pgd-linf, pgd-l2]"),
+    ] = None,
+    estimator: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="Estimator, as NAME[:key=value,…]; repeatable. [default: gaussian, binned]"),
+    ] = None,
+    layer: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="Layer, by module name or 'logits'; repeatable. [default: every block and the logits]"),
+    ] = None,
+    arch: Annotated[
+        str | None,
+        typer.Option(help="Architecture of checkpoint files: package.module:factory, or a name."),
+    ] = None,
+    data: Annotated[Optional[str], typer.Option(help="Data set of checkpoint files.")] = None,  # noqa: UP045
+    allow_pickle: AllowPickle = False,
+    allow_code: AllowCode = False,
+    data_root: DataRoot = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="Test images to attack. [default: all]")] = None,
+    information_samples: Annotated[int, typer.Option(min=20, help="Most images for information estimates.")] = 5000,
+    features: Annotated[str, typer.Option(help="patches:G, pca:N, pixels, channels, tokens:G or auto.")] = "auto",
+    beta: Annotated[float, typer.Option(help="Trade-off of the IB and GIB objectives.")] = 1.0,
+    pmi: Annotated[bool, typer.Option("--pmi", help="Weigh samples by max(0, pmi(ŷ;y)).")] = False,
+    cascade: Annotated[
+        bool, typer.Option("--cascade", help="Cheapest attack first, each next one on the samples still right.")
+    ] = False,
+    curve: Annotated[bool, typer.Option(help="Measure accuracy against eps.")] = True,
+    signs: Annotated[bool, typer.Option(help="Look for signs that the attacks failed.")] = True,
+    corruptions: Annotated[bool, typer.Option(help="Measure accuracy under common corruptions.")] = True,
+    out_folder: Annotated[Path, typer.Option("--out", help="Where run folders go.")] = Path("runs"),
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images at once. [default: found]")] = None,
+    precision: Annotated[
+        str, typer.Option(help="float32, or bfloat16 for the attacks' gradients (float32 decides who is fooled).")
+    ] = "float32",
+    device: Device = "auto",
+    seed: Annotated[int, typer.Option(help="Seed of every random number.")] = 0,
+    catalogue: Catalogue = None,
+    quiet: Quiet = False,
+) -> None:
+    """Attack models, estimate the information in their layers, and write run folders and a page."""
+
+    extra = list(catalogue or [])
+    attacks = attack or list(robgib.robustness.DEFAULT_ATTACKS)
+    estimators = estimator or list(robgib.information.DEFAULT_ESTIMATORS)
+    # Everything that can be refused is refused before any work.
+    where = robgib.runtime.resolve_device(device)
+    for name in models:
+        if name.startswith(robgib.zoo.ROBUSTBENCH):
+            continue
+        if not robgib.zoo.is_file(name):
+            robgib.zoo.find_recipe(name, extra, allow_code=allow_code)
+        elif not Path(name).is_file():
+            raise RobGIBError(f"checkpoint {name!r} does not exist.")
+    if precision not in robgib.models.inference.PRECISIONS:
+        raise unknown_name("precision", precision, robgib.models.inference.PRECISIONS)
+    if data is not None:
+        robgib.data.check_data(data)
+    if len(set(models)) < len(models):
+        raise RobGIBError("a model is named twice; name each one once.")
+    for spec in attacks:
+        robgib.attacks.make_attack(spec, extra=extra)
+    for spec in estimators:
+        robgib.information.make_estimator(spec, extra)
+    check_writable(out_folder)
+
+    runs: list[robgib.Run] = []
+    pages: list[Path] = []
+    loaded: dict[str, robgib.Dataset] = {}
+    with robgib.runtime.progress_bars(not quiet, always=True) as progress:
+        for name in models:
+            subject = robgib.zoo.load(
+                name,
+                arch=arch,
+                data=data,
+                data_root=data_root,
+                seed=seed,
+                catalogue=extra,
+                loaded=loaded,
+                progress=progress or False,
+                allow_pickle=allow_pickle,
+                allow_code=allow_code,
+                device=where,
+            )
+            run = robgib.evaluate(
+                subject.model,
+                subject.data,
+                attacks=attacks,
+                estimators=estimators,
+                layers=layer,
+                name=subject.name,
+                samples=samples,
+                information_samples=information_samples,
+                features=features,
+                beta=beta,
+                pmi=pmi,
+                cascade=cascade,
+                curve=curve,
+                signs=signs,
+                corruptions=corruptions,
+                batch_size=batch_size,
+                precision=precision,
+                device=where,
+                seed=seed,
+                catalogue=extra,
+                source=subject.source,
+                progress=progress or False,
+            )
+            folder = robgib.results.save_run(run, out_folder, also=partial(_write_page, run))
+            runs.append(run)
+            pages.append(folder / "report.html")
+    if len(runs) > 1:
+        study = out_folder / f"study-{digest([run.folder for run in runs])[:8]}"
+        with atomic_directory(study) as folder:
+            _write_study(runs, folder)
+        pages.append(study / "report.html")
+    robgib.reporting.print_runs(runs, out, err)
+    out.print(f"\nReport: [bold]{escape(str(pages[-1]))}[/bold]", soft_wrap=True, highlight=False)
+
+
+def _write_page(run: robgib.Run, folder: Path) -> None:
+
+    robgib.reporting.write_report([run], folder / "report.html")
+
+
+def _write_study(runs: list[robgib.Run], folder: Path) -> None:
+
+    (folder / "runs.txt").write_text("".join(f"{run.folder}\n" for run in runs))
+    robgib.reporting.summary.summarise(runs).to_csv(folder / "summary.csv", index=False)
+    robgib.reporting.write_report(runs, folder / "report.html")
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders.")],
+    out_file: Annotated[Path, typer.Option("--out", help="The page to write.")] = Path("report.html"),
+) -> None:
+    """Write one page from run folders."""
+
+    written = robgib.reporting.write_report([robgib.results.load_run(folder) for folder in runs], out_file)
+    out.print(f"Report: [bold]{escape(str(written))}[/bold]", soft_wrap=True, highlight=False)

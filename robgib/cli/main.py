@@ -1,0 +1,64 @@
+"""The command line: every subcommand, and how errors end."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from types import FrameType
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+import robgib
+from robgib.cli import attacks, estimators, evaluate, train, zoo
+from robgib.cli.common import err, help_when_alone
+from robgib.errors import RobGIBError
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Adversarial robustness of image classifiers, and what the information in their layers says about it.",
+)
+app.command()(evaluate.evaluate)
+app.command()(evaluate.report)
+app.command()(train.train)
+app.command()(train.trace)
+app.command("validate-estimators")(estimators.validate_estimators)
+app.add_typer(zoo.app, name="zoo")
+app.add_typer(attacks.app, name="attacks")
+app.add_typer(estimators.app, name="estimators")
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Log at debug level.")] = False,
+) -> None:
+    if verbose:
+        logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+        logging.getLogger("robgib").setLevel(logging.DEBUG)
+    if version:
+        typer.echo(f"robgib {robgib.__version__}")
+        raise typer.Exit
+    help_when_alone(context)
+
+
+def main() -> None:
+    """Run the command line; bad input ends with one sentence and exit code 2."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)  # ends as Ctrl-C does: nothing half-written stays
+    try:
+        app(prog_name="robgib")
+    except RobGIBError as error:
+        err.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        err.print("interrupted")
+        sys.exit(130)

@@ -1,0 +1,21 @@
+"""Labelled samples in [0, 1]: data sets by name, files of one's own, functions of known information."""
+
+from robgib.data.corruptions import CORRUPTIONS, corrupt
+from robgib.data.dataset import Dataset, Split
+from robgib.data.loaders import DATASETS, check_data, list_data, load_data, read_idx
+from robgib.data.synthetic import Function, function, function_names
+
+__all__ = [
+    "CORRUPTIONS",
+    "DATASETS",
+    "Dataset",
+    "Function",
+    "Split",
+    "check_data",
+    "corrupt",
+    "function",
+    "function_names",
+    "list_data",
+    "load_data",
+    "read_idx",
+]

@@ -1,0 +1,138 @@
+"""Labelled images as tensors in pixel scale, in three parts."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from robgib.errors import RobGIBError, first_line
+
+__all__ = [
+    "Dataset",
+    "Split",
+]
+
+_ROUNDING = 1e-6
+"""How far outside [0, 1] an image may lie: what float32 leaves when a normalisation is taken back."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images ``x``: float32 (N, C, H, W) in [0, 1]; labels ``y``: int64 (N,).
+
+    Images outside [0, 1] by no more than 1e-6, as rounding leaves them, are clamped to it; labels of any integer kind,
+    or booleans (0 and 1), become int64.
+    """
+
+    x: Tensor
+    y: Tensor
+
+    def __post_init__(self) -> None:
+        x, y = self.x, self.y
+        if x.ndim < 2 or y.ndim != 1 or len(x) != len(y):
+            raise RobGIBError(
+                f"data must be images (N, C, H, W) with labels (N,), not {tuple(x.shape)} with {tuple(y.shape)}."
+            )
+        if not x.is_floating_point() or y.is_floating_point() or y.is_complex():
+            raise RobGIBError(
+                f"images must be floating point and labels integers, not {x.dtype} and {y.dtype}; "
+                "divide 8-bit images by 255."
+            )
+        if x.numel():
+            low, high = float(x.min()), float(x.max())
+            if not (math.isfinite(low) and math.isfinite(high) and low >= -_ROUNDING and high <= 1 + _ROUNDING):
+                # As many digits as show what is wrong: 1.00001 is not "1".
+                raise RobGIBError(
+                    f"images must be finite and lie in [0, 1], not in [{low:.8g}, {high:.8g}]; "
+                    "put the normalisation inside the model."
+                )
+            if low < 0 or high > 1:
+                object.__setattr__(self, "x", x.clamp(0, 1))
+        if y.dtype != torch.int64:
+            y = y.long()
+            object.__setattr__(self, "y", y)
+        if len(y) and int(y.min()) < 0:
+            raise RobGIBError(f"labels must be class numbers from 0, not {int(y.min())}.")
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set in three parts; ``train`` and ``val`` may be empty for data given as arrays.
+
+    ``eps`` holds the customary perturbation budget per norm, in pixel scale [0, 1]. ``enumerated`` says that the test
+    inputs are all there are, each once, so that information can be counted (:class:`~robgib.information.Exact`).
+    """
+
+    name: str
+    train: Split
+    val: Split
+    test: Split
+    classes: tuple[str, ...]
+    eps: Mapping[str, float] = field(default_factory=lambda: {"linf": 8 / 255, "l2": 0.5, "l1": 12.0})
+    enumerated: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one image, (C, H, W)."""
+        return tuple(self.test.x.shape[1:])
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over every split's images and labels."""
+        sha = hashlib.sha256()
+        for split in (self.train, self.val, self.test):
+            for tensor in (split.x, split.y):
+                sha.update(str((tensor.dtype, tuple(tensor.shape))).encode())
+                sha.update(np.ascontiguousarray(tensor.numpy()).data)
+        return sha.hexdigest()
+
+    @staticmethod
+    def from_arrays(x: ArrayLike | Tensor, y: ArrayLike | Tensor, name: str = "arrays") -> Dataset:
+        """Wrap your own images and labels as a test set.
+
+        Args:
+            x: images (N, C, H, W), floating point in [0, 1]: a tensor, an array or nested lists.
+            y: labels (N,), class numbers from 0 of any integer kind, or booleans for 0 and 1.
+            name: of the data.
+
+        Raises:
+            RobGIBError: they hold no samples, do not fit each other, or are of another kind or range.
+        """
+        images, labels = _as_tensor(x, "images"), _as_tensor(y, "labels")
+        if images.ndim == 0 or len(images) == 0:
+            raise RobGIBError("the data hold no samples; give at least one image with its label.")
+        test = Split(images.float() if images.is_floating_point() else images, labels)
+        none = Split(test.x[:0], test.y[:0])
+        return Dataset(name, none, none, test, tuple(str(i) for i in range(int(test.y.max()) + 1)))
+
+
+def _as_tensor(value: ArrayLike | Tensor, what: str) -> Tensor:
+    """Turn an array, a tensor or lists into a tensor without gradient."""
+    if isinstance(value, Tensor):
+        return value.detach()
+    try:
+        array = np.asarray(value)
+        # In memory as torch takes it: in order, and in the machine's order of bytes.
+        return torch.as_tensor(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("=")))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise RobGIBError(f"{what} must be an array of numbers: {first_line(error)}.") from error
+
+
+def split_information(data: Dataset, limit: int, seed: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """The samples to estimate on, and those to fit codes on: disjoint."""
+    test, train = data.test, data.train
+    if len(train):
+        return (test.x[:limit], test.y[:limit]), (train.x[:limit], train.y[:limit])
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(test)))
+    ours, theirs = order[::2][:limit], order[1::2][:limit]
+    return (test.x[ours], test.y[ours]), (test.x[theirs], test.y[theirs])

@@ -1,0 +1,438 @@
+"""Data sets by name, and from files of one's own, split once by seed."""
+
+from __future__ import annotations
+
+import gzip
+import re
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from robgib._torchvision import load_torchvision
+from robgib.data.dataset import Dataset, Split
+from robgib.data.synthetic import function
+from robgib.data.text import as_vectors, embed_tokens, read_texts
+from robgib.errors import RobGIBError, first_line, unknown_name
+from robgib.files import atomic_directory, cache_folder
+
+__all__ = [
+    "DATASETS",
+    "check_data",
+    "list_data",
+    "load_data",
+    "read_idx",
+]
+
+
+def _stratified(y: np.ndarray, sizes: tuple[float, ...], seed: int) -> list[np.ndarray]:
+    """Indices of disjoint parts with ``sizes`` as shares of every class."""
+    rng = np.random.default_rng(seed)
+    parts: list[list[np.ndarray]] = [[] for _ in sizes]
+    for label in np.unique(y):
+        index = rng.permutation(np.flatnonzero(y == label))
+        edges = np.round(np.cumsum(sizes) * len(index)).astype(int)
+        for part, chunk in zip(parts, np.split(index, edges[:-1]), strict=False):
+            part.append(chunk)
+    return [rng.permutation(np.concatenate(part)) for part in parts]
+
+
+def _digits(root: Path | None, seed: int) -> Dataset:
+    from sklearn.datasets import load_digits
+
+    raw = load_digits()
+    x = torch.from_numpy((raw.images / 16).astype(np.float32))[:, None]
+    y = torch.from_numpy(raw.target.astype(np.int64))
+    train, val, test = (
+        Split(x[i], y[i]) for i in map(torch.from_numpy, _stratified(raw.target, (0.6, 0.07, 0.33), seed))
+    )
+    return Dataset("digits", train, val, test, tuple("0123456789"), {"linf": 0.1, "l2": 0.5, "l1": 1.0})
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """Read one IDX file of unsigned bytes, plain or gzipped, and check its size against its header."""
+    try:
+        raw = path.read_bytes()
+        if raw[:2] == b"\x1f\x8b":
+            raw = gzip.decompress(raw)
+    except (OSError, EOFError, zlib.error) as error:
+        raise RobGIBError(f"{path} cannot be read ({error}): it may be cut short; fetch the file again.") from error
+    if len(raw) < 4 or raw[:3] != b"\x00\x00\x08" or len(raw) < 4 + 4 * raw[3]:
+        raise RobGIBError(f"{path} is not an IDX file of unsigned bytes; fetch the file again.")
+    shape = struct.unpack(f">{raw[3]}I", raw[4 : 4 + 4 * raw[3]])
+    body = np.frombuffer(raw, dtype=np.uint8, offset=4 + 4 * raw[3])
+    if body.size != int(np.prod(shape, dtype=np.int64)):
+        raise RobGIBError(
+            f"{path} is truncated: its header promises {'x'.join(map(str, shape))} bytes "
+            f"and {body.size} are there; fetch the file again."
+        )
+    return body.reshape(shape)
+
+
+_IDX_FILES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
+_GREY = {"linf": 0.1, "l2": 1.0, "l1": 10.0}
+_COLOUR = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0}
+_CLOTHES = ("T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Boot")
+
+
+def _as_images(x: np.ndarray, what: str) -> Tensor:
+    """Turn (N, H, W), (N, H, W, C) or (N, C, H, W), 8-bit or floating point, into float32 (N, C, H, W)."""
+    if x.ndim == 3:
+        x = x[:, None]
+    elif x.ndim == 4 and x.shape[3] in (1, 3) and x.shape[1] not in (1, 3):
+        x = x.transpose(0, 3, 1, 2)
+    if x.ndim != 4:
+        raise RobGIBError(f"{what} must be images (N, H, W), (N, H, W, C) or (N, C, H, W), not {x.shape}.")
+    if x.dtype == np.uint8:
+        return torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32) / 255)
+    if not np.issubdtype(x.dtype, np.floating):
+        raise RobGIBError(f"{what} must be 8-bit or floating point in [0, 1], not {x.dtype}.")
+    return torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32))
+
+
+def _assembled(
+    name: str,
+    train: tuple[np.ndarray, np.ndarray] | None,
+    test: tuple[np.ndarray, np.ndarray],
+    classes: tuple[str, ...],
+    eps: Mapping[str, float],
+    seed: int,
+) -> Dataset:
+    """Make a data set of arrays: a twelfth of the training images for validation, the test images shuffled."""
+    y = test[1].astype(np.int64)
+    whole = Split(_as_images(test[0], f"{name}'s test images"), torch.from_numpy(y))
+    # A fixed shuffle: the first n test images are then a fair draw of any size n.
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(y)))
+    shuffled = Split(whole.x[order], whole.y[order])
+    if train is None:
+        none = Split(whole.x[:0], whole.y[:0])
+        return Dataset(name, none, none, shuffled, classes, eps)
+    labels = train[1].astype(np.int64)
+    learnt = Split(_as_images(train[0], f"{name}'s training images"), torch.from_numpy(labels))
+    if learnt.x.shape[1:] != whole.x.shape[1:]:
+        raise RobGIBError(
+            f"{name}'s training images are {tuple(learnt.x.shape[1:])} and its test images {tuple(whole.x.shape[1:])}."
+        )
+    parts = [torch.from_numpy(i) for i in _stratified(labels, (11 / 12, 1 / 12), seed)]
+    ours, held = (Split(learnt.x[i], learnt.y[i]) for i in parts)
+    return Dataset(name, ours, held, shuffled, classes, eps)
+
+
+def _find_idx(root: Path, places: tuple[str, ...]) -> list[Path] | str:
+    """The four files in one of ``places`` below ``root``, or the name of the first one missing."""
+    for place in (root / p for p in places):
+        if not place.is_dir():
+            continue
+        found = [next((p for p in (place / name, place / f"{name}.gz") if p.is_file()), None) for name in _IDX_FILES]
+        if any(found):
+            for name, path in zip(_IDX_FILES, found, strict=True):
+                if path is None:
+                    return name
+            return [p for p in found if p is not None]
+    return _IDX_FILES[0]
+
+
+def _idx(name: str, title: str, library: str, classes: tuple[str, ...]) -> Callable[[Path | None, int], Dataset]:
+    """A data set of four IDX files, in a folder of its name or in torchvision's layout."""
+    raw = f"{library}/raw"
+    places = (name, raw, f"{name}/{raw}", ".")
+
+    def load(root: Path | None, seed: int) -> Dataset:
+        where = cache_folder() / "data" if root is None else root
+        files = _find_idx(where, places if root is not None else places[:-1])
+        if isinstance(files, str) and root is None:
+            _download(library, where / name, title, f"{_IDX_FILES[0]}[.gz] and its three companions")
+            files = _find_idx(where, places[:-1])
+        if isinstance(files, str):
+            raise RobGIBError(
+                f"{title}'s {files}[.gz] is not in {where} (nor in its {name}/ or {raw}/); "
+                "give --data-root the folder that holds the four IDX files."
+            )
+        arrays = [read_idx(path) for path in files]
+        for images, labels, path in ((arrays[0], arrays[1], files[0]), (arrays[2], arrays[3], files[2])):
+            fit = images.ndim == 3 and labels.ndim == 1 and len(images) == len(labels)
+            if not fit or labels.max(initial=0) >= len(classes):
+                raise RobGIBError(f"{path} and its labels do not fit each other as {title}'s files do.")
+        return _assembled(name, (arrays[0], arrays[1]), (arrays[2], arrays[3]), classes, _GREY, seed)
+
+    return load
+
+
+def _download(library: str, target: Path, title: str, wanted: str, **options: str) -> None:
+    torchvision = load_torchvision()
+    try:
+        with atomic_directory(target) as folder:
+            getattr(torchvision.datasets, library)(str(folder), download=True, **options)
+    except Exception as error:
+        raise RobGIBError(
+            f"{title} could not be downloaded ({type(error).__name__}); give --data-root a folder that holds {wanted}."
+        ) from error
+
+
+def _library(name: str, title: str, library: str, files: str) -> Callable[[Path | None, int], Dataset]:
+    """A data set that torchvision reads: CIFAR-10, CIFAR-100, SVHN."""
+
+    def load(root: Path | None, seed: int) -> Dataset:
+        torchvision = load_torchvision()
+        kind = getattr(torchvision.datasets, library)
+        parts = ({"split": "train"}, {"split": "test"}) if library == "SVHN" else ({"train": True}, {"train": False})
+        places = [root, root / name] if root is not None else [cache_folder() / "data" / name]
+        for attempt in (1, 2):
+            for place in places:
+                try:
+                    train, test = (kind(str(place), **part) for part in parts)
+                except RuntimeError:  # not there, or damaged
+                    continue
+                except Exception as error:
+                    raise RobGIBError(
+                        f"{title} in {place} cannot be read ({type(error).__name__}: {error})."
+                    ) from error
+                arrays = [
+                    (np.asarray(d.data), np.asarray(getattr(d, "labels", None) if library == "SVHN" else d.targets))
+                    for d in (train, test)
+                ]
+                classes = tuple(getattr(train, "classes", [str(i) for i in range(10)]))
+                return _assembled(name, arrays[0], arrays[1], classes, _COLOUR, seed)
+            if root is None and attempt == 1:
+                for part in ("train", "test") if library == "SVHN" else ("",):
+                    _download(library, places[0], title, files, **({"split": part} if part else {}))
+        raise RobGIBError(
+            f"{title}'s files are not in {root}, or damaged; give --data-root a folder that holds {files}."
+        )
+
+    return load
+
+
+DATASETS: dict[str, Callable[[Path | None, int], Dataset]] = {
+    "digits": _digits,
+    "fashion-mnist": _idx("fashion-mnist", "Fashion-MNIST", "FashionMNIST", _CLOTHES),
+    "mnist": _idx("mnist", "MNIST", "MNIST", tuple("0123456789")),
+    "cifar10": _library("cifar10", "CIFAR-10", "CIFAR10", "cifar-10-batches-py/"),
+    "cifar100": _library("cifar100", "CIFAR-100", "CIFAR100", "cifar-100-python/"),
+    "svhn": _library("svhn", "SVHN", "SVHN", "train_32x32.mat and test_32x32.mat"),
+}
+"""The data sets by name; each takes the data folder (or None) and the split's seed."""
+
+
+def _npz(path: Path, seed: int) -> Dataset:
+    """Arrays of an .npz file: ``x_test`` and ``y_test``, with ``x_train`` and ``y_train`` if there are; or x and y."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            held = {key: archive[key] for key in archive.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise RobGIBError(f"{path} is not a readable .npz file of arrays: {error}.") from error
+    names = ("x_test", "y_test") if "x_test" in held else ("x", "y")
+    missing = [n for n in names if n not in held]
+    if missing:
+        raise RobGIBError(
+            f"{path} holds {', '.join(sorted(held)) or 'nothing'}; it must hold x_test and y_test (and may hold "
+            "x_train and y_train), or x and y."
+        )
+    pairs = [(held[a], held[b]) for a, b in (names, ("x_train", "y_train")) if a in held and b in held]
+    for x, y in pairs:
+        whole = np.issubdtype(y.dtype, np.integer) or y.dtype == np.bool_
+        if y.ndim != 1 or x.ndim == 0 or len(x) != len(y) or not whole or not len(y):
+            raise RobGIBError(f"{path}: labels must be integers, one an image, not {y.dtype} {y.shape} for {len(x)}.")
+        if y.min() < 0:
+            raise RobGIBError(f"{path}: labels must be class numbers from 0, not {y.min()}.")
+    count = 1 + max(int(y.max()) for _, y in pairs)
+    train = pairs[1] if len(pairs) > 1 else None
+    return _assembled(f"npz:{path.name}", train, pairs[0], tuple(map(str, range(count))), _COLOUR, seed)
+
+
+def _folder(path: Path, seed: int) -> Dataset:
+    """Pictures in folders named for their classes: below ``train`` and ``test``, or all for testing.
+
+    8-bit pictures, 1-bit ones and those with a palette, 16-bit greys (of which 65535 is 1) and floats in [0, 1] are
+    taken for what they are; what has no one meaning, such as transparency, is refused.
+    """
+    split = (path / "test").is_dir()
+    parts = [path / "test", path / "train"] if split else [path]
+    read = [_pictures(part) for part in parts if part.is_dir()]
+    classes = read[0][2]
+    if any(names != classes for _, _, names in read):
+        raise RobGIBError(f"{path / 'train'} and {path / 'test'} do not hold the same classes.")
+    train = read[1][:2] if len(read) > 1 else None
+    return _assembled(f"folder:{path.name}", train, read[0][:2], classes, _COLOUR, seed)
+
+
+def _pictures(folder: Path) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    from PIL import Image
+
+    torchvision = load_torchvision()
+    try:
+        listed = torchvision.datasets.ImageFolder(str(folder))
+    except (FileNotFoundError, OSError) as error:
+        raise RobGIBError(f"{folder} holds no folders of pictures named for their classes.") from error
+    pictures, first = [], None
+    for name, _ in listed.samples:
+        try:
+            with Image.open(name, formats=_FORMATS) as picture:
+                pixels = _pixels(picture, name)
+        except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+            raise RobGIBError(f"{name} is not a readable picture: {first_line(error)}.") from error
+        if first is not None and pixels.shape != first.shape:
+            raise RobGIBError(
+                f"{name} is {pixels.shape} and {listed.samples[0][0]} is {first.shape}; bring all pictures to one size "
+                "and mode."
+            )
+        first = pixels if first is None else first
+        pictures.append(pixels)
+    if any(p.dtype != np.uint8 for p in pictures):  # of several depths: all in [0, 1]
+        pictures = [p.astype(np.float32) / 255 if p.dtype == np.uint8 else p for p in pictures]
+    return np.stack(pictures), np.array(listed.targets), tuple(listed.classes)
+
+
+_FORMATS = ("PNG", "JPEG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
+"""Kinds of pictures that are read: Pillow goes by content, and knows some that run a program of their own."""
+
+
+def _pixels(picture: Image, name: str) -> np.ndarray:
+    """Pixels (H, W) of a grey picture or (H, W, 3) of a coloured one: bytes, or float32 in [0, 1].
+
+    Raises:
+        RobGIBError: what the picture's numbers mean as brightness cannot be told.
+    """
+    mode, kind = picture.mode, picture.format
+    tags = getattr(picture, "tag_v2", {})
+    if 2 in np.atleast_1d(tags.get(339, (1,))):
+        raise RobGIBError(f"{name} holds signed numbers, of which it is not told which is white; save it unsigned.")
+    if mode.startswith(("I", "F")):
+        # Pillow gives a TIFF's numbers as they lie, whatever their depth and whether 0 is black.
+        depth = tags.get(258, (16,)) if mode.startswith("I") else (32,)
+        told = tags.get(262, 1) == 1 and "transparency" not in picture.info
+        plain = told and tuple(np.atleast_1d(depth)) in ((16,), (32,))
+        numbers = np.asarray(picture)
+        sixteen = mode.startswith("I;16") or (mode == "I" and kind in ("PNG", "PPM"))
+        if plain and sixteen and numbers.min() >= 0 and numbers.max() <= 65535:
+            return (numbers / np.float32(65535)).astype(np.float32)
+        if plain and mode == "F" and numbers.min() >= 0 and numbers.max() <= 1:
+            return numbers.astype(np.float32)
+        raise RobGIBError(
+            f"{name} holds numbers from {numbers.min():g} to {numbers.max():g} (mode {mode}), of which it is not told "
+            "which is white; save it with 8 or 16 bits, or as floats in [0, 1]."
+        )
+    if _depth(name, kind, tags) > 8:
+        raise RobGIBError(f"{name} has more than 8 bits a colour, of which 8 would be read; save it with 8, or grey.")
+    if mode in ("LA", "RGBA", "PA", "La", "RGBa") or "transparency" in picture.info:
+        alpha = np.asarray(picture.convert("RGBA"))[..., 3]
+        if alpha.min() < 255:
+            raise RobGIBError(
+                f"{name} has transparent pixels, whose colour depends on what lies behind; lay it on a background."
+            )
+    if mode in ("1", "L", "LA", "La"):
+        return np.asarray(picture.convert("L"))
+    if mode in ("RGB", "RGBA", "RGBa", "RGBX", "P", "PA", "CMYK", "YCbCr"):
+        return np.asarray(picture.convert("RGB"))
+    raise RobGIBError(f"{name} is of mode {mode}, whose colours cannot be told; save it as RGB or grey.")
+
+
+def _depth(name: str, kind: str | None, tags: Mapping[int, Any]) -> int:
+    """Bits of a number in a picture's file."""
+    with open(name, "rb") as file:
+        head = file.read(200)
+    if kind == "PNG":
+        return head[24]
+    if kind == "PPM" and head[:2] in (b"P3", b"P6"):
+        words = re.sub(rb"#[^\n]*\n", b" ", head).split()
+        return int(words[3]).bit_length()
+    return int(np.max(tags.get(258, (8,))))
+
+
+def _function(name: str, seed: int) -> Dataset:
+    """A function of twelve inputs: all patterns of bits to test on, four fifths to train on; or draws of numbers."""
+    chosen = function(name)
+    classes = 1 + int(chosen.draw(4096, 0)[1].max())
+    names = tuple(map(str, range(classes)))
+    eps = {"linf": 0.25, "l2": 0.5, "l1": 1.0}
+    if chosen.real:
+        train, val, test = (
+            Split(*map(torch.from_numpy, chosen.draw(size, 3 * seed + i))) for i, size in enumerate((8192, 1024, 4096))
+        )
+        return Dataset(f"function:{name}", train, val, test, names, eps)
+    x, y = chosen.draw(4096, 0)
+    order = np.random.default_rng(seed).permutation(len(y))
+    learnt, held = (Split(torch.from_numpy(x[i]), torch.from_numpy(y[i])) for i in _stratified(y, (0.8, 0.2), seed))
+    every = Split(torch.from_numpy(x[order]), torch.from_numpy(y[order]))
+    return Dataset(f"function:{name}", learnt, held, every, names, eps, enumerated=True)
+
+
+def _text(path: Path, seed: int) -> Dataset:
+    """Text files in folders named for their classes, below ``train`` and ``test``, as token vectors."""
+    for part in ("train", "test"):
+        if not (path / part).is_dir():
+            raise RobGIBError(f"{path} must hold train/ and test/, each with a folder of text files for every class.")
+    (learnt, labels, classes), (unseen, truth, others) = (read_texts(path / part) for part in ("train", "test"))
+    if classes != others:
+        raise RobGIBError(f"{path / 'train'} and {path / 'test'} do not hold the same classes.")
+    ours, held = _stratified(labels, (11 / 12, 1 / 12), seed)
+    vectors = embed_tokens([learnt[i] for i in ours], seed)
+    order = np.random.default_rng(seed).permutation(len(truth))
+    train, val, test = (
+        Split(torch.from_numpy(as_vectors([texts[i] for i in index], vectors)), torch.from_numpy(y[index]).long())
+        for texts, y, index in ((learnt, labels, ours), (learnt, labels, held), (unseen, truth, order))
+    )
+    return Dataset(f"text:{path.name}", train, val, test, classes, {"linf": 0.05, "l2": 1.0, "l1": 10.0})
+
+
+_FILES: dict[str, Callable[[Path, int], Dataset]] = {"npz": _npz, "folder": _folder, "text": _text}
+"""Data of one's own by prefix; each takes the path after the colon and the split's seed."""
+
+
+def check_data(name: str) -> None:
+    """Raise unless ``name`` is a data set's, or a path to one's own that exists."""
+    kind, colon, path = name.partition(":")
+    if kind == "function" and colon:
+        function(path)
+    elif not (colon and kind in _FILES):
+        if name not in DATASETS:
+            raise unknown_name("data set", name, [*DATASETS, "npz:FILE", "folder:DIR", "text:DIR", "function:NAME"])
+    elif not (Path(path).is_file() if kind == "npz" else Path(path).is_dir()):
+        raise RobGIBError(f"data {name!r}: {'file' if kind == 'npz' else 'folder'} {path!r} does not exist.")
+
+
+def list_data() -> list[str]:
+    """Return the names of the data sets.
+
+    >>> "digits" in list_data()
+    True
+    """
+    return list(DATASETS)
+
+
+def load_data(name: str, root: str | Path | None = None, seed: int = 0) -> Dataset:
+    """Load a data set by name.
+
+    Args:
+        name: a key of :data:`DATASETS`; ``npz:FILE``, arrays x_test and y_test with x_train and y_train if there are
+            (or x and y); ``folder:DIR``, pictures in folders named for their classes, below train/ and test/ or
+            straight below DIR; ``text:DIR``, text files likewise; or ``function:NAME``, of twelve inputs
+            (:mod:`robgib.data.synthetic`).
+        root: folder with the data files; None looks in the cache and downloads where there is a network.
+        seed: of the train/validation/test split.
+
+    Raises:
+        RobGIBError: unknown name, missing folder, missing or damaged file.
+    """
+    check_data(name)
+    kind, _, path = name.partition(":")
+    if kind == "function":
+        return _function(path, seed)
+    if kind in _FILES:
+        return _FILES[kind](Path(path), seed)
+    folder = None if root is None else Path(root)
+    if folder is not None and not folder.is_dir():
+        raise RobGIBError(f"data folder {str(folder)!r} does not exist; give --data-root an existing folder.")
+    return DATASETS[name](folder, seed)

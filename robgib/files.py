@@ -1,0 +1,156 @@
+"""Files: written whole or not at all, digests, downloads that go on where they broke off, the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from robgib.errors import RobGIBError
+
+__all__ = [
+    "atomic_directory",
+    "cache_folder",
+    "check_writable",
+    "digest",
+    "download",
+    "sha256",
+    "write_file",
+]
+
+
+def digest(content: Any) -> str:
+    """SHA-256 of JSON-able content."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def check_writable(root: Path) -> None:
+    """Raise before any work is done when a folder cannot be written below ``root``; leave nothing behind."""
+    place = root.absolute()
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir():
+        raise RobGIBError(f"output folder {str(root)!r} cannot be made: {place} is a file; give --out a folder.")
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=".robgib-", dir=place))
+    except OSError as error:
+        raise RobGIBError(
+            f"output folder {str(root)!r} is not writable ({error.strerror}); give --out a folder that is."
+        ) from error
+
+
+def write_file(target: Path, content: bytes) -> None:
+    """Write a file and its folder, the file whole or not at all."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_bytes(content)
+            os.replace(temporary, target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise RobGIBError(f"cannot write {target}: {error.strerror or error}.") from error
+
+
+@contextmanager
+def atomic_directory(target: Path) -> Iterator[Path]:
+    """Give a temporary folder that becomes ``target`` when the block ends, and vanishes when it fails."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as error:
+        raise RobGIBError(f"cannot write {target}: {error.strerror or error}; give --out another folder.") from error
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        if target.exists():
+            former = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+            os.replace(target, former / "former")
+            os.replace(temporary, target)
+            shutil.rmtree(former, ignore_errors=True)
+        else:
+            os.replace(temporary, target)
+    except OSError as error:
+        raise RobGIBError(f"cannot write {target}: {error.strerror or error}.") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def cache_folder() -> Path:
+    """Where checkpoints and downloads are kept: ``ROBGIB_CACHE``, or the platform's cache folder."""
+    return Path(os.environ.get("ROBGIB_CACHE") or platformdirs.user_cache_dir("robgib"))
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 digest of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def download(
+    url: str, target: Path, digest: str, name: str, progress: Callable[[str, int, int, str], None] | None = None
+) -> None:
+    """Download ``url`` to ``target``, there whole or not at all.
+
+    What comes is kept beside it as ``.part``, and the next try goes on after it.
+
+    Args:
+        url: http, https or file.
+        target: where it goes.
+        digest: its SHA-256 digest.
+        name: of what it is, for messages.
+        progress: called with the bytes so far.
+
+    Raises:
+        RobGIBError: it cannot be downloaded, or is another file than was promised.
+    """
+    part = target.with_name(f"{target.name}.part")
+    try:
+        part.parent.mkdir(parents=True, exist_ok=True)
+        _fetch(url, part, name, progress)
+    except (OSError, ValueError) as error:
+        raise RobGIBError(
+            f"model {name!r}: {url} could not be downloaded ({error}); what came is kept for the next try."
+        ) from error
+    found = sha256(part)
+    if found != digest:
+        part.unlink()
+        raise RobGIBError(
+            f"model {name!r}: what {url} gave has the SHA-256 digest {found}, not the recipe's {digest}; "
+            "it was not kept."
+        )
+    os.replace(part, target)
+
+
+def _fetch(url: str, part: Path, name: str, progress: Callable[[str, int, int, str], None] | None) -> None:
+    held = part.stat().st_size if part.is_file() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={held}-"} if held else {})
+    try:
+        answer = urllib.request.urlopen(request, timeout=60)
+    except urllib.error.HTTPError as error:
+        if error.code == 416:  # there is nothing after what is held: the digest will tell whether that is all
+            return
+        raise
+    with answer, part.open("ab" if held and answer.status == 206 else "wb") as file:
+        total = file.tell() + int(answer.headers.get("Content-Length") or 0)
+        while chunk := answer.read(1 << 20):
+            file.write(chunk)
+            if progress:
+                progress(f"downloading {name}", min(file.tell(), total), total, f"{file.tell() / 1e6:.1f} MB")
+    if total and part.stat().st_size < total:
+        raise OSError(f"it ended after {part.stat().st_size} of {total} bytes")

@@ -1,0 +1,297 @@
+"""One interface for every estimator: features and a target in, information terms with intervals out."""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+from robgib.errors import RobGIBError, RobGIBWarning
+from robgib.information.measures import functionals
+
+__all__ = [
+    "Decomposition",
+    "Estimate",
+    "Estimator",
+    "Problem",
+    "decompose",
+]
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure in bits with its 95% interval. NaN: not estimable, and ``note`` says why.
+
+    ``saturated`` marks a figure at the ceiling of its estimator: the truth may be anything above.
+    """
+
+    value: float
+    low: float
+    high: float
+    saturated: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Decomposition:
+    """Everything one estimator says of features X_1 … X_n and a target T, in bits.
+
+    Attributes:
+        total: I(X;T).
+        singles: I(X_i;T), one a feature.
+        rests: I(X_-i;T), one a feature.
+        interaction: II_i(X;T), one a feature.
+        synergy: S(X;T), their mean.
+        complexity: C(X;T) = I(X;T) − S(X;T).
+        slack: I(X;T) − C(X;T)/2, at least 0 in truth (the bound of the IB by the GIB).
+        estimator: its name.
+        samples: how many samples the figures rest on.
+        resolution: at which resolution of features and target they hold.
+        bound: how the information terms stand to the truth (``lower``, ``exact``, ``none`` …).
+        notes: limits that the reader must know.
+    """
+
+    total: Estimate
+    singles: tuple[Estimate, ...]
+    rests: tuple[Estimate, ...]
+    interaction: tuple[Estimate, ...]
+    synergy: Estimate
+    complexity: Estimate
+    slack: Estimate
+    estimator: str
+    samples: int
+    resolution: str
+    bound: str
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Checked input of an estimator: features (N, d_i), a target (N, d) or codes (N,), and their reference.
+
+    ``fit_features`` and ``fit_target`` are other samples of the same variables, on which codes may be
+    fitted; where there are none they are the samples themselves. ``weights`` (N,), of mean 1, weigh each
+    sample's pointwise terms.
+    """
+
+    features: tuple[Array, ...]
+    target: Array
+    fit_features: tuple[Array, ...]
+    fit_target: Array
+    weights: Array | None = None
+
+    @property
+    def samples(self) -> int:
+        """Number of samples N."""
+        return len(self.target)
+
+    @property
+    def discrete_target(self) -> bool:
+        """Whether the target is integer codes."""
+        return self.target.dtype.kind in "iub"
+
+
+class Estimator(ABC):
+    """Estimates I(X;T), every I(X_i;T) and every I(X_-i;T). A subclass is a frozen dataclass of options.
+
+    Class attributes: ``name``; ``bound`` and ``summary``, a few words each; ``guide``, a paragraph on what the
+    figure bounds, where it may be trusted and where it saturates; ``regimes``, the kinds of validation task in
+    which it claims to be right; ``least_samples``; ``codes_target``, whether a real target is coded;
+    ``raw``, whether a layer's units are wanted as they are, of data that list every input.
+    """
+
+    name: ClassVar[str]
+    bound: ClassVar[str]
+    summary: ClassVar[str]
+    least_samples: ClassVar[int] = 10
+    regimes: ClassVar[tuple[str, ...]] = ()
+    guide: ClassVar[str] = ""
+    codes_target: ClassVar[bool] = False
+    raw: ClassVar[bool] = False
+
+    def outside(self, problem: Problem) -> list[str]:
+        """Say in what respects a problem is outside the regime in which the estimator is known to be right."""
+        return []
+
+    def estimate(
+        self,
+        features: Sequence[npt.ArrayLike],
+        target: npt.ArrayLike,
+        *,
+        fit_features: Sequence[npt.ArrayLike] | None = None,
+        fit_target: npt.ArrayLike | None = None,
+        weights: npt.ArrayLike | None = None,
+    ) -> Decomposition:
+        """Estimate the information of ``features`` about ``target``.
+
+        Args:
+            features: n arrays (N, d_i) or (N,); integers are taken as codes.
+            target: (N, d) or (N,); integers are taken as codes.
+            fit_features: other samples of the features, on which codes are fitted (default: the same).
+            fit_target: other samples of the target.
+            weights: (N,) weights of the samples' pointwise terms, scaled here to mean 1 (see
+                :func:`~robgib.information.measures.pmi_weights`).
+
+        Returns:
+            The terms in bits, with 95% intervals. Outside the estimator's regime it warns
+            (:class:`~robgib.errors.RobGIBWarning`) and the notes say why.
+
+        Raises:
+            RobGIBError: no features, unequal lengths, NaN or infinite values, or too few samples.
+        """
+        values = tuple(_matrix(x, f"feature {i}") for i, x in enumerate(features))
+        goal = _matrix(target, "the target")
+        if not values:
+            raise RobGIBError("an information estimate needs at least one feature.")
+        for i, value in enumerate(values):
+            if len(value) != len(goal):
+                raise RobGIBError(f"feature {i} has {len(value)} samples and the target {len(goal)}.")
+        if len(goal) < self.least_samples:
+            raise RobGIBError(
+                f"{len(goal)} samples are too few for the {self.name} estimator; give at least {self.least_samples}."
+            )
+        reference = values if fit_features is None else tuple(_matrix(x, "a fit feature") for x in fit_features)
+        goal_reference = goal if fit_target is None else _matrix(fit_target, "the fit target")
+        if [v.shape[1] for v in values] != [v.shape[1] for v in reference]:
+            raise RobGIBError("the features and the fit features differ in number or width.")
+        problem = Problem(values, goal, reference, goal_reference, _weights(weights, len(goal)))
+        found = self._estimate(problem)
+        limits = self.outside(problem)
+        if limits:
+            warnings.warn(f"the {self.name} estimator is outside its regime: {'; '.join(limits)}", RobGIBWarning, 2)
+            found = replace(found, notes=(*found.notes, *(f"outside its regime: {limit}" for limit in limits)))
+        return found
+
+    def label_information(
+        self,
+        representation: npt.ArrayLike,
+        labels: npt.ArrayLike,
+        *,
+        fit_representation: npt.ArrayLike | None = None,
+        weights: npt.ArrayLike | None = None,
+    ) -> Decomposition:
+        """Estimate I(Z;Y) of a representation (N, d), at the resolution it has when it is a target."""
+        if self.codes_target:
+            return self.estimate([labels], representation, fit_target=fit_representation, weights=weights)
+        fit = None if fit_representation is None else [fit_representation]
+        return self.estimate([representation], labels, fit_features=fit, weights=weights)
+
+    @abstractmethod
+    def _estimate(self, problem: Problem) -> Decomposition:
+        """Do the estimate on checked input."""
+
+
+def _weights(values: npt.ArrayLike | None, samples: int) -> Array | None:
+    if values is None:
+        return None
+    weights = np.asarray(values, float)
+    if weights.shape != (samples,) or not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():
+        raise RobGIBError(f"weights must be {samples} finite numbers of at least 0, not all 0.")
+    return weights / weights.mean()
+
+
+def _matrix(values: npt.ArrayLike, what: str) -> Array:
+    array = np.asarray(values)
+    if array.dtype.kind == "b":
+        array = array.astype(np.int64)
+    if array.dtype.kind not in "iuf":
+        raise RobGIBError(f"{what} must hold numbers, not {array.dtype}.")
+    if array.ndim == 1:
+        array = array[:, None]
+    if array.ndim != 2:
+        raise RobGIBError(f"{what} must have shape (samples, dims), not {array.shape}.")
+    if array.dtype.kind == "f":
+        bad = ~np.isfinite(array)
+        if bad.any():
+            raise RobGIBError(f"{what} has NaN or infinite values in {int(bad.any(1).sum())} of {len(array)} samples.")
+        array = array.astype(np.float64, copy=False)
+    return array
+
+
+def decompose(
+    terms: npt.ArrayLike,
+    *,
+    estimator: Estimator,
+    problem: Problem,
+    resolution: str,
+    pointwise: Array | None = None,
+    replicates: Array | None = None,
+    floor: npt.ArrayLike = 0.0,
+    missing: npt.ArrayLike = 0.0,
+    saturated: npt.ArrayLike = False,
+    notes: Sequence[str] = (),
+) -> Decomposition:
+    """Turn the 2n+1 terms [total, singles, rests] and their errors into a decomposition.
+
+    Args:
+        terms: (2n+1,) estimates in bits.
+        estimator: who made them.
+        problem: from what.
+        resolution: at which resolution.
+        pointwise: (N, 2n+1) per-sample values whose mean the terms are: the error is the mean's.
+        replicates: (K, 2n+1) leave-one-group-out estimates: the error is the grouped jackknife's.
+            Neither: the terms are exact.
+        floor: (2n+1,) standard deviation of each term when there is no information at all. Near
+            independence a term is quadratic in what was sampled, and first-order errors vanish there.
+        missing: (2n+1,) what each term lacks by expectation, taken as the standard deviation of an error that all
+            terms share, so that it does not average out over features.
+        saturated: (2n+1,) marks.
+        notes: limits to pass on.
+    """
+    values = np.asarray(terms, float)
+    if problem.weights is not None:
+        if pointwise is None:
+            values = np.full(len(values), np.nan)
+            notes = [*notes, f"the {estimator.name} estimator has no pointwise terms to weigh: not estimable"]
+        else:
+            # The weighted mean of the pointwise terms, with the correction for bias that the plain mean got.
+            weighted = problem.weights[:, None] * pointwise
+            values = weighted.mean(0) + (values - pointwise.mean(0))
+            # The weights' own mean is 1 by scaling: the error is that of a ratio.
+            pointwise = weighted - problem.weights[:, None] * weighted.mean(0) + weighted.mean(0)
+            replicates = None
+    n = (len(values) - 1) // 2
+    rows = functionals(n)
+    quantile = float(stats.norm.ppf(0.975))
+    if pointwise is not None:
+        covariance = np.atleast_2d(np.cov(pointwise, rowvar=False)) / len(pointwise)
+    elif replicates is not None:
+        k = len(replicates)
+        centred = replicates - replicates.mean(0)
+        covariance = (k - 1) / k * centred.T @ centred
+        quantile = float(stats.t.ppf(0.975, k - 1))
+    else:
+        covariance = np.zeros((len(values), len(values)))
+    floors = np.broadcast_to(np.asarray(floor, float), values.shape)
+    variance = np.maximum(np.einsum("ij,jk,ik->i", rows, covariance, rows), rows**2 @ floors**2)
+    variance += (rows @ np.broadcast_to(np.asarray(missing, float), values.shape)) ** 2
+    half = quantile * np.sqrt(np.maximum(variance, 0))
+    derived = rows @ values
+    marks = (rows != 0) @ np.broadcast_to(np.asarray(saturated, bool), values.shape).astype(float) > 0
+    note = "" if np.isfinite(values).all() else "; ".join(notes)
+    made = [
+        Estimate(float(v), float(v - h), float(v + h), bool(s), note)
+        for v, h, s in zip(derived, half, marks, strict=True)
+    ]
+    return Decomposition(
+        total=made[0],
+        singles=tuple(made[1 : n + 1]),
+        rests=tuple(made[n + 1 : 2 * n + 1]),
+        interaction=tuple(made[2 * n + 1 : 3 * n + 1]),
+        synergy=made[3 * n + 1],
+        complexity=made[3 * n + 2],
+        slack=made[3 * n + 3],
+        estimator=estimator.name,
+        samples=problem.samples,
+        resolution=resolution,
+        bound=estimator.bound,
+        notes=tuple(notes),
+    )

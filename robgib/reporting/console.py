@@ -1,0 +1,102 @@
+"""What an evaluation found, as text in a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from robgib.reporting.summary import LEAST_MODELS, display_names
+from robgib.results import Run
+
+__all__ = ["print_runs"]
+
+
+def print_runs(runs: Sequence[Run], out: Console, err: Console) -> None:
+    """Print what was found: accuracies and signs, then bits by layer; failures of attacks go to ``err``."""
+    left = " (each attack on what those before it left)" if any(r.config.get("cascade") for r in runs) else ""
+    table = Table(title=f"Accuracy, clean and under attack{left}", title_justify="left")
+    table.add_column("model", no_wrap=True)
+    table.add_column("attack", overflow="fold", min_width=12)
+    table.add_column("budget", no_wrap=True)
+    for column in ("accuracy", "95% interval", "in 8 bits"):
+        table.add_column(column, justify="right", no_wrap=True)
+    names = display_names(runs)
+    for run, name in zip(runs, names, strict=True):
+        first = run.robustness.iloc[0]
+        interval = f"[{100 * first['clean_low']:.1f}, {100 * first['clean_high']:.1f}]"
+        table.add_row(escape(name), "none", "", f"{100 * first['clean_accuracy']:.1f}%", escape(interval), "")
+        for r in run.robustness.itertuples():
+            if r.attack == "none":
+                continue
+            ok = r.status == "ok"
+            table.add_row(
+                "",
+                escape(str(r.attack)),
+                f"{r.norm} {r.eps:.4g}",
+                f"{100 * r.robust_accuracy:.1f}%" if ok else "[red]failed",
+                escape(f"[{100 * r.low:.1f}, {100 * r.high:.1f}]") if ok else "",
+                f"{100 * r.robust_accuracy_8bit:.1f}%" if r.robust_accuracy_8bit == r.robust_accuracy_8bit else "",
+            )
+        table.add_section()
+    out.print(table)
+    for run, name in zip(runs, names, strict=True):
+        for told in run.config.get("reading", ()):
+            out.print(f"[yellow]{escape(name)}[/yellow]: {escape(told)}.", highlight=False)
+        for r in run.robustness.itertuples():
+            if r.undecided and r.seconds:  # not of the worst case of others
+                out.print(
+                    f"[yellow]{escape(f'{name}, {r.attack}')}[/yellow]: {r.undecided} of {r.samples} samples not "
+                    "decided (the model's answer is not finite); none counts as robust.",
+                    highlight=False,
+                )
+            if r.note:
+                out.print(f"[yellow]{escape(f'{name}, {r.attack}')}[/yellow]: {escape(str(r.note))}.", highlight=False)
+    for run in runs:
+        for r in run.robustness[run.robustness["status"] != "ok"].itertuples():
+            err.print(f"[red]{escape(f'{run.name}: {r.reason}')}", highlight=False, soft_wrap=True)
+    for run, name in zip(runs, names, strict=True):
+        if len(run.corruptions):
+            means = run.corruptions.groupby("corruption", sort=False)["accuracy"].mean()
+            told = ", ".join(f"{kind} {100 * value:.1f}%" for kind, value in means.items())
+            out.print(
+                f"{escape(name)}: {100 * means.mean():.1f}% under common corruptions, mean of five severities "
+                f"({told}).",
+                highlight=False,
+            )
+    for run, name in zip(runs, names, strict=True):
+        seen = run.signs[run.signs["seen"].astype(bool)]
+        for r in seen.itertuples():
+            where = f"{name}, {r.norm} {r.eps:.4g}"
+            out.print(f"[yellow]{escape(f'{where}: {r.name}')}[/yellow]: {escape(str(r.detail))}.", highlight=False)
+            out.print(f"  [dim]{escape(str(r.meaning))}", highlight=False)
+        if len(run.signs) and not len(seen):
+            out.print(f"{escape(name)}: no sign of a failed attack.", highlight=False)
+    for run, name in zip(runs, names, strict=True):
+        for estimator, held in run.layers.groupby("estimator", sort=False):
+            terms = list(dict.fromkeys(held["term"]))
+            table = Table(title=f"{escape(name)}: bits by layer, {estimator} estimator", title_justify="left")
+            table.add_column("layer", overflow="fold")
+            for term in terms:
+                table.add_column(term, justify="right")
+            for layer, g in held.sort_values("depth", kind="stable").groupby("layer", sort=False):
+                by_term = {r.term: r for r in g.itertuples()}
+                table.add_row(escape(str(layer)), *(_cell(by_term[t]) for t in terms))
+            out.print(table)
+            for note, g in held[held["note"] != ""].groupby("note", sort=False):
+                where = ", ".join(dict.fromkeys(f"{r.term} of {r.layer}" for r in g.itertuples()))
+                out.print(f"  [dim]{escape(f'{note}: {where}')}", highlight=False)
+            if held["saturated"].any():
+                out.print("  [dim]sat: saturated, the truth may be anything above", highlight=False)
+    if 1 < len(runs) < LEAST_MODELS:
+        out.print(f"{len(runs)} models are too few to correlate (at least {LEAST_MODELS}).", highlight=False)
+
+
+def _cell(row: Any) -> str:
+    if row.value != row.value:
+        return "n/e"
+    error = f"\n±{(row.high - row.low) / 2:.2f}" if row.high > row.low else ""  # none where all outcomes are counted
+    return f"{row.value:.2f}{error}" + ("\n[yellow]sat[/]" if row.saturated else "")

@@ -1,0 +1,339 @@
+"""What evaluations find: one schema of all tables, and the run folders that hold them, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from robgib.errors import RobGIBError
+from robgib.files import atomic_directory, digest
+
+__all__ = ["RUN_TABLES", "SCHEMA", "SCHEMA_VERSION", "Column", "Run", "column_names", "load_run", "save_run", "table"]
+
+SCHEMA_VERSION = 2
+"""Kept in every run folder. Folders without one are of version 1."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table.
+
+    Attributes:
+        name: of the column.
+        kind: of its values; a ``count`` is whole but where shares of draws are summed.
+        what: it holds.
+        unit: ``bits``, ``share`` (of 1), ``pixel`` (pixel scale [0, 1], in the row's norm), ``s``, or nothing.
+        since: the schema version that brought it.
+        missing: what stands for it in folders that are older.
+    """
+
+    name: str
+    kind: Literal["text", "integer", "count", "number", "boolean"]
+    what: str
+    unit: str = ""
+    since: int = 1
+    missing: Any = None
+
+
+_INTERVAL = (
+    Column("low", "number", "lower end of the 95% Clopper-Pearson interval", "share"),
+    Column("high", "number", "upper end", "share"),
+)
+_BUDGET = (
+    Column("attack", "text", "label of the attack"),
+    Column("norm", "text", "norm of its ball"),
+    Column("eps", "number", "radius of its ball", "pixel"),
+)
+_LAYER = (
+    Column("estimator", "text", "name of the estimator"),
+    Column("layer", "text", "module name, or logits"),
+    Column("depth", "integer", "place of the layer, from 0"),
+)
+
+
+def _with_interval(name: str, what: str) -> tuple[Column, ...]:
+    return (
+        Column(name, "number", what, "bits"),
+        Column(f"{name}_low", "number", "lower end of its 95% interval", "bits"),
+        Column(f"{name}_high", "number", "upper end", "bits"),
+    )
+
+
+SCHEMA: Mapping[str, tuple[Column, ...]] = {
+    "robustness": (
+        *_BUDGET,
+        Column("samples", "integer", "samples evaluated"),
+        Column("correct", "count", "of them labelled right when clean"),
+        Column("robust", "count", "of them labelled right under the attack"),
+        Column("clean_accuracy", "number", "accuracy on clean samples", "share"),
+        Column("clean_low", "number", "lower end of its 95% Clopper-Pearson interval", "share"),
+        Column("clean_high", "number", "upper end", "share"),
+        Column("robust_accuracy", "number", "accuracy under the attack", "share"),
+        *_INTERVAL,
+        Column("robust_accuracy_8bit", "number", "the same, adversarial images rounded to 8 bits", "share", 2, np.nan),
+        Column("undecided", "integer", "samples to which the model has no finite answer; none is robust", "", 2, 0),
+        Column("seconds", "number", "time that the attack took", "s"),
+        Column("forward", "integer", "samples that went forward through the model"),
+        Column("backward", "integer", "gradients that came back"),
+        Column("median_distance", "number", "median distance of the nearest adversarial images", "pixel"),
+        Column("status", "text", "ok or failed"),
+        Column("reason", "text", "why it failed"),
+        Column("note", "text", "what must be known beside the figure", "", 2, ""),
+    ),
+    "outcomes": (
+        Column("index", "integer", "number of the sample"),
+        Column("label", "integer", "its class"),
+        *_BUDGET,
+        Column("clean_prediction", "integer", "the model's answer to the clean sample; -1: not decided"),
+        Column("adversarial_prediction", "integer", "its answer to the adversarial one; -1: not decided"),
+        Column("robust", "boolean", "whether both are right"),
+        Column("right", "number", "draws answered right on the adversarial sample", "share", 2, np.nan),
+        Column("right_8bit", "number", "the same on its copy in 8 bits", "share", 2, np.nan),
+        Column("linf", "number", "size of the perturbation in L-infinity", "pixel"),
+        Column("l2", "number", "size in L2", "pixel"),
+        Column("distance", "number", "distance of the nearest adversarial sample found; inf: none", "pixel", 2, np.nan),
+    ),
+    "curve": (
+        *_BUDGET,
+        Column("at", "number", "radius at which the accuracy was measured", "pixel"),
+        Column("right", "count", "samples labelled right"),
+        Column("samples", "integer", "of so many"),
+        Column("accuracy", "number", "accuracy there", "share"),
+        *_INTERVAL,
+    ),
+    "layers": (
+        *_LAYER,
+        Column("term", "text", "which quantity, as in I(X;Z)"),
+        Column("value", "number", "its estimate; empty: not estimable, and the note says why", "bits"),
+        Column("low", "number", "lower end of its 95% interval", "bits"),
+        Column("high", "number", "upper end", "bits"),
+        Column("saturated", "boolean", "at the estimator's ceiling: the truth may be anything above"),
+        Column("bound", "text", "how the estimate stands to the truth"),
+        Column("resolution", "text", "at which the variables were seen"),
+        Column("samples", "integer", "that it rests on"),
+        Column("note", "text", "limits that the reader must know"),
+    ),
+    "features": (
+        *_LAYER,
+        Column("feature", "text", "name of the input's feature X_i"),
+        *_with_interval("single", "I(X_i;Z)"),
+        *_with_interval("rest", "I(X_-i;Z)"),
+        *_with_interval("interaction", "II_i(X;Z)"),
+    ),
+    "signs": (
+        Column("norm", "text", "norm of the threat model"),
+        Column("eps", "number", "its radius", "pixel"),
+        Column("name", "text", "name of the indicator of attack failure"),
+        Column("seen", "boolean", "whether it was seen"),
+        Column("detail", "text", "what was measured"),
+        Column("meaning", "text", "what it would mean"),
+    ),
+    "corruptions": (
+        Column("corruption", "text", "name of the common corruption"),
+        Column("severity", "integer", "from 1 to 5"),
+        Column("right", "count", "samples labelled right"),
+        Column("samples", "integer", "of so many"),
+        Column("accuracy", "number", "accuracy", "share"),
+        *_INTERVAL,
+    ),
+    "trace": (
+        Column("epoch", "integer", "epochs over; 0 is the untrained network"),
+        Column("test_accuracy", "number", "accuracy on the test samples", "share"),
+    ),
+    "validation": (
+        Column("estimator", "text", "name of the estimator"),
+        Column("regime", "text", "kind of task"),
+        Column("task", "text", "name of the task"),
+        Column("samples", "integer", "samples of one repeat"),
+        Column("figure", "text", "I, S, C, singles or rests"),
+        Column("truth", "number", "its true value, the mean over repeats", "bits"),
+        Column("bias", "number", "mean error", "bits"),
+        Column("sd", "number", "standard deviation of the error", "bits"),
+        Column("coverage", "number", "95% intervals that hold the truth", "share"),
+        Column("null", "number", "shuffled targets whose intervals hold 0", "share"),
+        Column("saturated", "number", "figures marked saturated", "share"),
+        Column("seconds", "number", "median time of an estimate", "s"),
+        Column("repeats", "integer", "draws of the task"),
+        Column("claims", "boolean", "whether the estimator claims the regime"),
+    ),
+}
+"""The columns of every table, in order. A trace has those of ``layers`` after its own."""
+RUN_TABLES = ("robustness", "outcomes", "curve", "layers", "features", "signs", "corruptions")
+"""The tables of a run folder, a CSV file each."""
+_LATER_TABLES = ("signs", "corruptions")  # that folders of early versions lack
+
+
+def column_names(name: str) -> list[str]:
+    """Names of a table's columns, in order."""
+    own = [column.name for column in SCHEMA[name]]
+    return own + column_names("layers") if name == "trace" else own
+
+
+def table(name: str, rows: Iterable[Mapping[str, Any] | Sequence[Any]] = ()) -> pd.DataFrame:
+    """Make a table of rows, mappings or sequences in the columns' order.
+
+    >>> table("corruptions", [("noise", 1, 9, 10, 0.9, 0.55, 1.0)])["accuracy"].item()
+    0.9
+    """
+    columns = column_names(name)
+    held = list(rows)
+    for row in held:
+        assert len(row) == len(columns), f"a row of {name!r} has other columns than the schema"
+        assert not isinstance(row, Mapping) or set(row) == set(columns), f"a row of {name!r} has other columns"
+    return pd.DataFrame(held, columns=columns)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One evaluated model.
+
+    Attributes:
+        name: the model's name.
+        config: everything that determines the result.
+        environment: versions and machine.
+        robustness: a row an attack: eps, samples, correct, robust, clean and robust accuracy with 95%
+            Clopper–Pearson intervals (``low``, ``high``), robust accuracy when adversarial images are rounded to 8
+            bits, samples to which the model has no finite answer (``undecided``, none of them robust), seconds, status,
+            and a note on what must be known beside the figure. For a model that answers at random ``correct`` and
+            ``robust`` are sums of the samples' shares of right answers.
+        outcomes: a row a sample and attack: clean and adversarial prediction (-1: not decided), robust, the shares of
+            draws answered right on the adversarial image and on its 8-bit copy, L-inf and L2 size.
+        curve: a row an attack and eps: samples still right.
+        layers: a row a layer, estimator and term: value in bits, 95% interval, saturation, resolution.
+        features: a row a layer, estimator and input feature: I(X_i;Z), I(X_-i;Z) and II_i with intervals.
+        signs: a row a threat model and check for a failed attack: whether it was seen, what was measured, and what it
+            would mean.
+        corruptions: a row a common corruption and severity: samples right, accuracy with its interval.
+        pictures: per attack the rows, clean and adversarial images of some fooled samples.
+    """
+
+    name: str
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    robustness: pd.DataFrame
+    outcomes: pd.DataFrame
+    curve: pd.DataFrame
+    layers: pd.DataFrame
+    features: pd.DataFrame
+    signs: pd.DataFrame
+    corruptions: pd.DataFrame
+    pictures: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> str:
+        """Name of the run's folder: the model's name and the digest of the configuration."""
+        safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in self.name).strip(".-") or "model"
+        return f"{safe}-{digest(self.config)[:8]}"
+
+    def save(self, root: str | Path = "runs") -> Path:
+        """Write the run folder below ``root`` and return it."""
+        return save_run(self, Path(root))
+
+    @property
+    def summary(self) -> pd.DataFrame:
+        """Accuracy, clean and under each attack, with its 95% interval."""
+        first = self.robustness.iloc[0]
+        rows = [("none", "", "", first["clean_accuracy"], first["clean_low"], first["clean_high"])]
+        for r in self.robustness.itertuples():
+            if r.attack != "none":
+                rows.append((r.attack, r.norm, f"{r.eps:.4g}", r.robust_accuracy, r.low, r.high))
+        return pd.DataFrame(rows, columns=["attack", "norm", "eps", "accuracy", "low", "high"])
+
+    def __repr__(self) -> str:
+        """The accuracies, and which layers' information there is; a line each."""
+        lines = [
+            f"Run {self.name!r} on {self.config['data']['name']}: {int(self.robustness['samples'].iloc[0])} samples"
+        ]
+        for r in self.summary.itertuples():
+            what = "clean" if r.attack == "none" else f"{r.attack}, {r.norm} {r.eps}"
+            told = "failed" if r.accuracy != r.accuracy else f"{r.accuracy:.1%} [{r.low:.1%}, {r.high:.1%}]"
+            lines.append(f"  {what}: {told}")
+        seen = self.signs[self.signs["seen"].astype(bool)]
+        lines += [f"  sign of a failed attack ({s.norm} {s.eps:.4g}): {s.name}" for s in seen.itertuples()]
+        if len(self.layers):
+            of = ", ".join(dict.fromkeys(self.layers["estimator"]))
+            lines.append(f"  information in {self.layers['layer'].nunique()} layers by {of}: see .layers")
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """The summary as a notebook shows it."""
+        shown = self.summary.assign(
+            accuracy=lambda t: [f"{v:.1%}" if v == v else "failed" for v in t["accuracy"]],
+            interval=lambda t: [
+                f"[{a:.1%}, {b:.1%}]" if a == a else "" for a, b in zip(t["low"], t["high"], strict=True)
+            ],
+        )[["attack", "norm", "eps", "accuracy", "interval"]]
+        seen = self.signs[self.signs["seen"].astype(bool)]
+        below = "".join(
+            f"<p>Sign of a failed attack ({escape(str(s.norm))}): {escape(s.name)}</p>" for s in seen.itertuples()
+        )
+        head = f"<p><b>{escape(self.name)}</b> on {escape(self.config['data']['name'])}</p>"
+        return head + str(shown.to_html(index=False)) + below
+
+
+def save_run(run: Run, root: Path, also: Callable[[Path], None] | None = None) -> Path:
+    """Write ``root/<name>-<digest>/``, replacing a former one whole.
+
+    ``also`` is called with the folder before it takes its name, to add files to it.
+    """
+    target = root / run.folder
+    with atomic_directory(target) as folder:
+        config = {"schema": SCHEMA_VERSION, "name": run.name, **run.config}
+        (folder / "config.json").write_text(json.dumps(config, indent=2, default=str) + "\n")
+        (folder / "environment.json").write_text(json.dumps(run.environment, indent=2) + "\n")
+        for name in RUN_TABLES:
+            getattr(run, name).to_csv(folder / f"{name}.csv", index=False)
+        np.savez_compressed(folder / "pictures.npz", **run.pictures)  # type: ignore[arg-type]
+        if also:
+            also(folder)
+    return target
+
+
+def load_run(folder: str | Path) -> Run:
+    """Read a run folder, of this version of the schema or an older one.
+
+    Raises:
+        RobGIBError: the folder is missing, is not a whole run folder, or was written by a newer version.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise RobGIBError(f"run folder {str(folder)!r} does not exist.")
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        version = int(config.pop("schema", 1))
+        if version > SCHEMA_VERSION:
+            raise RobGIBError(
+                f"{str(folder)!r} was written by a newer RobGIB (schema {version}; this one reads up to "
+                f"{SCHEMA_VERSION}); update robgib."
+            )
+        name = str(config.pop("name"))
+        tables = {one: _read_table(folder / f"{one}.csv", one, version) for one in RUN_TABLES}
+        with np.load(folder / "pictures.npz", allow_pickle=False) as archive:
+            pictures = {k: archive[k] for k in archive.files}
+        surroundings = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RobGIBError(
+            f"{str(folder)!r} is not a whole run folder ({type(error).__name__}: {error}); evaluate the model again."
+        ) from error
+    return Run(name, config, surroundings, pictures=pictures, **tables)
+
+
+def _read_table(file: Path, name: str, version: int) -> pd.DataFrame:
+    if version == 1 and name in _LATER_TABLES and not file.exists():
+        return table(name)
+    held = pd.read_csv(file, keep_default_na=True)
+    for column in SCHEMA[name]:
+        if column.name not in held:
+            if column.missing is None or version >= column.since:
+                raise KeyError(f"{file.name} has no column {column.name!r}")
+            held[column.name] = column.missing
+        if column.kind == "text":
+            held[column.name] = held[column.name].astype(object).where(held[column.name].notna(), "")
+    return held[column_names(name)]

@@ -1,0 +1,18 @@
+"""Measuring robustness: attacks run on a model, what they leave, and signs that they failed."""
+
+from robgib.robustness.corruptions import corruption_accuracy
+from robgib.robustness.evaluate import DEFAULT_ATTACKS, evaluate
+from robgib.robustness.failure_indicators import FailureIndicator, failure_indicators, weaker_than_reference
+from robgib.robustness.run_attack import AttackResult, accuracy_curve, run_attack
+
+__all__ = [
+    "DEFAULT_ATTACKS",
+    "AttackResult",
+    "FailureIndicator",
+    "accuracy_curve",
+    "corruption_accuracy",
+    "evaluate",
+    "failure_indicators",
+    "run_attack",
+    "weaker_than_reference",
+]

@@ -1,0 +1,410 @@
+"""The robustness half of an evaluation: every attack on one model, as tables."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from robgib.attacks.base import Attack
+from robgib.attacks.registry import make_attack
+from robgib.errors import NoGradientError, RobGIBError, first_line
+from robgib.models.inference import Answers, Prepared, QueryCount, answers, check_decided, prepare
+from robgib.results import column_names, table
+from robgib.robustness.corruptions import corruption_accuracy
+from robgib.robustness.failure_indicators import failure_indicators, weaker_than_reference
+from robgib.robustness.run_attack import AttackResult, accuracy_curve, run_attack
+from robgib.runtime import Progress
+from robgib.statistics import clopper_pearson
+
+__all__ = ["DEFAULT_ATTACKS", "check_budgets", "evaluate", "named_attacks"]
+
+DEFAULT_ATTACKS = ("fgsm-linf", "pgd-linf", "pgd-l2")
+_PICTURES = 6
+
+
+def evaluate(
+    model: object,
+    x: Tensor,
+    y: Tensor,
+    attacks: Sequence[str | Attack] | Mapping[str, Attack] = DEFAULT_ATTACKS,
+    *,
+    default_eps: Mapping[str, float] | None = None,
+    classes: int | None = None,
+    clean: Answers | None = None,
+    cascade: bool = False,
+    curve: bool = True,
+    signs: bool = True,
+    corruptions: bool = True,
+    batch_size: int | None = None,
+    precision: str = "float32",
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    catalogue: Sequence[Path] = (),
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Measure a classifier's accuracy, clean, under attacks and under common corruptions.
+
+    Args:
+        model: classifier on ``device``, or what :func:`~robgib.models.inference.prepare` made of it.
+        x: images (N, …) in [0, 1].
+        y: labels (N,).
+        attacks: as for :func:`named_attacks`.
+        default_eps: the customary budget per norm, for specifications that give none.
+        classes: how many classes the data have, where that is known.
+        clean: what the model says of ``x``, where that is known.
+        cascade: run the attacks of one norm and eps cheapest first, each on what those before it left right.
+        curve: also measure accuracy against eps around each attack's own (in a cascade, around the last one's).
+        signs: also look for signs that the attacks failed.
+        corruptions: also measure accuracy under common corruptions (images only).
+        batch_size: images at once; None finds it.
+        precision: ``float32``, or ``bfloat16`` for the gradients of attacks.
+        device: where the model is.
+        seed: of every random number.
+        catalogue: further folders of attacks and plug-ins.
+        progress: called with (task, done, total, note).
+
+    Returns:
+        The tables ``robustness``, ``outcomes``, ``curve``, ``signs`` and ``corruptions`` of
+        :data:`~robgib.results.SCHEMA`, and ``pictures``, arrays by name.
+
+    Raises:
+        RobGIBError: the model cannot be called on such images, an attack does not fit them, or all attacks failed.
+
+    >>> import robgib
+    >>> model, data = robgib.load_model("digits-cnn")
+    >>> tables = evaluate(model, data.test.x[:64], data.test.y[:64], ["fgsm-linf:eps=0.1"], corruptions=False)
+    >>> bool(tables["robustness"]["robust_accuracy"].item() < 0.9)
+    True
+    """
+    named = named_attacks(attacks, default_eps, catalogue)
+    check_budgets(named, tuple(x.shape[1:]))
+    if not isinstance(model, Prepared):
+        model = prepare(model, x, classes=classes, batch_size=batch_size, precision=precision, device=device)
+    where = torch.device(device)
+    if clean is None:
+        clean = answers(model, x, y, classes=classes, seed=seed, device=where)
+        check_decided(clean)
+    tables, left = _attack_all(model, x, y, clean, named, cascade, curve, seed, where, progress)
+    tables["corruptions"] = table("corruptions")
+    if corruptions and x.ndim == 4:
+        tables["corruptions"] = corruption_accuracy(
+            model, x, y, seed=seed, batch_size=model.batch_size, device=where, progress=progress
+        )
+    seen: list[dict[str, Any]] = []
+    if signs:
+        seen, beside = _signs(model, x, y, clean, named, left, seed, where, progress)
+        _note(tables["robustness"], beside)
+    tables["signs"] = table("signs", seen)
+    return tables
+
+
+def named_attacks(
+    attacks: Sequence[str | Attack] | Mapping[str, Attack],
+    default_eps: Mapping[str, float] | None = None,
+    catalogue: Sequence[Path] = (),
+) -> dict[str, Attack]:
+    """Return attacks by label.
+
+    Args:
+        attacks: specifications such as ``pgd-linf:eps=8/255``, attack objects, or a mapping of labels to them.
+        default_eps: the customary budget per norm, for specifications that give none.
+        catalogue: further folders of attacks and plug-ins.
+
+    Raises:
+        RobGIBError: an unknown name or parameter, or an attack that is given twice.
+    """
+    if isinstance(attacks, Mapping):
+        return dict(attacks)
+    if isinstance(attacks, str):
+        raise RobGIBError(f"attacks must be a sequence of specifications, as in [{attacks!r}].")
+    named: dict[str, Attack] = {}
+    for item in attacks:
+        attack = item if isinstance(item, Attack) else make_attack(item, default_eps, catalogue)
+        label = item if isinstance(item, str) else type(item).__name__.lower()
+        if label in named:
+            raise RobGIBError(f"attack {label!r} is given twice; name each one once.")
+        named[label] = attack
+    return named
+
+
+def check_budgets(attacks: Mapping[str, Attack], shape: tuple[int, ...]) -> None:
+    """Raise where an attack's ball is larger than the box of samples of this shape."""
+    for label, attack in attacks.items():
+        try:
+            attack.threat.check(math.prod(shape))
+        except RobGIBError as error:
+            raise RobGIBError(f"attack {label!r}: {error}") from error
+
+
+def _attack_all(
+    model: Prepared,
+    x: Tensor,
+    y: Tensor,
+    clean: Answers,
+    attacks: Mapping[str, Attack],
+    cascade: bool,
+    curve: bool,
+    seed: int,
+    device: torch.device,
+    progress: Progress | None,
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The tables of all attacks, and by attack the shares (N,) of right answers that it left."""
+    truth, count = y.numpy(), len(y)
+    summary, outcome_tables, curves = [], [], []
+    pictures: dict[str, np.ndarray] = {}
+    standing: dict[tuple[str, float], list[AttackResult]] = {}
+    before: dict[tuple[str, float], AttackResult] = {}
+    left: dict[str, np.ndarray] = {}
+    failures: list[Exception] = []
+    order = list(attacks.items())
+    if cascade:
+        threats = list(dict.fromkeys(a.threat for _, a in order))
+        order.sort(key=lambda item: (threats.index(item[1].threat), item[1].cost))
+    for number, (label, attack) in enumerate(order):
+        budget = (attack.threat.norm, attack.threat.eps)
+        last = not cascade or all(a.threat != attack.threat for _, a in order[number + 1 :])
+        base = {"attack": label, "norm": attack.threat.norm, "eps": attack.threat.eps}
+
+        known = before.get(budget) if cascade else None
+
+        def run(
+            attack: Attack = attack,
+            label: str = label,
+            known: AttackResult | None = known,
+            curved: bool = curve and last,
+        ) -> _Attacked:
+            began = time.perf_counter()
+            found = run_attack(
+                model, x, y, attack, label=label, clean=Answers(known.prediction, known.right) if known else clean,
+                seed=seed, device=device, pictures=_PICTURES, progress=progress,
+            )  # fmt: skip
+            if known:
+                found = _after(known, found)
+            seconds = time.perf_counter() - began
+            if not curved:
+                return found, [], found.distance, seconds
+            points, distance = accuracy_curve(
+                model, x, y, attack, found, label=label, clean=clean, seed=seed, device=device, progress=progress,
+                attacked=known.right > 0 if known else None,
+            )  # fmt: skip
+            return found, points, distance, seconds
+
+        attacked = _guarded(run, label)
+        if isinstance(attacked, Exception):
+            summary.append(_summary(base, clean, None, 0.0, str(attacked)))
+            failures.append(attacked)
+            continue
+        outcome, points, nearest, seconds = attacked
+        before[budget] = outcome
+        left[label] = outcome.right
+        summary.append(_summary(base, clean, outcome, seconds, "", nearest))
+        standing.setdefault(budget, []).append(outcome)
+        outcome_tables.append(
+            pd.DataFrame(
+                {
+                    "index": np.arange(count),
+                    "label": truth,
+                    **base,
+                    "clean_prediction": clean.prediction,
+                    "adversarial_prediction": outcome.prediction,
+                    "robust": (clean.right > 0) & (outcome.prediction == truth),
+                    "right": outcome.right,
+                    "right_8bit": outcome.right_8bit,
+                    "linf": outcome.linf,
+                    "l2": outcome.l2,
+                    "distance": nearest,
+                }
+            )
+        )
+        for eps, hits in points:
+            low, high = clopper_pearson(hits, count)
+            curves.append(
+                {
+                    **base,
+                    "at": eps,
+                    "right": hits,
+                    "samples": count,
+                    "accuracy": hits / count,
+                    "low": low,
+                    "high": high,
+                }
+            )
+        rows = sorted(outcome.pictures)
+        if rows:
+            pictures[f"{number}/attack"] = np.array(label)
+            pictures[f"{number}/rows"] = np.array(rows)
+            pictures[f"{number}/clean"] = x[rows].numpy()
+            pictures[f"{number}/adversarial"] = np.stack([outcome.pictures[r] for r in rows])
+            pictures[f"{number}/labels"] = truth[rows]
+            pictures[f"{number}/clean_prediction"] = clean.prediction[rows]
+            pictures[f"{number}/adversarial_prediction"] = outcome.prediction[rows]
+    # Without gradients nothing is found out about robustness, but the signs say why, and what to do.
+    if attacks and not outcome_tables and not all(isinstance(f, NoGradientError) for f in failures):
+        raise RobGIBError(f"every attack failed; the first: {summary[0]['reason']}")
+    for (norm, eps), outcomes in standing.items():
+        if len(outcomes) > 1 and not cascade:
+            base = {"attack": f"worst of {len(outcomes)}", "norm": norm, "eps": eps}
+            worst = dataclasses.replace(
+                outcomes[0],
+                prediction=_worst_answer(outcomes),
+                right=np.minimum.reduce([o.right for o in outcomes]),
+                right_8bit=np.minimum.reduce([o.right_8bit for o in outcomes]),
+                passes=QueryCount(),
+                notes=(),
+            )
+            summary.append(_summary(base, clean, worst, 0.0, ""))
+    if not summary:  # no attacks: the clean accuracy still stands
+        nowhere = np.zeros(count)
+        unharmed = AttackResult(clean.prediction, clean.right, clean.right, nowhere, nowhere, nowhere, {}, QueryCount())
+        summary = [_summary({"attack": "none", "norm": "", "eps": 0.0}, clean, unharmed, 0.0, "")]
+    outcomes_table = pd.concat(outcome_tables, ignore_index=True) if outcome_tables else table("outcomes")
+    tables = {
+        "robustness": table("robustness", summary),
+        "outcomes": outcomes_table[column_names("outcomes")],
+        "curve": table("curve", curves),
+        "pictures": pictures,
+    }
+    return tables, left
+
+
+def _after(before: AttackResult, found: AttackResult) -> AttackResult:
+    """What two attacks of a cascade did together: samples that the first did more to keep what it found."""
+    first = (before.right == 0) | (before.right < found.right)
+
+    def kept(one: np.ndarray, two: np.ndarray) -> np.ndarray:
+        return np.where(first, one, two)
+
+    fields = ("prediction", "right", "right_8bit", "linf", "l2")
+    return dataclasses.replace(
+        found,
+        **{name: kept(getattr(before, name), getattr(found, name)) for name in fields},  # type: ignore[arg-type]
+        distance=np.where(before.right == 0, before.distance, np.minimum(before.distance, found.distance)),
+        notes=tuple(dict.fromkeys((*before.notes, *found.notes))),
+    )
+
+
+def _worst_answer(outcomes: Sequence[AttackResult]) -> np.ndarray:
+    """For each sample the prediction (N,) of the attack that left the smallest share of right answers."""
+    which = np.stack([o.right for o in outcomes]).argmin(0)
+    return np.stack([o.prediction for o in outcomes])[which, np.arange(len(which))]
+
+
+def _signs(
+    model: Prepared,
+    x: Tensor,
+    y: Tensor,
+    clean: Answers,
+    attacks: Mapping[str, Attack],
+    left: Mapping[str, np.ndarray],
+    seed: int,
+    device: torch.device,
+    progress: Progress | None,
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Checks for failed attacks, once a norm, at the largest eps of its attacks; and notes on attacks by name.
+
+    At other eps an attack is only held against the checks' own. What goes wrong in a check takes nothing from the rest.
+    """
+    right = clean.right >= 0.5
+    threats = {(a.threat.norm, a.threat.eps): a.threat for a in attacks.values()}
+    widest = {norm: max(eps for n, eps in threats if n == norm) for norm, _ in threats}
+    rows: list[dict[str, Any]] = []
+    beside: dict[str, str] = {}
+    for (norm, eps), threat in threats.items():
+        here = {n: (attacks[n], left[n][right]) for n in left if attacks[n].threat == threat}
+        try:
+            if eps == widest[norm]:
+                found = failure_indicators(
+                    model, x[right], y[right], threat, attacks=here, seed=seed, device=device, progress=progress
+                )
+                rows += [{"norm": norm, "eps": eps, **dataclasses.asdict(sign)} for sign in found]
+            beside |= weaker_than_reference(model, x[right], y[right], threat, here, seed=seed, device=device)
+        except (RuntimeError, RobGIBError) as error:
+            told = f"{type(error).__name__}: {first_line(error)}"
+            rows.append(
+                {
+                    "norm": norm,
+                    "eps": eps,
+                    "name": "checks did not end",
+                    "seen": True,
+                    "detail": told,
+                    "meaning": "nothing is known of failed attacks under this threat model; the rest stands",
+                }
+            )
+    return rows, beside
+
+
+def _note(robustness: pd.DataFrame, beside: Mapping[str, str]) -> None:
+    """Put notes on attacks beside their figures."""
+    for label, told in beside.items():
+        here = robustness["attack"] == label
+        robustness.loc[here, "note"] = robustness.loc[here, "note"].map(lambda note, told=told: _joined(note, told))
+
+
+def _joined(*notes: str) -> str:
+    return "; ".join(note for note in notes if note)
+
+
+_Attacked = tuple[AttackResult, list[tuple[float, float]], np.ndarray, float]
+"""An outcome, the points of its curve, the distances of the nearest images found on the way, and its seconds."""
+
+
+def _guarded(run: Callable[[], _Attacked], label: str) -> _Attacked | Exception:
+    """Run one attack; what it raises is the reason of its failure, in a sentence, and the others go on."""
+    try:
+        return run()
+    except torch.OutOfMemoryError as error:
+        raise RobGIBError("the device's memory does not suffice even for one image; use another --device.") from error
+    except RobGIBError as error:
+        return error
+    except Exception as error:
+        return RobGIBError(f"attack {label!r} raised {type(error).__name__}: {error}")
+
+
+def _summary(
+    base: dict[str, Any],
+    clean: Answers,
+    outcome: AttackResult | None,
+    seconds: float,
+    reason: str,
+    nearest: np.ndarray | None = None,
+) -> dict[str, Any]:
+    """A row of the robustness table; ``outcome`` is None where the attack failed."""
+    count, correct = len(clean.right), _whole(clean.right.sum())
+    clean_low, clean_high = clopper_pearson(correct, count)
+    standing = np.nan if outcome is None else _whole(outcome.right.sum())
+    low, high = (np.nan, np.nan) if outcome is None else clopper_pearson(standing, count)
+    return {
+        **base,
+        "samples": count,
+        "correct": correct,
+        "robust": standing,
+        "clean_accuracy": correct / count,
+        "clean_low": clean_low,
+        "clean_high": clean_high,
+        "robust_accuracy": standing / count,
+        "low": low,
+        "high": high,
+        "robust_accuracy_8bit": np.nan if outcome is None else float(outcome.right_8bit.mean()),
+        "undecided": 0 if outcome is None else int((outcome.prediction < 0).sum()),
+        "seconds": round(seconds, 3),
+        "forward": outcome.passes.forward if outcome else 0,
+        "backward": outcome.passes.backward if outcome else 0,
+        "median_distance": float(np.median(nearest[clean.right > 0])) if nearest is not None and correct else np.nan,
+        "status": "ok" if outcome else "failed",
+        "reason": reason,
+        "note": _joined(*outcome.notes) if outcome else "",
+    }
+
+
+def _whole(total: float) -> float:
+    """A count; whole, but where shares of draws are summed."""
+    return int(total) if float(total).is_integer() else float(total)

@@ -1,0 +1,441 @@
+"""Run attacks on a model: per-sample outcomes, each adversarial image verified."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from robgib.attacks.base import Attack, MinimumNormAttack, projected_gradient_ascent, reach_note
+from robgib.attacks.objective import Objective
+from robgib.attacks.threat_model import ThreatModel, distance, per_sample
+from robgib.errors import AttackContractError, NoGradientError, RobGIBWarning
+from robgib.models.adapt import seeded
+from robgib.models.inference import (
+    _DRAWS,
+    Answers,
+    BatchedModel,
+    Prepared,
+    QueryCount,
+    answers,
+    ask,
+    count_queries,
+    eval_mode,
+    prepare,
+)
+from robgib.runtime import Progress, SampleRNG
+from robgib.statistics import sign_test
+
+__all__ = [
+    "AttackResult",
+    "accuracy_curve",
+    "run_attack",
+]
+
+_POOL = 2**24  # pixels that an attack holds at once, at most
+_BATCHES = 16  # that it holds at once: survivors then leave one in sixteen ragged, and the bar still moves
+_LEVEL = 0.01  # of the test that tells a faster form that misleads from rounding
+_CHECKED = (16, 32)  # samples, at least and at most, on which that is looked at: one in 32 of those attacked
+
+
+@dataclass(frozen=True)
+class AttackResult:
+    """What one attack did to N samples. Samples that were wrong beforehand are not attacked.
+
+    Attributes:
+        prediction: adversarial prediction (N,), int64; -1 where the model has no answer (see :class:`Answers`).
+        right: share (N,) of the draws in which the model labels the adversarial image right, 0 or 1 for a model that
+            does not answer at random; a sample that was wrong beforehand keeps its share on the clean image.
+        right_8bit: the same with adversarial images rounded to 255ths, as files of 8 bits keep them.
+        linf: perturbation size in L-infinity (N,).
+        l2: perturbation size in L2 (N,).
+        distance: distance (N,), in the attack's norm, of the nearest image found that the model does not label right,
+            also outside the ball if the attack looks there; 0 for samples wrong beforehand, inf where none was found.
+        pictures: adversarial images of the first fooled samples, by row.
+        passes: images that went through the model, and gradients that came back, all told.
+        notes: what must be known beside the figure, a sentence each.
+    """
+
+    prediction: np.ndarray
+    right: np.ndarray
+    right_8bit: np.ndarray
+    linf: np.ndarray
+    l2: np.ndarray
+    distance: np.ndarray
+    pictures: dict[int, np.ndarray]
+    passes: QueryCount
+    notes: tuple[str, ...] = ()
+
+
+def _verify(attack: Attack, label: str, x_adv: object, x: Tensor) -> Tensor:
+    if not isinstance(x_adv, Tensor) or x_adv.shape != x.shape:
+        got = tuple(x_adv.shape) if isinstance(x_adv, Tensor) else type(x_adv).__name__
+        raise AttackContractError(f"attack {label!r} returned {got} for images of shape {tuple(x.shape)}.")
+    x_adv = x_adv.detach().to(x.dtype)
+    bad = ~attack.threat.allows(x_adv, x)
+    if bool(bad.any()):
+        row = int(bad.nonzero()[0, 0])
+        low, high = attack.threat.box
+        raise AttackContractError(
+            f"attack {label!r} left its threat model on {int(bad.sum())} of {len(x)} images: the first has "
+            f"{attack.threat.norm} distance {float(attack.threat.distance(x_adv, x)[row]):.9g} (eps "
+            f"{attack.threat.eps:.9g}) and values in [{float(x_adv[row].min()):.6g}, {float(x_adv[row].max()):.6g}] "
+            f"(box [{low:g}, {high:g}])."
+        )
+    return x_adv
+
+
+def run_attack(
+    model: object,
+    x: Tensor,
+    y: Tensor,
+    attack: Attack,
+    *,
+    label: str = "attack",
+    clean: np.ndarray | Answers | None = None,
+    index: Sequence[int] | np.ndarray | None = None,
+    seed: int = 0,
+    batch_size: int | None = None,
+    device: torch.device | str = "cpu",
+    pictures: int = 0,
+    progress: Progress | None = None,
+) -> AttackResult:
+    """Attack the samples that the model labels right.
+
+    The attack may climb a faster form of the model; the model itself, in float32, decides who is fooled, and a sample
+    that fooled the faster form alone is attacked again on the model. On some samples a few steps are taken on both
+    forms beforehand; where those on the faster form lead to less, the model itself is attacked, and a note says so.
+
+    A model that answers at random is attacked through the average of ``attack.eot`` draws (20 where that is None), and
+    judged by 20 draws of its own on each adversarial image. All random numbers, the model's too, follow from ``seed``.
+
+    Args:
+        model: classifier on ``device``, or what :func:`prepare` made of it.
+        x: images (N, …) in [0, 1].
+        y: labels (N,).
+        attack: the attack with its threat model.
+        label: name for messages and progress.
+        clean: clean predictions (N,), or :func:`answers`; None asks the model.
+        index: each sample's own number (N,), which with ``seed`` fixes its random numbers.
+        seed: of the attack's random numbers, and the model's.
+        batch_size: images at once; None finds it.
+        device: where the model is.
+        pictures: how many adversarial images of fooled samples to keep.
+        progress: called as the attack goes on.
+
+    Raises:
+        AttackContractError: the attack returned a wrong shape, or an image outside the ball or the box, or it changed
+            the model (which is mended).
+        RobGIBError: eps is larger than the box.
+    """
+    if len(x):
+        attack.threat.check(x[0].numel())
+    if not isinstance(model, Prepared):
+        model = prepare(model, x, batch_size=batch_size, device=device)
+    if clean is None:
+        clean = answers(model, x, y, seed=seed, device=device)
+    elif not isinstance(clean, Answers):
+        clean = Answers(clean, (clean == y.numpy()).astype(float))
+    net, size = model.model, model.batch_size
+    index = np.arange(len(x)) if index is None else np.asarray(index)
+    prediction, right = clean.prediction.astype(np.int64), clean.right.astype(float)
+    coarse = right.copy()
+    sizes = {norm: np.zeros(len(x)) for norm in ("linf", "l2")}
+    todo = np.flatnonzero(right > 0)
+    nearest = np.where(right > 0, np.inf, 0.0)
+    kept: dict[int, np.ndarray] = {}
+    done, told = 0, time.monotonic()
+    pictured = x.ndim == 4
+
+    def watch() -> None:
+        nonlocal told
+        if progress and time.monotonic() - told > 0.2:
+            told = time.monotonic()
+            progress(label, done, len(todo), f"{passes.forward:,} passes")
+
+    with (
+        _kept(net, label, not attack.pooled),
+        eval_mode(net),
+        seeded(seed, device),
+        _heard(f"{getattr(attack, 'label', label)}: ") as notes,
+        count_queries(net, model.quick) as passes,
+    ):
+        quick = model.quick
+        if attack.pooled and quick is not net:
+            count = min(len(todo), max(_CHECKED[0], min(_CHECKED[1], len(todo) // 32)))
+            some = todo[np.linspace(0, len(todo) - 1, count).astype(int)]
+            off = _misleads(model, x[some].to(device), y[some].to(device), attack.threat)
+            if off:
+                quick = net
+                notes.append(off)
+        draws = attack.eot or (_DRAWS if model.random else 1)
+        judge = BatchedModel(net, size, watch=watch)
+        plain = BatchedModel(net, size, watch=watch, random=model.random, draws=draws)
+        fast = BatchedModel(quick, size, model.precision, watch, model.random, draws)
+        climbed = fast if attack.pooled else plain if draws > 1 else net
+        pool = max(size, min(_BATCHES * size, _POOL // max(1, x[:1].numel()))) if attack.pooled else size
+        for start in range(0, len(todo), pool):
+            rows = todo[start : start + pool]
+            batch, labels, numbers = x[rows].to(device), y[rows].to(device), SampleRNG(seed, index[rows])
+            find = attack.find if isinstance(attack, MinimumNormAttack) else attack.perturb
+            # Copies: what an attack writes into its images must not move the centre of the ball.
+            found = find(climbed, batch.clone(), labels.clone(), numbers)
+            judged = _judge(attack, label, judge, found, batch, labels, model.draws)
+            if attack.pooled and quick is not net:
+                with torch.no_grad():
+                    lost = ((fast(judged.found).argmax(1) != labels) & (judged.answer == labels)).nonzero().squeeze(1)
+                if len(lost):
+                    numbers = SampleRNG(seed, index[rows][lost.cpu().numpy()])
+                    again = find(plain, batch[lost], labels[lost].clone(), numbers)
+                    judged.put(lost, _judge(attack, label, judge, again, batch[lost], labels[lost], model.draws))
+            fooled = judged.answer != labels
+            inside = (judged.image == judged.found).flatten(1).all(1)
+            prediction[rows] = torch.where(inside, judged.answer, labels).cpu().numpy()
+            right[rows] = np.where(inside.cpu().numpy(), judged.right.cpu().numpy(), clean.right[rows])
+            coarse[rows] = right[rows]
+            if pictured:
+                coarse[rows] = _after_rounding(judge, judged.image, labels, right[rows], model.draws)
+            reach = attack.threat.distance(judged.found, batch)
+            nearest[rows] = torch.where(fooled, reach, float("inf")).cpu().numpy()
+            for norm, values in sizes.items():
+                values[rows] = distance(judged.image, batch, norm).cpu().numpy()
+            if len(kept) < pictures:
+                for row, picture in zip(rows, judged.image, strict=True):
+                    if len(kept) < pictures and prediction[row] != int(y[row]):
+                        kept[int(row)] = picture.cpu().numpy()
+            done = start + len(rows)
+            if progress:
+                progress(label, done, len(todo), f"{passes.forward:,} passes")
+        broken = fast.broken + plain.broken
+    steps, size_of_step = getattr(attack, "steps", None), getattr(attack, "step_size", None)
+    if isinstance(steps, int) and isinstance(size_of_step, float):
+        note = reach_note(steps, size_of_step, attack.threat.eps)
+        notes += [note.rstrip(".")] if note else []
+    if broken:
+        asked = max(passes.backward, broken)
+        notes.append(
+            f"gradients were not finite at {broken:,} of {asked:,} images; such entries counted as 0, and a way around "
+            "the operation that makes them could find more"
+        )
+    return AttackResult(
+        prediction, right, coarse, sizes["linf"], sizes["l2"], nearest, kept, passes, tuple(dict.fromkeys(notes))
+    )
+
+
+@contextmanager
+def _heard(name: str) -> Iterator[list[str]]:
+    """Collect what attacks warn of (:class:`RobGIBWarning`), less their name; other warnings go their own way."""
+    notes: list[str] = []
+    others: list[warnings.WarningMessage] = []
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", RobGIBWarning)
+            yield notes
+    finally:
+        for warning in caught:
+            if issubclass(warning.category, RobGIBWarning):
+                notes.append(str(warning.message).removeprefix(name).rstrip("."))
+            else:
+                others.append(warning)
+        for warning in others:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+
+
+def _misleads(model: Prepared, x: Tensor, y: Tensor, threat: ThreatModel) -> str:
+    """Whether climbing the faster form leads to less than climbing the model: a sentence, or nothing.
+
+    A few steps from the clean images ``x`` (N, …) on either form; the model itself says by its margin which led
+    further, sample by sample.
+    """
+    ends = []
+    for net in (model.model, model.quick):
+        housed = BatchedModel(net, model.batch_size)
+        try:
+            ends.append(
+                projected_gradient_ascent(
+                    housed,
+                    x,
+                    Objective(y, False, "margin"),
+                    threat,
+                    start=x,
+                    steps=5,
+                    step_size=threat.eps / 2,
+                    keep="last",
+                )
+            )
+        except NoGradientError:
+            return ""  # whoever attacks with gradients will say so
+    judge = BatchedModel(model.model, model.batch_size)
+    with torch.no_grad():
+        logits = [judge(images) for images in ends]
+    own, other = (Objective(y, False, "margin").value(held) for held in logits)
+    step = 1e-3 * logits[0].abs().amax(1)
+    ahead, behind = int((own > other + step).sum()), int((other > own + step).sum())
+    if sign_test(ahead, behind) > _LEVEL or ahead < 0.2 * len(x):
+        return ""
+    return (
+        f"steps on the faster form of the network led less far than on the network itself on {ahead} of {len(x)} "
+        "images: the network itself was attacked"
+    )
+
+
+@contextmanager
+def _kept(model: nn.Module, label: str, doubted: bool) -> Iterator[None]:
+    """See that an attack that gets the model itself leaves its weights as they were; put them back if not."""
+    held = {**dict(model.named_parameters()), **dict(model.named_buffers())} if doubted else {}
+    before = {name: tensor.detach().clone() for name, tensor in held.items()}
+    changed = []
+    try:
+        yield
+    finally:
+        for name, tensor in held.items():
+            if not same(tensor, before[name]):
+                changed.append(name)
+                with torch.no_grad():
+                    tensor.copy_(before[name])
+    if changed:
+        raise AttackContractError(f"attack {label!r} changed the model ({', '.join(changed[:3])}).")
+
+
+def same(one: Tensor, two: Tensor) -> bool:
+    """Whether two tensors hold the same values, NaN in the same places being the same."""
+    if torch.equal(one, two):
+        return True
+    return one.shape == two.shape and bool(((one == two) | ((one != one) & (two != two))).all())
+
+
+@dataclass
+class _Judged:
+    """What an attack found (N, …), what of it lies in the ball (else the clean image), and what the model says of it.
+
+    ``answer`` (N,) and ``right`` (N,) are as in :class:`Answers`.
+    """
+
+    found: Tensor
+    image: Tensor
+    answer: Tensor
+    right: Tensor
+
+    def put(self, rows: Tensor, others: _Judged) -> None:
+        """Put others' findings in the place of some rows."""
+        for name in ("found", "image", "answer", "right"):
+            getattr(self, name)[rows] = getattr(others, name)
+
+
+def _judge(attack: Attack, label: str, model: nn.Module, found: object, x: Tensor, y: Tensor, draws: int) -> _Judged:
+    """Hold what an attack found against its threat model, and ask the model."""
+    image = found
+    if isinstance(attack, MinimumNormAttack) and isinstance(found, Tensor) and found.shape == x.shape:
+        low, high = attack.threat.box
+        found = found.detach().to(x.dtype)
+        inside = ((found >= low - 1e-6) & (found <= high + 1e-6)).flatten(1).all(1)
+        found = torch.where(per_sample(inside, x), found, x)
+        image = torch.where(per_sample(attack.threat.allows(found, x), x), found, x)
+    image = _verify(attack, label, image, x)
+    if not isinstance(attack, MinimumNormAttack):
+        found = image
+    assert isinstance(found, Tensor)
+    with torch.no_grad():
+        return _Judged(found.clone(), image.clone(), *ask(model, found, y, draws))
+
+
+def _after_rounding(model: nn.Module, image: Tensor, y: Tensor, right: np.ndarray, draws: int) -> np.ndarray:
+    """Share (N,) of right answers to adversarial images rounded to 255ths; those that fooled nobody stay right."""
+    kept = right.copy()
+    fooled = np.flatnonzero(right < 1)
+    if len(fooled):
+        with torch.no_grad():
+            kept[fooled] = ask(model, (image[fooled] * 255).round() / 255, y[fooled], draws)[1].cpu().numpy()
+    return kept
+
+
+def accuracy_curve(
+    model: object,
+    x: Tensor,
+    y: Tensor,
+    attack: Attack,
+    known: AttackResult,
+    *,
+    label: str = "attack",
+    clean: np.ndarray | Answers,
+    factors: Sequence[float] = (0.25, 0.5, 0.75, 1.5, 2.0),
+    attacked: np.ndarray | None = None,
+    index: np.ndarray | None = None,
+    seed: int = 0,
+    batch_size: int | None = None,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+) -> tuple[list[tuple[float, float]], np.ndarray]:
+    """Return (eps, samples still right) at 0, at the attack's eps and at multiples of it, ascending; and distances.
+
+    What is known is used: an image found at a distance fools at every eps above it, and a sample that ``known`` (the
+    outcome at the attack's own eps) did not fool counts as right at every smaller one. A minimal-norm attack's
+    distances give the whole curve without another step, for the samples that it was run on: in a cascade those that
+    fell before it are given to it now (``attacked`` (N,) is false for them; None is true for all). Against a model that
+    answers at random each eps is attacked anew, and samples count by their shares of right answers.
+
+    Returns:
+        The curve, and the distance (N,) of the nearest image found for each sample (see :class:`AttackResult`).
+    """
+    eps, truth = attack.threat.eps, y.numpy()
+    index = np.arange(len(x)) if index is None else index
+    held = clean if isinstance(clean, Answers) else Answers(clean, (clean == truth).astype(float))
+    right = held.right > 0
+    fooled_here = right & (known.right < 1)
+    nearest = known.distance.copy()
+    curve: list[tuple[float, float]] = [(0.0, _count(held.right))]
+    prepared = model if isinstance(model, Prepared) else prepare(model, x, batch_size=batch_size, device=device)
+    random = prepared.random
+
+    def attack_at(at: float, todo: np.ndarray) -> AttackResult:
+        outcome = run_attack(
+            prepared,
+            x[todo],
+            y[todo],
+            attack.at(at),
+            label=f"{label} at eps={at:.3g}",
+            clean=Answers(held.prediction[todo], held.right[todo]),
+            index=index[todo],
+            seed=seed,
+            device=device,
+            progress=progress,
+        )
+        nearest[todo] = np.minimum(nearest[todo], outcome.distance)
+        return outcome
+
+    if isinstance(attack, MinimumNormAttack) and attacked is not None and not random:
+        unseen = np.flatnonzero(right & ~attacked)
+        if len(unseen):
+            attack_at(eps, unseen)
+    widest = attack.threat.widest(x[0].numel()) if len(x) else eps
+    for at in sorted({min(eps * factor, widest) for factor in (*factors, 1.0)}):
+        if random:
+            shares = held.right.copy()
+            todo = np.flatnonzero(right)
+            if at == eps:
+                shares = known.right
+            elif len(todo):
+                shares[todo] = attack_at(at, todo).right
+            curve.append((at, min(curve[-1][1], _count(shares))))
+            continue
+        fooled = ~right | (nearest <= at + 1e-6)
+        if at == eps:
+            fooled |= fooled_here
+        elif not isinstance(attack, MinimumNormAttack):
+            todo = np.flatnonzero((fooled_here if at < eps else right) & ~fooled)
+            if len(todo):
+                fooled[todo] |= attack_at(at, todo).right < 1
+        curve.append((at, _count(~fooled)))
+    return curve, nearest
+
+
+def _count(right: np.ndarray) -> float:
+    """Samples right: a whole number, but where shares of draws are summed."""
+    total = float(right.sum())
+    return int(total) if total.is_integer() else total

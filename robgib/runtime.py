@@ -1,0 +1,177 @@
+"""What a computation runs on: the device, versions, progress, and random numbers a sample at a time."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robgib.errors import RobGIBError
+
+__all__ = [
+    "Progress",
+    "SampleRNG",
+    "environment",
+    "progress_bars",
+    "resolve_device",
+]
+
+
+class Progress(Protocol):
+    """Receives how far a named task is; the command line draws a bar from it."""
+
+    def __call__(self, task: str, done: int, total: int, note: str = "") -> None:
+        """Report that ``done`` of ``total`` steps of ``task`` are over."""
+
+
+@contextmanager
+def progress_bars(shown: bool | Progress = True, always: bool = False) -> Iterator[Progress | None]:
+    """Give what a computation reports its progress to: bars, a caller's own function, or nothing.
+
+    Args:
+        shown: a function is given back; True is a bar for each task under way, on standard error where that is a
+            terminal, or in a notebook; False is nothing.
+        always: print finished bars where there is neither terminal nor notebook.
+    """
+    if not isinstance(shown, bool):
+        yield shown
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    notebook = "ipykernel" in sys.modules
+    console = Console(stderr=not notebook)
+    if not shown or not (always or notebook or console.is_terminal):
+        yield None
+        return
+    with Bars(
+        TextColumn("{task.description:<24}"),
+        BarColumn(bar_width=12),
+        TextColumn("{task.completed:>5.0f}/{task.total:.0f}"),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        TextColumn("[dim]{task.fields[note]}"),
+        console=console,
+    ) as bars:
+        known: dict[str, TaskID] = {}
+
+        def report(task: str, done: int, total: int, note: str = "") -> None:
+            if task not in known:
+                known[task] = bars.add_task(task, total=total, note=note)
+            bars.update(known[task], completed=done, total=total, note=note)
+            if done >= total:
+                finished = known.pop(task)
+                bars.stop_task(finished)
+                if " at eps=" in task:  # the many small steps of a curve would fill the screen
+                    bars.remove_task(finished)
+
+        yield report
+
+
+def resolve_device(name: str | torch.device) -> torch.device:
+    """Turn ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` into a device that is there."""
+    if str(name) == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise RobGIBError(f"unknown device {str(name)!r}; use cpu, cuda, cuda:N or auto.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise RobGIBError(f"device {str(name)!r} was asked for, and no CUDA device is here; use --device cpu.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise RobGIBError(f"device {str(name)!r} was asked for, and {torch.cuda.device_count()} CUDA devices are here.")
+    if device.type not in ("cpu", "cuda"):
+        raise RobGIBError(f"device {str(name)!r} is not supported; use cpu, cuda, cuda:N or auto.")
+    return device
+
+
+def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Versions of what computed, and on what."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    versions = {}
+    for package in (
+        "robgib",
+        "torch",
+        "torchvision",
+        "torchattacks",
+        "numpy",
+        "scipy",
+        "scikit-learn",
+        "pandas",
+    ):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "unknown"
+    device = torch.device(device)
+    return {
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({os.cpu_count()} cores)",
+        "packages": versions,
+    }
+
+
+class SampleRNG:
+    """Random numbers that depend on the seed, the sample's index and the draw's count alone.
+
+    Neither the batch size nor the device nor the order of the samples changes what a sample draws.
+    """
+
+    def __init__(self, seed: int, index: Sequence[int] | Tensor | np.ndarray) -> None:
+        self._seed = int(seed)
+        self._index = np.asarray(index, dtype=np.int64)
+        self._draws = np.zeros(len(self._index), dtype=np.int64)
+        self._rows = np.arange(len(self._index))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def select(self, mask: Tensor) -> SampleRNG:
+        """Return the generator of a subset (boolean mask or row numbers); its draws count here too."""
+        chosen = object.__new__(SampleRNG)
+        chosen._seed, chosen._index, chosen._draws = self._seed, self._index, self._draws
+        chosen._rows = self._rows[mask.cpu().numpy()]
+        return chosen
+
+    def generators(self) -> list[np.random.Generator]:
+        """Return one fresh generator a sample, for draws of your own."""
+        made = []
+        for row in self._rows:
+            counter = [0, 0, int(self._draws[row]), int(self._index[row])]
+            made.append(np.random.Generator(np.random.Philox(key=self._seed & (2**64 - 1), counter=counter)))
+            self._draws[row] += 1
+        return made
+
+    def uniform(self, shape: tuple[int, ...], device: torch.device | str = "cpu") -> Tensor:
+        """Uniform numbers in [0, 1), float32 (N, *shape)."""
+        rows = [g.random(shape, dtype=np.float32) for g in self.generators()]
+        return self._stack(rows, shape, device)
+
+    def normal(self, shape: tuple[int, ...], device: torch.device | str = "cpu") -> Tensor:
+        """Standard normal numbers, float32 (N, *shape)."""
+        rows = [g.standard_normal(shape, dtype=np.float32) for g in self.generators()]
+        return self._stack(rows, shape, device)
+
+    def integers(self, high: int, shape: tuple[int, ...], device: torch.device | str = "cpu") -> Tensor:
+        """Uniform integers in [0, high), int64 (N, *shape)."""
+        rows = [g.integers(high, size=shape) for g in self.generators()]
+        return self._stack(rows, shape, device, np.int64)
+
+    @staticmethod
+    def _stack(
+        rows: list[np.ndarray],
+        shape: tuple[int, ...],
+        device: torch.device | str,
+        dtype: type[np.generic] = np.float32,
+    ) -> Tensor:
+        stacked = np.stack(rows) if rows else np.zeros((0, *shape), dtype)
+        return torch.from_numpy(stacked).to(device)

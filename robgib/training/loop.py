@@ -1,0 +1,333 @@
+"""Supervised training of the zoo's networks, deterministic on CPU under a seed."""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+import pickle
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from robgib.data.dataset import Dataset, Split
+from robgib.errors import RobGIBError
+from robgib.files import write_file
+from robgib.runtime import Progress, resolve_device
+from robgib.training.config import Training
+from robgib.training.losses import adversarial, augment, check_penalty, penalty_of
+
+__all__ = [
+    "accuracy",
+    "train",
+]
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, split: Split, device: torch.device | str = "cpu", batch_size: int = 512) -> float:
+    """Share of ``split`` that the model labels right."""
+    hits = 0
+    for start in range(0, len(split), batch_size):
+        x, y = split.x[start : start + batch_size], split.y[start : start + batch_size]
+        hits += int((model(x.to(device)).argmax(1).cpu() == y).sum())
+    return hits / len(split)
+
+
+def _schedule(optimizer: torch.optim.Optimizer, config: Training, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+    """The learning rate's course over ``steps`` steps an epoch."""
+    total = steps * config.epochs
+    if config.schedule == "onecycle":
+        start = 0.2 if config.warmup is None else max(config.warmup / config.epochs, 1 / total)
+        if start * (total + 1) == 1:  # a rise of no steps, by whose length torch would divide
+            start = 1 / total
+        return torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, max_lr=config.learning_rate, total_steps=total + 1, pct_start=start
+        )
+    rising = round((config.warmup or 0) * steps)
+
+    def factor(step: int) -> float:
+        if step < rising:
+            return (step + 1) / rising
+        if config.schedule == "constant":
+            return 1.0
+        return (1 + math.cos(math.pi * (step - rising) / max(1, total - rising))) / 2
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def _batches(samples: int, size: int, least: int) -> list[int]:
+    """Sizes of an epoch's batches: ``size`` each, the last one what is left.
+
+    What is left joins the batch before it when it is fewer than ``least`` samples, or a single one, of which batch
+    normalisation can make nothing.
+    """
+    whole, left = divmod(samples, size)
+    sizes = [size] * whole + ([left] if left else [])
+    if len(sizes) > 1 and sizes[-1] < min(size, max(2, least)):
+        sizes[-2:] = [sum(sizes[-2:])]
+    return sizes
+
+
+@contextmanager
+def _told(config: Training) -> Iterator[None]:
+    """Say in a sentence what the machine cannot do."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise RobGIBError(
+            f"the GPU's memory does not hold a training batch of {config.batch_size}; lower training.batch_size in the "
+            "recipe, or train with --device cpu."
+        ) from error
+    except Exception as error:
+        if config.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise RobGIBError(
+                f"torch.compile does not work here ({type(error).__name__}); leave training.compile out."
+            ) from error
+        raise
+
+
+class _Learner:
+    """All that changes while a network learns, so that it can be put away at an epoch's end and taken up again."""
+
+    def __init__(self, model: nn.Module, config: Training, steps: int) -> None:
+        self.model, self.config = model, config
+        self.optimizer: torch.optim.Optimizer
+        if config.optimizer == "adamw":
+            self.optimizer = torch.optim.AdamW(
+                model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+            )
+        else:
+            self.optimizer = torch.optim.SGD(
+                model.parameters(),
+                lr=config.learning_rate,
+                momentum=0.9,
+                nesterov=True,
+                weight_decay=config.weight_decay,
+            )
+        self.schedule = _schedule(self.optimizer, config, steps)
+        self.average = (
+            AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
+            if config.ema
+            else None
+        )
+        self.forward: nn.Module = torch.compile(model) if config.compile else model  # type: ignore[assignment]
+        self.history: list[dict[str, float]] = []
+        self.sound: dict[str, Any] | None = None  # weights before catastrophic overfitting
+        self.seconds = 0.0
+
+    @property
+    def result(self) -> nn.Module:
+        """The network as it would be if training ended now."""
+        found: nn.Module = self.average.module if self.average is not None else self.model
+        return found
+
+    def loss(self, x: Tensor, y: Tensor) -> tuple[Tensor, int]:
+        """The loss of a batch, and how many of it the model labels right."""
+        config, device = self.config, x.device.type
+        batch = augment(x, config.shift, config.flip, config.noise)
+        with torch.autocast(device, torch.bfloat16, enabled=config.amp):
+            attacked = adversarial(self.forward, batch, y, config.adversary) if config.adversary else batch
+            trades = config.adversary.trades if config.adversary else None
+            shown = batch if trades else attacked
+            logits = self.forward(shown).float()
+        loss = F.cross_entropy(logits, y, label_smoothing=config.label_smoothing)
+        if config.penalty:
+            loss = loss + config.penalty.beta * penalty_of(self.model, shown, config.penalty)
+        if trades:
+            with torch.autocast(device, torch.bfloat16, enabled=config.amp):
+                moved = self.forward(attacked).float()
+            divergence = F.kl_div(moved.log_softmax(1), logits.log_softmax(1), log_target=True, reduction="batchmean")
+            loss = loss + trades * divergence
+        return loss, int((logits.detach().argmax(1) == y).sum())
+
+    def step(self, loss: Tensor) -> None:
+        """Descend the loss."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        self.optimizer.step()
+        self.schedule.step()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+
+    def overfits(self, data: Dataset, device: torch.device) -> bool:
+        """Whether fast adversarial training has come to withstand its own one step alone.
+
+        Accuracy under PGD on held-out images falling 20 points below its best is the sign (Wong, Rice & Kolter 2020,
+        section 5.3); both accuracies go into the history, and the last sound weights are kept.
+        """
+        assert self.config.adversary is not None
+        split = data.val if len(data.val) else data.train
+        x, y = split.x[:500].to(device), split.y[:500].to(device)
+        model = self.result.eval()
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(self.config.seed)
+            for name, steps in (("one_step", 1), ("pgd", 10)):
+                attacked = adversarial(model, x, y, self.config.adversary, steps)
+                with torch.no_grad():
+                    self.history[-1][name] = float((model(attacked).argmax(1) == y).float().mean())
+        if self.history[-1]["pgd"] < max(row["pgd"] for row in self.history) - 0.2:
+            return True
+        self.sound = copy.deepcopy(model.state_dict())
+        return False
+
+    def put_away(self, path: Path, identity: str) -> None:
+        """Write everything to ``path``, whole or not at all."""
+        buffer = io.BytesIO()
+        content = {
+            "identity": identity,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "history": self.history,
+            "sound": self.sound,
+            "seconds": self.seconds,
+            "random": torch.get_rng_state(),
+            "random_cuda": [torch.cuda.get_rng_state(d) for d in self._cuda()],
+        }
+        torch.save(content, buffer)
+        write_file(path, buffer.getvalue())
+
+    def take_up(self, path: Path, identity: str) -> None:
+        """Go on from what :meth:`put_away` wrote."""
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+            same = content["identity"] == identity
+        except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+            raise RobGIBError(f"the unfinished training {path} cannot be read; remove it to start afresh.") from error
+        if not same:
+            raise RobGIBError(
+                f"{path} is the unfinished training of another recipe, data set or length; remove it to start afresh."
+            )
+        self.model.load_state_dict(content["model"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.schedule.load_state_dict(content["schedule"])
+        if self.average is not None:
+            self.average.load_state_dict(content["average"])
+        self.history, self.sound, self.seconds = content["history"], content["sound"], content["seconds"]
+        torch.set_rng_state(content["random"])
+        for device, state in zip(self._cuda(), content["random_cuda"], strict=False):
+            torch.cuda.set_rng_state(state, device)
+
+    def _cuda(self) -> list[torch.device]:
+        return sorted({p.device for p in self.model.parameters() if p.device.type == "cuda"}, key=str)
+
+
+def train(
+    make: Callable[[], nn.Module],
+    data: Dataset,
+    config: Training,
+    *,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+    label: str = "training",
+    watch: Callable[[int, nn.Module], None] | None = None,
+    unfinished: tuple[Path, str] | None = None,
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Train ``make()`` on ``data.train``.
+
+    The global random state is left as it was. ``watch`` is called with the number of epochs over, from 0 on, and the
+    model in eval mode; whatever random numbers it draws, the training goes on as it would have without.
+    An epoch's last batch holds what is left over; where that is a single sample, or too few for the penalty, the batch
+    before it takes it in.
+    ``unfinished`` is a file, and what identifies this training: all state is kept there at each epoch's end, a training
+    that was killed goes on from it to the same weights. It stays until the caller has kept the result and removes it.
+
+    Returns:
+        The model in eval mode, and its accuracies with the time taken (``epochs``, ``seconds``, ``train_accuracy``,
+        ``val_accuracy``, ``test_accuracy``), ``history`` (a row an epoch), and ``catastrophic_overfitting``, the epoch
+        in which fast adversarial training was stopped, or None.
+
+    Raises:
+        RobGIBError: the data set has no training split, the batches are too small for the penalty, the loss stops being
+            finite, a GPU's memory does not suffice, or the unfinished training is of something else.
+    """
+    if not len(data.train):
+        raise RobGIBError(f"data set {data.name!r} has no training images; train on another one.")
+    if (config.shift or config.flip) and len(data.shape) != 3:
+        raise RobGIBError(f"training.shift and training.flip are for images, which {data.name!r} does not hold.")
+    device = resolve_device(device)
+    cuda = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda), _told(config):
+        torch.manual_seed(config.seed)
+        x, y = data.train.x.to(device), data.train.y.to(device)
+        model = make()
+        least = 1
+        if config.penalty:
+            least = check_penalty(model, config.penalty, data.shape, config.batch_size, len(x))
+        sizes = _batches(len(x), config.batch_size, least)
+        steps = len(sizes)
+        learner = _Learner(model.to(device), config, steps)
+        if unfinished and unfinished[0].is_file():
+            learner.take_up(*unfinished)
+        first = len(learner.history)
+        began = time.perf_counter() - learner.seconds
+
+        def show(epochs: int) -> None:
+            if watch:
+                with torch.random.fork_rng(devices=cuda):
+                    watch(epochs, learner.result.eval())
+
+        if not first:
+            show(0)
+        stopped = None
+        for epoch in range(first, config.epochs):
+            since = time.perf_counter()
+            learner.model.train()
+            order = torch.randperm(len(x)).to(device)
+            total, right, seen = 0.0, 0, 0
+            for step, index in enumerate(order.split(sizes)):
+                loss, hits = learner.loss(x[index], y[index])
+                learner.step(loss)
+                total, right, seen = total + float(loss.detach()), right + hits, seen + len(index)
+                if progress and (step % 10 == 9 or step == steps - 1):
+                    rate = seen / (time.perf_counter() - since)
+                    note = (
+                        f"epoch {epoch + 1}/{config.epochs}, loss {total / (step + 1):.3f}, "
+                        f"{100 * right / seen:.1f}% right, {rate:,.0f}/s"
+                    )
+                    progress(label, epoch * steps + step + 1, config.epochs * steps, note)
+            if not total < float("inf"):
+                raise RobGIBError(
+                    f"training diverged in epoch {epoch + 1} (the loss is not finite); "
+                    "lower training.learning_rate in the recipe."
+                )
+            learner.optimizer.zero_grad(set_to_none=True)
+            learner.seconds = time.perf_counter() - began
+            learner.history.append(
+                {
+                    "epoch": epoch + 1,
+                    "loss": total / steps,
+                    "train_accuracy": right / seen,
+                    "learning_rate": float(learner.schedule.get_last_lr()[0]),
+                    "seconds": learner.seconds,
+                }
+            )
+            if config.adversary and config.adversary.steps == 1 and learner.overfits(data, device):
+                stopped = epoch + 1
+                assert learner.sound is not None
+                learner.result.load_state_dict(learner.sound)
+                show(epoch + 1)
+                break
+            show(epoch + 1)
+            if unfinished:
+                learner.put_away(*unfinished)
+        model = learner.result.eval()
+        result = {
+            "epochs": config.epochs if stopped is None else stopped,
+            "seconds": round(learner.seconds, 1),
+            "train_accuracy": accuracy(model, data.train, device),
+            "val_accuracy": accuracy(model, data.val, device) if len(data.val) else None,
+            "test_accuracy": accuracy(model, data.test, device),
+            "catastrophic_overfitting": stopped,
+            "history": learner.history,
+        }
+    return model, result

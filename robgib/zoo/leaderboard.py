@@ -1,0 +1,84 @@
+"""Clean and robust accuracy of many models, as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from robgib.data.dataset import Dataset
+from robgib.robustness.evaluate import evaluate
+from robgib.runtime import Progress, environment
+from robgib.zoo.loading import data_of, load_recipe
+from robgib.zoo.recipe import Recipe
+
+__all__ = [
+    "measure",
+    "table_markdown",
+]
+
+
+def measure(
+    recipes: Sequence[Recipe],
+    attack: str,
+    samples: int,
+    *,
+    root: Path | None = None,
+    device: torch.device | str = "cpu",
+    catalogue: Sequence[Path] = (),
+    progress: Progress | None = None,
+) -> pd.DataFrame:
+    """Measure models, trained first where need be.
+
+    Returns:
+        A row a model: name, description, weights in MB, clean and robust accuracy in percent with the latter's 95%
+        interval, on the first ``samples`` test images, and the seconds that training took.
+    """
+    loaded: dict[str, Dataset] = {}
+    rows = []
+    for i, recipe in enumerate(recipes):
+        data = data_of(recipe, root, loaded)
+        model, record = load_recipe(recipe, data, device=device, progress=progress)
+        tables = evaluate(
+            model,
+            data.test.x[:samples],
+            data.test.y[:samples],
+            [attack],
+            default_eps=data.eps,
+            classes=len(data.classes),
+            curve=False,
+            signs=False,
+            corruptions=False,
+            device=device,
+            catalogue=catalogue,
+        )
+        found = tables["robustness"].iloc[0]
+        size = sum(t.numel() * t.element_size() for t in model.state_dict().values())
+        rows.append(
+            {
+                "model": recipe.name,
+                "what it is": recipe.description,
+                "architecture": recipe.architecture.name if recipe.architecture else "program",
+                "MB": f"{size / 1e6:.2f}",
+                "clean": f"{100 * found['clean_accuracy']:.1f}%",
+                "robust": f"{100 * found['robust_accuracy']:.1f}%",
+                "95% interval": f"{100 * found['low']:.1f}–{100 * found['high']:.1f}",
+                "trained in": f"{record['seconds']:.0f} s" if "seconds" in record else "",
+                "digest": recipe.digest[:8],
+            }
+        )
+        if progress:
+            progress("measuring", i + 1, len(recipes), recipe.name)
+    return pd.DataFrame(rows)
+
+
+def table_markdown(rows: pd.DataFrame, attack: str, samples: int, command: str) -> str:
+    """Return :func:`measure`'s table as a Markdown page."""
+    body = rows.to_markdown(index=False, disable_numparse=True)
+    told = environment()
+    return (
+        f"# The zoo, measured\n\nClean accuracy, and accuracy under `{attack}`, on {samples} test images; made by\n"
+        f"`{command}` with torch {told['packages']['torch']}. The digest is the recipe's.\n\n{body}\n"
+    )

@@ -1,0 +1,447 @@
+"""Models from recipes, files and RobustBench; trained first where need be."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+import yaml
+from torch import Tensor, nn
+
+from robgib.data.dataset import Dataset
+from robgib.data.loaders import load_data
+from robgib.errors import RobGIBError, first_line
+from robgib.files import cache_folder, download, sha256, write_file
+from robgib.models.checkpoint import (
+    CHECKPOINT_SUFFIXES,
+    load_into,
+    read_checkpoint,
+    read_record,
+    read_state,
+    save_checkpoint,
+)
+from robgib.models.programs import is_program
+from robgib.models.registry import build, check_file_architecture
+from robgib.runtime import Progress, environment, progress_bars
+from robgib.training.loop import accuracy, train
+from robgib.zoo.recipe import Architecture, Recipe, check_name, find_recipe, recipes, register_plugins
+
+__all__ = [
+    "ROBUSTBENCH",
+    "Loaded",
+    "add_recipe",
+    "checkpoint_path",
+    "data_of",
+    "is_file",
+    "load",
+    "load_checkpoint",
+    "load_model",
+    "load_recipe",
+    "load_robustbench",
+    "stored_checkpoint",
+    "train_recipe",
+]
+
+
+def data_of(recipe: Recipe, root: Path | None, loaded: dict[str, Dataset]) -> Dataset:
+    """Return a recipe's data, from ``loaded`` if they are there.
+
+    Always the zoo's own split: a model must not have trained on its test images.
+    """
+    if recipe.data not in loaded:
+        loaded[recipe.data] = load_data(recipe.data, root)
+    return loaded[recipe.data]
+
+
+def checkpoint_path(recipe: Recipe, data: Dataset) -> Path:
+    """Return where in the cache a trained checkpoint goes.
+
+    Raises:
+        RobGIBError: the recipe's name cannot be part of a file's.
+    """
+    check_name("model", recipe.name)  # a copy of a recipe may have been given one that nothing checked
+    return cache_folder() / "zoo" / f"{recipe.name}-{recipe.digest[:8]}-{data.digest[:8]}.safetensors"
+
+
+def train_recipe(
+    recipe: Recipe,
+    data: Dataset,
+    out: Path | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    epochs: int | None = None,
+    progress: Progress | None = None,
+    watch: Callable[[int, nn.Module], None] | None = None,
+) -> tuple[nn.Module, dict[str, Any], Path]:
+    """Train a recipe's model and write its checkpoint, its record and a log, ``.log.csv``, a row an epoch.
+
+    A training that was killed is taken up where its last epoch ended, from a file beside the checkpoint that ends in
+    ``.unfinished``. ``watch`` is called after each epoch, as :func:`~robgib.training.train` says.
+
+    Returns:
+        The model (eval mode, on ``device``), its metadata record, and the checkpoint's path: ``out``, or
+        the cache when ``out`` is None.
+    """
+    if recipe.checkpoint is not None:
+        raise RobGIBError(f"model {recipe.name!r} is a finished checkpoint; there is nothing to train.")
+    recipe = recipe.lasting(epochs)
+    recipe.check_architecture()
+    path = out or checkpoint_path(recipe, data)
+    if path.suffix != ".safetensors":
+        raise RobGIBError(f"checkpoints are written as safetensors: name {str(path)!r} with that ending.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RobGIBError(f"cannot write to {path.parent}: {error.strerror or error}.") from error
+    unfinished = path.with_suffix(".unfinished")
+    model, result = train(
+        lambda: recipe.untrained(data),
+        data,
+        recipe.training,
+        device=device,
+        progress=progress,
+        label=f"training {recipe.name}",
+        watch=watch,
+        unfinished=(unfinished, f"{recipe.digest}-{data.digest}"),
+    )
+    history = pd.DataFrame(result.pop("history"))
+    record = {
+        "name": recipe.name,
+        "data": recipe.data,
+        "architecture": recipe.architecture.model_dump() if recipe.architecture else None,
+        "training": recipe.training.model_dump(),
+        "recipe_digest": recipe.digest,
+        "data_digest": data.digest,
+        "seed": recipe.training.seed,
+        **result,
+        "environment": environment(device),
+    }
+    write_file(path.with_suffix(".log.csv"), history.to_csv(index=False).encode())
+    save_checkpoint(model, path, record)
+    unfinished.unlink(missing_ok=True)
+    return model, record, path
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model with its data.
+
+    Attributes:
+        name: of the model.
+        model: in eval mode, on the device that was asked for.
+        data: its data set.
+        source: what a run records about where it came from.
+    """
+
+    name: str
+    model: nn.Module
+    data: Dataset
+    source: dict[str, Any]
+
+
+def load_model(name: str | Path, **options: Any) -> tuple[nn.Module, Dataset]:
+    """Load a model with its data, trained first where need be.
+
+    Args:
+        name: a zoo name, a checkpoint file, or ``robustbench:DATASET/THREAT/NAME``.
+        options: those of :func:`load`.
+
+    Returns:
+        The model in eval mode, and its data set.
+
+    Raises:
+        RobGIBError: an unknown name, a file that cannot be read, or data that are not there.
+
+    >>> model, data = load_model("digits-cnn")
+    >>> data.shape
+    (1, 8, 8)
+    """
+    found = load(name, **options)
+    return found.model, found.data
+
+
+def load(
+    name: str | Path,
+    *,
+    arch: str | None = None,
+    data: str | None = None,
+    data_root: str | Path | None = None,
+    seed: int = 0,
+    catalogue: Sequence[Path] = (),
+    device: torch.device | str = "cpu",
+    loaded: dict[str, Dataset] | None = None,
+    progress: Progress | bool = True,
+    allow_pickle: bool = False,
+    allow_code: bool = False,
+) -> Loaded:
+    """Load a model with its data, and say where it came from.
+
+    Args:
+        name: a zoo name, a checkpoint file, or ``robustbench:DATASET/THREAT/NAME``.
+        arch: architecture of a checkpoint file: a name, or ``package.module:factory``.
+        data: data set of a checkpoint file; None reads it from the record beside the file.
+        data_root: folder of the data files.
+        seed: of the data split, for checkpoint files.
+        catalogue: further folders of recipes and plug-ins.
+        device: where the model goes.
+        loaded: data sets that are loaded already, by name; what is loaded here is added.
+        progress: whether bars show in a terminal or a notebook; or called with (task, done, total, note).
+        allow_pickle: unpickle files that hold more than weights. They can run any code.
+        allow_code: take ``package.module:factory`` from recipes and records, whose code is imported and run.
+
+    Raises:
+        RobGIBError: an unknown name, a file that cannot be read, or data that are not there.
+    """
+    root = None if data_root is None else Path(data_root)
+    text = str(name)
+    if is_file(name):
+        path = Path(name)
+        model, found = load_checkpoint(
+            path, arch, data, root, seed, allow_pickle=allow_pickle, extra=catalogue, allow_code=allow_code
+        )
+        return Loaded(path.stem, model.to(device), found, {"kind": "checkpoint", "file": path.name, "arch": arch})
+    if text.startswith(ROBUSTBENCH):
+        model, found = load_robustbench(text.removeprefix(ROBUSTBENCH), root)
+        return Loaded(text.rpartition("/")[2], model.to(device), found, {"kind": "robustbench", "name": text})
+    recipe = find_recipe(text, catalogue, allow_code=allow_code)
+    found = data_of(recipe, root, {} if loaded is None else loaded)
+    with progress_bars(progress) as told:
+        model, record = load_recipe(recipe, found, device=device, progress=told)
+    accuracy_told = record.get("test_accuracy")
+    source = {"kind": "zoo", "recipe": text, "recipe_digest": recipe.digest, "test_accuracy": accuracy_told}
+    return Loaded(text, model, found, source)
+
+
+ROBUSTBENCH = "robustbench:"
+
+
+def is_file(name: str | Path) -> bool:
+    """Whether a model is named by a checkpoint file, by its looks: a path, or an ending of one."""
+    text = str(name)
+    if text.startswith(ROBUSTBENCH):
+        return False
+    return isinstance(name, Path) or "/" in text or "\\" in text or Path(text).suffix in CHECKPOINT_SUFFIXES
+
+
+def load_recipe(
+    recipe: Recipe,
+    data: Dataset,
+    *,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Return a recipe's model from the cache, trained or downloaded first if it is not there, with its record."""
+    if recipe.checkpoint is not None:
+        path = stored_checkpoint(recipe, progress)
+        content = read_checkpoint(path)
+        architecture = recipe.architecture or Architecture(name="")
+        if not isinstance(content, nn.Module) and not architecture.name:
+            raise RobGIBError(
+                f"model {recipe.name!r}: {path.name} holds weights alone; give the recipe an architecture."
+            )
+        recipe.check_architecture()
+        model = _assemble(content, architecture.name, architecture.options, data, str(path))
+        return model.to(device).eval(), read_record(path) or {}
+    path = checkpoint_path(recipe, data)
+    if not path.is_file():
+        model, record, _ = train_recipe(recipe, data, device=device, progress=progress)
+        return model, record
+    model = recipe.untrained(data)
+    load_into(model, read_state(path), f"the cached checkpoint {path}")
+    return model.to(device).eval(), read_record(path) or {}
+
+
+def stored_checkpoint(recipe: Recipe, progress: Progress | None = None) -> Path:
+    """Return the file of a recipe's ``checkpoint``, downloaded to the cache if need be, its digest verified.
+
+    Raises:
+        RobGIBError: the file is missing, its digest is another, or it cannot be downloaded.
+    """
+    stored = recipe.checkpoint
+    assert stored is not None
+    if stored.file is None:
+        assert stored.url is not None
+        check_name("download", stored.download_name)
+        path = cache_folder() / "downloads" / stored.sha256[:16] / stored.download_name
+        if not path.is_file():
+            download(stored.url, path, stored.sha256, recipe.name, progress)
+    else:
+        path = Path(recipe.folder or ".") / stored.file
+        if not path.is_file():
+            raise RobGIBError(f"model {recipe.name!r}: its checkpoint {path} does not exist.")
+    found = sha256(path)
+    if found != stored.sha256:
+        raise RobGIBError(
+            f"model {recipe.name!r}: {path} has the SHA-256 digest {found}, not the recipe's {stored.sha256}; "
+            "it was changed or damaged."
+        )
+    return path
+
+
+def add_recipe(
+    file: Path,
+    name: str,
+    folder: Path,
+    *,
+    arch: str | None = None,
+    data_name: str | None = None,
+    root: Path | None = None,
+    description: str = "",
+    allow_code: bool = False,
+) -> tuple[Path, float]:
+    """Write a recipe for a checkpoint file, with its SHA-256 digest, once it is seen to load and to classify.
+
+    Args:
+        file: the checkpoint.
+        name: of the model to be.
+        folder: of recipes.
+        arch: a registered name, or ``package.module:factory``; None for a file with a record or a whole network.
+        data_name: its data set; None reads it from the record.
+        root: the data folder.
+        description: for the list.
+        allow_code: take ``package.module:factory`` from the record, too, and run it.
+
+    Returns:
+        The recipe's path, and the model's accuracy on the test images.
+    """
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name):
+        raise RobGIBError(f"a model's name is of lower-case letters, digits, hyphens and dots, not {name!r}.")
+    target = folder / f"{name}.yaml"
+    if target.exists() or name in recipes():
+        raise RobGIBError(f"there is a model {name!r} already; choose another --name.")
+    model, data = load_checkpoint(file, arch, data_name, root, allow_code=allow_code)
+    record = read_record(file) or {}
+    # A file that holds its network whole needs none, and a record beside it may name anything.
+    architecture = {"name": arch} if arch else None if is_program(file) else record.get("architecture")
+    try:
+        place = (
+            os.path.relpath(file, folder) if file.resolve().is_relative_to(folder.resolve()) else str(file.resolve())
+        )
+        content = {
+            "description": description or f"Checkpoint {file.name}",
+            "data": data_name or record["data"],
+            **({"architecture": architecture} if architecture else {}),
+            "checkpoint": {"file": place, "sha256": sha256(file)},
+        }
+    except OSError as error:
+        raise RobGIBError(f"cannot read {file}: {error.strerror or error}.") from error
+    write_file(target, yaml.safe_dump(content, sort_keys=False, default_flow_style=None).encode())
+    return target, accuracy(model, data.test)
+
+
+def load_checkpoint(
+    path: Path,
+    arch: str | None,
+    data_name: str | None,
+    root: Path | None,
+    seed: int = 0,
+    *,
+    data: Dataset | None = None,
+    allow_pickle: bool = False,
+    extra: Sequence[Path] = (),
+    allow_code: bool = False,
+) -> tuple[nn.Module, Dataset]:
+    """Load a checkpoint file and its data set.
+
+    Args:
+        path: a file of any kind that :func:`~robgib.models.read_checkpoint` reads.
+        arch: of a state dict: ``package.module:factory`` or a registered name; None reads it from the record beside
+            the file.
+        data_name: the data set; None reads it from the record.
+        root: the data folder.
+        seed: of the data split.
+        data: the data set itself, where it is loaded already.
+        allow_pickle: unpickle what cannot be read otherwise. That can run any code.
+        extra: further folders of plug-ins, which may register the architecture.
+        allow_code: import and run what the record names as ``package.module:factory``; ``arch`` always may.
+
+    Raises:
+        RobGIBError: the file or its record is missing, damaged or of another network, or the record names code to run
+            and that is not allowed.
+    """
+    content = read_checkpoint(path, allow_pickle=allow_pickle)
+    whole = isinstance(content, nn.Module)
+    record = read_record(path) or {}
+    beside = path.with_suffix(".json")
+    architecture = record.get("architecture") or {}
+    if not isinstance(architecture, dict) or not isinstance(architecture.get("name", ""), str):
+        raise RobGIBError(f"the record {beside} has no architecture with a name; remove or mend it.")
+    if not isinstance(record.get("data") or "", str):
+        raise RobGIBError(f"the record {beside} does not name its data; remove or mend it.")
+    register_plugins(extra)
+    options = {} if arch is not None else {k: v for k, v in architecture.items() if k != "name"}
+    if not whole and arch is None and "name" in architecture:
+        check_file_architecture(architecture["name"], options, f"the record {beside}", allow_code)
+    if not whole and arch is None and "name" not in architecture:
+        raise RobGIBError(
+            f"{path} has no record beside it that tells its architecture; give --arch package.module:factory."
+        )
+    name = data_name or record.get("data")
+    if data is None:
+        if name is None:
+            raise RobGIBError(f"{path} has no record beside it that tells its data; give --data NAME.")
+        data = load_data(name, root, seed)
+    return _assemble(content, arch or architecture.get("name", ""), options, data, str(path)), data
+
+
+def _assemble(
+    content: nn.Module | dict[str, Tensor], arch: str, options: dict[str, Any], data: Dataset, source: str
+) -> nn.Module:
+    """Make the network of what a checkpoint holds, and see that it takes the data."""
+    if not isinstance(content, nn.Module):
+        model = build(arch, data.shape, len(data.classes), options)
+        load_into(model, content, source)
+        return model.eval()
+    for count in (2, 3):  # of no fixed number
+        x = data.test.x[:count]
+        try:
+            with torch.no_grad():
+                logits = content(x)
+        except Exception as error:
+            hint = "" if count == 2 else "; export it with a dynamic batch dimension"
+            raise RobGIBError(
+                f"{source} does not take {count} images {data.shape} of {data.name} "
+                f"({type(error).__name__}: {first_line(error)}){hint}."
+            ) from error
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
+            shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise RobGIBError(f"{source} gives {shape} for {count} images; a classifier gives logits (N, classes).")
+    return content.eval()
+
+
+def load_robustbench(name: str, root: Path | None) -> tuple[nn.Module, Dataset]:
+    """Load a model of RobustBench's, ``DATASET/THREAT/NAME`` such as ``cifar10/Linf/Standard``, and its data.
+
+    RobustBench's package downloads the weights and unpickles them.
+    """
+    parts = name.split("/")
+    if len(parts) != 3 or parts[0] not in ("cifar10", "cifar100"):
+        raise RobGIBError(
+            f"robustbench:{name} must be robustbench:DATASET/THREAT/NAME, such as robustbench:cifar10/Linf/Standard, "
+            "with cifar10 or cifar100."
+        )
+    try:
+        library = importlib.import_module("robustbench.utils")
+    except ImportError as error:
+        raise RobGIBError(
+            f"robustbench is not installed ({error}); `pip install git+https://github.com/RobustBench/robustbench.git` "
+            "adds it."
+        ) from error
+    data = load_data(parts[0], root)
+    try:
+        model = library.load_model(
+            model_name=parts[2],
+            dataset=parts[0],
+            threat_model=parts[1],
+            model_dir=str(cache_folder() / "robustbench"),
+        )
+    except Exception as error:
+        raise RobGIBError(f"robustbench:{name} does not load: {type(error).__name__}: {error}.") from error
+    return _assemble(model, "", {}, data, f"robustbench:{name}"), data

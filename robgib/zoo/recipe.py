@@ -1,0 +1,261 @@
+"""Recipes: what a model is, what it learns from, and how, in a YAML file each."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from torch import nn
+
+from robgib import registry
+from robgib.data.dataset import Dataset
+from robgib.data.loaders import check_data
+from robgib.errors import RobGIBError, unknown_name
+from robgib.models.registry import build, check_file_architecture
+from robgib.training.config import Training
+
+__all__ = [
+    "Architecture",
+    "PretrainedWeights",
+    "Recipe",
+    "chosen",
+    "find_recipe",
+    "list_models",
+    "recipes",
+]
+
+
+class Architecture(BaseModel):
+    """A registered architecture and its options."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Everything but the name."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+_LATER_KEYS = ("adversary", "schedule", "warmup", "noise", "penalty", "ema", "amp", "compile")
+
+
+class PretrainedWeights(BaseModel):
+    """A finished checkpoint: where it lies, and what its bytes are."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    file: str | None = None
+    """Path, relative to the recipe's folder or absolute."""
+    url: str | None = Field(default=None, pattern=r"^(https?|file)://.+")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+    @model_validator(mode="after")
+    def _one_place(self) -> PretrainedWeights:
+        if (self.file is None) == (self.url is None):
+            raise ValueError("give either file or url")
+        if self.url is not None and (told := _unsafe(self.download_name)):
+            raise ValueError(f"the last part of the url names the file that is kept, and {told}")
+        return self
+
+    @property
+    def download_name(self) -> str:
+        """What a download is called in the cache: the last part of the URL."""
+        return (self.url or "").rpartition("/")[2] or "checkpoint"
+
+
+def _unsafe(name: str) -> str | None:
+    """Why ``name`` cannot be that of a file in a folder, or None where it can."""
+    if not name.strip() or name in (".", ".."):
+        return "it must not be empty or dots alone"
+    if len(name.encode(errors="replace")) > 200:  # file systems end at 255, and a digest and an ending follow
+        return "it must be of at most 200 bytes"
+    if any(c in "/\\:" or not c.isprintable() for c in name):
+        return "it must hold no slash, backslash, colon or control character"
+    return None
+
+
+def check_name(kind: str, name: str) -> None:
+    """Raise unless a model's or group's name can be part of a file's name in the cache."""
+    if told := _unsafe(name):
+        raise RobGIBError(f"{kind} name {name!r} cannot name a file: {told}.")
+
+
+class Recipe(BaseModel):
+    """One model of the zoo: what it is, what it learns from, and how."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: str
+    group: str | None = None
+    """The sub-folder of the catalogue that it lies in."""
+    folder: str | None = Field(default=None, exclude=True)
+    """Where the recipe's file lies."""
+    allow_code: bool = Field(default=True, exclude=True)
+    """Whether its architecture may be ``package.module:factory``; not in one that was read from a file."""
+    description: str = ""
+    data: str
+    architecture: Architecture | None = None
+    """What it is; a checkpoint that holds its network whole needs none."""
+    training: Training = Field(default_factory=Training)
+    checkpoint: PretrainedWeights | None = None
+    """Weights that are there already, in the place of training."""
+
+    @field_validator("name", "group")
+    @classmethod
+    def _names_a_file(cls, name: str | None) -> str | None:
+        if name is not None and (told := _unsafe(name)):
+            raise ValueError(told)
+        return name
+
+    @model_validator(mode="after")
+    def _has_a_network(self) -> Recipe:
+        if self.architecture is None and self.checkpoint is None:
+            raise ValueError("a recipe needs an architecture, or a checkpoint that holds its network whole")
+        return self
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what determines the trained weights."""
+        if self.checkpoint is not None:
+            return self.checkpoint.sha256
+        content = self.model_dump(include={"data", "architecture", "training"})
+        training = content["training"]
+        for key in _LATER_KEYS:  # so that a recipe without them keeps the digest from before there were such keys
+            if training[key] == Training.model_fields[key].default:
+                del training[key]
+        if training.get("adversary") and training["adversary"]["trades"] is None:
+            del training["adversary"]["trades"]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def lasting(self, epochs: int | None) -> Recipe:
+        """The recipe with another number of epochs; the same where that is None."""
+        if epochs is None:
+            return self
+        return self.model_copy(update={"training": self.training.model_copy(update={"epochs": epochs})})
+
+    def check_architecture(self) -> None:
+        """Raise where building the network would run code that the recipe's file chooses, and that is not allowed."""
+        if self.architecture is not None and self.folder is not None:
+            file = str(Path(self.folder) / f"{self.name}.yaml")
+            check_file_architecture(self.architecture.name, self.architecture.options, file, self.allow_code)
+
+    def untrained(self, data: Dataset) -> nn.Module:
+        """The network before training."""
+        if self.architecture is None:
+            raise RobGIBError(
+                f"model {self.name!r} is a checkpoint that holds its network whole; there is none to build."
+            )
+        self.check_architecture()
+        return build(self.architecture.name, data.shape, len(data.classes), self.architecture.options)
+
+
+def _sentence(error: ValidationError, path: Path) -> RobGIBError:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    line = registry.line_of(path, first["loc"])
+    return RobGIBError(f"{path}, line {line}: {where or 'content'}: {first['msg'].lower()} (found {first['input']!r}).")
+
+
+def recipes(extra: Sequence[Path] = ()) -> dict[str, Recipe]:
+    """Return every recipe of the zoo and the given catalogue folders, by name."""
+    return {name: _read(path) for name, path in registry.yaml_files("zoo", extra).items()}
+
+
+def _read(path: Path, allow_code: bool = False) -> Recipe:
+    content = registry.read_yaml(path)
+    for key in ("folder", "allow_code"):  # not for the file to say
+        if key in content:
+            raise RobGIBError(f"{path}, line {registry.line_of(path, [key])}: {key}: extra inputs are not permitted.")
+    if content.get("name", path.stem) != path.stem:
+        raise RobGIBError(
+            f"{path}, line {registry.line_of(path, ['name'])}: name: a recipe is called as its file, {path.stem!r}, "
+            f"not {content['name']!r}; leave the key out or rename the file."
+        )
+    try:
+        group = None if path.parent.name == "zoo" or path.parent.parent.name != "zoo" else path.parent.name
+        recipe = Recipe.model_validate(
+            {
+                "name": path.stem,
+                "group": group,
+                **content,
+                "folder": str(path.parent),
+                "allow_code": allow_code,
+            }
+        )
+    except ValidationError as error:
+        raise _sentence(error, path) from error
+    try:
+        check_data(recipe.data)
+    except RobGIBError as error:
+        raise RobGIBError(f"{path}: {error}") from error
+    return recipe
+
+
+def register_plugins(extra: Sequence[Path]) -> None:
+    """Import the plug-ins, which may register the architecture that a recipe or record names."""
+    for _ in registry.plugin_modules("zoo", extra):
+        pass
+    registry.entry_points("robgib.models")
+
+
+def list_models(group: str | None = None, catalogue: Sequence[Path] = ()) -> list[str]:
+    """Return the names of the zoo's models, or of one group of them.
+
+    >>> "digits-cnn" in list_models()
+    True
+    """
+    return [recipe.name for recipe in chosen((), group, catalogue)]
+
+
+def find_recipe(name: str, extra: Sequence[Path] = (), *, allow_code: bool = False) -> Recipe:
+    """Return the recipe called ``name``.
+
+    Args:
+        name: of the model.
+        extra: further folders of the catalogue.
+        allow_code: take an architecture ``package.module:factory`` of the recipe's, whose code is imported and run
+            when the network is built.
+
+    Raises:
+        RobGIBError: there is none, its file is wrong, or it names code to run and that is not allowed.
+    """
+    files = registry.yaml_files("zoo", extra)
+    if name not in files:
+        raise unknown_name("model", name, files, "robgib zoo list")
+    register_plugins(extra)
+    recipe = _read(files[name], allow_code)
+    recipe.check_architecture()
+    return recipe
+
+
+def chosen(
+    names: Sequence[str],
+    group: str | None,
+    extra: Sequence[Path] = (),
+    *,
+    some: bool = False,
+    allow_code: bool = False,
+) -> list[Recipe]:
+    """Return the recipes of these names and of this group; of neither, all of them, or an error where ``some``.
+
+    With ``some`` they are to be built, and code that a recipe names is refused as :func:`find_recipe` does.
+    """
+    known = recipes(extra)
+    groups = sorted({r.group for r in known.values() if r.group})
+    if group is not None and group not in groups:
+        raise unknown_name("group", group, groups)
+    if some and not names and group is None:
+        raise RobGIBError(f"name models, or give --group ({', '.join(groups)}).")
+    named = [find_recipe(name, extra, allow_code=allow_code) for name in names]
+    if names and group is None:
+        return named
+    others = [r for r in known.values() if (group is None or r.group == group) and r.name not in names]
+    if some:
+        register_plugins(extra)
+        others = [r.model_copy(update={"allow_code": allow_code}) for r in others]
+        for recipe in others:
+            recipe.check_architecture()
+    return [*named, *others]

@@ -1,0 +1,258 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from robgib.cli import main as command_line
+from robgib.models import build
+from tests.data.test_loaders import NAMES, write_fashion
+
+
+@pytest.fixture
+def refused(cache, tmp_path, monkeypatch, capsys):
+    """Run the entry point in this process; it must end with one sentence and exit code 2, and write nothing."""
+
+    def run(*arguments):
+        monkeypatch.chdir(tmp_path)
+        before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
+        monkeypatch.setattr(sys, "argv", ["robgib", *arguments])
+        handler = signal.getsignal(signal.SIGTERM)
+        try:
+            with pytest.raises(SystemExit) as ended:
+                command_line()
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+        said = capsys.readouterr()
+        assert ended.value.code == 2, said
+        assert "Traceback" not in said.err
+        assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
+        return " ".join(said.err.split())
+
+    return run
+
+
+def test_alone_it_prints_help(cli):
+    done = cli()
+    assert done.returncode == 0
+    assert "evaluate" in done.stdout
+    assert cli("--version").stdout.startswith("robgib 0.")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("attacks", "list"), ("pgd-linf", "fgsm-l2", "uniform-noise", "torchattacks:NAME")),
+        (("estimators", "list"), ("gaussian", "binned", "exact")),
+        (("zoo", "list"), ("digits-cnn", "fashion-vit")),
+        (("zoo", "layers", "digits-cnn"), ("blocks.0.2", "MaxPool2d", "32 × 2 × 2", "logits")),
+        (("zoo", "layers", "wide-resnet", "--shape", "1,28,28"), ("blocks.11", "PreActivation", "640 × 7 × 7")),
+        (("zoo", "layers", "torchvision:resnet18"), ("net.layer1.0", "BasicBlock", "64 × 8 × 8")),
+        (("zoo", "show", "digits-vit"), ("patch: 2", "digest: ")),
+        (("attacks", "check", "pgd-l2"), ("inside the l2 ball", "ok")),
+    ],
+)
+def test_listings(cli, arguments, words):
+    done = cli(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert all(word in done.stdout for word in words)
+
+
+def test_two_models_end_to_end(cli, tmp_path):
+    done = cli("evaluate", "digits-cnn", "digits-mlp-relu", "--samples", "100", "--attack", "pgd-linf:steps=5")
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "training digits-mlp-relu" in done.stderr
+    assert "too few to correlate" in done.stdout
+    folders = sorted(p.name for p in (tmp_path / "runs").iterdir())
+    assert [f.rsplit("-", 1)[0] for f in folders] == ["digits-cnn", "digits-mlp-relu", "study"]
+    page = tmp_path / "runs" / folders[2] / "report.html"
+    assert str(page.relative_to(tmp_path)) in done.stdout.replace("\n", "")
+    table = pd.read_csv(tmp_path / "runs" / folders[0] / "robustness.csv")
+    assert f"{100 * table['robust_accuracy'][0]:.1f}%" in done.stdout
+    signs = pd.read_csv(tmp_path / "runs" / folders[0] / "signs.csv")
+    assert len(signs) == 11
+    assert all(name in done.stdout for name in signs[signs["seen"]]["name"])
+    for folder in folders[:2]:
+        assert {p.name for p in (tmp_path / "runs" / folder).iterdir()} == {
+            "config.json", "environment.json", "robustness.csv", "outcomes.csv", "curve.csv", "layers.csv",
+            "features.csv", "signs.csv", "corruptions.csv", "pictures.npz", "report.html",
+        }  # fmt: skip
+    again = cli("report", *(f"runs/{f}" for f in folders[:2]), "--out", "both.html")
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "both.html").stat().st_size == pytest.approx(page.stat().st_size, rel=0.01)
+
+
+def test_own_checkpoint_with_own_architecture(cli, tmp_path):
+    (tmp_path / "mynet.py").write_text(
+        "from torch import nn\n\ndef make():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
+    )
+    torch.save(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).state_dict(), tmp_path / "net.pt")
+    done = cli(
+        "evaluate", "net.pt", "--arch", "mynet:make", "--data", "digits", "--samples", "60", "--attack", "fgsm-linf",
+        "--estimator", "binned", "--layer", "logits", "--no-curve", "--quiet",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "net" in done.stdout
+
+
+def test_train_and_evaluate_the_file(cli, tmp_path):
+    done = cli("train", "digits-mlp-tanh", "--epochs", "3", "--out", "mine.safetensors", "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    assert "after 3 epochs" in done.stdout
+    done = cli("evaluate", "mine.safetensors", "--samples", "40", "--attack", "fgsm-l2", "--estimator", "gaussian")
+    assert done.returncode == 0, done.stderr
+
+
+def test_plugin_attack_from_the_command_line(cli, tmp_path):
+    (tmp_path / "plug").mkdir()
+    (tmp_path / "plug" / "grey.py").write_text(
+        "from dataclasses import dataclass\nfrom robgib import Attack\n\n\n"
+        "@dataclass(frozen=True)\nclass TowardsGrey(Attack):\n    def perturb(self, model, x, y, rng):\n"
+        "        return self.threat.project(0 * x + 0.5, x)\n"
+    )
+    assert "towards-grey" in cli("attacks", "list", "--catalogue", "plug").stdout
+    checked = cli("attacks", "check", "towards-grey:eps=0.1", "--catalogue", "plug")
+    assert checked.returncode == 0, checked.stdout
+    done = cli(
+        "evaluate", "digits-mlp-relu", "--catalogue", "plug", "--attack", "towards-grey:eps=0.2", "--samples", "50",
+        "--estimator", "binned", "--no-curve",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "towards-grey" in done.stdout
+
+
+def test_a_broken_plugin_fails_the_check(cli, tmp_path):
+    (tmp_path / "bad.py").write_text(
+        "from robgib import Attack\n\n\nclass Bad(Attack):\n"
+        "    def perturb(self, model, x, y, rng):\n        return x + 1\n"
+    )
+    done = cli("attacks", "check", "bad", "--catalogue", ".")
+    assert done.returncode == 1
+    assert "broken" in done.stdout
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("arguments", "sentence"),
+        [
+            (("evaluate", "digits-cnnn"), "unknown model 'digits-cnnn'; did you mean 'digits-cnn'"),
+            (("evaluate", "digits-cnn", "--attack", "pdg-linf"), "did you mean 'pgd-linf'"),
+            (("evaluate", "digits-cnn", "--attack", "pgd-linf:eps=-1"), "eps must be a finite number above 0"),
+            (("evaluate", "digits-cnn", "--attack", "pgd-linf:eps=much"), "eps must be a number"),
+            (("evaluate", "digits-cnn", "--estimator", "gausian"), "did you mean 'gaussian'"),
+            (("evaluate", "digits-cnn", "--layer", "blocks.9"), "unknown layer 'blocks.9'; did you mean 'blocks."),
+            (("evaluate", "fashion-cnn", "--data-root", "nowhere"), "data folder 'nowhere' does not exist"),
+            (("evaluate", "digits-cnn", "--out", "/dev/null/runs"), "cannot be made: /dev/null is a file"),
+            (("evaluate", "no.pt", "--arch", "cnn", "--data", "digits"), "checkpoint 'no.pt' does not exist"),
+            (("evaluate", "digits-cnn", "digits-cnn"), "a model is named twice"),
+            (("evaluate", "digits-cnn", "--features", "patches:9"), "no such grid"),
+            (("evaluate", "digits-cnn", "--samples", "0"), "--samples"),
+            (("evaluate", "digits-cnn", "--beta", "nan"), "beta must be"),
+            (("evaluate", "digits-cnn", "--catalogue", "nowhere"), "catalogue folder 'nowhere' does not exist"),
+            (("evaluate",), "Missing argument"),
+            (("report", "nowhere"), "run folder 'nowhere' does not exist"),
+            (("train", "digits-vitt"), "did you mean 'digits-vit'"),
+            (("train", "digits-cnn", "--out", "x.pt"), "written as safetensors"),
+            (("zoo", "show", "x"), "unknown model 'x'"),
+            (("attacks", "check", "x"), "unknown attack 'x'"),
+        ],
+    )
+    def test_names_values_and_places(self, refused, arguments, sentence):
+        assert sentence in refused(*arguments)
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+    def test_cuda(self, refused):
+        assert "no CUDA device is here" in refused("evaluate", "digits-cnn", "--device", "cuda")
+
+    def test_truncated_idx(self, refused, tmp_path):
+        folder = write_fashion(tmp_path / "data")
+        path = folder / NAMES[0]
+        path.write_bytes(path.read_bytes()[:5000])
+        assert "is truncated" in refused("evaluate", "fashion-cnn", "--data-root", "data")
+
+    def checkpoint(self, tmp_path, change):
+        model = build("mlp", (1, 8, 8), 10, {"hidden": [8, 4]})
+        state = model.state_dict()
+        change(state)
+        torch.save(state, tmp_path / "m.pt")
+        (tmp_path / "net.py").write_text(
+            "from robgib.models import build\n\n\ndef make():\n"
+            "    return build('mlp', (1, 8, 8), 10, {'hidden': [8, 4]})\n"
+        )
+        return ("evaluate", "m.pt", "--arch", "net:make", "--data", "digits", "--samples", "30")
+
+    def test_dead_layer(self, refused, tmp_path, monkeypatch):
+        def kill(state):
+            state["blocks.1.0.weight"].zero_()
+            state["blocks.1.0.bias"].fill_(-1)
+
+        monkeypatch.syspath_prepend(str(tmp_path))
+        arguments = self.checkpoint(tmp_path, kill)
+        sys.dont_write_bytecode, was = True, sys.dont_write_bytecode
+        try:
+            assert "layer 'blocks.1' never fires" in refused(*arguments)
+        finally:
+            sys.dont_write_bytecode = was
+            sys.modules.pop("net", None)
+
+    def test_nan_logits(self, refused, tmp_path, monkeypatch):
+        monkeypatch.syspath_prepend(str(tmp_path))
+        arguments = self.checkpoint(tmp_path, lambda s: s["head.bias"].fill_(float("nan")))
+        sys.dont_write_bytecode, was = True, sys.dont_write_bytecode
+        try:
+            assert "NaN or infinite logits on 30 of 30" in refused(*arguments)
+        finally:
+            sys.dont_write_bytecode = was
+            sys.modules.pop("net", None)
+
+    def test_unwritable_folder(self, refused, tmp_path):
+        if os.geteuid() == 0:
+            pytest.skip("root may write everywhere")
+        (tmp_path / "locked").mkdir(mode=0o500)
+        assert "is not writable" in refused("evaluate", "digits-cnn", "--out", "locked/runs")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interruption_leaves_no_half_written_folder(cache, tmp_path, number):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "robgib", "evaluate", "digits-cnn", "--attack", "pgd-linf:steps=2000,restarts=50"],
+        cwd=tmp_path,
+        env=os.environ.copy(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A suite run in the background of a shell ignores SIGINT, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    time.sleep(9)
+    assert process.poll() is None
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode not in (0, None)
+    assert "Traceback" not in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_new_attack_works_and_is_tested(cli, tmp_path):
+    done = cli("attacks", "new", "my-own", "--into", "mine")
+    assert done.returncode == 0, done.stderr
+    assert "robgib attacks check my-own --catalogue mine" in done.stdout.replace("\n", " ")
+    assert cli("attacks", "check", "my-own:eps=0.1", "--catalogue", "mine").returncode == 0
+    tested = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "mine"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert "2 passed" in tested.stdout, tested.stdout
+    for name, message in (("my-own", "already"), ("My Own", "cannot name an attack"), ("pgd", "already")):
+        refused = cli("attacks", "new", name, "--into", "mine")
+        assert refused.returncode == 2
+        assert message in refused.stderr
