@@ -1,19 +1,28 @@
+import io
 import os
+import shutil
+import signal
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from robgib._torchvision import load_torchvision
+from robgib.cli import main
 from robgib.data.dataset import Dataset
 from robgib.data.loaders import load_data
 from robgib.zoo.loading import load_recipe
 from robgib.zoo.recipe import find_recipe
 
+os.environ["COLUMNS"] = "100"  # of the terminal that the command line writes to
 load_torchvision()  # mended before other libraries import it
 ROOT = Path(__file__).parent.parent
+torch.set_num_threads(1)  # two processes share the tests: threads would only wait for each other
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # in the processes that tests start
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -26,18 +35,39 @@ def cache(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def trained(cache, digits, tmp_path_factory):
+    """Load a model of the zoo on digits, trained by one of the test processes for all of them."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+
+    def load(name: str) -> torch.nn.Module:
+        with FileLock(shared / f"{name}.lock"):
+            (cache / "zoo").mkdir(exist_ok=True)
+            files = f"{name}-????????-????????.*"
+            for file in shared.glob(files):
+                shutil.copy(file, cache / "zoo")
+            model = load_recipe(find_recipe(name), digits)[0]
+            for file in (cache / "zoo").glob(files):
+                shutil.copy(file, shared)
+        return model
+
+    return load
+
+
+@pytest.fixture(scope="session")
 def digits(cache) -> Dataset:
     return load_data("digits")
 
 
 @pytest.fixture(scope="session")
-def digits_cnn(digits):
-    return load_recipe(find_recipe("digits-cnn"), digits)[0]
+def digits_cnn(trained):
+    return trained("digits-cnn")
 
 
 @pytest.fixture(scope="session")
-def digits_vit(digits):
-    return load_recipe(find_recipe("digits-vit"), digits)[0]
+def digits_vit(trained):
+    return trained("digits-vit")
 
 
 @pytest.fixture(scope="session")
@@ -59,38 +89,55 @@ def right_digits(digits, digits_cnn):
     return x[keep], y[keep]
 
 
-@pytest.fixture
-def cli(cache, tmp_path):
-    """Run the real command line in a fresh folder."""
+def arguments_of(words: tuple[str, ...]) -> list[str]:
+    return [sys.executable, "-m", "robgib", *words]
 
-    def run(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+
+@pytest.fixture
+def process(digits_cnn, tmp_path):
+    """Run the real command line in a process of its own, in a fresh folder."""
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "robgib", *arguments],
-            cwd=cwd or tmp_path,
-            env={**os.environ, "COLUMNS": "100", **environment},
-            capture_output=True,
-            text=True,
-            timeout=600,
-            check=False,
+            arguments_of(arguments), cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False
         )
 
     return run
 
 
 @pytest.fixture
-def invoke(tmp_path, monkeypatch):
-    """Run the command line in this process: its output, or the sentence of its error."""
-    from typer.testing import CliRunner
+def cli(digits_cnn, tmp_path, monkeypatch):
+    """Run the real entry point in a fresh folder, in this process: a second and more is saved each time."""
 
-    from robgib import RobGIBError
-    from robgib.cli.main import app
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["robgib", *arguments])
+        out, err = io.StringIO(), io.StringIO()
+        handler = signal.getsignal(signal.SIGTERM)
+        code: object = 0
+        with redirect_stdout(out), redirect_stderr(err):
+            try:
+                main()
+            except SystemExit as ended:
+                code = ended.code
+            finally:
+                signal.signal(signal.SIGTERM, handler)
+        assert code is None or isinstance(code, int)
+        return subprocess.CompletedProcess(arguments_of(arguments), code or 0, out.getvalue(), err.getvalue())
+
+    return run
+
+
+@pytest.fixture
+def invoke(cli):
+    """Run the command line in this process: its output, or the sentence of its error."""
 
     def run(*arguments: str) -> str:
-        monkeypatch.chdir(tmp_path)
-        result = CliRunner().invoke(app, list(arguments))
-        if result.exception is None:
-            return result.output
-        assert isinstance(result.exception, RobGIBError), result.output
-        return str(result.exception)
+        done = cli(*arguments)
+        if done.returncode == 0:
+            return done.stdout
+        assert done.returncode == 2, done.stderr
+        assert done.stderr.startswith("error: "), done.stderr
+        return done.stderr.removeprefix("error: ").rstrip("\n")
 
     return run

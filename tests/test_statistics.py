@@ -8,9 +8,17 @@ from robgib.statistics import clopper_pearson, compression_interval, spearman
 
 
 @pytest.mark.parametrize(("hits", "samples"), [(0, 10), (3, 10), (10, 10), (570, 1000)])
-def test_clopper_pearson_against_scipy(hits, samples):
-    expected = stats.binomtest(hits, samples).proportion_ci(method="exact")
-    assert clopper_pearson(hits, samples) == pytest.approx((expected.low, expected.high), abs=1e-12)
+def test_clopper_pearson_against_quantiles_of_the_beta_distribution(hits, samples):
+    low = stats.beta.ppf(0.025, hits, samples - hits + 1) if hits else 0.0
+    high = stats.beta.ppf(0.975, hits + 1, samples - hits) if hits < samples else 1.0
+    assert clopper_pearson(hits, samples) == pytest.approx((low, high), abs=1e-10)
+
+
+def test_clopper_pearson_of_a_sum_of_shares_is_the_wider_of_its_neighbours():
+    low, high = clopper_pearson(7.3, 10)
+    assert low == clopper_pearson(7, 10)[0]
+    assert high == clopper_pearson(8, 10)[1]
+    assert clopper_pearson(0, 0) == (0.0, 1.0)
 
 
 def test_spearman():

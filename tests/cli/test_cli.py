@@ -37,8 +37,8 @@ def refused(cache, tmp_path, monkeypatch, capsys):
     return run
 
 
-def test_alone_it_prints_help(cli):
-    done = cli()
+def test_alone_it_prints_help(process, cli):
+    done = process()
     assert done.returncode == 0
     assert "evaluate" in done.stdout
     assert cli("--version").stdout.startswith("robgib 0.")
@@ -63,8 +63,8 @@ def test_listings(cli, arguments, words):
     assert all(word in done.stdout for word in words)
 
 
-def test_two_models_end_to_end(cli, tmp_path):
-    done = cli("evaluate", "digits-cnn", "digits-mlp-relu", "--samples", "100", "--attack", "pgd-linf:steps=5")
+def test_two_models_end_to_end(process, cli, tmp_path):
+    done = process("evaluate", "digits-cnn", "digits-mlp-relu", "--samples", "100", "--attack", "pgd-linf:steps=5")
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     assert "training digits-mlp-relu" in done.stderr

@@ -65,7 +65,7 @@ def test_learnt_attacked_and_measured(folder):
     model, result = train(make, data, Training(epochs=8, batch_size=64, learning_rate=0.003))
     assert result["test_accuracy"] > 0.9
     attacks = ["pgd-linf:eps=0.2", "pgd-l2", "square-linf:eps=0.2,queries=300"]
-    run = evaluate(model, data, attacks=attacks, estimators=["gaussian"])
+    run = evaluate(model, data, attacks=attacks, estimators=["gaussian"], samples=60, curve=False)
     table = run.robustness.set_index("attack")
     assert table.loc["pgd-linf:eps=0.2", "robust_accuracy"] < table.loc["pgd-linf:eps=0.2", "clean_accuracy"] - 0.1
     assert table.loc["pgd-l2", "status"] == "ok"
