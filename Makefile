@@ -18,6 +18,7 @@ demo: $(BIN)/robgib  ## install, train two small networks, attack them, write th
 
 test: $(VENV)/.test  ## lint, types, tests
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -n 2 --dist worksteal

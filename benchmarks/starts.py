@@ -84,11 +84,11 @@ def main() -> None:
 
 def attack(table: str, norm: Norm, eps: float, column: str) -> Attack:
     if table == "losses":
-        return PGD(ThreatModel(norm, eps), steps=50, restarts=5, loss=column)
-    threat = Started(norm, eps, rule=column)
-    return (
-        APGD(threat, steps=50) if table == "apgd" else PGD(threat, steps=20, restarts=5 if table == "restarts" else 1)
-    )
+        return PGD(norm, eps, steps=50, restarts=5, loss=column)
+    restarts = 5 if table == "restarts" else 1
+    made = APGD(norm, eps, steps=50) if table == "apgd" else PGD(norm, eps, steps=20, restarts=restarts)
+    object.__setattr__(made, "_threat", Started(norm, eps, rule=column))  # the same ball, other starts in it
+    return made
 
 
 def left(model: torch.nn.Module, x: Tensor, y: Tensor, attacker: Attack, seeds: int) -> float:

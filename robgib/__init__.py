@@ -6,7 +6,7 @@ Names and sub-packages are imported when they are first used, so that ``import r
 >>> model, data = robgib.load_model("digits-cnn")
 >>> run = robgib.evaluate(model, data, samples=32, estimators=[], corruptions=False)
 >>> run.robustness["attack"].tolist()
-['fgsm-linf', 'pgd-linf', 'pgd-l2']
+['fgsm-linf', 'pgd-linf', 'pgd-l2', 'worst of 2']
 """
 
 import importlib
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from robgib.attacks.registry import list_attacks, make_attack
     from robgib.attacks.threat_model import ThreatModel
     from robgib.data.dataset import Dataset, Split
-    from robgib.data.loaders import list_data, load_data
+    from robgib.data.loaders import list_data, load_data, register_data
     from robgib.errors import AttackContractError, RobGIBError, RobGIBWarning
     from robgib.evaluation import evaluate
     from robgib.information.base import Decomposition, Estimate, Estimator
@@ -79,6 +79,7 @@ __all__ = [
     "models",
     "projected_gradient_ascent",
     "register_architecture",
+    "register_data",
     "registry",
     "reporting",
     "results",
@@ -97,7 +98,7 @@ _HOMES = {
     "attacks.registry": ("list_attacks", "make_attack"),
     "attacks.threat_model": ("ThreatModel",),
     "data.dataset": ("Dataset", "Split"),
-    "data.loaders": ("list_data", "load_data"),
+    "data.loaders": ("list_data", "load_data", "register_data"),
     "errors": ("AttackContractError", "RobGIBError", "RobGIBWarning"),
     "evaluation": ("evaluate",),
     "information.base": ("Decomposition", "Estimate", "Estimator"),

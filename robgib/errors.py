@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 __all__ = [
     "AttackContractError",
@@ -11,6 +15,7 @@ __all__ = [
     "RobGIBError",
     "RobGIBWarning",
     "first_line",
+    "sentence_of",
     "unknown_name",
 ]
 
@@ -46,3 +51,38 @@ def unknown_name(kind: str, name: str, known: Iterable[str], listing: str = "") 
     near = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.5)
     hint = f"; did you mean {folded[near[0]]!r}?" if near else f"; known: {', '.join(known) or 'none'}."
     return RobGIBError(f"unknown {kind} {name!r}{hint}" + (f" `{listing}` lists them." if listing else ""))
+
+
+_BOUNDS = {
+    "greater_than_equal": ("at least", "ge"),
+    "greater_than": ("above", "gt"),
+    "less_than_equal": ("at most", "le"),
+    "less_than": ("below", "lt"),
+}
+_KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "string": "text",
+    "list": "a list",
+    "tuple": "a list",
+    "dict": "a mapping",
+    "finite": "a finite number",
+}
+
+
+def sentence_of(error: ValidationError, what: str) -> str:
+    """Say the first thing that pydantic found wrong in one sentence that names whose option it is, and its value."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"] if "[" not in str(part))
+    whose = f"{what}: {where}" if what.endswith("'") else f"{what}'s {where}"
+    kind, found = first["type"], first["input"]
+    if kind == "literal_error":
+        wanted = first["ctx"]["expected"].replace("'", "")
+        return str(unknown_name(f"{where} of {what}:", str(found), wanted.replace(" or ", ", ").split(", ")))
+    if kind in _BOUNDS:
+        word, key = _BOUNDS[kind]
+        return f"{whose} must be {word} {first['ctx'][key]:g}, not {found!r}."
+    if (noun := _KINDS.get(kind.partition("_")[0])) is not None:
+        return f"{whose} must be {noun}, not {found!r}."
+    return f"{whose}: {first['msg'].lower()} (found {found!r})."

@@ -105,7 +105,7 @@ def evaluate(
     """
     net = as_module(model)
     where = resolve_device(device)
-    dataset = _dataset(data, data_root, seed)
+    dataset = _dataset(data, data_root, seed, catalogue)
     for what, value in (
         ("samples", samples),
         ("information_samples", information_samples),
@@ -172,11 +172,13 @@ def evaluate(
     )
 
 
-def _dataset(data: str | Dataset | tuple[Tensor, Tensor], root: str | Path | None, seed: int) -> Dataset:
+def _dataset(
+    data: str | Dataset | tuple[Tensor, Tensor], root: str | Path | None, seed: int, catalogue: Sequence[Path]
+) -> Dataset:
     if isinstance(data, Dataset):
         return data
     if isinstance(data, str):
-        return load_data(data, root, seed)
+        return load_data(data, root, seed, catalogue=catalogue)
     if isinstance(data, tuple) and len(data) == 2:
         return Dataset.from_arrays(*data)
     raise RobGIBError("data must be the name of a data set, a Dataset, or a pair (images, labels).")
@@ -195,7 +197,7 @@ def _describe(thing: Attack | Estimator) -> dict[str, Any]:
     fields = {
         f.name: getattr(thing, f.name)
         for f in dataclasses.fields(thing)  # type: ignore[arg-type]
-        if not f.name.startswith("_")
+        if f.name not in ("norm", "eps")  # an attack's threat holds them
     }
     if isinstance(thing, Attack):
         fields["threat"] = dataclasses.asdict(thing.threat)

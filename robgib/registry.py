@@ -1,14 +1,14 @@
-"""Where named content lives: attack files, zoo recipes and drop-in Python plug-ins.
+"""What goes by name: attacks, estimators, architectures, data sets, and the zoo's models.
 
 Content is looked for in the package (or the repository it runs from), in the folders given with
-``--catalogue`` or ``ROBGIB_CATALOGUE``, and in installed entry points. A folder may hold files
-directly or in sub-folders named ``attacks`` and ``zoo``, and there in groups, a folder each. A later
-folder overrides an earlier one.
+``--catalogue`` or ``ROBGIB_CATALOGUE``, and in installed entry points. A folder may hold files directly or in
+sub-folders named ``attacks``, ``estimators``, ``data`` and ``zoo`` (models, there also in groups, a folder each).
+Python files are plug-ins, whatever they add; what a YAML file is, one key of it tells. A later folder overrides an
+earlier one.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -16,34 +16,139 @@ import math
 import os
 import re
 import sys
-import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import yaml
-from pydantic import ConfigDict, ValidationError, create_model
 
 from robgib.errors import RobGIBError, unknown_name
 
 __all__ = [
+    "Entry",
     "Kind",
+    "Registry",
     "entry_points",
     "folders",
     "line_of",
+    "load_plugins",
     "parse_pairs",
     "parse_value",
-    "plugin_classes",
     "plugin_modules",
     "read_yaml",
-    "validated",
     "yaml_files",
 ]
 
-Kind = Literal["attacks", "zoo"]
+T = TypeVar("T")
+Kind = Literal["attacks", "estimators", "data", "zoo"]
 _NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?")
-_MARK: dict[str, str] = {"attacks": "attack", "zoo": "data"}  # the key that tells a file's kind
+_MARK: dict[str, str] = {"attacks": "attack", "estimators": "estimator", "data": "source", "zoo": "data"}
+"""The key that tells what a YAML file is."""
+
+
+@dataclass(frozen=True)
+class Entry(Generic[T]):
+    """Something that goes by a name, and where it comes from."""
+
+    name: str
+    value: T
+    source: str
+
+
+class Registry(Generic[T]):
+    """Values of one kind by name: built in, registered by plug-in files, and from entry points.
+
+    Args:
+        kind: one of them in words, such as ``attack``.
+        group: of the entry points, such as ``robgib.attacks``.
+        valid: whether a value is one of the kind.
+        wanted: what a value has to be, for the message.
+        base: concrete subclasses that plug-in files define are entered by themselves, under the name that ``named``
+            gives.
+        named: the name of such a class, and of an entry point's value; None takes the entry point's own name.
+
+    >>> shapes = Registry("shape", group="robgib.doctest", valid=callable, wanted="a function")
+    >>> @shapes.register("square")
+    ... def square(side):
+    ...     return side * side
+    >>> list(shapes.entries()), shapes["square"](3)
+    (['square'], 9)
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        *,
+        group: str,
+        valid: Callable[[Any], bool],
+        wanted: str,
+        base: type[Any] | None = None,
+        named: Callable[[Any], str] | None = None,
+    ) -> None:
+        self.kind, self.group, self.valid, self.wanted = kind, group, valid, wanted
+        self.base, self.named = base, named
+        self._held: dict[str, Entry[T]] = {}
+
+    def enter(self, name: str, value: T, source: str = "built in") -> None:
+        """Put a value under a name; it replaces one that is there."""
+        self._held[name] = Entry(name, value, source)
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Enter what is decorated under ``name``."""
+
+        def enter(value: T) -> T:
+            module = sys.modules.get(getattr(value, "__module__", ""))
+            plugin = module is not None and module.__name__.startswith(_PLUGIN)
+            self.enter(name, value, str(getattr(module, "__file__", "")) if plugin else "built in")
+            return value
+
+        return enter
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._held
+
+    def __getitem__(self, name: str) -> T:
+        return self._held[name].value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._held)
+
+    def entries(self, extra: Sequence[Path] = ()) -> dict[str, Entry[T]]:
+        """Return everything by name, what plug-in files of ``extra`` folders and entry points add among it.
+
+        Raises:
+            RobGIBError: a folder that does not exist, a plug-in that does not import, or an entry point that is not of
+                the kind.
+        """
+        found: dict[str, Entry[T]] = {}
+        for module in plugin_modules(extra):
+            for value in vars(module).values() if self.base else ():
+                own = isinstance(value, type) and value.__module__ == module.__name__
+                if own and self.valid(value) and not getattr(value, "__abstractmethods__", None):
+                    assert self.named is not None
+                    name = self.named(value)
+                    found[name] = Entry(name, value, str(module.__file__))
+        for name, value in entry_points(self.group).items():
+            if isinstance(value, ModuleType):  # imported to register what it holds
+                continue
+            if not self.valid(value):
+                raise RobGIBError(f"entry point {name!r} of {self.group} is not {self.wanted}.")
+            named = self.named(value) if self.named else name
+            found[named] = Entry(named, value, f"entry point {name}")
+        return {**self._held, **found}
+
+    def find(self, name: str, extra: Sequence[Path] = (), also: Sequence[str] = ()) -> T:
+        """Return what is called ``name``; ``also`` are names that a person could have meant besides.
+
+        Raises:
+            RobGIBError: nothing is.
+        """
+        known = self.entries(extra)
+        if name not in known:
+            raise unknown_name(self.kind, name, [*known, *also])
+        return known[name].value
 
 
 def _own(kind: Kind) -> Path:
@@ -52,13 +157,19 @@ def _own(kind: Kind) -> Path:
     return packaged if packaged.is_dir() else package.parent / kind
 
 
-def folders(kind: Kind, extra: Sequence[Path] = ()) -> list[Path]:
-    """Return the folders searched for ``kind``, the least specific first."""
-    found = [_own(kind)]
+def _given(extra: Sequence[Path]) -> list[Path]:
+    """The folders that the environment and the caller name."""
     from_environment = [Path(p) for p in os.environ.get("ROBGIB_CATALOGUE", "").split(os.pathsep) if p]
     for folder in (*from_environment, *extra):
         if not folder.is_dir():
             raise RobGIBError(f"catalogue folder {str(folder)!r} does not exist; give an existing folder.")
+    return [*from_environment, *extra]
+
+
+def folders(kind: Kind, extra: Sequence[Path] = ()) -> list[Path]:
+    """Return the folders searched for ``kind``, the least specific first."""
+    found = [_own(kind)] if kind in ("attacks", "zoo") else []
+    for folder in _given(extra):
         found += [folder, folder / kind] if (folder / kind).is_dir() else [folder]
     return found
 
@@ -101,8 +212,11 @@ def yaml_files(kind: Kind, extra: Sequence[Path] = ()) -> dict[str, Path]:
 
     A folder named for the kind may hold sub-folders: groups, known by the sub-folder's name.
     """
-    own, *others = folders(kind, extra)
-    found = {p.stem: p for pattern in ("*.yaml", "*/*.yaml") for p in _by_stem(own, pattern)}
+    others = folders(kind, extra)
+    found: dict[str, Path] = {}
+    if kind in ("attacks", "zoo"):
+        own, *others = others
+        found = {p.stem: p for pattern in ("*.yaml", "*/*.yaml") for p in _by_stem(own, pattern)}
     for folder in others:
         grouped = _by_stem(folder, "*/*.yaml") if folder.name == kind else []
         for path in (*_by_stem(folder, "*.yaml"), *grouped):
@@ -111,14 +225,18 @@ def yaml_files(kind: Kind, extra: Sequence[Path] = ()) -> dict[str, Path]:
     return found
 
 
-def plugin_modules(kind: Kind, extra: Sequence[Path] = ()) -> Iterator[ModuleType]:
+_PLUGIN = "robgib_plugin_"
+
+
+def plugin_modules(extra: Sequence[Path] = ()) -> Iterator[ModuleType]:
     """Import and yield each Python plug-in file of the searched folders, once per process."""
-    for folder in folders(kind, extra):
+    kinds: tuple[Kind, ...] = ("attacks", "estimators", "data", "zoo")
+    for folder in dict.fromkeys(f for kind in kinds for f in folders(kind, extra)):
         for path in sorted(folder.glob("*.py")):
             if path.stem.startswith(("_", "test_")) or path.stem == "conftest":
                 continue
             resolved = str(path.resolve())
-            key = f"robgib_plugin_{path.stem}_{hashlib.sha256(resolved.encode()).hexdigest()[:8]}"
+            key = f"{_PLUGIN}{path.stem}_{hashlib.sha256(resolved.encode()).hexdigest()[:8]}"
             if key not in sys.modules:
                 spec = importlib.util.spec_from_file_location(key, path)
                 assert spec is not None
@@ -133,17 +251,12 @@ def plugin_modules(kind: Kind, extra: Sequence[Path] = ()) -> Iterator[ModuleTyp
             yield sys.modules[key]
 
 
-def plugin_classes(kind: Kind, base: type[Any], extra: Sequence[Path] = ()) -> Iterator[tuple[type[Any], str]]:
-    """Yield the concrete subclasses of ``base`` that plug-in files define, each with its file."""
-    for module in plugin_modules(kind, extra):
-        for value in vars(module).values():
-            if (
-                isinstance(value, type)
-                and issubclass(value, base)
-                and value.__module__ == module.__name__
-                and not getattr(value, "__abstractmethods__", None)
-            ):
-                yield value, str(module.__file__)
+def load_plugins(extra: Sequence[Path] = ()) -> None:
+    """Import every plug-in file and entry point, which may register architectures and data sets."""
+    for _ in plugin_modules(extra):
+        pass
+    for group in ("robgib.models", "robgib.data"):
+        entry_points(group)
 
 
 def entry_points(group: str) -> dict[str, Any]:
@@ -190,29 +303,3 @@ def parse_pairs(text: str, what: str) -> dict[str, Any]:
             raise RobGIBError(f"{what} gives {key.strip()!r} twice.")
         parameters[key.strip()] = parse_value(value)
     return parameters
-
-
-def validated(kind: type[Any], parameters: dict[str, Any], what: str, also: Sequence[str] = ()) -> dict[str, Any]:
-    """Check parameters against the fields of a dataclass and return them in the fields' types.
-
-    ``also`` names parameters that a person could have meant but that are dealt with elsewhere.
-    """
-    hints = typing.get_type_hints(kind)
-    fields = {
-        f.name: f for f in dataclasses.fields(kind) if f.init and f.name != "threat" and not f.name.startswith("_")
-    }
-    for key in parameters:
-        if key not in fields:
-            raise unknown_name(f"parameter of {what}:", key, [*fields, *also])
-    model = create_model(
-        kind.__name__,
-        __config__=ConfigDict(extra="forbid", arbitrary_types_allowed=True),
-        **{n: (hints[n], None) for n in parameters},  # type: ignore[call-overload]
-    )
-    try:
-        checked = model(**parameters)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(p) for p in first["loc"])
-        raise RobGIBError(f"{what}: {where}: {first['msg'].lower()} (found {first['input']!r}).") from error
-    return {name: getattr(checked, name) for name in fields if name in parameters}

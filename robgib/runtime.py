@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from robgib.errors import RobGIBError
@@ -19,6 +20,7 @@ __all__ = [
     "Progress",
     "SampleRNG",
     "environment",
+    "one_thread",
     "progress_bars",
     "resolve_device",
 ]
@@ -90,6 +92,25 @@ def resolve_device(name: str | torch.device) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise RobGIBError(f"device {str(name)!r} is not supported; use cpu, cuda, cuda:N or auto.")
     return device
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute at one thread while the context lasts: for networks so small that threads would wait for each other.
+
+    Beside another process such threads spin for their turn, and what takes seconds takes minutes.
+
+    >>> with one_thread():
+    ...     torch.get_num_threads()
+    1
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(limits=1):
+            yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def environment(device: torch.device | str = "cpu") -> dict[str, Any]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from robgib import Attack, RobGIBError, ThreatModel, evaluate, load_run, make_attack, write_report
+from robgib import Attack, RobGIBError, evaluate, load_run, make_attack, write_report
 from robgib.information import Binned
 from robgib.results import RUN_TABLES, SCHEMA, SCHEMA_VERSION, column_names, save_run
 from robgib.statistics import clopper_pearson
@@ -124,7 +124,7 @@ class Explodes(Attack):
 
 
 def test_a_failing_attack_is_marked_and_the_others_delivered(digits, digits_cnn, tmp_path):
-    attacks = {"bad": Explodes(ThreatModel("linf", 0.1)), "good": make_attack("fgsm-linf:eps=0.1")}
+    attacks = {"bad": Explodes("linf", 0.1), "good": make_attack("fgsm-linf:eps=0.1")}
     found = evaluate(digits_cnn, digits, attacks=attacks, estimators=[], samples=50)
     table = found.robustness.set_index("attack")
     assert table.loc["bad", "status"] == "failed"

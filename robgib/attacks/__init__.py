@@ -10,9 +10,9 @@ from robgib.attacks.fab import FAB
 from robgib.attacks.fgsm import FGSM
 from robgib.attacks.libraries import ARTAttack, FoolboxAttack, TorchAttack
 from robgib.attacks.mifgsm import MIFGSM
-from robgib.attacks.objective import Objective, make_objective
+from robgib.attacks.objective import Criterion, Objective, make_objective
 from robgib.attacks.pgd import PGD
-from robgib.attacks.registry import CatalogueEntry, attack_catalogue, attack_classes, list_attacks, make_attack
+from robgib.attacks.registry import ATTACKS, CatalogueEntry, attack_catalogue, list_attacks, make_attack
 from robgib.attacks.rfgsm import RFGSM
 from robgib.attacks.square import Square
 from robgib.attacks.template import new_attack
@@ -21,6 +21,7 @@ from robgib.runtime import SampleRNG
 
 __all__ = [
     "APGD",
+    "ATTACKS",
     "FAB",
     "FGSM",
     "MIFGSM",
@@ -32,6 +33,7 @@ __all__ = [
     "CarliniWagner",
     "CatalogueEntry",
     "Check",
+    "Criterion",
     "DeepFool",
     "FoolboxAttack",
     "MinimumNormAttack",
@@ -41,7 +43,6 @@ __all__ = [
     "ThreatModel",
     "TorchAttack",
     "attack_catalogue",
-    "attack_classes",
     "cascade",
     "check_attack",
     "list_attacks",

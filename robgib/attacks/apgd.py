@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from robgib.attacks.base import Attack, objective_gradient
-from robgib.attacks.objective import Loss, Objective, answers_at_random, misled
+from robgib.attacks.objective import Criterion, Loss, Objective, answers_at_random, misled
 from robgib.attacks.threat_model import ThreatModel, per_sample
-from robgib.errors import RobGIBError
+from robgib.options import Count
 from robgib.runtime import SampleRNG
 
 __all__ = [
@@ -41,19 +42,11 @@ class APGD(Attack):
     """
 
     pooled: ClassVar[bool] = True
-    steps: int = 100
-    restarts: int = 1
+    steps: Count = 100
+    restarts: Count = 1
     loss: Loss = "ce"
-    targets: int = 0
-    rho: float = 0.75
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, least in (("steps", 1), ("restarts", 1), ("targets", 0)):
-            if getattr(self, name) < least:
-                raise RobGIBError(f"APGD's {name} must be at least {least}, not {getattr(self, name)}.")
-        if not 0 < self.rho < 1:
-            raise RobGIBError(f"APGD's rho must lie between 0 and 1, not {self.rho}.")
+    targets: Annotated[int, Field(ge=0)] = 0
+    rho: Annotated[float, Field(gt=0, lt=1)] = 0.75
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
         """See :meth:`Attack.perturb`."""
@@ -76,11 +69,11 @@ class APGD(Attack):
 
     def _goals(self, logits: Tensor, y: Tensor, patient: bool) -> Iterator[Objective]:
         if not self.targets:
-            yield Objective(y, False, self.loss, patient=patient)
+            yield Objective.untargeted(y, self.loss, patient)
             return
         order = logits.scatter(1, y[:, None], float("-inf")).argsort(1, descending=True)
         for rank in range(min(self.targets, logits.shape[1] - 1)):
-            yield Objective(order[:, rank], True, self.loss, truth=y, patient=patient)
+            yield Objective(self.loss, order[:, rank], Criterion(y, patient=patient), targeted=True)
 
 
 def checkpoints(steps: int) -> list[int]:
@@ -130,7 +123,7 @@ def auto_ascend(
         rows, goal = rows[stay], goal.select(stay)
         state = {name: held[stay] for name, held in state.items()}
 
-    done = goal.is_adversarial(logits)
+    done = goal.criterion(logits)
     if bool(done.any()):
         leave(done)
     turns, last = checkpoints(steps), 0
@@ -156,7 +149,7 @@ def auto_ascend(
         s["best"] = torch.where(wide, ahead, s["best"])
         s["best_gradient"] = torch.where(wide, s["gradient"], s["best_gradient"])
         s["best_value"] = torch.where(better, value, s["best_value"])
-        done = goal.is_adversarial(logits)
+        done = goal.criterion(logits)
         if bool(done.any()):
             leave(done)
         if step in turns and len(rows):

@@ -16,7 +16,8 @@ from robgib.attacks.fab import FAB
 from robgib.attacks.objective import Objective
 from robgib.attacks.square import Square
 from robgib.attacks.threat_model import per_sample
-from robgib.errors import NoGradientError, RobGIBError, RobGIBWarning, unknown_name
+from robgib.errors import NoGradientError, RobGIBWarning
+from robgib.options import Count
 from robgib.runtime import SampleRNG
 
 __all__ = [
@@ -44,17 +45,9 @@ class AutoAttack(Attack):
 
     pooled: ClassVar[bool] = True
     version: Literal["standard", "rand"] = "standard"
-    steps: int = 100
-    targets: int = 9
-    queries: int = 5000
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.version not in ("standard", "rand"):
-            raise unknown_name("version of AutoAttack", str(self.version), ("standard", "rand"))
-        for name in ("steps", "targets", "queries"):
-            if getattr(self, name) < 1:
-                raise RobGIBError(f"AutoAttack's {name} must be at least 1, not {getattr(self, name)}.")
+    steps: Count = 100
+    targets: Count = 9
+    queries: Count = 5000
 
     @property
     def cost(self) -> int:
@@ -63,14 +56,14 @@ class AutoAttack(Attack):
 
     def members(self, classes: int) -> tuple[Attack, ...]:
         """Return the attacks, in order, for a model of so many classes."""
-        ce = APGD(self.threat, steps=self.steps, eot=self.eot)
+        ce = APGD(self.norm, self.eps, steps=self.steps, eot=self.eot)
         if self.version == "rand":
             return ce, replace(ce, loss="dlr" if classes > 2 else "margin")
         return (
             ce,
             replace(ce, loss="dlr" if classes > 3 else "margin", targets=self.targets),
-            FAB(self.threat, steps=self.steps, targeted=True, targets=self.targets, eot=self.eot),
-            Square(self.threat, queries=self.queries, eot=self.eot),
+            FAB(self.norm, self.eps, steps=self.steps, targeted=True, targets=self.targets, eot=self.eot),
+            Square(self.norm, self.eps, queries=self.queries, eot=self.eot),
         )
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
@@ -91,9 +84,9 @@ def cascade(attacks: Sequence[Attack], model: nn.Module, x: Tensor, y: Tensor, r
         NoGradientError: no attack could run.
     """
     result = x.clone()
-    goal = Objective(y, False, "margin")
+    goal = Objective.untargeted(y, "margin")
     with torch.no_grad():
-        left = (~goal.is_adversarial(model(x))).nonzero().squeeze(1)
+        left = (~goal.criterion(model(x))).nonzero().squeeze(1)
     missing: dict[str, NoGradientError] = {}
     ran = False
     for attack in attacks:
@@ -106,7 +99,7 @@ def cascade(attacks: Sequence[Attack], model: nn.Module, x: Tensor, y: Tensor, r
             continue
         ran = True
         with torch.no_grad():
-            fooled = goal.select(left).is_adversarial(model(found))
+            fooled = goal.select(left).criterion(model(found))
         # An image that does not fool is worth no less than the clean one, and FAB gives that back.
         moved = per_sample(fooled | (found != x[left]).flatten(1).any(1), found)
         result[left] = torch.where(moved, found, result[left])

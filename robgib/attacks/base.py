@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from robgib.attacks.objective import Objective
-from robgib.attacks.threat_model import ThreatModel
-from robgib.errors import RobGIBError, unknown_name
-from robgib.models.inference import BatchedModel, finite, gradient_of
+from robgib.attacks.threat_model import Norm, ThreatModel
+from robgib.errors import AttackContractError, RobGIBError, unknown_name
+from robgib.models.inference import BatchedModel, eval_mode, finite, gradient_of
+from robgib.options import Count, check
 from robgib.runtime import SampleRNG
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "projected_gradient_ascent",
     "reach_note",
     "reaching",
+    "verified",
 ]
 
 
@@ -30,31 +32,88 @@ class Attack(ABC):
     """An attack under a threat model. A subclass adds its parameters as dataclass fields.
 
     To write one: subclass, decorate with ``@dataclass(frozen=True)``, implement :meth:`perturb`, and set
-    ``norms`` if it is not defined for all of them. ``batch_independent`` promises the same image for a sample
+    ``norms`` if it is not defined for all of them. A parameter's bounds are declared with its type
+    (``steps: Annotated[int, Field(ge=1)] = 20``; :mod:`robgib.options` has the usual ones) and are checked here.
+    ``batch_independent`` promises the same image for a sample
     whatever batch it comes in. A ``pooled`` attack is given many batches at once, so that survivors fill batches, and
     a :class:`~robgib.models.inference.BatchedModel` as its model, perhaps a faster form of the same function; it takes
     gradients through :func:`objective_gradient`. Others get the model itself, a batch at a time.
 
-    ``eot`` is the number of draws over which the gradients and logits of a model that answers at random are averaged
-    (expectation over transformation, Athalye et al. 2018); None is 1 for a model that does not, and 20 for one that
-    does. Whoever runs the attack sees to it. What an attack warns of (:class:`~robgib.RobGIBWarning`) while it runs is
-    kept as a note beside its figure.
+    Attributes:
+        norm: ``linf``, ``l2`` or ``l1``.
+        eps: radius of the ball around each image, pixel scale [0, 1].
+        eot: draws over which the gradients and logits of a model that answers at random are averaged
+            (expectation over transformation, Athalye et al. 2018); None is 1 for a model that does not, and 20 for one
+            that does. Whoever runs the attack sees to it.
+
+    What an attack warns of (:class:`~robgib.RobGIBWarning`) while it runs is kept as a note beside its figure.
+
+    >>> import robgib
+    >>> model, data = robgib.load_model("digits-cnn")
+    >>> attack = robgib.attacks.PGD(norm="linf", eps=0.1, steps=20)
+    >>> x, y = data.test.x[:8], data.test.y[:8]
+    >>> images = attack(model, x, y, seed=0)
+    >>> images.shape, bool(((images - x).abs() <= 0.1 + 1e-6).all())
+    (torch.Size([8, 1, 8, 8]), True)
     """
 
-    threat: ThreatModel
-    eot: int | None = field(default=None, kw_only=True)
+    norm: Norm
+    eps: float
+    eot: Count | None = field(default=None, kw_only=True)
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
     batch_independent: ClassVar[bool] = True
     pooled: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if self.threat.norm not in self.norms:
+        name = type(self).__name__
+        threat = ThreatModel(self.norm, self.eps)  # first, for its words about a wrong norm or radius
+        if threat.norm not in self.norms:
             raise RobGIBError(
-                f"attack {type(self).__name__} is not defined for the norm {self.threat.norm!r}; "
-                f"use {' or '.join(self.norms)}."
+                f"attack {name} is not defined for the norm {threat.norm!r}; use {' or '.join(self.norms)}."
             )
-        if self.eot is not None and self.eot < 1:
-            raise RobGIBError(f"{type(self).__name__}'s eot must be at least 1, not {self.eot}.")
+        check(self, name)
+        object.__setattr__(self, "_threat", threat)
+
+    @property
+    def threat(self) -> ThreatModel:
+        """The ball of radius ``eps`` in ``norm``, in the box [0, 1]."""
+        threat: ThreatModel = self.__dict__["_threat"]
+        return threat
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, *, seed: int = 0, batch_size: int = 256) -> Tensor:
+        """Return adversarial images (N, …) for the images ``x`` (N, …) in [0, 1] with labels ``y`` (N,).
+
+        The model is attacked as it is, in eval mode, where its weights are. For accuracies that are checked, with what
+        makes an attack fail unseen, use :func:`robgib.robustness.evaluate`.
+
+        Args:
+            model: from images (N, …) to logits (N, classes).
+            x: images; a copy is attacked.
+            y: their true labels.
+            seed: of the random numbers, which depend on it and on a sample's place in ``x``.
+            batch_size: images at once.
+
+        Raises:
+            RobGIBError: images outside [0, 1], labels of another number, or an eps larger than the box.
+            AttackContractError: images came back of another shape, or outside the ball or the box.
+        """
+        if len(x) != len(y):
+            raise RobGIBError(f"{len(x)} images came with {len(y)} labels; give one label an image.")
+        if not len(x):
+            return x.clone()
+        self.threat.check(x[0].numel())
+        low, high = self.threat.box
+        if not bool(((x >= low - 1e-6) & (x <= high + 1e-6)).all()):  # NaN compares false
+            raise RobGIBError(f"the images have values outside [{low:g}, {high:g}]; scale them to it (eps is too).")
+        near = next((v.device for v in (*model.parameters(), *model.buffers())), x.device)
+        parts = []
+        with eval_mode(model):
+            for start in range(0, len(x), batch_size):
+                rows = slice(start, start + batch_size)
+                images, labels = x[rows].to(near), y[rows].to(near)
+                found = self.perturb(model, images.clone(), labels, SampleRNG(seed, range(len(x))[rows]))
+                parts.append(verified(self, type(self).__name__, found, images).to(x.device))
+        return torch.cat(parts)
 
     @property
     def cost(self) -> int:
@@ -67,10 +126,10 @@ class Attack(ABC):
 
     def at(self, eps: float) -> Attack:
         """The same attack with another radius; a step size given in absolute terms scales along."""
-        changes: dict[str, object] = {"threat": replace(self.threat, eps=eps)}
+        changes: dict[str, object] = {"eps": eps}
         step = getattr(self, "step_size", None)
         if isinstance(step, float):
-            changes["step_size"] = step * eps / self.threat.eps
+            changes["step_size"] = step * eps / self.eps
         return replace(self, **changes)  # type: ignore[arg-type]
 
     @abstractmethod
@@ -101,6 +160,29 @@ class MinimumNormAttack(Attack):
         """Return what :meth:`find` found inside the ball, and the clean image elsewhere."""
         found = self.find(model, x, y, rng)
         return torch.where(self.threat.allows(found, x).view(-1, *([1] * (x.ndim - 1))), found, x)
+
+
+def verified(attack: Attack, label: str, x_adv: object, x: Tensor) -> Tensor:
+    """Return the images (N, …) that ``attack`` made of ``x``, without gradient history, if they are what it owes.
+
+    Raises:
+        AttackContractError: another shape, or an image outside the ball or the box.
+    """
+    if not isinstance(x_adv, Tensor) or x_adv.shape != x.shape:
+        got = tuple(x_adv.shape) if isinstance(x_adv, Tensor) else type(x_adv).__name__
+        raise AttackContractError(f"attack {label!r} returned {got} for images of shape {tuple(x.shape)}.")
+    x_adv = x_adv.detach().to(x.dtype)
+    bad = ~attack.threat.allows(x_adv, x)
+    if bool(bad.any()):
+        row = int(bad.nonzero()[0, 0])
+        low, high = attack.threat.box
+        raise AttackContractError(
+            f"attack {label!r} left its threat model on {int(bad.sum())} of {len(x)} images: the first has "
+            f"{attack.threat.norm} distance {float(attack.threat.distance(x_adv, x)[row]):.9g} (eps "
+            f"{attack.threat.eps:.9g}) and values in [{float(x_adv[row].min()):.6g}, {float(x_adv[row].max()):.6g}] "
+            f"(box [{low:g}, {high:g}])."
+        )
+    return x_adv
 
 
 def reaching(steps: int) -> float:
@@ -163,12 +245,12 @@ def projected_gradient_ascent(
     with torch.no_grad():
         clean = model(x)
         best_value = goal.value(clean)
-        alive = (~goal.is_adversarial(clean)).nonzero().squeeze(1)
+        alive = (~goal.criterion(clean)).nonzero().squeeze(1)
     origin, current, aim = x[alive], start[alive], goal.select(alive)
 
     def settle(iterate: Tensor, logits: Tensor) -> Tensor:
         """Record what ``iterate`` reached; return the mask of the samples that go on."""
-        value, done = aim.value(logits), aim.is_adversarial(logits)
+        value, done = aim.value(logits), aim.criterion(logits)
         better = (value > best_value[alive]) | done
         best[alive[better]] = iterate[better]
         best_value[alive[better]] = value[better]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from robgib.attacks.base import MinimumNormAttack, objective_gradient
 from robgib.attacks.objective import Objective, misled, wrong_by
 from robgib.attacks.threat_model import per_sample
-from robgib.errors import RobGIBError
+from robgib.options import Count, NonNegative, Positive
 from robgib.runtime import SampleRNG
 
 __all__ = [
@@ -37,22 +37,11 @@ class CarliniWagner(MinimumNormAttack):
 
     pooled: ClassVar[bool] = True
     norms: ClassVar[tuple[str, ...]] = ("l2",)
-    steps: int = 200
-    rate: float = 0.02
-    binary_steps: int = 9
-    initial_c: float = 0.01
-    confidence: float = 0.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("steps", "binary_steps"):
-            if getattr(self, name) < 1:
-                raise RobGIBError(f"CarliniWagner's {name} must be at least 1, not {getattr(self, name)}.")
-        for name in ("rate", "initial_c"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise RobGIBError(f"CarliniWagner's {name} must be above 0, not {getattr(self, name)}.")
-        if not 0 <= self.confidence < float("inf"):
-            raise RobGIBError(f"CarliniWagner's confidence must be at least 0, not {self.confidence}.")
+    steps: Count = 200
+    rate: Positive = 0.02
+    binary_steps: Count = 9
+    initial_c: Positive = 0.01
+    confidence: NonNegative = 0.0
 
     def find(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
         """See :meth:`MinimumNormAttack.find`."""
@@ -82,7 +71,7 @@ class CarliniWagner(MinimumNormAttack):
         rows = torch.arange(len(x), device=x.device)
         hit = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         earlier = torch.full_like(size, float("inf"))
-        goal = Objective(y, False, "margin")
+        goal = Objective.untargeted(y, "margin")
         for step in range(1, self.steps + 1):
             bend = torch.tanh(w)
             image = low + (high - low) * (bend + 1) / 2

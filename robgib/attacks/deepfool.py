@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from robgib.attacks.base import MinimumNormAttack
 from robgib.attacks.linearization import dual_norm, nearest_boundary, wrong_classes
 from robgib.attacks.objective import misled, wrong_by
-from robgib.errors import RobGIBError
+from robgib.options import Count, NonNegative
 from robgib.runtime import SampleRNG
 
 __all__ = [
@@ -32,17 +32,9 @@ class DeepFool(MinimumNormAttack):
     """
 
     pooled: ClassVar[bool] = True
-    steps: int = 50
-    overshoot: float = 0.02
-    candidates: int = 10
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("steps", "candidates"):
-            if getattr(self, name) < 1:
-                raise RobGIBError(f"DeepFool's {name} must be at least 1, not {getattr(self, name)}.")
-        if not 0 <= self.overshoot < float("inf"):
-            raise RobGIBError(f"DeepFool's overshoot must be at least 0, not {self.overshoot}.")
+    steps: Count = 50
+    overshoot: NonNegative = 0.02
+    candidates: Count = 10
 
     def find(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
         """See :meth:`MinimumNormAttack.find`."""

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from robgib.attacks.base import MinimumNormAttack
 from robgib.attacks.linearization import hyperplane_step, nearest_boundary, wrong_classes
 from robgib.attacks.objective import misled, wrong_by
 from robgib.attacks.threat_model import NORMS, distance, per_sample
-from robgib.errors import RobGIBError
+from robgib.options import Count
 from robgib.runtime import SampleRNG
 
 __all__ = [
@@ -41,25 +42,13 @@ class FAB(MinimumNormAttack):
 
     norms: ClassVar[tuple[str, ...]] = NORMS
     pooled: ClassVar[bool] = True
-    steps: int = 100
-    restarts: int = 1
-    alpha_max: float = 0.1
-    eta: float = 1.05
-    beta: float = 0.9
+    steps: Count = 100
+    restarts: Count = 1
+    alpha_max: Annotated[float, Field(ge=0, le=1)] = 0.1
+    eta: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.05
+    beta: Annotated[float, Field(gt=0, lt=1)] = 0.9
     targeted: bool = False
-    targets: int = 9
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("steps", "restarts", "targets"):
-            if getattr(self, name) < 1:
-                raise RobGIBError(f"FAB's {name} must be at least 1, not {getattr(self, name)}.")
-        if not 0 <= self.alpha_max <= 1:
-            raise RobGIBError(f"FAB's alpha_max must lie in [0, 1], not {self.alpha_max}.")
-        if not 1 <= self.eta < float("inf"):
-            raise RobGIBError(f"FAB's eta must be at least 1, not {self.eta}.")
-        if not 0 < self.beta < 1:
-            raise RobGIBError(f"FAB's beta must lie between 0 and 1, not {self.beta}.")
+    targets: Count = 9
 
     def find(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
         """See :meth:`MinimumNormAttack.find`."""

@@ -255,7 +255,7 @@ class _Door(Attack):
             n: v * eps / self.threat.eps if n in _ABSOLUTE and isinstance(v, int | float) else v
             for n, v in self.parameters.items()
         }
-        return replace(self, threat=replace(self.threat, eps=eps), parameters=scaled)
+        return replace(self, eps=eps, parameters=scaled)
 
 
 _TORCHATTACKS_NORMS: Mapping[str, Norm] = {"EADEN": "l2"}  # its elastic net is L2 but for a thousandth of L1

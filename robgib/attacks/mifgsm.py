@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from robgib.attacks.base import Attack, objective_gradient
 from robgib.attacks.objective import Loss, Target, make_objective
 from robgib.attacks.threat_model import per_sample
-from robgib.errors import RobGIBError
+from robgib.options import Count, NonNegative, Positive
 from robgib.runtime import SampleRNG
 
 __all__ = [
@@ -32,20 +32,11 @@ class MIFGSM(Attack):
     """
 
     pooled: ClassVar[bool] = True
-    steps: int = 10
-    decay: float = 1.0
-    step_size: float | None = None
+    steps: Count = 10
+    decay: NonNegative = 1.0
+    step_size: Positive | None = None
     loss: Loss = "ce"
     target: Target = "none"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.steps < 1:
-            raise RobGIBError(f"MIFGSM's steps must be at least 1, not {self.steps}.")
-        if not 0 <= self.decay < float("inf"):
-            raise RobGIBError(f"MIFGSM's decay must be at least 0, not {self.decay}.")
-        if self.step_size is not None and not 0 < self.step_size < float("inf"):
-            raise RobGIBError(f"MIFGSM's step_size must be above 0, not {self.step_size}.")
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
         """See :meth:`Attack.perturb`."""

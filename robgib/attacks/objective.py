@@ -16,6 +16,7 @@ from robgib.models.inference import BatchedModel
 from robgib.runtime import SampleRNG
 
 __all__ = [
+    "Criterion",
     "Objective",
     "answers_at_random",
     "make_objective",
@@ -81,39 +82,68 @@ Target = Literal["none", "random", "least-likely", "second"]
 
 
 @dataclass(frozen=True)
-class Objective:
-    """What an attack is after: away from the true labels, or towards target labels (both (N,)).
+class Criterion:
+    """When an image is adversarial: the model's answer is not the true label, or is the target.
 
-    With ``truth`` (N,), the true labels beside targets, any wrong class will do on the way to the target. A ``patient``
-    goal is never reached on the way: against a model that answers at random one success is a lucky draw.
+    Attributes:
+        labels: true labels (N,), or targets.
+        targeted: whether they are targets.
+        patient: never, as long as an attack goes on: against a model that answers at random one success is a lucky
+            draw.
+
+    >>> logits = torch.tensor([[2.0, 1.0], [0.0, 3.0]])
+    >>> Criterion(torch.tensor([0, 0]))(logits)
+    tensor([False,  True])
     """
 
     labels: Tensor
-    targeted: bool
-    loss: str
-    truth: Tensor | None = None
+    targeted: bool = False
     patient: bool = False
 
-    def value(self, logits: Tensor) -> Tensor:
-        """Per-sample value (N,) that the attack increases."""
-        if self.truth is not None and self.loss == "dlr":
-            return _towards(logits, self.truth, self.labels)
-        value = _LOSSES[self.loss](logits, self.labels)
-        return -value if self.targeted else value
-
-    def is_adversarial(self, logits: Tensor) -> Tensor:
-        """Whether each sample (N,) is where the attack wants it, or where the model has no answer."""
+    def __call__(self, logits: Tensor) -> Tensor:
+        """Whether each sample (N,) of logits (N, classes) is adversarial; one without an answer is."""
         if self.patient:
             return torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
-        if self.truth is not None:
-            return misled(logits, self.truth)
         if not self.targeted:
             return misled(logits, self.labels)
         return (logits.argmax(1) == self.labels) | ~decided(logits)
 
+    def select(self, mask: Tensor | slice) -> Criterion:
+        """The same for some of the samples."""
+        return replace(self, labels=self.labels[mask])
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What an attack climbs: a loss away from the true labels, or down towards targets.
+
+    Attributes:
+        loss: ``ce``, ``margin`` or ``dlr``.
+        labels: true labels (N,), or targets.
+        criterion: when to stop. With targets it may be that of any wrong class.
+        targeted: whether the labels are targets.
+    """
+
+    loss: str
+    labels: Tensor
+    criterion: Criterion
+    targeted: bool = False
+
+    @classmethod
+    def untargeted(cls, labels: Tensor, loss: str, patient: bool = False) -> Objective:
+        """Away from the true labels (N,)."""
+        return cls(loss, labels, Criterion(labels, patient=patient))
+
+    def value(self, logits: Tensor) -> Tensor:
+        """Per-sample value (N,) that the attack increases."""
+        if self.targeted and not self.criterion.targeted and self.loss == "dlr":
+            return _towards(logits, self.criterion.labels, self.labels)
+        value = _LOSSES[self.loss](logits, self.labels)
+        return -value if self.targeted else value
+
     def select(self, mask: Tensor | slice) -> Objective:
-        """Return the goal of a subset of the samples."""
-        return replace(self, labels=self.labels[mask], truth=None if self.truth is None else self.truth[mask])
+        """Return the objective of a subset of the samples."""
+        return replace(self, labels=self.labels[mask], criterion=self.criterion.select(mask))
 
 
 def answers_at_random(model: nn.Module) -> bool:
@@ -122,7 +152,7 @@ def answers_at_random(model: nn.Module) -> bool:
 
 
 def make_objective(model: nn.Module, x: Tensor, y: Tensor, target: str, loss: str, rng: SampleRNG) -> Objective:
-    """Return the untargeted goal (``target="none"``), or one with target classes chosen by the rule.
+    """Return the untargeted objective (``target="none"``), or one with target classes chosen by the rule.
 
     Rules: ``random`` (uniform over the wrong classes), ``least-likely`` and ``second`` (most likely wrong
     class), by the model's logits on the clean images.
@@ -131,7 +161,7 @@ def make_objective(model: nn.Module, x: Tensor, y: Tensor, target: str, loss: st
         raise unknown_name("loss", loss, _LOSSES)
     patient = answers_at_random(model)
     if target == "none":
-        return Objective(y, False, loss, patient=patient)
+        return Objective.untargeted(y, loss, patient)
     with torch.no_grad():
         logits = model(x)
     classes = logits.shape[1]
@@ -144,4 +174,4 @@ def make_objective(model: nn.Module, x: Tensor, y: Tensor, target: str, loss: st
         labels = logits.masked_fill(own, float("-inf")).argmax(1)
     else:
         raise unknown_name("target rule", target, ("none", "random", "least-likely", "second"))
-    return Objective(labels, True, loss, patient=patient)
+    return Objective(loss, labels, Criterion(labels, True, patient), targeted=True)

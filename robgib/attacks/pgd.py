@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from robgib.attacks.base import Attack, projected_gradient_ascent
 from robgib.attacks.objective import Loss, Target, make_objective
 from robgib.attacks.threat_model import NORMS, per_sample
-from robgib.errors import RobGIBError
+from robgib.options import Count, Positive
 from robgib.runtime import SampleRNG
 
 __all__ = [
@@ -37,21 +37,13 @@ class PGD(Attack):
 
     norms: ClassVar[tuple[str, ...]] = NORMS
     pooled: ClassVar[bool] = True
-    steps: int = 20
-    step_size: float | None = None
+    steps: Count = 20
+    step_size: Positive | None = None
     random_start: bool = True
-    restarts: int = 1
+    restarts: Count = 1
     loss: Loss = "ce"
     target: Target = "none"
-    keep: str = "best"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("steps", "restarts"):
-            if getattr(self, name) < 1:
-                raise RobGIBError(f"{type(self).__name__}'s {name} must be at least 1, not {getattr(self, name)}.")
-        if self.step_size is not None and not 0 < self.step_size < float("inf"):
-            raise RobGIBError(f"{type(self).__name__}'s step_size must be above 0, not {self.step_size}.")
+    keep: Literal["best", "last"] = "best"
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
         """See :meth:`Attack.perturb`."""
@@ -69,7 +61,7 @@ class PGD(Attack):
                 return found
             with torch.no_grad():
                 logits = model(found)
-            is_adversarial, value = aim.is_adversarial(logits), aim.value(logits)
+            is_adversarial, value = aim.criterion(logits), aim.value(logits)
             better = is_adversarial | (value > best[left])
             result[left[better]], best[left[better]] = found[better], value[better]
             left = left[~is_adversarial]

@@ -23,16 +23,27 @@ from robgib.attacks.rfgsm import RFGSM
 from robgib.attacks.square import Square
 from robgib.attacks.threat_model import NORMS, Norm, ThreatModel
 from robgib.errors import RobGIBError, unknown_name
+from robgib.options import construct
 
 __all__ = [
+    "ATTACKS",
     "CatalogueEntry",
     "attack_catalogue",
-    "attack_classes",
     "list_attacks",
     "make_attack",
 ]
 
-_BUILT_IN: tuple[type[Attack], ...] = (FGSM, RFGSM, PGD, MIFGSM, APGD, Square, DeepFool, CarliniWagner, FAB, AutoAttack)
+ATTACKS: registry.Registry[type[Attack]] = registry.Registry(
+    "attack class",
+    group="robgib.attacks",
+    valid=lambda value: isinstance(value, type) and issubclass(value, Attack),
+    wanted="a subclass of robgib.Attack",
+    base=Attack,
+    named=lambda value: value.__name__,
+)
+"""The attack classes by class name."""
+for _kind in (FGSM, RFGSM, PGD, MIFGSM, APGD, Square, DeepFool, CarliniWagner, FAB, AutoAttack):
+    ATTACKS.enter(_kind.__name__, _kind)
 
 
 @dataclass(frozen=True)
@@ -56,26 +67,16 @@ def _one_line(doc: str | None) -> str:
     return (doc or "").strip().split("\n")[0]
 
 
-def attack_classes(extra: Sequence[Path] = ()) -> dict[str, tuple[type[Attack], str]]:
-    """Return every attack class by class name, with where it comes from."""
-    found: dict[str, tuple[type[Attack], str]] = {c.__name__: (c, "built in") for c in _BUILT_IN}
-    for kind, source in registry.plugin_classes("attacks", Attack, extra):
-        found[kind.__name__] = (kind, source)
-    for name, value in registry.entry_points("robgib.attacks").items():
-        if not (isinstance(value, type) and issubclass(value, Attack)):
-            raise RobGIBError(f"entry point {name!r} of robgib.attacks is not a subclass of robgib.Attack.")
-        found[value.__name__] = (value, f"entry point {name}")
-    return found
-
-
 def attack_catalogue(extra: Sequence[Path] = ()) -> dict[str, CatalogueEntry]:
     """Return every named attack: the catalogue's files, and each plug-in class by its hyphened name."""
-    classes = attack_classes(extra)
+    classes = ATTACKS.entries(extra)
     entries: dict[str, CatalogueEntry] = {}
-    for kind, source in classes.values():
-        if source != "built in":
-            name = _kebab(kind.__name__)
-            entries[name] = CatalogueEntry(name, kind, None, None, {}, _one_line(kind.__doc__), source)
+    for entry in classes.values():
+        if entry.source != "built in":
+            name = _kebab(entry.name)
+            entries[name] = CatalogueEntry(
+                name, entry.value, None, None, {}, _one_line(entry.value.__doc__), entry.source
+            )
     for name, path in registry.yaml_files("attacks", extra).items():
         content = registry.read_yaml(path)
         for key in content:
@@ -86,7 +87,7 @@ def attack_catalogue(extra: Sequence[Path] = ()) -> dict[str, CatalogueEntry]:
         norm = content.get("norm")
         if norm is not None and norm not in NORMS:
             raise unknown_name(f"norm in {path}:", str(norm), NORMS)
-        kind = classes[content["attack"]][0]
+        kind = classes[content["attack"]].value
         entries[name] = CatalogueEntry(
             name,
             kind,
@@ -131,8 +132,8 @@ def make_attack(spec: str, default_eps: Mapping[str, float] | None = None, extra
         if eot is not None and type(eot) is not int:
             raise RobGIBError(f"attack {spec!r}: eot must be a whole number of draws such as 20, not {eot!r}.")
         bounded = norm_of(name, given)
-        threat = _threat(spec, bounded, budgets[bounded] if eps is None else eps)
-        return kind(threat, name, given, eot=eot)  # type: ignore[call-arg, misc, arg-type]
+        radius = _radius(spec, bounded, budgets[bounded] if eps is None else eps)
+        return kind(bounded, radius, name, given, eot=eot)  # type: ignore[call-arg, misc, arg-type]
     given = registry.parse_pairs(rest, f"attack {spec!r}")
     entries = attack_catalogue(extra)
     if name not in entries:
@@ -144,14 +145,15 @@ def make_attack(spec: str, default_eps: Mapping[str, float] | None = None, extra
     if norm not in NORMS:
         raise unknown_name("norm", str(norm), NORMS)
     eps = given.pop("eps", entry.eps if entry.eps is not None else budgets[norm])
-    parameters = registry.validated(entry.attack, {**entry.parameters, **given}, f"attack {spec!r}", also=("eps",))
-    return entry.attack(_threat(spec, norm, eps), **parameters)
+    parameters = {**entry.parameters, **given}
+    made: Attack = construct(entry.attack, parameters, f"attack {spec!r}", norm=norm, eps=_radius(spec, norm, eps))
+    return made
 
 
-def _threat(spec: str, norm: Norm, eps: Any) -> ThreatModel:
+def _radius(spec: str, norm: Norm, eps: Any) -> float:
     if isinstance(eps, bool) or not isinstance(eps, int | float):
         raise RobGIBError(f"attack {spec!r}: eps must be a number such as 8/255 or 0.03, not {eps!r}.")
     try:
-        return ThreatModel(norm, float(eps))
+        return ThreatModel(norm, float(eps)).eps
     except RobGIBError as error:
         raise RobGIBError(f"attack {spec!r}: {error}") from error

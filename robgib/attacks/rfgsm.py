@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
+from pydantic import Field
 from torch import Tensor, nn
 
 from robgib.attacks.base import Attack, projected_gradient_ascent
 from robgib.attacks.objective import Loss, Target, make_objective
-from robgib.errors import RobGIBError
 from robgib.runtime import SampleRNG
 
 __all__ = [
@@ -28,14 +28,9 @@ class RFGSM(Attack):
     """
 
     pooled: ClassVar[bool] = True
-    start: float = 0.5
+    start: Annotated[float, Field(gt=0, lt=1)] = 0.5
     loss: Loss = "ce"
     target: Target = "none"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.start < 1:
-            raise RobGIBError(f"RFGSM's start must lie between 0 and 1, not {self.start}.")
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
         """See :meth:`Attack.perturb`."""

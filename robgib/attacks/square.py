@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from robgib.attacks.base import Attack
 from robgib.attacks.objective import Objective
 from robgib.attacks.threat_model import per_sample
-from robgib.errors import RobGIBError
+from robgib.options import Count
 from robgib.runtime import SampleRNG
 
 __all__ = [
@@ -46,17 +47,9 @@ class Square(Attack):
     """
 
     pooled: ClassVar[bool] = True
-    queries: int = 5000
-    area: float = 0.8
-    restarts: int = 1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("queries", "restarts"):
-            if getattr(self, name) < 1:
-                raise RobGIBError(f"Square's {name} must be at least 1, not {getattr(self, name)}.")
-        if not 0 < self.area <= 1:
-            raise RobGIBError(f"Square's area must lie above 0 and not above 1, not {self.area}.")
+    queries: Count = 5000
+    area: Annotated[float, Field(gt=0, le=1)] = 0.8
+    restarts: Count = 1
 
     @property
     def cost(self) -> int:
@@ -66,10 +59,10 @@ class Square(Attack):
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
         """See :meth:`Attack.perturb`."""
         result = x.clone()
-        goal = Objective(y, False, "margin")
+        goal = Objective.untargeted(y, "margin")
         with torch.no_grad():
             clean = model(x)
-            left = (~goal.is_adversarial(clean)).nonzero().squeeze(1)
+            left = (~goal.criterion(clean)).nonzero().squeeze(1)
             best = goal.value(clean)
             for _ in range(self.restarts):
                 if not len(left):
@@ -86,7 +79,7 @@ class Square(Attack):
         x = _as_images(x)
         best = (self._stripes if self.threat.norm == "linf" else self._tiles)(x, rng)
         logits = model(best.view(shape))
-        value, fooled = goal.value(logits), goal.is_adversarial(logits)
+        value, fooled = goal.value(logits), goal.criterion(logits)
         left = (~fooled).nonzero().squeeze(1)
         goal, draws = goal.select(left), self._draws(x, rng)
         change = self._square if self.threat.norm == "linf" else self._exchange
@@ -96,7 +89,7 @@ class Square(Attack):
             numbers = next(draws)[left]
             proposal = change(x[left], best[left], self._sides(query, *x.shape[2:]), numbers)
             logits = model(proposal.view(-1, *shape[1:]))
-            margin, done = goal.value(logits), goal.is_adversarial(logits)
+            margin, done = goal.value(logits), goal.criterion(logits)
             better = (margin >= value[left]) | done
             best[left[better]], value[left[better]] = proposal[better], margin[better]
             if bool(done.any()):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from robgib.attacks.registry import attack_classes
+from robgib.attacks.registry import ATTACKS
 from robgib.errors import RobGIBError
 from robgib.files import write_file
 
@@ -64,7 +64,7 @@ def new_attack(name: str, folder: Path) -> tuple[Path, Path]:
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z][a-z0-9]*)*", name):
         raise RobGIBError(f"{name!r} cannot name an attack; use lower-case words joined by hyphens, such as my-attack.")
     kind = "".join(word.capitalize() for word in name.split("-"))
-    classes = attack_classes([folder] if folder.is_dir() else [])
+    classes = ATTACKS.entries([folder] if folder.is_dir() else [])
     if kind.lower() in {c.lower() for c in classes}:
         raise RobGIBError(f"there is an attack class {kind!r} already; choose another name.")
     module = name.replace("-", "_")

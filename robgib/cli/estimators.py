@@ -25,8 +25,8 @@ def estimators_list(catalogue: Catalogue = None) -> None:
     table = Table()
     for column in ("estimator", "bound", "description"):
         table.add_column(column, no_wrap=column == "estimator")
-    for name, kind in robgib.information.estimator_classes(list(catalogue or [])).items():
-        table.add_row(*map(escape, (name, kind.bound, kind.summary)))
+    for name, entry in robgib.information.estimator_catalogue(list(catalogue or [])).items():
+        table.add_row(*map(escape, (name, entry.estimator.bound, entry.description)))
     out.print(table)
 
 
@@ -54,7 +54,7 @@ def validate_estimators(
     for name in task or []:
         if name not in known:
             raise unknown_name("validation task", name, known)
-    classes = robgib.information.estimator_classes(extra)
+    classes = {n: e.estimator for n, e in robgib.information.estimator_catalogue(extra).items()}
     makers = [robgib.information.make_estimator(e, extra) for e in estimator or classes]
     check_writable(out_folder)
     former = robgib.reporting.read_validation(out_folder / "validation.csv") if add else None

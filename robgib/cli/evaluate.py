@@ -77,6 +77,7 @@ def evaluate(
     if precision not in robgib.models.inference.PRECISIONS:
         raise unknown_name("precision", precision, robgib.models.inference.PRECISIONS)
     if data is not None:
+        robgib.data.load_data_sets(extra)
         robgib.data.check_data(data)
     if len(set(models)) < len(models):
         raise RobGIBError("a model is named twice; name each one once.")

@@ -2,7 +2,7 @@
 
 from robgib.data.corruptions import CORRUPTIONS, corrupt
 from robgib.data.dataset import Dataset, Split
-from robgib.data.loaders import DATASETS, check_data, list_data, load_data, read_idx
+from robgib.data.loaders import DATASETS, check_data, list_data, load_data, load_data_sets, read_idx, register_data
 from robgib.data.synthetic import Function, function, function_names
 
 __all__ = [
@@ -17,5 +17,7 @@ __all__ = [
     "function_names",
     "list_data",
     "load_data",
+    "load_data_sets",
     "read_idx",
+    "register_data",
 ]

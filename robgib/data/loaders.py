@@ -7,7 +7,8 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,16 @@ from robgib.data.synthetic import function
 from robgib.data.text import as_vectors, embed_tokens, read_texts
 from robgib.errors import RobGIBError, first_line, unknown_name
 from robgib.files import atomic_directory, cache_folder
+from robgib.registry import Registry, load_plugins, parse_value, read_yaml, yaml_files
 
 __all__ = [
     "DATASETS",
     "check_data",
     "list_data",
     "load_data",
+    "load_data_sets",
     "read_idx",
+    "register_data",
 ]
 
 
@@ -215,15 +219,42 @@ def _library(name: str, title: str, library: str, files: str) -> Callable[[Path 
     return load
 
 
-DATASETS: dict[str, Callable[[Path | None, int], Dataset]] = {
+DATASETS: Registry[Callable[[Path | None, int], Dataset]] = Registry(
+    "data set", group="robgib.data", valid=callable, wanted="a function that loads a data set"
+)
+"""The data sets by name; each takes the data folder (or None) and the split's seed."""
+
+
+def register_data(
+    name: str,
+) -> Callable[[Callable[[Path | None, int], Dataset]], Callable[[Path | None, int], Dataset]]:
+    """Enter a function ``(root: Path | None, seed: int) -> Dataset`` under ``name``.
+
+    Args:
+        name: what the data set is called, in recipes and on the command line.
+
+    >>> import torch
+    >>> from robgib import Dataset, Split
+    >>> @register_data("two-greys")
+    ... def two_greys(root, seed):
+    ...     y = torch.arange(40) % 2
+    ...     part = Split(y.float().view(-1, 1, 1, 1).expand(-1, 1, 4, 4) / 2, y)
+    ...     return Dataset("two-greys", part, part, part, ("black", "grey"), {"linf": 0.1, "l2": 0.2, "l1": 1.0})
+    >>> load_data("two-greys").shape
+    (1, 4, 4)
+    """
+    return DATASETS.register(name)
+
+
+for _name, _loader in {
     "digits": _digits,
     "fashion-mnist": _idx("fashion-mnist", "Fashion-MNIST", "FashionMNIST", _CLOTHES),
     "mnist": _idx("mnist", "MNIST", "MNIST", tuple("0123456789")),
     "cifar10": _library("cifar10", "CIFAR-10", "CIFAR10", "cifar-10-batches-py/"),
     "cifar100": _library("cifar100", "CIFAR-100", "CIFAR100", "cifar-100-python/"),
     "svhn": _library("svhn", "SVHN", "SVHN", "train_32x32.mat and test_32x32.mat"),
-}
-"""The data sets by name; each takes the data folder (or None) and the split's seed."""
+}.items():
+    DATASETS.enter(_name, _loader)
 
 
 def _npz(path: Path, seed: int) -> Dataset:
@@ -394,25 +425,76 @@ _FILES: dict[str, Callable[[Path, int], Dataset]] = {"npz": _npz, "folder": _fol
 def check_data(name: str) -> None:
     """Raise unless ``name`` is a data set's, or a path to one's own that exists."""
     kind, colon, path = name.partition(":")
+    if name in DATASETS:
+        return
     if kind == "function" and colon:
         function(path)
     elif not (colon and kind in _FILES):
-        if name not in DATASETS:
-            raise unknown_name("data set", name, [*DATASETS, "npz:FILE", "folder:DIR", "text:DIR", "function:NAME"])
+        known = [*DATASETS, "npz:FILE", "folder:DIR", "text:DIR", "function:NAME"]
+        raise unknown_name("data set", name, known, "robgib data list")
     elif not (Path(path).is_file() if kind == "npz" else Path(path).is_dir()):
         raise RobGIBError(f"data {name!r}: {'file' if kind == 'npz' else 'folder'} {path!r} does not exist.")
 
 
-def list_data() -> list[str]:
+def load_data_sets(catalogue: Sequence[Path] = ()) -> None:
+    """Enter the data sets that plug-ins and YAML files of these folders, and entry points, add.
+
+    A YAML file's ``source`` is a data set's name or path (``npz:faces.npz``, relative to the file), ``classes`` a list
+    of names, ``eps`` customary budgets by norm, ``description`` a line.
+
+    Raises:
+        RobGIBError: a folder that does not exist, a plug-in that does not import, or a file that says something else.
+    """
+    load_plugins(catalogue)
+    for name, entry in DATASETS.entries(catalogue).items():
+        DATASETS.enter(name, entry.value, entry.source)
+    for name, path in yaml_files("data", catalogue).items():
+        DATASETS.enter(name, _named_source(name, path), str(path))
+
+
+_KEYS = ("source", "classes", "eps", "description")
+
+
+def _named_source(name: str, path: Path) -> Callable[[Path | None, int], Dataset]:
+    """The loader of a data set that a YAML file names."""
+    content = read_yaml(path)
+    for key in content:
+        if key not in _KEYS:
+            raise unknown_name(f"key in {path}:", str(key), _KEYS)
+    source, names, given = str(content["source"]), content.get("classes"), content.get("eps") or {}
+    kind, colon, place = source.partition(":")
+    if colon and kind in _FILES:
+        source = f"{kind}:{path.parent / place}"
+    eps: dict[str, float] = {}
+    for norm, value in given.items() if isinstance(given, dict) else [("", given)]:
+        budget = parse_value(value)
+        if norm not in ("linf", "l2", "l1") or isinstance(budget, bool) or not isinstance(budget, int | float):
+            raise RobGIBError(f"{path}: eps must map linf, l2 and l1 to numbers such as 8/255, not {given!r}.")
+        eps[norm] = float(budget)
+    if names is not None and not (isinstance(names, list) and all(isinstance(n, str) for n in names)):
+        raise RobGIBError(f"{path}: classes must be a list of names, not {names!r}.")
+
+    def load(root: Path | None, seed: int) -> Dataset:
+        data = load_data(source, root, seed)
+        if names is not None and len(names) != len(data.classes):
+            raise RobGIBError(f"{path} names {len(names)} classes and the data have {len(data.classes)}.")
+        classes = data.classes if names is None else tuple(names)
+        return replace(data, name=name, classes=classes, eps={**data.eps, **eps})
+
+    return load
+
+
+def list_data(catalogue: Sequence[Path] = ()) -> list[str]:
     """Return the names of the data sets.
 
     >>> "digits" in list_data()
     True
     """
+    load_data_sets(catalogue)
     return list(DATASETS)
 
 
-def load_data(name: str, root: str | Path | None = None, seed: int = 0) -> Dataset:
+def load_data(name: str, root: str | Path | None = None, seed: int = 0, *, catalogue: Sequence[Path] = ()) -> Dataset:
     """Load a data set by name.
 
     Args:
@@ -422,10 +504,13 @@ def load_data(name: str, root: str | Path | None = None, seed: int = 0) -> Datas
             (:mod:`robgib.data.synthetic`).
         root: folder with the data files; None looks in the cache and downloads where there is a network.
         seed: of the train/validation/test split.
+        catalogue: further folders, whose plug-ins and YAML files may add data sets.
 
     Raises:
         RobGIBError: unknown name, missing folder, missing or damaged file.
     """
+    if name not in DATASETS:
+        load_data_sets(catalogue)
     check_data(name)
     kind, _, path = name.partition(":")
     if kind == "function":

@@ -10,13 +10,14 @@ from robgib.information.gaussian import Gaussian
 from robgib.information.infonce import InfoNCE
 from robgib.information.ksg import KSG
 from robgib.information.probe import Probe
-from robgib.information.registry import estimator_classes, list_estimators, make_estimator
+from robgib.information.registry import ESTIMATORS, estimator_catalogue, list_estimators, make_estimator
 from robgib.information.renyi import Renyi
 from robgib.information.validation import validate
 from robgib.information.validation_tasks import REGIMES, tasks, true_information
 
 __all__ = [
     "DEFAULT_ESTIMATORS",
+    "ESTIMATORS",
     "KSG",
     "LOGITS",
     "REGIMES",
@@ -33,7 +34,7 @@ __all__ = [
     "Renyi",
     "collect_activations",
     "default_layers",
-    "estimator_classes",
+    "estimator_catalogue",
     "group_inputs",
     "group_units",
     "layer_information",

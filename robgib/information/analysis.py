@@ -17,7 +17,8 @@ from robgib.data.dataset import Dataset, split_information
 from robgib.errors import RobGIBError, RobGIBWarning
 from robgib.information.activations import collect_activations, default_layers
 from robgib.information.base import Decomposition, Estimate, Estimator
-from robgib.information.features import Features, group_inputs, group_units, reduce, unit_slices
+from robgib.information.base import Prepared as PreparedFeatures
+from robgib.information.features import Features, group_inputs
 from robgib.information.measures import gib_objective, ib_objective, pmi_weights
 from robgib.information.registry import make_estimator
 from robgib.models.inference import Prepared, predict, prepare
@@ -111,12 +112,18 @@ def layer_information(
         inputs = group_inputs(features, x.numpy(), x_fit.numpy(), feature_dims)
         weights = pmi_weights(predict(model, x, batch_size=size, device=device), y.numpy()) if pmi else None
         total = len(makers) * len(chosen)
+        ready: dict[str, PreparedFeatures] = {}
         for number, (estimator, layer) in enumerate((e, n) for e in makers for n in chosen):
             if progress:
                 progress("estimating information", number, total, f"{estimator.name}, {layer}")
+            try:
+                if estimator.name not in ready:  # one at a time: nothing of the last estimator's is needed any more
+                    ready = {estimator.name: estimator.prepare(inputs.values, inputs.fit)}
+            except RobGIBError as error:
+                raise RobGIBError(f"estimator {estimator.name!r}: {error}") from error
             rows, per_feature = _layer_terms(
-                estimator, layer, inputs, held[0][layer], held[1][layer], y.numpy(), y_fit.numpy(), layer_dims,
-                unit_groups, beta, weights,
+                estimator, layer, inputs, ready[estimator.name], held[0][layer], held[1][layer], y.numpy(),
+                y_fit.numpy(), layer_dims, unit_groups, beta, weights,
             )  # fmt: skip
             base = {"estimator": estimator.name, "layer": layer, "depth": chosen.index(layer)}
             layer_rows += [{**base, **row} for row in rows]
@@ -167,11 +174,7 @@ def make_estimators(
     """
     made = [e if isinstance(e, Estimator) else make_estimator(e, catalogue, noise=NOISE, seed=seed) for e in estimators]
     for estimator in made:
-        if estimator.raw and not (data.enumerated and samples >= len(data.test)):
-            raise RobGIBError(
-                f"the {estimator.name} estimator counts all inputs there are, such as those of function:parity-3 with "
-                f"at least {len(data.test)} information samples; choose another estimator for {data.name!r}."
-            )
+        estimator.check_inputs(len(data.test) if data.enumerated else None, samples)
     if len({e.name for e in made}) < len(made):
         raise RobGIBError("an estimator is given twice; name each one once.")
     return made
@@ -202,6 +205,7 @@ def _layer_terms(
     estimator: Estimator,
     layer: str,
     inputs: Features,
+    prepared: PreparedFeatures,
     z: np.ndarray,
     z_fit: np.ndarray,
     y: np.ndarray,
@@ -215,13 +219,10 @@ def _layer_terms(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RobGIBWarning)  # what it says is in the notes, which are shown
-            flat, flat_fit = z.reshape(len(z), -1), z_fit.reshape(len(z_fit), -1)
-            target, target_fit = (flat, flat_fit) if estimator.raw else reduce(z, z_fit, dims)
-            of_input = estimator.estimate(
-                inputs.values, target, fit_features=inputs.fit, fit_target=target_fit, weights=weights
-            )
+            target, target_fit = estimator.of_layer(z, z_fit, dims)
+            of_input = estimator.estimate(prepared, target, fit_target=target_fit, weights=weights)
             prediction = estimator.label_information(target, y, fit_representation=target_fit, weights=weights)
-            units = unit_slices(flat, groups) if estimator.raw else group_units(z, z_fit, groups)
+            units = estimator.of_units(z, z_fit, groups)
             of_label = estimator.estimate(units.values, y, fit_features=units.fit, fit_target=y_fit, weights=weights)
     except RobGIBError as error:
         raise RobGIBError(f"estimator {estimator.name!r} on layer {layer!r}: {error}") from error

@@ -13,12 +13,15 @@ import numpy.typing as npt
 from scipy import stats
 
 from robgib.errors import RobGIBError, RobGIBWarning
+from robgib.information.features import Features, group_units, reduce
 from robgib.information.measures import functionals
+from robgib.options import check
 
 __all__ = [
     "Decomposition",
     "Estimate",
     "Estimator",
+    "Prepared",
     "Problem",
     "decompose",
 ]
@@ -74,19 +77,42 @@ class Decomposition:
 
 
 @dataclass(frozen=True)
-class Problem:
-    """Checked input of an estimator: features (N, d_i), a target (N, d) or codes (N,), and their reference.
+class Prepared:
+    """Features made ready for one estimator and any number of targets (:meth:`Estimator.prepare`).
 
-    ``fit_features`` and ``fit_target`` are other samples of the same variables, on which codes may be
-    fitted; where there are none they are the samples themselves. ``weights`` (N,), of mean 1, weigh each
-    sample's pointwise terms.
+    Attributes:
+        features: (N, d_i) each.
+        fit_features: other samples of them, on which codes are fitted; the same where there are none.
+        own: what the estimator made of them.
     """
 
     features: tuple[Array, ...]
-    target: Array
     fit_features: tuple[Array, ...]
+    own: Any
+
+    @property
+    def samples(self) -> int:
+        """Number of samples N."""
+        return len(self.features[0])
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Checked input of an estimator: features made ready, a target (N, d) or codes (N,), and its reference.
+
+    ``fit_target`` are other samples of it, on which codes may be fitted; where there are none they are the samples
+    themselves. ``weights`` (N,), of mean 1, weigh each sample's pointwise terms.
+    """
+
+    prepared: Prepared
+    target: Array
     fit_target: Array
     weights: Array | None = None
+
+    @property
+    def features(self) -> tuple[Array, ...]:
+        """The features (N, d_i)."""
+        return self.prepared.features
 
     @property
     def samples(self) -> int:
@@ -104,8 +130,15 @@ class Estimator(ABC):
 
     Class attributes: ``name``; ``bound`` and ``summary``, a few words each; ``guide``, a paragraph on what the
     figure bounds, where it may be trusted and where it saturates; ``regimes``, the kinds of validation task in
-    which it claims to be right; ``least_samples``; ``codes_target``, whether a real target is coded;
-    ``raw``, whether a layer's units are wanted as they are, of data that list every input.
+    which it claims to be right; ``least_samples``; ``codes_target``, whether a real target is coded.
+
+    >>> import numpy as np
+    >>> from robgib.information import Exact
+    >>> a, b = np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1])
+    >>> exact = Exact()
+    >>> prepared = exact.prepare([a, b])
+    >>> [round(exact.estimate(prepared, target).synergy.value, 4) for target in (a ^ b, a & b)]
+    [1.0, 0.1887]
     """
 
     name: ClassVar[str]
@@ -115,7 +148,60 @@ class Estimator(ABC):
     regimes: ClassVar[tuple[str, ...]] = ()
     guide: ClassVar[str] = ""
     codes_target: ClassVar[bool] = False
-    raw: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check(self, f"the {self.name} estimator")
+
+    def prepare(
+        self, features: Sequence[npt.ArrayLike], fit_features: Sequence[npt.ArrayLike] | None = None
+    ) -> Prepared:
+        """Make features ready: what does not depend on the target is done once for all targets.
+
+        Args:
+            features: n arrays (N, d_i) or (N,); integers are taken as codes.
+            fit_features: other samples of the features, on which codes are fitted (default: the same).
+
+        Raises:
+            RobGIBError: no features, unequal lengths, or NaN or infinite values.
+        """
+        values = tuple(_matrix(x, f"feature {i}") for i, x in enumerate(features))
+        if not values:
+            raise RobGIBError("an information estimate needs at least one feature.")
+        for i, value in enumerate(values):
+            if len(value) != len(values[0]):
+                raise RobGIBError(f"feature {i} has {len(value)} samples and feature 0 {len(values[0])}.")
+        reference = values if fit_features is None else tuple(_matrix(x, "a fit feature") for x in fit_features)
+        if [v.shape[1] for v in values] != [v.shape[1] for v in reference]:
+            raise RobGIBError("the features and the fit features differ in number or width.")
+        self._check_samples(len(values[0]))
+        return Prepared(values, reference, self._prepare(values, reference))
+
+    def _check_samples(self, samples: int) -> None:
+        if samples < self.least_samples:
+            raise RobGIBError(
+                f"{samples} samples are too few for the {self.name} estimator; give at least {self.least_samples}."
+            )
+
+    def _prepare(self, features: tuple[Array, ...], fit_features: tuple[Array, ...]) -> Any:
+        """What the estimator wants of checked features (:attr:`Prepared.own`)."""
+        return None
+
+    def check_inputs(self, inputs: int | None, samples: int) -> None:
+        """Raise unless the estimator can use a model's layers on so many samples.
+
+        Args:
+            inputs: how many inputs there are, where the data list them all; None where they do not.
+            samples: most samples that are estimated on.
+        """
+        return None
+
+    def of_layer(self, z: Array, fit: Array, dims: int) -> tuple[Array, Array]:
+        """The target that a layer's activations (N, …) are, and the same of those that codes are fitted on."""
+        return reduce(z, fit, dims)
+
+    def of_units(self, z: Array, fit: Array, groups: int) -> Features:
+        """The features that a layer's units are: ``groups`` of them."""
+        return group_units(z, fit, groups)
 
     def outside(self, problem: Problem) -> list[str]:
         """Say in what respects a problem is outside the regime in which the estimator is known to be right."""
@@ -123,7 +209,7 @@ class Estimator(ABC):
 
     def estimate(
         self,
-        features: Sequence[npt.ArrayLike],
+        features: Prepared | Sequence[npt.ArrayLike],
         target: npt.ArrayLike,
         *,
         fit_features: Sequence[npt.ArrayLike] | None = None,
@@ -133,9 +219,10 @@ class Estimator(ABC):
         """Estimate the information of ``features`` about ``target``.
 
         Args:
-            features: n arrays (N, d_i) or (N,); integers are taken as codes.
+            features: what :meth:`prepare` made of them, or n arrays (N, d_i) or (N,); integers are taken as codes.
             target: (N, d) or (N,); integers are taken as codes.
-            fit_features: other samples of the features, on which codes are fitted (default: the same).
+            fit_features: other samples of the features, on which codes are fitted (default: the same); not with
+                prepared ones, which have them.
             fit_target: other samples of the target.
             weights: (N,) weights of the samples' pointwise terms, scaled here to mean 1 (see
                 :func:`~robgib.information.measures.pmi_weights`).
@@ -147,22 +234,12 @@ class Estimator(ABC):
         Raises:
             RobGIBError: no features, unequal lengths, NaN or infinite values, or too few samples.
         """
-        values = tuple(_matrix(x, f"feature {i}") for i, x in enumerate(features))
+        prepared = features if isinstance(features, Prepared) else self.prepare(features, fit_features)
         goal = _matrix(target, "the target")
-        if not values:
-            raise RobGIBError("an information estimate needs at least one feature.")
-        for i, value in enumerate(values):
-            if len(value) != len(goal):
-                raise RobGIBError(f"feature {i} has {len(value)} samples and the target {len(goal)}.")
-        if len(goal) < self.least_samples:
-            raise RobGIBError(
-                f"{len(goal)} samples are too few for the {self.name} estimator; give at least {self.least_samples}."
-            )
-        reference = values if fit_features is None else tuple(_matrix(x, "a fit feature") for x in fit_features)
+        if prepared.samples != len(goal):
+            raise RobGIBError(f"the features have {prepared.samples} samples and the target {len(goal)}.")
         goal_reference = goal if fit_target is None else _matrix(fit_target, "the fit target")
-        if [v.shape[1] for v in values] != [v.shape[1] for v in reference]:
-            raise RobGIBError("the features and the fit features differ in number or width.")
-        problem = Problem(values, goal, reference, goal_reference, _weights(weights, len(goal)))
+        problem = Problem(prepared, goal, goal_reference, _weights(weights, len(goal)))
         found = self._estimate(problem)
         limits = self.outside(problem)
         if limits:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
 from robgib.information.base import Decomposition, Estimator, Problem, decompose
 from robgib.information.discrete import combine, entropy, plug_in, subset_codes
@@ -17,6 +18,7 @@ __all__ = [
 ]
 
 Array = npt.NDArray[Any]
+Symbols = Annotated[int, Field(ge=2)]
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,19 @@ class Binned(Estimator):
         "by one k-means codebook; those figures compare layers and models at one resolution, but I(X;T) may then lie "
         "below what the layer tells of the label, since the code of X loses more than the code of the layer."
     )
-    codes: int | None = None
-    target_codes: int | None = None
-    joint_codes: int | None = None
-    shuffles: int = 8
+    codes: Symbols | None = None
+    target_codes: Symbols | None = None
+    joint_codes: Symbols | None = None
+    shuffles: Annotated[int, Field(ge=0)] = 8
     seed: int = 0
-    _memo: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def _prepare(self, features: tuple[Array, ...], fit_features: tuple[Array, ...]) -> _Codes:
+        size = self.codes or default_size(len(features[0]))
+        singles = [encode(x, fit, size, self.seed) for x, fit in zip(features, fit_features, strict=True)]
+        joint = singles[0]
+        for code in singles[1:]:
+            joint = combine(joint, code)
+        return _Codes(singles, int(joint.max()) + 1)
 
     def _estimate(self, problem: Problem) -> Decomposition:
         n, samples = len(problem.features), problem.samples
@@ -100,30 +109,37 @@ class Binned(Estimator):
         )
 
     def _subset_codes(self, problem: Problem, symbols_t: int) -> tuple[list[Codes], str]:
-        """Codes of the 2n+1 subsets, remembered for the next target of the same features."""
-        held = (*problem.features, *problem.fit_features)
-        key = (symbols_t, *((id(x), float(x.sum())) for x in held))
-        if self._memo.get("key") == key:
-            return self._memo["codes"], self._memo["how"]
-        size = self.codes or default_size(problem.samples)
-        singles = [
-            encode(x, fit, size, self.seed) for x, fit in zip(problem.features, problem.fit_features, strict=True)
-        ]
+        """Codes of the 2n+1 subsets, and what they are."""
+        held: _Codes = problem.prepared.own
+        singles = held.singles
         how = f"features {max(int(c.max()) + 1 for c in singles)} codes each"
-        joint = singles[0]
-        for code in singles[1:]:
-            joint = combine(joint, code)
-        crowded = len(singles) > 1 and (int(joint.max()) + 1) * symbols_t > problem.samples
+        crowded = len(singles) > 1 and held.joint * symbols_t > problem.samples
+        size = 0
         if crowded and all(x.dtype.kind == "f" for x in problem.features):
             size = self.joint_codes or int(np.clip(problem.samples / (5 * symbols_t), 8, 64))
-            whole, *rests = codebook(problem.features, problem.fit_features, size, self.seed)
-            codes = [whole, *singles, *rests]
             how += f", X and each X_-i by one codebook of {size}"
-        else:
-            codes = subset_codes(singles)
-        # The arrays are held so that their ids stay theirs.
-        self._memo.update(key=key, codes=codes, how=how, hold=held)
-        return codes, how
+        if size not in held.subsets:
+            if size:
+                whole, *rests = codebook(problem.features, problem.prepared.fit_features, size, self.seed)
+                held.subsets[size] = [whole, *singles, *rests]
+            else:
+                held.subsets[size] = subset_codes(singles)
+        return held.subsets[size], how
+
+
+@dataclass(frozen=True)
+class _Codes:
+    """Codes of the features.
+
+    Attributes:
+        singles: of each (N,).
+        joint: how many symbols they have together.
+        subsets: codes of the 2n+1 subsets by the size of their codebook, 0 without one; made when a target asks.
+    """
+
+    singles: list[Codes]
+    joint: int
+    subsets: dict[int, list[Codes]] = field(default_factory=dict)
 
 
 def _miller_madow(seen: tuple[int, int, int], samples: int) -> float:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
 from robgib.errors import RobGIBError
 from robgib.information.base import Decomposition, Estimator, Problem, decompose
 from robgib.information.discrete import plug_in, subset_codes
+from robgib.information.features import Features, unit_slices
 from robgib.information.preprocessing import Codes, relabel
 
 __all__ = [
     "Exact",
 ]
+
+Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -40,9 +44,29 @@ class Exact(Estimator):
         "against which the discrete tasks are held; on samples it is the plain plug-in, biased upwards. "
         "Of a network it takes a layer's units as they are, in bins, on data that list every input."
     )
-    raw: ClassVar[bool] = True
-    weights: npt.ArrayLike | None = None
-    bins: int = 30
+    weights: Any = None
+    bins: Annotated[int, Field(ge=2)] = 30
+
+    def check_inputs(self, inputs: int | None, samples: int) -> None:
+        """See :meth:`Estimator.check_inputs`."""
+        if inputs is None or samples < inputs:
+            enough = f" with at least {inputs} information samples" if inputs is not None else ""
+            raise RobGIBError(
+                f"the {self.name} estimator counts all inputs there are, such as those of function:parity-3{enough}; "
+                "choose another estimator for these data."
+            )
+
+    def of_layer(self, z: Array, fit: Array, dims: int) -> tuple[Array, Array]:
+        """See :meth:`Estimator.of_layer`: the units as they are."""
+        return z.reshape(len(z), -1), fit.reshape(len(fit), -1)
+
+    def of_units(self, z: Array, fit: Array, groups: int) -> Features:
+        """See :meth:`Estimator.of_units`: the units as they are."""
+        return unit_slices(z.reshape(len(z), -1), groups)
+
+    def _prepare(self, features: tuple[Array, ...], fit_features: tuple[Array, ...]) -> list[Codes]:
+        """Codes of the 2n+1 subsets."""
+        return subset_codes([self._symbols(x) for x in features])
 
     def _estimate(self, problem: Problem) -> Decomposition:
         weights = None
@@ -52,11 +76,8 @@ class Exact(Estimator):
                 raise RobGIBError(
                     f"weights must be {problem.samples} numbers of at least 0 with a sum above 0, one an outcome."
                 )
-        if self.bins < 2:
-            raise RobGIBError(f"the exact estimator needs at least 2 bins, not {self.bins}.")
         target = self._symbols(problem.target)
-        codes = subset_codes([self._symbols(x) for x in problem.features])
-        terms = [plug_in(code, target, weights)[0] for code in codes]
+        terms = [plug_in(code, target, weights)[0] for code in problem.prepared.own]
         return decompose(terms, estimator=self, problem=problem, resolution=f"every outcome, {self._binned(problem)}")
 
     def _symbols(self, values: npt.NDArray[Any]) -> Codes:

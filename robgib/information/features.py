@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from sklearn.decomposition import PCA
 
 from robgib.errors import RobGIBError, unknown_name
 
@@ -35,23 +36,28 @@ def reduce(values: npt.ArrayLike, fit: npt.ArrayLike, dims: int) -> tuple[Vector
     """Project ``values`` and ``fit`` (N, …) on the leading principal components of ``fit``.
 
     Components without variance are dropped, so that fewer than ``dims`` columns may come back (one of zeros
-    when nothing varies). The components keep their variances.
+    when nothing varies). The components keep their variances. Where there are more columns than samples they are found
+    by a randomised solver (Halko, Martinsson & Tropp 2011), with a fixed seed.
+
+    >>> rng = np.random.default_rng(0)
+    >>> x = rng.normal(size=(100, 3)) * [3, 2, 0]
+    >>> reduce(x, x, 8)[0].shape
+    (100, 2)
     """
     x = np.asarray(fit, np.float64).reshape(len(np.asarray(fit)), -1)
     v = np.asarray(values, np.float64).reshape(len(np.asarray(values)), -1)
-    mean = x.mean(0)
-    centred = x - mean
-    if x.shape[1] <= len(x):
-        variance, axes = np.linalg.eigh(centred.T @ centred / len(x))
-        variance, axes = variance[::-1], axes[:, ::-1]
-    else:
-        _, spread, rows = np.linalg.svd(centred, full_matrices=False)
-        variance, axes = spread**2 / len(x), rows.T
-    keep = max(1, min(dims, int((variance > 1e-10 * max(variance[0], 1e-12)).sum())))
-    axes = axes[:, :keep]
+    if not (x != x[0]).any():
+        return np.zeros((len(v), 1)), np.zeros((len(x), 1))
+    wide = x.shape[1] > len(x)
+    found = PCA(
+        min(dims, *x.shape), svd_solver="randomized" if wide else "covariance_eigh", random_state=0, iterated_power=7
+    ).fit(x)
+    variance, axes = found.explained_variance_, found.components_
+    keep = max(1, int((variance > 1e-10 * max(variance[0], 1e-12)).sum()))
+    axes = axes[:keep].T
     # The sign of an axis is arbitrary: fix it, so that codes do not depend on the linear algebra library.
     axes = axes * np.where(axes[np.abs(axes).argmax(0), np.arange(keep)] < 0, -1.0, 1.0)
-    return (v - mean) @ axes, centred @ axes
+    return (v - found.mean_) @ axes, (x - found.mean_) @ axes
 
 
 def group_inputs(spec: str, x: npt.ArrayLike, fit: npt.ArrayLike, dims: int = 4) -> Features:

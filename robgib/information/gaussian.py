@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import Field
 from scipy.special import digamma
 from sklearn.model_selection import KFold, StratifiedKFold
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from robgib.errors import RobGIBError
 from robgib.information.base import Decomposition, Estimator, Problem, decompose
 from robgib.information.discrete import entropy
 from robgib.information.preprocessing import Vector, normal_scores, relabel, standardised
+from robgib.options import NonNegative
+from robgib.runtime import one_thread
 
 __all__ = [
     "Gaussian",
@@ -72,21 +73,21 @@ class Gaussian(Estimator):
         "d/2 log2(1 + 1/v) bits for a target of d dimensions; without noise, a target that the features determine "
         "has no finite figure, which is marked."
     )
-    noise: float = 0.0
-    groups: int = 20
-    folds: int = 5
+    noise: NonNegative = 0.0
+    groups: Annotated[int, Field(ge=2)] = 20
+    folds: Annotated[int, Field(ge=2)] = 5
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.noise < np.inf:
-            raise RobGIBError(
-                f"the gaussian estimator's noise must be a finite number of at least 0, not {self.noise}."
-            )
+    def _prepare(self, features: tuple[Vector, ...], fit_features: tuple[Vector, ...]) -> dict[str, list[Vector]]:
+        return {}  # normal scores, made when a real target asks: class targets do without
 
     def _estimate(self, problem: Problem) -> Decomposition:
         if problem.discrete_target:
             return self._classes(problem)
-        return self._real(problem, [normal_scores(x) for x in problem.features], normal_scores(problem.target))
+        held = problem.prepared.own
+        if "scores" not in held:
+            held["scores"] = [normal_scores(x) for x in problem.features]
+        return self._real(problem, held["scores"], normal_scores(problem.target))
 
     def outside(self, problem: Problem) -> list[str]:
         """See :meth:`Estimator.outside`."""
@@ -147,7 +148,7 @@ class Gaussian(Estimator):
         blocks = [slice(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
         pointwise = np.zeros((samples, 2 * n + 1))
         # Many small products: threads would only wait for each other, for minutes on a busy machine.
-        with threadpool_limits(limits=1, user_api="blas"):
+        with one_thread():
             for train, test in folds.split(joint, labels):
                 classifier = _GaussianClassifier(joint[train], labels[train], len(counts), blocks, self.seed)
                 pointwise[test] = classifier.information(joint[test], labels[test])

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from robgib.errors import RobGIBError
 from robgib.information.base import Decomposition, Estimator, Problem, decompose
 from robgib.information.masked_network import (
     Answer,
+    Columns,
     Folds,
     Masked,
-    check_options,
     columns,
     information,
     layers,
@@ -28,7 +28,8 @@ from robgib.information.masked_network import (
     train,
 )
 from robgib.information.preprocessing import relabel
-from robgib.runtime import resolve_device
+from robgib.options import Count, NonNegative, Positive
+from robgib.runtime import one_thread, resolve_device
 
 __all__ = [
     "InfoNCE",
@@ -78,22 +79,22 @@ class InfoNCE(Estimator):
         "Differences of such bounds, as II and S are, are bounds of nothing. The interval holds what learning lost, as "
         "the gap between seen and held-out samples shows it."
     )
-    noise: float = 0.0
-    folds: int = 5
-    width: int = 128
-    steps: int = 1500
-    batch: int = 128
-    alternatives: int = 256
-    rate: float = 5e-3
+    noise: NonNegative = 0.0
+    folds: Annotated[int, Field(ge=3)] = 5
+    width: Count = 128
+    steps: Count = 1500
+    batch: Annotated[int, Field(ge=2)] = 128
+    alternatives: Annotated[int, Field(ge=2)] = 256
+    rate: Positive = 5e-3
     device: str = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_options(self)
-        if self.alternatives < 2:
-            raise RobGIBError(f"the infonce estimator's alternatives must be at least 2, not {self.alternatives}.")
-        if not 0 <= self.noise < math.inf:
-            raise RobGIBError(f"the infonce estimator's noise must be a finite number of at least 0, not {self.noise}.")
+        super().__post_init__()
+        resolve_device(self.device)
+
+    def _prepare(self, features: tuple[Vector, ...], fit_features: tuple[Vector, ...]) -> Columns:
+        return Columns.made(features)
 
     def label_information(
         self,
@@ -109,7 +110,7 @@ class InfoNCE(Estimator):
     def _estimate(self, problem: Problem) -> Decomposition:
         n, samples = len(problem.features), problem.samples
         codes = relabel(problem.target) if problem.discrete_target else None
-        inputs = [columns(x) for x in problem.features]
+        inputs: Columns = problem.prepared.own
         target, pooled = columns(problem.target)
         what = f"{target.shape[1]} codes" if codes is not None else f"{target.shape[1]} dimensions"
         if self.noise and codes is None:
@@ -129,16 +130,14 @@ class InfoNCE(Estimator):
                 pointwise=nothing,
                 notes=["the target takes one value only: it carries no information"],
             )
-        widths = torch.tensor([c.shape[1] for c, _ in inputs])
-        masks = subsets(n)
-        network = Masked(torch.cat([c for c, _ in inputs], 1), torch.arange(n).repeat_interleave(widths), n)
-        with torch.inference_mode(False), torch.enable_grad():
+        widths, network, masks = inputs.widths, inputs.network(), subsets(n)
+        with torch.inference_mode(False), torch.enable_grad(), one_thread():
             pointwise, missing = self._pointwise(network, folds, masks, target, alternatives)
         terms = pointwise.mean(0)
         # How many of the K alternatives fit as well varies: with 2^I kinds, this costs (2^I − 1)/2K nats.
         missing += (2.0**terms - 1) / (2 * alternatives.count * math.log(2))
         saturated = terms >= _FULL * math.log2(alternatives.count)
-        notes = pooled_note([pooled, *(p for _, p in inputs)])
+        notes = pooled_note([pooled, *inputs.pooled])
         if saturated.any():
             notes.append(f"marked figures are near log2 {alternatives.count}, the most that the contrast can show")
         return decompose(

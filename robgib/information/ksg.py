@@ -14,6 +14,7 @@ from robgib.errors import RobGIBError
 from robgib.information.base import Decomposition, Estimator, Problem, decompose
 from robgib.information.discrete import combine, subset_codes
 from robgib.information.preprocessing import Codes, columns_or_codes
+from robgib.options import Count, NonNegative
 
 __all__ = [
     "KSG",
@@ -75,17 +76,25 @@ class KSG(Estimator):
         "0.07 bit at 2,000 samples, and the interval does not cover that. It therefore claims no regime as a whole. "
         "A figure that smaller neighbourhoods would still raise is marked saturated."
     )
-    k: int = 4
-    noise: float = 0.0
-    limit: int = 3
+    k: Count = 4
+    noise: NonNegative = 0.0
+    limit: Count = 3
     workers: int = -1
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        if self.k < 1:
-            raise RobGIBError(f"the ksg estimator's k must be at least 1, not {self.k}.")
-        if not 0 <= self.noise < np.inf:
-            raise RobGIBError(f"the ksg estimator's noise must be a finite number of at least 0, not {self.noise}.")
+    def _prepare(self, features: tuple[Array, ...], fit_features: tuple[Array, ...]) -> list[_Space]:
+        """The spaces of the 2n+1 subsets."""
+        ties = self._ties(len(features[0]))[0]
+        sides = [_split(x, ties) for x in features]
+        codes = subset_codes([c for _, c in sides])
+        everything = list(range(len(features)))
+        subsets = [everything, *([i] for i in everything), *([j for j in everything if j != i] for i in everything)]
+        nothing = np.zeros((len(features[0]), 0))
+        return [_Space(np.hstack([nothing, *(sides[i][0] for i in s)]), c) for s, c in zip(subsets, codes, strict=True)]
+
+    def _ties(self, samples: int) -> Vector:
+        """Noise that tells equal values apart, of the features and of the target (2, N)."""
+        return _TIE * np.random.default_rng(self.seed).standard_normal((2, samples))
 
     def _estimate(self, problem: Problem) -> Decomposition:
         samples, n = problem.samples, len(problem.features)
@@ -93,19 +102,14 @@ class KSG(Estimator):
         if samples < least:
             raise RobGIBError(f"{samples} samples are too few for {self.k} neighbours; give {least} or a smaller k.")
         rng = np.random.default_rng(self.seed)
-        ties = _TIE * rng.standard_normal((2, samples))
-        sides = [_split(x, ties[0]) for x in problem.features]
-        values_t, codes_t = _split(problem.target, ties[1])
+        rng.standard_normal((2, samples))  # those that told equal values apart
+        values_t, codes_t = _split(problem.target, self._ties(samples)[1])
         if self.noise > 0:
             values_t = values_t + np.sqrt(self.noise) * rng.standard_normal(values_t.shape)
         target = _Space(values_t, codes_t)
-        codes = subset_codes([c for _, c in sides])
-        everything = list(range(n))
-        subsets = [everything, *([i] for i in everything), *([j for j in everything if j != i] for i in everything)]
         pointwise, floor, saturated = np.zeros((samples, 2 * n + 1)), np.zeros(2 * n + 1), np.zeros(2 * n + 1, bool)
-        for j, subset in enumerate(subsets):
-            values = np.hstack([np.zeros((samples, 0)), *(sides[i][0] for i in subset)])
-            pointwise[:, j], floor[j], saturated[j] = self._term(_Space(values, codes[j]), target)
+        for j, space in enumerate(problem.prepared.own):
+            pointwise[:, j], floor[j], saturated[j] = self._term(space, target)
         if problem.weights is not None:  # here, since the errors below are not those of independent values
             weighted = problem.weights[:, None] * pointwise
             pointwise = weighted + (1 - problem.weights[:, None]) * weighted.mean(0)

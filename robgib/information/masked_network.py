@@ -14,9 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from robgib.errors import RobGIBError
 from robgib.information.preprocessing import Codes, normal_scores, relabel
-from robgib.runtime import resolve_device
 
 Vector = npt.NDArray[np.float64]
 Loss = Callable[[list[Tensor], Tensor, Tensor], Tensor]
@@ -51,6 +49,35 @@ def columns(values: npt.NDArray[Any]) -> tuple[Tensor, int]:
     own = F.one_hot(torch.from_numpy(place[codes]), _MOST_SYMBOLS).float()
     rank = torch.from_numpy(normal_scores(values.astype(np.float64))).float()
     return torch.cat([own, rank], 1), len(counts) - _MOST_SYMBOLS + 1
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Network inputs of all features.
+
+    Attributes:
+        of: each feature's (N, c_i).
+        pooled: symbols of each that share a column.
+    """
+
+    of: tuple[Tensor, ...]
+    pooled: tuple[int, ...]
+
+    @classmethod
+    def made(cls, features: Sequence[npt.NDArray[Any]]) -> Columns:
+        """Turn features (N, d_i) into columns."""
+        values, pooled = zip(*map(columns, features), strict=True)
+        return cls(values, pooled)
+
+    @property
+    def widths(self) -> Tensor:
+        """Columns of each feature (n,)."""
+        return torch.tensor([c.shape[1] for c in self.of])
+
+    def network(self) -> Masked:
+        """The networks that see them."""
+        count = len(self.of)
+        return Masked(torch.cat(self.of, 1), torch.arange(count).repeat_interleave(self.widths), count)
 
 
 def subsets(n: int) -> Tensor:
@@ -316,18 +343,6 @@ def learning_floor(parameters: Vector, samples: int) -> Vector:
     drawn at random, miss the known answers by about three times its standard deviation.
     """
     return np.asarray(3 * np.sqrt(parameters / 2) / samples / _LOG2)
-
-
-def check_options(options: Any) -> None:
-    """Refuse options of a trained estimator that cannot be used."""
-    for name, least in (("folds", 3), ("width", 1), ("steps", 1), ("batch", 2)):
-        if getattr(options, name) < least:
-            raise RobGIBError(
-                f"the {options.name} estimator's {name} must be at least {least}, not {getattr(options, name)}."
-            )
-    if not 0 < options.rate < math.inf:
-        raise RobGIBError(f"the {options.name} estimator's rate must be a finite number above 0, not {options.rate}.")
-    resolve_device(options.device)
 
 
 def pooled_note(pooled: Sequence[int]) -> list[str]:

@@ -12,6 +12,7 @@ from scipy.special import ndtri
 from scipy.stats import normaltest, rankdata
 
 from robgib.errors import RobGIBError
+from robgib.runtime import one_thread
 
 __all__ = [
     "codebook",
@@ -95,7 +96,7 @@ def _k_means(fit: npt.NDArray[Any], size: int, seed: int) -> Any:
     from sklearn.exceptions import ConvergenceWarning
 
     fit = fit[:: max(1, len(fit) // (_POINTS_PER_CODE * size))]
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), one_thread():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct points than codes: fewer codes
         return KMeans(size, n_init=1, max_iter=60, random_state=seed).fit(fit)
 

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from robgib.errors import RobGIBError
 from robgib.information.base import Decomposition, Estimator, Problem, decompose
 from robgib.information.discrete import entropy
 from robgib.information.masked_network import (
     Answer,
+    Columns,
     Folds,
     Masked,
     Vector,
-    check_options,
-    columns,
     information,
     learning_floor,
     pooled_note,
@@ -27,7 +26,8 @@ from robgib.information.masked_network import (
     train,
 )
 from robgib.information.preprocessing import default_size, encode, relabel
-from robgib.runtime import resolve_device
+from robgib.options import Count, Positive
+from robgib.runtime import one_thread, resolve_device
 
 __all__ = [
     "Probe",
@@ -74,28 +74,30 @@ class Probe(Estimator):
         "beyond 5,000 samples. The interval holds what learning from few samples lost, as the gap between seen and "
         "held-out samples shows it. It cannot exceed the entropy of the target's code, which is said when reached."
     )
-    target_codes: int | None = None
-    folds: int = 5
-    width: int = 128
-    steps: int = 1500
-    batch: int = 128
-    rate: float = 5e-3
+    target_codes: Annotated[int, Field(ge=2)] | None = None
+    folds: Annotated[int, Field(ge=3)] = 5
+    width: Count = 128
+    steps: Count = 1500
+    batch: Annotated[int, Field(ge=2)] = 128
+    rate: Positive = 5e-3
     device: str = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_options(self)
-        if self.target_codes is not None and self.target_codes < 2:
-            raise RobGIBError(f"the probe estimator's target_codes must be at least 2, not {self.target_codes}.")
+        super().__post_init__()
+        resolve_device(self.device)
+
+    def _prepare(self, features: tuple[Vector, ...], fit_features: tuple[Vector, ...]) -> Columns:
+        return Columns.made(features)
 
     def _estimate(self, problem: Problem) -> Decomposition:
         n, samples = len(problem.features), problem.samples
         size = self.target_codes or default_size(samples)
         target = relabel(encode(problem.target, problem.fit_target, size, self.seed))
         counts = np.bincount(target)
-        inputs = [columns(x) for x in problem.features]
-        widths = torch.tensor([c.shape[1] for c, _ in inputs])
-        notes = pooled_note([p for _, p in inputs])
+        inputs: Columns = problem.prepared.own
+        widths = inputs.widths
+        notes = pooled_note(inputs.pooled)
         resolution = f"target {len(counts)} codes, features {int(widths.sum())} columns"
         if len(counts) < 2:
             note = "the target takes one symbol only: it carries no information"
@@ -114,8 +116,8 @@ class Probe(Estimator):
             )
         folds = Folds.draw(samples, self.folds, self.seed, target)
         masks = subsets(n)
-        network = Masked(torch.cat([c for c, _ in inputs], 1), torch.arange(n).repeat_interleave(widths), n)
-        with torch.inference_mode(False), torch.enable_grad():
+        network = inputs.network()
+        with torch.inference_mode(False), torch.enable_grad(), one_thread():
             pointwise, missing = self._pointwise(network, folds, masks, torch.from_numpy(target), len(counts))
         terms = pointwise.mean(0)
         if terms[0] >= 0.98 * entropy(counts.astype(float)):

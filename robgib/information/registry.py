@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from robgib import registry
-from robgib.errors import RobGIBError, unknown_name
+from robgib.errors import unknown_name
 from robgib.information.base import Estimator
 from robgib.information.binned import Binned
 from robgib.information.exact import Exact
@@ -16,25 +18,59 @@ from robgib.information.infonce import InfoNCE
 from robgib.information.ksg import KSG
 from robgib.information.probe import Probe
 from robgib.information.renyi import Renyi
+from robgib.options import construct
 
 __all__ = [
-    "estimator_classes",
+    "ESTIMATORS",
+    "EstimatorEntry",
+    "estimator_catalogue",
     "list_estimators",
     "make_estimator",
 ]
 
-_BUILT_IN: tuple[type[Estimator], ...] = (Exact, Binned, Gaussian, Probe, KSG, InfoNCE, Renyi)
+ESTIMATORS: registry.Registry[type[Estimator]] = registry.Registry(
+    "estimator",
+    group="robgib.estimators",
+    valid=lambda value: isinstance(value, type) and issubclass(value, Estimator),
+    wanted="a subclass of robgib.Estimator",
+    base=Estimator,
+    named=lambda value: value.name,
+)
+"""The estimator classes by name."""
+for _kind in (Exact, Binned, Gaussian, Probe, KSG, InfoNCE, Renyi):
+    ESTIMATORS.enter(_kind.name, _kind)
 
 
-def estimator_classes(extra: Sequence[Path] = ()) -> dict[str, type[Estimator]]:
-    """Return every estimator class by name: built in, from plug-in files and from entry points."""
-    found = {c.name: c for c in _BUILT_IN}
-    for kind, _ in registry.plugin_classes("attacks", Estimator, extra):
-        found[kind.name] = kind
-    for name, value in registry.entry_points("robgib.estimators").items():
-        if not (isinstance(value, type) and issubclass(value, Estimator)):
-            raise RobGIBError(f"entry point {name!r} of robgib.estimators is not a subclass of robgib.Estimator.")
-        found[name] = value
+@dataclass(frozen=True)
+class EstimatorEntry:
+    """A named estimator: its class, and the parameters that its YAML file sets."""
+
+    name: str
+    estimator: type[Estimator]
+    parameters: Mapping[str, Any]
+    description: str
+    source: str
+
+
+def estimator_catalogue(extra: Sequence[Path] = ()) -> dict[str, EstimatorEntry]:
+    """Return every named estimator: the classes, and what YAML files make of them (keys ``estimator``, ``parameters``).
+
+    Raises:
+        RobGIBError: a file with another key, or of an estimator that there is not.
+    """
+    classes = ESTIMATORS.entries(extra)
+    found = {name: EstimatorEntry(name, e.value, {}, e.value.summary, e.source) for name, e in classes.items()}
+    for name, path in registry.yaml_files("estimators", extra).items():
+        content = registry.read_yaml(path)
+        for key in content:
+            if key not in ("estimator", "parameters", "description"):
+                raise unknown_name(f"key in {path}:", str(key), ("estimator", "parameters", "description"))
+        if content["estimator"] not in classes:
+            raise unknown_name(f"estimator in {path}:", str(content["estimator"]), classes)
+        kind = classes[content["estimator"]].value
+        parameters = {k: registry.parse_value(v) for k, v in (content.get("parameters") or {}).items()}
+        described = content.get("description") or kind.summary
+        found[name] = EstimatorEntry(name, kind, parameters, described, str(path))
     return found
 
 
@@ -44,18 +80,27 @@ def list_estimators(catalogue: Sequence[Path] = ()) -> list[str]:
     >>> "gaussian" in list_estimators()
     True
     """
-    return list(estimator_classes(catalogue))
+    return list(estimator_catalogue(catalogue))
 
 
 def make_estimator(spec: str, extra: Sequence[Path] = (), **defaults: object) -> Estimator:
-    """Build an estimator from ``NAME[:key=value,…]``; ``defaults`` apply where it has such an option."""
+    """Build an estimator from ``NAME[:key=value,…]``; ``defaults`` apply where it has such an option.
+
+    Raises:
+        RobGIBError: an unknown name or option, or a value that the estimator does not take.
+
+    >>> make_estimator("binned:codes=8").codes
+    8
+    """
     name, _, rest = spec.partition(":")
-    classes = estimator_classes(extra)
-    if name not in classes:
-        raise unknown_name("estimator", name, classes, "robgib estimators list")
-    fields = {f.name for f in dataclasses.fields(classes[name]) if not f.name.startswith("_")}  # type: ignore[arg-type]
+    known = estimator_catalogue(extra)
+    if name not in known:
+        raise unknown_name("estimator", name, known, "robgib estimators list")
+    entry, what = known[name], f"estimator {spec!r}"
+    fields = {f.name for f in dataclasses.fields(entry.estimator)}  # type: ignore[arg-type]
     options = {k: v for k, v in defaults.items() if k in fields}
-    options.update(
-        registry.validated(classes[name], registry.parse_pairs(rest, f"estimator {spec!r}"), f"estimator {spec!r}")
-    )
-    return classes[name](**options)
+    given = {**options, **entry.parameters, **registry.parse_pairs(rest, what)}
+    made: Estimator = construct(entry.estimator, given, what)
+    if name != entry.estimator.name:
+        object.__setattr__(made, "name", name)  # a setting with a name of its own goes by that in the tables
+    return made

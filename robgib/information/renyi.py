@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from robgib.errors import RobGIBError
 from robgib.information.base import Decomposition, Estimator, Problem, decompose
 from robgib.information.discrete import combine, subset_codes
 from robgib.information.preprocessing import Codes, columns_or_codes
+from robgib.options import Count, Positive
 from robgib.runtime import resolve_device
 
 __all__ = [
@@ -85,21 +86,23 @@ class Renyi(Estimator):
         "that all features cost about n/1.5 times one information, which no arrangement avoids. A figure is marked "
         "saturated where chance alone reaches half of its ceiling, or the kernels are all but the identity."
     )
-    alpha: float = 1.01
-    width: float = 1.5
-    exact_samples: int = 1000
-    shuffles: int = 1
+    alpha: Positive = 1.01
+    width: Positive = 1.5
+    exact_samples: Annotated[int, Field(ge=40)] = 1000
+    shuffles: Count = 1
     device: str = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for what, value in (("alpha", self.alpha), ("width", self.width)):
-            if not 0 < value < np.inf:
-                raise RobGIBError(f"the renyi estimator's {what} must be a finite number above 0, not {value}.")
-        if self.exact_samples < self.least_samples:
-            raise RobGIBError(f"renyi's exact_samples must be at least {self.least_samples}, not {self.exact_samples}.")
-        if self.shuffles < 1:
-            raise RobGIBError(f"renyi's shuffles must be at least 1, not {self.shuffles}.")
+        super().__post_init__()
+        resolve_device(self.device)
+
+    def _prepare(
+        self, features: tuple[Array, ...], fit_features: tuple[Array, ...]
+    ) -> tuple[list[Tensor], list[Codes]]:
+        values, codes = zip(*map(columns_or_codes, features), strict=True)
+        device = resolve_device(self.device)
+        return [torch.from_numpy(v).to(device) for v in values], subset_codes(codes)
 
     def _estimate(self, problem: Problem) -> Decomposition:
         rng = np.random.default_rng(self.seed)
@@ -223,9 +226,9 @@ class _Data:
 
     @classmethod
     def of(cls, problem: Problem, device: torch.device) -> _Data:
-        values, codes = zip(*(columns_or_codes(x) for x in (*problem.features, problem.target)), strict=True)
-        tensors = [torch.from_numpy(v).to(device) for v in values]
-        return cls(tensors[:-1], tensors[-1], subset_codes(codes[:-1]), codes[-1])
+        features, codes = problem.prepared.own
+        target, codes_t = columns_or_codes(problem.target)
+        return cls(features, torch.from_numpy(target).to(device), codes, codes_t)
 
 
 def _notes(data: _Data, saturated: npt.NDArray[np.bool_]) -> list[str]:

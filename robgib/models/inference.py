@@ -118,11 +118,12 @@ def finite(gradient: Tensor) -> Tensor:
 class Climbed(Protocol):
     """What a gradient is taken of: an attack's objective (:class:`robgib.attacks.Objective`)."""
 
+    @property
+    def criterion(self) -> Callable[[Tensor], Tensor]:
+        """From logits (N, classes) to whether each sample (N,) is where the attack wants it."""
+
     def value(self, logits: Tensor) -> Tensor:
         """Per-sample value (N,) that is increased."""
-
-    def is_adversarial(self, logits: Tensor) -> Tensor:
-        """Whether each sample (N,) is where the attack wants it."""
 
     def select(self, mask: slice) -> Climbed:
         """The same for some of the samples."""
@@ -228,7 +229,7 @@ class BatchedModel(nn.Module):
         self.note_broken(gradient)
         if low:
             first, second = logits.topk(2, 1).values.unbind(1)
-            doubtful = goal.is_adversarial(logits) | (first - second < _DOUBT * logits.abs().amax(1))
+            doubtful = goal.criterion(logits) | (first - second < _DOUBT * logits.abs().amax(1))
             if bool(doubtful.any()):
                 with torch.no_grad():
                     logits[doubtful] = self._call(x[doubtful])

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from robgib._torchvision import load_torchvision
 from robgib.errors import RobGIBError, unknown_name
 from robgib.models.bottleneck import variational_head
+from robgib.registry import Registry
 
 __all__ = [
     "ARCHITECTURES",
@@ -26,18 +27,15 @@ __all__ = [
     "runs_code",
 ]
 
-ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {}
+ARCHITECTURES: Registry[Callable[..., nn.Module]] = Registry(
+    "architecture", group="robgib.models", valid=callable, wanted="a function that builds a network"
+)
 """Factories by name: ``factory(shape, classes, **options) -> nn.Module`` with logits (N, classes)."""
 
 
 def register_architecture(name: str) -> Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]:
     """Enter a factory ``(shape: (C, H, W), classes: int, **options) -> nn.Module`` under ``name``."""
-
-    def enter(factory: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-        ARCHITECTURES[name] = factory
-        return factory
-
-    return enter
+    return ARCHITECTURES.register(name)
 
 
 _LIBRARIES = ("torchvision", "timm")

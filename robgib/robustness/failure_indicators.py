@@ -184,7 +184,7 @@ class _Look:
 
     def pgd(self) -> Tensor:
         """What PGD of 20 steps leaves right (N,)."""
-        return self.right("pgd", PGD(self.threat, steps=20))
+        return self.right("pgd", PGD(self.threat.norm, self.threat.eps, steps=20))
 
 
 def _percent(mask: Tensor) -> str:
@@ -270,11 +270,11 @@ def _optimises(net: nn.Module, x: Tensor) -> FailureIndicator:
 
 
 def _gradients(look: _Look) -> FailureIndicator:
-    gradient = objective_gradient(look.model, look.x, Objective(look.y, False, "ce"))[0].flatten(1)
+    gradient = objective_gradient(look.model, look.x, Objective.untargeted(look.y, "ce"))[0].flatten(1)
     broken = look.model.broken / len(look.x) / look.model.draws
     # float32 loses a loss below about 1e-7, whose gradient is then 0: the margin's, where there is one, tells which.
     zero = (gradient == 0).all(1)
-    margin = objective_gradient(look.model, look.x, Objective(look.y, False, "margin"))[0].flatten(1)
+    margin = objective_gradient(look.model, look.x, Objective.untargeted(look.y, "margin"))[0].flatten(1)
     saved = zero & (margin != 0).any(1)
     detail = f"of the cross-entropy at {_percent(zero)} of the images 0, at {100 * broken:.0f}% not finite"
     if bool(saved.any()):
@@ -284,7 +284,7 @@ def _gradients(look: _Look) -> FailureIndicator:
 
 
 def _flat_loss(look: _Look) -> FailureIndicator:
-    goal, x, threat = Objective(look.y, False, "margin"), look.x, look.threat
+    goal, x, threat = Objective.untargeted(look.y, "margin"), look.x, look.threat
     found = projected_gradient_ascent(
         look.model, x, goal, threat, start=x, steps=20, step_size=2.5 * threat.eps / 20, keep="last"
     )
@@ -300,7 +300,7 @@ def _flat_loss(look: _Look) -> FailureIndicator:
 
 
 def _fewer_steps(look: _Look) -> FailureIndicator:
-    fgsm, pgd = look.right("fgsm", FGSM(look.threat)), look.pgd()
+    fgsm, pgd = look.right("fgsm", FGSM(look.threat.norm, look.threat.eps)), look.pgd()
     return FailureIndicator(
         "one step beats many",
         _more(pgd, fgsm),
@@ -311,7 +311,7 @@ def _fewer_steps(look: _Look) -> FailureIndicator:
 
 def _unbounded(look: _Look) -> FailureIndicator:
     whole = replace(look.threat, eps=look.threat.widest(look.x[0].numel()))
-    stands = look.right("unbounded", PGD(whole, steps=50))
+    stands = look.right("unbounded", PGD(whole.norm, whole.eps, steps=50))
     return FailureIndicator(
         "unbounded eps does not reach 0",
         _many(stands, _RARE),
@@ -323,7 +323,7 @@ def _unbounded(look: _Look) -> FailureIndicator:
 def _black_box(look: _Look) -> FailureIndicator | None:
     if look.x.ndim != 4 or look.threat.norm not in Square.norms:
         return None
-    square = look.right("square", Square(look.threat, queries=_QUERIES))
+    square = look.right("square", Square(look.threat.norm, look.threat.eps, queries=_QUERIES))
     try:
         pgd, told = look.pgd(), "PGD of 20 steps"
     except NoGradientError:
@@ -343,7 +343,7 @@ def _more_effort(look: _Look, attacks: Mapping[str, tuple[Attack, np.ndarray]]) 
     if attacks:
         name = min(attacks, key=lambda label: float(attacks[label][1][: len(right)].mean()))
         right = torch.as_tensor(attacks[name][1][: len(right)] >= 0.5).to(right.device)
-    more = look.right("more", PGD(look.threat, steps=100, restarts=2))
+    more = look.right("more", PGD(look.threat.norm, look.threat.eps, steps=100, restarts=2))
     return FailureIndicator(
         "more effort still helps",
         _more(right, more),

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robgib.attacks.base import Attack, MinimumNormAttack, projected_gradient_ascent, reach_note
+from robgib.attacks.base import Attack, MinimumNormAttack, projected_gradient_ascent, reach_note, verified
 from robgib.attacks.objective import Objective
 from robgib.attacks.threat_model import ThreatModel, distance, per_sample
 from robgib.errors import AttackContractError, NoGradientError, RobGIBWarning
@@ -71,24 +71,6 @@ class AttackResult:
     pictures: dict[int, np.ndarray]
     passes: QueryCount
     notes: tuple[str, ...] = ()
-
-
-def _verify(attack: Attack, label: str, x_adv: object, x: Tensor) -> Tensor:
-    if not isinstance(x_adv, Tensor) or x_adv.shape != x.shape:
-        got = tuple(x_adv.shape) if isinstance(x_adv, Tensor) else type(x_adv).__name__
-        raise AttackContractError(f"attack {label!r} returned {got} for images of shape {tuple(x.shape)}.")
-    x_adv = x_adv.detach().to(x.dtype)
-    bad = ~attack.threat.allows(x_adv, x)
-    if bool(bad.any()):
-        row = int(bad.nonzero()[0, 0])
-        low, high = attack.threat.box
-        raise AttackContractError(
-            f"attack {label!r} left its threat model on {int(bad.sum())} of {len(x)} images: the first has "
-            f"{attack.threat.norm} distance {float(attack.threat.distance(x_adv, x)[row]):.9g} (eps "
-            f"{attack.threat.eps:.9g}) and values in [{float(x_adv[row].min()):.6g}, {float(x_adv[row].max()):.6g}] "
-            f"(box [{low:g}, {high:g}])."
-        )
-    return x_adv
 
 
 def run_attack(
@@ -261,7 +243,7 @@ def _misleads(model: Prepared, x: Tensor, y: Tensor, threat: ThreatModel) -> str
                 projected_gradient_ascent(
                     housed,
                     x,
-                    Objective(y, False, "margin"),
+                    Objective.untargeted(y, "margin"),
                     threat,
                     start=x,
                     steps=5,
@@ -274,7 +256,7 @@ def _misleads(model: Prepared, x: Tensor, y: Tensor, threat: ThreatModel) -> str
     judge = BatchedModel(model.model, model.batch_size)
     with torch.no_grad():
         logits = [judge(images) for images in ends]
-    own, other = (Objective(y, False, "margin").value(held) for held in logits)
+    own, other = (Objective.untargeted(y, "margin").value(held) for held in logits)
     step = 1e-3 * logits[0].abs().amax(1)
     ahead, behind = int((own > other + step).sum()), int((other > own + step).sum())
     if sign_test(ahead, behind) > _LEVEL or ahead < 0.2 * len(x):
@@ -337,7 +319,7 @@ def _judge(attack: Attack, label: str, model: nn.Module, found: object, x: Tenso
         inside = ((found >= low - 1e-6) & (found <= high + 1e-6)).flatten(1).all(1)
         found = torch.where(per_sample(inside, x), found, x)
         image = torch.where(per_sample(attack.threat.allows(found, x), x), found, x)
-    image = _verify(attack, label, image, x)
+    image = verified(attack, label, image, x)
     if not isinstance(attack, MinimumNormAttack):
         found = image
     assert isinstance(found, Tensor)

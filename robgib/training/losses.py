@@ -63,7 +63,7 @@ def adversarial(model: nn.Module, x: Tensor, y: Tensor, adversary: Adversary, st
     size = adversary.eps * (1.25 if steps == 1 else 2.5 / steps)
     with eval_mode(model):
         return projected_gradient_ascent(
-            model, x, Objective(y, False, "ce"), threat, start=start, steps=steps, step_size=size, keep="last"
+            model, x, Objective.untargeted(y, "ce"), threat, start=start, steps=steps, step_size=size, keep="last"
         )
 
 

@@ -16,7 +16,7 @@ import yaml
 from torch import Tensor, nn
 
 from robgib.data.dataset import Dataset
-from robgib.data.loaders import load_data
+from robgib.data.loaders import load_data, load_data_sets
 from robgib.errors import RobGIBError, first_line
 from robgib.files import cache_folder, download, sha256, write_file
 from robgib.models.checkpoint import (
@@ -31,7 +31,7 @@ from robgib.models.programs import is_program
 from robgib.models.registry import build, check_file_architecture
 from robgib.runtime import Progress, environment, progress_bars
 from robgib.training.loop import accuracy, train
-from robgib.zoo.recipe import Architecture, Recipe, check_name, find_recipe, recipes, register_plugins
+from robgib.zoo.recipe import Architecture, Recipe, check_name, find_recipe, recipes
 
 __all__ = [
     "ROBUSTBENCH",
@@ -375,7 +375,7 @@ def load_checkpoint(
         raise RobGIBError(f"the record {beside} has no architecture with a name; remove or mend it.")
     if not isinstance(record.get("data") or "", str):
         raise RobGIBError(f"the record {beside} does not name its data; remove or mend it.")
-    register_plugins(extra)
+    load_data_sets(extra)
     options = {} if arch is not None else {k: v for k, v in architecture.items() if k != "name"}
     if not whole and arch is None and "name" in architecture:
         check_file_architecture(architecture["name"], options, f"the record {beside}", allow_code)
@@ -387,7 +387,7 @@ def load_checkpoint(
     if data is None:
         if name is None:
             raise RobGIBError(f"{path} has no record beside it that tells its data; give --data NAME.")
-        data = load_data(name, root, seed)
+        data = load_data(name, root, seed, catalogue=extra)
     return _assemble(content, arch or architecture.get("name", ""), options, data, str(path)), data
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from robgib import registry
 from robgib.data.dataset import Dataset
-from robgib.data.loaders import check_data
+from robgib.data.loaders import check_data, load_data_sets
 from robgib.errors import RobGIBError, unknown_name
 from robgib.models.registry import build, check_file_architecture
 from robgib.training.config import Training
@@ -161,6 +161,7 @@ def _sentence(error: ValidationError, path: Path) -> RobGIBError:
 
 def recipes(extra: Sequence[Path] = ()) -> dict[str, Recipe]:
     """Return every recipe of the zoo and the given catalogue folders, by name."""
+    load_data_sets(extra)
     return {name: _read(path) for name, path in registry.yaml_files("zoo", extra).items()}
 
 
@@ -194,13 +195,6 @@ def _read(path: Path, allow_code: bool = False) -> Recipe:
     return recipe
 
 
-def register_plugins(extra: Sequence[Path]) -> None:
-    """Import the plug-ins, which may register the architecture that a recipe or record names."""
-    for _ in registry.plugin_modules("zoo", extra):
-        pass
-    registry.entry_points("robgib.models")
-
-
 def list_models(group: str | None = None, catalogue: Sequence[Path] = ()) -> list[str]:
     """Return the names of the zoo's models, or of one group of them.
 
@@ -223,9 +217,9 @@ def find_recipe(name: str, extra: Sequence[Path] = (), *, allow_code: bool = Fal
         RobGIBError: there is none, its file is wrong, or it names code to run and that is not allowed.
     """
     files = registry.yaml_files("zoo", extra)
+    load_data_sets(extra)
     if name not in files:
         raise unknown_name("model", name, files, "robgib zoo list")
-    register_plugins(extra)
     recipe = _read(files[name], allow_code)
     recipe.check_architecture()
     return recipe
@@ -254,7 +248,6 @@ def chosen(
         return named
     others = [r for r in known.values() if (group is None or r.group == group) and r.name not in names]
     if some:
-        register_plugins(extra)
         others = [r.model_copy(update={"allow_code": allow_code}) for r in others]
         for recipe in others:
             recipe.check_architecture()

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from robgib import AttackContractError, RobGIBError, SampleRNG, ThreatModel, make_attack
+from robgib import AttackContractError, RobGIBError, SampleRNG, make_attack
 from robgib.attacks import FGSM, PGD, Attack
 from robgib.models.inference import Prepared, count_queries, eval_mode, predict
 from robgib.robustness.run_attack import accuracy_curve, run_attack
@@ -30,7 +30,7 @@ def test_fgsm_on_a_linear_model_is_the_exact_worst_case(norm):
     w = (model[1].weight[1] - model[1].weight[0]).detach()
     y = model(x).argmax(1)
     dual = w.abs().sum() if norm == "linf" else w.norm()
-    found = FGSM(ThreatModel(norm, 0.05)).perturb(model, x, y, SampleRNG(0, [0]))
+    found = FGSM(norm, 0.05).perturb(model, x, y, SampleRNG(0, [0]))
     with torch.no_grad():
         margin = lambda v: (model(v)[0, 1] - model(v)[0, 0]) * (1 if y == 1 else -1)  # noqa: E731
         assert float(margin(x) - margin(found)) == pytest.approx(float(0.05 * dual), rel=1e-4)
@@ -147,7 +147,7 @@ class Wrong(Attack):
 @pytest.mark.parametrize("how", ["shape", "ball", "box", "nan", "type"])
 def test_broken_attacks_are_named(how, right_digits, digits_cnn):
     x, y = right_digits
-    attack = Wrong(ThreatModel("linf", 0.1))
+    attack = Wrong("linf", 0.1)
     object.__setattr__(attack, "how", how)
     with pytest.raises(AttackContractError, match=r"attack 'mine' (returned|left)"):
         run_attack(digits_cnn, x, y, attack, label="mine")
@@ -180,7 +180,7 @@ def test_bad_models(answer, message):
 @pytest.mark.parametrize(("field", "value"), [("steps", 0), ("restarts", 0), ("step_size", -1.0)])
 def test_bad_parameters(field, value):
     with pytest.raises(RobGIBError, match=field):
-        PGD(ThreatModel("linf", 0.1), **{field: value})
+        PGD("linf", 0.1, **{field: value})
 
 
 def test_a_curve_of_distances_costs_a_minimal_norm_attack_nothing(right_digits, digits_cnn):
@@ -198,7 +198,7 @@ def test_a_curve_of_distances_costs_a_minimal_norm_attack_nothing(right_digits, 
     assert passes.forward == 0
     assert (nearest == known.distance).all()
     assert points == [(e, int((known.distance > e + 1e-6).sum())) for e in (0.0, 0.04, 0.08, 0.16)]
-    direct = run_attack(digits_cnn, x, y, replace(attack, threat=replace(attack.threat, eps=0.04)))
+    direct = run_attack(digits_cnn, x, y, replace(attack, eps=0.04))
     assert points[1][1] == int((direct.prediction == y.numpy()).sum())
 
 
@@ -230,5 +230,33 @@ def test_a_model_that_an_attack_changed_is_mended(right_digits, digits_cnn):
     x, y = right_digits[0][:20], right_digits[1][:20]
     before = {k: v.clone() for k, v in digits_cnn.state_dict().items()}
     with pytest.raises(RobGIBError, match=r"attack 'mine' changed the model \(head.bias\)"):
-        run_attack(digits_cnn, x, y, Meddler(make_attack("pgd-linf").threat), label="mine")
+        run_attack(digits_cnn, x, y, Meddler("linf", 8 / 255), label="mine")
     assert all(torch.equal(v, before[k]) for k, v in digits_cnn.state_dict().items())
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_an_attack_is_called(norm, digits_cnn, right_digits):
+    x, y = right_digits
+    eps = {"linf": 0.1, "l2": 0.5, "l1": 2.0}[norm]
+    attack = PGD(norm=norm, eps=eps, steps=5)
+    whole = attack(digits_cnn, x, y, seed=3)
+    assert bool(attack.threat.allows(whole, x).all())
+    assert torch.equal(whole, attack(digits_cnn.train(), x, y, seed=3))
+    assert digits_cnn.training
+    digits_cnn.eval()
+    assert torch.allclose(whole, attack(digits_cnn, x, y, seed=3, batch_size=17), atol=1e-5)
+    assert not torch.equal(whole, attack(digits_cnn, x, y, seed=4))
+    taken = run_attack(digits_cnn, x, y, attack, seed=3)
+    with torch.no_grad():
+        assert (digits_cnn(whole).argmax(1) == y).float().mean() == pytest.approx(taken.right.mean(), abs=0.03)
+    assert attack(digits_cnn, x[:0], y[:0]).shape == (0, 1, 8, 8)
+
+
+def test_a_call_with_what_is_no_image_is_refused(digits_cnn, right_digits):
+    x, y = right_digits
+    with pytest.raises(RobGIBError, match=r"outside \[0, 1\]"):
+        PGD("linf", 0.1)(digits_cnn, 255 * x, y)
+    with pytest.raises(RobGIBError, match="one label an image"):
+        PGD("linf", 0.1)(digits_cnn, x, y[:3])
+    with pytest.raises(RobGIBError, match="more than the whole box"):
+        PGD("l2", 100)(digits_cnn, x, y)

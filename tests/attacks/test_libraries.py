@@ -54,7 +54,7 @@ def test_fgsm_makes_the_same_images(spec, norm, eps, digits_cnn, right_digits):
     peer = make_attack(f"{spec},eps={eps}" if spec.count(":") > 1 else f"{spec}:eps={eps}")
     rng = SampleRNG(0, range(40))
     theirs = peer.perturb(digits_cnn, x, y, rng)
-    mine = FGSM(ThreatModel(norm, eps)).perturb(digits_cnn, x, y, rng)
+    mine = FGSM(norm, eps).perturb(digits_cnn, x, y, rng)
     assert float((mine - theirs).abs().max()) <= 1e-5
 
 
@@ -66,7 +66,7 @@ def test_fgsm_makes_the_same_images(spec, norm, eps, digits_cnn, right_digits):
 def test_pgd_agrees_in_robust_accuracy(spec, norm, digits_cnn, right_digits):
     x, y = right_digits
     peer = make_attack(spec)
-    mine = PGD(peer.threat, steps=20, step_size=0.01 if norm == "linf" else 0.05, keep="last")
+    mine = PGD(peer.threat.norm, peer.threat.eps, steps=20, step_size=0.01 if norm == "linf" else 0.05, keep="last")
     left = [
         float((digits_cnn(a.perturb(digits_cnn, x, y, SampleRNG(0, range(len(x))))).argmax(1) == y).float().mean())
         for a in (mine, peer)

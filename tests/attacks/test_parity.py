@@ -32,7 +32,7 @@ def test_same_adversarial_images(spec, peer, network, right_digits, request):
     model = copy.deepcopy(request.getfixturevalue(network)).double()
     x, y = right_digits[0].double(), right_digits[1]
     # Small gradients left out: to their norms torchattacks adds 1e-10, which shortens its L2 steps.
-    steep = objective_gradient(model, x, Objective(y, False, "ce"))[0].flatten(1).norm(dim=1) > 1e-3
+    steep = objective_gradient(model, x, Objective.untargeted(y, "ce"))[0].flatten(1).norm(dim=1) > 1e-3
     x, y = x[steep][:40], y[steep][:40]
     ours = make_attack(spec).perturb(model, x, y, SampleRNG(0, range(len(x))))
     # One at a time: torchattacks scales gradients by the batch's mean loss, beside a constant in the L2 step.

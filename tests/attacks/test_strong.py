@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from robgib import RobGIBError, RobGIBWarning, SampleRNG, ThreatModel, check_attack, make_attack
-from robgib.attacks import APGD, FAB, MIFGSM, PGD, RFGSM, AutoAttack, Objective, Square, cascade
+from robgib.attacks import APGD, FAB, MIFGSM, PGD, RFGSM, AutoAttack, Criterion, Objective, Square, cascade
 from robgib.attacks.apgd import checkpoints
 from robgib.attacks.square import _patterns, _pyramid, _sides, _window
 from robgib.errors import NoGradientError
@@ -27,19 +27,19 @@ def robust(model, x, y, attack):
 @pytest.mark.parametrize(
     "make",
     [
-        lambda t: APGD(t, steps=20),
-        lambda t: APGD(t, steps=10, loss="dlr", restarts=2),
-        lambda t: APGD(t, steps=10, loss="dlr", targets=3),
-        lambda t: Square(t, queries=60),
-        lambda t: Square(t, queries=20, restarts=2),
+        lambda *t: APGD(*t, steps=20),
+        lambda *t: APGD(*t, steps=10, loss="dlr", restarts=2),
+        lambda *t: APGD(*t, steps=10, loss="dlr", targets=3),
+        lambda *t: Square(*t, queries=60),
+        lambda *t: Square(*t, queries=20, restarts=2),
         RFGSM,
         MIFGSM,
-        lambda t: AutoAttack(t, steps=5, targets=2, queries=20),
+        lambda *t: AutoAttack(*t, steps=5, targets=2, queries=20),
     ],
     ids=["apgd-ce", "apgd-dlr", "apgd-t", "square", "square-restarts", "rfgsm", "mifgsm", "autoattack"],
 )
 def test_contract(make, norm):
-    broken = [c for c in check_attack(make(ThreatModel(norm, 0.2))) if not c.passed]
+    broken = [c for c in check_attack(make(norm, 0.2)) if not c.passed]
     assert not broken
 
 
@@ -55,20 +55,20 @@ def test_checkpoints_come_ever_more_often():
 def test_dlr_against_its_formula():
     logits = torch.tensor([[3.0, 1.0, 2.0, -1.0], [0.5, 2.5, 0.0, 1.0]])
     y, t = torch.tensor([0, 0]), torch.tensor([1, 1])
-    plain = Objective(y, False, "dlr").value(logits)
+    plain = Objective.untargeted(y, "dlr").value(logits)
     assert plain.tolist() == pytest.approx([-(3 - 2) / (3 - 1), -(0.5 - 2.5) / (2.5 - 0.5)])
-    towards = Objective(t, True, "dlr", truth=y).value(logits)
+    towards = Objective("dlr", t, Criterion(y), targeted=True).value(logits)
     assert towards.tolist() == pytest.approx([-(3 - 1) / (3 - (1 - 1) / 2), -(0.5 - 2.5) / (2.5 - (0.5 + 0.0) / 2)])
-    scaled = Objective(y, False, "dlr").value(100 * logits + 7)
+    scaled = Objective.untargeted(y, "dlr").value(100 * logits + 7)
     assert torch.allclose(plain, scaled)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_apgd_is_at_least_as_strong_as_pgd(digits_cnn, right_digits, norm):
     threat = ThreatModel(norm, EPS[norm])
-    apgd = robust(digits_cnn, *right_digits, APGD(threat, steps=50))
-    targeted = robust(digits_cnn, *right_digits, APGD(threat, steps=30, loss="dlr", targets=9))
-    pgd = robust(digits_cnn, *right_digits, PGD(threat, steps=50))
+    apgd = robust(digits_cnn, *right_digits, APGD(threat.norm, threat.eps, steps=50))
+    targeted = robust(digits_cnn, *right_digits, APGD(threat.norm, threat.eps, steps=30, loss="dlr", targets=9))
+    pgd = robust(digits_cnn, *right_digits, PGD(threat.norm, threat.eps, steps=50))
     assert apgd <= pgd + 0.02
     assert targeted <= pgd + 0.02
 
@@ -77,7 +77,7 @@ def test_apgd_is_at_least_as_strong_as_pgd(digits_cnn, right_digits, norm):
 @pytest.mark.parametrize(("loss", "targets"), [("ce", 0), ("dlr", 0), ("dlr", 9)])
 def test_apgd_agrees_with_torchattacks(digits_cnn, right_digits, norm, name, loss, targets):
     x, y = right_digits
-    mine = robust(digits_cnn, x, y, APGD(ThreatModel(norm, EPS[norm]), steps=20, loss=loss, targets=targets))
+    mine = robust(digits_cnn, x, y, APGD(norm, EPS[norm], steps=20, loss=loss, targets=targets))
     if targets:
         peer = torchattacks.APGDT(digits_cnn, norm=name, eps=EPS[norm], steps=20, n_classes=10, seed=0)
     else:
@@ -91,7 +91,7 @@ def test_apgd_agrees_with_torchattacks(digits_cnn, right_digits, norm, name, los
 @pytest.mark.parametrize(("norm", "name"), [("linf", "Linf"), ("l2", "L2")])
 def test_square_agrees_with_torchattacks(digits_cnn, right_digits, norm, name):
     x, y = right_digits
-    mine = robust(digits_cnn, x, y, Square(ThreatModel(norm, EPS[norm]), queries=200))
+    mine = robust(digits_cnn, x, y, Square(norm, EPS[norm], queries=200))
     peer = torchattacks.Square(digits_cnn, norm=name, eps=EPS[norm], n_queries=200, seed=0)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         theirs = float((digits_cnn(peer(x, y)).argmax(1) == y).float().mean())
@@ -111,7 +111,7 @@ def test_pgd_starts_first_within_and_then_on_the_surface(norm, mean):
             starts.append(super()._start(x, rng, first))
             return starts[-1]
 
-    Watched(threat, steps=1, restarts=2).perturb(model, x, y, SampleRNG(0, range(500)))
+    Watched(threat.norm, threat.eps, steps=1, restarts=2).perturb(model, x, y, SampleRNG(0, range(500)))
     first, second = (threat.distance(start, x) / 0.4 for start in starts)
     assert float(first.mean()) == pytest.approx(mean, abs=0.03)
     assert float(second.min()) > 0.9
@@ -121,7 +121,7 @@ def test_pgd_starts_first_within_and_then_on_the_surface(norm, mean):
 
 def test_mifgsm_makes_the_images_of_torchattacks(digits_cnn, right_digits):
     x, y = (v[:40] for v in right_digits)
-    mine = MIFGSM(ThreatModel("linf", 0.1), step_size=0.02).perturb(digits_cnn, x, y, SampleRNG(0, range(40)))
+    mine = MIFGSM("linf", 0.1, step_size=0.02).perturb(digits_cnn, x, y, SampleRNG(0, range(40)))
     peer = torchattacks.MIFGSM(digits_cnn, eps=0.1, alpha=0.02, steps=10, decay=1.0)
     theirs = torch.cat([peer(x[[i]], y[[i]]) for i in range(40)])
     # It divides gradients by the mean of absolute values where the paper takes the sum: a factor that signs ignore.
@@ -129,11 +129,11 @@ def test_mifgsm_makes_the_images_of_torchattacks(digits_cnn, right_digits):
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-@pytest.mark.parametrize("make", [lambda t: APGD(t, steps=5), lambda t: APGD(t, steps=3, restarts=2)])
+@pytest.mark.parametrize("make", [lambda *t: APGD(*t, steps=5), lambda *t: APGD(*t, steps=3, restarts=2)])
 def test_ascent_never_ends_below_the_clean_loss(digits_cnn, right_digits, make, norm):
     x, y = right_digits
-    goal = Objective(y, False, "ce")
-    found = make(ThreatModel(norm, EPS[norm] / 5)).perturb(digits_cnn, x, y, SampleRNG(0, range(len(x))))
+    goal = Objective.untargeted(y, "ce")
+    found = make(norm, EPS[norm] / 5).perturb(digits_cnn, x, y, SampleRNG(0, range(len(x))))
     with torch.no_grad():
         logits, clean = digits_cnn(found), digits_cnn(x)
     fooled = logits.argmax(1) != y
@@ -150,8 +150,8 @@ def test_square_needs_no_gradient(right_digits, digits_cnn):
     with torch.no_grad():
         keep = model(x).argmax(1) == y
     threat = ThreatModel("linf", EPS["linf"])
-    assert robust(model, x[keep], y[keep], APGD(threat, steps=10)) > 0.9  # its gradients are zero
-    assert robust(model, x[keep], y[keep], Square(threat, queries=300)) < 0.8
+    assert robust(model, x[keep], y[keep], APGD(threat.norm, threat.eps, steps=10)) > 0.9  # its gradients are zero
+    assert robust(model, x[keep], y[keep], Square(threat.norm, threat.eps, queries=300)) < 0.8
 
 
 class Coarse(nn.Module):
@@ -173,7 +173,7 @@ def test_square_goes_on_at_ties_and_across_plateaus(digits_cnn, digits, norm, mo
         right = model(x).argmax(1) == y
     x, y = x[right], y[right]
     eps = {"linf": 0.1, "l2": 0.7}[norm]
-    assert robust(model, x, y, Square(ThreatModel(norm, eps), queries=300)) < most
+    assert robust(model, x, y, Square(norm, eps, queries=300)) < most
 
 
 def test_a_tie_that_the_true_class_wins_does_not_end_a_search():
@@ -185,9 +185,9 @@ def test_a_tie_that_the_true_class_wins_does_not_end_a_search():
             return torch.stack([torch.ones_like(bright), (bright > 0.5).float() + (bright > 0.55)], 1)
 
     x, y = torch.full((6, 1, 4, 4), 0.45), torch.zeros(6, dtype=torch.int64)
-    assert robust(Stairs(), x, y, Square(ThreatModel("linf", 0.3), queries=300)) == 0
+    assert robust(Stairs(), x, y, Square("linf", 0.3, queries=300)) == 0
     found = cascade(
-        [Square(ThreatModel("linf", 0.1), queries=5), Square(ThreatModel("linf", 0.3), queries=300)],
+        [Square("linf", 0.1, queries=5), Square("linf", 0.3, queries=300)],
         Stairs(), x, y, SampleRNG(0, range(6)),
     )  # fmt: skip
     assert (Stairs()(found).argmax(1) != y).all()
@@ -204,9 +204,9 @@ def test_square_takes_any_shape(shape, norm):
     x = torch.rand(16, *shape, generator=generator)
     with torch.no_grad():
         y = model(x).argmax(1)
-    attack = Square(ThreatModel(norm, 0.15 if norm == "linf" else 0.3 * np.prod(shape) ** 0.5), queries=200)
+    attack = Square(norm, 0.15 if norm == "linf" else 0.3 * np.prod(shape) ** 0.5, queries=200)
     fooled = 1 - robust(model, x, y, attack)
-    possible = 1 - robust(model, x, y, PGD(attack.threat, steps=50, loss="margin"))
+    possible = 1 - robust(model, x, y, PGD(attack.norm, attack.eps, steps=50, loss="margin"))
     assert fooled >= possible / 2
     one = attack.perturb(model, x[3:5], y[3:5], SampleRNG(0, [3, 4]))
     assert torch.allclose(one, attack.perturb(model, x, y, SampleRNG(0, range(16)))[3:5], atol=1e-6)
@@ -220,7 +220,7 @@ def test_autoattack_takes_vectors():
     x = torch.rand(40, 20, generator=generator)
     with torch.no_grad():
         y = model(x).argmax(1)
-    attack = AutoAttack(ThreatModel("linf", 0.03), steps=10, queries=50)
+    attack = AutoAttack("linf", 0.03, steps=10, queries=50)
     assert 0 < robust(model, x, y, attack) < 1  # Square, the last, had its turn
 
 
@@ -256,7 +256,7 @@ def test_squares_lie_inside_and_patterns_have_norm_one():
 @pytest.mark.parametrize(("norm", "size", "least"), [("linf", 28, 1), ("l2", 28, 3), ("l2", 8, 2), ("l2", 3, 1)])
 def test_patterns_keep_room(norm, size, least):
     """A pattern on one pixel is a mere sign."""
-    attack = Square(ThreatModel(norm, 0.1), queries=1000)
+    attack = Square(norm, 0.1, queries=1000)
     assert attack._sides(999, size, size) == (least, least)
     assert attack._sides(1, size, size)[0] == min(round((0.8 * size**2) ** 0.5), size)
 
@@ -286,7 +286,7 @@ class Deaf(nn.Module):
 def test_autoattack_goes_on_without_gradients(digits_cnn, right_digits):
     x, y = (v[:40] for v in right_digits)
     model = Deaf(digits_cnn)
-    attack = AutoAttack(ThreatModel("linf", 0.1), queries=100)
+    attack = AutoAttack("linf", 0.1, queries=100)
     with pytest.warns(
         RobGIBWarning, match=r"APGD \(ce\), APGD \(dlr, 9 targets\), FAB \(9 targets\) left out: .*no grad"
     ):
@@ -294,23 +294,28 @@ def test_autoattack_goes_on_without_gradients(digits_cnn, right_digits):
     with torch.no_grad():
         assert float((model(found).argmax(1) != y).float().mean()) > 0.1
     with pytest.raises(NoGradientError, match="gives no gradient"):
-        AutoAttack(ThreatModel("linf", 0.1), version="rand").perturb(model, x, y, SampleRNG(0, range(40)))
+        AutoAttack("linf", 0.1, version="rand").perturb(model, x, y, SampleRNG(0, range(40)))
 
 
 def test_the_ensemble_for_random_models(digits_cnn, right_digits):
     for norm in ("linf", "l2"):
         attack = make_attack(f"autoattack-{norm}-rand:eps=0.1")
-        assert attack.members(10) == (APGD(attack.threat), APGD(attack.threat, loss="dlr"))
+        assert attack.members(10) == (
+            APGD(attack.norm, attack.eps),
+            APGD(attack.norm, attack.eps, loss="dlr"),
+        )
         assert [a.loss for a in attack.members(3)] == ["ce", "dlr"]
         assert [a.loss for a in attack.members(2)] == ["ce", "margin"]
     x, y = right_digits
-    rand = AutoAttack(ThreatModel("linf", 0.1), version="rand", steps=20)
-    assert robust(digits_cnn, x, y, rand) <= robust(digits_cnn, x, y, APGD(rand.threat, steps=20))
+    rand = AutoAttack("linf", 0.1, version="rand", steps=20)
+    assert robust(digits_cnn, x, y, rand) <= robust(digits_cnn, x, y, APGD(rand.norm, rand.eps, steps=20))
     assert all(
-        a.eot == 5 for version in ("standard", "rand") for a in AutoAttack(rand.threat, version, eot=5).members(9)
+        a.eot == 5
+        for version in ("standard", "rand")
+        for a in AutoAttack(rand.norm, rand.eps, version, eot=5).members(9)
     )
     with pytest.raises(RobGIBError, match=r"unknown version of AutoAttack 'ran'; did you mean 'rand'\?"):
-        AutoAttack(rand.threat, version="ran")
+        AutoAttack(rand.norm, rand.eps, version="ran")
 
 
 def test_too_few_classes_for_dlr():
@@ -318,19 +323,19 @@ def test_too_few_classes_for_dlr():
     x = torch.rand(5, 1, 2, 2)
     y = model(x).argmax(1)
     with pytest.raises(RobGIBError, match="needs 4 classes and the model has 3; use loss=margin"):
-        APGD(ThreatModel("linf", 0.1), loss="dlr", targets=2).perturb(model, x, y, SampleRNG(0, range(5)))
-    assert APGD(ThreatModel("linf", 0.1), loss="margin", targets=2).perturb(model, x, y, SampleRNG(0, range(5))).shape
+        APGD("linf", 0.1, loss="dlr", targets=2).perturb(model, x, y, SampleRNG(0, range(5)))
+    assert APGD("linf", 0.1, loss="margin", targets=2).perturb(model, x, y, SampleRNG(0, range(5))).shape
 
 
 def test_the_standard_ensemble_and_its_budgets():
     ensemble = make_attack("autoattack-linf:eps=8/255")
     ce, targeted, fab, square = ensemble.members(10)
     assert (ce, targeted) == (
-        APGD(ensemble.threat, steps=100, restarts=1, loss="ce"),
-        APGD(ensemble.threat, steps=100, restarts=1, loss="dlr", targets=9),
+        APGD(ensemble.threat.norm, ensemble.threat.eps, steps=100, restarts=1, loss="ce"),
+        APGD(ensemble.threat.norm, ensemble.threat.eps, steps=100, restarts=1, loss="dlr", targets=9),
     )
-    assert fab == FAB(ensemble.threat, steps=100, restarts=1, targeted=True, targets=9)
-    assert square == Square(ensemble.threat, queries=5000, restarts=1)
+    assert fab == FAB(ensemble.threat.norm, ensemble.threat.eps, steps=100, restarts=1, targeted=True, targets=9)
+    assert square == Square(ensemble.threat.norm, ensemble.threat.eps, queries=5000, restarts=1)
     assert ensemble.members(2)[1].loss == "margin"
 
 
@@ -344,8 +349,8 @@ def test_a_cascade_gives_later_attacks_the_survivors_only(digits_cnn, right_digi
             return super().perturb(model, x, y, rng)
 
     threat = ThreatModel("linf", 0.08)
-    first = Recorded(threat, steps=3)
-    found = cascade([first, Recorded(threat, steps=20)], digits_cnn, x, y, SampleRNG(0, range(len(x))))
+    first = Recorded(threat.norm, threat.eps, steps=3)
+    found = cascade([first, Recorded(threat.norm, threat.eps, steps=20)], digits_cnn, x, y, SampleRNG(0, range(len(x))))
     alone = first.perturb(digits_cnn, x, y, SampleRNG(0, range(len(x))))
     with torch.no_grad():
         fooled = digits_cnn(alone).argmax(1) != y
@@ -360,7 +365,7 @@ def test_a_cascade_gives_later_attacks_the_survivors_only(digits_cnn, right_digi
 def test_autoattack_is_as_strong_as_that_of_torchattacks(digits_cnn, right_digits, norm, name):
     x, y = (v[:60] for v in right_digits)
     eps = {"linf": 0.08, "l2": 0.35}[norm]
-    mine = robust(digits_cnn, x, y, AutoAttack(ThreatModel(norm, eps)))
+    mine = robust(digits_cnn, x, y, AutoAttack(norm, eps))
     # Its ensemble leaves more right than its own APGD-T, which therefore counts too.
     peers = (
         torchattacks.AutoAttack(digits_cnn, norm=name, eps=eps, version="standard", n_classes=10, seed=0),

@@ -81,15 +81,14 @@ def test_subset_codes_equal_the_naive_joins():
         assert plug_in(code, target)[0] == pytest.approx(plug_in(naive, target)[0], abs=1e-12)
 
 
-def test_the_memo_of_codes_notices_other_features():
+def test_prepared_features_serve_targets_of_other_sizes():
     rng = np.random.default_rng(5)
     estimator = Binned()
-    x = [rng.standard_normal((500, 1)) for _ in range(2)]
-    first = estimator.estimate(x, x[0])
-    assert estimator.estimate(x, x[0]).total == first.total
-    x[0][:] = rng.standard_normal((500, 1))
-    fresh = Binned().estimate(x, x[1])
-    assert estimator.estimate(x, x[1]).total == fresh.total
+    x = [rng.standard_normal((500, 2)) for _ in range(3)]
+    targets = [rng.integers(0, 3, 500), (x[0][:, 0] > 0).astype(int), rng.integers(0, 40, 500), x[1]]
+    prepared = estimator.prepare(x)
+    for target in (*targets, *targets):  # in any order, and again
+        assert estimator.estimate(prepared, target) == Binned().estimate(x, target)
 
 
 def test_more_codes_than_samples_is_refused():

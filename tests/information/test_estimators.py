@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from robgib import RobGIBError
-from robgib.information import estimator_classes
+from robgib.information import ESTIMATORS
 from robgib.information.measures import functionals
 from robgib.information.validation_tasks import tasks
 
@@ -16,7 +16,7 @@ QUICK = {
     "infonce": {"steps": 200, "width": 32, "folds": 3},
     "renyi": {"exact_samples": 200},
 }
-NAMES = sorted(estimator_classes())
+NAMES = sorted(ESTIMATORS)
 RNG = np.random.default_rng(0)
 N = 240
 LABELS = RNG.integers(3, size=N)
@@ -25,7 +25,7 @@ CODES = [LABELS, RNG.integers(3, size=N)]
 
 
 def make(name, **options):
-    return estimator_classes()[name](**{**QUICK.get(name, {}), **options})
+    return ESTIMATORS[name](**{**QUICK.get(name, {}), **options})
 
 
 def features(name):
@@ -140,7 +140,7 @@ def test_one_pass_equals_separate_fits_of_closed_forms(name, target):
 def test_one_masked_network_agrees_with_a_network_a_subset(name, task):
     found_in = tasks()[task]
     sample = found_in.draw(found_in.samples, np.random.default_rng(2))
-    maker = estimator_classes()[name]()
+    maker = ESTIMATORS[name]()
     found = maker.estimate(sample.features, sample.target)
     n = len(sample.features)
     subsets = [list(range(n)), *([i] for i in range(n)), *([j for j in range(n) if j != i] for i in range(n))]
@@ -155,7 +155,7 @@ def test_one_masked_network_agrees_with_a_network_a_subset(name, task):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_estimator_says_what_it_is(name):
-    kind = estimator_classes()[name]
+    kind = ESTIMATORS[name]
     assert kind.summary
     assert kind.bound
     assert len(kind.guide) > 100

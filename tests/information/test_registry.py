@@ -1,7 +1,7 @@
 import pytest
 
 from robgib import RobGIBError, make_estimator
-from robgib.information import Binned, Gaussian, estimator_classes
+from robgib.information import ESTIMATORS, Binned, Gaussian
 
 PLUGIN = """
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ def test_options_and_defaults():
 
 def test_plugin_file(tmp_path):
     (tmp_path / "counted.py").write_text(PLUGIN)
-    assert estimator_classes([tmp_path])["counted"].summary == "plain counts"
+    assert ESTIMATORS.find("counted", [tmp_path]).summary == "plain counts"
     found = make_estimator("counted:bias=1", [tmp_path]).estimate([[0, 0, 1, 1], [0, 1, 0, 1]], [0, 1, 1, 0])
     assert found.estimator == "counted"
     assert found.synergy.value == pytest.approx(1)
@@ -37,7 +37,7 @@ def test_plugin_file(tmp_path):
     [
         ("gausian", "did you mean 'gaussian'"),
         ("binned:code=3", "did you mean 'codes'"),
-        ("binned:codes=many", "codes: input should be a valid integer"),
+        ("binned:codes=many", "codes must be a whole number, not 'many'"),
         ("binned:codes", "not of the form key=value"),
     ],
 )
@@ -46,8 +46,8 @@ def test_bad_specifications(spec, message):
         make_estimator(spec)
 
 
-@pytest.mark.parametrize("name", estimator_classes())
+@pytest.mark.parametrize("name", ESTIMATORS)
 def test_every_estimator_tells_what_it_is(name):
-    kind = estimator_classes()[name]
+    kind = ESTIMATORS[name]
     assert kind.name == name
     assert all(len(text) > 3 for text in (kind.bound, kind.summary, kind.guide))

@@ -3,9 +3,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from robgib.information import Exact, Gaussian
+from robgib.information import ESTIMATORS, Exact, Gaussian
 from robgib.information.base import Estimator, decompose
-from robgib.information.registry import estimator_classes
 from robgib.information.validation import validate
 from robgib.information.validation_tasks import REGIMES, Sample, Task, _student, half_cube, spiral, tasks
 
@@ -125,7 +124,7 @@ def test_processes_share_the_repeats_and_change_nothing(tmp_path):
         "        return decompose([9.0] * 5, estimator=self, problem=problem, resolution='')\n"
     )
     chosen = [tasks()[name] for name in ("gaussian-row", "half-cube", "mixture-2-classes")]
-    makers = [Gaussian(), estimator_classes([tmp_path])["far"]()]
+    makers = [Gaussian(), ESTIMATORS.find("far", [tmp_path])()]
     one, two = (validate(makers, chosen, repeats=3, jobs=jobs).drop(columns="seconds") for jobs in (1, 2))
     pd.testing.assert_frame_equal(one, two)
     assert two.set_index(["estimator", "figure"]).loc[("far", "I"), "bias"] > 8

@@ -19,7 +19,7 @@ def test_batches_change_nothing(digits_cnn, right_digits):
     x, y = right_digits[0][:50], right_digits[1][:50]
     with eval_mode(digits_cnn):
         net = BatchedModel(digits_cnn, 7)
-        goal = Objective(y, False, "ce")
+        goal = Objective.untargeted(y, "ce")
         for ours, whole in zip(objective_gradient(net, x, goal), objective_gradient(digits_cnn, x, goal), strict=True):
             assert torch.allclose(ours, whole, atol=1e-5)
         with torch.no_grad():
@@ -47,9 +47,9 @@ def test_the_batch_is_halved_when_memory_does_not_suffice(digits_cnn, right_digi
     narrow = Narrow(9)
     with eval_mode(narrow):
         net = BatchedModel(narrow, 32)
-        gradient, _ = net.gradient(x, Objective(y, False, "ce"))
+        gradient, _ = net.gradient(x, Objective.untargeted(y, "ce"))
         assert net.batch_size == 8
-        assert torch.allclose(gradient, objective_gradient(digits_cnn, x, Objective(y, False, "ce"))[0], atol=1e-5)
+        assert torch.allclose(gradient, objective_gradient(digits_cnn, x, Objective.untargeted(y, "ce"))[0], atol=1e-5)
         with pytest.raises(torch.OutOfMemoryError):
             BatchedModel(Narrow(0), 4)(x)
 
@@ -57,7 +57,7 @@ def test_the_batch_is_halved_when_memory_does_not_suffice(digits_cnn, right_digi
 def test_passes_are_counted_whoever_makes_them(digits_cnn, right_digits):
     x, y = right_digits[0][:20], right_digits[1][:20]
     with eval_mode(digits_cnn), count_queries(digits_cnn, digits_cnn) as passes:
-        objective_gradient(digits_cnn, x, Objective(y, False, "ce"))
+        objective_gradient(digits_cnn, x, Objective.untargeted(y, "ce"))
         with torch.no_grad():
             digits_cnn(x[:5])
     assert (passes.forward, passes.backward) == (25, 20)
@@ -158,8 +158,8 @@ def test_low_precision_proposes_and_float32_decides(digits_cnn, right_digits):
         assert abs(robust[0] - robust[1]) <= 0.03
     with eval_mode(digits_cnn):
         net = BatchedModel(digits_cnn, 64, "bfloat16")
-        close = x + 0.08 * objective_gradient(digits_cnn, x, Objective(y, False, "ce"))[0].sign()
-        _, logits = net.gradient(close, Objective(y, False, "ce"))
+        close = x + 0.08 * objective_gradient(digits_cnn, x, Objective.untargeted(y, "ce"))[0].sign()
+        _, logits = net.gradient(close, Objective.untargeted(y, "ce"))
         with torch.no_grad():
             assert torch.equal(logits.argmax(1) == y, digits_cnn(close).argmax(1) == y)
 
@@ -177,5 +177,5 @@ def test_plug_ins_get_the_model_itself_a_batch_at_a_time(digits_cnn, right_digit
             return x
 
     x, y = right_digits[0][:40], right_digits[1][:40]
-    run_attack(digits_cnn, x, y, Mine(make_attack("pgd-linf").threat), batch_size=16)
+    run_attack(digits_cnn, x, y, Mine("linf", 8 / 255), batch_size=16)
     assert seen == [(True, 16), (True, 16), (True, 8)]

@@ -1,0 +1,85 @@
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import numpy as np
+import pytest
+from pydantic import Field
+
+from robgib import RobGIBError
+from robgib.attacks import APGD, PGD
+from robgib.information import KSG
+from robgib.options import Count, Positive, check, construct
+
+
+@dataclass(frozen=True)
+class Walk:
+    steps: Count = 10
+    size: Positive | None = None
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    kind: Literal["long", "short"] = "long"
+    fixed: str = ""
+
+    def __post_init__(self):
+        check(self, "Walk")
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"steps": 0}, "Walk's steps must be at least 1, not 0."),
+        ({"steps": 1.5}, "Walk's steps must be a whole number, not 1.5."),
+        ({"steps": "many"}, "Walk's steps must be a whole number, not 'many'."),
+        ({"size": 0}, "Walk's size must be above 0, not 0."),
+        ({"size": float("nan")}, "Walk's size must be a finite number, not nan."),
+        ({"size": [1]}, "Walk's size must be a number, not [1]."),
+        ({"share": 1}, "Walk's share must be below 1, not 1."),
+        ({"kind": "shrt"}, "unknown kind of Walk: 'shrt'; did you mean 'short'?"),
+    ],
+)
+def test_a_wrong_option_is_one_sentence(options, sentence):
+    with pytest.raises(RobGIBError) as caught:
+        Walk(**options)
+    assert str(caught.value) == sentence
+
+
+def test_what_was_meant_is_taken():
+    made = Walk(steps=np.int64(3), size="0.5", share=np.float32(0.25))
+    assert (made.steps, made.size, made.share) == (3, 0.5, 0.25)
+    assert type(made.steps) is int
+
+
+def test_construct_names_the_parameters():
+    assert construct(Walk, {"steps": 2}, "walk", fixed="here") == Walk(steps=2, fixed="here")
+    with pytest.raises(RobGIBError, match="unknown parameter of walk: 'step'; did you mean 'steps'"):
+        construct(Walk, {"step": 2}, "walk")
+    with pytest.raises(RobGIBError, match="'walk:steps=0': steps must be at least 1, not 0"):
+        construct(Walk, {"steps": 0}, "'walk:steps=0'")
+
+
+def test_a_class_of_local_types_is_held_to_what_can_be_read():
+    class Hidden:
+        pass
+
+    @dataclass(frozen=True)
+    class Local:
+        value: "Hidden | None" = None
+
+        def __post_init__(self):
+            check(self, "Local")
+
+    assert Local().value is None
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: PGD("linf", 0.1, steps=0), "PGD's steps must be at least 1, not 0."),
+        (lambda: PGD("linf", 0.1, eot=0), "PGD's eot must be at least 1, not 0."),
+        (lambda: APGD("linf", 0.1, loss="hinge"), "unknown loss of APGD: 'hinge'; known: ce, dlr, margin."),
+        (lambda: KSG(k=0), "the ksg estimator's k must be at least 1, not 0."),
+    ],
+)
+def test_attacks_and_estimators_declare_theirs(make, sentence):
+    with pytest.raises(RobGIBError) as caught:
+        make()
+    assert str(caught.value) == sentence
