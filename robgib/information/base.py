@@ -55,6 +55,8 @@ class Decomposition:
         synergy: S(X;T), their mean.
         complexity: C(X;T) = I(X;T) − S(X;T).
         slack: I(X;T) − C(X;T)/2, at least 0 in truth (the bound of the IB by the GIB).
+        redundancy: the degree r = Σ_i I(X_i;T)/I(X;T); NaN where I(X;T) is not told from 0.
+        vulnerability: the degree v = Σ_i I(X_i;T|X_-i)/I(X;T); likewise.
         estimator: its name.
         samples: how many samples the figures rest on.
         resolution: at which resolution of features and target they hold.
@@ -69,6 +71,8 @@ class Decomposition:
     synergy: Estimate
     complexity: Estimate
     slack: Estimate
+    redundancy: Estimate
+    vulnerability: Estimate
     estimator: str
     samples: int
     resolution: str
@@ -235,15 +239,46 @@ class Estimator(ABC):
             RobGIBError: no features, unequal lengths, NaN or infinite values, or too few samples.
         """
         prepared = features if isinstance(features, Prepared) else self.prepare(features, fit_features)
-        goal = _matrix(target, "the target")
-        if prepared.samples != len(goal):
-            raise RobGIBError(f"the features have {prepared.samples} samples and the target {len(goal)}.")
-        goal_reference = goal if fit_target is None else _matrix(fit_target, "the fit target")
-        problem = Problem(prepared, goal, goal_reference, _weights(weights, len(goal)))
-        found = self._estimate(problem)
+        fit_targets = None if fit_target is None else [fit_target]
+        return self.estimate_many(prepared, [target], fit_targets=fit_targets, weights=weights)[0]
+
+    def estimate_many(
+        self,
+        prepared: Prepared,
+        targets: Sequence[npt.ArrayLike],
+        *,
+        fit_targets: Sequence[npt.ArrayLike] | None = None,
+        weights: npt.ArrayLike | None = None,
+    ) -> list[Decomposition]:
+        """Estimate the information about each of several targets; where one pass can answer for all, it does.
+
+        Args:
+            prepared: features (:meth:`prepare`).
+            targets: (N, d) or (N,) each.
+            fit_targets: other samples of each, on which codes may be fitted.
+            weights: as for :meth:`estimate`.
+
+        Raises:
+            RobGIBError: as for :meth:`estimate`.
+        """
+        problems = []
+        for i, target in enumerate(targets):
+            goal = _matrix(target, "the target")
+            if prepared.samples != len(goal):
+                raise RobGIBError(f"the features have {prepared.samples} samples and the target {len(goal)}.")
+            reference = goal if fit_targets is None else _matrix(fit_targets[i], "the fit target")
+            problems.append(Problem(prepared, goal, reference, _weights(weights, len(goal))))
+        return [self._with_limits(p, d) for p, d in zip(problems, self._estimate_many(problems), strict=True)]
+
+    def _estimate_many(self, problems: Sequence[Problem]) -> list[Decomposition]:
+        """Do the estimates on checked input."""
+        return [self._estimate(problem) for problem in problems]
+
+    def _with_limits(self, problem: Problem, found: Decomposition) -> Decomposition:
+        """Add, and warn of, what the problem lies outside of."""
         limits = self.outside(problem)
         if limits:
-            warnings.warn(f"the {self.name} estimator is outside its regime: {'; '.join(limits)}", RobGIBWarning, 2)
+            warnings.warn(f"the {self.name} estimator is outside its regime: {'; '.join(limits)}", RobGIBWarning, 3)
             found = replace(found, notes=(*found.notes, *(f"outside its regime: {limit}" for limit in limits)))
         return found
 
@@ -351,6 +386,20 @@ def decompose(
     variance = np.maximum(np.einsum("ij,jk,ik->i", rows, covariance, rows), rows**2 @ floors**2)
     variance += (rows @ np.broadcast_to(np.asarray(missing, float), values.shape)) ** 2
     half = quantile * np.sqrt(np.maximum(variance, 0))
+    shared = np.broadcast_to(np.asarray(missing, float), values.shape)
+
+    def degree(row: Array) -> Estimate:
+        """The ratio of a row's term to the total, its error by first-order propagation."""
+        total, top = float(values[0]), float(row @ values)
+        if not np.isfinite(top) or not np.isfinite(total):
+            return Estimate(np.nan, np.nan, np.nan, note="; ".join(notes))
+        if total <= 0 or (half[0] > 0 and total <= half[0]):
+            return Estimate(np.nan, np.nan, np.nan, note="I(X;T) is not told from 0")
+        slope = (row - top / total * rows[0]) / total
+        spread = max(float(slope @ covariance @ slope), float(slope**2 @ floors**2)) + float(slope @ shared) ** 2
+        half_width = quantile * np.sqrt(max(spread, 0.0))
+        return Estimate(top / total, top / total - half_width, top / total + half_width, bool(marks[0]))
+
     derived = rows @ values
     marks = (rows != 0) @ np.broadcast_to(np.asarray(saturated, bool), values.shape).astype(float) > 0
     note = "" if np.isfinite(values).all() else "; ".join(notes)
@@ -358,6 +407,7 @@ def decompose(
         Estimate(float(v), float(v - h), float(v + h), bool(s), note)
         for v, h, s in zip(derived, half, marks, strict=True)
     ]
+    eye = rows[1 : 2 * n + 1]
     return Decomposition(
         total=made[0],
         singles=tuple(made[1 : n + 1]),
@@ -366,6 +416,8 @@ def decompose(
         synergy=made[3 * n + 1],
         complexity=made[3 * n + 2],
         slack=made[3 * n + 3],
+        redundancy=degree(eye[:n].sum(0)),
+        vulnerability=degree(n * rows[0] - eye[n:].sum(0)),
         estimator=estimator.name,
         samples=problem.samples,
         resolution=resolution,

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from robgib.information.base import Decomposition, Estimator, Problem, decompose
-from robgib.information.discrete import combine, entropy, plug_in, subset_codes
+from robgib.information.discrete import adjusted_by, combine, subset_codes
 from robgib.information.preprocessing import Codes, codebook, default_size, encode
 
 __all__ = [
@@ -69,29 +69,19 @@ class Binned(Estimator):
         return _Codes(singles, int(joint.max()) + 1)
 
     def _estimate(self, problem: Problem) -> Decomposition:
-        n, samples = len(problem.features), problem.samples
+        samples = problem.samples
         size_t = self.target_codes or default_size(samples)
         target = encode(problem.target, problem.fit_target, size_t, self.seed)
         symbols_t = int(target.max()) + 1
         codes, how = self._subset_codes(problem, symbols_t)
 
-        entropy_t = entropy(np.bincount(target).astype(float))
         rng = np.random.default_rng(self.seed)
         shuffled = [target[rng.permutation(samples)] for _ in range(self.shuffles)]
-        terms, floor = np.zeros(2 * n + 1), np.zeros(2 * n + 1)
-        saturated = np.zeros(2 * n + 1, bool)
-        pointwise = np.zeros((samples, 2 * n + 1))
-        for j, code in enumerate(codes):
-            value, pointwise[:, j], seen = plug_in(code, target)
-            ceiling = min(entropy(np.bincount(code).astype(float)), entropy_t)
-            chance = [plug_in(code, t) for t in shuffled]
-            raw_chance = float(np.mean([c[0] for c in chance])) if chance else 0.0
-            left = float(np.mean([c[0] - _miller_madow(c[2], samples) for c in chance])) if chance else 0.0
-            corrected = value - _miller_madow(seen, samples)
-            # Zero at chance, and unchanged at the ceiling, where chance has no room.
-            terms[j] = (corrected - left) * ceiling / (ceiling - left) if ceiling > left else 0.0
-            floor[j] = np.sqrt((seen[0] - 1) * (seen[1] - 1) / 2) / samples / np.log(2)
-            saturated[j] = ceiling > 0 and (value >= 0.95 * np.log2(samples) or raw_chance >= 0.5 * ceiling)
+        found = [adjusted_by(code, target, shuffled) for code in codes]
+        terms, floor, saturated = (
+            np.array([getattr(f, key) for f in found]) for key in ("value", "floor", "saturated")
+        )
+        pointwise = np.stack([f.pointwise for f in found], 1)
         notes = []
         if saturated.any():
             notes.append("too few samples for the joint symbols: marked figures are at the ceiling of counting")
@@ -140,9 +130,3 @@ class _Codes:
     singles: list[Codes]
     joint: int
     subsets: dict[int, list[Codes]] = field(default_factory=dict)
-
-
-def _miller_madow(seen: tuple[int, int, int], samples: int) -> float:
-    """Bias in bits of the plug-in information, from the symbols seen."""
-    x, t, joint = seen
-    return (joint - x - t + 1) / (2 * samples * np.log(2))

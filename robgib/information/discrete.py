@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +11,8 @@ import numpy.typing as npt
 from robgib.information.preprocessing import Codes, relabel
 
 __all__ = [
+    "Adjusted",
+    "adjusted_information",
     "combine",
     "entropy",
     "plug_in",
@@ -67,3 +70,58 @@ def plug_in(x: Codes, t: Codes, weights: Vector | None = None) -> tuple[float, V
     else:
         value = float(np.sum(np.where(weights > 0, weights * pointwise, 0.0)) / mass)
     return value, pointwise, (int((of_x > 0).sum()), int((of_t > 0).sum()), int((counts > 0).sum()))
+
+
+@dataclass(frozen=True)
+class Adjusted:
+    """Plug-in information, corrected for bias and for chance.
+
+    Attributes:
+        value: bits.
+        pointwise: the plug-in's pointwise terms (N,).
+        floor: standard deviation in bits that it has near independence, whatever the pointwise terms say.
+        error: standard deviation in bits.
+        saturated: whether chance alone reaches half of the ceiling, or counts come near the number of samples.
+    """
+
+    value: float
+    pointwise: Vector
+    floor: float
+    error: float
+    saturated: bool
+
+
+def adjusted_information(
+    x: Codes, t: Codes, shuffles: int, rng: np.random.Generator, weights: Vector | None = None
+) -> Adjusted:
+    """Plug-in I(X;T) of codes (N,), corrected after Miller and Madow (1955) and for chance (Vinh, Epps & Bailey 2010).
+
+    With E the same figure on shuffled targets and H the lesser entropy, I becomes H (I − E)/(H − E): 0 at chance, and H
+    where one side determines the other.
+    """
+    return adjusted_by(x, t, [t[rng.permutation(len(t))] for _ in range(shuffles)], weights)
+
+
+def adjusted_by(x: Codes, t: Codes, shuffled: Sequence[Codes], weights: Vector | None = None) -> Adjusted:
+    """:func:`adjusted_information`, with the shuffled targets given."""
+    samples = len(t)
+    value, pointwise, seen = plug_in(x, t, weights)
+    entropies = [entropy(np.bincount(c, weights).astype(float)) for c in (x, t)]
+    ceiling = min(entropies)
+    chance = [plug_in(x, other, weights) for other in shuffled]
+    raw = float(np.mean([c[0] for c in chance])) if chance else 0.0
+    left = float(np.mean([c[0] - miller_madow(c[2], samples) for c in chance])) if chance else 0.0
+    corrected = value - miller_madow(seen, samples)
+    # Zero at chance, and unchanged at the ceiling, where chance has no room.
+    adjusted = (corrected - left) * ceiling / (ceiling - left) if ceiling > left else 0.0
+    floor = float(np.sqrt((seen[0] - 1) * (seen[1] - 1) / 2) / samples / np.log(2))
+    saturated = ceiling > 0 and (value >= 0.95 * np.log2(samples) or raw >= 0.5 * ceiling)
+    held = pointwise if weights is None else weights * (pointwise - value)
+    error = max(float(np.nan_to_num(held).std()) / np.sqrt(samples), floor) if ceiling > 0 else 0.0
+    return Adjusted(adjusted, pointwise, floor, error, bool(saturated))
+
+
+def miller_madow(seen: tuple[int, int, int], samples: int) -> float:
+    """Bias in bits of the plug-in information, from the symbols seen."""
+    x, t, joint = seen
+    return (joint - x - t + 1) / (2 * samples * np.log(2))

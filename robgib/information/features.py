@@ -12,6 +12,7 @@ from robgib.errors import RobGIBError, unknown_name
 
 __all__ = [
     "Features",
+    "Projection",
     "group_inputs",
     "group_units",
     "reduce",
@@ -32,32 +33,59 @@ class Features:
     resolution: str
 
 
+@dataclass(frozen=True)
+class Projection:
+    """Onto the leading principal components of some samples; the components keep their variances.
+
+    Attributes:
+        mean: of the samples (D,).
+        axes: (D, d), orthonormal; one of zeros where nothing varies.
+    """
+
+    mean: Vector
+    axes: Vector
+
+    @property
+    def dims(self) -> int:
+        """Number of components d."""
+        return self.axes.shape[1]
+
+    @classmethod
+    def fit(cls, fit: npt.ArrayLike, dims: int) -> Projection:
+        """Find at most ``dims`` components of samples (N, …); those without variance are dropped.
+
+        Where there are more columns than samples they are found by a randomised solver (Halko, Martinsson & Tropp
+        2011), with a fixed seed.
+        """
+        x = np.asarray(fit, np.float64).reshape(len(np.asarray(fit)), -1)
+        if not (x != x[0]).any():
+            return cls(x[0], np.zeros((x.shape[1], 1)))
+        wide = x.shape[1] > len(x)
+        solver = "randomized" if wide else "covariance_eigh"
+        found = PCA(min(dims, *x.shape), svd_solver=solver, random_state=0, iterated_power=7).fit(x)
+        variance = found.explained_variance_
+        keep = max(1, int((variance > 1e-10 * max(variance[0], 1e-12)).sum()))
+        axes = found.components_[:keep].T
+        # The sign of an axis is arbitrary: fix it, so that codes do not depend on the linear algebra library.
+        axes = axes * np.where(axes[np.abs(axes).argmax(0), np.arange(keep)] < 0, -1.0, 1.0)
+        return cls(found.mean_, axes)
+
+    def __call__(self, values: npt.ArrayLike) -> Vector:
+        """Scores (N, d) of samples (N, …)."""
+        v = np.asarray(values, np.float64).reshape(len(np.asarray(values)), -1)
+        return (v - self.mean) @ self.axes
+
+
 def reduce(values: npt.ArrayLike, fit: npt.ArrayLike, dims: int) -> tuple[Vector, Vector]:
     """Project ``values`` and ``fit`` (N, …) on the leading principal components of ``fit``.
-
-    Components without variance are dropped, so that fewer than ``dims`` columns may come back (one of zeros
-    when nothing varies). The components keep their variances. Where there are more columns than samples they are found
-    by a randomised solver (Halko, Martinsson & Tropp 2011), with a fixed seed.
 
     >>> rng = np.random.default_rng(0)
     >>> x = rng.normal(size=(100, 3)) * [3, 2, 0]
     >>> reduce(x, x, 8)[0].shape
     (100, 2)
     """
-    x = np.asarray(fit, np.float64).reshape(len(np.asarray(fit)), -1)
-    v = np.asarray(values, np.float64).reshape(len(np.asarray(values)), -1)
-    if not (x != x[0]).any():
-        return np.zeros((len(v), 1)), np.zeros((len(x), 1))
-    wide = x.shape[1] > len(x)
-    found = PCA(
-        min(dims, *x.shape), svd_solver="randomized" if wide else "covariance_eigh", random_state=0, iterated_power=7
-    ).fit(x)
-    variance, axes = found.explained_variance_, found.components_
-    keep = max(1, int((variance > 1e-10 * max(variance[0], 1e-12)).sum()))
-    axes = axes[:keep].T
-    # The sign of an axis is arbitrary: fix it, so that codes do not depend on the linear algebra library.
-    axes = axes * np.where(axes[np.abs(axes).argmax(0), np.arange(keep)] < 0, -1.0, 1.0)
-    return (v - found.mean_) @ axes, (x - found.mean_) @ axes
+    projection = Projection.fit(fit, dims)
+    return projection(values), projection(fit)
 
 
 def group_inputs(spec: str, x: npt.ArrayLike, fit: npt.ArrayLike, dims: int = 4) -> Features:

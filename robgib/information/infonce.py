@@ -190,16 +190,16 @@ class InfoNCE(Estimator):
         reference = torch.full((1, count), -math.log(count))
 
         @torch.no_grad()
-        def ask(mask: Tensor, shift: int) -> Answer:
+        def ask(mask: Tensor, shift: int) -> list[Answer]:
             rows, who = held.roll(shift, 0), (folds.of + shift) % self.folds
             f, g = (
                 v.cpu().view(network.LEVELS, *rows.shape, _DIMS)[:, who, folds.slot]
                 for v in critic(best, rows, mask.to(device).expand(*rows.shape, -1))
             )
             scores = f[:, alternatives.block] @ g[:, alternatives.block].transpose(2, 3)
-            return scores[:, alternatives.of, alternatives.slot], alternatives.slot, reference
+            return [(scores[:, alternatives.of, alternatives.slot], alternatives.slot, reference)]
 
-        return information(ask, masks, folds)
+        return information(ask, masks, folds)[0]
 
 
 @dataclass(frozen=True)

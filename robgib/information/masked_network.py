@@ -317,23 +317,30 @@ def _gains(answer: Answer) -> Tensor:
     return torch.stack(mixtures)
 
 
-def information(ask: Callable[[Tensor, int], Answer], masks: Tensor, folds: Folds) -> tuple[Vector, Vector]:
-    """Pointwise held-out information (N, 2n+1) in bits of every subset, and about what each lacks (2n+1,).
+def information(
+    ask: Callable[[Tensor, int], Sequence[Answer]], masks: Tensor, folds: Folds, targets: int = 1
+) -> list[tuple[Vector, Vector]]:
+    """For each target: pointwise held-out information (N, 2n+1) in bits of every subset, and about what each lacks.
 
     Args:
-        ask: from a mask (n,) and a number s to what each sample is answered by the networks s folds after its own.
+        ask: from a mask (n,) and a number s to what each sample is answered, about each target, by the networks s folds
+            after its own.
         masks: (2n+1, n).
         folds: the folds.
+        targets: how many.
     """
-    pointwise, missing = np.zeros((len(folds.of), len(masks))), np.zeros(len(masks))
+    found = [(np.zeros((len(folds.of), len(masks))), np.zeros(len(masks))) for _ in range(targets)]
     for j, mask in enumerate(masks):
-        if mask.any():
-            values, gap = calibrated(ask(mask, 0), ask(mask, 1), folds.of)
+        if not mask.any():
+            continue
+        for (pointwise, missing), held, seen in zip(found, ask(mask, 0), ask(mask, 1), strict=True):
+            values, gap = calibrated(held, seen, folds.of)
             pointwise[:, j], missing[j] = values.numpy() / _LOG2, _LOST * max(gap, 0.0) / _LOG2
-    # A predictor may ignore what it is shown: where that does better, usable information is 0.
-    nothing = pointwise.mean(0) < 0
-    pointwise[:, nothing], missing[nothing] = 0.0, 0.0
-    return pointwise, missing
+    for pointwise, missing in found:
+        # A predictor may ignore what it is shown: where that does better, usable information is 0.
+        nothing = pointwise.mean(0) < 0
+        pointwise[:, nothing], missing[nothing] = 0.0, 0.0
+    return found
 
 
 def learning_floor(parameters: Vector, samples: int) -> Vector:

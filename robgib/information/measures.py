@@ -21,6 +21,8 @@ __all__ = [
     "ib_objective",
     "interaction_information",
     "pmi_weights",
+    "redundancy_degree",
+    "vulnerability_degree",
 ]
 
 Number = TypeVar("Number", float, np.ndarray)
@@ -77,6 +79,26 @@ def pmi_weights(predicted: npt.ArrayLike, labels: npt.ArrayLike) -> Vector:
     expected = joint.sum(1)[y_hat] * joint.sum(0)[y] / len(y)
     pmi = np.maximum(np.log2(joint[y_hat, y] / expected), 0.0)
     return pmi / pmi.mean() if pmi.mean() > 1e-12 else np.ones(len(y))
+
+
+def redundancy_degree(total: float, singles: npt.ArrayLike) -> float:
+    """r = Σ_i I(X_i;T) / I(X;T) (Gutknecht et al. 2025): how many features hold a bit of it by themselves, in [0, n].
+
+    >>> redundancy_degree(1.0, [1.0, 1.0])  # two copies
+    2.0
+    """
+    return float(np.sum(np.asarray(singles, float)) / total) if total > 0 else float("nan")
+
+
+def vulnerability_degree(total: float, rests: npt.ArrayLike) -> float:
+    """v = Σ_i I(X_i;T|X_-i) / I(X;T) (Gutknecht et al. 2025): how many features can each alone destroy a bit of it.
+
+    In [0, n], and I(X_i;T|X_-i) = I(X;T) − I(X_-i;T). S/I = (v − r)/n and C/I = 1 + (r − v)/n.
+
+    >>> vulnerability_degree(1.0, [0.0, 0.0])  # an exclusive or
+    2.0
+    """
+    return float(np.sum(total - np.asarray(rests, float)) / total) if total > 0 else float("nan")
 
 
 def functionals(n: int) -> Vector:

@@ -18,6 +18,7 @@ __all__ = [
     "codebook",
     "default_size",
     "encode",
+    "k_means",
     "relabel",
 ]
 
@@ -88,10 +89,11 @@ def encode(values: npt.NDArray[Any], fit: npt.NDArray[Any], size: int, seed: int
     if values.shape[1] == 1:
         edges = np.quantile(fit[:, 0], np.linspace(0, 1, size + 1)[1:-1])
         return np.searchsorted(np.unique(edges), values[:, 0], side="right").astype(np.int64)
-    return np.asarray(_k_means(fit, size, seed).predict(values)).astype(np.int64)
+    return np.asarray(k_means(fit, size, seed).predict(values)).astype(np.int64)
 
 
-def _k_means(fit: npt.NDArray[Any], size: int, seed: int) -> Any:
+def k_means(fit: npt.NDArray[Any], size: int, seed: int) -> Any:
+    """Learn ``size`` centres on samples (N, d): scikit-learn's estimator, fitted."""
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
 
@@ -112,7 +114,7 @@ def codebook(
         raise RobGIBError(
             f"an estimate asks for {size} codes and has {len(fit[0])} samples to learn them on; ask for fewer."
         )
-    centres = _k_means(np.hstack(fit), size, seed).cluster_centers_
+    centres = k_means(np.hstack(fit), size, seed).cluster_centers_
     own = np.split(centres, np.cumsum([x.shape[1] for x in features])[:-1], axis=1)
     squares = [(c**2).sum(1) - 2 * x @ c.T for x, c in zip(features, own, strict=True)]  # less |x|², which all share
     total = np.zeros_like(squares[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -91,64 +92,78 @@ class Probe(Estimator):
         return Columns.made(features)
 
     def _estimate(self, problem: Problem) -> Decomposition:
-        n, samples = len(problem.features), problem.samples
-        size = self.target_codes or default_size(samples)
-        target = relabel(encode(problem.target, problem.fit_target, size, self.seed))
-        counts = np.bincount(target)
-        inputs: Columns = problem.prepared.own
-        widths = inputs.widths
-        notes = pooled_note(inputs.pooled)
-        resolution = f"target {len(counts)} codes, features {int(widths.sum())} columns"
-        if len(counts) < 2:
-            note = "the target takes one symbol only: it carries no information"
-            return decompose(
-                np.zeros(2 * n + 1),
-                estimator=self,
-                problem=problem,
-                resolution=resolution,
-                pointwise=np.zeros((samples, 2 * n + 1)),
-                notes=[note],
+        return self._estimate_many([problem])[0]
+
+    def _estimate_many(self, problems: Sequence[Problem]) -> list[Decomposition]:
+        """One trunk answers for every subset and all targets, with a head for each of them."""
+        prepared, samples = problems[0].prepared, problems[0].samples
+        inputs: Columns = prepared.own
+        n, size, masks = len(inputs.of), self.target_codes or default_size(samples), subsets(len(inputs.of))
+        targets = [relabel(encode(p.target, p.fit_target, size, self.seed)) for p in problems]
+        counts = [np.bincount(t) for t in targets]
+        asked = [i for i, c in enumerate(counts) if len(c) > 1 and samples >= _LEAST_PER_SYMBOL * len(c)]
+        answered: dict[int, tuple[Vector, Vector]] = {}
+        if asked:
+            folds = Folds.draw(samples, self.folds, self.seed, targets[asked[0]])
+            heads = [torch.from_numpy(targets[i]) for i in asked]
+            with torch.inference_mode(False), torch.enable_grad(), one_thread():
+                found = self._pointwise(inputs.network(), folds, masks, heads)
+            answered = dict(zip(asked, found, strict=True))
+        made = []
+        for i, problem in enumerate(problems):
+            notes = pooled_note(inputs.pooled)
+            resolution = f"target {len(counts[i])} codes, features {int(inputs.widths.sum())} columns"
+            pointwise, floor, missing = np.zeros((samples, 2 * n + 1)), np.zeros(2 * n + 1), np.zeros(2 * n + 1)
+            if len(counts[i]) < 2:
+                notes = ["the target takes one symbol only: it carries no information"]
+            elif i not in answered:
+                note = f"{samples} samples are too few for a target of {len(counts[i])} symbols: not estimable"
+                nothing = np.full(2 * n + 1, np.nan)
+                made.append(decompose(nothing, estimator=self, problem=problem, resolution=resolution, notes=[note]))
+                continue
+            else:
+                pointwise, missing = answered[i]
+                floor = learning_floor((masks @ inputs.widths.float()).numpy() * (len(counts[i]) - 1), samples)
+                if pointwise[:, 0].mean() >= 0.98 * entropy(counts[i].astype(float)):
+                    notes.append("at the ceiling H(T)")
+            made.append(
+                decompose(
+                    pointwise.mean(0),
+                    estimator=self,
+                    problem=problem,
+                    resolution=resolution,
+                    pointwise=pointwise,
+                    floor=floor,
+                    missing=missing,
+                    notes=notes,
+                )
             )
-        if samples < _LEAST_PER_SYMBOL * len(counts):
-            note = f"{samples} samples are too few for a target of {len(counts)} symbols: not estimable"
-            return decompose(
-                np.full(2 * n + 1, np.nan), estimator=self, problem=problem, resolution=resolution, notes=[note]
-            )
-        folds = Folds.draw(samples, self.folds, self.seed, target)
-        masks = subsets(n)
-        network = inputs.network()
-        with torch.inference_mode(False), torch.enable_grad(), one_thread():
-            pointwise, missing = self._pointwise(network, folds, masks, torch.from_numpy(target), len(counts))
-        terms = pointwise.mean(0)
-        if terms[0] >= 0.98 * entropy(counts.astype(float)):
-            notes.append("at the ceiling H(T)")
-        return decompose(
-            terms,
-            estimator=self,
-            problem=problem,
-            resolution=resolution,
-            pointwise=pointwise,
-            floor=learning_floor((masks @ widths.float()).numpy() * (len(counts) - 1), samples),
-            missing=missing,
-            notes=notes,
-        )
+        return made
 
     def _pointwise(
-        self, network: Masked, folds: Folds, masks: Tensor, target: Tensor, symbols: int
-    ) -> tuple[Vector, Vector]:
-        """Per-sample log2 q(t|x_S) − log2 q(t), held out, (N, 2n+1), and what each term lacks (2n+1,)."""
+        self, network: Masked, folds: Folds, masks: Tensor, targets: Sequence[Tensor]
+    ) -> list[tuple[Vector, Vector]]:
+        """By target: log2 q(t|x_S) − log2 q(t) of each sample, held out, (N, 2n+1), and what terms lack (2n+1,)."""
         device = resolve_device(self.device)
         generator = torch.Generator().manual_seed(self.seed)
-        trained_on = F.one_hot(target[folds.train], symbols).sum(1)
-        prior = ((trained_on + 0.5) / (trained_on + 0.5).sum(1, keepdim=True)).log()
-        start = network.start(self.folds, [self.width, self.width, symbols], generator)
+        symbols = [int(t.max()) + 1 for t in targets]
+        priors = []
+        for target, count in zip(targets, symbols, strict=True):
+            trained_on = F.one_hot(target[folds.train], count).sum(1)
+            priors.append(((trained_on + 0.5) / (trained_on + 0.5).sum(1, keepdim=True)).log())
+        start = network.start(self.folds, [self.width, self.width, sum(symbols)], generator)
         network = network.to(device)
-        goal, base = target.to(device), prior.to(device).repeat(network.LEVELS, 1)[:, None]
+        goals = [t.to(device) for t in targets]
+        base = torch.cat(priors, 1).to(device).repeat(network.LEVELS, 1)[:, None]
 
         def loss(parameters: list[Tensor], rows: Tensor, mask: Tensor) -> Tensor:
-            scores = network(parameters, rows, mask) + base
-            wanted = goal[rows].repeat(network.LEVELS, 1)
-            return F.cross_entropy(scores.flatten(0, 1), wanted.flatten(), reduction="none").view(wanted.shape).mean(1)
+            scores = (network(parameters, rows, mask) + base).split(symbols, 2)
+            total = torch.zeros(len(base), device=device)
+            for of, goal in zip(scores, goals, strict=True):
+                wanted = goal[rows].repeat(network.LEVELS, 1)
+                each = F.cross_entropy(of.flatten(0, 1), wanted.flatten(), reduction="none")
+                total = total + each.view(wanted.shape).mean(1)
+            return total
 
         best = train(
             loss,
@@ -165,10 +180,11 @@ class Probe(Estimator):
         held = folds.held.to(device)
 
         @torch.no_grad()
-        def ask(mask: Tensor, shift: int) -> Answer:
+        def ask(mask: Tensor, shift: int) -> list[Answer]:
             rows = held.roll(shift, 0)
             scores = network(best, rows, mask.to(device).expand(*rows.shape, -1)).cpu()
             who = (folds.of + shift) % self.folds
-            return scores.view(network.LEVELS, *rows.shape, symbols)[:, who, folds.slot], target, prior[who]
+            own = scores.view(network.LEVELS, *rows.shape, -1)[:, who, folds.slot].split(symbols, 2)
+            return [(of, t, prior[who]) for of, t, prior in zip(own, targets, priors, strict=True)]
 
-        return information(ask, masks, folds)
+        return information(ask, masks, folds, len(targets))

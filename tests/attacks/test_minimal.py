@@ -292,6 +292,7 @@ def test_an_image_that_nothing_fools_comes_back(right_digits):
         assert torch.equal(find(f"{LIGHT[name]}eps={widest(name)}", constant, x, y), x)
 
 
+@pytest.mark.slow
 def test_distances_beside_torchattacks(right_digits, digits_cnn):
     torchattacks = pytest.importorskip("torchattacks")
     x, y = right_digits[0][:40], right_digits[1][:40]
@@ -330,7 +331,10 @@ def test_distances_beside_torchattacks(right_digits, digits_cnn):
     assert middle["cw-l2"] <= 1.1 * middle["fab-l2"]
 
 
-@pytest.mark.parametrize(("norm", "budgets"), [("linf", (0.06, 0.08, 0.1)), ("l2", (0.3, 0.4, 0.5))])
+@pytest.mark.parametrize(
+    ("norm", "budgets"),
+    [("linf", (0.06, 0.08, 0.1)), pytest.param("l2", (0.3, 0.4, 0.5), marks=pytest.mark.slow)],
+)
 def test_fab_is_as_strong_as_that_of_torchattacks(norm, budgets, right_digits, digits_cnn):
     """Mean robust accuracy over three budgets, for each of which the peer runs anew, is no more than 1 point above."""
     torchattacks = pytest.importorskip("torchattacks")

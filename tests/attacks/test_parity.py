@@ -26,7 +26,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("spec", "peer"), CASES, ids=[c[0].split(":")[0] for c in CASES])
-@pytest.mark.parametrize("network", ["digits_cnn", "digits_vit"])
+@pytest.mark.parametrize("network", ["digits_cnn", pytest.param("digits_vit", marks=pytest.mark.slow)])
 def test_same_adversarial_images(spec, peer, network, right_digits, request):
     # In double precision: rounding, which depends on batch and threads, grows from step to step.
     model = copy.deepcopy(request.getfixturevalue(network)).double()

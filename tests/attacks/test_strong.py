@@ -314,7 +314,7 @@ def test_the_ensemble_for_random_models(digits_cnn, right_digits):
         for version in ("standard", "rand")
         for a in AutoAttack(rand.norm, rand.eps, version, eot=5).members(9)
     )
-    with pytest.raises(RobGIBError, match=r"unknown version of AutoAttack 'ran'; did you mean 'rand'\?"):
+    with pytest.raises(RobGIBError, match=r"unknown version of AutoAttack: 'ran'; did you mean 'rand'\?"):
         AutoAttack(rand.norm, rand.eps, version="ran")
 
 

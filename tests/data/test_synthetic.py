@@ -152,7 +152,7 @@ class TestCountedInANetwork:
     def test_only_where_every_input_is_listed(self, run, digits):
         model, data, _ = run
         options = {"attacks": [], "estimators": ["exact"]}
-        with pytest.raises(RobGIBError, match="choose another estimator for 'digits'"):
+        with pytest.raises(RobGIBError, match="choose another estimator for these data"):
             evaluate(build("mlp", digits.shape, 10), digits, **options)
         with pytest.raises(RobGIBError, match="at least 4096 information samples"):
             evaluate(model, data, information_samples=1000, **options)
@@ -163,5 +163,5 @@ class TestCountedInANetwork:
         coarse, fine = (Exact(bins=b).estimate([z], z).total.value for b in (4, 64))
         assert coarse == pytest.approx(2, abs=0.02)
         assert fine == pytest.approx(6, abs=0.05)
-        with pytest.raises(RobGIBError, match="at least 2 bins, not 1"):
+        with pytest.raises(RobGIBError, match="bins must be at least 2, not 1"):
             make_estimator("exact:bins=1").estimate([z], z)

@@ -6,6 +6,7 @@ from torch import nn
 from robgib import RobGIBError
 from robgib._torchvision import load_torchvision
 from robgib.information import collect_activations, default_layers, layer_shapes
+from robgib.models import build
 
 torchvision = load_torchvision()
 
@@ -28,7 +29,8 @@ class Odd(nn.Module):
         return self.head(h)
 
 
-def test_default_layers_of_own_models(digits_cnn, digits_vit):
+def test_default_layers_of_own_models(digits_cnn):
+    digits_vit = build("vit", (1, 8, 8), 10, {"patch": 2, "dim": 48, "depth": 3, "heads": 4}).eval()
     assert default_layers(digits_cnn, X[:2]) == ("blocks.0", "blocks.1", "blocks.2", "hidden", "logits")
     assert default_layers(digits_vit, X[:2]) == ("patches", "blocks.0", "blocks.1", "blocks.2", "logits")
 
@@ -83,7 +85,8 @@ def test_capture_equals_the_forward_pass(digits_cnn):
         assert held["logits"] == pytest.approx(digits_cnn(X).numpy(), abs=1e-4)
 
 
-def test_tokens_give_the_class_token_and_maps_are_pooled(digits_vit):
+def test_tokens_give_the_class_token_and_maps_are_pooled():
+    digits_vit = build("vit", (1, 8, 8), 10, {"patch": 2, "dim": 48, "depth": 3, "heads": 4})
     held = collect_activations(digits_vit, X, ["blocks.1"])
     assert held["blocks.1"].shape == (6, 48)
     conv = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Flatten(), nn.Linear(512, 2))

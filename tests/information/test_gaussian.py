@@ -213,5 +213,5 @@ def test_bad_values_are_refused(bad):
 
 
 def test_lengths_must_agree():
-    with pytest.raises(RobGIBError, match="feature 1 has 40 samples and the target 50"):
+    with pytest.raises(RobGIBError, match="feature 1 has 40 samples and feature 0 50"):
         Gaussian().estimate([np.ones(50), np.ones(40)], np.arange(50.0))

@@ -8,7 +8,7 @@ from robgib.information.validation_tasks import known_distributions, tasks
 QUICK = InfoNCE(steps=300, width=48)
 
 
-@pytest.mark.parametrize("name", ["xor", "sum"])
+@pytest.mark.parametrize("name", ["xor", pytest.param("sum", marks=pytest.mark.slow)])
 def test_known_distributions(name):
     known = known_distributions()[name]
     found = InfoNCE().estimate(*known.draw(4000, 0))
@@ -16,6 +16,7 @@ def test_known_distributions(name):
     assert got == pytest.approx((known.total, known.synergy, known.complexity), abs=0.05)
 
 
+@pytest.mark.slow
 def test_gaussian_target_without_codes():
     sample = tasks()["gaussian-row"].draw(2000, np.random.default_rng(0))
     found = InfoNCE(steps=800).estimate(sample.features, sample.target)
@@ -25,6 +26,7 @@ def test_gaussian_target_without_codes():
         assert figure.value > truth - 0.15
 
 
+@pytest.mark.slow
 def test_shuffled_targets_contain_zero():
     rng = np.random.default_rng(1)
     hits = []
@@ -48,6 +50,7 @@ def test_a_deterministic_target_is_marked_and_noise_is_a_resolution():
     assert noisy.total.value == pytest.approx(1.0, abs=0.35)  # two coordinates of half a bit each
 
 
+@pytest.mark.slow
 def test_few_alternatives_say_less():
     known = known_distributions()["concatenation"]
     x, target = known.draw(1000, 3)

@@ -10,6 +10,7 @@ from robgib.information.validation_tasks import known_distributions, tasks
 QUICK = Probe(steps=300, width=48)
 
 
+@pytest.mark.slow
 def test_finds_the_exclusive_or_hidden_in_sixteen_features():
     sample = tasks()["hidden-xor"].draw(5000, np.random.default_rng(1))
     found = Probe().estimate(sample.features, sample.target)
@@ -21,7 +22,9 @@ def test_finds_the_exclusive_or_hidden_in_sixteen_features():
     assert (np.abs(interaction[~pair]) < 0.1).all()
 
 
-@pytest.mark.parametrize("name", ["xor", "and", "concatenation", "majority"])
+@pytest.mark.parametrize(
+    "name", ["xor", *(pytest.param(n, marks=pytest.mark.slow) for n in ("and", "concatenation", "majority"))]
+)
 def test_known_distributions(name):
     known = known_distributions()[name]
     found = Probe().estimate(*known.draw(5000, 0))
@@ -29,6 +32,7 @@ def test_known_distributions(name):
     assert got == pytest.approx((known.total, known.synergy, known.complexity), abs=0.05)
 
 
+@pytest.mark.slow
 def test_classes_against_the_true_densities():
     table = validate([Probe()], [tasks()["mixture-2-classes"]], repeats=3).set_index("figure")
     assert table["bias"].abs().max() <= 0.05

@@ -61,6 +61,7 @@ def test_blocks_agree_with_the_exact_matrix_and_with_the_limit():
         assert found.total.high - found.total.low < 0.1
 
 
+@pytest.mark.slow
 def test_many_samples_narrow_the_interval():
     sample = tasks()["kernel-3-features"].draw(10_000, np.random.default_rng(3))
     few = QUICK.estimate([x[:600] for x in sample.features], sample.target[:600])
@@ -69,6 +70,7 @@ def test_many_samples_narrow_the_interval():
     assert many.total.high - many.total.low < 0.6 * (few.total.high - few.total.low)
 
 
+@pytest.mark.slow
 def test_goals_hold_where_it_claims():
     chosen = [tasks()[n] for n in ("random-3x3x3", "kernel-3-features")]
     found = validate([QUICK], chosen, repeats=5)

@@ -39,7 +39,7 @@ def trained_adversarially(digits, digits_cnn):
     """digits-cnn, trained on for some epochs on PGD's images (Madry et al. 2018)."""
     model = copy.deepcopy(digits_cnn)
     x, y = digits.train.x, digits.train.y
-    attack = PGD(THREAT, steps=5, step_size=0.05, keep="last")
+    attack = PGD("linf", 0.1, steps=5, step_size=0.05, keep="last")
     generator = torch.Generator().manual_seed(0)
     optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3)
     for epoch in range(12):

@@ -36,7 +36,9 @@ def test_the_recipes_that_are_promised():
     assert promised <= set(recipes())
 
 
-@pytest.mark.parametrize(("name", "least"), [("digits-cnn", 0.96), ("digits-vit", 0.93)])
+@pytest.mark.parametrize(
+    ("name", "least"), [("digits-cnn", 0.96), pytest.param("digits-vit", 0.93, marks=pytest.mark.slow)]
+)
 def test_promised_accuracy(name, least, digits):
     model, record = load_recipe(find_recipe(name), digits)
     assert accuracy(model, digits.test) >= least
@@ -50,6 +52,7 @@ def test_promised_accuracy_on_fashion_mnist(name, least, fashion):
     assert accuracy(model, fashion.test) >= least
 
 
+@pytest.mark.slow
 def test_adversarial_training_makes_robust(digits, digits_cnn):
     model, record = load_recipe(find_recipe("digits-cnn-at"), digits)
     assert record["test_accuracy"] >= 0.96

@@ -1,0 +1,212 @@
+"""How a layer is seen: the views in which a deterministic network has finite information, and what is counted there.
+
+A deterministic network on continuous input has infinite I(X;Z). Every figure is therefore taken of T, which is a code
+of the layer (``rate``), the layer in noise (``noise``), or its units in bins where all inputs are listed (``exact``).
+I(X;T) then follows from T alone: it is H(T), or the entropy of a Gaussian mixture less that of the noise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+from robgib.errors import RobGIBError
+from robgib.information.base import Estimate
+from robgib.information.discrete import adjusted_information
+from robgib.information.features import Projection
+from robgib.information.preprocessing import k_means, relabel
+
+__all__ = [
+    "EXACT",
+    "NOISE",
+    "RATE",
+    "Bins",
+    "Codebook",
+    "Target",
+    "View",
+    "count_information",
+    "entropy_estimate",
+]
+
+Array = npt.NDArray[Any]
+View = Literal["rate", "noise", "exact"]
+RATE: View = "rate"
+NOISE: View = "noise"
+EXACT: View = "exact"
+SYMBOLS_A_CLASS = 4
+"""Fewer codes a class than this cannot tell what a layer knows of the label."""
+_NEAR = 0.95  # of what a figure cannot exceed, from which it is marked
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the features inform: a layer in one view, or the label.
+
+    Attributes:
+        name: of the layer.
+        view: in which it is seen.
+        values: codes (N,) or values (N, d) of the samples.
+        fit: the same of the samples that codes were fitted on.
+        total: I(X;T), counted; NaN where it is not (the label).
+        label: I(T;Y), counted.
+        resolution: what was held fixed.
+        notes: limits that the reader must know.
+    """
+
+    name: str
+    view: View
+    values: Array
+    fit: Array
+    total: Estimate
+    label: Estimate
+    resolution: str
+    notes: tuple[str, ...] = ()
+
+
+class Seen(Protocol):
+    """A view of one layer, fitted once: from activations (N, …) to T."""
+
+    view: View
+
+    def __call__(self, z: Array) -> Array:
+        """T of the activations (N, …)."""
+
+    def target(self, name: str, z: Array, fit: Array, y: Array, weights: Array | None = None) -> Target:
+        """T of the samples with labels ``y``, with what is counted of it."""
+
+
+@dataclass(frozen=True)
+class Codebook:
+    """The ``rate`` view: a layer's principal components, coded by k-means. I(X;T) of a deterministic network is H(T).
+
+    Attributes:
+        projection: onto the components.
+        centres: of the codes (k, d).
+    """
+
+    projection: Projection
+    centres: Array
+    view: View = RATE
+
+    @classmethod
+    def fit(cls, z: Array, dims: int, size: int, seed: int = 0) -> Codebook:
+        """Learn ``size`` codes on activations (N, …).
+
+        Raises:
+            RobGIBError: fewer samples than codes.
+        """
+        if size > len(z):
+            raise RobGIBError(
+                f"{size} codes need at least as many samples to learn them on, not {len(z)}; ask for fewer."
+            )
+        projection = Projection.fit(z, dims)
+        scores = projection(z)
+        distinct = np.unique(scores, axis=0)
+        centres = distinct if len(distinct) <= size else k_means(scores, size, seed).cluster_centers_
+        return cls(projection, np.asarray(centres))
+
+    def __call__(self, z: Array) -> Array:
+        """Codes (N,) of activations (N, …): the nearest centre."""
+        scores = self.projection(z)
+        # |x|² is the same for all centres.
+        return np.asarray(((self.centres**2).sum(1) - 2 * scores @ self.centres.T).argmin(1))
+
+    def target(self, name: str, z: Array, fit: Array, y: Array, weights: Array | None = None) -> Target:
+        """See :meth:`Seen.target`."""
+        codes, reference = self(z), self(fit)
+        total = entropy_estimate(codes, weights)
+        label, notes = count_information(codes, y, weights)
+        size, classes = len(self.centres), len(np.unique(y))
+        if size < SYMBOLS_A_CLASS * classes:
+            notes.append(f"{size} codes are few for {classes} classes (at least {SYMBOLS_A_CLASS} a class)")
+        resolution = f"k-means code of {size} symbols on {self.projection.dims} components"
+        return Target(name, RATE, codes, reference, total, label, resolution, tuple(notes))
+
+
+@dataclass(frozen=True)
+class Bins:
+    """The ``exact`` view: a layer's units in bins of equal width over its range, all units' bins together the symbol.
+
+    As Shwartz-Ziv & Tishby (2017) and Saxe et al. (2018) do, on data that list every input.
+
+    Attributes:
+        low: lower end of the range.
+        high: upper end.
+        count: bins; None keeps the values as they are.
+    """
+
+    low: float
+    high: float
+    count: int | None
+    view: View = EXACT
+
+    @classmethod
+    def fit(cls, z: Array, count: int = 30) -> Bins:
+        """Take the range of activations (N, …); few values are kept as they are."""
+        few = len(np.unique(z)) <= count
+        return cls(float(z.min()), float(z.max()), None if few else count)
+
+    def __call__(self, z: Array) -> Array:
+        """Symbols (N,) of activations (N, …)."""
+        flat = z.reshape(len(z), -1)
+        if self.count is None:
+            return relabel(flat)
+        share = (flat - self.low) / max(self.high - self.low, np.finfo(float).tiny)
+        return relabel(np.clip(share * self.count, 0, self.count - 1).astype(np.int64))
+
+    def target(self, name: str, z: Array, fit: Array, y: Array, weights: Array | None = None) -> Target:
+        """See :meth:`Seen.target`: everything is counted, and nothing is estimated."""
+        codes = self(z)
+        h = entropy_estimate(codes, weights, exact=True)
+        both = entropy_estimate(relabel(np.stack([codes, y], 1)), weights, exact=True)
+        bits = h.value + entropy_estimate(relabel(y), weights, exact=True).value - both.value
+        how = (
+            "values as they are" if self.count is None else f"{self.count} bins from {self.low:.3g} to {self.high:.3g}"
+        )
+        return Target(name, EXACT, codes, codes, h, Estimate(bits, bits, bits), f"every input, units in {how}")
+
+
+def entropy_estimate(codes: Array, weights: Array | None = None, exact: bool = False) -> Estimate:
+    """H(T) in bits of codes (N,): plug-in, corrected after Miller and Madow (1955), with a multinomial interval.
+
+    Args:
+        codes: whole numbers.
+        weights: (N,) of the samples.
+        exact: the samples are all outcomes: no correction, and no error.
+
+    >>> round(entropy_estimate(np.arange(1000) % 4, exact=True).value, 6)
+    2.0
+    """
+    codes = relabel(np.asarray(codes))
+    p = np.bincount(codes, weights) / (len(codes) if weights is None else np.sum(weights))
+    p = p[p > 0] if weights is not None else p
+    value = float(-(p * np.log2(p)).sum())
+    if exact or len(p) < 2:
+        return Estimate(value, value, value)
+    samples = len(codes) if weights is None else float(np.sum(weights) ** 2 / np.sum(np.square(weights)))
+    value = min(value + (len(p) - 1) / (2 * samples * np.log(2)), float(np.log2(len(p))))
+    spread = float((p * np.log2(p) ** 2).sum() - (p * np.log2(p)).sum() ** 2) / samples
+    floor = (len(p) - 1) / 2 / (samples * np.log(2)) ** 2  # of even shares, where first-order errors vanish
+    half = float(stats.norm.ppf(0.975)) * np.sqrt(max(spread, floor))
+    full = bool(value >= _NEAR * np.log2(samples))
+    note = "H(T) is near log2 of the samples: the truth may be anything above" if full else ""
+    return Estimate(value, value - half, min(value + half, float(np.log2(len(p)))), full, note)
+
+
+def count_information(
+    codes: Array, y: Array, weights: Array | None = None, seed: int = 0
+) -> tuple[Estimate, list[str]]:
+    """I(T;Y) in bits of two codes (N,), counted, with corrections for bias and chance; and what limits it."""
+    codes, y = relabel(np.asarray(codes)), relabel(np.asarray(y))
+    found = adjusted_information(codes, y, 8, np.random.default_rng([seed, 7]), weights)
+    half = float(stats.norm.ppf(0.975)) * found.error
+    notes: list[str] = []
+    held, wanted = entropy_estimate(codes, weights).value, entropy_estimate(y, weights).value
+    full = found.saturated or (wanted > held and found.value >= _NEAR * held)
+    if full:
+        notes.append("I(Z;Y) is at the ceiling of the code: the truth may be anything above")
+    return Estimate(found.value, found.value - half, found.value + half, full, "; ".join(notes)), notes
