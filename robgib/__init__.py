@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from robgib.data.loaders import list_data, load_data, register_data
     from robgib.errors import AttackContractError, RobGIBError, RobGIBWarning
     from robgib.evaluation import evaluate
-    from robgib.information.base import Decomposition, Estimate, Estimator
+    from robgib.information.base import Decomposition, Estimator
+    from robgib.information.estimate import Estimate
     from robgib.information.registry import list_estimators, make_estimator
     from robgib.models.registry import register_architecture
     from robgib.reporting.page import write_report
@@ -101,7 +102,8 @@ _HOMES = {
     "data.loaders": ("list_data", "load_data", "register_data"),
     "errors": ("AttackContractError", "RobGIBError", "RobGIBWarning"),
     "evaluation": ("evaluate",),
-    "information.base": ("Decomposition", "Estimate", "Estimator"),
+    "information.base": ("Decomposition", "Estimator"),
+    "information.estimate": ("Estimate",),
     "information.registry": ("list_estimators", "make_estimator"),
     "models.registry": ("register_architecture",),
     "reporting.page": ("write_report",),

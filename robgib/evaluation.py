@@ -15,7 +15,7 @@ from robgib.attacks.base import Attack
 from robgib.data.dataset import Dataset
 from robgib.data.loaders import load_data
 from robgib.errors import RobGIBError
-from robgib.information.analysis import DEFAULT_ESTIMATORS, layer_information, make_estimators
+from robgib.information.analysis import DEFAULT_ESTIMATORS, SIGMA, layer_information, make_estimators
 from robgib.information.base import Estimator
 from robgib.models.adapt import as_module
 from robgib.models.checkpoint import weights_digest
@@ -41,10 +41,12 @@ def evaluate(
     data_root: str | Path | None = None,
     samples: int | None = None,
     information_samples: int = 5000,
-    features: str = "auto",
+    features: str | Sequence[str] = "auto",
     feature_dims: int = 4,
     layer_dims: int = 8,
-    unit_groups: int = 8,
+    codes: int | None = None,
+    sigma: float = SIGMA,
+    unit_groups: int = 0,
     beta: float = 1.0,
     pmi: bool = False,
     cascade: bool = False,
@@ -69,18 +71,20 @@ def evaluate(
             test images. Information is estimated on test images too; codes and components are fitted on
             training images, or, where the data have none, on every second test image (the rest is estimated on).
         attacks: specifications such as ``pgd-linf:eps=8/255``, attack objects, or a mapping of labels to them.
-        estimators: specifications such as ``gaussian`` or ``binned:codes=8``, or estimator objects.
+        estimators: specifications such as ``probe`` or ``imputation:donors=32``, or estimator objects.
         layers: module names, or ``logits``; None takes every block's output and the logits.
         name: what the model is called.
         data_root: folder of the data files.
         samples: test images to attack; None takes all.
         information_samples: most images on which information is estimated (and likewise fitted).
-        features: how the input is cut: ``patches:G``, ``pca:N``, ``pixels``, ``channels`` or ``tokens:G``; ``auto`` is
-            ``patches:4`` for images, ``tokens:8`` for sequences, ``pixels`` for vectors of up to 64 numbers and
-            ``pca:16`` for longer ones.
+        features: how the input is cut, one partition or several: ``patches:G``, ``pca:N``, ``pixels``, ``channels`` or
+            ``tokens:G``; ``auto`` is ``patches:2`` and ``patches:4`` for images, ``tokens:4`` and ``tokens:8`` for
+            sequences, ``pixels`` for vectors of up to 64 numbers, ``pca:4`` and ``pca:16`` for longer ones.
         feature_dims: principal components a feature.
         layer_dims: principal components of a layer, the same for every layer.
-        unit_groups: groups of a layer's units, the features of S(Z;Y).
+        codes: symbols of a layer's code; None is four a class, 16 at least.
+        sigma: noise in which the ``noise`` view sees a layer, in the layer's total standard deviation.
+        unit_groups: groups of a layer's units, the features of S(Z;Y); 0 leaves it out.
         beta: trade-off of the objectives IB and GIB.
         pmi: weigh each sample's pointwise terms by max(0, pmi(ŷ;y)), so that information counts where the
             prediction tells of the label.
@@ -130,8 +134,8 @@ def evaluate(
             check_decided(clean)
             found = layer_information(
                 prepared, dataset, makers, layers=layers, samples=information_samples, features=features,
-                feature_dims=feature_dims, layer_dims=layer_dims, unit_groups=unit_groups, beta=beta, pmi=pmi,
-                device=where, seed=seed, catalogue=catalogue, progress=told,
+                feature_dims=feature_dims, layer_dims=layer_dims, codes=codes, sigma=sigma, unit_groups=unit_groups,
+                beta=beta, pmi=pmi, device=where, seed=seed, catalogue=catalogue, progress=told,
             )  # fmt: skip
             tables = evaluate_robustness(
                 prepared, x, y, named, classes=classes, clean=clean, cascade=cascade, curve=curve, signs=signs,
@@ -151,7 +155,14 @@ def evaluate(
         "information_samples": found.samples,
         "fit_samples": found.fit_samples,
         "layers": list(found.names),
-        "features": {"input": found.partition, "dims": feature_dims, "layer_dims": layer_dims, "groups": unit_groups},
+        "features": {
+            "input": list(found.partitions),
+            "dims": feature_dims,
+            "layer_dims": layer_dims,
+            "codes": codes,
+            "sigma": sigma,
+            "groups": unit_groups,
+        },
         "beta": beta,
         "pmi": pmi,
         "precision": precision,

@@ -17,7 +17,7 @@ from robgib.files import atomic_directory, digest
 
 __all__ = ["RUN_TABLES", "SCHEMA", "SCHEMA_VERSION", "Column", "Run", "column_names", "load_run", "save_run", "table"]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Kept in every run folder. Folders without one are of version 1."""
 
 
@@ -54,7 +54,9 @@ _BUDGET = (
 _LAYER = (
     Column("estimator", "text", "name of the estimator"),
     Column("layer", "text", "module name, or logits"),
-    Column("depth", "integer", "place of the layer, from 0"),
+    Column("depth", "integer", "place of the layer, from 0; -1: the label, predicted or true"),
+    Column("view", "text", "in which the layer is seen: rate, noise or exact", "", 3, ""),
+    Column("partition", "text", "how the input was cut into features", "", 3, ""),
 )
 
 
@@ -111,7 +113,7 @@ SCHEMA: Mapping[str, tuple[Column, ...]] = {
     "layers": (
         *_LAYER,
         Column("term", "text", "which quantity, as in I(X;Z)"),
-        Column("value", "number", "its estimate; empty: not estimable, and the note says why", "bits"),
+        Column("value", "number", "its estimate (r and v are numbers of features); empty: not estimable", "bits"),
         Column("low", "number", "lower end of its 95% interval", "bits"),
         Column("high", "number", "upper end", "bits"),
         Column("saturated", "boolean", "at the estimator's ceiling: the truth may be anything above"),
@@ -126,6 +128,7 @@ SCHEMA: Mapping[str, tuple[Column, ...]] = {
         *_with_interval("single", "I(X_i;Z)"),
         *_with_interval("rest", "I(X_-i;Z)"),
         *_with_interval("interaction", "II_i(X;Z)"),
+        Column("total", "number", "the same estimator's I(X;Z)", "bits", 3, np.nan),
     ),
     "signs": (
         Column("norm", "text", "norm of the threat model"),
@@ -146,6 +149,18 @@ SCHEMA: Mapping[str, tuple[Column, ...]] = {
     "trace": (
         Column("epoch", "integer", "epochs over; 0 is the untrained network"),
         Column("test_accuracy", "number", "accuracy on the test samples", "share"),
+    ),
+    "compression": (
+        *_LAYER,
+        Column("term", "text", "which quantity: I(X;Z), counted, or C(X;Z)"),
+        Column("resolution", "text", "at which the layer was seen at every epoch"),
+        Column("peak_epoch", "integer", "the epoch of its highest value"),
+        Column("peak", "number", "its highest value", "bits"),
+        Column("final", "number", "its value at the last epoch", "bits"),
+        Column("compression", "number", "(peak - final)/peak", "share"),
+        Column("low", "number", "lower end of its 95% interval", "share"),
+        Column("high", "number", "upper end", "share"),
+        Column("verdict", "text", "compresses, does not compress, or cannot be told"),
     ),
     "validation": (
         Column("estimator", "text", "name of the estimator"),

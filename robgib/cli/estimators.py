@@ -55,7 +55,8 @@ def validate_estimators(
         if name not in known:
             raise unknown_name("validation task", name, known)
     classes = {n: e.estimator for n, e in robgib.information.estimator_catalogue(extra).items()}
-    makers = [robgib.information.make_estimator(e, extra) for e in estimator or classes]
+    alone = [name for name, kind in classes.items() if not kind.runs_network]
+    makers = [robgib.information.make_estimator(e, extra) for e in estimator or alone]
     check_writable(out_folder)
     former = robgib.reporting.read_validation(out_folder / "validation.csv") if add else None
     with robgib.runtime.progress_bars(not quiet, always=True) as progress:

@@ -25,7 +25,7 @@ def evaluate(
     ] = None,
     estimator: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Option(help="Estimator, as NAME[:key=value,…]; repeatable. [default: gaussian, binned]"),
+        typer.Option(help="Estimator, as NAME[:key=value,…]; repeatable. [default: probe, imputation]"),
     ] = None,
     layer: Annotated[
         Optional[list[str]],  # noqa: UP045
@@ -41,7 +41,15 @@ def evaluate(
     data_root: DataRoot = None,
     samples: Annotated[int | None, typer.Option(min=1, help="Test images to attack. [default: all]")] = None,
     information_samples: Annotated[int, typer.Option(min=20, help="Most images for information estimates.")] = 5000,
-    features: Annotated[str, typer.Option(help="patches:G, pca:N, pixels, channels, tokens:G or auto.")] = "auto",
+    features: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="patches:G, pca:N, pixels, channels or tokens:G; repeatable. [default: two sizes]"),
+    ] = None,
+    codes: Annotated[
+        int | None, typer.Option(min=2, help="Symbols of a layer's code. [default: four a class, 16 at least]")
+    ] = None,
+    sigma: Annotated[float, typer.Option(help="Noise of the noise view, in a layer's total standard deviation.")] = 0.3,
+    unit_groups: Annotated[int, typer.Option(min=0, help="Groups of units as the features of S(Z;Y); 0: none.")] = 0,
     beta: Annotated[float, typer.Option(help="Trade-off of the IB and GIB objectives.")] = 1.0,
     pmi: Annotated[bool, typer.Option("--pmi", help="Weigh samples by max(0, pmi(ŷ;y)).")] = False,
     cascade: Annotated[
@@ -114,7 +122,10 @@ def evaluate(
                 name=subject.name,
                 samples=samples,
                 information_samples=information_samples,
-                features=features,
+                features=features or "auto",
+                codes=codes,
+                sigma=sigma,
+                unit_groups=unit_groups,
                 beta=beta,
                 pmi=pmi,
                 cascade=cascade,

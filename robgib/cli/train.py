@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 from rich.markup import escape
+from rich.table import Table
 
 import robgib
 from robgib.cli.common import AllowCode, AllowPickle, Catalogue, DataRoot, Device, Quiet, TraceEstimators, out
-from robgib.errors import RobGIBError
+from robgib.errors import RobGIBError, unknown_name
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +28,7 @@ def train(
         Optional[Path], typer.Option("--out", help="Checkpoint to write (.safetensors; default: the cache).")  # noqa: UP045
     ] = None,
     trace: Annotated[
-        bool, typer.Option("--trace", help="Estimate the layers' information while it trains; .trace.csv and .html.")
+        bool, typer.Option("--trace", help="Follow the layers' information over the epochs; .trace.csv and .html.")
     ] = False,
     trace_at: Annotated[
         Optional[str],  # noqa: UP045
@@ -35,13 +38,16 @@ def train(
     snapshots: Annotated[
         bool, typer.Option("--snapshots", help="Keep the network of the epochs of --trace-at, for `robgib trace`.")
     ] = False,
+    control: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Train what must show nothing: untrained (a rate of nothing), or random-labels."),
+    ] = None,
     allow_code: AllowCode = False,
     data_root: DataRoot = None,
     catalogue: Catalogue = None,
     quiet: Quiet = False,
 ) -> None:
     """Train a model of the zoo and write its checkpoint, with a log. A training that was killed goes on."""
-
     where = robgib.runtime.resolve_device(device)
     extra = list(catalogue or [])
     recipe = robgib.zoo.find_recipe(name, extra, allow_code=allow_code).lasting(epochs)
@@ -53,36 +59,34 @@ def train(
         raise RobGIBError("--estimator belongs to --trace; give that too.")
     for spec in estimator or ():
         robgib.information.make_estimator(spec, extra)
-    data = robgib.data.load_data(recipe.data, data_root)
+    if control is not None and control not in robgib.training.CONTROLS:
+        raise unknown_name("control", control, robgib.training.CONTROLS)
+    data = robgib.data.load_data(recipe.data, data_root, catalogue=extra)
+    if trace:  # what cannot be traced is refused before the training
+        samples = len(data.test) if data.enumerated else 2000
+        robgib.information.analysis.make_estimators(_estimators(data, estimator), data, samples, 0, extra)
+    if control is not None:
+        data, training = robgib.training.control(control, data, recipe.training)
+        recipe = recipe.model_copy(update={"training": training})
+        out_file = out_file or Path(f"{name}-{control}.safetensors")
     path = out_file or robgib.zoo.checkpoint_path(recipe, data)
-    watchers: list[Callable[[int, torch.nn.Module], None]] = []
+    folder = path.with_suffix(".epochs")
+    watch: Callable[[int, torch.nn.Module], None] | None = None
+    if trace or snapshots:
+        told = {"name": name, "data": recipe.data, "architecture": recipe.model_dump()["architecture"]}
+        watch = robgib.training.snapshots(folder, at, told)
+    found: robgib.training.Trace | None = None
     with robgib.runtime.progress_bars(not quiet, always=True) as progress:
-        tracer = None
+        _, record, path = robgib.zoo.train_recipe(recipe, data, path, device=where, progress=progress, watch=watch)
         if trace:
-            keep = path.with_suffix(".trace.csv")
-            tracer = robgib.training.Tracer(
-                data,
-                at,
-                estimator or robgib.information.analysis.DEFAULT_ESTIMATORS,
-                device=where,
-                catalogue=extra,
-                progress=progress,
-                keep=keep,
+            files = {e: f for e, f in robgib.training.saved_epochs(folder).items() if e in at}
+            networks = {e: partial(_load, f, data, extra, allow_code) for e, f in files.items()}
+            found = robgib.training.trace(
+                networks, data, _estimators(data, estimator), device=where, catalogue=extra, progress=progress
             )
-            watchers.append(tracer)
-        if snapshots:
-            told = {"name": name, "data": recipe.data, "architecture": recipe.model_dump()["architecture"]}
-            watchers.append(robgib.training.snapshots(path.with_suffix(".epochs"), at, told))
-
-        def watch(epoch: int, model: torch.nn.Module) -> None:
-            for watcher in watchers:
-                watcher(epoch, model)
-
-        _, record, path = robgib.zoo.train_recipe(
-            recipe, data, path, device=where, progress=progress, watch=watch if watchers else None
-        )
-        if tracer:
-            written = robgib.reporting.page.write_trace(tracer.table, path, name)
+            written = robgib.reporting.page.write_trace(found.table, found.compression, path, name)
+            if not snapshots:
+                shutil.rmtree(folder)
     out.print(
         f"{escape(name)}: {100 * record['test_accuracy']:.1f}% test accuracy after {record['epochs']} epochs "
         f"({record['seconds']:.0f} s)\nCheckpoint: [bold]{escape(str(path))}[/bold]",
@@ -96,10 +100,9 @@ def train(
             highlight=False,
         )
     if snapshots:
-        kept = escape(str(path.with_suffix(".epochs")))
-        out.print(f"Snapshots: [bold]{escape(str(kept))}[/bold]", soft_wrap=True, highlight=False)
-    if tracer:
-        out.print(f"Trace: [bold]{escape(str(written))}[/bold]", soft_wrap=True, highlight=False)
+        out.print(f"Snapshots: [bold]{escape(str(folder))}[/bold]", soft_wrap=True, highlight=False)
+    if found is not None:
+        _tell(found, written)
 
 
 def trace(
@@ -117,8 +120,7 @@ def trace(
     catalogue: Catalogue = None,
     quiet: Quiet = False,
 ) -> None:
-    """Estimate the layers' information in the checkpoints of a training, epoch by epoch."""
-
+    """Follow the layers' information in the checkpoints of a training, and say whether it is compressed."""
     where = robgib.runtime.resolve_device(device)
     extra = list(catalogue or [])
     for spec in estimator or ():
@@ -126,33 +128,56 @@ def trace(
     files = robgib.training.saved_epochs(folder)
     beside = folder.resolve()
     page = out_file or beside.with_name(f"{beside.name.removesuffix('.epochs')}.trace.html")
-    loaded: robgib.Dataset | None = None
+
+    def load(path: Path, known: robgib.Dataset | None) -> tuple[torch.nn.Module, robgib.Dataset]:
+        return robgib.zoo.load_checkpoint(
+            path, arch, data, data_root, data=known, allow_pickle=allow_pickle, extra=extra, allow_code=allow_code
+        )
+
     with robgib.runtime.progress_bars(not quiet, always=True) as progress:
-        for epoch, path in files.items():
-            model, found = robgib.zoo.load_checkpoint(
-                path,
-                arch,
-                data,
-                data_root,
-                data=loaded,
-                allow_pickle=allow_pickle,
-                extra=extra,
-                allow_code=allow_code,
-            )
-            if loaded is None:
-                loaded = found
-                tracer = robgib.training.Tracer(
-                    loaded,
-                    tuple(files),
-                    estimator or robgib.information.analysis.DEFAULT_ESTIMATORS,
-                    device=where,
-                    catalogue=extra,
-                    progress=progress,
-                )
-            tracer(epoch, model.to(where))
+        _, loaded = load(next(iter(files.values())), None)
+        networks = {epoch: partial(lambda p: load(p, loaded)[0], path) for epoch, path in files.items()}
+        found = robgib.training.trace(
+            networks, loaded, _estimators(loaded, estimator), device=where, catalogue=extra, progress=progress
+        )
     name = page.name.removesuffix(".html").removesuffix(".trace")
-    written = robgib.reporting.page.write_trace(tracer.table, page.with_name(f"{name}.safetensors"), name)
-    out.print(f"Trace: [bold]{escape(str(written))}[/bold]", soft_wrap=True, highlight=False)
+    beside_it = page.with_name(f"{name}.safetensors")
+    _tell(found, robgib.reporting.page.write_trace(found.table, found.compression, beside_it, name))
+
+
+def _estimators(data: robgib.Dataset, given: list[str] | None) -> Sequence[str]:
+    """Those asked for; else counting where all inputs are listed, and the defaults."""
+    return given or (("exact",) if data.enumerated else robgib.information.DEFAULT_ESTIMATORS)
+
+
+def _load(path: Path, data: robgib.Dataset, extra: list[Path], allow_code: bool) -> torch.nn.Module:
+    return robgib.zoo.load_checkpoint(path, None, None, None, data=data, extra=extra, allow_code=allow_code)[0]
+
+
+def _tell(found: robgib.training.Trace, page: Path) -> None:
+    """Print what can be said of compression in training, and where the page is."""
+    table = Table(title="Compression in training: (peak − final)/peak", title_justify="left")
+    table.add_column("layer", overflow="fold")
+    table.add_column("term", no_wrap=True)
+    for column in ("peak (epoch)", "final", "fall [95%]"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("verdict")
+    shown = found.compression.drop_duplicates(["layer", "term", "estimator", "view"])
+    for r in shown.itertuples():
+        fall = "n/e"
+        if r.compression == r.compression:
+            fall = escape(f"{100 * r.compression:.0f}% [{100 * r.low:.0f}, {100 * r.high:.0f}]")
+        peak = f"{r.peak:.2f} ({r.peak_epoch})"
+        table.add_row(
+            escape(str(r.layer)),
+            f"{r.term} {r.estimator if r.view != 'exact' else 'counted'}",
+            peak,
+            f"{r.final:.2f}",
+            fall,
+            r.verdict,
+        )
+    out.print(table)
+    out.print(f"Trace: [bold]{escape(str(page))}[/bold]", soft_wrap=True, highlight=False)
 
 
 def _epochs(text: str, last: int) -> tuple[int, ...]:

@@ -2,11 +2,13 @@
 
 from robgib.information.activations import LOGITS, collect_activations, default_layers, layer_shapes
 from robgib.information.analysis import DEFAULT_ESTIMATORS, LayerInformation, layer_information
-from robgib.information.base import Decomposition, Estimate, Estimator
+from robgib.information.base import Decomposition, Estimator
 from robgib.information.binned import Binned
+from robgib.information.estimate import Estimate
 from robgib.information.exact import Exact
 from robgib.information.features import Features, group_inputs, group_units, reduce, unit_slices
 from robgib.information.gaussian import Gaussian
+from robgib.information.imputation import Imputation
 from robgib.information.infonce import InfoNCE
 from robgib.information.ksg import KSG
 from robgib.information.probe import Probe
@@ -28,6 +30,7 @@ __all__ = [
     "Exact",
     "Features",
     "Gaussian",
+    "Imputation",
     "InfoNCE",
     "LayerInformation",
     "Probe",

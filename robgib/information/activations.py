@@ -174,6 +174,7 @@ def collect_activations(
     batch_size: int = 256,
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
+    check: bool = True,
 ) -> dict[str, npt.NDArray[np.float32]]:
     """Run the model on ``x`` and return what the named layers hold.
 
@@ -186,6 +187,7 @@ def collect_activations(
         batch_size: images at once; halved where memory does not suffice.
         device: where the model is.
         progress: called after each batch.
+        check: whether a layer that is constant over the samples is refused.
 
     Returns:
         Arrays (N, U, …) by layer, U the units or channels. Token layers give the class token, where the
@@ -195,7 +197,7 @@ def collect_activations(
         RobGIBError: an unknown name, a layer that the forward pass does not reach, that gives no tensor, that
             is constant over the samples, or that holds NaN or infinite values.
     """
-    modules = dict(network_of(model).named_modules())
+    modules, layers = dict(network_of(model).named_modules()), tuple(dict.fromkeys(layers))
     for name in layers:
         if name != LOGITS and name not in modules:
             raise unknown_name("layer", name, [*(n for n in modules if n), LOGITS])
@@ -226,7 +228,7 @@ def collect_activations(
     for name, values in held.items():
         if not np.isfinite(values).all():
             raise RobGIBError(f"layer {name!r} holds NaN or infinite activations; no estimate would mean anything.")
-        if np.ptp(values.reshape(len(values), -1), axis=0).max() == 0:
+        if check and np.ptp(values.reshape(len(values), -1), axis=0).max() == 0:
             raise RobGIBError(
                 f"layer {name!r} never fires: it is the same for all {len(values)} images; "
                 "choose other layers with --layer."

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,31 +16,61 @@ from torch import Tensor
 
 from robgib.data.dataset import Dataset, split_information
 from robgib.errors import RobGIBError, RobGIBWarning
-from robgib.information.activations import collect_activations, default_layers
-from robgib.information.base import Decomposition, Estimate, Estimator
-from robgib.information.base import Prepared as PreparedFeatures
+from robgib.information.activations import LOGITS, collect_activations, default_layers
+from robgib.information.base import Decomposition, Estimator
+from robgib.information.estimate import Estimate
+from robgib.information.exact import Exact
 from robgib.information.features import Features, group_inputs
 from robgib.information.measures import gib_objective, ib_objective, pmi_weights
 from robgib.information.registry import make_estimator
+from robgib.information.views import (
+    EXACT,
+    NOISE,
+    RATE,
+    SYMBOLS_A_CLASS,
+    Bins,
+    Codebook,
+    Network,
+    NoisyLayer,
+    Seen,
+    Target,
+    View,
+    entropy_estimate,
+)
 from robgib.models.inference import Prepared, predict, prepare
 from robgib.results import table
 from robgib.runtime import Progress
 
 __all__ = [
     "DEFAULT_ESTIMATORS",
-    "NOISE",
+    "LABEL",
+    "PREDICTION",
+    "SIGMA",
     "TERMS",
     "LayerInformation",
+    "about",
+    "bins_of",
+    "codes_of",
+    "default_codes",
     "default_features",
+    "fit_view",
     "layer_information",
     "make_estimators",
+    "term_rows",
 ]
 
-DEFAULT_ESTIMATORS = ("gaussian", "binned")
-TERMS = ("I(Z;Y)", "I(X;Z)", "C(X;Z)", "S(X;Z)", "S(Z;Y)", "IB", "GIB")
-"""Per layer: prediction, IB complexity, GIB complexity, input-side and label-side synergy, objectives."""
-NOISE = 0.01
-"""Variance of the noise at which real-valued estimators see a layer (its scores have variance 1)."""
+DEFAULT_ESTIMATORS = ("probe", "imputation")
+TERMS = ("I(Z;Y)", "I(X;Z)", "C(X;Z)", "S(X;Z)", "r(X;Z)", "v(X;Z)", "learnt I(X;Z)", "IB", "GIB")
+"""Per layer: prediction and IB complexity, both counted; GIB complexity, synergy, and the degrees of redundancy and
+vulnerability (no bits: numbers of features), estimated; the estimator's own I(X;Z); the objectives."""
+PREDICTION, LABEL = "Ŷ", "Y"
+"""What stands beside the layers: the predicted and the true label."""
+SIGMA = 0.3
+"""Standard deviation of the noise in which the ``noise`` view sees a layer, in the layer's total one."""
+_STEPS = 800
+"""Training steps of estimators that learn, all layers at once: more moved their figures by 1% or less."""
+_GAP = 0.1
+"""Share of a counted I(X;Z) that an estimator may fail to learn before its figures are marked."""
 
 
 def layer_information(
@@ -49,10 +80,12 @@ def layer_information(
     *,
     layers: Sequence[str] | None = None,
     samples: int = 5000,
-    features: str = "auto",
+    features: str | Sequence[str] = "auto",
     feature_dims: int = 4,
     layer_dims: int = 8,
-    unit_groups: int = 8,
+    codes: int | None = None,
+    sigma: float = SIGMA,
+    unit_groups: int = 0,
     beta: float = 1.0,
     pmi: bool = False,
     batch_size: int | None = None,
@@ -61,19 +94,22 @@ def layer_information(
     catalogue: Sequence[Path] = (),
     progress: Progress | None = None,
 ) -> LayerInformation:
-    """Estimate the information terms of a model's layers.
+    """Estimate the information terms of a model's layers, each in the view of its estimator.
 
     Args:
         model: classifier on ``device``, or what :func:`~robgib.models.inference.prepare` made of it.
         data: estimated on test images; codes and components are fitted on training images, or, where the data have
             none, on every second test image (the rest is estimated on).
-        estimators: specifications such as ``gaussian`` or ``binned:codes=8``, or estimator objects.
+        estimators: specifications such as ``probe`` or ``imputation:donors=32``, or estimator objects.
         layers: module names, or ``logits``; None takes every block's output and the logits.
         samples: most images to estimate on, and to fit on.
-        features: how the input is cut (:func:`~robgib.information.features.group_inputs`), or ``auto``.
+        features: how the input is cut (:func:`~robgib.information.features.group_inputs`), one partition or several;
+            ``auto`` takes two sizes.
         feature_dims: principal components a feature.
         layer_dims: principal components of a layer, the same for every layer.
-        unit_groups: groups of a layer's units, the features of S(Z;Y).
+        codes: symbols of a layer's code (``rate`` view); None is four a class, at least 16, where the samples suffice.
+        sigma: noise in which a layer is seen (``noise`` view), in its total standard deviation.
+        unit_groups: groups of a layer's units, the features of S(Z;Y); 0 leaves it out.
         beta: trade-off of the objectives IB and GIB.
         pmi: weigh each sample's pointwise terms by max(0, pmi(ŷ;y)).
         batch_size: images at once; None finds it.
@@ -88,12 +124,12 @@ def layer_information(
     >>> import robgib
     >>> model, data = robgib.load_model("digits-cnn")
     >>> found = layer_information(model, data, ["gaussian"], layers=["logits"], samples=200)
-    >>> found.layers["term"].tolist()
-    ['I(Z;Y)', 'I(X;Z)', 'C(X;Z)', 'S(X;Z)', 'S(Z;Y)', 'IB', 'GIB']
+    >>> found.layers.query("layer == 'logits'")["term"].unique().tolist()
+    ['I(Z;Y)', 'I(X;Z)', 'C(X;Z)', 'S(X;Z)', 'r(X;Z)', 'v(X;Z)', 'learnt I(X;Z)', 'IB', 'GIB']
     """
     makers = make_estimators(estimators, data, samples, seed, catalogue)
-    if features == "auto":
-        features = default_features(data.shape)
+    cuts = tuple(dict.fromkeys([features] if isinstance(features, str) else features))
+    partitions = tuple(dict.fromkeys(p for c in cuts for p in (default_features(data.shape) if c == "auto" else (c,))))
     if not isinstance(model, Prepared):
         model = prepare(model, data.test.x, classes=len(data.classes), batch_size=batch_size, device=device)
     size = model.batch_size
@@ -101,40 +137,63 @@ def layer_information(
     parts, undecided = split_information(data, samples, seed), 0
     if makers:
         parts, undecided = _decided_parts(model, parts, size, device)
-    held = [
-        collect_activations(model.model, x, chosen, batch_size=size, device=device, progress=progress)
-        for x, _ in (parts if makers else ())
-    ]
     layer_rows: list[dict[str, Any]] = []
     feature_rows: list[dict[str, Any]] = []
     if makers:
         (x, y), (x_fit, y_fit) = parts
-        inputs = group_inputs(features, x.numpy(), x_fit.numpy(), feature_dims)
-        weights = pmi_weights(predict(model, x, batch_size=size, device=device), y.numpy()) if pmi else None
-        total = len(makers) * len(chosen)
-        ready: dict[str, PreparedFeatures] = {}
-        for number, (estimator, layer) in enumerate((e, n) for e in makers for n in chosen):
+        now, then = (
+            collect_activations(model.model, part, chosen, batch_size=size, device=device, progress=progress)
+            for part in (x, x_fit)
+        )
+        predicted = [predict(model, part, batch_size=size, device=device).astype(np.int64) for part in (x, x_fit)]
+        weights = pmi_weights(predicted[0], y.numpy()) if pmi else None
+        count = codes or default_codes(len(data.classes), len(x_fit))
+        seen: dict[View, dict[str, Seen]] = {}
+        targets: dict[View, list[Target]] = {}
+        for view in dict.fromkeys(m.view for m in makers):
+            seen[view] = {n: fit_view(view, then[n], layer_dims, count, sigma, seed, bins_of(makers)) for n in chosen}
+            of_layers = [seen[view][n].target(n, now[n], then[n], y.numpy(), weights) for n in chosen]
+            beside = _labels(view, predicted, (y.numpy(), y_fit.numpy()), weights)
+            targets[view] = [*of_layers, *beside]
+        for number, (estimator, partition) in enumerate((e, p) for e in makers for p in partitions):
             if progress:
-                progress("estimating information", number, total, f"{estimator.name}, {layer}")
-            try:
-                if estimator.name not in ready:  # one at a time: nothing of the last estimator's is needed any more
-                    ready = {estimator.name: estimator.prepare(inputs.values, inputs.fit)}
-            except RobGIBError as error:
-                raise RobGIBError(f"estimator {estimator.name!r}: {error}") from error
-            rows, per_feature = _layer_terms(
-                estimator, layer, inputs, ready[estimator.name], held[0][layer], held[1][layer], y.numpy(),
-                y_fit.numpy(), layer_dims, unit_groups, beta, weights,
-            )  # fmt: skip
-            base = {"estimator": estimator.name, "layer": layer, "depth": chosen.index(layer)}
-            layer_rows += [{**base, **row} for row in rows]
-            feature_rows += [{**base, **row} for row in per_feature]
+                progress(
+                    "estimating information", number, len(makers) * len(partitions), f"{estimator.name}, {partition}"
+                )
+            inputs = group_inputs(partition, x.numpy(), x_fit.numpy(), feature_dims)
+            network = None
+            wanted = targets[estimator.view]
+            if estimator.runs_network:
+                wanted = [t for t in wanted if t.name != LABEL]  # the network's answers do not tell it
+                network = Network(
+                    x, x_fit, data.enumerated, inputs, codes_of(model, seen[estimator.view], size, device)
+                )
+            with about(estimator, partition):
+                prepared = estimator.prepare(inputs.values, inputs.fit)
+                found = estimator.of_network(prepared, wanted, network, weights, progress)
+            for target, decomposition in zip(wanted, found, strict=True):
+                base = {
+                    "estimator": estimator.name,
+                    "layer": target.name,
+                    "depth": chosen.index(target.name) if target.name in chosen else -1,
+                    "view": estimator.view,
+                    "partition": partition,
+                }
+                rows = term_rows(target, decomposition, inputs, beta)
+                if unit_groups and target.name in chosen and not estimator.runs_network:
+                    with about(estimator, target.name):
+                        rows.insert(
+                            4, _synergy_of_units(estimator, now, then, target.name, y, y_fit, unit_groups, weights)
+                        )
+                layer_rows += [{**base, **row} for row in rows]
+                feature_rows += [{**base, **row} for row in _feature_terms(inputs, decomposition)]
         if progress:
-            progress("estimating information", total, total)
+            progress("estimating information", len(makers) * len(partitions), len(makers) * len(partitions))
     return LayerInformation(
         table("layers", layer_rows),
         table("features", feature_rows),
         chosen,
-        features,
+        partitions,
         len(parts[0][0]),
         len(parts[1][0]),
         undecided,
@@ -146,10 +205,10 @@ class LayerInformation:
     """What :func:`layer_information` found.
 
     Attributes:
-        layers: a row an estimator, layer and term (:data:`~robgib.results.SCHEMA`).
-        features: a row an estimator, layer and feature of the input.
+        layers: a row an estimator, partition, layer and term (:data:`~robgib.results.SCHEMA`).
+        features: a row an estimator, partition, layer and feature of the input.
         names: the layers, in order.
-        partition: how the input was cut into features.
+        partitions: how the input was cut into features.
         samples: images that were estimated on.
         fit_samples: images that codes and components were fitted on.
         undecided: images left out, since the model has no finite answer to them.
@@ -158,7 +217,7 @@ class LayerInformation:
     layers: pd.DataFrame
     features: pd.DataFrame
     names: tuple[str, ...]
-    partition: str
+    partitions: tuple[str, ...]
     samples: int
     fit_samples: int
     undecided: int
@@ -172,12 +231,52 @@ def make_estimators(
     Raises:
         RobGIBError: an unknown name or option, an estimator that is given twice, or one that the data do not suit.
     """
-    made = [e if isinstance(e, Estimator) else make_estimator(e, catalogue, noise=NOISE, seed=seed) for e in estimators]
+    made = [
+        e if isinstance(e, Estimator) else make_estimator(e, catalogue, seed=seed, steps=_STEPS) for e in estimators
+    ]
     for estimator in made:
-        estimator.check_inputs(len(data.test) if data.enumerated else None, samples)
+        if estimator.view == EXACT and not (data.enumerated and samples >= len(data.test)):
+            enough = f" with at least {len(data.test)} information samples" if data.enumerated else ""
+            raise RobGIBError(
+                f"the {estimator.name} estimator counts all inputs there are, such as those of "
+                f"function:parity-3{enough}; choose another estimator for {data.name!r}."
+            )
     if len({e.name for e in made}) < len(made):
         raise RobGIBError("an estimator is given twice; name each one once.")
     return made
+
+
+def default_features(shape: tuple[int, ...]) -> tuple[str, ...]:
+    """How samples of this shape are cut where nothing else is said: into few pieces, and into more."""
+    if len(shape) == 3:
+        side = min(shape[1:])
+        return tuple(dict.fromkeys(f"patches:{min(g, side)}" for g in (2, 4)))
+    if len(shape) == 2:
+        return tuple(dict.fromkeys(f"tokens:{min(g, shape[0])}" for g in (4, 8)))
+    size = int(np.prod(shape))
+    return ("pixels",) if size <= 64 else ("pca:4", "pca:16")
+
+
+def default_codes(classes: int, samples: int) -> int:
+    """How many symbols a layer's code has where nothing else is said: four a class, 16 at least, a fifth of the samples
+    at most.
+
+    >>> default_codes(10, 5000), default_codes(2, 5000), default_codes(100, 1000)
+    (40, 16, 200)
+    """
+    return max(2, min(max(16, SYMBOLS_A_CLASS * classes), samples // 5))
+
+
+def fit_view(view: View, z: np.ndarray, dims: int, codes: int, sigma: float, seed: int, bins: int = 30) -> Seen:
+    """Fit a view of one layer on activations (N, …)."""
+    if view == RATE:
+        return Codebook.fit(z, dims, codes, seed)
+    return NoisyLayer.fit(z, dims, sigma, seed) if view == NOISE else Bins.fit(z, bins)
+
+
+def bins_of(estimators: Sequence[Estimator]) -> int:
+    """How many bins the ``exact`` view has: what the estimator that counts in it asks for."""
+    return next((e.bins for e in estimators if isinstance(e, Exact)), Exact.bins)
 
 
 Part = tuple[Tensor, Tensor]
@@ -192,52 +291,115 @@ def _decided_parts(
     return (ours, theirs), int((~kept[0]).sum())
 
 
-def default_features(shape: tuple[int, ...]) -> str:
-    """How samples of this shape are cut where nothing else is said."""
-    if len(shape) == 3:
-        return f"patches:{min(4, *shape[1:])}"
-    if len(shape) == 2:
-        return f"tokens:{min(8, shape[0])}"
-    return "pixels" if int(np.prod(shape)) <= 64 else "pca:16"
+def _labels(
+    view: View, predicted: Sequence[np.ndarray], labels: Sequence[np.ndarray], weights: np.ndarray | None
+) -> list[Target]:
+    """The predicted and the true label as targets; in the views of codes the former is counted as a layer is."""
+    told, truth = predicted[0], labels[0]
+    exact = view == EXACT
+    seen = Codebook.counted(PREDICTION, told, predicted[1], truth, weights, view, "the label predicted")
+    unknown = Estimate(np.nan, np.nan, np.nan, note="what the input tells of the label is learnt, not counted")
+    own = entropy_estimate(truth, weights, exact)
+    return [seen, Target(LABEL, view, truth, labels[1], unknown, own, "the true label")]
 
 
-def _layer_terms(
-    estimator: Estimator,
-    layer: str,
-    inputs: Features,
-    prepared: PreparedFeatures,
-    z: np.ndarray,
-    z_fit: np.ndarray,
-    y: np.ndarray,
-    y_fit: np.ndarray,
-    dims: int,
-    groups: int,
-    beta: float,
-    weights: np.ndarray | None,
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The terms of one layer by one estimator, and the features' part in them."""
+def codes_of(model: Prepared, seen: Mapping[str, Seen], batch_size: int, device: torch.device | str) -> Any:
+    """From inputs to the codes of every layer, and of the prediction."""
+    names, wanted = tuple(seen), tuple(dict.fromkeys([*seen, LOGITS]))
+
+    def codes(x: Tensor) -> dict[str, np.ndarray]:
+        held = collect_activations(model.model, x, wanted, batch_size=batch_size, device=device, check=False)
+        told = {n: seen[n](held[n]) for n in names}
+        return {**told, PREDICTION: held[LOGITS].argmax(1).astype(np.int64)}
+
+    return codes
+
+
+@contextmanager
+def about(estimator: Estimator, what: str) -> Iterator[None]:
+    """Name the estimator in its errors; its warnings are in the notes, which are shown."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RobGIBWarning)  # what it says is in the notes, which are shown
-            target, target_fit = estimator.of_layer(z, z_fit, dims)
-            of_input = estimator.estimate(prepared, target, fit_target=target_fit, weights=weights)
-            prediction = estimator.label_information(target, y, fit_representation=target_fit, weights=weights)
-            units = estimator.of_units(z, z_fit, groups)
-            of_label = estimator.estimate(units.values, y, fit_features=units.fit, fit_target=y_fit, weights=weights)
+            warnings.simplefilter("ignore", RobGIBWarning)
+            yield
     except RobGIBError as error:
-        raise RobGIBError(f"estimator {estimator.name!r} on layer {layer!r}: {error}") from error
-    p, total, cost = prediction.total, of_input.total, of_input.complexity
-    side = f"{inputs.resolution}; {of_input.resolution}"
+        raise RobGIBError(f"estimator {estimator.name!r}, {what}: {error}") from error
+
+
+def term_rows(target: Target, found: Decomposition, inputs: Features, beta: float) -> list[dict[str, Any]]:
+    """The rows of one target: what is counted, what is estimated, and what is made of both."""
+    counted, learnt, cost = target.total, found.total, found.complexity
+    known = counted.value == counted.value
+    notes = [*target.notes, *found.notes]
+    gap = (counted.value - learnt.value) / counted.value if known and counted.value > 0 else 0.0
+    # A single never tells more than all: one that does, beyond its error, betrays codes of X that lose more than it.
+    beyond = [s for s in found.singles if s.value == s.value and s.low > learnt.high]
+    marked = learnt.value == learnt.value and (gap > _GAP or bool(beyond))
+    if gap > _GAP:
+        notes.append(f"under {1 - _GAP:.0%} of the counted I(X;Z) is learnt: marked figures lack the rest")
+    if beyond:
+        notes.append("a feature alone tells more than all features: marked figures lack what their code lost")
+    side = f"{inputs.resolution}; {target.resolution}; {found.resolution}"
+
+    def row(term: str, e: Estimate, how: str, mark: bool = False, notes: Sequence[str] = notes) -> dict[str, Any]:
+        return {
+            "term": term,
+            "value": e.value,
+            "low": e.low,
+            "high": e.high,
+            "saturated": bool(e.saturated or (mark and e.value == e.value)),
+            "bound": how,
+            "resolution": side,
+            "samples": found.samples,
+            "note": "; ".join(dict.fromkeys([*notes, *([e.note] if e.note else [])])),
+        }
+
+    own = found.bound
+    predicted = target.label
     rows = [
-        _row("I(Z;Y)", p, prediction, prediction.resolution),
-        _row("I(X;Z)", total, of_input, side),
-        _row("C(X;Z)", cost, of_input, side),
-        _row("S(X;Z)", of_input.synergy, of_input, side),
-        _row("S(Z;Y)", of_label.synergy, of_label, f"{units.resolution}; {of_label.resolution}"),
-        _row("IB", _objective(ib_objective(p.value, total.value, beta), p, total, beta), of_input, side),
-        _row("GIB", _objective(gib_objective(p.value, cost.value, beta), p, cost, beta / 2), of_input, side),
+        row("I(Z;Y)", predicted, "counted", notes=target.notes),
+        row("I(X;Z)", counted, "counted", notes=target.notes),
+        row("C(X;Z)", cost, own, marked),
+        row("S(X;Z)", found.synergy, own, marked),
+        row("r(X;Z)", found.redundancy, own, marked),
+        row("v(X;Z)", found.vulnerability, own, marked),
+        row("learnt I(X;Z)", learnt, own, marked),
     ]
-    features = [
+    ib = _objective(float(ib_objective(predicted.value, counted.value, beta)), predicted, counted, beta)
+    gib = _objective(float(gib_objective(predicted.value, cost.value, beta)), predicted, cost, beta / 2)
+    return [*rows, row("IB", ib, "counted", notes=target.notes), row("GIB", gib, own, marked)]
+
+
+def _synergy_of_units(
+    estimator: Estimator,
+    now: Mapping[str, np.ndarray],
+    then: Mapping[str, np.ndarray],
+    layer: str,
+    y: Tensor,
+    y_fit: Tensor,
+    groups: int,
+    weights: np.ndarray | None,
+) -> dict[str, Any]:
+    """The row of S(Z;Y): groups of the layer's units as features, the label as target."""
+    units = estimator.of_units(now[layer], then[layer], groups)
+    found = estimator.estimate(
+        units.values, y.numpy(), fit_features=units.fit, fit_target=y_fit.numpy(), weights=weights
+    )
+    return {
+        "term": "S(Z;Y)",
+        "value": found.synergy.value,
+        "low": found.synergy.low,
+        "high": found.synergy.high,
+        "saturated": found.synergy.saturated,
+        "bound": found.bound,
+        "resolution": f"{units.resolution}; {found.resolution}",
+        "samples": found.samples,
+        "note": "; ".join(found.notes),
+    }
+
+
+def _feature_terms(inputs: Features, found: Decomposition) -> list[dict[str, Any]]:
+    return [
         {
             "feature": feature,
             **{
@@ -245,12 +407,12 @@ def _layer_terms(
                 for key, estimate in (("single", single), ("rest", rest), ("interaction", interaction))
                 for suffix, part in (("", "value"), ("_low", "low"), ("_high", "high"))
             },
+            "total": found.total.value,
         }
         for feature, single, rest, interaction in zip(
-            inputs.names, of_input.singles, of_input.rests, of_input.interaction, strict=True
+            inputs.names, found.singles, found.rests, found.interaction, strict=True
         )
     ]
-    return rows, features
 
 
 def _objective(value: float, prediction: Estimate, cost: Estimate, weight: float) -> Estimate:
@@ -263,17 +425,3 @@ def _objective(value: float, prediction: Estimate, cost: Estimate, weight: float
         prediction.saturated or cost.saturated,
         prediction.note or cost.note,
     )
-
-
-def _row(term: str, estimate: Estimate, source: Decomposition, resolution: str) -> dict[str, Any]:
-    return {
-        "term": term,
-        "value": estimate.value,
-        "low": estimate.low,
-        "high": estimate.high,
-        "saturated": estimate.saturated,
-        "bound": source.bound,
-        "resolution": resolution,
-        "samples": source.samples,
-        "note": "; ".join(source.notes),
-    }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,9 +13,12 @@ import numpy.typing as npt
 from scipy import stats
 
 from robgib.errors import RobGIBError, RobGIBWarning
-from robgib.information.features import Features, group_units, reduce
+from robgib.information.estimate import Estimate
+from robgib.information.features import Features, group_units
 from robgib.information.measures import functionals
+from robgib.information.views import NOISE, Network, Target, View
 from robgib.options import check
+from robgib.runtime import Progress
 
 __all__ = [
     "Decomposition",
@@ -27,20 +30,6 @@ __all__ = [
 ]
 
 Array = npt.NDArray[Any]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A figure in bits with its 95% interval. NaN: not estimable, and ``note`` says why.
-
-    ``saturated`` marks a figure at the ceiling of its estimator: the truth may be anything above.
-    """
-
-    value: float
-    low: float
-    high: float
-    saturated: bool = False
-    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,6 +51,7 @@ class Decomposition:
         resolution: at which resolution of features and target they hold.
         bound: how the information terms stand to the truth (``lower``, ``exact``, ``none`` …).
         notes: limits that the reader must know.
+        pointwise: (N, 2n+1) values of the samples whose means the terms are, where there are such.
     """
 
     total: Estimate
@@ -78,6 +68,7 @@ class Decomposition:
     resolution: str
     bound: str
     notes: tuple[str, ...] = ()
+    pointwise: Array | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -134,7 +125,8 @@ class Estimator(ABC):
 
     Class attributes: ``name``; ``bound`` and ``summary``, a few words each; ``guide``, a paragraph on what the
     figure bounds, where it may be trusted and where it saturates; ``regimes``, the kinds of validation task in
-    which it claims to be right; ``least_samples``; ``codes_target``, whether a real target is coded.
+    which it claims to be right; ``least_samples``; ``codes_target``, whether a real target is coded; ``view``, in which
+    it sees a layer; ``runs_network``, whether it needs the network itself.
 
     >>> import numpy as np
     >>> from robgib.information import Exact
@@ -152,6 +144,8 @@ class Estimator(ABC):
     regimes: ClassVar[tuple[str, ...]] = ()
     guide: ClassVar[str] = ""
     codes_target: ClassVar[bool] = False
+    view: ClassVar[View] = NOISE
+    runs_network: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check(self, f"the {self.name} estimator")
@@ -190,18 +184,26 @@ class Estimator(ABC):
         """What the estimator wants of checked features (:attr:`Prepared.own`)."""
         return None
 
-    def check_inputs(self, inputs: int | None, samples: int) -> None:
-        """Raise unless the estimator can use a model's layers on so many samples.
+    def of_network(
+        self,
+        prepared: Prepared,
+        targets: Sequence[Target],
+        network: Network | None = None,
+        weights: Array | None = None,
+        progress: Progress | None = None,
+    ) -> list[Decomposition]:
+        """Estimate what the prepared features of a network's input tell of each of several targets.
 
         Args:
-            inputs: how many inputs there are, where the data list them all; None where they do not.
-            samples: most samples that are estimated on.
+            prepared: features (:meth:`prepare`).
+            targets: layers in this estimator's view, or the label.
+            network: the network itself, for estimators that run it.
+            weights: as for :meth:`estimate`.
+            progress: called as the work goes on.
         """
-        return None
-
-    def of_layer(self, z: Array, fit: Array, dims: int) -> tuple[Array, Array]:
-        """The target that a layer's activations (N, …) are, and the same of those that codes are fitted on."""
-        return reduce(z, fit, dims)
+        return self.estimate_many(
+            prepared, [t.values for t in targets], fit_targets=[t.fit for t in targets], weights=weights
+        )
 
     def of_units(self, z: Array, fit: Array, groups: int) -> Features:
         """The features that a layer's units are: ``groups`` of them."""
@@ -340,6 +342,7 @@ def decompose(
     missing: npt.ArrayLike = 0.0,
     saturated: npt.ArrayLike = False,
     notes: Sequence[str] = (),
+    absent: str = "",
 ) -> Decomposition:
     """Turn the 2n+1 terms [total, singles, rests] and their errors into a decomposition.
 
@@ -357,6 +360,7 @@ def decompose(
             terms share, so that it does not average out over features.
         saturated: (2n+1,) marks.
         notes: limits to pass on.
+        absent: why some of the terms are NaN, where others are estimated.
     """
     values = np.asarray(terms, float)
     if problem.weights is not None:
@@ -372,6 +376,13 @@ def decompose(
             replicates = None
     n = (len(values) - 1) // 2
     rows = functionals(n)
+    # What is not estimated stays out of everything but what is made of it.
+    missed = np.isnan(values)
+    lost = (rows[:, missed] != 0).any(1)
+    partly = bool(missed.any() and not missed.all())
+    if partly:
+        values = np.where(missed, 0.0, values)
+        pointwise = None if pointwise is None else np.where(missed, 0.0, pointwise)
     quantile = float(stats.norm.ppf(0.975))
     if pointwise is not None:
         covariance = np.atleast_2d(np.cov(pointwise, rowvar=False)) / len(pointwise)
@@ -391,6 +402,8 @@ def decompose(
     def degree(row: Array) -> Estimate:
         """The ratio of a row's term to the total, its error by first-order propagation."""
         total, top = float(values[0]), float(row @ values)
+        if partly and (row[missed] != 0).any():
+            return Estimate(np.nan, np.nan, np.nan, note=absent)
         if not np.isfinite(top) or not np.isfinite(total):
             return Estimate(np.nan, np.nan, np.nan, note="; ".join(notes))
         if total <= 0 or (half[0] > 0 and total <= half[0]):
@@ -402,10 +415,10 @@ def decompose(
 
     derived = rows @ values
     marks = (rows != 0) @ np.broadcast_to(np.asarray(saturated, bool), values.shape).astype(float) > 0
-    note = "" if np.isfinite(values).all() else "; ".join(notes)
+    note = absent if partly else "" if np.isfinite(values).all() else "; ".join(notes)
     made = [
-        Estimate(float(v), float(v - h), float(v + h), bool(s), note)
-        for v, h, s in zip(derived, half, marks, strict=True)
+        Estimate(float(v), float(v - h), float(v + h), bool(s), note if partly is False or gone else "")
+        for v, h, s, gone in zip(np.where(lost & partly, np.nan, derived), half, marks, lost, strict=True)
     ]
     eye = rows[1 : 2 * n + 1]
     return Decomposition(
@@ -423,4 +436,5 @@ def decompose(
         resolution=resolution,
         bound=estimator.bound,
         notes=tuple(notes),
+        pointwise=pointwise,
     )

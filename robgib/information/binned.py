@@ -12,6 +12,7 @@ from pydantic import Field
 from robgib.information.base import Decomposition, Estimator, Problem, decompose
 from robgib.information.discrete import adjusted_by, combine, subset_codes
 from robgib.information.preprocessing import Codes, codebook, default_size, encode
+from robgib.information.views import RATE, View
 
 __all__ = [
     "Binned",
@@ -46,6 +47,7 @@ class Binned(Estimator):
     summary: ClassVar[str] = "quantile or k-means codes, plug-in counts with Miller-Madow and chance correction"
     regimes: ClassVar[tuple[str, ...]] = ("discrete", "parity")
     codes_target: ClassVar[bool] = True
+    view: ClassVar[View] = RATE
     guide: ClassVar[str] = (
         "Its figures are information between codes: exact for discrete variables while the joint symbols stay well "
         "below the samples, and a lower bound of the information between real variables, often a loose one. It needs "

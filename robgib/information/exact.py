@@ -14,6 +14,7 @@ from robgib.information.base import Decomposition, Estimator, Problem, decompose
 from robgib.information.discrete import plug_in, subset_codes
 from robgib.information.features import Features, unit_slices
 from robgib.information.preprocessing import Codes, relabel
+from robgib.information.views import EXACT, View
 
 __all__ = [
     "Exact",
@@ -46,19 +47,7 @@ class Exact(Estimator):
     )
     weights: Any = None
     bins: Annotated[int, Field(ge=2)] = 30
-
-    def check_inputs(self, inputs: int | None, samples: int) -> None:
-        """See :meth:`Estimator.check_inputs`."""
-        if inputs is None or samples < inputs:
-            enough = f" with at least {inputs} information samples" if inputs is not None else ""
-            raise RobGIBError(
-                f"the {self.name} estimator counts all inputs there are, such as those of function:parity-3{enough}; "
-                "choose another estimator for these data."
-            )
-
-    def of_layer(self, z: Array, fit: Array, dims: int) -> tuple[Array, Array]:
-        """See :meth:`Estimator.of_layer`: the units as they are."""
-        return z.reshape(len(z), -1), fit.reshape(len(fit), -1)
+    view: ClassVar[View] = EXACT
 
     def of_units(self, z: Array, fit: Array, groups: int) -> Features:
         """See :meth:`Estimator.of_units`: the units as they are."""

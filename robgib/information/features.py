@@ -25,12 +25,23 @@ _KINDS = ("patches", "pca", "pixels", "channels", "tokens")
 
 @dataclass(frozen=True)
 class Features:
-    """n named features of N samples (N, d_i), and the same features of the samples they were fitted on."""
+    """n named features of N samples (N, d_i), and the same features of the samples they were fitted on.
+
+    Attributes:
+        names: of the features.
+        values: scores (N, d_i) of each.
+        fit: the same of the samples that the reductions were fitted on.
+        resolution: what they are.
+        cells: where in a batch of inputs each lies; none where they are no pieces of the input.
+        blank: names of pieces that never vary, which are left out.
+    """
 
     names: tuple[str, ...]
     values: tuple[Vector, ...]
     fit: tuple[Vector, ...]
     resolution: str
+    cells: tuple[tuple[slice, ...], ...] = ()
+    blank: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -125,13 +136,19 @@ def group_inputs(spec: str, x: npt.ArrayLike, fit: npt.ArrayLike, dims: int = 4)
         )
     if kind == "pixels":
         flat, flat_fit = x.reshape(len(x), -1), fit.reshape(len(fit), -1)
-        varying = np.flatnonzero(flat_fit.std(0) > 0)
+        varying = np.flatnonzero((flat_fit.std(0) > 0) | (flat.std(0) > 0))
+        if not len(varying):
+            raise RobGIBError(f"features {spec!r}: no pixel varies over the samples; there is nothing to tell.")
         noun = "pixel" if x.ndim == 4 else "input"
         return Features(
             tuple(f"{noun} {i}" for i in varying),
             tuple(flat[:, [i]].astype(np.float64) for i in varying),
             tuple(flat_fit[:, [i]].astype(np.float64) for i in varying),
             f"{len(varying)} {noun}s that vary",
+            tuple(
+                (slice(None), *(slice(int(k), int(k) + 1) for k in np.unravel_index(i, x.shape[1:]))) for i in varying
+            ),
+            tuple(f"{noun} {i}" for i in np.setdiff1d(np.arange(flat.shape[1]), varying)),
         )
     cuts: list[tuple[str, tuple[slice, ...]]]
     if kind == "channels":
@@ -152,14 +169,27 @@ def group_inputs(spec: str, x: npt.ArrayLike, fit: npt.ArrayLike, dims: int = 4)
             for r in range(grid)
             for c in range(grid)
         ]
+    blank = tuple(name for name, cut in cuts if not _varies(x[cut]) and not _varies(fit[cut]))
+    cuts = [(name, cut) for name, cut in cuts if name not in blank]
+    if not cuts:
+        raise RobGIBError(
+            f"features {spec!r}: all of them are blank, the same for all samples; there is nothing to tell."
+        )
     pairs = [reduce(x[cut], fit[cut], dims) for _, cut in cuts]
     widest = max(p[0].shape[1] for p in pairs)
+    left_out = f", {len(blank)} blank ones left out" if blank else ""
     return Features(
         tuple(name for name, _ in cuts),
         tuple(p[0] for p in pairs),
         tuple(p[1] for p in pairs),
-        f"{len(cuts)} {kind} of {widest} dimensions",
+        f"{len(cuts)} {kind} of {widest} dimensions{left_out}",
+        tuple(cut for _, cut in cuts),
+        blank,
     )
+
+
+def _varies(values: npt.NDArray[np.generic]) -> bool:
+    return bool(len(values) and (values != values[0]).any())
 
 
 def unit_slices(z: npt.ArrayLike, groups: int = 8) -> Features:

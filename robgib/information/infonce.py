@@ -94,7 +94,7 @@ class InfoNCE(Estimator):
         resolve_device(self.device)
 
     def _prepare(self, features: tuple[Vector, ...], fit_features: tuple[Vector, ...]) -> Columns:
-        return Columns.made(features)
+        return Columns.made(features, features)
 
     def label_information(
         self,

@@ -56,18 +56,22 @@ class Columns:
     """Network inputs of all features.
 
     Attributes:
-        of: each feature's (N, c_i).
+        of: each feature's (N + M, c_i).
         pooled: symbols of each that share a column.
+        more: how many of the rows, the last M, are other samples, for training alone.
     """
 
     of: tuple[Tensor, ...]
     pooled: tuple[int, ...]
+    more: int
 
     @classmethod
-    def made(cls, features: Sequence[npt.NDArray[Any]]) -> Columns:
-        """Turn features (N, d_i) into columns."""
-        values, pooled = zip(*map(columns, features), strict=True)
-        return cls(values, pooled)
+    def made(cls, features: Sequence[npt.NDArray[Any]], fit: Sequence[npt.NDArray[Any]]) -> Columns:
+        """Turn features (N, d_i) into columns, together with other samples of them (M, d_i) if there are."""
+        same = all(a is b for a, b in zip(features, fit, strict=True))
+        both = features if same else [np.concatenate(pair) for pair in zip(features, fit, strict=True)]
+        values, pooled = zip(*map(columns, both), strict=True)
+        return cls(values, pooled, 0 if same else len(fit[0]))
 
     @property
     def widths(self) -> Tensor:
@@ -108,7 +112,7 @@ class Folds:
         of: fold of each sample (N,).
         slot: place of each sample among its fold's (N,).
         held: samples of each fold (k, E), a shorter fold filled up with its first.
-        train: samples outside each fold (k, L).
+        train: samples outside each fold (k, L), and those that no fold holds.
     """
 
     of: Tensor
@@ -117,8 +121,11 @@ class Folds:
     train: Tensor
 
     @classmethod
-    def draw(cls, samples: int, count: int, seed: int, codes: Codes | None = None) -> Folds:
-        """Deal the samples to folds at random, class by class if there are ``codes``."""
+    def draw(cls, samples: int, count: int, seed: int, codes: Codes | None = None, more: int = 0) -> Folds:
+        """Deal the samples to folds at random, class by class if there are ``codes`` (N,).
+
+        ``more`` samples that follow them are for training alone.
+        """
         rng = np.random.default_rng(seed)
         chance = rng.random(samples)
         order = np.argsort(chance) if codes is None else np.lexsort((chance, codes))
@@ -128,7 +135,8 @@ class Folds:
         most = len(members[0])
         held = np.stack([np.concatenate([m, m[: most - len(m)]]) for m in members])
         least = samples - most
-        train = np.stack([np.flatnonzero(of != f)[:least] for f in range(count)])
+        extra = np.arange(samples, samples + more)
+        train = np.stack([np.concatenate([np.flatnonzero(of != f)[:least], extra]) for f in range(count)])
         return cls(*(torch.from_numpy(a) for a in (of, slot, held, train)))
 
 

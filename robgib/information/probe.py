@@ -26,7 +26,8 @@ from robgib.information.masked_network import (
     subsets,
     train,
 )
-from robgib.information.preprocessing import default_size, encode, relabel
+from robgib.information.preprocessing import Codes, default_size, encode, relabel
+from robgib.information.views import RATE, View
 from robgib.options import Count, Positive
 from robgib.runtime import one_thread, resolve_device
 
@@ -51,7 +52,8 @@ class Probe(Estimator):
 
     Fields:
         target_codes: symbols of a real target; None is the cube root of the samples, within 4 and 16.
-        folds: of the cross-fit; a network each, all trained side by side.
+        folds: of the cross-fit; a network each, all trained side by side. None is 5, or 3 where there are at least as
+            many samples for training alone.
         width: of the network's two hidden layers.
         steps: most training steps.
         batch: samples a step and fold.
@@ -66,6 +68,7 @@ class Probe(Estimator):
     least_samples: ClassVar[int] = 50
     regimes: ClassVar[tuple[str, ...]] = ("discrete", "classes", "hidden")
     codes_target: ClassVar[bool] = True
+    view: ClassVar[View] = RATE
     guide: ClassVar[str] = (
         "Each information is what one small network can use of a subset, held out and calibrated: a lower bound in "
         "expectation of the information about the target's code, and 0 where the network finds nothing. "
@@ -76,7 +79,7 @@ class Probe(Estimator):
         "held-out samples shows it. It cannot exceed the entropy of the target's code, which is said when reached."
     )
     target_codes: Annotated[int, Field(ge=2)] | None = None
-    folds: Annotated[int, Field(ge=3)] = 5
+    folds: Annotated[int, Field(ge=3)] | None = None
     width: Count = 128
     steps: Count = 1500
     batch: Annotated[int, Field(ge=2)] = 128
@@ -89,7 +92,7 @@ class Probe(Estimator):
         resolve_device(self.device)
 
     def _prepare(self, features: tuple[Vector, ...], fit_features: tuple[Vector, ...]) -> Columns:
-        return Columns.made(features)
+        return Columns.made(features, fit_features)
 
     def _estimate(self, problem: Problem) -> Decomposition:
         return self._estimate_many([problem])[0]
@@ -99,22 +102,25 @@ class Probe(Estimator):
         prepared, samples = problems[0].prepared, problems[0].samples
         inputs: Columns = prepared.own
         n, size, masks = len(inputs.of), self.target_codes or default_size(samples), subsets(len(inputs.of))
-        targets = [relabel(encode(p.target, p.fit_target, size, self.seed)) for p in problems]
-        counts = [np.bincount(t) for t in targets]
-        asked = [i for i, c in enumerate(counts) if len(c) > 1 and samples >= _LEAST_PER_SYMBOL * len(c)]
+        both = [self._coded(p, size, inputs.more) for p in problems]
+        targets = [t[:samples] for t in both]
+        counts = [np.bincount(t) for t in both]
+        asked = [i for i, c in enumerate(counts) if len(c) > 1 and len(both[i]) >= _LEAST_PER_SYMBOL * len(c)]
         answered: dict[int, tuple[Vector, Vector]] = {}
         if asked:
-            folds = Folds.draw(samples, self.folds, self.seed, targets[asked[0]])
-            heads = [torch.from_numpy(targets[i]) for i in asked]
+            count = self.folds or (3 if inputs.more >= samples else 5)
+            folds = Folds.draw(samples, count, self.seed, targets[asked[0]], inputs.more)
+            heads = [torch.from_numpy(both[i]) for i in asked]
             with torch.inference_mode(False), torch.enable_grad(), one_thread():
                 found = self._pointwise(inputs.network(), folds, masks, heads)
             answered = dict(zip(asked, found, strict=True))
         made = []
         for i, problem in enumerate(problems):
             notes = pooled_note(inputs.pooled)
+            alone = len(np.unique(targets[i])) < 2
             resolution = f"target {len(counts[i])} codes, features {int(inputs.widths.sum())} columns"
             pointwise, floor, missing = np.zeros((samples, 2 * n + 1)), np.zeros(2 * n + 1), np.zeros(2 * n + 1)
-            if len(counts[i]) < 2:
+            if alone:
                 notes = ["the target takes one symbol only: it carries no information"]
             elif i not in answered:
                 note = f"{samples} samples are too few for a target of {len(counts[i])} symbols: not estimable"
@@ -124,7 +130,7 @@ class Probe(Estimator):
             else:
                 pointwise, missing = answered[i]
                 floor = learning_floor((masks @ inputs.widths.float()).numpy() * (len(counts[i]) - 1), samples)
-                if pointwise[:, 0].mean() >= 0.98 * entropy(counts[i].astype(float)):
+                if pointwise[:, 0].mean() >= 0.98 * entropy(np.bincount(targets[i]).astype(float)):
                     notes.append("at the ceiling H(T)")
             made.append(
                 decompose(
@@ -140,6 +146,17 @@ class Probe(Estimator):
             )
         return made
 
+    def _coded(self, problem: Problem, size: int, more: int) -> Codes:
+        """Codes of the target (N,), followed by those of the samples for training alone (M,)."""
+        if problem.discrete_target:
+            if not more:
+                return relabel(problem.target)
+            return relabel(np.concatenate([problem.target, problem.fit_target]))
+        own = encode(problem.target, problem.fit_target, size, self.seed)
+        return relabel(
+            np.concatenate([own, encode(problem.fit_target, problem.fit_target, size, self.seed)]) if more else own
+        )
+
     def _pointwise(
         self, network: Masked, folds: Folds, masks: Tensor, targets: Sequence[Tensor]
     ) -> list[tuple[Vector, Vector]]:
@@ -148,10 +165,11 @@ class Probe(Estimator):
         generator = torch.Generator().manual_seed(self.seed)
         symbols = [int(t.max()) + 1 for t in targets]
         priors = []
-        for target, count in zip(targets, symbols, strict=True):
-            trained_on = F.one_hot(target[folds.train], count).sum(1)
+        for target, k in zip(targets, symbols, strict=True):
+            trained_on = F.one_hot(target[folds.train], k).sum(1)
             priors.append(((trained_on + 0.5) / (trained_on + 0.5).sum(1, keepdim=True)).log())
-        start = network.start(self.folds, [self.width, self.width, sum(symbols)], generator)
+        count = len(folds.held)
+        start = network.start(count, [self.width, self.width, sum(symbols)], generator)
         network = network.to(device)
         goals = [t.to(device) for t in targets]
         base = torch.cat(priors, 1).to(device).repeat(network.LEVELS, 1)[:, None]
@@ -168,7 +186,7 @@ class Probe(Estimator):
         best = train(
             loss,
             start,
-            network.decay(self.folds),
+            network.decay(count),
             folds,
             masks.shape[1],
             steps=self.steps,
@@ -183,8 +201,8 @@ class Probe(Estimator):
         def ask(mask: Tensor, shift: int) -> list[Answer]:
             rows = held.roll(shift, 0)
             scores = network(best, rows, mask.to(device).expand(*rows.shape, -1)).cpu()
-            who = (folds.of + shift) % self.folds
+            who = (folds.of + shift) % count
             own = scores.view(network.LEVELS, *rows.shape, -1)[:, who, folds.slot].split(symbols, 2)
-            return [(of, t, prior[who]) for of, t, prior in zip(own, targets, priors, strict=True)]
+            return [(of, t[: len(who)], prior[who]) for of, t, prior in zip(own, targets, priors, strict=True)]
 
         return information(ask, masks, folds, len(targets))

@@ -14,6 +14,7 @@ from robgib.information.base import Estimator
 from robgib.information.binned import Binned
 from robgib.information.exact import Exact
 from robgib.information.gaussian import Gaussian
+from robgib.information.imputation import Imputation
 from robgib.information.infonce import InfoNCE
 from robgib.information.ksg import KSG
 from robgib.information.probe import Probe
@@ -37,7 +38,7 @@ ESTIMATORS: registry.Registry[type[Estimator]] = registry.Registry(
     named=lambda value: value.name,
 )
 """The estimator classes by name."""
-for _kind in (Exact, Binned, Gaussian, Probe, KSG, InfoNCE, Renyi):
+for _kind in (Exact, Binned, Gaussian, Probe, Imputation, KSG, InfoNCE, Renyi):
     ESTIMATORS.enter(_kind.name, _kind)
 
 

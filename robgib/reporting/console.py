@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import pandas as pd
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from robgib.reporting.summary import LEAST_MODELS, display_names
+from robgib.reporting.summary import LEAST_MODELS, display_names, sections
 from robgib.results import Run
 
 __all__ = ["print_runs"]
@@ -76,27 +77,40 @@ def print_runs(runs: Sequence[Run], out: Console, err: Console) -> None:
         if len(run.signs) and not len(seen):
             out.print(f"{escape(name)}: no sign of a failed attack.", highlight=False)
     for run, name in zip(runs, names, strict=True):
-        for estimator, held in run.layers.groupby("estimator", sort=False):
-            terms = list(dict.fromkeys(held["term"]))
-            table = Table(title=f"{escape(name)}: bits by layer, {estimator} estimator", title_justify="left")
-            table.add_column("layer", overflow="fold")
-            for term in terms:
-                table.add_column(term, justify="right")
-            for layer, g in held.sort_values("depth", kind="stable").groupby("layer", sort=False):
-                by_term = {r.term: r for r in g.itertuples()}
-                table.add_row(escape(str(layer)), *(_cell(by_term[t]) for t in terms))
-            out.print(table)
-            for note, g in held[held["note"] != ""].groupby("note", sort=False):
-                where = ", ".join(dict.fromkeys(f"{r.term} of {r.layer}" for r in g.itertuples()))
-                out.print(f"  [dim]{escape(f'{note}: {where}')}", highlight=False)
-            if held["saturated"].any():
-                out.print("  [dim]sat: saturated, the truth may be anything above", highlight=False)
+        for estimator, partition in sections([run]):
+            chosen = (run.layers["estimator"] == estimator) & (run.layers["partition"] == partition)
+            _print_layers(run.layers[chosen], f"{name}: bits by layer, {estimator}, {partition}".rstrip(", "), out)
     if 1 < len(runs) < LEAST_MODELS:
         out.print(f"{len(runs)} models are too few to correlate (at least {LEAST_MODELS}).", highlight=False)
+
+
+_SHOWN = ("I(Z;Y)", "I(X;Z)", "C(X;Z)", "S(X;Z)", "S(Z;Y)", "r(X;Z)", "v(X;Z)", "IB", "GIB")
+
+
+def _print_layers(held: pd.DataFrame, title: str, out: Console) -> None:
+    """Print one estimator's table of layers, with the notes below."""
+    terms = [t for t in _SHOWN if held.loc[held["term"] == t, "value"].notna().any()]
+    table = Table(title=escape(title), title_justify="left")
+    table.add_column("layer", overflow="fold")
+    for term in terms:
+        table.add_column(term.replace("(X;Z)", "") if term[0] in "rvCS" and term != "S(Z;Y)" else term, justify="right")
+    order = held.assign(place=held["depth"].where(held["depth"] >= 0, 10**6)).sort_values("place", kind="stable")
+    for layer, g in order.groupby("layer", sort=False):
+        by_term = {r.term: r for r in g.itertuples()}
+        table.add_row(escape(str(layer)), *(_cell(by_term[t]) if t in by_term else "" for t in terms))
+    out.print(table)
+    told: dict[str, list[str]] = {}
+    for r in order[order["term"].isin(terms)].itertuples():
+        for note in filter(None, str(r.note).split("; ")):
+            told.setdefault(note, []).append(str(r.layer))
+    for note, layers in told.items():
+        out.print(f"  [dim]{escape(note)}: {escape(', '.join(dict.fromkeys(layers)))}", highlight=False)
+    if held["saturated"].any():
+        out.print("  [dim]*: marked, the truth may be above", highlight=False)
 
 
 def _cell(row: Any) -> str:
     if row.value != row.value:
         return "n/e"
     error = f"\n±{(row.high - row.low) / 2:.2f}" if row.high > row.low else ""  # none where all outcomes are counted
-    return f"{row.value:.2f}{error}" + ("\n[yellow]sat[/]" if row.saturated else "")
+    return f"{row.value:.2f}" + ("[yellow]*[/]" if row.saturated else "") + error

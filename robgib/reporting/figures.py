@@ -18,6 +18,7 @@ from robgib.results import Run
 __all__ = [
     "accuracy_curves",
     "corruption_accuracy",
+    "feature_maps",
     "information_plane",
     "layer_terms",
     "picture_rows",
@@ -128,55 +129,106 @@ def corruption_accuracy(runs: Sequence[Run]) -> str:
     return _styled(figure, 340)
 
 
-def _term(run: Run, estimator: str, term: str) -> pd.DataFrame:
-    table = run.layers
-    return table[(table["estimator"] == estimator) & (table["term"] == term)].sort_values("depth")
+def _term(held: pd.DataFrame, term: str) -> pd.DataFrame:
+    """The rows of one term, in the layers' order, where it was estimated."""
+    return held[(held["term"] == term) & held["value"].notna()].sort_values("depth")
 
 
-def layer_terms(run: Run, estimator: str) -> str:
-    """By layer: the IB's two terms, the GIB's two terms beside them, and the synergies."""
-    figure = make_subplots(1, 3, subplot_titles=["IB terms", "GIB terms", "Synergy"], horizontal_spacing=0.07)
-    panels = (
-        (1, "I(Z;Y)", "prediction I(Z;Y)", 1.0, "#009E73", True),
-        (1, "I(X;Z)", "IB complexity I(X;Z)", 1.0, "#0072B2", True),
-        (2, "I(Z;Y)", "prediction I(Z;Y)", 1.0, "#009E73", False),
-        (2, "C(X;Z)", "GIB complexity ½ C(X;Z)", 0.5, "#D55E00", True),
+_PANELS = (
+    ("IB terms, bits", (("I(Z;Y)", "prediction I(Z;Y)", 1.0, "#009E73"), ("I(X;Z)", "I(X;Z)", 1.0, "#0072B2"))),
+    ("GIB terms, bits", (("I(Z;Y)", "prediction I(Z;Y)", 1.0, "#009E73"), ("C(X;Z)", "½ C(X;Z)", 0.5, "#D55E00"))),
+    ("Degrees, features", (("r(X;Z)", "redundancy r", 1.0, "#E69F00"), ("v(X;Z)", "vulnerability v", 1.0, "#CC79A7"))),
+    ("Synergy, bits", (("S(X;Z)", "synergy S(X;Z)", 1.0, "#56B4E9"), ("S(Z;Y)", "S(Z;Y)", 1.0, "#000000"))),
+)
+
+
+def layer_terms(held: pd.DataFrame) -> str:
+    """By layer: the IB's two terms, the GIB's two beside them, the degrees, the synergies; those that there are."""
+    panels = [
+        (title, [(*line, g) for line in lines if len(g := _term(held, line[0]))])
+        for title, lines in _PANELS
+        if any(len(_term(held, line[0])) for line in lines[-1:] if line[0] != "S(Z;Y)")
+        or (title.startswith(("Deg", "Syn")) and any(len(_term(held, line[0])) for line in lines))
+    ]
+    figure = make_subplots(1, len(panels), subplot_titles=[t for t, _ in panels], horizontal_spacing=0.06)
+    shown: set[str] = set()
+    for column, (_, lines) in enumerate(panels, start=1):
+        for _key, label, scale, colour, g in lines:
+            scaled = g.assign(**{c: g[c] * scale for c in ("value", "low", "high")})
+            figure.add_trace(
+                go.Scatter(
+                    x=g["layer"], y=scaled["value"], error_y=_errors(scaled), mode="lines+markers", name=label,
+                    legendgroup=label, showlegend=label not in shown, line={"color": colour, "width": 2},
+                    marker={"size": 8, "symbol": ["circle-open" if s else "circle" for s in g["saturated"]]},
+                    hovertemplate="%{x}: %{y:.3f}",
+                ), 1, column,
+            )  # fmt: skip
+            shown.add(label)
+    figure.update_yaxes(rangemode="tozero")
+    return _styled(figure, 380)
+
+
+def feature_maps(run: Run) -> str:
+    """Where in the image the layers' information lies: what a patch tells by itself, and what hiding it costs.
+
+    Shares of I(X;Z) by patch, for some of the layers and the prediction; empty where no patches were measured.
+    """
+    held = run.features[run.features["partition"].str.startswith("patches:")]
+    if held.empty:
+        return ""
+    finest = max(held["partition"].unique(), key=lambda p: int(p.partition(":")[2]))
+    grid, held = int(finest.partition(":")[2]), held[held["partition"] == finest]
+    kinds = []
+    for label, column in (("tells by itself", "single"), ("hiding it costs", "rest")):
+        able = [e for e, g in held.groupby("estimator", sort=False) if g[column].notna().any()]
+        if able:
+            own = held[held["estimator"] == ("imputation" if column == "rest" and "imputation" in able else able[0])]
+            share = own["single"] / own["total"] if column == "single" else 1 - own["rest"] / own["total"]
+            kinds.append((label, own.assign(share=share)))
+    order = list(dict.fromkeys(held.loc[held["depth"] >= 0].sort_values("depth")["layer"]))
+    layers = [order[i] for i in sorted({0, len(order) // 2, len(order) - 1})] if order else []
+    layers += ["Ŷ"] if (held["layer"] == "Ŷ").any() else []
+    figure = make_subplots(
+        len(kinds), len(layers), column_titles=layers, row_titles=[k for k, _ in kinds],
+        horizontal_spacing=0.02, vertical_spacing=0.04,
+    )  # fmt: skip
+    for r, (label, own) in enumerate(kinds, start=1):
+        for c, layer in enumerate(layers, start=1):
+            z = np.full((grid, grid), np.nan)
+            for row in own[own["layer"] == layer].itertuples():
+                i, j = (int(part) for part in row.feature.removeprefix("patch ").split(","))
+                z[i, j] = 100 * row.share
+            figure.add_trace(
+                go.Heatmap(
+                    z=z, coloraxis=f"coloraxis{r if r > 1 else ''}", xgap=1, ygap=1,
+                    hovertemplate=f"row %{{y}}, column %{{x}}: {label} %{{z:.1f}}% of I<extra>{layer}</extra>",
+                ), r, c,
+            )  # fmt: skip
+    figure.update_xaxes(visible=False, constrain="domain")
+    figure.update_yaxes(visible=False, autorange="reversed", scaleanchor="x", constrain="domain")
+    bars = {
+        f"coloraxis{r if r > 1 else ''}": {
+            "colorscale": scale,
+            "cmin": 0,
+            "colorbar": {"len": 0.9 / len(kinds), "y": 1 - (r - 0.5) / len(kinds), "ticksuffix": "%", "thickness": 10},
+        }
+        for r, scale in zip(range(1, len(kinds) + 1), ("Blues", "Oranges"), strict=False)
+    }
+    figure.update_layout(**bars)
+    return _styled(figure, 60 + 190 * len(kinds))
+
+
+def information_plane(runs: Sequence[tuple[str, pd.DataFrame]]) -> str:
+    """Prediction against complexity, a path through the layers for each model: IB's plane, and the GIB's beside it."""
+    axes = [("IB plane", "I(X;Z)", 1.0), ("GIB plane", "C(X;Z)", 0.5)]
+    axes = [a for a in axes if any(len(_term(held, a[1])) for _, held in runs)]
+    figure = make_subplots(
+        1, len(axes), subplot_titles=[a[0] for a in axes], shared_yaxes=True, horizontal_spacing=0.06
     )
-    for column, term, label, scale, colour, legend in panels:
-        g = _term(run, estimator, term)
-        scaled = g.assign(**{c: g[c] * scale for c in ("value", "low", "high")})
-        figure.add_trace(
-            go.Scatter(
-                x=g["layer"], y=scaled["value"], error_y=_errors(scaled), mode="lines+markers", name=label,
-                legendgroup=term, showlegend=legend, line={"color": colour, "width": 2},
-                marker={"size": 8, "symbol": ["circle-open" if s else "circle" for s in g["saturated"]]},
-                hovertemplate="%{x}: %{y:.3f} bits",
-            ), 1, column,
-        )  # fmt: skip
-    synergies = (("S(X;Z)", "S(X;Z), input side", "#CC79A7"), ("S(Z;Y)", "S(Z;Y), label side", "#E69F00"))
-    for term, label, colour in synergies:
-        g = _term(run, estimator, term)
-        figure.add_trace(
-            go.Bar(
-                x=g["layer"], y=g["value"], error_y=_errors(g), name=label,
-                marker={"color": colour, "pattern": {"shape": ["/" if s else "" for s in g["saturated"]]}},
-                hovertemplate="%{x}: %{y:.3f} bits",
-            ), 1, 3,
-        )  # fmt: skip
-    figure.update_yaxes(title_text="bits", col=1)
-    figure.update_yaxes(matches="y", col=2)
-    return _styled(figure, 400)
-
-
-def information_plane(runs: Sequence[Run], estimator: str) -> str:
-    """Prediction against complexity, a path through the layers for each model: IB's plane beside the GIB's."""
-    figure = make_subplots(1, 2, subplot_titles=["IB plane", "GIB plane"], shared_yaxes=True, horizontal_spacing=0.06)
-    for m, (run, name) in enumerate(zip(runs, display_names(runs), strict=True)):
-        p = _term(run, estimator, "I(Z;Y)")
-        if p.empty:
-            continue
-        for column, term, scale in ((1, "I(X;Z)", 1.0), (2, "C(X;Z)", 0.5)):
-            g = _term(run, estimator, term)
+    for m, (name, held) in enumerate(runs):
+        for column, (_, term, scale) in enumerate(axes, start=1):
+            g = _term(held, term)
+            p = _term(held, "I(Z;Y)").set_index("layer").reindex(g["layer"]).reset_index()
             scaled = g.assign(**{c: g[c] * scale for c in ("value", "low", "high")})
             figure.add_trace(
                 go.Scatter(
@@ -188,25 +240,29 @@ def information_plane(runs: Sequence[Run], estimator: str) -> str:
                     hovertemplate="%{customdata}: complexity %{x:.3f}, prediction %{y:.3f} bits",
                 ), 1, column,
             )  # fmt: skip
-    figure.update_xaxes(title_text="I(X;Z), bits", col=1)
-    figure.update_xaxes(title_text="½ C(X;Z), bits", col=2)
+            figure.update_xaxes(title_text=f"{'½ ' if scale != 1 else ''}{term}, bits", col=column)
     figure.update_yaxes(title_text="I(Z;Y), bits", col=1)
     return _styled(figure, 420)
 
 
-def robustness_scatter(summary: pd.DataFrame, estimator: str, attack: str) -> str:
-    """Synergy-based compression and IB complexity against robust accuracy, a point a model."""
-    g = summary[(summary["estimator"] == estimator) & (summary["attack"] == attack)]
+_AXES = (
+    ("vulnerability", "vulnerability v", "v(X;Z), mean over layers"),
+    ("gib_complexity", "GIB complexity", "C(X;Z), bits, mean over layers"),
+    ("ib_complexity", "IB complexity", "I(X;Z), bits, mean over layers"),
+)
+
+
+def robustness_scatter(summary: pd.DataFrame, estimator: str, partition: str, attack: str) -> str:
+    """Vulnerability, GIB complexity and IB complexity against robust accuracy, a point a model; those there are."""
+    chosen = (summary["estimator"] == estimator) & (summary["partition"] == partition) & (summary["attack"] == attack)
+    g = summary[chosen]
+    axes = [a for a in _AXES if g[a[0]].notna().any()]
     figure = make_subplots(
-        1,
-        2,
-        subplot_titles=["Synergy-based (GIB) compression", "IB complexity"],
-        shared_yaxes=True,
-        horizontal_spacing=0.06,
+        1, len(axes), subplot_titles=[a[1] for a in axes], shared_yaxes=True, horizontal_spacing=0.05
     )
     y = g.assign(value=g["robust_accuracy"], low=g["robust_low"], high=g["robust_high"])
-    for column, figure_name in ((1, "gib_compression"), (2, "ib_complexity")):
-        x = g.assign(value=g[figure_name], low=g[f"{figure_name}_low"], high=g[f"{figure_name}_high"])
+    for column, (key, _, title) in enumerate(axes, start=1):
+        x = g.assign(value=g[key], low=g[f"{key}_low"], high=g[f"{key}_high"])
         figure.add_trace(
             go.Scatter(
                 x=x["value"], y=y["value"], error_x=_errors(x), error_y=_errors(y), mode="markers+text",
@@ -215,8 +271,7 @@ def robustness_scatter(summary: pd.DataFrame, estimator: str, attack: str) -> st
                 hovertemplate="%{text}: %{x:.3f}, robust %{y:.1%}",
             ), 1, column,
         )  # fmt: skip
-    figure.update_xaxes(title_text="(peak − last)/peak of C(X;Z) over layers", col=1)
-    figure.update_xaxes(title_text="mean I(X;Z) over layers, bits", col=2)
+        figure.update_xaxes(title_text=title, col=column)
     figure.update_yaxes(tickformat=".0%")
     figure.update_yaxes(title_text=f"robust accuracy, {attack}", col=1)
     return _styled(figure, 400)
@@ -256,10 +311,11 @@ def _png(image: np.ndarray) -> str:
 
 
 def trace_terms(table: pd.DataFrame, estimator: str) -> str:
-    """The terms of each layer over the epochs, a panel a term."""
-    table = table[table["estimator"] == estimator]
-    terms = ("I(Z;Y)", "I(X;Z)", "C(X;Z)", "S(X;Z)")
-    figure = make_subplots(2, 2, subplot_titles=terms, horizontal_spacing=0.08, vertical_spacing=0.16)
+    """The terms of each layer over the epochs, a panel a term; bits, and features for the degrees r and v."""
+    table = table[(table["estimator"] == estimator) & table["value"].notna()]
+    terms = [t for t in ("I(Z;Y)", "I(X;Z)", "C(X;Z)", "S(X;Z)", "r(X;Z)", "v(X;Z)") if (table["term"] == t).any()]
+    rows = -(-len(terms) // 2)
+    figure = make_subplots(rows, 2, subplot_titles=terms, horizontal_spacing=0.08, vertical_spacing=0.32 / rows)
     for n, term in enumerate(terms):
         held = table[table["term"] == term]
         for d, (layer, g) in enumerate(held.groupby("layer", sort=False)):
@@ -273,8 +329,7 @@ def trace_terms(table: pd.DataFrame, estimator: str) -> str:
                 ), 1 + n // 2, 1 + n % 2,
             )  # fmt: skip
     figure.update_xaxes(type="category", title_text="epochs")
-    figure.update_yaxes(title_text="bits", col=1)
-    return _styled(figure, 720)
+    return _styled(figure, 360 * rows)
 
 
 def trace_plane(table: pd.DataFrame, estimator: str) -> str:

@@ -15,7 +15,16 @@ from plotly.offline import get_plotlyjs
 from robgib.errors import RobGIBError
 from robgib.files import write_file
 from robgib.reporting import figures
-from robgib.reporting.summary import LEAST_MODELS, correlate, display_names, summarise
+from robgib.reporting.summary import (
+    ALIKE,
+    LEAST_MODELS,
+    correlate,
+    display_names,
+    of_section,
+    sections,
+    summarise,
+    told_apart,
+)
 from robgib.results import Run
 
 __all__ = [
@@ -26,7 +35,7 @@ __all__ = [
     "write_trace",
 ]
 
-_TERMS = ("I(Z;Y)", "I(X;Z)", "C(X;Z)", "S(X;Z)", "S(Z;Y)", "IB", "GIB")
+_TERMS = ("I(Z;Y)", "I(X;Z)", "C(X;Z)", "S(X;Z)", "S(Z;Y)", "r(X;Z)", "v(X;Z)", "learnt I(X;Z)", "IB", "GIB")
 
 
 def _percent(value: float) -> str:
@@ -94,61 +103,111 @@ def _corruption_table(runs: Sequence[Run], names: Sequence[str]) -> list[dict[st
     return rows
 
 
-def _layer_table(run: Run, estimator: str) -> list[dict[str, Any]]:
-    table = run.layers[run.layers["estimator"] == estimator]
+def _layer_table(held: pd.DataFrame, terms: Sequence[str]) -> list[dict[str, Any]]:
     rows = []
-    for layer, g in table.sort_values("depth").groupby("layer", sort=False):
+    for layer, g in held.sort_values("depth", kind="stable").groupby("layer", sort=False):
         by_term = {r.term: r for r in g.itertuples()}
-        rows.append(
-            {
-                "layer": layer,
-                "cells": [
-                    {
-                        "text": _bits(by_term[t].value, by_term[t].low, by_term[t].high),
-                        "saturated": bool(by_term[t].saturated),
-                    }
-                    for t in _TERMS
-                ],
-                "note": "; ".join(dict.fromkeys(f"{r.term}: {r.note}" for r in g.itertuples() if r.note)),
-            }
-        )
+        cells = []
+        for t in terms:
+            r = by_term.get(t)
+            told = {"text": "", "saturated": False}
+            if r is not None:
+                told = {"text": _bits(r.value, r.low, r.high), "saturated": bool(r.saturated)}
+            cells.append(told)
+        notes = dict.fromkeys(note for r in g.itertuples() for note in str(r.note).split("; ") if note)
+        rows.append({"layer": layer, "cells": cells, "note": "; ".join(notes)})
     return rows
 
 
-def _estimators(runs: Sequence[Run], names: Sequence[str], summary: Any) -> list[dict[str, Any]]:
-    found = list(dict.fromkeys(e for run in runs for e in run.layers["estimator"]))
-    sections: list[dict[str, Any]] = []
-    for estimator in found:
-        here = [(r, n) for r, n in zip(runs, names, strict=True) if (r.layers["estimator"] == estimator).any()]
-        table = [r.layers[r.layers["estimator"] == estimator] for r, _ in here]
-        of_input = [t[t["term"] == "I(X;Z)"].iloc[0] for t in table]
-        scatters: list[dict[str, Any]] = []
-        if len(runs) > 1 and len(summary):
-            for attack, met in summary[summary["estimator"] == estimator].groupby("attack", sort=False):
-                if len(met) == len(runs) and met["eps"].nunique() == 1:
-                    figure = Markup(figures.robustness_scatter(summary, estimator, str(attack)))
-                    scatters.append({"attack": attack, "figure": figure, "robust": met["robust_accuracy"].mean()})
-        scatters.sort(key=lambda s: s["robust"])  # the strongest attack first: it is the one that is shown open
-        sections.append(
+def _words(run: Run) -> list[dict[str, Any]]:
+    """For each layer what it keeps, what a feature tells of it by itself, and what hiding one costs."""
+    held = run.layers
+    told: list[dict[str, Any]] = []
+    if held.empty or "r(X;Z)" not in set(held["term"]):
+        return told
+    partitions = [p for p in dict.fromkeys(held["partition"]) if p]
+    if not partitions:
+        return told
+    partition = partitions[-1]
+    held = held[held["partition"] == partition]
+    features = run.features[run.features["partition"] == partition]
+    for layer, g in held.sort_values("depth", kind="stable").groupby("layer", sort=False):
+        best = {}
+        for term in ("I(X;Z)", "I(Z;Y)", "r(X;Z)", "v(X;Z)"):
+            rows = g[(g["term"] == term) & g["value"].notna()].sort_values("saturated", kind="stable")
+            if term == "v(X;Z)" and (rows["estimator"] == "imputation").any():
+                rows = rows[rows["estimator"] == "imputation"]
+            best[term] = rows.iloc[0] if len(rows) else None
+        if best["I(X;Z)"] is None:
+            continue
+        count = features[features["layer"] == layer]["feature"].nunique()
+
+        def share(row: Any, n: int = count) -> str:
+            if row is None or not n:
+                return ""
+            half = (row["high"] - row["low"]) / 2 / n
+            return f"{100 * row['value'] / n:.0f} ± {100 * half:.0f}%" + ("*" if row["saturated"] else "")
+
+        told.append(
             {
-                "name": estimator,
-                "plane": Markup(figures.information_plane([r for r, _ in here], estimator)),
-                "models": [
-                    {
-                        "name": n,
-                        "figure": Markup(figures.layer_terms(r, estimator)),
-                        "table": _layer_table(r, estimator),
-                        "resolution": source["resolution"],
-                        "bound": source["bound"],
-                        "samples": int(source["samples"]),
-                    }
-                    for (r, n), source in zip(here, of_input, strict=True)
-                ],
-                "scatters": scatters,
-                "saturated": bool(any(t["saturated"].any() for t in table)),
+                "layer": layer,
+                "keeps": _bits(*(best["I(X;Z)"][k] for k in ("value", "low", "high"))),
+                "label": ""
+                if best["I(Z;Y)"] is None
+                else _bits(*(best["I(Z;Y)"][k] for k in ("value", "low", "high"))),
+                "alone": share(best["r(X;Z)"]),
+                "hidden": share(best["v(X;Z)"]),
+                "depth": int(g["depth"].iloc[0]),
             }
         )
-    return sections
+    told.sort(key=lambda w: w["depth"] if w["depth"] >= 0 else 10**6)
+    noun = {"patches": "patch", "tokens": "run of tokens", "pixels": "pixel", "channels": "channel"}
+    for row in told:
+        row["noun"] = noun.get(partition.partition(":")[0], "component")
+    return told
+
+
+def _estimators(runs: Sequence[Run], names: Sequence[str], summary: Any) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for estimator, partition in sections(runs):
+        here = [(r, n, of_section(r, estimator, partition)) for r, n in zip(runs, names, strict=True)]
+        here = [(r, n, t) for r, n, t in here if len(t)]
+        scatters: list[dict[str, Any]] = []
+        if len(runs) > 1 and len(summary):
+            own = summary[(summary["estimator"] == estimator) & (summary["partition"] == partition)]
+            for attack, met in own.groupby("attack", sort=False):
+                if len(met) == len(runs) and met["eps"].nunique() == 1:
+                    figure = Markup(figures.robustness_scatter(summary, estimator, partition, str(attack)))
+                    scatters.append({"attack": attack, "figure": figure, "robust": met["robust_accuracy"].mean()})
+        scatters.sort(key=lambda s: s["robust"])  # the strongest attack first: it is the one that is shown open
+        models = []
+        for r, n, t in here:
+            whole = r.layers[(r.layers["estimator"] == estimator) & (r.layers["partition"] == partition)]
+            terms = [k for k in _TERMS if whole.loc[whole["term"] == k, "value"].notna().any()]
+            source = t[t["term"] == "C(X;Z)"].iloc[0]
+            models.append(
+                {
+                    "name": n,
+                    "figure": Markup(figures.layer_terms(t)),
+                    "terms": terms,
+                    "table": _layer_table(whole, terms),
+                    "resolution": source["resolution"],
+                    "bound": source["bound"],
+                    "samples": int(source["samples"]),
+                }
+            )
+        found.append(
+            {
+                "name": estimator,
+                "partition": partition,
+                "view": here[0][2]["view"].iloc[0],
+                "plane": Markup(figures.information_plane([(n, t) for _, n, t in here])),
+                "models": models,
+                "scatters": scatters,
+                "saturated": bool(any(t["saturated"].any() for _, _, t in here)),
+            }
+        )
+    return found
 
 
 def page(template: str, **content: Any) -> str:
@@ -165,9 +224,9 @@ def render(runs: Sequence[Run]) -> str:
     summary = summarise(runs)
     correlations = [
         {
-            "estimator": c.estimator,
+            "estimator": f"{c.estimator}, {c.partition}" if c.partition else c.estimator,
             "attack": c.attack,
-            "figure": c.figure.replace("_", " ").replace("gib", "GIB").replace("ib c", "IB c"),
+            "figure": c.figure.replace("_", " ").replace("gib", "GIB").replace("ib ", "IB "),
             "models": c.models,
             "rho": f"{c.rho:+.2f}",
             "interval": f"[{c.low:+.2f}, {c.high:+.2f}]",
@@ -185,6 +244,8 @@ def render(runs: Sequence[Run]) -> str:
                 "reading": r.config.get("reading", ()),
                 "environment": r.environment,
                 "pictures": figures.picture_rows(r),
+                "words": _words(r),
+                "maps": Markup(figures.feature_maps(r)),
                 "signs": [
                     s._asdict() for s in r.signs.sort_values("seen", ascending=False, kind="stable").itertuples()
                 ],
@@ -198,17 +259,21 @@ def render(runs: Sequence[Run]) -> str:
         corruptions=Markup(figures.corruption_accuracy(runs)),
         corrupted=_corruption_table(runs, names),
         estimators=_estimators(runs, names, summary),
-        terms=_TERMS,
+        apart=[
+            {"estimator": e, "partition": p, "rho": f"{rho:.3f}", "alike": rho > ALIKE}
+            for (e, p), rho in told_apart(summary).items()
+            if not math.isnan(rho)
+        ],
         correlations=correlations,
         least=LEAST_MODELS,
     )
 
 
-def trace_page(table: pd.DataFrame, name: str) -> str:
-    """Return the page of one trace (:class:`robgib.training.Tracer`) as HTML that needs no network."""
+def trace_page(table: pd.DataFrame, compression: pd.DataFrame, name: str) -> str:
+    """Return the page of one trace (:func:`robgib.training.trace`) as HTML that needs no network."""
     estimators = []
     for estimator, g in table.groupby("estimator", sort=False):
-        source = g[g["term"] == "I(X;Z)"].iloc[0]
+        source = g[g["term"] == "C(X;Z)"].iloc[0]
         estimators.append(
             {
                 "name": estimator,
@@ -218,8 +283,29 @@ def trace_page(table: pd.DataFrame, name: str) -> str:
                 "plane": Markup(figures.trace_plane(table, str(estimator))),
             }
         )
-    accuracy = Markup(figures.trace_accuracy(table))
-    return page("trace.html.j2", title=f"{name} in training", name=name, accuracy=accuracy, estimators=estimators)
+    verdicts = [
+        {
+            "layer": r.layer,
+            "term": r.term,
+            "estimator": r.estimator,
+            "resolution": r.resolution,
+            "peak": f"{r.peak:.2f} (epoch {r.peak_epoch})",
+            "final": f"{r.final:.2f}",
+            "fall": "not estimable"
+            if math.isnan(r.compression)
+            else f"{100 * r.compression:.1f}% [{100 * r.low:.1f}, {100 * r.high:.1f}]",
+            "verdict": r.verdict,
+        }
+        for r in compression.itertuples()
+    ]
+    return page(
+        "trace.html.j2",
+        title=f"{name} in training",
+        name=name,
+        accuracy=Markup(figures.trace_accuracy(table)),
+        estimators=estimators,
+        verdicts=verdicts,
+    )
 
 
 def write_report(runs: Run | Sequence[Run], path: str | Path) -> Path:
@@ -235,9 +321,14 @@ def write_report(runs: Run | Sequence[Run], path: str | Path) -> Path:
     return Path(path)
 
 
-def write_trace(table: pd.DataFrame, checkpoint: Path, name: str) -> Path:
-    """Write a trace beside its checkpoint, as ``.trace.csv`` and the page ``.trace.html``; return the page's path."""
+def write_trace(table: pd.DataFrame, compression: pd.DataFrame, checkpoint: Path, name: str) -> Path:
+    """Write a trace beside its checkpoint: ``.trace.csv``, ``.compression.csv``, and the page ``.trace.html``.
+
+    Returns:
+        The page's path.
+    """
     write_file(checkpoint.with_suffix(".trace.csv"), table.to_csv(index=False).encode())
+    write_file(checkpoint.with_suffix(".compression.csv"), compression.to_csv(index=False).encode())
     page = checkpoint.with_suffix(".trace.html")
-    write_file(page, trace_page(table, name).encode())
+    write_file(page, trace_page(table, compression, name).encode())
     return page

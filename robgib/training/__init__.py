@@ -2,16 +2,19 @@
 
 from robgib.training.config import Adversary, Penalty, Training
 from robgib.training.loop import accuracy, train
-from robgib.training.tracing import Tracer, log_spaced, saved_epochs, snapshots
+from robgib.training.tracing import CONTROLS, Trace, control, log_spaced, saved_epochs, snapshots, trace
 
 __all__ = [
+    "CONTROLS",
     "Adversary",
     "Penalty",
-    "Tracer",
+    "Trace",
     "Training",
     "accuracy",
+    "control",
     "log_spaced",
     "saved_epochs",
     "snapshots",
+    "trace",
     "train",
 ]

@@ -1,106 +1,364 @@
-"""Traces: the information in a network's layers, epoch by epoch, while it trains."""
+"""Traces: the information in a network's layers epoch by epoch, and whether it is compressed in training."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import nn
 
-from robgib.data.dataset import Dataset
+from robgib.data.dataset import Dataset, Split, split_information
 from robgib.errors import RobGIBError
-from robgib.files import write_file
-from robgib.information.analysis import DEFAULT_ESTIMATORS, layer_information
+from robgib.information.activations import collect_activations, default_layers
+from robgib.information.analysis import (
+    DEFAULT_ESTIMATORS,
+    SIGMA,
+    about,
+    bins_of,
+    codes_of,
+    default_codes,
+    default_features,
+    fit_view,
+    make_estimators,
+    term_rows,
+)
+from robgib.information.base import Decomposition, Estimator
+from robgib.information.features import group_inputs
+from robgib.information.views import EXACT, RATE, Network, Seen, Target, View
 from robgib.models.checkpoint import CHECKPOINT_SUFFIXES, read_record, save_checkpoint
-from robgib.models.inference import answers, prepare
-from robgib.results import column_names
+from robgib.models.inference import Prepared, answers, prepare
+from robgib.results import table
 from robgib.runtime import Progress
+from robgib.training.config import Training
 
 __all__ = [
-    "Tracer",
+    "CONTROLS",
+    "Control",
+    "Trace",
+    "compression_of",
+    "control",
     "log_spaced",
     "saved_epochs",
     "snapshots",
+    "trace",
 ]
+
+Control = Literal["untrained", "random-labels"]
+CONTROLS: tuple[Control, ...] = ("untrained", "random-labels")
+"""What must show no compression by learning: a network that learns nothing, one that learns labels without sense."""
+_POOLED = 1000  # samples an epoch that codes, components, bins and scales are fitted on
+_RESAMPLES = 400
+_LEAST = 0.02  # share of the peak: a smaller fall is none
+_NONE = 0.05  # share of the peak that the upper end stays below, where there is no compression
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What was estimated of a network at some epochs of its training.
+
+    Attributes:
+        table: a row an epoch, estimator, layer and term (:data:`~robgib.results.SCHEMA`).
+        compression: a row an estimator, layer and term: how far it falls from its peak, and the verdict.
+    """
+
+    table: pd.DataFrame
+    compression: pd.DataFrame
 
 
 def log_spaced(epochs: int) -> tuple[int, ...]:
-    """Return 0 (the untrained network), the powers of two, and the last epoch."""
+    """Return 0 (the untrained network), the powers of two, and the last epoch.
+
+    >>> log_spaced(10)
+    (0, 1, 2, 4, 8, 10)
+    """
     powers = [2**i for i in range(epochs.bit_length()) if 2**i < epochs]
     return tuple(dict.fromkeys([0, *powers, epochs]))
 
 
-class Tracer:
-    """Estimates the layers' terms at chosen epochs; to be called as ``watch`` of :func:`~robgib.training.train`.
+def control(kind: Control, data: Dataset, training: Training) -> tuple[Dataset, Training]:
+    """Return the data and the training of a control.
+
+    ``untrained`` trains at a rate of nothing. ``random-labels`` shuffles the labels of every part.
+    """
+    if kind == "untrained":
+        return data, training.model_copy(update={"learning_rate": 1e-12, "weight_decay": 0.0})
+    generator = torch.Generator().manual_seed(training.seed)
+
+    def shuffled(part: Split) -> Split:
+        return Split(part.x, part.y[torch.randperm(len(part), generator=generator)])
+
+    return replace(data, train=shuffled(data.train), val=shuffled(data.val), test=shuffled(data.test)), training
+
+
+def trace(
+    networks: Mapping[int, Callable[[], nn.Module]],
+    data: Dataset,
+    estimators: Sequence[str | Estimator] = DEFAULT_ESTIMATORS,
+    *,
+    layers: Sequence[str] | None = None,
+    samples: int = 2000,
+    features: str = "auto",
+    layer_dims: int = 8,
+    codes: int | None = None,
+    sigma: float = SIGMA,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    catalogue: Sequence[Path] = (),
+    progress: Progress | None = None,
+) -> Trace:
+    """Estimate the information in the layers of one network at several epochs of its training.
+
+    Codes, components, bins and scales are fitted once for all epochs, on activations pooled over them: else a layer
+    that shrinks would be scaled back. Compression is (peak − final)/peak of a term over the epochs. Its interval comes
+    from resampling the samples, the same for all epochs: the lower end from a simultaneous band of the falls from every
+    epoch to the last, the upper one with the peak chosen anew in each resample.
+
+    Args:
+        networks: what loads the network, by epoch, from 0 (untrained).
+        data: estimated on test samples; the rest is fitted on training samples.
+        estimators: as for :func:`~robgib.information.layer_information`.
+        layers: module names, or ``logits``; None takes every block's output and the logits.
+        samples: most samples to estimate on, the same at every epoch; data that list every input are taken whole.
+        features: one partition of the input; ``auto`` is the coarser of the usual ones.
+        layer_dims: principal components of a layer.
+        codes: symbols of a layer's code; I(X;Z) is also followed with half and with twice as many.
+        sigma: noise of the ``noise`` view.
+        device: where to compute.
+        seed: of every random number.
+        catalogue: further folders of plug-ins.
+        progress: called after each epoch.
+
+    Raises:
+        RobGIBError: no epoch, a layer that cannot be watched, or samples that an estimator cannot use.
+    """
+    if not networks or min(networks) < 0:
+        raise RobGIBError("a trace needs at least one epoch, from 0 on.")
+    samples = len(data.test) if data.enumerated else samples
+    makers = make_estimators(estimators, data, samples, seed, catalogue)
+    (x, y), (x_fit, _) = split_information(data, samples, seed)
+    partition = default_features(data.shape)[0] if features == "auto" else features
+    inputs = group_inputs(partition, x.numpy(), x_fit.numpy())
+    count = codes or default_codes(len(data.classes), len(x_fit))
+    pool = x_fit[:_POOLED]
+    chosen: tuple[str, ...] = tuple(layers or ())
+    pooled: dict[str, list[np.ndarray]] = {}
+    for epoch, load in networks.items():  # once to fit on all epochs
+        model = _prepared(load, data, device)
+        chosen = chosen or default_layers(model.model, data.test.x[:2].to(device))
+        for name, values in _activations(model, pool, chosen, device).items():
+            pooled.setdefault(name, []).append(values)
+        if progress:
+            progress("pooling epochs", len(pooled[chosen[0]]), len(networks), f"epoch {epoch}")
+    views: dict[View, dict[str, Seen]] = {
+        view: {
+            n: fit_view(view, np.concatenate(pooled[n]), layer_dims, count, sigma, seed, bins_of(makers))
+            for n in chosen
+        }
+        for view in dict.fromkeys(m.view for m in makers)
+    }
+    sizes = sorted({max(2, count // 2), count, 2 * count})
+    sweep = {
+        (n, k): fit_view(RATE, np.concatenate(pooled[n]), layer_dims, k, sigma, seed)
+        for n in chosen
+        for k in sizes
+        if RATE in views and k <= len(np.concatenate(pooled[n]))
+    }
+    prepared = {m.name: m.prepare(inputs.values, inputs.fit) for m in makers}
+    rows: list[dict[str, Any]] = []
+    curves: dict[tuple[str, View, str, str, str], dict[int, _Point]] = {}
+    for number, (epoch, load) in enumerate(networks.items()):
+        model = _prepared(load, data, device)
+        told = answers(model, data.test.x, data.test.y, classes=len(data.classes), device=device)
+        accuracy = float(told.right.mean())
+        now, then = _activations(model, x, chosen, device), _activations(model, x_fit, chosen, device)
+        for view, seen in views.items():
+            targets = [seen[n].target(n, now[n], then[n], y.numpy()) for n in chosen]
+            for m in (m for m in makers if m.view == view):
+                network = None
+                if m.runs_network:
+                    network = Network(
+                        x, x_fit, data.enumerated, inputs, codes_of(model, seen, model.batch_size, device)
+                    )
+                with about(m, f"epoch {epoch}"):
+                    found = m.of_network(prepared[m.name], targets, network)
+                for target, decomposition in zip(targets, found, strict=True):
+                    base = {
+                        "epoch": epoch,
+                        "test_accuracy": accuracy,
+                        "estimator": m.name,
+                        "layer": target.name,
+                        "depth": chosen.index(target.name),
+                        "view": view,
+                        "partition": partition,
+                    }
+                    rows += [{**base, **row} for row in term_rows(target, decomposition, inputs, 1.0)]
+                    for term, point in _points(target, decomposition).items():
+                        key = ("counted" if term == "I(X;Z)" else m.name, view, target.name, term, target.resolution)
+                        curves.setdefault(key, {})[epoch] = point
+        for (name, size), book in sweep.items():
+            if size != count:
+                target = book.target(name, now[name], then[name], y.numpy())
+                curves.setdefault(("counted", RATE, name, "I(X;Z)", target.resolution), {})[epoch] = _counted(target)
+        if progress:
+            progress("tracing", number + 1, len(networks), f"epoch {epoch}, accuracy {100 * accuracy:.1f}%")
+    verdicts = []
+    for (estimator, view, layer, term, resolution), curve in curves.items():
+        found_here = _verdict(curve, seed)
+        place = {
+            "estimator": estimator,
+            "layer": layer,
+            "depth": chosen.index(layer),
+            "view": view,
+            "partition": partition,
+            "term": term,
+        }
+        verdicts.append({**place, "resolution": resolution, **found_here})
+    _agreed(
+        verdicts, {n: view.target(n, now[n], then[n], y.numpy()).resolution for n, view in views.get(RATE, {}).items()}
+    )
+    verdicts.sort(key=lambda v: (v["depth"], v["term"] != "I(X;Z)", v["estimator"]))
+    return Trace(table("trace", rows), table("compression", verdicts))
+
+
+@dataclass(frozen=True)
+class _Point:
+    """A term at one epoch: its estimate, and what can be resampled of it.
 
     Attributes:
-        table: a row an epoch, estimator, layer and term: value in bits, 95% interval, saturation, as in
-            :attr:`robgib.results.Run.layers`, with the epoch and the test accuracy.
+        value: bits.
+        spread: standard deviation of what resampling the samples does not show.
+        pointwise: (N,) values whose mean it is, or None.
+        codes: (N,) whose entropy it is, or None.
     """
 
-    def __init__(
-        self,
-        data: Dataset,
-        at: Sequence[int],
-        estimators: Sequence[str] = DEFAULT_ESTIMATORS,
-        *,
-        samples: int = 2000,
-        device: torch.device | str = "cpu",
-        catalogue: Sequence[Path] = (),
-        progress: Progress | None = None,
-        keep: Path | None = None,
-    ) -> None:
-        """Choose what to trace.
+    value: float
+    spread: float
+    pointwise: np.ndarray | None = None
+    codes: np.ndarray | None = None
 
-        Args:
-            data: its test images are estimated on; codes and components are fitted on training images.
-            at: epochs, from 0 (the untrained network).
-            estimators: specifications such as ``gaussian``.
-            samples: most images to estimate on, the same at every epoch; data that list every input are taken whole.
-            device: where the model is.
-            catalogue: further folders of plug-ins.
-            progress: called after each epoch traced.
-            keep: file that holds the table after each epoch; a training taken up again finds in it what was traced
-                before it was broken off.
-        """
-        if not at or min(at) < 0:
-            raise RobGIBError("a trace needs at least one epoch, from 0 on.")
-        self.data, self.at, self.estimators = data, tuple(at), tuple(estimators)
-        samples = len(data.test) if data.enumerated else samples
-        self.samples, self.device, self.catalogue, self.progress = samples, device, catalogue, progress
-        self.keep = keep
-        self._rows: list[pd.DataFrame] = []
 
-    def __call__(self, epoch: int, model: nn.Module) -> None:
-        """Estimate, if this epoch is one of those chosen."""
-        if epoch and not self._rows and self.keep and self.keep.is_file():
-            former = pd.read_csv(self.keep, float_precision="round_trip", keep_default_na=False, na_values=["nan", ""])
-            former["note"] = former["note"].fillna("").astype("str")
-            self._rows = [rows for e, rows in former.groupby("epoch") if int(str(e)) < epoch]
-        if epoch not in self.at:
-            return
-        prepared = prepare(model, self.data.test.x, classes=len(self.data.classes), device=self.device)
-        told = answers(prepared, self.data.test.x, self.data.test.y, classes=len(self.data.classes), device=self.device)
-        accuracy = float(told.right.mean())
-        found = layer_information(
-            prepared, self.data, self.estimators, samples=self.samples, device=self.device, catalogue=self.catalogue
-        )
-        self._rows.append(found.layers.assign(epoch=epoch, test_accuracy=accuracy))
-        if self.keep:
-            write_file(self.keep, self.table.to_csv(index=False).encode())
-        if self.progress:
-            self.progress("tracing", len(self._rows), len(self.at), f"epoch {epoch}, accuracy {100 * accuracy:.1f}%")
+def _counted(target: Target) -> _Point:
+    return _Point(target.total.value, 0.0, codes=target.values if target.view != "noise" else None)
 
-    @property
-    def table(self) -> pd.DataFrame:
-        """What has been estimated so far."""
-        if not self._rows:
-            return pd.DataFrame(columns=column_names("trace"))
-        return pd.concat(self._rows, ignore_index=True)[column_names("trace")]
+
+def _points(target: Target, found: Decomposition) -> dict[str, _Point]:
+    """The terms that are followed: I(X;Z) as counted, and C(X;Z) as estimated where there are singles."""
+    if target.view == EXACT:
+        return {"I(X;Z)": _Point(target.total.value, 0.0), "C(X;Z)": _Point(found.complexity.value, 0.0)}
+    told = {"I(X;Z)": _counted(target)}
+    if target.view == "noise":
+        half = (target.total.high - target.total.low) / 2
+        told = {"I(X;Z)": _Point(target.total.value, half / 1.96)}
+    c = found.complexity
+    if c.value == c.value:
+        n, pointwise = len(found.singles), found.pointwise
+        whole = (c.high - c.low) / 2 / 1.96
+        if pointwise is None:
+            told["C(X;Z)"] = _Point(c.value, whole)
+        else:
+            own = pointwise[:, 1:].sum(1) / n
+            rest = max(whole**2 - own.var() / len(own), 0.0)
+            told["C(X;Z)"] = _Point(c.value, float(np.sqrt(rest)), pointwise=own)
+    return told
+
+
+def compression_of(values: Sequence[float]) -> float:
+    """(peak − final)/peak of a term over the epochs; NaN unless the peak is above 0.
+
+    >>> compression_of([1.0, 2.0, 1.5])
+    0.25
+    """
+    sequence = np.asarray(values, float)
+    peak = sequence.max()
+    return float((peak - sequence[-1]) / peak) if peak > 0 else float("nan")
+
+
+def _resampled(curve: Mapping[int, _Point], seed: int) -> np.ndarray:
+    """Values (resamples, epochs), the samples drawn anew for all epochs together."""
+    rng = np.random.default_rng([seed, 13])
+    sizes = [len(held) for p in curve.values() for held in (p.pointwise, p.codes) if held is not None]
+    weights = rng.multinomial(sizes[0], np.full(sizes[0], 1 / sizes[0]), size=_RESAMPLES) if sizes else None
+    columns = []
+    for point in curve.values():
+        drawn = np.full(_RESAMPLES, point.value)
+        if point.pointwise is not None and weights is not None:
+            drawn = point.value + weights @ (point.pointwise - point.pointwise.mean()) / len(point.pointwise)
+        elif point.codes is not None and weights is not None:
+            drawn = point.value + _entropies(point.codes, weights)
+        columns.append(drawn + point.spread * rng.standard_normal(_RESAMPLES))
+    return np.stack(columns, 1)
+
+
+def _entropies(codes: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Plug-in entropies of resampled codes (resamples,), less that of the codes themselves.
+
+    A resample has fewer symbols than the sample, by as much as the sample has fewer than the law: the bias is common to
+    all epochs, but for the number of symbols, and is taken out by the mean.
+    """
+    _, dense = np.unique(codes, return_inverse=True)
+    one_hot = np.zeros((len(dense), dense.max() + 1))
+    one_hot[np.arange(len(dense)), dense.reshape(-1)] = 1
+    p = weights @ one_hot / len(dense)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        h = -np.nansum(np.where(p > 0, p * np.log2(p), 0.0), 1)
+    return np.asarray(h - h.mean())
+
+
+def _verdict(curve: Mapping[int, _Point], seed: int) -> dict[str, Any]:
+    """Compression of one term with its interval, and what can be said."""
+    epochs, values = list(curve), np.array([p.value for p in curve.values()])
+    peak = int(values.argmax())
+    told: dict[str, Any] = {
+        "peak_epoch": epochs[peak],
+        "peak": float(values[peak]),
+        "final": float(values[-1]),
+        "compression": compression_of(list(values)),
+    }
+    if not np.isfinite(told["compression"]):
+        return {**told, "low": np.nan, "high": np.nan, "verdict": "cannot be told"}
+    drawn = _resampled(curve, seed)
+    falls, again = values - values[-1], drawn - drawn[:, -1:]
+    error = again.std(0)
+    moving = error > 1e-12
+    low = 0.0
+    if moving.any():
+        # A simultaneous band: with 97.5% no epoch's fall is overstated.
+        worst = ((again - falls)[:, moving] / error[moving]).max(1)
+        critical = float(np.quantile(worst, 0.975))
+        low = float(max(0.0, (falls[moving] - critical * error[moving]).max()))
+    still = falls[~moving]
+    low = max(low, float(still.max(initial=0.0))) / float(values[peak])
+    tops = drawn.max(1)
+    shares = (tops - drawn[:, -1]) / np.where(tops > 0, tops, np.nan)
+    high = max(float(np.nanquantile(shares, 0.975)), told["compression"])
+    verdict = "compresses" if low > _LEAST else "does not compress" if high < _NONE else "cannot be told"
+    return {**told, "low": low, "high": high, "verdict": verdict}
+
+
+def _agreed(verdicts: Sequence[dict[str, Any]], main: Mapping[str, str]) -> None:
+    """Take back what a layer's code is said to show where half or twice as many symbols show the opposite."""
+    for own in verdicts:
+        if own["estimator"] == "counted" and own["resolution"] == main.get(own["layer"]):
+            others = {v["verdict"] for v in verdicts if v["estimator"] == "counted" and v["layer"] == own["layer"]}
+            if {"compresses", "does not compress"} <= others:
+                own["verdict"] = "cannot be told"
+
+
+def _prepared(load: Callable[[], nn.Module], data: Dataset, device: torch.device | str) -> Prepared:
+    return prepare(load().to(device), data.test.x, classes=len(data.classes), device=device)
+
+
+def _activations(
+    model: Prepared, x: torch.Tensor, layers: Sequence[str], device: torch.device | str
+) -> dict[str, np.ndarray]:
+    held = collect_activations(model.model, x, layers, batch_size=model.batch_size, device=device, check=False)
+    return dict(held)
 
 
 def snapshots(folder: Path, at: Sequence[int], record: dict[str, Any]) -> Callable[[int, nn.Module], None]:

@@ -70,9 +70,11 @@ def test_learnt_attacked_and_measured(folder):
     assert table.loc["pgd-linf:eps=0.2", "robust_accuracy"] < table.loc["pgd-linf:eps=0.2", "clean_accuracy"] - 0.1
     assert table.loc["pgd-l2", "status"] == "ok"
     assert table.loc["square-linf:eps=0.2,queries=300", "status"] == "ok"  # sequences as images of one channel
-    assert set(run.layers["layer"]) == {"project", "blocks.0", "blocks.1", "logits"}
-    assert run.features["feature"].iloc[0] == "tokens 0-7"
-    assert not run.layers["value"].isna().any()
+    assert set(run.layers["layer"]) == {"project", "blocks.0", "blocks.1", "logits", "Ŷ", "Y"}
+    assert set(run.layers["partition"]) == {"tokens:4", "tokens:8"}
+    assert run.features["feature"].iloc[0] == "tokens 0-15"
+    degrees = run.layers["term"].isin(["r(X;Z)", "v(X;Z)"])  # none where nothing is told
+    assert not run.layers[(run.layers["depth"] >= 0) & ~degrees]["value"].isna().any()
 
 
 def test_features_by_tokens_are_for_sequences(digits, digits_cnn):

@@ -4,13 +4,20 @@ import numpy as np
 import pytest
 
 from robgib import evaluate
-from robgib.reporting.summary import correlate, summarise
+from robgib.reporting.summary import FIGURES, correlate, summarise, told_apart
 
 
 @pytest.fixture(scope="module")
 def run(digits, digits_cnn):
     return evaluate(
-        digits_cnn, digits, attacks=["fgsm-linf"], estimators=["gaussian"], samples=60, curve=False, name="one"
+        digits_cnn,
+        digits,
+        attacks=["fgsm-linf"],
+        estimators=["gaussian"],
+        features="patches:4",
+        samples=60,
+        curve=False,
+        name="one",
     )
 
 
@@ -27,18 +34,26 @@ def scaled(run, name, factor, robust):
 
 def test_summary_figures(run):
     table = summarise([run])
-    c = run.layers[run.layers["term"] == "C(X;Z)"].sort_values("depth")["value"].to_numpy()
-    assert table["gib_compression"][0] == pytest.approx((c.max() - c[-1]) / c.max())
-    assert table["gib_compression_low"][0] < table["gib_compression"][0] < table["gib_compression_high"][0]
-    assert table["ib_complexity"][0] == pytest.approx(run.layers[run.layers["term"] == "I(X;Z)"]["value"].mean())
+    layers = run.layers[run.layers["depth"] >= 0]
+    c = layers[layers["term"] == "C(X;Z)"].sort_values("depth")["value"].to_numpy()
+    assert table["gib_depth_compression"][0] == pytest.approx((c.max() - c[-1]) / c.max())
+    assert table["gib_depth_compression_low"][0] <= table["gib_depth_compression"][0]
+    for figure, term in FIGURES.items():
+        assert table[figure][0] == pytest.approx(layers[layers["term"] == term]["value"].mean())
 
 
 def test_correlation_over_models(run):
     runs = [scaled(run, f"m{i}", factor, 0.1 * i) for i, factor in enumerate((1.0, 0.9, 0.8, 0.7, 0.6, 0.5))]
     found = {c.figure: c for c in correlate(summarise(runs))}
-    assert found["gib_compression"].rho == pytest.approx(1)
+    assert found["gib_depth_compression"].rho == pytest.approx(1)
     assert found["ib_complexity"].rho == pytest.approx(-1)
-    assert found["gib_compression"].models == 6
+    assert found["gib_depth_compression"].models == 6
+
+
+def test_figures_that_cannot_be_told_apart_are_said(run):
+    runs = [scaled(run, f"m{i}", factor, 0.1 * i) for i, factor in enumerate((1.0, 0.9, 0.8, 0.7, 0.6))]
+    assert told_apart(summarise(runs)) == {("gaussian", "patches:4"): pytest.approx(1, abs=1e-6)}
+    assert np.isnan(told_apart(summarise(runs[:4]))["gaussian", "patches:4"])
 
 
 def test_too_few_models_are_not_correlated(run):

@@ -1,12 +1,19 @@
 """Traces: what is estimated while a network trains, and that training does not notice."""
 
+import copy
+from dataclasses import replace
+
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch import nn
 
-from robgib import RobGIBError, evaluate
+from robgib import RobGIBError
+from robgib.information.views import entropy_estimate
 from robgib.reporting.page import write_trace
-from robgib.training.tracing import Tracer, log_spaced, saved_epochs
+from robgib.results import column_names
+from robgib.training.tracing import _Point, _verdict, control, log_spaced, saved_epochs, trace
 from robgib.zoo.loading import train_recipe
 from robgib.zoo.recipe import find_recipe
 
@@ -29,26 +36,112 @@ def test_epochs_are_log_spaced():
     assert log_spaced(60) == (0, 1, 2, 4, 8, 16, 32, 60)
 
 
-def test_training_is_the_same_with_and_without(recipe, digits, tmp_path):
+@pytest.fixture
+def watched(recipe, digits, tmp_path):
+    """The finished network, its record, and what loads it at each epoch."""
+    held = {}
+
+    def watch(epoch, model):
+        held[epoch] = copy.deepcopy(model)
+
+    model, record, _ = train_recipe(recipe, digits, tmp_path / "b.safetensors", watch=watch)
+    return model, record, {epoch: (lambda one=one: one) for epoch, one in held.items()}
+
+
+def test_training_is_the_same_with_and_without(recipe, digits, watched, tmp_path):
+    traced, record, networks = watched
     plain, _, _ = train_recipe(recipe, digits, tmp_path / "a.safetensors")
-    before = torch.get_rng_state()
-    tracer = Tracer(digits, log_spaced(3), ["binned"], samples=200)
-    traced, record, path = train_recipe(recipe, digits, tmp_path / "b.safetensors", watch=tracer)
-    assert torch.equal(before, torch.get_rng_state())
     assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), traced.parameters(), strict=True))
-    table = tracer.table
+    before = torch.get_rng_state()
+    found = trace(networks, digits, ["binned"], samples=200)
+    assert torch.equal(before, torch.get_rng_state())
+    table = found.table
+    assert list(table.columns) == column_names("trace")
     assert sorted(table["epoch"].unique()) == [0, 1, 2, 3]
-    assert not table[["value", "low", "high"]].isna().any().any()
     accuracy = table.groupby("epoch")["test_accuracy"].first()
     assert accuracy[0] < 0.3 < accuracy[3] == pytest.approx(record["test_accuracy"])
-    # The last epoch's figures are those of the finished model.
-    direct = evaluate(traced, digits, attacks=[], estimators=["binned"], information_samples=200, signs=False).layers
-    last = table[table["epoch"] == 3].reset_index(drop=True)
-    assert (last["layer"] == direct["layer"]).all()
-    assert last["value"].to_numpy() == pytest.approx(direct["value"].to_numpy())
-    page = write_trace(table, path, "traced").read_text()
+    pd.testing.assert_frame_equal(trace(networks, digits, ["binned"], samples=200).table, table)
+    page = write_trace(table, found.compression, tmp_path / "b.safetensors", "traced").read_text()
     assert "traced in training" in page
-    assert pd.read_csv(path.with_suffix(".trace.csv")).shape == table.shape
+    assert "Is it compressed in training?" in page
+    assert pd.read_csv(tmp_path / "b.trace.csv").shape == table.shape
+    assert pd.read_csv(tmp_path / "b.compression.csv").shape == found.compression.shape
+
+
+def test_codes_are_the_same_at_all_epochs(digits):
+    """A layer that only shrinks keeps less and less of the code that was fitted on all epochs."""
+    torch.manual_seed(0)
+    first = nn.Sequential(nn.Flatten(), nn.Linear(64, 6))
+
+    def shrunk(factor):
+        model = nn.Sequential(copy.deepcopy(first), nn.Linear(6, 10))
+        with torch.no_grad():
+            model[0][1].weight *= factor
+            model[0][1].bias *= factor
+        return model
+
+    networks = {e: (lambda f=f: shrunk(f)) for e, f in enumerate((1.0, 0.3, 0.1, 0.03))}
+    found = trace(networks, digits, ["binned"], layers=["0"], samples=400)
+    total = found.table.query("term == 'I(X;Z)'")["value"].to_numpy()
+    assert (np.diff(total) < 0).all()
+    told = found.compression.query("term == 'I(X;Z)'")
+    assert (told["verdict"] == "compresses").all()
+    assert len(told) == 3  # with as many codes, half and twice as many
+
+
+def test_a_network_that_does_not_change_is_not_compressed(digits, digits_cnn):
+    same = {e: (lambda: digits_cnn) for e in range(4)}
+    found = trace(same, digits, ["binned", "imputation:donors=2"], layers=["hidden"], samples=200).compression
+    assert (found["compression"] == 0).all()
+    assert (found["low"] == 0).all()
+    assert (found.loc[found["estimator"] == "counted", "high"] == 0).all()
+    assert (found["verdict"] == "does not compress").all()
+
+
+@pytest.mark.parametrize("kind", ["codes", "pointwise"])
+def test_a_flat_truth_gives_an_interval_that_holds_nothing(kind):
+    """Epochs of one law, drawn for the same samples with some dependence: in 93% of draws or more the low end is 0."""
+    rng, held, missed = np.random.default_rng(0), [], []
+    for seed in range(200):
+        curve = {}
+        base = rng.standard_normal(400)
+        for epoch in range(8):
+            values = 0.6 * base + 0.8 * rng.standard_normal(400)
+            if kind == "codes":
+                codes = np.digitize(values, [-1, -0.3, 0.3, 1])
+                curve[epoch] = _Point(entropy_estimate(codes).value, 0.0, codes=codes)
+            else:
+                curve[epoch] = _Point(3 + values.mean(), 0.0, pointwise=3 + values)
+        told = _verdict(curve, seed)
+        held.append(told["low"] == 0)
+        missed.append(told["verdict"] == "compresses")
+    assert np.mean(held) >= 0.93
+    assert np.mean(missed) <= 0.05
+
+
+def test_a_fall_is_found_and_its_interval_holds_it():
+    rng, inside, seen = np.random.default_rng(1), [], []
+    truth = np.array([1.0, 2.0, 3.0, 2.6, 2.0])
+    for seed in range(100):
+        base = rng.standard_normal(500)
+        curve = {e: _Point(float((t + base).mean()), 0.0, pointwise=t + base + rng.standard_normal(500))
+                 for e, t in enumerate(truth)}  # fmt: skip
+        curve = {e: replace(p, value=float(p.pointwise.mean())) for e, p in curve.items()}
+        told = _verdict(curve, seed)
+        inside.append(told["low"] <= 1 / 3 <= told["high"])
+        seen.append(told["verdict"] == "compresses" and told["peak_epoch"] == 2)
+    assert np.mean(inside) >= 0.93
+    assert np.mean(seen) >= 0.98
+
+
+def test_controls(recipe, digits):
+    same, still = control("untrained", digits, recipe.training)
+    assert same is digits
+    assert still.learning_rate < 1e-9
+    other, _ = control("random-labels", digits, recipe.training)
+    assert torch.equal(other.train.x, digits.train.x)
+    assert (other.train.y == digits.train.y).float().mean() < 0.2
+    assert torch.equal(other.train.y.bincount(), digits.train.y.bincount())
 
 
 def test_from_the_command_line(cli, invoke, tmp_path):
@@ -62,6 +155,10 @@ def test_from_the_command_line(cli, invoke, tmp_path):
     table = pd.read_csv(tmp_path / "net.trace.csv")
     assert set(table["epoch"]) == {0, 3}
     assert set(table["estimator"]) == {"gaussian"}
+    assert "Compression in training" in done.stdout
+    assert not (tmp_path / "net.epochs").exists()
+    told = pd.read_csv(tmp_path / "net.compression.csv")
+    assert set(told["verdict"]) <= {"compresses", "does not compress", "cannot be told"}
     assert (tmp_path / "net.trace.html").stat().st_size > 100_000
     for options, message in (
         (("--trace", "--trace-at", "0,9"), "epochs from 0 to 3"),
@@ -69,35 +166,16 @@ def test_from_the_command_line(cli, invoke, tmp_path):
         (("--trace-at", "1"), "--trace-at belongs to --trace or --snapshots"),
         (("--estimator", "gaussian"), "--estimator belongs to --trace"),
         (("--trace", "--estimator", "gausian"), "did you mean 'gaussian'"),
+        (("--trace", "--estimator", "exact"), "choose another estimator for 'digits'"),
+        (("--control", "untrainde"), "did you mean 'untrained'"),
     ):
         assert message in invoke("train", "traced", "--catalogue", ".", *options)
 
 
-def test_bad_epochs(digits):
-    for at in ((), (-1, 2)):
+def test_bad_epochs(digits, digits_cnn):
+    for networks in ({}, {-1: lambda: digits_cnn}):
         with pytest.raises(RobGIBError, match="at least one epoch, from 0 on"):
-            Tracer(digits, at)
-
-
-class Stop(Exception):
-    pass
-
-
-def test_a_trace_goes_on_with_its_training(recipe, digits, tmp_path):
-    whole = Tracer(digits, (0, 1, 2, 3), ["gaussian"], samples=200)
-    train_recipe(recipe, digits, tmp_path / "whole.safetensors", watch=whole)
-    keep = tmp_path / "net.trace.csv"
-    first, second = (Tracer(digits, (0, 1, 2, 3), ["gaussian"], samples=200, keep=keep) for _ in range(2))
-
-    def broken_off(epoch, model):
-        first(epoch, model)
-        if epoch == 2:
-            raise Stop
-
-    with pytest.raises(Stop):
-        train_recipe(recipe, digits, tmp_path / "net.safetensors", watch=broken_off)
-    train_recipe(recipe, digits, tmp_path / "net.safetensors", watch=second)
-    pd.testing.assert_frame_equal(second.table, whole.table)
+            trace(networks, digits)
 
 
 def test_of_checkpoints_afterwards(cli, tmp_path):
@@ -114,6 +192,17 @@ def test_of_checkpoints_afterwards(cli, tmp_path):
     assert (tmp_path / "after" / "again.trace.html").stat().st_size > 100_000
     tables = [pd.read_csv(tmp_path / name) for name in ("net.trace.csv", "after/again.trace.csv")]
     pd.testing.assert_frame_equal(*tables)
+
+
+def test_a_control_from_the_command_line(cli, tmp_path):
+    (tmp_path / "traced.yaml").write_text(RECIPE)
+    done = cli(
+        "train", "traced", "--catalogue", ".", "--trace", "--trace-at", "0,3", "--control", "untrained",
+        "--estimator", "binned",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    told = pd.read_csv(tmp_path / "traced-untrained.compression.csv")
+    assert (told["verdict"] == "does not compress").all()
 
 
 def test_folders_that_are_no_trace(tmp_path, invoke):

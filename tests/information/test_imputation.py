@@ -1,0 +1,91 @@
+"""The network as its own predictor, held against networks whose information is known."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from robgib import Dataset, RobGIBError, Split
+from robgib.information import Imputation, layer_information
+
+
+class Xor(nn.Module):
+    """Its logits tell the exclusive or of the first two inputs; all else is idle."""
+
+    def __init__(self):
+        super().__init__()
+        self.told = nn.Identity()
+
+    def forward(self, x):
+        odd = (x[:, 0] > 0.5) ^ (x[:, 1] > 0.5)
+        return self.told(torch.stack([1.0 - odd.float(), odd.float()], 1) + 0 * x[:, :2])
+
+
+class Copy(Xor):
+    """Its logits tell the first input, of which the second is a copy in the data."""
+
+    def forward(self, x):
+        one = (x[:, 0] + x[:, 1] > 1).float()
+        return self.told(torch.stack([1 - one, one], 1) + 0 * x[:, :2])
+
+
+def bits(count=1500, width=4, copied=False):
+    rng = np.random.default_rng(0)
+    x = rng.integers(2, size=(count, width)).astype(np.float32)
+    if copied:
+        x[:, 1] = x[:, 0]
+    y = torch.from_numpy((x[:, 0] != x[:, 1]).astype(np.int64) if not copied else x[:, 0].astype(np.int64))
+    part = [Split(torch.from_numpy(x[i::3]), y[i::3]) for i in range(3)]
+    return Dataset("bits", *part, ("no", "yes"), {"linf": 0.1, "l2": 0.1, "l1": 0.1})
+
+
+def figures(model, data, kind):
+    found = layer_information(model, data, [Imputation(kind=kind, donors=32)], layers=["logits"], features="pixels")
+    return found.layers.query("layer == 'logits'").set_index("term"), found.features.query("layer == 'logits'")
+
+
+@pytest.mark.parametrize("kind", ["near", "marginal"])
+def test_an_exclusive_or_falls_with_either_input(kind):
+    layers, features = figures(Xor(), bits(), kind)
+    assert layers.loc["I(X;Z)", "value"] == pytest.approx(1, abs=0.01)
+    assert layers.loc["v(X;Z)", "value"] == pytest.approx(2, abs=0.05)  # two of four features, each destroys all
+    assert layers.loc["v(X;Z)", "value"] >= 2 - 0.02  # a bound from above
+    rests = features.set_index("feature")["rest"]
+    assert rests[["input 0", "input 1"]].max() < 0.02
+    assert rests[["input 2", "input 3"]].min() > 0.98
+
+
+def test_near_donors_know_a_copy_and_marginal_ones_do_not():
+    data = bits(copied=True)
+    near, _ = figures(Copy(), data, "near")
+    assert near.loc["v(X;Z)", "value"] < 0.05  # either input alone tells all: none is vulnerable
+    anywhere, _ = figures(Copy(), data, "marginal")
+    assert anywhere.loc["v(X;Z)", "value"] > 0.5  # an upper bound, and a loose one where donors are implausible
+
+
+def test_what_it_does_not_give_is_said():
+    layers, _ = figures(Xor(), bits(), "near")
+    for term in ("C(X;Z)", "S(X;Z)", "r(X;Z)", "GIB"):
+        assert np.isnan(layers.loc[term, "value"])
+        assert "no singles" in layers.loc[term, "note"]
+    assert "no singles" not in layers.loc["v(X;Z)", "note"]
+
+
+def test_bad_input(digits, digits_cnn):
+    with pytest.raises(RobGIBError, match="runs the network itself"):
+        Imputation().estimate([np.arange(50.0)], np.arange(50) % 2)
+    with pytest.raises(RobGIBError, match="use patches, tokens, channels or pixels"):
+        layer_information(digits_cnn, digits, ["imputation"], features="pca:4", samples=100)
+    with pytest.raises(RobGIBError, match="donors must be at least 1"):
+        Imputation(donors=0)
+
+
+def test_the_same_twice(digits, digits_cnn):
+    one, two = (
+        layer_information(
+            digits_cnn, digits, ["imputation:donors=4"], layers=["hidden"], features="patches:2", samples=60
+        )
+        for _ in range(2)
+    )
+    assert one.layers.equals(two.layers)
+    assert one.features.equals(two.features)
