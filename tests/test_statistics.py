@@ -50,3 +50,23 @@ def test_compression_interval():
     assert 0.45 < low < 0.5 < high < 0.55
     assert compression_interval([1, 2], [0, 1], [2, 3]) == (0, 0, 0)
     assert math.isnan(compression_interval([math.nan, 1], [0, 0], [1, 1])[0])
+
+
+@pytest.mark.parametrize("pairs", [5, 7, 9])
+@pytest.mark.parametrize("correlation", [0.0, 0.8])
+def test_the_interval_of_few_pairs_holds_the_truth(pairs, correlation):
+    truth = 6 / np.pi * np.arcsin(correlation / 2)
+    rng, inside = np.random.default_rng(pairs), []
+    for _ in range(400):
+        x = rng.standard_normal(pairs)
+        y = correlation * x + np.sqrt(1 - correlation**2) * rng.standard_normal(pairs)
+        _, low, high = spearman(list(x), list(y))
+        inside.append(low <= truth <= high)
+    assert np.mean(inside) >= 0.92
+
+
+def test_five_pairs_in_order_say_little():
+    rho, low, high = spearman([1, 2, 3, 4, 5], [2, 3, 5, 7, 11])
+    assert rho == pytest.approx(1)
+    assert low < 0.6  # by chance one draw in 60 is as far out
+    assert high == pytest.approx(1)

@@ -156,8 +156,39 @@ def default_layers(model: nn.Module, example: Tensor) -> tuple[str, ...]:
         prefix = f"{wrapped[-1]}."
 
 
-def _compact(output: Tensor, pool: int, class_token: bool) -> Tensor:
-    """Maps (N, C, H, W) pooled to at most pool x pool; tokens (N, L, D) to the class token or their mean."""
+_UNITS = {  # what a leaf of this class tells of the number of units that its output has
+    "Conv1d": "out_channels",
+    "Conv2d": "out_channels",
+    "ConvTranspose1d": "out_channels",
+    "ConvTranspose2d": "out_channels",
+    "BatchNorm1d": "num_features",
+    "BatchNorm2d": "num_features",
+    "GroupNorm": "num_channels",
+    "Linear": "out_features",
+    "LayerNorm": "normalized_shape",
+}
+_MAPS_1D = ("Conv1d", "ConvTranspose1d", "BatchNorm1d")
+
+
+def _units(module: nn.Module, shape: tuple[int, ...]) -> tuple[str, int]:
+    """The class of a module's last leaf whose units are one of its output's axes, and which axis; 1 if unknown."""
+    for leaf in reversed([m for m in module.modules() if not list(m.children())]):
+        kind = type(leaf).__name__
+        units = getattr(leaf, _UNITS.get(kind, ""), None)
+        units = units[-1] if isinstance(units, tuple) else units
+        if units is not None and units in (shape[1], shape[-1]):
+            return kind, 1 if units == shape[1] else len(shape) - 1
+    return "", 1
+
+
+def _compact(output: Tensor, pool: int, class_token: bool, module: nn.Module | None = None) -> Tensor:
+    """Maps (N, C, H, W) or (N, H, W, C) pooled to at most pool x pool; maps (N, C, L) to pool² places; tokens (N, L, D)
+    to the class token or their mean. Units come first."""
+    kind, axis = _units(module, tuple(output.shape)) if module is not None and output.ndim in (3, 4) else ("", 1)
+    if output.ndim == 4 and axis == 3:
+        output = output.permute(0, 3, 1, 2)
+    if output.ndim == 3 and kind in _MAPS_1D and axis == 1:
+        return F.adaptive_avg_pool1d(output, min(output.shape[2], pool**2))
     if output.ndim == 4 and max(output.shape[2:]) > pool:
         return F.adaptive_avg_pool2d(output, (min(output.shape[2], pool), min(output.shape[3], pool)))
     if output.ndim == 3:
@@ -221,7 +252,7 @@ def collect_activations(
             output = found[name]
             if not isinstance(output, Tensor) or output.ndim < 2 or len(output) != len(batch):
                 raise RobGIBError(f"layer {name!r} does not give one tensor (N, …) for N images; choose another.")
-            parts[name].append(_compact(output, pool, class_token).float().cpu())
+            parts[name].append(_compact(output, pool, class_token, modules.get(name)).float().cpu())
         if progress:
             progress("capturing layers", start, len(x))
     held = {name: torch.cat(chunks).numpy() for name, chunks in parts.items()}

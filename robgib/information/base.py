@@ -270,7 +270,18 @@ class Estimator(ABC):
                 raise RobGIBError(f"the features have {prepared.samples} samples and the target {len(goal)}.")
             reference = goal if fit_targets is None else _matrix(fit_targets[i], "the fit target")
             problems.append(Problem(prepared, goal, reference, _weights(weights, len(goal))))
-        return [self._with_limits(p, d) for p, d in zip(problems, self._estimate_many(problems), strict=True)]
+        asked = [p for p in problems if (p.target != p.target[0]).any()]
+        answers = iter(self._estimate_many(asked) if asked else [])
+        nothing = np.zeros(2 * len(prepared.features) + 1)
+        note = "the target takes one value only: it carries no information"
+        return [
+            self._with_limits(p, next(answers))
+            if any(p is a for a in asked)
+            else decompose(
+                nothing, estimator=self, problem=replace(p, weights=None), resolution="a constant target", notes=[note]
+            )
+            for p in problems
+        ]
 
     def _estimate_many(self, problems: Sequence[Problem]) -> list[Decomposition]:
         """Do the estimates on checked input."""

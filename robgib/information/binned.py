@@ -11,7 +11,7 @@ from pydantic import Field
 
 from robgib.information.base import Decomposition, Estimator, Problem, decompose
 from robgib.information.discrete import adjusted_by, combine, subset_codes
-from robgib.information.preprocessing import Codes, codebook, default_size, encode
+from robgib.information.preprocessing import SALTS, Codes, codebook, default_size, encode
 from robgib.information.views import RATE, View
 
 __all__ = [
@@ -77,7 +77,7 @@ class Binned(Estimator):
         symbols_t = int(target.max()) + 1
         codes, how = self._subset_codes(problem, symbols_t)
 
-        rng = np.random.default_rng(self.seed)
+        rng = np.random.default_rng([self.seed, SALTS["binned"]])
         shuffled = [target[rng.permutation(samples)] for _ in range(self.shuffles)]
         found = [adjusted_by(code, target, shuffled) for code in codes]
         terms, floor, saturated = (

@@ -27,7 +27,7 @@ from robgib.information.masked_network import (
     subsets,
     train,
 )
-from robgib.information.preprocessing import relabel
+from robgib.information.preprocessing import SALTS, relabel
 from robgib.options import Count, NonNegative, Positive
 from robgib.runtime import one_thread, resolve_device
 
@@ -114,7 +114,7 @@ class InfoNCE(Estimator):
         target, pooled = columns(problem.target)
         what = f"{target.shape[1]} codes" if codes is not None else f"{target.shape[1]} dimensions"
         if self.noise and codes is None:
-            rng = np.random.default_rng(self.seed)
+            rng = np.random.default_rng([self.seed, SALTS["infonce"]])
             target = target + math.sqrt(self.noise) * torch.from_numpy(rng.standard_normal(target.shape)).float()
             what += f", noise variance {self.noise:g}"
         folds = Folds.draw(samples, self.folds, self.seed, codes)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from scipy.spatial import cKDTree
 from scipy.special import digamma
+from torch import Tensor
 
 from robgib.errors import RobGIBError
 from robgib.information.base import Decomposition, Estimator, Problem, decompose
 from robgib.information.discrete import combine, subset_codes
-from robgib.information.preprocessing import Codes, columns_or_codes
+from robgib.information.preprocessing import SALTS, Codes, columns_or_codes, normal_scores
 from robgib.options import Count, NonNegative
 
 __all__ = [
@@ -28,6 +31,9 @@ _SHARED = float(np.sqrt(2))  # error of the mean over that of independent sample
 _WIDER = 4  # times the neighbours, to see what their distance costs
 _MISSING = 0.75  # standard deviation of what a figure misses, in what smaller neighbourhoods would add
 _CURVED = 0.1  # bits that smaller neighbourhoods would add, above which a figure is marked
+_TREE = 8  # real dimensions above which looking at all pairs is faster than a tree
+_CHUNK = 512  # rows of distances at once
+_MOST = 4e12  # coordinates compared: some minutes
 _RARE = 0.05  # share of samples alone with their symbols, above which a figure is marked
 
 
@@ -37,7 +43,7 @@ class KSG(Estimator):
 
     With ρ_i the distance of sample i to its k-th neighbour in (X_S, T), and c_X, c_T how many samples, itself
     included, lie nearer than ρ_i in X_S and in T alone: I = ψ(k) + ψ(N) − ⟨ψ(c_X) + ψ(c_T)⟩, eq. 8. Columns are
-    standardised, which changes no information.
+    replaced by their normal scores, which changes no information: long tails would blur the neighbourhoods.
 
     Class targets and integer features: neighbours are looked for, and counted, only among samples with the same
     symbols (Ross 2014). The mixed estimator of Gao et al. (2017) is the same where the distance of two classes
@@ -94,14 +100,20 @@ class KSG(Estimator):
 
     def _ties(self, samples: int) -> Vector:
         """Noise that tells equal values apart, of the features and of the target (2, N)."""
-        return _TIE * np.random.default_rng(self.seed).standard_normal((2, samples))
+        return _TIE * np.random.default_rng([self.seed, SALTS["ksg"]]).standard_normal((2, samples))
 
     def _estimate(self, problem: Problem) -> Decomposition:
         samples, n = problem.samples, len(problem.features)
         least = _WIDER * self.k + 2
         if samples < least:
             raise RobGIBError(f"{samples} samples are too few for {self.k} neighbours; give {least} or a smaller k.")
-        rng = np.random.default_rng(self.seed)
+        dims = sum(v.shape[1] for v in (*problem.features, problem.target) if v.dtype.kind == "f")
+        if dims > _TREE and 6.0 * (2 * n + 1) * samples**2 * dims > _MOST:
+            raise RobGIBError(
+                f"ksg would take minutes over {samples} samples of {dims} real dimensions, far outside its regime of "
+                f"{self.limit}; give fewer samples, or choose another estimator."
+            )
+        rng = np.random.default_rng([self.seed, SALTS["ksg"]])
         rng.standard_normal((2, samples))  # those that told equal values apart
         values_t, codes_t = _split(problem.target, self._ties(samples)[1])
         if self.noise > 0:
@@ -174,11 +186,18 @@ class _Space:
         self.values, self.codes = values, codes
         self.counts = np.bincount(codes)
         self.members = np.split(np.argsort(codes, kind="stable"), np.cumsum(self.counts)[:-1])
-        self.trees = [cKDTree(values[m]) for m in self.members] if values.shape[1] else []
+        trees = 0 < values.shape[1] <= _TREE
+        self.trees = [cKDTree(values[m]) for m in self.members] if trees else []
 
     def distances(self, k: int, workers: int) -> Vector:
         """The largest distance below that of the k-th neighbour, or the last one, of the same code (N,)."""
         radius = np.zeros(len(self.codes))
+        if self.values.shape[1] > _TREE:
+            for rows in self.members:
+                nth = min(k, len(rows) - 1)
+                for part, far in _pairs(self.values[rows]):
+                    radius[rows[part]] = far.kthvalue(nth + 1, dim=1).values.numpy()  # the first is the sample itself
+            return np.nextafter(radius, 0)
         for tree, rows in zip(self.trees, self.members, strict=True):
             nth = min(k, len(rows) - 1) + 1  # the first is the sample itself
             radius[rows] = tree.query(self.values[rows], [nth], p=np.inf, workers=workers)[0][:, 0]
@@ -186,9 +205,15 @@ class _Space:
 
     def within(self, radius: Vector, workers: int) -> npt.NDArray[np.int64]:
         """How many samples of the same code lie within each one's radius (N,), itself included."""
-        if not self.trees:
+        if not self.values.shape[1]:
             return np.asarray(self.counts[self.codes])
         found = np.zeros(len(self.codes), np.int64)
+        if self.values.shape[1] > _TREE:
+            for rows in self.members:
+                for part, far in _pairs(self.values[rows]):
+                    near = torch.from_numpy(radius[rows[part]])[:, None]
+                    found[rows[part]] = (far <= near).sum(1).numpy()
+            return found
         for tree, rows in zip(self.trees, self.members, strict=True):
             found[rows] = tree.query_ball_point(
                 self.values[rows], radius[rows], p=np.inf, workers=workers, return_length=True
@@ -196,9 +221,19 @@ class _Space:
         return found
 
 
+def _pairs(values: Vector) -> Iterator[tuple[slice, Tensor]]:
+    """Yield some rows at a time, and their max-norm distances to all rows (rows, N)."""
+    points = torch.from_numpy(np.ascontiguousarray(values))
+    for start in range(0, len(points), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        yield part, torch.cdist(points[part], points, p=float("inf"))
+
+
 def _split(values: Array, ties: Vector) -> tuple[Vector, Codes]:
     """Standardised columns that vary, without ties, and codes: a variable has one or the other."""
     scores, codes = columns_or_codes(values)
+    if scores.shape[1]:
+        scores = normal_scores(scores)
     ordered = np.sort(scores, axis=0)
     tied = (ordered[1:] == ordered[:-1]).any(0)
     return scores + np.where(tied, ties[:, None], 0.0), codes

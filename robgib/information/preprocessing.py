@@ -15,6 +15,7 @@ from robgib.errors import RobGIBError
 from robgib.runtime import one_thread
 
 __all__ = [
+    "SALTS",
     "codebook",
     "default_size",
     "encode",
@@ -23,6 +24,10 @@ __all__ = [
 ]
 
 Vector = npt.NDArray[np.float64]
+
+
+SALTS = {"binned": 1, "gaussian": 2, "infonce": 3, "ksg": 4, "renyi": 6}
+"""Salts of the estimators' random numbers: drawn with the seed alone they would repeat those of data made with it."""
 
 
 def standardised(values: npt.NDArray[Any]) -> Vector:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from robgib.information.base import Decomposition, Estimator, Problem, decompose
 from robgib.information.discrete import combine, subset_codes
-from robgib.information.preprocessing import Codes, columns_or_codes
+from robgib.information.preprocessing import SALTS, Codes, columns_or_codes
 from robgib.options import Count, Positive
 from robgib.runtime import resolve_device
 
@@ -105,7 +105,7 @@ class Renyi(Estimator):
         return [torch.from_numpy(v).to(device) for v in values], subset_codes(codes)
 
     def _estimate(self, problem: Problem) -> Decomposition:
-        rng = np.random.default_rng(self.seed)
+        rng = np.random.default_rng([self.seed, SALTS["renyi"]])
         data = _Data.of(problem, resolve_device(self.device))
         count = -(-problem.samples // self.exact_samples) if data.real else 1  # counting needs no matrices
         blocks = np.array_split(rng.permutation(problem.samples), count)

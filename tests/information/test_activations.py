@@ -112,3 +112,27 @@ def test_nan_activations():
         model.used.weight[0, 0] = np.nan
     with pytest.raises(RobGIBError, match="'used' holds NaN"):
         collect_activations(model, X, ["used"])
+
+
+def test_units_come_first_whatever_the_layout():
+    torch.manual_seed(0)
+    swin = load_torchvision().models.swin_t(weights=None, num_classes=3).eval()
+    held = collect_activations(swin, torch.rand(2, 3, 64, 64), ["features.0", "features.1", "features.3"])
+    assert [v.shape[:2] for v in held.values()] == [(2, 96), (2, 96), (2, 192)]  # they give (N, H, W, C)
+    with torch.no_grad():
+        first = swin.features[0](torch.zeros(2, 3, 64, 64))
+    assert first.shape[-1] == 96
+    next_one = load_torchvision().models.convnext_tiny(weights=None, num_classes=3).eval()
+    held = collect_activations(next_one, torch.rand(2, 3, 64, 64), ["features.1", "features.2"])
+    assert [v.shape for v in held.values()] == [(2, 96, 4, 4), (2, 192, 4, 4)]  # its blocks end with a permutation
+    waves = nn.Sequential(
+        nn.Conv1d(2, 5, 3), nn.BatchNorm1d(5), nn.ReLU(), nn.AdaptiveAvgPool1d(8), nn.Flatten(), nn.Linear(40, 3)
+    ).eval()
+    x = torch.rand(4, 2, 50)
+    held = collect_activations(waves, x, ["0", "1"])
+    assert held["0"].shape == (4, 5, 16)
+    with torch.no_grad():
+        means = waves[0](x).mean(2).numpy()
+    assert held["0"].mean(2) == pytest.approx(means, abs=1e-5)
+    tokens = nn.Sequential(nn.Linear(2, 7), nn.Flatten(), nn.Linear(350, 3)).eval()
+    assert collect_activations(tokens, x.transpose(1, 2), ["0"])["0"].shape == (4, 7)

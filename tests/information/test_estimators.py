@@ -160,3 +160,21 @@ def test_every_estimator_says_what_it_is(name):
     assert kind.bound
     assert len(kind.guide) > 100
     assert dataclasses.is_dataclass(kind) or name == "exact"
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("target", [np.zeros((N, 2)), np.full(N, 3)])
+def test_a_constant_target_is_exactly_nothing(name, target):
+    options = {"noise": 0.5} if name in ("gaussian", "infonce", "ksg") else {}
+    found = make(name, **options).estimate(features(name), target)
+    for e in (found.total, *found.singles, *found.rests, *found.interaction, found.synergy, found.complexity):
+        assert (e.low, e.value, e.high) == (0, 0, 0)
+    assert "one value only" in found.notes[0]
+
+
+@pytest.mark.parametrize("name", ["gaussian", "ksg"])
+def test_noise_is_no_copy_of_data_made_with_the_same_seed(name):
+    """Data of default_rng(0), a deterministic target and noise of seed 0: at the noise's ceiling, not beyond."""
+    x = np.random.default_rng(0).standard_normal((1000, 2))
+    found = ESTIMATORS[name](noise=0.5, seed=0).estimate([x[:, [0]], x[:, [1]]], x)
+    assert found.total.value < 2 * 0.5 * np.log2(1 + 1 / 0.5) + 0.15

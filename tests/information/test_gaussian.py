@@ -3,6 +3,7 @@ import pytest
 
 from robgib import RobGIBError, RobGIBWarning
 from robgib.information import Gaussian
+from robgib.information.validation_tasks import tasks
 
 LOG2 = np.log(2)
 
@@ -172,7 +173,7 @@ class TestClasses:
     def test_one_class_only(self):
         found = Gaussian().estimate([np.arange(50.0)], np.zeros(50, int))
         assert found.total.value == 0
-        assert "one class" in found.notes[0]
+        assert "one value only" in found.notes[0]
 
 
 def test_too_few_samples_is_said_and_not_guessed():
@@ -215,3 +216,18 @@ def test_bad_values_are_refused(bad):
 def test_lengths_must_agree():
     with pytest.raises(RobGIBError, match="feature 1 has 40 samples and feature 0 50"):
         Gaussian().estimate([np.ones(50), np.ones(40)], np.arange(50.0))
+
+
+@pytest.mark.parametrize(
+    ("name", "least", "most"),
+    [("gaussian-row", 0, 0.1), ("half-cube", 0, 0.1), ("spiral", 0.8, 1), ("student-t3", 0.8, 1),
+     ("additive-noise", 0.8, 1)],
+)  # fmt: skip
+def test_a_copula_that_is_not_gaussian_is_marked(name, least, most):
+    seen = []
+    for seed in range(20):
+        sample = tasks()[name].draw(2000, np.random.default_rng([seed, 9]))
+        found = Gaussian().estimate(sample.features, sample.target)
+        seen.append(found.total.saturated)
+        assert found.total.saturated == any("copula is not Gaussian" in n for n in found.notes)
+    assert least <= np.mean(seen) <= most
