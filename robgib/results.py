@@ -60,11 +60,11 @@ _LAYER = (
 )
 
 
-def _with_interval(name: str, what: str) -> tuple[Column, ...]:
+def _with_interval(name: str, what: str, unit: str = "bits") -> tuple[Column, ...]:
     return (
-        Column(name, "number", what, "bits"),
-        Column(f"{name}_low", "number", "lower end of its 95% interval", "bits"),
-        Column(f"{name}_high", "number", "upper end", "bits"),
+        Column(name, "number", what, unit),
+        Column(f"{name}_low", "number", "lower end of its 95% interval", unit),
+        Column(f"{name}_high", "number", "upper end", unit),
     )
 
 
@@ -161,6 +161,23 @@ SCHEMA: Mapping[str, tuple[Column, ...]] = {
         Column("low", "number", "lower end of its 95% interval", "share"),
         Column("high", "number", "upper end", "share"),
         Column("verdict", "text", "compresses, does not compress, or cannot be told"),
+    ),
+    "summary": (
+        Column("model", "text", "name of the model"),
+        Column("estimator", "text", "name of the estimator"),
+        Column("partition", "text", "how the input was cut into features"),
+        *_BUDGET,
+        Column("robust_accuracy", "number", "accuracy under the attack", "share"),
+        Column("robust_low", "number", "lower end of its 95% interval", "share"),
+        Column("robust_high", "number", "upper end", "share"),
+        *_with_interval("vulnerability", "v(X;Z), mean over the layers", "features"),
+        *_with_interval("redundancy", "r(X;Z), mean over the layers", "features"),
+        *_with_interval("gib_complexity", "C(X;Z), mean over the layers"),
+        *_with_interval("ib_complexity", "I(X;Z), mean over the layers"),
+        *_with_interval("synergy", "S(X;Z), mean over the layers"),
+        *_with_interval("gib_depth_compression", "fall of C(X;Z) from its highest layer to the last", "share"),
+        *_with_interval("ib_depth_compression", "fall of I(X;Z) from its highest layer to the last", "share"),
+        Column("saturated", "boolean", "whether any of the figures is marked"),
     ),
     "validation": (
         Column("estimator", "text", "name of the estimator"),

@@ -17,6 +17,7 @@ from robgib.errors import RobGIBWarning
 from robgib.information.base import Decomposition, Estimator
 from robgib.information.measures import functionals
 from robgib.information.validation_tasks import Task, Vector
+from robgib.results import table
 from robgib.runtime import Progress
 
 __all__ = [
@@ -74,7 +75,7 @@ def validate(
             if progress:
                 progress(f"{estimator.name}: {task.name}", len(trials), repeats, f"{number + 1}/{len(work)}")
         rows += _rows(estimator, task, trials)
-    return pd.DataFrame(rows)
+    return table("validation", rows)
 
 
 @dataclass(frozen=True)

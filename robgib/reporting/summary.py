@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from robgib.results import Run
+from robgib.results import Run, table
 from robgib.statistics import compression_interval, spearman
 
 __all__ = [
@@ -116,7 +116,7 @@ def summarise(runs: Sequence[Run]) -> pd.DataFrame:
                         "saturated": saturated,
                     }
                 )
-    return pd.DataFrame(rows)
+    return table("summary", rows)
 
 
 ALIKE = 0.95

@@ -18,7 +18,13 @@ def test_default_budget_is_the_data_sets():
     assert make_attack("pgd-linf").threat.eps == pytest.approx(8 / 255)
 
 
-SHORT = {"square": "queries=60", "autoattack": "steps=10,queries=60,targets=2", "cw": "steps=30,binary_steps=3"}
+SHORT = {
+    "square": "queries=60",
+    "autoattack": "steps=10,queries=60,targets=2",
+    "cw": "steps=30,binary_steps=3",
+    "fab": "steps=15",
+    "apgd-t": "steps=20",
+}
 
 
 @pytest.mark.parametrize("name", attack_catalogue())

@@ -112,7 +112,7 @@ def test_an_independent_feature_changes_no_interaction_by_more_than_its_interval
         assert abs(after.value - before.value) <= half
 
 
-@pytest.mark.parametrize("name", ["binned", "gaussian", "renyi"])
+@pytest.mark.parametrize("name", ["binned", "gaussian", pytest.param("renyi", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("target", ["labels", "real"])
 def test_one_pass_equals_separate_fits_of_closed_forms(name, target):
     rng = np.random.default_rng(1)

@@ -90,6 +90,7 @@ def test_shrinkage_would_bias_the_information():
     assert np.mean(shrunk) < truth - 0.5
 
 
+@pytest.mark.slow
 def test_shuffled_targets_contain_zero():
     rng = np.random.default_rng(4)
     hits = []

@@ -37,6 +37,7 @@ def test_shuffled_targets_contain_zero():
     assert np.mean(hits) >= 0.93
 
 
+@pytest.mark.slow
 def test_a_deterministic_target_is_marked_and_noise_is_a_resolution():
     rng = np.random.default_rng(2)
     x = rng.standard_normal((600, 2))

@@ -38,6 +38,7 @@ def test_classes_against_the_true_densities():
     assert table["bias"].abs().max() <= 0.05
 
 
+@pytest.mark.slow
 def test_shuffled_targets_contain_zero():
     rng = np.random.default_rng(0)
     hits = []

@@ -50,6 +50,7 @@ def test_the_closed_form_is_the_limit_of_matrices(alpha):
     assert gaussian_kernel_entropy(covariance, alpha) == pytest.approx(found, abs=0.03)
 
 
+@pytest.mark.slow
 def test_blocks_agree_with_the_exact_matrix_and_with_the_limit():
     task = tasks()["kernel-4x4"]
     sample = task.draw(1000, np.random.default_rng(2))

@@ -340,7 +340,9 @@ def test_a_checkpoint_is_added_and_evaluated_by_name(cli, invoke, tmp_path):
     done = cli("zoo", "add", "net.safetensors", "--name", "my-net", "--description", "Mine")
     assert done.returncode == 0, done.stderr
     assert "robgib evaluate my-net --catalogue zoo" in done.stdout
-    fast = ("--samples", "50", "--no-curve", "--no-signs", "--no-corruptions", "--quiet")
+    fast = (
+        "--samples", "50", "--no-curve", "--no-signs", "--no-corruptions", "--quiet", "--estimator", "gaussian"
+    )  # fmt: skip
     done = cli("evaluate", "my-net", "--catalogue", "zoo", "--attack", "fgsm-linf", *fast)
     assert done.returncode == 0, done.stderr
     for arguments, word in (
@@ -354,7 +356,10 @@ def test_a_checkpoint_is_added_and_evaluated_by_name(cli, invoke, tmp_path):
 class TestFilesThatNameCode:
     """What a file names is looked up; it is imported and run only where a person says so."""
 
-    FAST = ("--samples", "20", "--attack", "fgsm-linf", "--no-curve", "--no-signs", "--no-corruptions", "--quiet")
+    FAST = (
+        "--samples", "20", "--attack", "fgsm-linf", "--no-curve", "--no-signs", "--no-corruptions", "--quiet",
+        "--estimator", "gaussian",
+    )  # fmt: skip
     EVIL = {"name": "os:system", "command": "touch PWNED"}
     NET = "from robgib.models import build\n\n\ndef make():\n    return build('mlp', (1, 8, 8), 10, {'hidden': [8]})\n"
 
