@@ -86,7 +86,7 @@ def evaluate(
         sigma: noise in which the ``noise`` view sees a layer, in the layer's total standard deviation.
         unit_groups: groups of a layer's units, the features of S(Z;Y); 0 leaves it out.
         beta: trade-off of the objectives IB and GIB.
-        pmi: weigh each sample's pointwise terms by max(0, pmi(ŷ;y)), so that information counts where the
+        pmi: weigh each sample's pointwise terms by 1[ŷ = y]·max(0, pmi(ŷ;y)), so that information counts where the
             prediction tells of the label.
         cascade: run the attacks of one norm and eps cheapest first, each on the samples that those before it left
             right. A robust accuracy is then what is left after that attack and all before it.

@@ -184,7 +184,7 @@ SCHEMA: Mapping[str, tuple[Column, ...]] = {
         Column("regime", "text", "kind of task"),
         Column("task", "text", "name of the task"),
         Column("samples", "integer", "samples of one repeat"),
-        Column("figure", "text", "I, S, C, singles or rests"),
+        Column("figure", "text", "I, S, C, singles or rests; of a network's layer its term"),
         Column("truth", "number", "its true value, the mean over repeats", "bits"),
         Column("bias", "number", "mean error", "bits"),
         Column("sd", "number", "standard deviation of the error", "bits"),
@@ -194,6 +194,7 @@ SCHEMA: Mapping[str, tuple[Column, ...]] = {
         Column("seconds", "number", "median time of an estimate", "s"),
         Column("repeats", "integer", "draws of the task"),
         Column("claims", "boolean", "whether the estimator claims the regime"),
+        Column("verdict", "text", "holds, marked, refused or wrong", "", 3, ""),
     ),
 }
 """The columns of every table, in order. A trace has those of ``layers`` after its own."""

@@ -30,12 +30,27 @@ def estimators_list(catalogue: Catalogue = None) -> None:
     out.print(table)
 
 
+def _usable(classes: dict[str, type[robgib.Estimator]], extra: list[Path]) -> list[str]:
+    """All but those whose packages are not installed."""
+    usable = []
+    for name in classes:
+        try:
+            robgib.information.make_estimator(name, extra)
+        except RobGIBError:
+            continue
+        usable.append(name)
+    return usable
+
+
 def validate_estimators(
     estimator: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Option(help="Estimator, as NAME[:key=value,…]; repeatable. [default: all]"),
     ] = None,
-    task: Annotated[Optional[list[str]], typer.Option(help="Task; repeatable. [default: all]")] = None,  # noqa: UP045
+    task: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="Task: variables, or a network; repeatable. [default: all]"),
+    ] = None,
     repeats: Annotated[int, typer.Option(min=2, help="Draws of each task.")] = 20,
     every: Annotated[bool, typer.Option("--every", help="Also outside the regimes that an estimator claims.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
@@ -47,16 +62,15 @@ def validate_estimators(
     catalogue: Catalogue = None,
     quiet: Quiet = False,
 ) -> None:
-    """Hold the information estimators against known answers."""
+    """Hold the information estimators against variables and networks of known information."""
 
     extra = list(catalogue or [])
-    known = robgib.information.validation_tasks.tasks()
+    known = robgib.information.validation.known()
     for name in task or []:
         if name not in known:
             raise unknown_name("validation task", name, known)
     classes = {n: e.estimator for n, e in robgib.information.estimator_catalogue(extra).items()}
-    alone = [name for name, kind in classes.items() if not kind.runs_network]
-    makers = [robgib.information.make_estimator(e, extra) for e in estimator or alone]
+    makers = [robgib.information.make_estimator(e, extra) for e in estimator or _usable(classes, extra)]
     check_writable(out_folder)
     former = robgib.reporting.read_validation(out_folder / "validation.csv") if add else None
     with robgib.runtime.progress_bars(not quiet, always=True) as progress:
@@ -71,7 +85,8 @@ def validate_estimators(
         )
     if found.empty:
         raise RobGIBError("no chosen estimator claims the regime of a chosen task; add --every to ask it all the same.")
-    whole = robgib.reporting.merge_validations(former, found, list(classes), list(known))
+    order = robgib.information.validation.task_names()
+    whole = robgib.reporting.merge_validations(former, found, list(classes), order)
     told = {*whole["estimator"], *(e.name for e in makers)}
     kinds = [kind for name, kind in classes.items() if name in told]
     with atomic_directory(out_folder) as folder:
@@ -82,13 +97,14 @@ def validate_estimators(
         (folder / "estimators.md").write_text(
             robgib.reporting.validation_markdown(kinds, whole, robgib.information.REGIMES), encoding="utf-8"
         )
-    for name, held in found[found["figure"].isin(["I", "S", "C"])].groupby("estimator", sort=False):
+    for name, held in found[~found["figure"].isin(["singles", "rests"])].groupby("estimator", sort=False):
         table = Table(title=f"{name} against the truth, {repeats} repeats (bits)", title_justify="left")
         table.add_column("task", no_wrap=True)
         table.add_column("figure")
-        for column in ("truth", "bias", "sd", "coverage", "null"):
-            table.add_column(column, justify="right", no_wrap=True)
+        columns = ("truth", "bias", "sd", "coverage", "verdict")
+        for column in columns:
+            table.add_column(column, justify="left" if column == "verdict" else "right", no_wrap=True)
         for row in robgib.reporting.validation_rows(held):
-            table.add_row(*(str(row[c]) for c in ("task", "figure", "truth", "bias", "sd", "coverage", "null")))
+            table.add_row(*(str(row[c]) for c in ("task", "figure", *columns)))
         out.print(table)
     out.print(f"\nPage: [bold]{escape(str(out_folder / 'validation.html'))}[/bold]", soft_wrap=True, highlight=False)

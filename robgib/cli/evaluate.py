@@ -51,7 +51,7 @@ def evaluate(
     sigma: Annotated[float, typer.Option(help="Noise of the noise view, in a layer's total standard deviation.")] = 0.3,
     unit_groups: Annotated[int, typer.Option(min=0, help="Groups of units as the features of S(Z;Y); 0: none.")] = 0,
     beta: Annotated[float, typer.Option(help="Trade-off of the IB and GIB objectives.")] = 1.0,
-    pmi: Annotated[bool, typer.Option("--pmi", help="Weigh samples by max(0, pmi(ŷ;y)).")] = False,
+    pmi: Annotated[bool, typer.Option("--pmi", help="Weigh samples by 1[ŷ = y]·max(0, pmi(ŷ;y)).")] = False,
     cascade: Annotated[
         bool, typer.Option("--cascade", help="Cheapest attack first, each next one on the samples still right.")
     ] = False,

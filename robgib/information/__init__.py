@@ -7,15 +7,17 @@ from robgib.information.binned import Binned
 from robgib.information.estimate import Estimate
 from robgib.information.exact import Exact
 from robgib.information.features import Features, group_inputs, group_units, reduce, unit_slices
+from robgib.information.flow import Flow
 from robgib.information.gaussian import Gaussian
 from robgib.information.imputation import Imputation
 from robgib.information.infonce import InfoNCE
+from robgib.information.known_variables import REGIMES, true_information
 from robgib.information.ksg import KSG
 from robgib.information.probe import Probe
 from robgib.information.registry import ESTIMATORS, estimator_catalogue, list_estimators, make_estimator
 from robgib.information.renyi import Renyi
 from robgib.information.validation import validate
-from robgib.information.validation_tasks import REGIMES, tasks, true_information
+from robgib.information.validation_tasks import tasks
 
 __all__ = [
     "DEFAULT_ESTIMATORS",
@@ -29,6 +31,7 @@ __all__ = [
     "Estimator",
     "Exact",
     "Features",
+    "Flow",
     "Gaussian",
     "Imputation",
     "InfoNCE",

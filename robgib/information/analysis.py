@@ -21,7 +21,7 @@ from robgib.information.base import Decomposition, Estimator
 from robgib.information.estimate import Estimate
 from robgib.information.exact import Exact
 from robgib.information.features import Features, group_inputs
-from robgib.information.measures import gib_objective, ib_objective, pmi_weights
+from robgib.information.measures import effective_samples, gib_objective, ib_objective, pmi_weights
 from robgib.information.registry import make_estimator
 from robgib.information.views import (
     EXACT,
@@ -72,6 +72,9 @@ _STEPS = 800
 _GAP = 0.1
 """Share of a counted I(X;Z) that an estimator may fail to learn before its figures are marked."""
 
+_FEW_EFFECTIVE = 0.2
+"""Share of the samples below which the effective sample size of PMI weights marks the figures."""
+
 
 def layer_information(
     model: object,
@@ -111,7 +114,8 @@ def layer_information(
         sigma: noise in which a layer is seen (``noise`` view), in its total standard deviation.
         unit_groups: groups of a layer's units, the features of S(Z;Y); 0 leaves it out.
         beta: trade-off of the objectives IB and GIB.
-        pmi: weigh each sample's pointwise terms by max(0, pmi(ŷ;y)).
+        pmi: weigh each sample's pointwise terms by 1[ŷ = y]·max(0, pmi(ŷ;y)); the effective sample size is noted, and
+            marks the figures below a fifth of the samples.
         batch_size: images at once; None finds it.
         device: where the model is.
         seed: of every random number.
@@ -185,6 +189,8 @@ def layer_information(
                         rows.insert(
                             4, _synergy_of_units(estimator, now, then, target.name, y, y_fit, unit_groups, weights)
                         )
+                if weights is not None:
+                    rows = [_weighed(row, weights) for row in rows]
                 layer_rows += [{**base, **row} for row in rows]
                 feature_rows += [{**base, **row} for row in _feature_terms(inputs, decomposition)]
         if progress:
@@ -328,15 +334,18 @@ def about(estimator: Estimator, what: str) -> Iterator[None]:
 
 def term_rows(target: Target, found: Decomposition, inputs: Features, beta: float) -> list[dict[str, Any]]:
     """The rows of one target: what is counted, what is estimated, and what is made of both."""
-    counted, learnt, cost = target.total, found.total, found.complexity
+    counted, learnt, cost = target.total, found.learnt, found.complexity
     known = counted.value == counted.value
     notes = [*target.notes, *found.notes]
     gap = (counted.value - learnt.value) / counted.value if known and counted.value > 0 else 0.0
+    over = gap < -_GAP and not counted.saturated
     # A single never tells more than all: one that does, beyond its error, betrays codes of X that lose more than it.
-    beyond = [s for s in found.singles if s.value == s.value and s.low > learnt.high]
-    marked = learnt.value == learnt.value and (gap > _GAP or bool(beyond))
+    beyond = [s for s in found.singles if s.value == s.value and s.low > found.total.high]
+    marked = learnt.value == learnt.value and (gap > _GAP or over or bool(beyond))
     if gap > _GAP:
         notes.append(f"under {1 - _GAP:.0%} of the counted I(X;Z) is learnt: marked figures lack the rest")
+    if over:
+        notes.append(f"over {1 + _GAP:.0%} of the counted I(X;Z) is found: marked figures are not to be relied on")
     if beyond:
         notes.append("a feature alone tells more than all features: marked figures lack what their code lost")
     side = f"{inputs.resolution}; {target.resolution}; {found.resolution}"
@@ -368,6 +377,15 @@ def term_rows(target: Target, found: Decomposition, inputs: Features, beta: floa
     ib = _objective(float(ib_objective(predicted.value, counted.value, beta)), predicted, counted, beta)
     gib = _objective(float(gib_objective(predicted.value, cost.value, beta)), predicted, cost, beta / 2)
     return [*rows, row("IB", ib, "counted", notes=target.notes), row("GIB", gib, own, marked)]
+
+
+def _weighed(row: dict[str, Any], weights: np.ndarray) -> dict[str, Any]:
+    """A row with what its samples' weights leave of them, marked where that is little."""
+    w = weights[: row["samples"]]
+    left = effective_samples(w)
+    few = left < _FEW_EFFECTIVE * len(w) and row["value"] == row["value"]
+    note = f"weighted by PMI: {left:.0f} effective samples of {len(w)}" + (", too few to rely on" if few else "")
+    return {**row, "saturated": row["saturated"] or few, "note": "; ".join(filter(None, [row["note"], note]))}
 
 
 def _synergy_of_units(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -79,14 +79,20 @@ class Binned(Estimator):
 
         rng = np.random.default_rng([self.seed, SALTS["binned"]])
         shuffled = [target[rng.permutation(samples)] for _ in range(self.shuffles)]
-        found = [adjusted_by(code, target, shuffled) for code in codes]
+        found = [adjusted_by(code, target, shuffled, problem.weights) for code in codes]
         terms, floor, saturated = (
             np.array([getattr(f, key) for f in found]) for key in ("value", "floor", "saturated")
         )
         pointwise = np.stack([f.pointwise for f in found], 1)
+        if problem.weights is not None:  # here: the counts, too, are those of the weighted law
+            whole = problem.weights @ pointwise / samples
+            pointwise = whole + problem.weights[:, None] * (pointwise - whole)
+            problem = replace(problem, weights=None)
         notes = []
         if saturated.any():
             notes.append("too few samples for the joint symbols: marked figures are at the ceiling of counting")
+        if any(v.dtype.kind == "f" for v in (*problem.features, problem.target)):
+            notes.append("real values are coded: lower bounds of the information between the values themselves")
         if len(np.unique(target)) < 2:
             notes.append("the target takes one symbol only: it carries no information")
         return decompose(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from robgib.information.measures import effective_samples
 from robgib.information.preprocessing import Codes, relabel
 
 __all__ = [
@@ -68,7 +69,8 @@ def plug_in(x: Codes, t: Codes, weights: Vector | None = None) -> tuple[float, V
     if weights is None:
         value = float(pointwise.mean())
     else:
-        value = float(np.sum(np.where(weights > 0, weights * pointwise, 0.0)) / mass)
+        pointwise = np.where(weights > 0, pointwise, 0.0)  # what counts nothing may have symbols that none else has
+        value = float(np.sum(weights * pointwise) / mass)
     return value, pointwise, (int((of_x > 0).sum()), int((of_t > 0).sum()), int((counts > 0).sum()))
 
 
@@ -104,7 +106,7 @@ def adjusted_information(
 
 def adjusted_by(x: Codes, t: Codes, shuffled: Sequence[Codes], weights: Vector | None = None) -> Adjusted:
     """:func:`adjusted_information`, with the shuffled targets given."""
-    samples = len(t)
+    samples = len(t) if weights is None else effective_samples(weights)
     value, pointwise, seen = plug_in(x, t, weights)
     entropies = [entropy(np.bincount(c, weights).astype(float)) for c in (x, t)]
     ceiling = min(entropies)
@@ -117,11 +119,11 @@ def adjusted_by(x: Codes, t: Codes, shuffled: Sequence[Codes], weights: Vector |
     floor = float(np.sqrt((seen[0] - 1) * (seen[1] - 1) / 2) / samples / np.log(2))
     saturated = ceiling > 0 and (value >= 0.95 * np.log2(samples) or raw >= 0.5 * ceiling)
     held = pointwise if weights is None else weights * (pointwise - value)
-    error = max(float(np.nan_to_num(held).std()) / np.sqrt(samples), floor) if ceiling > 0 else 0.0
+    error = max(float(held.std()) / np.sqrt(samples), floor) if ceiling > 0 else 0.0
     return Adjusted(adjusted, pointwise, floor, error, bool(saturated))
 
 
-def miller_madow(seen: tuple[int, int, int], samples: int) -> float:
+def miller_madow(seen: tuple[int, int, int], samples: float) -> float:
     """Bias in bits of the plug-in information, from the symbols seen."""
     x, t, joint = seen
     return (joint - x - t + 1) / (2 * samples * np.log(2))

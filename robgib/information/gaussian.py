@@ -65,7 +65,7 @@ class Gaussian(Estimator):
     name: ClassVar[str] = "gaussian"
     bound: ClassVar[str] = "none (exact when the copula is Gaussian); class targets: lower"
     summary: ClassVar[str] = "Gaussian copula, closed form, all features from two precision matrices"
-    regimes: ClassVar[tuple[str, ...]] = ("gaussian", "marginals", "classes")
+    regimes: ClassVar[tuple[str, ...]] = ("gaussian", "marginals", "classes", "network")
     guide: ClassVar[str] = (
         "For a real target it is exact where a Gaussian copula is: any monotone change of single coordinates is "
         "allowed, other dependence is not seen, and figures may then err to either side (a XOR of signs is all but "

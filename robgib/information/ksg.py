@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -33,7 +34,9 @@ _MISSING = 0.75  # standard deviation of what a figure misses, in what smaller n
 _CURVED = 0.1  # bits that smaller neighbourhoods would add, above which a figure is marked
 _TREE = 8  # real dimensions above which looking at all pairs is faster than a tree
 _CHUNK = 512  # rows of distances at once
-_MOST = 4e12  # coordinates compared: some minutes
+_ROWS = 64  # samples whose distances to all are held at once: the matrices stay in the cache
+_LOOKS = 12  # times that a subset's distances are gone through, as long each as a coordinate takes
+_MOST = 1e11  # coordinates compared: some minutes
 _RARE = 0.05  # share of samples alone with their symbols, above which a figure is marked
 
 
@@ -108,7 +111,7 @@ class KSG(Estimator):
         if samples < least:
             raise RobGIBError(f"{samples} samples are too few for {self.k} neighbours; give {least} or a smaller k.")
         dims = sum(v.shape[1] for v in (*problem.features, problem.target) if v.dtype.kind == "f")
-        if dims > _TREE and 6.0 * (2 * n + 1) * samples**2 * dims > _MOST:
+        if dims > _TREE and samples**2 * (dims + _LOOKS * (2 * n + 1)) > _MOST:
             raise RobGIBError(
                 f"ksg would take minutes over {samples} samples of {dims} real dimensions, far outside its regime of "
                 f"{self.limit}; give fewer samples, or choose another estimator."
@@ -120,8 +123,13 @@ class KSG(Estimator):
             values_t = values_t + np.sqrt(self.noise) * rng.standard_normal(values_t.shape)
         target = _Space(values_t, codes_t)
         pointwise, floor, saturated = np.zeros((samples, 2 * n + 1)), np.zeros(2 * n + 1), np.zeros(2 * n + 1, bool)
-        for j, space in enumerate(problem.prepared.own):
-            pointwise[:, j], floor[j], saturated[j] = self._term(space, target)
+        spaces: list[_Space] = problem.prepared.own
+        if spaces[0].values.shape[1] + values_t.shape[1] > _TREE and not any(s.codes.any() for s in spaces):
+            around: Iterable[tuple[Vector, Vector]] = self._all_pairs([s.values for s in spaces[1 : n + 1]], target)
+        else:
+            around = ((self._around(s, target, self.k), self._around(s, target, _WIDER * self.k)) for s in spaces)
+        for j, (space, (near, wide)) in enumerate(zip(spaces, around, strict=True)):
+            pointwise[:, j], floor[j], saturated[j] = self._term(space, target, near, wide)
         if problem.weights is not None:  # here, since the errors below are not those of independent values
             weighted = problem.weights[:, None] * pointwise
             pointwise = weighted + (1 - problem.weights[:, None]) * weighted.mean(0)
@@ -156,27 +164,72 @@ class KSG(Estimator):
             notes.append("the target takes one value only: it carries no information")
         return notes
 
-    def _term(self, x: _Space, t: _Space) -> tuple[Vector, float, bool]:
-        """Per-sample information (N,) in bits, the least error of its mean, and whether it is marked."""
-        samples, joint = len(x.codes), _Space(np.hstack([x.values, t.values]), combine(x.codes, t.codes))
-        members, dims = joint.counts[joint.codes], joint.values.shape[1]
-        alone = bool((members == 1).mean() > _RARE)
+    def _term(self, x: _Space, t: _Space, near: Vector, wide: Vector) -> tuple[Vector, float, bool]:
+        """Per-sample information (N,) in bits, the least error of its mean, and whether it is marked.
+
+        ``near`` and ``wide`` are what fewer and more neighbours give.
+        """
+        samples, codes = len(x.codes), combine(x.codes, t.codes)
+        dims = x.values.shape[1] + t.values.shape[1]
+        alone = bool((np.bincount(codes)[codes] == 1).mean() > _RARE)
         if not dims:
-            counts = digamma(x.counts[x.codes]) + digamma(t.counts[t.codes])
             chance = np.sqrt((len(x.counts) - 1) * (len(t.counts) - 1) / 2) / samples / _LOG2
-            return (digamma(members) + digamma(samples) - counts) / _LOG2, chance, alone
-        near = self._around(x, t, joint, self.k)
-        added = (near - self._around(x, t, joint, _WIDER * self.k)) / (_WIDER ** (2 / dims) - 1)
+            return near, chance, alone
+        added = (near - wide) / (_WIDER ** (2 / dims) - 1)
         error = _SHARED * added.std() / np.sqrt(samples)
         missing = max(float(added.mean()), 0.0)
         return near, _MISSING * missing, alone or missing > max(_CURVED, error)
 
-    def _around(self, x: _Space, t: _Space, joint: _Space, k: int) -> Vector:
+    def _around(self, x: _Space, t: _Space, k: int) -> Vector:
         """Per-sample information (N,) in bits from k neighbours, or as many as share the sample's symbols."""
-        found = np.minimum(k, joint.counts[joint.codes] - 1)
+        joint = _Space(np.hstack([x.values, t.values]), combine(x.codes, t.codes))
+        members = joint.counts[joint.codes]
+        if not joint.values.shape[1]:
+            counts = digamma(x.counts[x.codes]) + digamma(t.counts[t.codes])
+            return np.asarray((digamma(members) + digamma(len(members)) - counts) / _LOG2)
         radius = joint.distances(k, self.workers)
-        counts = digamma(x.within(radius, self.workers)) + digamma(t.within(radius, self.workers))
-        return np.where(found > 0, digamma(np.maximum(found, 1)) + digamma(len(found)) - counts, 0.0) / _LOG2
+        return _kraskov(np.minimum(k, members - 1), x.within(radius, self.workers), t.within(radius, self.workers))
+
+    def _all_pairs(self, features: list[Vector], t: _Space) -> list[tuple[Vector, Vector]]:
+        """What k neighbours and more give (N,) for each of the 2n+1 subsets of real features, from one look at all
+        pairs: a subset's distance is the largest of its features'."""
+        n, samples = len(features), len(t.codes)
+        members = t.counts[t.codes]
+        sizes = [min(k, samples - 1) for k in (self.k, _WIDER * self.k)]
+        within = np.zeros((2, 2, 2 * n + 1, samples), np.int64)  # neighbours few or many; in X_S, in T; subset; sample
+        points = [torch.from_numpy(np.ascontiguousarray(v)) for v in features]
+        goal, codes = torch.from_numpy(np.ascontiguousarray(t.values)), torch.from_numpy(t.codes)
+        nothing = torch.zeros(1, samples, dtype=torch.float64)
+        for start in range(0, samples, _ROWS):
+            rows = slice(start, start + _ROWS)
+            far = [torch.cdist(p[rows], p, p=float("inf")) for p in points]
+            of_t = torch.cdist(goal[rows], goal, p=float("inf")) if goal.shape[1] else nothing
+            if codes.any():
+                of_t = torch.where(codes[rows, None] == codes, of_t, torch.inf)
+            before, after = [nothing], [nothing]
+            for one in far:
+                before.append(torch.maximum(before[-1], one))
+            for one in reversed(far):
+                after.append(torch.maximum(after[-1], one))
+            rests = (torch.maximum(before[i], after[n - 1 - i]) for i in range(n))
+            for j, own in enumerate(itertools.chain([before[n]], far, rests)):
+                nearest = torch.topk(torch.maximum(own, of_t), sizes[1] + 1, largest=False, sorted=True).values
+                for which, size in enumerate(sizes):
+                    # The first is the sample itself; a class of fewer has as many neighbours as it has.
+                    last = torch.from_numpy(np.minimum(size, members[rows] - 1))[:, None]
+                    radius = nearest.gather(1, last)
+                    radius = torch.nextafter(radius, torch.zeros_like(radius))
+                    within[which, 0, j, rows] = (own <= radius).sum(1).numpy()
+                    within[which, 1, j, rows] = (of_t <= radius).sum(1).numpy()
+        found = [np.minimum(size, members - 1) for size in sizes]
+        few, many = ([_kraskov(f, *pair) for pair in zip(*w, strict=True)] for f, w in zip(found, within, strict=True))
+        return list(zip(few, many, strict=True))
+
+
+def _kraskov(found: Array, of_x: Array, of_t: Array) -> Vector:
+    """Per-sample information (N,) in bits from numbers of neighbours: found jointly, and within their radius."""
+    counts = digamma(of_x) + digamma(of_t)
+    return np.where(found > 0, digamma(np.maximum(found, 1)) + digamma(len(found)) - counts, 0.0) / _LOG2
 
 
 class _Space:

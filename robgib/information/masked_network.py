@@ -21,7 +21,7 @@ Loss = Callable[[list[Tensor], Tensor, Tensor], Tensor]
 Answer = tuple[Tensor, Tensor, Tensor]
 """Scores (levels, N, K) of K alternatives, which is the true one (N,), and the log prior (N, K) or (1, K)."""
 _LOG2 = math.log(2)
-_LOST = 1.25  # what is lost by learning, in gaps between seen and held-out samples: see `calibrated`
+LOST = 1.25  # what is lost by learning, in gaps between seen and held-out samples: see `calibrated`
 _MOST_SYMBOLS = 64  # columns of a coded feature
 _AVERAGING = 0.997  # of the weights over steps: stands in for a falling step size
 _CHECK = 25  # steps between looks at the held-out loss
@@ -343,7 +343,7 @@ def information(
             continue
         for (pointwise, missing), held, seen in zip(found, ask(mask, 0), ask(mask, 1), strict=True):
             values, gap = calibrated(held, seen, folds.of)
-            pointwise[:, j], missing[j] = values.numpy() / _LOG2, _LOST * max(gap, 0.0) / _LOG2
+            pointwise[:, j], missing[j] = values.numpy() / _LOG2, LOST * max(gap, 0.0) / _LOG2
     for pointwise, missing in found:
         # A predictor may ignore what it is shown: where that does better, usable information is 0.
         nothing = pointwise.mean(0) < 0

@@ -16,6 +16,7 @@ __all__ = [
     "bound_slack",
     "complexity",
     "compression",
+    "effective_samples",
     "functionals",
     "gib_objective",
     "ib_objective",
@@ -67,18 +68,37 @@ def compression(values: npt.ArrayLike) -> float:
 
 
 def pmi_weights(predicted: npt.ArrayLike, labels: npt.ArrayLike) -> Vector:
-    """Weights max(0, pmi(ŷ;y)) of samples (N,), scaled to mean 1.
+    """Weights 1[ŷ = y]·max(0, pmi(ŷ;y)) of samples (N,), scaled to mean 1.
 
-    pmi(ŷ;y) = log2 p(ŷ,y)/(p(ŷ)p(y)), with the shares of the samples themselves. A sample counts as much as
-    its prediction tells of its label; one whose prediction speaks against its label counts nothing. Uniform
-    when no prediction tells anything.
+    pmi(ŷ;y) = log2 (n(ŷ,y) + ½)/(n(ŷ)n(y)/N + ½) from the samples' own counts, smoothed so that a rare pair does not
+    weigh without bound. A sample counts as much as its right prediction tells of its label; a wrong one counts
+    nothing. Uniform when no prediction tells anything.
+
+    Args:
+        predicted: (N,) whole numbers, in the labels' numbering.
+        labels: (N,).
+
+    >>> pmi_weights([0, 0, 1, 1], [0, 1, 1, 1]).round(2).tolist()
+    [1.9, 0.0, 1.05, 1.05]
     """
-    y_hat, y = (np.unique(np.asarray(v), return_inverse=True)[1].reshape(-1) for v in (predicted, labels))
+    told, truth = np.asarray(predicted).reshape(-1), np.asarray(labels).reshape(-1)
+    y_hat, y = (np.unique(v, return_inverse=True)[1].reshape(-1) for v in (told, truth))
     joint = np.zeros((y_hat.max() + 1, y.max() + 1))
     np.add.at(joint, (y_hat, y), 1.0)
     expected = joint.sum(1)[y_hat] * joint.sum(0)[y] / len(y)
-    pmi = np.maximum(np.log2(joint[y_hat, y] / expected), 0.0)
-    return pmi / pmi.mean() if pmi.mean() > 1e-12 else np.ones(len(y))
+    pmi = np.log2((joint[y_hat, y] + 0.5) / (expected + 0.5))
+    weights = np.where(told == truth, np.maximum(pmi, 0.0), 0.0)
+    return weights / weights.mean() if weights.mean() > 1e-12 else np.ones(len(y))
+
+
+def effective_samples(weights: npt.ArrayLike) -> float:
+    """Effective sample size (Σw)²/Σw² of weights (N,) (Kish 1965): how many equal ones would tell as much.
+
+    >>> effective_samples([1.0, 1.0, 0.0, 0.0])
+    2.0
+    """
+    w = np.asarray(weights, float)
+    return float(w.sum() ** 2 / np.square(w).sum())
 
 
 def redundancy_degree(total: float, singles: npt.ArrayLike) -> float:

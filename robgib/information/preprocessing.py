@@ -26,7 +26,7 @@ __all__ = [
 Vector = npt.NDArray[np.float64]
 
 
-SALTS = {"binned": 1, "gaussian": 2, "infonce": 3, "ksg": 4, "renyi": 6}
+SALTS = {"binned": 1, "gaussian": 2, "infonce": 3, "ksg": 4, "renyi": 6, "flow": 8}
 """Salts of the estimators' random numbers: drawn with the seed alone they would repeat those of data made with it."""
 
 

@@ -66,17 +66,19 @@ class Probe(Estimator):
     bound: ClassVar[str] = "lower (usable by the predictor)"
     summary: ClassVar[str] = "one masked predictor's held-out loss against chance, for every subset"
     least_samples: ClassVar[int] = 50
-    regimes: ClassVar[tuple[str, ...]] = ("discrete", "classes", "hidden")
+    regimes: ClassVar[tuple[str, ...]] = ("discrete", "classes", "hidden", "network")
     codes_target: ClassVar[bool] = True
     view: ClassVar[View] = RATE
     guide: ClassVar[str] = (
         "Each information is what one small network can use of a subset, held out and calibrated: a lower bound in "
         "expectation of the information about the target's code, and 0 where the network finds nothing. "
-        "Differences of such bounds, as II and S are, are bounds of nothing. It sees dependence of any form, also "
-        "what only features together tell, and does not mind many features; it needs thousands of samples for weak or "
-        "intricate dependence, and seconds rather than milliseconds. An exclusive or of seven bits or more is "
-        "beyond 5,000 samples. The interval holds what learning from few samples lost, as the gap between seen and "
-        "held-out samples shows it. It cannot exceed the entropy of the target's code, which is said when reached."
+        "Differences of such bounds, as II and S are, are bounds of nothing. Of a layer, whose I(X;T) is counted, the "
+        "terms are taken as shares of the learnt total and applied to the counted one, and what the learnt total lacks "
+        "widens the intervals. It sees dependence of any form, also what only features together tell, and does not "
+        "mind many features; it needs thousands of samples for weak or intricate dependence, and seconds rather than "
+        "milliseconds. An exclusive or of seven bits or more is beyond 5,000 samples. The interval holds what learning "
+        "from few samples lost, as the gap between seen and held-out samples shows it. It cannot exceed the entropy of "
+        "the target's code, which is said when reached."
     )
     target_codes: Annotated[int, Field(ge=2)] | None = None
     folds: Annotated[int, Field(ge=3)] | None = None
@@ -112,11 +114,13 @@ class Probe(Estimator):
             folds = Folds.draw(samples, count, self.seed, targets[asked[0]], inputs.more)
             heads = [torch.from_numpy(both[i]) for i in asked]
             with torch.inference_mode(False), torch.enable_grad(), one_thread():
-                found = self._pointwise(inputs.network(), folds, masks, heads)
+                found = self._pointwise(inputs.network(), folds, masks, heads, problems[0].weights)
             answered = dict(zip(asked, found, strict=True))
         made = []
         for i, problem in enumerate(problems):
             notes = pooled_note(inputs.pooled)
+            if not problem.discrete_target:
+                notes.append(f"the target is coded by {len(counts[i])} symbols: what is told of it is told of its code")
             alone = len(np.unique(targets[i])) < 2
             resolution = f"target {len(counts[i])} codes, features {int(inputs.widths.sum())} columns"
             pointwise, floor, missing = np.zeros((samples, 2 * n + 1)), np.zeros(2 * n + 1), np.zeros(2 * n + 1)
@@ -158,16 +162,17 @@ class Probe(Estimator):
         )
 
     def _pointwise(
-        self, network: Masked, folds: Folds, masks: Tensor, targets: Sequence[Tensor]
+        self, network: Masked, folds: Folds, masks: Tensor, targets: Sequence[Tensor], weights: Vector | None
     ) -> list[tuple[Vector, Vector]]:
         """By target: log2 q(t|x_S) − log2 q(t) of each sample, held out, (N, 2n+1), and what terms lack (2n+1,)."""
         device = resolve_device(self.device)
         generator = torch.Generator().manual_seed(self.seed)
         symbols = [int(t.max()) + 1 for t in targets]
-        priors = []
-        for target, k in zip(targets, symbols, strict=True):
-            trained_on = F.one_hot(target[folds.train], k).sum(1)
-            priors.append(((trained_on + 0.5) / (trained_on + 0.5).sum(1, keepdim=True)).log())
+        priors = [_log_prior(target, k, folds) for target, k in zip(targets, symbols, strict=True)]
+        # Under a weighted law the predictor's answer is moved to that law's shares: q_w(t|x) ∝ q(t|x) p_w(t)/p(t).
+        judged = priors
+        if weights is not None:
+            judged = [_log_prior(target, k, folds, weights) for target, k in zip(targets, symbols, strict=True)]
         count = len(folds.held)
         start = network.start(count, [self.width, self.width, sum(symbols)], generator)
         network = network.to(device)
@@ -203,6 +208,16 @@ class Probe(Estimator):
             scores = network(best, rows, mask.to(device).expand(*rows.shape, -1)).cpu()
             who = (folds.of + shift) % count
             own = scores.view(network.LEVELS, *rows.shape, -1)[:, who, folds.slot].split(symbols, 2)
-            return [(of, t[: len(who)], prior[who]) for of, t, prior in zip(own, targets, priors, strict=True)]
+            return [(of, t[: len(who)], prior[who]) for of, t, prior in zip(own, targets, judged, strict=True)]
 
         return information(ask, masks, folds, len(targets))
+
+
+def _log_prior(target: Tensor, symbols: int, folds: Folds, weights: Vector | None = None) -> Tensor:
+    """Log shares (folds, K) of a target's symbols among the samples that each fold's networks train on, smoothed."""
+    mass = torch.ones(len(target))
+    if weights is not None:
+        mass = torch.zeros(len(target))  # samples for training alone have no weights
+        mass[: len(weights)] = torch.from_numpy(weights).float()
+    trained_on = (F.one_hot(target[folds.train], symbols) * mass[folds.train][..., None]).sum(1)
+    return ((trained_on + 0.5) / (trained_on + 0.5).sum(1, keepdim=True)).log()

@@ -13,6 +13,7 @@ from robgib.errors import unknown_name
 from robgib.information.base import Estimator
 from robgib.information.binned import Binned
 from robgib.information.exact import Exact
+from robgib.information.flow import Flow
 from robgib.information.gaussian import Gaussian
 from robgib.information.imputation import Imputation
 from robgib.information.infonce import InfoNCE
@@ -38,7 +39,7 @@ ESTIMATORS: registry.Registry[type[Estimator]] = registry.Registry(
     named=lambda value: value.name,
 )
 """The estimator classes by name."""
-for _kind in (Exact, Binned, Gaussian, Probe, Imputation, KSG, InfoNCE, Renyi):
+for _kind in (Exact, Binned, Gaussian, Probe, Imputation, KSG, InfoNCE, Flow, Renyi):
     ESTIMATORS.enter(_kind.name, _kind)
 
 

@@ -1,45 +1,82 @@
-"""Estimators against the truth: how far each estimate is off on tasks of known information."""
+"""Estimators against the truth: how far each estimate is off on variables and networks of known information."""
 
 from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import torch
 from joblib import Parallel, delayed
+from scipy import stats
+from torch import Tensor
 
-from robgib.errors import RobGIBWarning
+from robgib.errors import RobGIBError, RobGIBWarning
+from robgib.information.analysis import SIGMA, default_codes, fit_view, term_rows
 from robgib.information.base import Decomposition, Estimator
+from robgib.information.estimate import Estimate
+from robgib.information.features import group_inputs
+from robgib.information.known_networks import KnownNetwork, known_networks
+from robgib.information.known_variables import Task, Vector
 from robgib.information.measures import functionals
-from robgib.information.validation_tasks import Task, Vector
+from robgib.information.validation_tasks import tasks
+from robgib.information.views import EXACT, NOISE, Network, Seen, View
 from robgib.results import table
 from robgib.runtime import Progress
 
 __all__ = [
+    "HOLDS",
+    "MARKED",
+    "REFUSED",
+    "WRONG",
+    "known",
+    "task_names",
     "validate",
+    "verdict",
 ]
 
+HOLDS, MARKED, REFUSED, WRONG = "holds", "marked", "refused", "wrong"
+_ENOUGH = 0.9  # share of repeats in which a figure must hold the truth, or be marked
+_LEVEL = 0.05  # at which fewer are told from chance
+_FIT = 3000  # inputs that a network's codes, components and scales are fitted on, once for all repeats
+_DIMS = 8
+_OF_LAYER = ("I(X;Z)", "I(Z;Y)", "C(X;Z)", "S(X;Z)", "r(X;Z)", "v(X;Z)")
 
-def _figures(found: Decomposition) -> list[Any]:
-    return [
-        found.total,
-        *found.singles,
-        *found.rests,
-        *found.interaction,
-        found.synergy,
-        found.complexity,
-        found.slack,
-    ]
+
+def known() -> dict[str, Task | KnownNetwork]:
+    """Return everything that estimators can be held against, by name.
+
+    >>> [name for name in known() if name in ("xor", "bmi-waves-2+1", "bijection")]
+    ['xor', 'bmi-waves-2+1', 'bijection']
+    """
+    return {**tasks(), **known_networks()}
+
+
+def task_names() -> list[str]:
+    """Return the names that the table gives them, in order: of variables, and NETWORK/LAYER."""
+    return [*tasks(), *(f"{name}/{layer}" for name, network in known_networks().items() for layer in network.layers)]
+
+
+def _regime(task: Task | KnownNetwork) -> str:
+    return task.regime if isinstance(task, Task) else "network"
+
+
+def _asks(estimator: Estimator, task: Task | KnownNetwork, every: bool) -> bool:
+    """Whether an estimator is held against a task."""
+    if isinstance(task, Task):
+        return not estimator.runs_network and (every or task.regime in estimator.regimes)
+    return estimator.view != EXACT and (every or "network" in estimator.regimes)
 
 
 def validate(
     estimators: Sequence[Estimator],
-    chosen: Sequence[Task],
+    chosen: Sequence[Task | KnownNetwork],
     *,
     repeats: int = 20,
     seed: int = 0,
@@ -51,93 +88,224 @@ def validate(
 
     Args:
         estimators: the estimators.
-        chosen: the tasks.
-        repeats: draws of each task.
+        chosen: variables and networks.
+        repeats: draws of each.
         seed: of the draws.
         every: also ask estimators outside the regimes that they claim.
         jobs: processes that share the repeats, each with its part of the threads; the times are then theirs.
         progress: called after each repeat.
 
     Returns:
-        A row an estimator, task and figure (I, S, C, and ``singles`` and ``rests`` pooled): mean truth,
-        ``bias`` and ``sd`` of the error in bits, ``coverage`` of the 95% interval, ``null``: share of
-        shuffled targets whose intervals of I and S contain 0, ``saturated``: share of marked figures,
-        ``seconds`` an estimate, and whether the estimator ``claims`` the regime.
+        A row an estimator, task (``NETWORK/LAYER`` of a network) and figure (I, S, C, and ``singles`` and ``rests``
+        pooled; of a layer its terms): mean truth, ``bias`` and ``sd`` of the error in bits, ``coverage`` of the 95%
+        interval, ``null``: share of shuffled targets whose intervals of I and S contain 0, ``saturated``: share of
+        marked figures, ``seconds`` an estimate (of a network: of all its layers), whether the estimator ``claims`` the
+        regime, and the :func:`verdict`.
     """
     rows: list[dict[str, Any]] = []
-    work = [(e, t) for e in estimators for t in chosen if every or t.regime in e.regimes]
+    work = [(e, t) for e in estimators for t in chosen if _asks(e, t, every)]
     for number, (estimator, task) in enumerate(work):
         plug_in = type(estimator).__module__.startswith("robgib_plugin_")  # a file that others cannot import
         trials = []
+        views = _views(task, estimator.view) if isinstance(task, KnownNetwork) else {}
         parallel = Parallel(n_jobs=1 if plug_in else jobs, return_as="generator")
-        for trial in parallel(delayed(_try)(estimator, task, seed, r) for r in range(repeats)):
+        for trial in parallel(delayed(_try)(estimator, task, views, seed, r) for r in range(repeats)):
             trials.append(trial)
             if progress:
                 progress(f"{estimator.name}: {task.name}", len(trials), repeats, f"{number + 1}/{len(work)}")
-        rows += _rows(estimator, task, trials)
+        for name in trials[0]:
+            rows += _rows(estimator, _regime(task), name, task.samples, [t[name] for t in trials])
     return table("validation", rows)
 
 
 @dataclass(frozen=True)
 class _Trial:
-    """One draw of a task: truth and error of every figure, whether its interval holds the truth, and the rest."""
+    """One draw: figures, those they are held against, and the rest, an entry each."""
 
+    names: tuple[str, ...]
     truth: Vector
-    error: Vector
+    value: Vector
     inside: npt.NDArray[np.bool_]
-    null: tuple[bool, bool]
+    marked: npt.NDArray[np.bool_]
+    null: tuple[bool, bool] | None
     saturated: bool
     seconds: float
 
 
-def _try(estimator: Estimator, task: Task, seed: int, repeat: int) -> _Trial:
+Views = Mapping[str, tuple[Seen, Vector, float]]
+"""Of each layer: how it is seen, its true terms, and the true I(T;Y)."""
+
+
+def _try(estimator: Estimator, task: Task | KnownNetwork, views: Views, seed: int, repeat: int) -> dict[str, _Trial]:
     rng = np.random.default_rng([seed, repeat])
-    sample = task.draw(task.samples, rng)
-    truth = functionals((len(sample.truth) - 1) // 2) @ sample.truth
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RobGIBWarning)
-        began = time.perf_counter()
+        if isinstance(task, KnownNetwork):
+            return _try_network(estimator, task, views, rng)
+        return {task.name: _try_variables(estimator, task, rng)}
+
+
+def _try_variables(estimator: Estimator, task: Task, rng: np.random.Generator) -> _Trial:
+    sample = task.draw(task.samples, rng)
+    n = (len(sample.truth) - 1) // 2
+    truth = functionals(n) @ sample.truth
+    order = rng.permutation(task.samples)
+    began = time.perf_counter()
+    try:
         found = estimator.estimate(sample.features, sample.target)
-        seconds = time.perf_counter() - began
-        null = estimator.estimate(sample.features, sample.target[rng.permutation(task.samples)])
-    figures = _figures(found)
+    except RobGIBError:
+        found = None
+    seconds = time.perf_counter() - began
+    names = ("I", *["singles"] * n, *["rests"] * n, *["II"] * n, "S", "C", "slack")
+    if found is None:
+        nothing = np.full(len(truth), np.nan)
+        never = np.zeros(len(truth), bool)
+        return _Trial(names, truth, nothing, never, never, None, False, seconds)
+    null = estimator.estimate(sample.features, sample.target[order])
     return _Trial(
-        truth=truth,
-        error=np.array([e.value for e in figures]) - truth,
-        # Rounding: a figure without any error may differ from the truth in the last digit.
-        inside=np.array([e.low - 1e-9 <= t <= e.high + 1e-9 for e, t in zip(figures, truth, strict=True)]),
-        null=(null.total.low <= 0 <= null.total.high, null.synergy.low <= 0 <= null.synergy.high),
-        saturated=found.total.saturated or found.synergy.saturated,
-        seconds=seconds,
+        names,
+        truth,
+        *_held(_figures(found), truth, bool(found.notes)),
+        (null.total.low <= 0 <= null.total.high, null.synergy.low <= 0 <= null.synergy.high),
+        found.total.saturated or found.synergy.saturated,
+        seconds,
     )
 
 
-def _rows(estimator: Estimator, task: Task, trials: Sequence[_Trial]) -> list[dict[str, Any]]:
-    error, inside, truth = (np.stack([getattr(t, what) for t in trials]) for what in ("error", "inside", "truth"))
-    n = (truth.shape[1] - 4) // 3
-    places = {
-        "I": [0],
-        "S": [3 * n + 1],
-        "C": [3 * n + 2],
-        "singles": list(range(1, n + 1)),
-        "rests": list(range(n + 1, 2 * n + 1)),
-    }
+def _figures(found: Decomposition) -> list[Estimate]:
     return [
-        {
-            "estimator": estimator.name,
-            "regime": task.regime,
-            "task": task.name,
-            "samples": task.samples,
-            "figure": figure,
-            "truth": float(truth[:, columns].mean()),
-            "bias": float(error[:, columns].mean()),
-            "sd": float(error[:, columns].std(0, ddof=1).mean()) if len(trials) > 1 else float("nan"),
-            "coverage": float(inside[:, columns].mean()),
-            "null": float(np.mean([t.null for t in trials])),
-            "saturated": float(np.mean([t.saturated for t in trials])),
-            "seconds": float(np.median([t.seconds for t in trials])),
-            "repeats": len(trials),
-            "claims": task.regime in estimator.regimes,
-        }
-        for figure, columns in places.items()
+        found.total,
+        *found.singles,
+        *found.rests,
+        *found.interaction,
+        found.synergy,
+        found.complexity,
+        found.slack,
     ]
+
+
+def _held(
+    figures: Sequence[Estimate], truth: Vector, noted: bool
+) -> tuple[Vector, npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Values, whether intervals hold the truth, and whether figures are marked."""
+    # Rounding: a figure without any error may differ from the truth in the last digit.
+    inside = np.array([e.low - 1e-9 <= t <= e.high + 1e-9 for e, t in zip(figures, truth, strict=True)])
+    return np.array([e.value for e in figures]), inside, np.array([e.saturated or noted for e in figures])
+
+
+@cache
+def _views(network: KnownNetwork, view: View) -> Views:
+    """A network's layers in one view, fitted once for all repeats, with the truth."""
+    x, _ = network.draw(_FIT, np.random.default_rng(1))
+    classes = 2 if network.classes is None else len(network.classes)
+    seen = {n: fit_view(view, of(x), _DIMS, default_codes(classes, _FIT), SIGMA, 0) for n, of in network.layers.items()}
+    return {n: (s, *network.truth(n, s)) for n, s in seen.items()}
+
+
+def _try_network(
+    estimator: Estimator, network: KnownNetwork, views: Views, rng: np.random.Generator
+) -> dict[str, _Trial]:
+    """The rows that a reader would see of each layer, against the truth."""
+    (x, y), (x_fit, _) = network.draw(network.samples, rng), network.draw(network.samples, rng)
+    inputs = group_inputs("pixels", x, x_fit)
+    targets = [seen.target(n, network.layers[n](x), network.layers[n](x_fit), y) for n, (seen, *_) in views.items()]
+    runs = Network(torch.from_numpy(x), torch.from_numpy(x_fit), False, inputs, _codes_of(network, views))
+    began = time.perf_counter()
+    found = estimator.of_network(estimator.prepare(inputs.values, inputs.fit), targets, runs)
+    seconds = time.perf_counter() - began
+    trials = {}
+    for target, decomposition in zip(targets, found, strict=True):
+        _, terms, label = views[target.name]
+        shown = {row["term"]: row for row in term_rows(target, decomposition, inputs, 1.0)}
+        truth = _layer_truth(terms, label)
+        rows = [shown[name] for name in _OF_LAYER]
+        made = [Estimate(r["value"], r["low"], r["high"], r["saturated"]) for r in rows]
+        value, inside, marked = _held(made, truth, False)
+        marked |= np.array([bool(r["note"]) for r in rows])
+        trials[f"{network.name}/{target.name}"] = _Trial(
+            _OF_LAYER, truth, value, inside, marked, None, any(r["saturated"] for r in rows), seconds
+        )
+    return trials
+
+
+def _layer_truth(terms: Vector, label: float) -> Vector:
+    n, total = (len(terms) - 1) // 2, terms[0]
+    singles, rests = terms[1 : n + 1], terms[n + 1 :]
+    cost = float((singles + rests).mean())
+    degrees = [float(singles.sum() / total), float((total - rests).sum() / total)]
+    return np.array([total, label, cost, total - cost, *degrees])
+
+
+def _codes_of(network: KnownNetwork, views: Views) -> Callable[[Tensor], dict[str, npt.NDArray[Any]]]:
+    def codes(x: Tensor) -> dict[str, npt.NDArray[Any]]:
+        values = x.numpy()
+        return {name: seen(network.layers[name](values)) for name, (seen, *_) in views.items() if seen.view != NOISE}
+
+    return codes
+
+
+def verdict(inside: npt.NDArray[np.bool_], marked: npt.NDArray[np.bool_], refused: npt.NDArray[np.bool_]) -> str:
+    """What repeats (R, m) of m like figures say: ``holds``, ``marked``, ``refused`` or ``wrong``.
+
+    A figure holds where its interval covers the truth in 90% of the repeats or more, or in so many that fewer than 90%
+    are not told from chance (5%, one-sided). It is marked where it does so but for figures that carry a mark or a note,
+    refused where it is given in less than half of the repeats, and wrong otherwise: it misses, and does not say so.
+
+    >>> import numpy as np
+    >>> never, always = np.zeros((40, 1), bool), np.ones((40, 1), bool)
+    >>> verdict(always, never, never), verdict(never, always, never), verdict(never, never, never)
+    ('holds', 'marked', 'wrong')
+    """
+    if refused.mean() > 0.5:
+        return REFUSED
+    missed = ~inside & ~refused
+
+    def too_often(what: npt.NDArray[np.bool_]) -> bool:
+        count = round(float(what.mean()) * len(what))
+        return bool(stats.binom.sf(count - 1, len(what), 1 - _ENOUGH) < _LEVEL)
+
+    if not too_often(missed):
+        return HOLDS
+    return WRONG if too_often(missed & ~marked) else MARKED
+
+
+def _rows(estimator: Estimator, regime: str, task: str, samples: int, trials: Sequence[_Trial]) -> list[dict[str, Any]]:
+    truth, value, inside, marked = (
+        np.stack([getattr(t, what) for t in trials]) for what in ("truth", "value", "inside", "marked")
+    )
+    refused = np.isnan(value)
+    nulls = [t.null for t in trials if t.null is not None]
+    rows = []
+    for figure in dict.fromkeys(trials[0].names):
+        columns = [i for i, name in enumerate(trials[0].names) if name == figure and np.isfinite(truth[:, i]).all()]
+        if not columns or figure in ("II", "slack"):
+            continue
+        of = np.ix_(range(len(trials)), columns)
+        error = (value - truth)[of]
+        given = ~refused[of]
+        shown = bool(given.any())
+        rows.append(
+            {
+                "estimator": estimator.name,
+                "regime": regime,
+                "task": task,
+                "samples": samples,
+                "figure": figure,
+                "truth": float(truth[of].mean()),
+                "bias": float(error[given].mean()) if shown else float("nan"),
+                "sd": float(np.mean([_spread(e) for e in error.T])),
+                "coverage": float(inside[of][given].mean()) if shown else float("nan"),
+                "null": float(np.mean(nulls)) if nulls else float("nan"),
+                "saturated": float(np.mean([t.saturated for t in trials])),
+                "seconds": float(np.median([t.seconds for t in trials])),
+                "repeats": len(trials),
+                "claims": regime in estimator.regimes,
+                "verdict": verdict(inside[of], marked[of], refused[of]),
+            }
+        )
+    return rows
+
+
+def _spread(errors: Vector) -> float:
+    told = errors[~np.isnan(errors)]
+    return float(told.std(ddof=1)) if len(told) > 1 else float("nan")

@@ -18,7 +18,7 @@ from scipy import stats
 from torch import Tensor
 
 from robgib.errors import RobGIBError
-from robgib.information.discrete import adjusted_information
+from robgib.information.discrete import adjusted_information, plug_in
 from robgib.information.estimate import Estimate
 from robgib.information.features import Features, Projection
 from robgib.information.preprocessing import k_means, relabel
@@ -47,6 +47,7 @@ EXACT: View = "exact"
 SYMBOLS_A_CLASS = 4
 """Fewer codes a class than this cannot tell what a layer knows of the label."""
 _SALT = 5  # so that data drawn with the same seed do not repeat the noise
+_TAKEN = 0.1  # bits of correction from which a counted I(T;Y) is marked
 _NEAR = 0.95  # of what a figure cannot exceed, from which it is marked
 
 
@@ -333,10 +334,15 @@ def count_information(
     """I(T;Y) in bits of two codes (N,), counted, with corrections for bias and chance; and what limits it."""
     codes, y = relabel(np.asarray(codes)), relabel(np.asarray(y))
     found = adjusted_information(codes, y, 8, np.random.default_rng([seed, 7]), weights)
-    half = float(stats.norm.ppf(0.975)) * found.error
     notes: list[str] = []
+    # What was taken off for bias and chance is itself known to about a half.
+    taken = abs(plug_in(codes, y, weights)[0] - found.value)
+    half = float(stats.norm.ppf(0.975)) * float(np.hypot(found.error, taken / 2))
     held, wanted = entropy_estimate(codes, weights).value, entropy_estimate(y, weights).value
     full = found.saturated or (wanted > held and found.value >= _NEAR * held)
     if full:
         notes.append("I(Z;Y) is at the ceiling of the code: the truth may be anything above")
-    return Estimate(found.value, found.value - half, found.value + half, full, "; ".join(notes)), notes
+    if taken > _TAKEN:
+        notes.append(f"I(Z;Y) was lowered by {taken:.2f} bits: few samples for so many codes and classes")
+    marked = full or taken > _TAKEN
+    return Estimate(found.value, found.value - half, found.value + half, marked, "; ".join(notes)), notes

@@ -9,6 +9,7 @@ from robgib.reporting.validation import (
     validation_markdown,
     validation_page,
     validation_rows,
+    verdict_rows,
 )
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "validation_markdown",
     "validation_page",
     "validation_rows",
+    "verdict_rows",
     "write_report",
     "write_trace",
 ]

@@ -281,7 +281,7 @@ def validation_errors(table: pd.DataFrame) -> str:
     """Bias with ±1 standard deviation of I, S and C by task."""
     figure = go.Figure()
     for colour, name in zip(_COLOURS, ("I", "S", "C"), strict=False):
-        g = table[table["figure"] == name]
+        g = table[table["figure"].isin([name, f"{name}(X;Z)"])]
         figure.add_trace(
             go.Scatter(
                 x=g["task"], y=g["bias"], error_y={"type": "data", "array": g["sd"].tolist(), "thickness": 1.2},

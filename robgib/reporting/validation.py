@@ -21,6 +21,7 @@ __all__ = [
     "validation_markdown",
     "validation_page",
     "validation_rows",
+    "verdict_rows",
 ]
 
 _COLUMNS = tuple(column_names("validation"))
@@ -82,17 +83,40 @@ def validation_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
             "samples": r.samples,
             "repeats": r.repeats,
             "figure": r.figure,
-            "truth": f"{r.truth:.3f}",
+            "truth": f"{round(r.truth, 3) + 0.0:.3f}",
             "bias": bits(r.bias),
             "sd": "" if np.isnan(r.sd) else f"{r.sd:.3f}",
-            "coverage": f"{100 * r.coverage:.0f}%",
-            "null": f"{100 * r.null:.0f}%",
+            "coverage": "" if np.isnan(r.coverage) else f"{100 * r.coverage:.0f}%",
+            "null": "" if np.isnan(r.null) else f"{100 * r.null:.0f}%",
             "saturated": f"{100 * r.saturated:.0f}%" if r.saturated else "",
             "seconds": f"{r.seconds:.2f}",
             "claims": r.claims,
+            "verdict": r.verdict,
         }
         for r in table.itertuples()
     ]
+
+
+_WORST = ("wrong", "refused", "marked", "holds")
+
+
+def verdict_rows(table: pd.DataFrame) -> list[dict[str, str]]:
+    """A row a task: each estimator's verdict, and the figures of which a worse one is said than of the rest.
+
+    >>> import pandas as pd
+    >>> told = {"task": "t", "estimator": "e", "figure": ["I", "S"], "verdict": ["holds", "wrong"]}
+    >>> verdict_rows(pd.DataFrame(told))
+    [{'task': 't', 'e': 'wrong: S; holds: I'}]
+    """
+    rows = []
+    for task, of_task in table.groupby("task", sort=False):
+        row = {"task": str(task)}
+        for estimator, own in of_task.groupby("estimator", sort=False):
+            by = own.groupby("verdict", sort=False)["figure"].agg(list).to_dict()
+            told = [v for v in _WORST if v in by]
+            row[str(estimator)] = told[0] if len(told) == 1 else "; ".join(f"{v}: {', '.join(by[v])}" for v in told)
+        rows.append(row)
+    return rows
 
 
 def validation_page(estimators: Sequence[type[Described]], table: pd.DataFrame, version: str) -> str:
@@ -108,37 +132,77 @@ def validation_page(estimators: Sequence[type[Described]], table: pd.DataFrame, 
                 "figure": Markup(figures.validation_errors(own)) if len(own) else "",
             }
         )
-    return page("validation.html.j2", title="Estimators against the truth", estimators=sections, version=version)
+    return page(
+        "validation.html.j2",
+        title="Estimators against the truth",
+        estimators=sections,
+        verdicts=verdict_rows(table),
+        names=list(dict.fromkeys(table["estimator"])),
+        version=version,
+    )
 
 
 def validation_markdown(estimators: Sequence[type[Described]], table: pd.DataFrame, regimes: Mapping[str, str]) -> str:
-    """Return the same as Markdown: what the regimes are, and a paragraph and a table an estimator."""
+    """Return the same as Markdown: what the regimes are, the verdicts, and a paragraph and a table an estimator."""
     lines = [
         "# The estimators, and how far each is off",
         "",
-        "Made by `robgib validate-estimators`. Bias and standard deviation (sd) of the error are in bits; coverage is "
-        "the share of 95% intervals that hold the truth; `null` is the share of shuffled targets whose intervals of I "
-        "and S hold 0; `sat` is the share of figures marked saturated; s is the median time of one estimate, in "
-        "seconds, on one core of two. Singles and rests pool I(X_i;T) and I(X_-i;T) over the features. A coverage over "
-        "R repeats has itself a standard error of about 22%/√R. A regime in parentheses is one that the estimator does "
-        "not claim.",
+        "Made by `robgib validate-estimators`; all figures are in `docs/validation.csv`.",
+        "",
+        "**Verdicts.** A figure *holds* where its 95% interval covers the truth in 90% of the repeats or more, or in "
+        "so many that fewer than 90% are not told from chance (5%, one-sided). It is *marked* where it does so but for "
+        "figures that carry a mark or a note, *refused* where no figure is given, and *wrong* where it misses and "
+        "does not say so. Variables are judged by I, S, C and by I(X_i;T) (singles) and I(X_-i;T) (rests), pooled "
+        "over the features; layers of networks by the terms that `evaluate` shows, against the truth of the very code "
+        "or noise that the layer is seen in. r and v are the degrees of redundancy and vulnerability. A regime in "
+        "parentheses is one that the estimator does not claim.",
         "",
         "Regimes: " + "; ".join(f"*{name}*, {what}" for name, what in regimes.items()) + ".",
+        "",
+    ]
+    names = [kind.name for kind in estimators if (table["estimator"] == kind.name).any()]
+    lines += ["| task | " + " | ".join(f"`{n}`" for n in names) + " |", "| --- |" + " --- |" * len(names)]
+    for row in verdict_rows(table):
+        told = ["**wrong**" + row[n][5:] if row.get(n, "").startswith("wrong") else row.get(n, "") for n in names]
+        lines.append(f"| {row['task']} | " + " | ".join(told) + " |")
+    lines += [
+        "",
+        "**Errors.** The truth, bias ± standard deviation of the error in bits, and the share of 95% intervals that "
+        "hold the truth. A coverage over R repeats has itself a standard error of about 22%/√R. `null` is the share of "
+        "shuffled targets whose intervals of I and S hold 0; s is the median time of one estimate (of a network: of "
+        "all its layers) in seconds, on one core of two.",
     ]
     for kind in estimators:
         lines += ["", f"## `{kind.name}`", "", kind.guide]
         own = table[table["estimator"] == kind.name]
-        if not len(own):
-            continue
-        lines += [
-            "",
-            "| regime | task | samples | repeats | figure | truth | bias | sd | coverage | null | sat | s |",
-            "| --- | --- | --: | --: | --- | --: | --: | --: | --: | --: | --: | --: |",
-        ]
-        for r in validation_rows(own):
-            regime = r["regime"] if r["claims"] else f"({r['regime']})"
-            lines.append(
-                f"| {regime} | {r['task']} | {r['samples']} | {r['repeats']} | {r['figure']} | {r['truth']} "
-                f"| {r['bias']} | {r['sd']} | {r['coverage']} | {r['null']} | {r['saturated']} | {r['seconds']} |"
-            )
+        layers = own["regime"] == "network"
+        for part, shown in ((own[~layers], _OF_VARIABLES), (own[layers], _OF_LAYERS)):
+            if len(part):
+                lines += ["", *_compact(part, shown)]
     return "\n".join(lines) + "\n"
+
+
+_OF_VARIABLES = ("I", "S", "C", "singles", "rests")
+_OF_LAYERS = ("I(X;Z)", "I(Z;Y)", "C(X;Z)", "S(X;Z)", "r(X;Z)", "v(X;Z)")
+
+
+def _compact(table: pd.DataFrame, shown: Sequence[str]) -> list[str]:
+    """A Markdown table with a line a task."""
+    lines = [
+        "| regime | task | N | repeats | " + " | ".join(shown) + " | null | s |",
+        "| --- | --- | --: | --: |" + " --: |" * (len(shown) + 2),
+    ]
+    for _, of_task in table.groupby("task", sort=False):
+        rows = {r["figure"]: r for r in validation_rows(of_task)}
+        first = next(iter(rows.values()))
+        regime = first["regime"] if first["claims"] else f"({first['regime']})"
+        cells = []
+        for figure in shown:
+            r = rows.get(figure)
+            cells.append(f"{r['truth']}: {r['bias']} ± {r['sd']}, {r['coverage']}" if r and r["coverage"] else "")
+        lines.append(
+            f"| {regime} | {first['task']} | {first['samples']} | {first['repeats']} | "
+            + " | ".join(cells)
+            + f" | {first['null']} | {first['seconds']} |"
+        )
+    return lines

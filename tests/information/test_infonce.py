@@ -3,7 +3,8 @@ import pytest
 
 from robgib import RobGIBError
 from robgib.information import InfoNCE
-from robgib.information.validation_tasks import known_distributions, tasks
+from robgib.information.known_variables import known_distributions
+from robgib.information.validation_tasks import tasks
 
 QUICK = InfoNCE(steps=300, width=48)
 

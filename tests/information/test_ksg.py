@@ -3,8 +3,9 @@ import pytest
 
 from robgib import RobGIBError, RobGIBWarning
 from robgib.information import KSG, Binned
+from robgib.information.known_variables import known_distributions
 from robgib.information.validation import validate
-from robgib.information.validation_tasks import known_distributions, tasks
+from robgib.information.validation_tasks import tasks
 
 
 @pytest.mark.parametrize("name", ["gaussian-row", "mixture-2-classes"])

@@ -5,18 +5,19 @@ from hypothesis import strategies as st
 
 from robgib import RobGIBError, RobGIBWarning
 from robgib.information import Binned, Exact, Gaussian
+from robgib.information.known_variables import known_distributions
 from robgib.information.measures import (
     average_interaction,
     bound_slack,
     complexity,
     compression,
+    effective_samples,
     functionals,
     gib_objective,
     ib_objective,
     interaction_information,
     pmi_weights,
 )
-from robgib.information.validation_tasks import known_distributions
 
 # The design's table, to four places: written down apart from the code that derives it.
 TABLE = {
@@ -178,8 +179,16 @@ class TestWeights:
         y_hat, y = self.classifier_right_on_half_of_the_classes(20_000, rng)
         weights = pmi_weights(y_hat, y)
         assert weights.mean() == pytest.approx(1)
-        # pmi is 2 bits on the classes that it knows and 1 bit on the two that it only tells from the rest.
-        assert weights[y < 2].mean() / weights[y >= 2].mean() == pytest.approx(2, rel=0.05)
+        # pmi is 2 bits on the classes that it knows and 1 bit on the two that it only tells from the rest, of which it
+        # guesses half right.
+        assert weights[y < 2].mean() / weights[y >= 2].mean() == pytest.approx(4, rel=0.05)
+        assert (weights[y_hat != y] == 0).all()
+        assert effective_samples(weights) == pytest.approx(20_000 * 1.25**2 / (0.5 * 4 + 0.25), rel=0.02)
+
+    def test_a_rare_pair_does_not_weigh_without_bound(self):
+        y = np.concatenate([np.arange(2).repeat(5000), [2]])
+        weights = pmi_weights(y, y)
+        assert weights[-1] == pytest.approx(weights[0] * np.log2(3), rel=0.01)  # ½ smooths log2(10,001) bits down
 
     def test_a_prediction_that_speaks_against_the_label_counts_nothing(self):
         y = np.array([0] * 50 + [1] * 50)

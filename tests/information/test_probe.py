@@ -4,8 +4,9 @@ import torch
 
 from robgib import RobGIBError
 from robgib.information import Probe
+from robgib.information.known_variables import known_distributions
 from robgib.information.validation import validate
-from robgib.information.validation_tasks import known_distributions, tasks
+from robgib.information.validation_tasks import tasks
 
 QUICK = Probe(steps=300, width=48)
 

@@ -5,9 +5,10 @@ from scipy import stats
 
 from robgib import RobGIBError
 from robgib.information import Renyi
+from robgib.information.known_variables import gaussian_kernel_entropy, known_distributions
 from robgib.information.renyi import _squared_distances
 from robgib.information.validation import validate
-from robgib.information.validation_tasks import gaussian_kernel_entropy, known_distributions, tasks
+from robgib.information.validation_tasks import tasks
 
 QUICK = Renyi(exact_samples=300)
 

@@ -3,10 +3,12 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from robgib.errors import RobGIBError
 from robgib.information import ESTIMATORS, Exact, Gaussian
 from robgib.information.base import Estimator, decompose
-from robgib.information.validation import validate
-from robgib.information.validation_tasks import REGIMES, Sample, Task, _student, half_cube, spiral, tasks
+from robgib.information.known_variables import REGIMES, Sample, Task, _student, half_cube, spiral
+from robgib.information.validation import validate, verdict
+from robgib.information.validation_tasks import tasks
 
 RNG = np.random.default_rng(0)
 
@@ -39,7 +41,7 @@ def test_student_truth_against_its_densities():
     sample = _student((1, 1), 1, freedom)(200_000, np.random.default_rng(3))
     values = np.hstack([*sample.features, sample.target])
     # The dispersion is drawn from the same generator before the samples: draw it again.
-    from robgib.information.validation_tasks import _random_covariance
+    from robgib.information.known_variables import _random_covariance
 
     shape = _random_covariance(3, np.random.default_rng(3))
 
@@ -150,3 +152,72 @@ def test_command(cli, tmp_path):
     assert "leave --add away" in refused.stderr
     assert cli("validate-estimators", "--task", "gausian-row").returncode == 2
     assert cli("validate-estimators", "--estimator", "gaussian", "--task", "xor").returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "truth"),
+    [
+        ("bmi-normal-1+1", 0.596),
+        ("bmi-sparse-5+5", 1.474),
+        ("bmi-dense-2+2", 0.424),
+        ("bmi-student-1-1+1", 0.322),
+        ("bmi-swiss-roll-2+1", 0.596),
+        ("bmi-additive-noise-0.1-1+1", 2.466),
+        ("bmi-additive-noise-0.75-1+1", 0.481),
+    ],
+)
+def test_benchmark_truths(name, truth):
+    """As the benchmark has them, in nats over log 2."""
+    assert tasks()[name].draw(10, RNG).truth[0] == pytest.approx(truth, abs=2e-3)
+
+
+@pytest.mark.parametrize("name", [n for n in tasks() if n.startswith("bmi-") and n.endswith("1+1")])
+def test_benchmark_truths_by_nearest_neighbours(name):
+    """An independent implementation, scikit-learn's, on one coordinate of X; bijections of it lose nothing."""
+    from sklearn.feature_selection import mutual_info_regression
+
+    task = tasks()[name]
+    sample = task.draw(20_000, np.random.default_rng(5))
+    found = mutual_info_regression(sample.features[0], sample.target[:, 0], n_neighbors=8, random_state=0)[0]
+    long_tails = 0.12 if "student-1" in name and "asinh" not in name else 0.05
+    assert found / np.log(2) == pytest.approx(sample.truth[0], abs=long_tails)
+
+
+def test_waves_truth_by_counting():
+    """On a fine grid of T and X's first coordinate, which alone tells of T; and the bend is undone by its inverse."""
+    sample = tasks()["bmi-waves-2+1"].draw(400_000, np.random.default_rng(6))
+    bent, t = sample.features[0], sample.target[:, 0]
+    straight = bent[:, 1] - 5 * np.sin(30 * bent[:, 0])
+    assert straight.std() == pytest.approx(1, abs=0.01)
+    of_x, of_t = (np.searchsorted(np.quantile(v, np.linspace(0, 1, 121)[1:-1]), v) for v in (bent[:, 0], t))
+    counted = Exact().estimate([of_x], of_t).total.value - 119**2 / (2 * len(t) * np.log(2))
+    assert counted == pytest.approx(sample.truth[0], abs=0.02)
+
+
+class TestVerdict:
+    NEVER, ALWAYS = np.zeros((40, 2), bool), np.ones((40, 2), bool)
+
+    def test_it_tells_misses_that_are_marked_from_silent_ones(self):
+        some = self.ALWAYS.copy()
+        some[:12] = False
+        assert verdict(some, self.NEVER, self.NEVER) == "wrong"
+        assert verdict(some, ~some, self.NEVER) == "marked"
+        assert verdict(self.ALWAYS, self.ALWAYS, self.NEVER) == "holds"
+        assert verdict(self.NEVER, self.NEVER, self.ALWAYS) == "refused"
+
+    def test_a_few_misses_are_chance(self):
+        few = self.ALWAYS.copy()
+        few[:7] = False
+        assert verdict(few, self.NEVER, self.NEVER) == "holds"
+
+
+def test_an_estimator_that_refuses_is_shown_as_one():
+    class Refuses(Off):
+        name = "refuses"
+
+        def _estimate(self, problem):
+            raise RobGIBError("not this")
+
+    found = validate([Refuses()], [tasks()["gaussian-row"]], repeats=2)
+    assert set(found["verdict"]) == {"refused"}
+    assert found["bias"].isna().all()

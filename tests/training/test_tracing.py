@@ -95,7 +95,8 @@ def test_a_network_that_does_not_change_is_not_compressed(digits, digits_cnn):
     assert (found["compression"] == 0).all()
     assert (found["low"] == 0).all()
     assert (found.loc[found["estimator"] == "counted", "high"] == 0).all()
-    assert (found["verdict"] == "does not compress").all()
+    assert (found.loc[found["estimator"] == "counted", "verdict"] == "does not compress").all()
+    assert "compresses" not in set(found["verdict"])  # of 200 samples little more can be told of what is learnt
 
 
 @pytest.mark.parametrize("kind", ["codes", "pointwise"])
@@ -202,7 +203,8 @@ def test_a_control_from_the_command_line(cli, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     told = pd.read_csv(tmp_path / "traced-untrained.compression.csv")
-    assert (told["verdict"] == "does not compress").all()
+    assert (told.loc[told["estimator"] == "counted", "verdict"] == "does not compress").all()
+    assert "compresses" not in set(told["verdict"])
 
 
 def test_folders_that_are_no_trace(tmp_path, invoke):

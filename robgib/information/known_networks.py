@@ -1,0 +1,257 @@
+"""Networks of known information: what every figure of their layers must come out as.
+
+Inputs are Gaussian or listed, so that the features that a subset leaves out can be drawn given those that it holds, by
+the true conditional law. The terms of a layer's code, or of a layer in noise, then follow by Monte Carlo or in closed
+form, to any accuracy, for the very code or noise that an estimator is asked about.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from robgib.information.benchmark_tasks import spiral
+from robgib.information.exact import Exact
+from robgib.information.known_variables import Vector, gaussian_information, subset_terms
+from robgib.information.preprocessing import relabel
+from robgib.information.views import RATE, NoisyLayer, Seen, count_information, mixture_information
+
+__all__ = [
+    "KnownNetwork",
+    "known_networks",
+]
+
+Layers = Mapping[str, Callable[[Vector], Vector]]
+_POPULATION = 200_000  # draws for what is counted of a code
+_OUTER, _INNER = 300, 4000  # draws of a single feature, and of the rest given it
+_OUTER_REST, _INNER_REST = 3000, 400  # the other way round
+_OUTER_NOISE, _INNER_NOISE = 60, 1500  # of mixtures, whose density takes the square of the draws
+
+
+@dataclass(frozen=True, eq=False)
+class KnownNetwork:
+    """A network on inputs whose law is known.
+
+    Attributes:
+        name: of the network.
+        what: it is, in a few words.
+        layers: functions of the input (N, d), by name; each is a layer (N, d').
+        covariance: (d, d) of Gaussian inputs with mean 0; None for inputs that are all ±1, each as likely.
+        linear: the layers' matrices (d, d'), where they are linear.
+        classes: (K, d) means of classes, whose members have the covariance; none: the label is the sign of the first
+            input.
+        terms: whether the terms of the input's features are known; else only what is counted.
+        samples: how many it is asked with.
+    """
+
+    name: str
+    what: str
+    layers: Layers
+    covariance: Vector | None
+    linear: Mapping[str, Vector] | None = None
+    classes: Vector | None = None
+    terms: bool = True
+    samples: int = 2000
+    dims: int = 8
+
+    def draw(self, samples: int, rng: np.random.Generator) -> tuple[Vector, npt.NDArray[np.int64]]:
+        """Inputs (N, d) and labels (N,)."""
+        if self.covariance is None:
+            x = rng.choice([-1.0, 1.0], size=(samples, self.dims))
+        else:
+            x = rng.standard_normal((samples, len(self.covariance))) @ np.linalg.cholesky(self.covariance).T
+        if self.classes is None:
+            return x, (x[:, 0] > 0).astype(np.int64)
+        y = rng.integers(len(self.classes), size=samples)
+        return x + self.classes[y], y
+
+    def truth(self, layer: str, seen: Seen) -> tuple[Vector, float]:
+        """The 2n+1 terms of a layer in a view (NaN where not known), and what it tells of the label, in bits.
+
+        Args:
+            layer: its name.
+            seen: the view, fitted.
+        """
+        of = self.layers[layer]
+        rng = np.random.default_rng([7, len(self.name)])
+        if seen.view == RATE:
+            x, y = self.draw(_POPULATION * (5 if self.classes is not None else 1), rng)
+            codes = np.concatenate([seen(of(part)) for part in np.array_split(x, 20)])
+            label = count_information(codes, y)[0].value
+            if self.covariance is None:
+                return self._listed(of, seen), label
+            total = _entropy(codes)
+        else:
+            assert isinstance(seen, NoisyLayer)
+            total, label = self._in_noise(layer, seen), float("nan")
+            if self.linear is not None and self.classes is None:
+                return self._closed(layer, seen), label
+        n = self.dims if self.covariance is None else len(self.covariance)
+        if not self.terms or self.covariance is None:
+            return np.array([total, *[np.nan] * (2 * n)]), label
+        singles, rests = [], []
+        outer, inner = (_OUTER, _INNER) if seen.view == RATE else (_OUTER_NOISE, _INNER_NOISE)
+        outer_rest, inner_rest = (_OUTER_REST, _INNER_REST) if seen.view == RATE else (10 * _OUTER_NOISE, _INNER_REST)
+        for i in range(n):
+            rest = [j for j in range(n) if j != i]
+            singles.append(total - self._left(of, seen, [i], outer, inner, rng))
+            rests.append(total - self._left(of, seen, rest, outer_rest, inner_rest, rng))
+        return np.array([total, *singles, *rests]), label
+
+    def _left(
+        self,
+        of: Callable[[Vector], Vector],
+        seen: Seen,
+        held: list[int],
+        outer: int,
+        inner: int,
+        rng: np.random.Generator,
+    ) -> float:
+        """I(X;T|X_S): the mean over X_S of what the features that are left out tell, drawn given them."""
+        assert self.covariance is not None
+        start = self.draw(outer, rng)[0]
+        left = [j for j in range(start.shape[1]) if j not in held]
+        gain = np.linalg.solve(self.covariance[np.ix_(held, held)], self.covariance[np.ix_(held, left)])
+        spread = self.covariance[np.ix_(left, left)] - self.covariance[np.ix_(left, held)] @ gain
+        root = np.linalg.cholesky(spread)
+        bits = []
+        for point in start:
+            x = np.repeat(point[None], inner, 0)
+            x[:, left] = point[held] @ gain + rng.standard_normal((inner, len(left))) @ root.T
+            z = of(x)
+            if seen.view == RATE:
+                bits.append(_entropy(seen(z)))
+            else:
+                assert isinstance(seen, NoisyLayer)
+                bits.append(float(mixture_information(seen.projection(z), seen.sigma * seen.scale, rng).mean()))
+        return float(np.mean(bits))
+
+    def _listed(self, of: Callable[[Vector], Vector], seen: Seen) -> Vector:
+        """Counted over all inputs there are."""
+        x = np.array(np.meshgrid(*[[-1.0, 1.0]] * self.dims)).reshape(self.dims, -1).T
+        found = Exact().estimate([relabel(c) for c in x.T], np.asarray(seen(of(x))).astype(np.int64))
+        return np.array([found.total.value, *(e.value for e in found.singles), *(e.value for e in found.rests)])
+
+    def _in_noise(self, layer: str, seen: NoisyLayer) -> float:
+        """I(X;T) where the layer is standard normal, or a linear function of a Gaussian; else NaN."""
+        if self.covariance is None or self.classes is not None:
+            return float("nan")
+        if self.linear is not None:
+            return float(self._closed(layer, seen)[0])
+        gains = seen.projection.axes
+        joint = gains.T @ gains + (seen.sigma * seen.scale) ** 2 * np.eye(seen.projection.dims)
+        noise = seen.projection.dims * math.log2(seen.sigma * seen.scale)
+        return float(np.linalg.slogdet(joint)[1] / math.log(2) / 2 - noise)
+
+    def _closed(self, layer: str, seen: NoisyLayer) -> Vector:
+        """The terms of a linear layer in noise, all Gaussian."""
+        assert self.covariance is not None
+        assert self.linear is not None
+        gains = self.linear[layer] @ seen.projection.axes
+        n, d = gains.shape
+        noise = (seen.sigma * seen.scale) ** 2 * np.eye(d)
+        mixed = self.covariance @ gains
+        joint = np.block([[self.covariance, mixed], [mixed.T, gains.T @ mixed + noise]])
+        return subset_terms((1,) * n, lambda columns: gaussian_information(joint, columns, list(range(n, n + d))))
+
+
+def _entropy(codes: npt.NDArray[Any]) -> float:
+    """Entropy in bits of codes (N,), corrected after Miller and Madow."""
+    counts = np.bincount(codes)
+    p = counts[counts > 0] / len(codes)
+    return float(-(p * np.log2(p)).sum() + (len(p) - 1) / (2 * len(codes) * math.log(2)))
+
+
+def _rotation(dims: int, seed: int) -> Vector:
+    q, r = np.linalg.qr(np.random.default_rng(seed).standard_normal((dims, dims)))
+    return np.asarray(q * np.sign(np.diag(r)))
+
+
+def _bijection(depth: int) -> Callable[[Vector], Vector]:
+    """Rotations and radius-dependent spirals: they keep volumes and radii, so that N(0, I) stays N(0, I)."""
+
+    def forward(x: Vector) -> Vector:
+        for i in range(depth):
+            x = spiral(x @ _rotation(x.shape[1], i), 0.3)
+        return x
+
+    return forward
+
+
+def _times(matrix: Vector) -> Callable[[Vector], Vector]:
+    return lambda x: x @ matrix
+
+
+def _linear(name: str, what: str, covariance: Vector, matrices: Mapping[str, Vector], **more: Any) -> KnownNetwork:
+    return KnownNetwork(name, what, {k: _times(m) for k, m in matrices.items()}, covariance, matrices, **more)
+
+
+def _classes(count: int) -> KnownNetwork:
+    rng = np.random.default_rng(count)
+    matrices = {"first": _rotation(8, 1), "second": _rotation(8, 1) @ np.diag([1.0] * 4 + [0.3] * 4)}
+    return _linear(
+        f"classes-{count}",
+        f"{count} Gaussian classes in 8 dimensions",
+        np.eye(8),
+        matrices,
+        classes=3.0 * rng.standard_normal((count, 8)),
+        terms=False,
+        samples=5000,
+    )
+
+
+@cache
+def known_networks() -> Mapping[str, KnownNetwork]:
+    """Return the networks of known information by name.
+
+    >>> known_networks()["contraction"].what
+    'seven of eight units shrink to 1e-4'
+    """
+    rng = np.random.default_rng(12)
+    first, second = rng.standard_normal((12, 8)) / 3, rng.standard_normal((8, 4)) / 2
+    correlated = 0.5 ** np.abs(np.subtract.outer(np.arange(6), np.arange(6)))
+    pixels = np.ones((9, 9)) + 0.05 * np.eye(9)
+    w = [rng.standard_normal(shape) / np.sqrt(shape[0]) for shape in ((6, 6), (6, 3))]
+    listed = [
+        KnownNetwork(
+            "bijection",
+            "rotations and spirals that keep volumes: every layer is N(0, I), nothing is lost",
+            {"first": _bijection(1), "third": _bijection(3)},
+            np.eye(8),
+        ),
+        _linear(
+            "contraction",
+            "seven of eight units shrink to 1e-4",
+            np.eye(8),
+            {"before": np.eye(8), "after": np.diag([1.0] + [1e-4] * 7)},
+        ),
+        _linear(
+            "linear", "linear layers of correlated inputs", correlated, {"first": w[0], "second": w[0] @ w[1]}, dims=6
+        ),
+        _linear(
+            "image-like",
+            "nine pixels of one factor and noise of their own; the layer is their mean",
+            pixels,
+            {"mean": np.full((9, 1), 1 / 9)},
+            dims=9,
+        ),
+        KnownNetwork(
+            "twelve-bits",
+            "a small tanh network on all twelve-bit inputs, counted",
+            {
+                "first": lambda x: np.tanh(x @ first),
+                "second": lambda x: np.tanh(np.tanh(x @ first) @ second),
+            },
+            None,
+            dims=12,
+        ),
+        _classes(100),
+        _classes(1000),
+    ]
+    return {network.name: network for network in listed}
