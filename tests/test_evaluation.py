@@ -292,6 +292,7 @@ def test_an_undecided_model_is_not_robust_and_its_run_is_whole(digits, digits_cn
     assert run.layers.query("layer == 'logits'")["value"].notna().all()
 
 
+@pytest.mark.slow
 def test_a_random_models_accuracies_are_means_over_draws(digits, digits_cnn):
     spec = ["pgd-linf:eps=0.1,eot=5,steps=10"]
     table, run = robustness(unusual.Noisy(digits_cnn, 0.1), digits, spec, samples=30, curve=True)

@@ -111,6 +111,7 @@ def test_a_missing_library_is_named_with_its_install_line(spec, module, monkeypa
         make_attack(spec)
 
 
+@pytest.mark.slow
 def test_sparse_steps_are_no_weaker_than_foolbox(digits_cnn, digits):
     """At one budget of three either may lead by a few samples, by the network; on the whole neither does."""
     x, y = digits.test.x, digits.test.y

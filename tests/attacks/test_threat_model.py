@@ -29,7 +29,7 @@ def exactly(x_adv, x, norm):
 
 
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("side", [8, 224, 384])
+@pytest.mark.parametrize("side", [8, 224, pytest.param(384, marks=pytest.mark.slow)])
 def test_projections_land_inside_at_real_sizes(norm, side):
     """The sums over 3×224×224 numbers are off by a hundred-thousandth in float32: neither side may be caught by it."""
     generator = torch.Generator().manual_seed(side)

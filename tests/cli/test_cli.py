@@ -222,7 +222,7 @@ class TestBadInput:
         assert "is not writable" in refused("evaluate", "digits-cnn", "--out", "locked/runs")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_interruption_leaves_no_half_written_folder(cache, tmp_path, number):
     process = subprocess.Popen(
         [sys.executable, "-m", "robgib", "evaluate", "digits-cnn", "--attack", "pgd-linf:steps=2000,restarts=50"],

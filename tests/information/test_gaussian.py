@@ -135,6 +135,7 @@ class TestClasses:
         posterior = log_p - np.logaddexp(log_p[:, 0], log_p[:, 1])[:, None]
         return 1 + posterior[np.arange(len(y)), y].mean() / LOG2
 
+    @pytest.mark.slow
     def test_against_the_true_densities(self):
         rng = np.random.default_rng(6)
         _, _, means, covariance = self.mixture(10, rng)

@@ -106,6 +106,7 @@ def test_one_logit_is_two_classes(kind, digits_cnn, images):
         prepare(kind(digits_cnn), x, classes=10)
 
 
+@pytest.mark.slow
 def test_a_dynamically_quantised_network_is_evaluated_without_gradients(digits_cnn, digits):
     model = quantised(digits_cnn)
     run = robgib.evaluate(
@@ -168,6 +169,7 @@ def test_layers_keep_their_names_behind_what_reads_them(digits_cnn, images):
             assert held[ours] == pytest.approx(wanted[theirs], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_whole_evaluation_of_a_function_of_fixed_batches(digits_cnn, digits):
     model = unusual.OfSixteen(digits_cnn)
     run = robgib.evaluate(model, digits, attacks=["pgd-linf"], estimators=["gaussian"], samples=50, curve=False)

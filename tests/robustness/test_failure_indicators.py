@@ -81,13 +81,16 @@ def test_a_quantised_input_has_no_gradient(digits_cnn, digits):
     } <= seen
 
 
-@pytest.mark.parametrize("kind", [Noisy, RarelyNoisy, OwnNoise])
+@pytest.mark.parametrize(
+    "kind", [Noisy, *(pytest.param(kind, marks=pytest.mark.slow) for kind in (RarelyNoisy, OwnNoise))]
+)
 def test_a_model_that_answers_at_random(kind, digits_cnn, digits):
     """Two calls miss randomness in one call of ten mostly."""
     x, y = (v[:30] for v in right(digits_cnn, digits))
     assert "random outputs" in names(kind(digits_cnn), x, y)
 
 
+@pytest.mark.slow
 def test_signs_of_how_a_model_answers(digits_cnn, digits):
     x, y = (v[:30] for v in right(digits_cnn, digits))
     assert "answers depend on the batch" in names(Company(digits_cnn), x, y)

@@ -101,6 +101,7 @@ def test_a_form_that_misleads_is_left_and_said(digits_cnn, images):
     assert left(prepared, images, "pgd-linf:eps=0.1")[1].notes == ()
 
 
+@pytest.mark.slow
 def test_a_model_that_answers_at_random_is_attacked_through_its_average(digits_cnn, images):
     """75% was left where the attack's own last iterates leave 35%, by keeping lucky draws."""
     images = images[0][:100], images[1][:100]
@@ -278,7 +279,7 @@ class Flat(nn.Module):
 
 
 @pytest.mark.parametrize("spec", ["pgd-l2", "apgd-ce-l2", "fgsm-l2", "square-l2", "pgd-l1", "fab-t-l2", "pgd-linf"])
-@pytest.mark.parametrize("side", [224, 384])
+@pytest.mark.parametrize("side", [224, pytest.param(384, marks=pytest.mark.slow)])
 def test_attacks_stay_in_their_ball_at_real_sizes(spec, side):
     """At eps 3 on 224 pixels rounding in float32 alone took images out of the ball."""
     x = 0.5 + 0.1 * torch.randn((4, 3, side, side), generator=torch.Generator().manual_seed(1))

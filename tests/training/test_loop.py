@@ -85,6 +85,7 @@ def test_courses_of_the_learning_rate(schedule, warmup, digits):
         assert rates[2] == pytest.approx(0.005, rel=0.01)
 
 
+@pytest.mark.slow
 def test_trades_raises_the_divergence_and_makes_robust(digits, digits_cnn):
     x, y = digits.test.x[:200], digits.test.y[:200]
     config = Training(
@@ -367,6 +368,7 @@ class TestUnfinished:
         with pytest.raises(RobGIBError, match="cannot be read; remove it"):
             train_recipe(recipe, digits, path)
 
+    @pytest.mark.slow
     def test_survives_kill_9(self, recipe, digits, tmp_path, cli):
         (tmp_path / "long.yaml").write_text(LONG.replace("epochs: 6", "epochs: 20"))
         command = ("train", "long", "--catalogue", ".", "--quiet", "--device", "cpu")
