@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         results,
         robustness,
         runtime,
+        studies,
         training,
         zoo,
     )
@@ -86,6 +87,7 @@ __all__ = [
     "results",
     "robustness",
     "runtime",
+    "studies",
     "training",
     "write_report",
     "zoo",

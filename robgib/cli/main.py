@@ -12,7 +12,7 @@ import typer
 from rich.markup import escape
 
 import robgib
-from robgib.cli import attacks, data, estimators, evaluate, train, zoo
+from robgib.cli import attacks, data, estimators, evaluate, study, train, zoo
 from robgib.cli.common import err, help_when_alone
 from robgib.errors import RobGIBError
 
@@ -31,6 +31,7 @@ app.add_typer(zoo.app, name="zoo")
 app.add_typer(attacks.app, name="attacks")
 app.add_typer(data.app, name="data")
 app.add_typer(estimators.app, name="estimators")
+app.add_typer(study.app, name="study")
 
 
 @app.callback(invoke_without_command=True)

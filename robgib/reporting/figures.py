@@ -23,6 +23,7 @@ __all__ = [
     "layer_terms",
     "picture_rows",
     "robustness_scatter",
+    "study_scatter",
     "trace_accuracy",
     "trace_plane",
     "trace_terms",
@@ -275,6 +276,29 @@ def robustness_scatter(summary: pd.DataFrame, estimator: str, partition: str, at
     figure.update_yaxes(tickformat=".0%")
     figure.update_yaxes(title_text=f"robust accuracy, {attack}", col=1)
     return _styled(figure, 400)
+
+
+def study_scatter(rows: pd.DataFrame, figure_label: str, outcome: str) -> str:
+    """A figure against the outcome, a point a model: colours are architectures, shapes are regimes, sizes doses."""
+    figure = go.Figure()
+    architectures, regimes = (list(dict.fromkeys(rows[k])) for k in ("architecture", "regime"))
+    for (architecture, regime), g in rows.groupby(["architecture", "regime"], sort=False):
+        figure.add_trace(
+            go.Scatter(
+                x=g[figure_label], y=g[outcome], mode="markers", name=f"{architecture}, {regime}",
+                error_x={"type": "data", "array": 1.96 * g[f"{figure_label}_se"], "thickness": 0.8, "width": 0},
+                error_y={"type": "data", "array": 1.96 * g[f"{outcome}_se"], "thickness": 0.8, "width": 0},
+                marker={
+                    "size": 9, "color": _COLOURS[architectures.index(architecture) % len(_COLOURS)],
+                    "symbol": _SYMBOLS[regimes.index(regime) % len(_SYMBOLS)],
+                },
+                text=[f"{m}, dose {d:g}" for m, d in zip(g["model"], g["dose"], strict=True)],
+                hovertemplate="%{text}: %{x:.3f}, %{y:.3f}",
+            )
+        )  # fmt: skip
+    figure.update_xaxes(title_text=figure_label.replace(" (", "<br>("))
+    figure.update_yaxes(title_text="robustness: area under accuracy")
+    return _styled(figure, 430)
 
 
 def validation_errors(table: pd.DataFrame) -> str:

@@ -1,0 +1,324 @@
+"""A study's design, in a YAML file: which models, what is measured of them, and what is asked."""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from robgib import registry
+from robgib.attacks.registry import make_attack
+from robgib.data.loaders import check_data
+from robgib.errors import RobGIBError, unknown_name
+from robgib.information.registry import make_estimator
+from robgib.results import SCHEMA_VERSION
+from robgib.zoo.recipe import Recipe, recipes
+
+__all__ = [
+    "FIGURES",
+    "Cell",
+    "Figure",
+    "Outcome",
+    "Study",
+    "cells",
+    "read_study",
+]
+
+FIGURES = {
+    "vulnerability": "v(X;Z)",
+    "redundancy": "r(X;Z)",
+    "synergy": "S(X;Z)",
+    "gib_complexity": "C(X;Z)",
+    "ib_complexity": "I(X;Z)",
+    "label_information": "I(Z;Y)",
+}
+"""What a study may ask of a layer, and the term of the layers' table that it is."""
+Part = Literal["explore", "confirm"]
+
+
+class Figure(BaseModel):
+    """An information figure of a model: which term, of which layer, by which estimator, on which cut of the input."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    figure: Literal["vulnerability", "redundancy", "synergy", "gib_complexity", "ib_complexity", "label_information"]
+    estimator: str = "imputation"
+    partition: str = "patches:4"
+    layer: str = "last"
+    """``last`` is the last layer before the logits, ``mean`` the mean over all but those, or a layer's name."""
+
+    @property
+    def label(self) -> str:
+        """How tables call it."""
+        return f"{self.figure} ({self.estimator.partition(':')[0]}, {self.partition}, {self.layer} layer)"
+
+
+class Outcome(BaseModel):
+    """What stands for robustness: the area under accuracy against eps, which has no floor where one budget would."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    attack: str = "pgd-linf"
+    eps: tuple[PositiveFloat, ...] = (0.02, 0.05, 0.1, 0.15, 0.2)
+    """Radii, pixel scale; the accuracy at 0 is the clean one."""
+
+    @field_validator("eps")
+    @classmethod
+    def _rising(cls, eps: tuple[float, ...]) -> tuple[float, ...]:
+        if not eps or list(eps) != sorted(set(eps)):
+            raise ValueError("give radii in rising order, each once")
+        return eps
+
+    @property
+    def attacks(self) -> list[str]:
+        """The specification at each radius."""
+        joint = "," if ":" in self.attack else ":"
+        return [f"{self.attack}{joint}eps={eps:g}" for eps in self.eps]
+
+
+class Grid(BaseModel):
+    """Models to train: a recipe, and keys of it that vary (``training.seed``, ``training.adversary.eps`` …)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    recipe: str
+    vary: dict[str, list[Any]]
+    """Every combination is a model; a value of null takes the recipe's own."""
+
+    @field_validator("vary")
+    @classmethod
+    def _some(cls, vary: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        for key, values in vary.items():
+            if not values:
+                raise ValueError(f"{key} has no values")
+        return vary
+
+
+class Models(BaseModel):
+    """Models of one part of a study."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    models: list[str] = Field(default_factory=list)
+    """Zoo names, or patterns of them such as ``f24-*-at``."""
+    group: str | None = None
+    train: list[Grid] = Field(default_factory=list)
+
+
+class Study(BaseModel):
+    """A study: the question, its one primary figure, and everything else, which is secondary."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: str
+    question: str
+    expect: Literal["positive", "negative", "either"] = "either"
+    """The sign of the correlation of the primary figure with the outcome that the claim predicts."""
+    primary: Figure
+    secondary: list[Figure] = Field(default_factory=list)
+    outcome: Outcome = Field(default_factory=Outcome)
+    confirm: Models
+    """The models that the verdict rests on."""
+    explore: Models = Field(default_factory=Models)
+    """Models on which the question was found: shown apart, never part of the verdict."""
+    controls: Models = Field(default_factory=Models)
+    """Untrained networks of these recipes, on which nothing must be found."""
+    samples: PositiveInt = 500
+    information_samples: PositiveInt = 1000
+    signs: bool = True
+    """Look for signs of failed attacks; models that show one are left out of the verdict."""
+    seed: NonNegativeInt = 0
+
+    @model_validator(mode="after")
+    def _one_primary(self) -> Study:
+        if self.primary in self.secondary:
+            raise ValueError("the primary figure is among the secondary ones; name it once")
+        return self
+
+    @property
+    def figures(self) -> list[Figure]:
+        """The primary figure and the others."""
+        return [self.primary, *self.secondary]
+
+    @property
+    def estimators(self) -> list[str]:
+        """Specifications of the estimators asked."""
+        return list(dict.fromkeys(f.estimator for f in self.figures))
+
+    @property
+    def partitions(self) -> list[str]:
+        """Cuts of the input."""
+        return list(dict.fromkeys(f.partition for f in self.figures))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One model of a study and what is known of how it came about.
+
+    Attributes:
+        recipe: of the model.
+        part: ``explore`` or ``confirm``.
+        architecture: its name.
+        regime: how it was trained: standard, adversarial, trades, noise, or a penalty.
+        dose: how much of that: eps, the noise's deviation, or the penalty's weight; 0 for standard training.
+        training_seed: of the training.
+        untrained: whether it is a control whose weights are left as they are drawn.
+    """
+
+    recipe: Recipe
+    part: str
+    architecture: str
+    regime: str
+    dose: float
+    training_seed: int
+    untrained: bool = False
+
+    @property
+    def name(self) -> str:
+        """Of the model."""
+        return f"{self.recipe.name}-untrained" if self.untrained else self.recipe.name
+
+    def key(self, study: Study) -> str:
+        """Digest of everything that the cell's measurement depends on."""
+        content = {
+            "weights": self.recipe.digest,
+            "untrained": self.untrained,
+            "data": self.recipe.data,
+            "attacks": study.outcome.attacks,
+            "estimators": study.estimators,
+            "partitions": study.partitions,
+            "samples": [study.samples, study.information_samples],
+            "signs": study.signs,
+            "seed": study.seed,
+            "schema": SCHEMA_VERSION,
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def read_study(path: Path, catalogue: Sequence[Path] = ()) -> Study:
+    """Read a study file.
+
+    Raises:
+        RobGIBError: it is no study; the sentence names the line and the key.
+    """
+    if not path.is_file():
+        raise RobGIBError(f"study file {str(path)!r} does not exist.")
+    content = registry.read_yaml(path)
+    try:
+        study = Study.model_validate({"name": path.stem, **content})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        line = registry.line_of(path, first["loc"])
+        raise RobGIBError(
+            f"{path}, line {line}: {where or 'content'}: {first['msg'].lower()} (found {first['input']!r})."
+        ) from error
+    try:
+        for attack in study.outcome.attacks:
+            make_attack(attack, extra=catalogue)
+        for estimator in study.estimators:
+            make_estimator(estimator, catalogue)
+    except RobGIBError as error:
+        raise RobGIBError(f"{path}: {error}") from error
+    return study
+
+
+def cells(study: Study, catalogue: Sequence[Path] = ()) -> list[Cell]:
+    """Return the models of a study, trained or not, each once.
+
+    Raises:
+        RobGIBError: a model, pattern, group, recipe or key that there is not, a model in both parts, or none at all.
+    """
+    known = recipes(catalogue)
+    parts: tuple[tuple[str, Models, bool], ...] = (
+        ("explore", study.explore, False),
+        ("confirm", study.confirm, False),
+        ("control", study.controls, True),
+    )
+    found: dict[str, Cell] = {}
+    for part, models, untrained in parts:
+        for recipe in _chosen(models, known):
+            cell = Cell(recipe, part, *_origin(recipe), untrained)
+            if cell.name in found:
+                former = found[cell.name].part
+                twice = f"both in {former} and in {part}" if former != part else f"twice in {part}"
+                raise RobGIBError(f"study {study.name!r} has the model {cell.name!r} {twice}; name it once.")
+            found[cell.name] = cell
+    if not any(c.part == "confirm" for c in found.values()):
+        raise RobGIBError(f"study {study.name!r} has no models to confirm on; give confirm: models, group or train.")
+    for data in {c.recipe.data for c in found.values()}:
+        check_data(data)
+    return list(found.values())
+
+
+def _chosen(models: Models, known: Mapping[str, Recipe]) -> list[Recipe]:
+    chosen: list[Recipe] = []
+    for pattern in models.models:
+        named = [r for n, r in known.items() if fnmatch.fnmatchcase(n, pattern)]
+        if not named:
+            raise unknown_name("model", pattern, known, "robgib zoo list")
+        chosen += named
+    if models.group is not None:
+        of_group = [r for r in known.values() if r.group == models.group]
+        if not of_group:
+            raise unknown_name("group", models.group, sorted({r.group for r in known.values() if r.group}))
+        chosen += of_group
+    for grid in models.train:
+        if grid.recipe not in known:
+            raise unknown_name("model", grid.recipe, known, "robgib zoo list")
+        chosen += [_varied(known[grid.recipe], grid.vary, values) for values in itertools.product(*grid.vary.values())]
+    return list({r.name: r for r in chosen}.values()) if not models.train else chosen
+
+
+def _varied(recipe: Recipe, keys: Mapping[str, Any], values: Sequence[Any]) -> Recipe:
+    """A recipe with some keys set, called after them."""
+    content = recipe.model_dump(exclude={"group", "description"})
+    words = []
+    for key, value in zip(keys, values, strict=True):
+        *path, last = key.split(".")
+        place: Any = content
+        for step in path:
+            if not isinstance(place, dict) or step not in place:
+                raise RobGIBError(f"recipe {recipe.name!r} has no key {key!r} to vary.")
+            if place[step] is None:
+                place[step] = {}
+            place = place[step]
+        if value is not None:
+            place[last] = value
+        if len(keys[key]) > 1:
+            words.append(f"{last.replace('_', '-')}{value}")
+    name = "-".join([recipe.name, *words]).replace("/", "-")
+    try:
+        return Recipe.model_validate({**content, "name": name, "folder": recipe.folder})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise RobGIBError(
+            f"recipe {recipe.name!r} varied to {name!r}: {where}: {first['msg'].lower()} (found {first['input']!r})."
+        ) from error
+
+
+def _origin(recipe: Recipe) -> tuple[str, str, float, int]:
+    """Architecture, regime, dose and seed of a recipe."""
+    training = recipe.training
+    regime, dose = "standard", 0.0
+    if training.adversary is not None:
+        regime, dose = "trades" if training.adversary.trades else "adversarial", training.adversary.eps
+    elif training.penalty is not None:
+        regime, dose = training.penalty.kind, training.penalty.beta
+    elif training.noise:
+        regime, dose = "noise", training.noise
+    architecture = recipe.architecture.name if recipe.architecture else "checkpoint"
+    return architecture, regime, float(dose), training.seed

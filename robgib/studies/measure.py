@@ -1,0 +1,232 @@
+"""A study's cells, measured once each: what is there is not measured again, and no finished cell is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from joblib import Parallel, delayed
+from torch import nn
+
+from robgib.data.dataset import Dataset, split_information
+from robgib.errors import RobGIBError
+from robgib.evaluation import evaluate
+from robgib.files import cache_folder
+from robgib.information.activations import LOGITS, collect_activations
+from robgib.information.features import Projection
+from robgib.results import Run, load_run, save_run
+from robgib.runtime import Progress, one_thread
+from robgib.studies.design import FIGURES, Cell, Figure, Study
+from robgib.zoo.loading import data_of, load_recipe
+
+__all__ = [
+    "Measured",
+    "measure",
+    "measured_rows",
+    "stored",
+]
+
+COVARIATES = ("clean_accuracy", "weight_norm", "gradient_norm", "linear_r2")
+"""What else is known of a model, and may stand behind a correlation."""
+_IMAGES = 256  # on which the gradient's norm and the linear fit are taken
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A cell and what came of it: a run, or the sentence of the error."""
+
+    cell: Cell
+    run: Run | None
+    error: str = ""
+
+
+def stored(cell: Cell, study: Study) -> Path:
+    """The folder of a cell's measurement, which all studies share."""
+    return cache_folder() / "measured" / cell.key(study)
+
+
+def measure(
+    study: Study,
+    cells: Sequence[Cell],
+    *,
+    data_root: Path | None = None,
+    jobs: int = 1,
+    catalogue: Sequence[Path] = (),
+    progress: Progress | None = None,
+) -> list[Measured]:
+    """Train and measure the cells that are not measured yet, and read the others.
+
+    Args:
+        study: the design.
+        cells: its models.
+        data_root: folder of the data files.
+        jobs: processes that share the cells.
+        catalogue: further folders of plug-ins.
+        progress: called after each cell.
+
+    Returns:
+        What came of each cell, in order. A cell that fails is told, and does not stop the others.
+    """
+    waiting = [c for c in cells if _read(c, study) is None]
+    done = len(cells) - len(waiting)
+    if progress and cells:
+        progress(f"study {study.name}", done, len(cells), f"{done} measured before")
+    errors: dict[str, str] = {}
+    work = Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1)
+    for name, error in work(delayed(_one)(c, study, data_root, list(catalogue)) for c in waiting):
+        done += 1
+        if error:
+            errors[name] = error
+        if progress:
+            progress(f"study {study.name}", done, len(cells), f"{name}{': failed' if error else ''}")
+    return [Measured(c, _read(c, study), errors.get(c.name, "")) for c in cells]
+
+
+def _read(cell: Cell, study: Study) -> Run | None:
+    folder = stored(cell, study)
+    if not folder.is_dir():
+        return None
+    try:
+        return load_run(next(p for p in folder.iterdir() if (p / "config.json").is_file()))
+    except (RobGIBError, StopIteration, OSError):
+        return None  # half of one, or of another version: measured again
+
+
+def _one(cell: Cell, study: Study, data_root: Path | None, catalogue: list[Path]) -> tuple[str, str]:
+    """Measure one cell; its name, and the sentence of the error where it fails."""
+    try:
+        data = data_of(cell.recipe, data_root, {})
+        if cell.untrained:
+            torch.manual_seed(cell.training_seed)
+            model = cell.recipe.untrained(data).eval()
+        else:
+            model, _ = load_recipe(cell.recipe, data)
+        with one_thread():
+            run = evaluate(
+                model,
+                data,
+                attacks=study.outcome.attacks,
+                estimators=study.estimators,
+                features=study.partitions,
+                name=cell.name,
+                samples=study.samples,
+                information_samples=study.information_samples,
+                curve=False,
+                corruptions=False,
+                signs=study.signs,
+                device="cpu",
+                seed=study.seed,
+                catalogue=catalogue,
+                source={
+                    "kind": "study",
+                    "study_cell": cell.key(study),
+                    "recipe_digest": cell.recipe.digest,
+                    "covariates": _covariates(model, data, study),
+                },
+                progress=False,
+            )
+        save_run(run, stored(cell, study))
+    except RobGIBError as error:
+        return cell.name, str(error)
+    return cell.name, ""
+
+
+def _covariates(model: nn.Module, data: Dataset, study: Study) -> dict[str, float]:
+    """The norm of the weights, the mean norm of the loss's input gradient, and how linear the last layer is."""
+    weights = float(np.sqrt(sum(float((p.detach() ** 2).sum()) for p in model.parameters())))
+    x, y = data.test.x[:_IMAGES].clone().requires_grad_(), data.test.y[:_IMAGES]
+    loss = nn.functional.cross_entropy(model(x), y, reduction="sum")
+    (slope,) = torch.autograd.grad(loss, x)
+    (inputs, _), (fit, _) = split_information(data, _IMAGES, study.seed)
+    held, then = (collect_activations(model, part, [LOGITS])[LOGITS] for part in (inputs, fit))
+    of_x = Projection.fit(fit.numpy(), 32)
+    design, own = (np.column_stack([np.ones(len(v)), of_x(v.numpy())]) for v in (fit, inputs))
+    coefficients = np.linalg.lstsq(design, then, rcond=None)[0]
+    left = ((held - own @ coefficients) ** 2).sum() / max(((held - held.mean(0)) ** 2).sum(), 1e-30)
+    return {
+        "weight_norm": weights,
+        "gradient_norm": float(slope.flatten(1).norm(dim=1).mean()),
+        "linear_r2": float(1 - left),
+    }
+
+
+def measured_rows(study: Study, measured: Sequence[Measured]) -> pd.DataFrame:
+    """One row a model: where it came from, the outcome, every figure with its standard error, and the covariates.
+
+    ``left_out`` says why a model is no part of the statistics.
+    """
+    rows = []
+    for one in measured:
+        cell, run = one.cell, one.run
+        row: dict[str, Any] = {
+            "model": cell.name,
+            "part": cell.part,
+            "architecture": cell.architecture,
+            "regime": "untrained" if cell.untrained else cell.regime,
+            "dose": cell.dose,
+            "training_seed": cell.training_seed,
+            "left_out": one.error,
+        }
+        if run is not None:
+            row |= _outcome(study, run)
+            for figure in study.figures:
+                row |= {f"{figure.label}{k}": v for k, v in _figure(figure, run).items()}
+            row |= {k: float(v) for k, v in run.config["source"]["covariates"].items()}
+            signs = run.signs[run.signs["seen"].astype(bool)]
+            if len(signs) and not one.error:
+                row["left_out"] = "signs of a failed attack: " + ", ".join(dict.fromkeys(signs["name"]))
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _outcome(study: Study, run: Run) -> dict[str, float]:
+    """The area under accuracy against eps, as a share of the widest, with its binomial standard error."""
+    table = run.robustness[run.robustness["status"] == "ok"].drop_duplicates("eps").set_index("eps")
+    told = table.loc[[e for e in table.index if any(np.isclose(e, study.outcome.eps))]].sort_index()
+    clean = float(run.robustness["clean_accuracy"].iloc[0])
+    at = np.array([0.0, *told.index])
+    accuracy = np.array([clean, *told["robust_accuracy"]])
+    if len(told) < len(study.outcome.eps):
+        return {"clean_accuracy": clean, "outcome": float("nan"), "outcome_se": float("nan")}
+    weights = np.zeros(len(at))
+    weights[:-1] += np.diff(at) / 2
+    weights[1:] += np.diff(at) / 2
+    samples = int(run.robustness["samples"].iloc[0])
+    # The same samples at every radius: their errors go together, so the deviations add.
+    spread = np.sqrt(accuracy * (1 - accuracy) / samples)
+    return {
+        "clean_accuracy": clean,
+        "outcome": float(weights @ accuracy / at[-1]),
+        "outcome_se": float(weights @ spread / at[-1]),
+    }
+
+
+def _figure(figure: Figure, run: Run) -> Mapping[str, Any]:
+    name = figure.estimator.partition(":")[0]
+    held = run.layers
+    chosen = held[
+        (held["estimator"] == name)
+        & (held["partition"] == figure.partition)
+        & (held["term"] == FIGURES[figure.figure])
+        & (held["depth"] >= 0)
+    ].sort_values("depth")
+    inner = chosen[chosen["layer"] != LOGITS]
+    if figure.layer == "last":
+        chosen = inner.tail(1)
+    elif figure.layer == "mean":
+        chosen = inner
+    else:
+        chosen = chosen[chosen["layer"] == figure.layer]
+    if chosen.empty:
+        return {"": float("nan"), "_se": float("nan"), "_marked": False}
+    half = (chosen["high"] - chosen["low"]).mean() / 2  # layers share their samples: nothing cancels
+    return {
+        "": float(chosen["value"].mean(skipna=False)),
+        "_se": float(half / 1.96),
+        "_marked": bool(chosen["saturated"].any()),
+    }

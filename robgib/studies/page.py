@@ -1,0 +1,143 @@
+"""A study's page, and the same as JSON and Markdown."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from typing import Any
+
+import pandas as pd
+from markupsafe import Markup
+
+import robgib
+from robgib.reporting import figures
+from robgib.reporting.page import page
+from robgib.studies.claims import Claim
+from robgib.studies.design import Study
+
+__all__ = [
+    "STUDY_SCHEMA",
+    "study_json",
+    "study_markdown",
+    "study_page",
+]
+
+STUDY_SCHEMA = 1
+"""Version of what :func:`study_json` writes."""
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.3g}"
+    return str(value)
+
+
+def _cells(table: pd.DataFrame) -> dict[str, Any]:
+    return {
+        "columns": list(table.columns),
+        "rows": [[_text(v) for v in row] for row in table.itertuples(index=False)],
+        "numbers": [table[c].dtype.kind in "fi" for c in table.columns],
+    }
+
+
+def _shown(claim: Claim) -> list[tuple[str, str, pd.DataFrame]]:
+    facts = pd.DataFrame(list(claim.facts.items()), columns=["figure", "value"])
+    return [
+        (
+            "Correlations with robustness",
+            "Spearman's ρ with a 95% interval (bootstrap over groups of models that differ by their seed alone) and "
+            "its permutation p; Holm's correction for the secondary figures; Pearson's and Kendall's coefficients. "
+            "Reliability: the share of the figure's variance over models that is not its own estimation error.",
+            claim.correlations,
+        ),
+        (
+            "At each level of how the models differ",
+            "The primary figure's correlation with the outcome among models that differ by their seed alone, by the "
+            "dose of their training, and by regime; and its standardised coefficient in a mixed model.",
+            claim.effects,
+        ),
+        (
+            "Given what else is known of the models",
+            "Spearman's partial correlation of the primary figure with the outcome.",
+            claim.partial,
+        ),
+        ("With each group left out", "The primary figure's ρ without those models.", claim.without),
+        ("GIB and IB", "Whether the two complexities can be told apart on these models.", facts),
+    ]
+
+
+def study_page(study: Study, rows: pd.DataFrame, claim: Claim) -> str:
+    """Return the page as self-contained HTML: the verdict first, then the design, then the results."""
+    primary = study.primary.label
+    told = rows[rows["left_out"] == ""]
+    drawn = {"confirm", "explore"} & set(told["part"])
+    plots = [
+        (part, Markup(figures.study_scatter(told[told["part"] == part], primary, "outcome")))
+        for part in ("confirm", "explore", "control")
+        if (part in drawn or part == "control") and primary in told and len(told[told["part"] == part])
+    ]
+    data = json.dumps(study_json(study, rows, claim))
+    return page(
+        "study.html.j2",
+        title=study.name,
+        study=study,
+        claim=claim,
+        primary=primary,
+        secondary=[f.label for f in study.secondary],
+        plots=plots,
+        sections=[(t, w, _cells(f)) for t, w, f in _shown(claim) if len(f)],
+        models=_cells(rows),
+        csv=base64.b64encode(rows.to_csv(index=False).encode()).decode(),
+        json=base64.b64encode(data.encode()).decode(),
+        version=robgib.__version__,
+    )
+
+
+def study_json(study: Study, rows: pd.DataFrame, claim: Claim) -> dict[str, Any]:
+    """Return everything as plain values; NaN is null. ``schema`` is :data:`STUDY_SCHEMA`."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, float) and not math.isfinite(value):
+            return None
+        return value.item() if hasattr(value, "item") else value
+
+    def table(frame: pd.DataFrame) -> list[dict[str, Any]]:
+        return [{k: plain(v) for k, v in row.items()} for row in frame.to_dict("records")]
+
+    return {
+        "schema": STUDY_SCHEMA,
+        "robgib": robgib.__version__,
+        "design": study.model_dump(mode="json"),
+        "verdict": claim.verdict,
+        "words": claim.words,
+        "models_counted": claim.models,
+        "facts": {k: plain(v) for k, v in claim.facts.items()},
+        "notes": list(claim.notes),
+        "correlations": table(claim.correlations),
+        "effects": table(claim.effects),
+        "partial": table(claim.partial),
+        "without": table(claim.without),
+        "models": table(rows),
+    }
+
+
+def study_markdown(study: Study, rows: pd.DataFrame, claim: Claim) -> str:
+    """Return the verdict, the design and the tables as Markdown."""
+    lines = [
+        f"# {study.name}",
+        "",
+        study.question,
+        "",
+        f"**{claim.verdict.capitalize()}.** {claim.words}",
+        "",
+        f"Primary figure: {study.primary.label}. Outcome: area under accuracy by `{study.outcome.attack}` for eps 0 to "
+        f"{study.outcome.eps[-1]:g}. {len(rows)} models, {claim.models} counted.",
+        "",
+        *(f"- {note}" for note in claim.notes),
+    ]
+    for title, what, frame in _shown(claim):
+        if len(frame):
+            shown = frame.map(_text)
+            lines += ["", f"## {title}", "", what, "", shown.to_markdown(index=False, disable_numparse=True)]
+    return "\n".join(lines) + "\n"

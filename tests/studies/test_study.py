@@ -1,0 +1,112 @@
+"""Study files, their models, and a small study from the command line to its page."""
+
+import importlib
+import json
+
+import pandas as pd
+import pytest
+
+from robgib import RobGIBError
+from robgib.studies import cells, measure, read_study, stored
+
+SMALL = """
+question: Does v fall with the strength of adversarial training?
+expect: negative
+primary: {figure: vulnerability, estimator: "imputation:donors=2,samples=60", partition: "patches:2"}
+outcome: {attack: "pgd-linf:steps=3", eps: [0.05, 0.1]}
+samples: 40
+information_samples: 80
+signs: false
+confirm:
+  train:
+    - recipe: digits-cnn-at
+      vary: {training.adversary.eps: [0.02, 0.1], training.epochs: [1], training.adversary.steps: [1]}
+controls: {models: [digits-mlp-relu]}
+"""
+
+
+def written(tmp_path, text, name="small"):
+    file = tmp_path / f"{name}.yaml"
+    file.write_text(text)
+    return file
+
+
+def test_a_grid_names_its_models_and_tells_where_they_come_from(tmp_path):
+    study = read_study(written(tmp_path, SMALL))
+    found = {c.name: c for c in cells(study)}
+    assert list(found) == ["digits-cnn-at-eps0.02", "digits-cnn-at-eps0.1", "digits-mlp-relu-untrained"]
+    one = found["digits-cnn-at-eps0.1"]
+    assert (one.regime, one.dose, one.part, one.recipe.training.epochs) == ("adversarial", 0.1, "confirm", 1)
+    assert found["digits-mlp-relu-untrained"].part == "control"
+    keys = {c.key(study) for c in found.values()}
+    assert len(keys) == 3
+    assert one.key(study.model_copy(update={"samples": 41})) not in keys
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("recipe: digits-cnn-at", "recipe: digits-cn-at"), "did you mean 'digits-cnn-at'"),
+        (("training.epochs", "training.epoch_s"), "has no key 'training.epoch_s'|extra inputs"),
+        (("vulnerability", "v"), "line 4: primary.figure"),
+        (("[0.05, 0.1]", "[0.1, 0.05]"), "rising order"),
+        (("pgd-linf", "pdg-linf"), "unknown attack"),
+        (("imputation:", "imputaton:"), "unknown estimator"),
+        (("models: [digits-mlp-relu]", "models: ['nothing-*']"), "unknown model"),
+        (("signs: false", "sings: false"), "sings"),
+        (("confirm:", "explore:"), "confirm"),
+    ],
+)
+def test_what_does_not_exist_is_one_sentence(tmp_path, change, words):
+    with pytest.raises(RobGIBError, match=words):
+        cells(read_study(written(tmp_path, SMALL.replace(*change))))
+
+
+def test_a_model_in_both_parts_is_refused(tmp_path):
+    text = SMALL.replace("controls: {models: [digits-mlp-relu]}", "explore: {models: [digits-cnn]}")
+    text = text.replace("confirm:\n", "confirm:\n  models: [digits-cnn]\n")
+    with pytest.raises(RobGIBError, match="'digits-cnn' both in explore and in confirm"):
+        cells(read_study(written(tmp_path, text)))
+
+
+def test_from_the_command_line_to_the_page(cli, cache, tmp_path, monkeypatch):
+    written(tmp_path, SMALL)
+    planned = cli("study", "plan", "small.yaml")
+    assert planned.returncode == 0, planned.stderr
+    assert "3 models, 0 measured before" in planned.stdout
+    done = cli("study", "run", "small.yaml", "--out", "found", "--quiet")
+    assert done.returncode == 0, done.stderr
+    assert "Cannot be told." in done.stdout  # of two models nothing is
+    assert sorted(p.name for p in (tmp_path / "found").iterdir()) == [
+        "models.csv", "study.html", "study.json", "study.md",
+    ]  # fmt: skip
+    told = json.loads((tmp_path / "found" / "study.json").read_text())
+    assert told["verdict"] == "cannot be told"
+    first = pd.read_csv(tmp_path / "found" / "models.csv")
+    assert first["outcome"].between(0, 1).all()
+    assert (first["weight_norm"] > 0).all()
+    assert "3 measured before" in cli("study", "plan", "small.yaml").stdout
+
+    # What is measured is read, not measured again; one that is gone is measured alone, to the same figures.
+    study = read_study(tmp_path / "small.yaml")
+    found = cells(study)
+    monkeypatch.setattr(
+        importlib.import_module("robgib.studies.measure"), "_one", lambda *_: pytest.fail("measured again")
+    )
+    assert all(m.run for m in measure(study, found))
+    monkeypatch.undo()
+    gone = stored(found[0], study)
+    (next(gone.iterdir()) / "config.json").unlink()
+    assert (
+        cli("study", "run", str(tmp_path / "small.yaml"), "--out", str(tmp_path / "again"), "--quiet").returncode == 0
+    )
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "again" / "models.csv"), first)
+
+
+def test_a_study_in_which_every_model_fails_says_why(cli, tmp_path):
+    text = SMALL.replace('"patches:2"', '"tokens:2"').replace("controls: {models: [digits-mlp-relu]}", "")
+    written(tmp_path, text)
+    done = cli("study", "run", "small.yaml", "--out", "found", "--quiet")
+    assert done.returncode == 1
+    assert "need sequences" in done.stdout
+    assert "need sequences" in (tmp_path / "found" / "study.html").read_text()
