@@ -14,7 +14,7 @@ from robgib.statistics import clopper_pearson
 from tests import unusual
 
 TERMS = ["I(Z;Y)", "I(X;Z)", "C(X;Z)", "S(X;Z)", "r(X;Z)", "v(X;Z)", "learnt I(X;Z)", "IB", "GIB"]
-QUICK = ["gaussian", "binned", "imputation:donors=4"]
+QUICK = ["gaussian", "binned", "imputation:donors=4,steps=50"]
 
 
 @pytest.fixture(scope="module")
@@ -70,9 +70,7 @@ def test_layer_terms_are_complete_and_consistent(run):
             assert v["IB"] == pytest.approx(v["I(Z;Y)"] - 0.5 * v["I(X;Z)"])
             assert v["I(Z;Y)"] <= v["I(X;Z)"] + 0.05  # what is not kept of the input cannot tell of the label
         if estimator == "imputation":
-            assert v[["C(X;Z)", "S(X;Z)", "r(X;Z)", "GIB"]].isna().all()
             assert 0 <= v["v(X;Z)"] <= n
-            continue
         # What is learnt is shares of the counted I(X;Z), where that is known.
         counted = g[g["term"] == "I(X;Z)"].iloc[0]
         known = np.isfinite(counted["value"]) and not counted["saturated"]

@@ -90,6 +90,11 @@ def subsets(n: int) -> Tensor:
     return torch.cat([torch.ones(1, n), eye, 1 - eye])
 
 
+def draw_singles(rows: int, batch: int, n: int, generator: torch.Generator) -> Tensor:
+    """Draw training masks (rows, batch, n) of one feature each."""
+    return F.one_hot(torch.randint(n, (rows, batch), generator=generator), n).float()
+
+
 def draw_masks(rows: int, batch: int, n: int, generator: torch.Generator) -> Tensor:
     """Draw training masks (rows, batch, n): a quarter each are full, all but one, one, and of random size.
 
@@ -211,6 +216,7 @@ def train(
     rate: float,
     generator: torch.Generator,
     device: torch.device,
+    draw: Callable[[int, int, int, torch.Generator], Tensor] = draw_masks,
 ) -> list[Tensor]:
     """Train all members at once with Adam on random masks; each stops where the other folds' held-out loss is least.
 
@@ -225,6 +231,7 @@ def train(
         rate: step size.
         generator: of batches and masks, on the CPU so that they do not depend on the device.
         device: where to train.
+        draw: of the training masks.
 
     Returns:
         Averaged parameters at each member's best step.
@@ -236,14 +243,12 @@ def train(
     shrink = 1 - rate * decay.to(device)
     optimiser = torch.optim.Adam(current, lr=rate)
     held = folds.held[:, : min(folds.held.shape[1], 2048)]
-    looks = [
-        (part.to(device), draw_masks(count, part.shape[1], n, generator).to(device)) for part in held.split(batch, 1)
-    ]
+    looks = [(part.to(device), draw(count, part.shape[1], n, generator).to(device)) for part in held.split(batch, 1)]
     lowest = torch.full((len(decay),), math.inf)
     last = 0
     for step in range(1, steps + 1):
         rows = folds.train.gather(1, torch.randint(available, (count, batch), generator=generator))
-        masks = draw_masks(count, batch, n, generator)
+        masks = draw(count, batch, n, generator)
         optimiser.zero_grad()
         loss(current, rows.to(device), masks.to(device)).sum().backward()
         optimiser.step()
@@ -328,12 +333,12 @@ def _gains(answer: Answer) -> Tensor:
 def information(
     ask: Callable[[Tensor, int], Sequence[Answer]], masks: Tensor, folds: Folds, targets: int = 1
 ) -> list[tuple[Vector, Vector]]:
-    """For each target: pointwise held-out information (N, 2n+1) in bits of every subset, and about what each lacks.
+    """For each target: pointwise held-out information (N, S) in bits of every subset, and about what each lacks (S,).
 
     Args:
         ask: from a mask (n,) and a number s to what each sample is answered, about each target, by the networks s folds
             after its own.
-        masks: (2n+1, n).
+        masks: (S, n).
         folds: the folds.
         targets: how many.
     """

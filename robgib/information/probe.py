@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from robgib.information.base import Decomposition, Estimator, Problem, decompose
+from robgib.information.base import Decomposition, Estimator, Prepared, Problem, decompose
 from robgib.information.discrete import entropy
 from robgib.information.masked_network import (
     Answer,
@@ -20,6 +20,8 @@ from robgib.information.masked_network import (
     Folds,
     Masked,
     Vector,
+    draw_masks,
+    draw_singles,
     information,
     learning_floor,
     pooled_note,
@@ -150,6 +152,31 @@ class Probe(Estimator):
             )
         return made
 
+    def singles(
+        self, prepared: Prepared, targets: Sequence[tuple[Codes, Codes]], weights: Vector | None = None
+    ) -> list[tuple[Vector, Vector, Vector]]:
+        """What each feature alone tells of each target, by a predictor that is trained on single features.
+
+        Args:
+            prepared: features (:meth:`prepare`).
+            targets: codes of each, of the samples (N,) and of the samples for fitting (M,).
+            weights: (N,).
+
+        Returns:
+            By target: pointwise bits (N, n), about what the features' terms lack (n,), and their floor (n,).
+        """
+        inputs: Columns = prepared.own
+        samples, n = prepared.samples, len(inputs.of)
+        both = [relabel(np.concatenate(pair) if inputs.more else pair[0]) for pair in targets]
+        folds = Folds.draw(samples, self.folds or (3 if inputs.more >= samples else 5), self.seed, more=inputs.more)
+        with torch.inference_mode(False), torch.enable_grad(), one_thread():
+            found = self._pointwise(
+                inputs.network(), folds, torch.eye(n), [torch.from_numpy(b) for b in both], weights, alone=True
+            )
+        widths = inputs.widths.numpy().astype(float)
+        floors = [learning_floor(widths * int(b.max()), samples) for b in both]
+        return [(pointwise, missing, floor) for (pointwise, missing), floor in zip(found, floors, strict=True)]
+
     def _coded(self, problem: Problem, size: int, more: int) -> Codes:
         """Codes of the target (N,), followed by those of the samples for training alone (M,)."""
         if problem.discrete_target:
@@ -162,9 +189,18 @@ class Probe(Estimator):
         )
 
     def _pointwise(
-        self, network: Masked, folds: Folds, masks: Tensor, targets: Sequence[Tensor], weights: Vector | None
+        self,
+        network: Masked,
+        folds: Folds,
+        masks: Tensor,
+        targets: Sequence[Tensor],
+        weights: Vector | None,
+        alone: bool = False,
     ) -> list[tuple[Vector, Vector]]:
-        """By target: log2 q(t|x_S) − log2 q(t) of each sample, held out, (N, 2n+1), and what terms lack (2n+1,)."""
+        """By target: log2 q(t|x_S) − log2 q(t) of each sample, held out, (N, S), and what terms lack (S,).
+
+        ``alone`` trains on single features only.
+        """
         device = resolve_device(self.device)
         generator = torch.Generator().manual_seed(self.seed)
         symbols = [int(t.max()) + 1 for t in targets]
@@ -199,6 +235,7 @@ class Probe(Estimator):
             rate=self.rate,
             generator=generator,
             device=device,
+            draw=draw_singles if alone else draw_masks,
         )
         held = folds.held.to(device)
 

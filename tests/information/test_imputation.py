@@ -39,8 +39,9 @@ def bits(count=1500, width=4, copied=False):
     return Dataset("bits", *part, ("no", "yes"), {"linf": 0.1, "l2": 0.1, "l1": 0.1})
 
 
-def figures(model, data, kind):
-    found = layer_information(model, data, [Imputation(kind=kind, donors=32)], layers=["logits"], features="pixels")
+def figures(model, data, kind, singles=False):
+    asked = Imputation(kind=kind, donors=32, singles=singles, steps=200)
+    found = layer_information(model, data, [asked], layers=["logits"], features="pixels")
     return found.layers.query("layer == 'logits'").set_index("term"), found.features.query("layer == 'logits'")
 
 
@@ -63,12 +64,23 @@ def test_near_donors_know_a_copy_and_marginal_ones_do_not():
     assert anywhere.loc["v(X;Z)", "value"] > 0.5  # an upper bound, and a loose one where donors are implausible
 
 
-def test_what_it_does_not_give_is_said():
-    layers, _ = figures(Xor(), bits(), "near")
+def test_without_singles_what_needs_them_is_said_to_be_missing():
+    layers, _ = figures(Xor(), bits(), "near", singles=False)
     for term in ("C(X;Z)", "S(X;Z)", "r(X;Z)", "GIB"):
         assert np.isnan(layers.loc[term, "value"])
-        assert "no singles" in layers.loc[term, "note"]
-    assert "no singles" not in layers.loc["v(X;Z)", "note"]
+        assert "what features alone tell was not learnt" in layers.loc[term, "note"]
+    assert "not learnt" not in layers.loc["v(X;Z)", "note"]
+
+
+def test_singles_complete_the_terms():
+    """An exclusive or of two of four bits: no feature alone tells anything, so that S is 2/4 and r is 0."""
+    layers, features = figures(Xor(), bits(), "near", singles=True)
+    assert layers.loc["r(X;Z)", "value"] == pytest.approx(0, abs=0.05)
+    assert layers.loc["S(X;Z)", "value"] == pytest.approx(0.5, abs=0.05)
+    assert layers.loc["C(X;Z)", "value"] == pytest.approx(0.5, abs=0.05)
+    assert features["single"].max() < 0.05
+    layers, features = figures(Copy(), bits(copied=True), "near", singles=True)
+    assert features.set_index("feature").loc[["input 0", "input 1"], "single"].min() > 0.95
 
 
 def test_bad_input(digits, digits_cnn):
@@ -83,7 +95,7 @@ def test_bad_input(digits, digits_cnn):
 def test_the_same_twice(digits, digits_cnn):
     one, two = (
         layer_information(
-            digits_cnn, digits, ["imputation:donors=4"], layers=["hidden"], features="patches:2", samples=60
+            digits_cnn, digits, ["imputation:donors=4,steps=50"], layers=["hidden"], features="patches:2", samples=60
         )
         for _ in range(2)
     )

@@ -14,7 +14,7 @@ def run(digits, digits_cnn):
         digits_cnn,
         digits,
         attacks=["fgsm-linf", "pgd-linf:steps=3"],
-        estimators=["gaussian", "imputation:donors=4"],
+        estimators=["gaussian", "imputation:donors=4,steps=50"],
         layers=["hidden", "logits"],
         samples=60,
         name="digits-cnn",

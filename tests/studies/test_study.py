@@ -12,7 +12,7 @@ from robgib.studies import cells, measure, read_study, stored
 SMALL = """
 question: Does v fall with the strength of adversarial training?
 expect: negative
-primary: {figure: vulnerability, estimator: "imputation:donors=2,samples=60", partition: "patches:2"}
+primary: {figure: vulnerability, estimator: "imputation:donors=2,samples=60,steps=20", partition: "patches:2"}
 outcome: {attack: "pgd-linf:steps=3", eps: [0.05, 0.1]}
 samples: 40
 information_samples: 80

@@ -91,7 +91,7 @@ def test_codes_are_the_same_at_all_epochs(digits):
 
 def test_a_network_that_does_not_change_is_not_compressed(digits, digits_cnn):
     same = {e: (lambda: digits_cnn) for e in range(4)}
-    found = trace(same, digits, ["binned", "imputation:donors=2"], layers=["hidden"], samples=200).compression
+    found = trace(same, digits, ["binned", "imputation:donors=2,steps=20"], layers=["hidden"], samples=200).compression
     assert (found["compression"] == 0).all()
     assert (found["low"] == 0).all()
     assert (found.loc[found["estimator"] == "counted", "high"] == 0).all()
