@@ -37,7 +37,7 @@ Group = Annotated[Optional[str], typer.Option(help="All models of a group, such 
 TraceEstimators = Annotated[
     Optional[list[str]],  # noqa: UP045
     typer.Option(
-        help="Estimator of the trace; repeatable. [default: probe, imputation; exact where all inputs are listed]"
+        help="Estimator of the trace; repeatable. [default: imputation, probe; exact where all inputs are listed]"
     ),
 ]
 

@@ -59,7 +59,7 @@ __all__ = [
     "term_rows",
 ]
 
-DEFAULT_ESTIMATORS = ("probe", "imputation")
+DEFAULT_ESTIMATORS = ("imputation", "probe")
 TERMS = ("I(Z;Y)", "I(X;Z)", "C(X;Z)", "S(X;Z)", "r(X;Z)", "v(X;Z)", "learnt I(X;Z)", "IB", "GIB")
 """Per layer: prediction and IB complexity, both counted; GIB complexity, synergy, and the degrees of redundancy and
 vulnerability (no bits: numbers of features), estimated; the estimator's own I(X;Z); the objectives."""

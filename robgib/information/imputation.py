@@ -83,7 +83,7 @@ class Imputation(Estimator):
     )
     donors: Count = 16
     kind: Literal["near", "marginal"] = "near"
-    samples: Count = 1000
+    samples: Count = 500
     singles: bool = True
     steps: Count = 800
     device: str = "auto"
