@@ -66,10 +66,10 @@ def run(
     rows = robgib.studies.measured_rows(study, measured)
     claim = robgib.studies.claim(study, rows)
     with atomic_directory(target) as folder:
-        page = robgib.studies.study_page(study, rows, claim)
+        page = robgib.studies.study_page(study, rows, claim, robgib.__version__)
         (folder / "study.html").write_text(page, encoding="utf-8")
         (folder / "study.md").write_text(robgib.studies.study_markdown(study, rows, claim), encoding="utf-8")
-        told = robgib.studies.study_json(study, rows, claim)
+        told = robgib.studies.study_json(study, rows, claim, robgib.__version__)
         (folder / "study.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
         rows.to_csv(folder / "models.csv", index=False)
     out.print(f"[bold]{escape(claim.verdict.capitalize())}.[/bold] {escape(claim.words)}", highlight=False)

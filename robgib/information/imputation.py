@@ -156,8 +156,8 @@ class Imputation(Estimator):
             if weights is None:
                 terms[1 : 1 + n] = singles.mean(0)
             counted = None if target.total.saturated else target.total
-            own = None if weights is None else weights[rows]
-            problem = Problem(prepared, target.values[rows], target.fit, own, counted)
+            weighed = None if weights is None else weights[rows]
+            problem = Problem(prepared, target.values[rows], target.fit, weighed, counted)
             made.append(
                 decompose(
                     terms,

@@ -10,7 +10,6 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup
 
-import robgib
 from robgib.reporting import figures
 from robgib.reporting.page import page
 from robgib.studies.claims import Claim
@@ -67,7 +66,7 @@ def _shown(claim: Claim) -> list[tuple[str, str, pd.DataFrame]]:
     ]
 
 
-def study_page(study: Study, rows: pd.DataFrame, claim: Claim) -> str:
+def study_page(study: Study, rows: pd.DataFrame, claim: Claim, version: str) -> str:
     """Return the page as self-contained HTML: the verdict first, then the design, then the results."""
     primary = study.primary.label
     told = rows[rows["left_out"] == ""]
@@ -77,7 +76,7 @@ def study_page(study: Study, rows: pd.DataFrame, claim: Claim) -> str:
         for part in ("confirm", "explore", "control")
         if (part in drawn or part == "control") and primary in told and len(told[told["part"] == part])
     ]
-    data = json.dumps(study_json(study, rows, claim))
+    data = json.dumps(study_json(study, rows, claim, version))
     return page(
         "study.html.j2",
         title=study.name,
@@ -90,11 +89,11 @@ def study_page(study: Study, rows: pd.DataFrame, claim: Claim) -> str:
         models=_cells(rows),
         csv=base64.b64encode(rows.to_csv(index=False).encode()).decode(),
         json=base64.b64encode(data.encode()).decode(),
-        version=robgib.__version__,
+        version=version,
     )
 
 
-def study_json(study: Study, rows: pd.DataFrame, claim: Claim) -> dict[str, Any]:
+def study_json(study: Study, rows: pd.DataFrame, claim: Claim, version: str) -> dict[str, Any]:
     """Return everything as plain values; NaN is null. ``schema`` is :data:`STUDY_SCHEMA`."""
 
     def plain(value: Any) -> Any:
@@ -107,7 +106,7 @@ def study_json(study: Study, rows: pd.DataFrame, claim: Claim) -> dict[str, Any]
 
     return {
         "schema": STUDY_SCHEMA,
-        "robgib": robgib.__version__,
+        "robgib": version,
         "design": study.model_dump(mode="json"),
         "verdict": claim.verdict,
         "words": claim.words,

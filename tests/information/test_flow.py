@@ -14,7 +14,7 @@ def terms(found):
     return np.array([e.value for e in (found.total, *found.singles, *found.rests)])
 
 
-@pytest.mark.parametrize("name", ["gaussian-row", "gaussian-3-features"])
+@pytest.mark.parametrize("name", ["gaussian-row", pytest.param("gaussian-3-features", marks=pytest.mark.slow)])
 def test_gaussian_variables(name):
     sample = tasks()[name].draw(2000, np.random.default_rng(0))
     found = Flow().estimate(sample.features, sample.target)
@@ -22,6 +22,7 @@ def test_gaussian_variables(name):
     assert found.total.low <= sample.truth[0] <= found.total.high
 
 
+@pytest.mark.slow
 def test_it_learns_what_no_linear_law_has():
     """T is the square of X with noise, beside an idle feature: no correlation tells of it."""
     rng = np.random.default_rng(1)

@@ -85,17 +85,18 @@ def test_twelve_bits_are_counted():
 
 @pytest.mark.parametrize(
     "names",
-    [("linear", "twelve-bits"), pytest.param(("bijection", "contraction", "image-like"), marks=pytest.mark.slow)],
+    [("twelve-bits",), pytest.param(("bijection", "contraction", "image-like", "linear"), marks=pytest.mark.slow)],
 )
 def test_a_default_figure_holds_or_is_marked(names):
-    quick = Imputation(steps=200) if names[0] == "linear" else Imputation()
-    table = validate([quick], [NETWORKS[name] for name in names], repeats=10)
+    quick = Imputation(steps=200) if names == ("twelve-bits",) else Imputation()
+    table = validate([quick], [NETWORKS[name] for name in names], repeats=8)
     assert not table.query("verdict == 'wrong'")["figure"].tolist()
     degrees = table[table["figure"] == "v(X;Z)"]
     assert (degrees["verdict"] == "holds").all()
     assert degrees["bias"].abs().max() < 0.15
 
 
+@pytest.mark.slow
 def test_marginal_donors_only_bound_what_dependent_features_do():
     found = validate([Imputation(kind="marginal", singles=False)], [NETWORKS["linear"]], repeats=4).set_index(
         ["task", "figure"]
@@ -104,14 +105,14 @@ def test_marginal_donors_only_bound_what_dependent_features_do():
 
 
 def test_gaussian_is_exact_where_it_should_be_and_marked_elsewhere():
-    table = validate([Gaussian()], [NETWORKS["contraction"], NETWORKS["linear"]], repeats=20)
+    table = validate([Gaussian()], [NETWORKS["linear"]], repeats=10)
     assert set(table["verdict"]) == {"holds"}
 
 
 @pytest.mark.slow
 def test_the_probe_holds_or_is_marked():
     chosen = [NETWORKS[name] for name in ("contraction", "linear", "image-like", "twelve-bits")]
-    table = validate([Probe(steps=800)], chosen, repeats=10)
+    table = validate([Probe(steps=800)], chosen, repeats=8)
     assert not table.query("verdict == 'wrong'")[["task", "figure"]].to_numpy().tolist()
 
 

@@ -147,8 +147,8 @@ def test_page_json_and_markdown_say_the_same():
     rows = made(np.random.default_rng(0), slope=-0.1)
     found = claim(STUDY, rows)
     page, told, text = (
-        study_page(STUDY, rows, found),
-        study_json(STUDY, rows, found),
+        study_page(STUDY, rows, found, "0"),
+        study_json(STUDY, rows, found, "0"),
         study_markdown(STUDY, rows, found),
     )
     assert told["schema"] == 1
