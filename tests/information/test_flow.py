@@ -40,6 +40,7 @@ def test_it_learns_what_no_linear_law_has():
     assert found.singles[1].value == pytest.approx(0, abs=0.03)
 
 
+@pytest.mark.slow
 def test_a_shuffled_target_tells_nothing():
     inside = []
     for seed in range(2):

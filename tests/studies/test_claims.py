@@ -70,6 +70,7 @@ def test_what_is_there_is_supported_and_its_sign_told():
     assert mixed["low"] < mixed["high"] < 0
 
 
+@pytest.mark.slow
 def test_what_is_not_there_is_rarely_found():
     told = [claim(STUDY, made(np.random.default_rng([1, s]), seeds=2)).verdict for s in range(20)]
     assert told.count("not shown") >= 17  # 95% of 20, within chance
