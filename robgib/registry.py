@@ -20,11 +20,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import yaml
 
 from robgib.errors import RobGIBError, unknown_name
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 __all__ = [
     "Entry",
@@ -38,6 +41,7 @@ __all__ = [
     "parse_value",
     "plugin_modules",
     "read_yaml",
+    "yaml_error",
     "yaml_files",
 ]
 
@@ -185,6 +189,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise RobGIBError(f"{path} must hold a mapping of keys to values, not {type(content).__name__}.")
     return content
+
+
+def yaml_error(error: ValidationError, path: Path) -> RobGIBError:
+    """The first of a file's faults in one sentence, with its line."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    line = line_of(path, first["loc"])
+    return RobGIBError(f"{path}, line {line}: {where or 'content'}: {first['msg'].lower()} (found {first['input']!r}).")
 
 
 def line_of(path: Path, keys: Sequence[object]) -> int:

@@ -21,6 +21,7 @@ from robgib.information.known_variables import (
     asinh,
     gaussian_information,
     half_cube,
+    spiral,
     student_information,
     subset_terms,
 )
@@ -47,17 +48,6 @@ def sparse_covariance(dims: int, pairs: int = 2, correlation: float = 0.8) -> Ve
 def dense_covariance(dims: int, correlation: float = 0.5) -> Vector:
     """Covariance of X (dims) and T (dims): all pairs alike."""
     return np.full((2 * dims, 2 * dims), correlation) + (1 - correlation) * np.eye(2 * dims)
-
-
-def spiral(values: Vector, speed: float) -> Vector:
-    """Turn the first coordinate into the second, and the second into the third, by angles that grow with the radius."""
-    turned = values.copy()
-    angle = speed * (values**2).sum(1)
-    for a, b in ((0, 1), (1, 2))[: values.shape[1] - 1]:
-        first, second = turned[:, a].copy(), turned[:, b].copy()
-        turned[:, a] = np.cos(angle) * first - np.sin(angle) * second
-        turned[:, b] = np.sin(angle) * first + np.cos(angle) * second
-    return turned
 
 
 def wiggly(values: Vector) -> Vector:

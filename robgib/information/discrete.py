@@ -80,6 +80,7 @@ class Adjusted:
 
     Attributes:
         value: bits.
+        plain: bits of the plug-in, before any correction.
         pointwise: the plug-in's pointwise terms (N,).
         floor: standard deviation in bits that it has near independence, whatever the pointwise terms say.
         error: standard deviation in bits.
@@ -87,6 +88,7 @@ class Adjusted:
     """
 
     value: float
+    plain: float
     pointwise: Vector
     floor: float
     error: float
@@ -120,7 +122,7 @@ def adjusted_by(x: Codes, t: Codes, shuffled: Sequence[Codes], weights: Vector |
     saturated = ceiling > 0 and (value >= 0.95 * np.log2(samples) or raw >= 0.5 * ceiling)
     held = pointwise if weights is None else weights * (pointwise - value)
     error = max(float(held.std()) / np.sqrt(samples), floor) if ceiling > 0 else 0.0
-    return Adjusted(adjusted, pointwise, floor, error, bool(saturated))
+    return Adjusted(adjusted, value, pointwise, floor, error, bool(saturated))
 
 
 def miller_madow(seen: tuple[int, int, int], samples: float) -> float:

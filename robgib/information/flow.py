@@ -130,8 +130,8 @@ class Flow(Estimator):
         """Held-out log2 q(t|x_S) − log2 q(t) of each sample (N, 2n+1), and about what each term lacks (2n+1,)."""
         device, n, dims = resolve_device(self.device), len(inputs.of), target.shape[1]
         folds = Folds.draw(samples, self.folds, self.seed, more=inputs.more)
-        columns = torch.cat(inputs.of, 1)
-        owner = torch.arange(n).repeat_interleave(inputs.widths)
+        network = inputs.network()
+        columns, owner = network.values, network.owner
         generator = torch.Generator().manual_seed(self.seed)
         masks = torch.cat([torch.zeros(1, n), subsets(n), draw_masks(1, _OTHERS, n, generator)[0]])
         linear = [_Linear.fit(columns[rows], target[rows], masks, owner).to(device) for rows in folds.train]

@@ -13,7 +13,7 @@ import torch
 from robgib.errors import RobGIBError
 from robgib.information.base import Decomposition, Estimator, Prepared, Problem, decompose
 from robgib.information.masked_network import Columns
-from robgib.information.probe import Probe
+from robgib.information.probe import LEAST_PER_SYMBOL, Probe
 from robgib.information.views import RATE, Network, Target, View
 from robgib.options import Count
 from robgib.runtime import Progress
@@ -29,7 +29,6 @@ _SHRINK = np.concatenate([[0.002, 0.005], np.linspace(0.01, 0.1, 10), np.linspac
 _LEAST = float(-np.log2(1 - _SHRINK[0]))  # bits that the least of these costs a code that all donors give
 _UNLEARNT = 0.05  # standard deviation of what the predictor of single features lacks, in what it tells
 _FOLDS = 5
-_LEAST_PER_SYMBOL = 5  # samples, on average, below which singles are not learnt
 _MISSING = 0.5  # standard deviation of what is left of that cost, in what was taken out
 _AT_ONCE = 4096  # composed inputs
 
@@ -178,7 +177,7 @@ class Imputation(Estimator):
         """What each feature alone tells, by the probe's predictor, of the targets that there are samples enough for."""
         if not self.singles:
             return {}
-        asked = [t for t in targets if len(t.values) >= _LEAST_PER_SYMBOL * len(np.unique(t.values)) > 0]
+        asked = [t for t in targets if len(t.values) >= LEAST_PER_SYMBOL * len(np.unique(t.values)) > 0]
         asked = [t for t in asked if (t.values != t.values[0]).any()]
         if not asked:
             return {}

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from robgib.information.benchmark_tasks import spiral
+from robgib.information.discrete import entropy
 from robgib.information.exact import Exact
-from robgib.information.known_variables import Vector, gaussian_information, subset_terms
+from robgib.information.known_variables import Vector, gaussian_information, spiral, subset_terms
 from robgib.information.preprocessing import relabel
 from robgib.information.views import RATE, NoisyLayer, Seen, count_information, mixture_information
 
@@ -163,9 +163,8 @@ class KnownNetwork:
 
 def _entropy(codes: npt.NDArray[Any]) -> float:
     """Entropy in bits of codes (N,), corrected after Miller and Madow."""
-    counts = np.bincount(codes)
-    p = counts[counts > 0] / len(codes)
-    return float(-(p * np.log2(p)).sum() + (len(p) - 1) / (2 * len(codes) * math.log(2)))
+    counts = np.bincount(codes).astype(float)
+    return entropy(counts) + (np.count_nonzero(counts) - 1) / (2 * len(codes) * math.log(2))
 
 
 def _rotation(dims: int, seed: int) -> Vector:

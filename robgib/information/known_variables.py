@@ -268,12 +268,17 @@ def asinh(x: Vector) -> Vector:
     return np.asarray(np.arcsinh(3 * x))
 
 
-def spiral(x: Vector) -> Vector:
-    """Rotate the first two coordinates by an angle that grows with the radius: a bijection (Czyż et al. 2023)."""
-    angle = (x**2).sum(1) / 3
-    turned = x.copy()
-    turned[:, 0] = np.cos(angle) * x[:, 0] - np.sin(angle) * x[:, 1]
-    turned[:, 1] = np.sin(angle) * x[:, 0] + np.cos(angle) * x[:, 1]
+def spiral(values: Vector, speed: float = 1 / 3) -> Vector:
+    """Turn the first coordinate into the second, and the second into the third, by angles that grow with the radius.
+
+    A bijection (Czyż et al. 2023).
+    """
+    turned = values.copy()
+    angle = speed * (values**2).sum(1)
+    for a, b in ((0, 1), (1, 2))[: values.shape[1] - 1]:
+        first, second = turned[:, a].copy(), turned[:, b].copy()
+        turned[:, a] = np.cos(angle) * first - np.sin(angle) * second
+        turned[:, b] = np.sin(angle) * first + np.cos(angle) * second
     return turned
 
 

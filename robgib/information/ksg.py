@@ -127,7 +127,7 @@ class KSG(Estimator):
         if spaces[0].values.shape[1] + values_t.shape[1] > _TREE and not any(s.codes.any() for s in spaces):
             around: Iterable[tuple[Vector, Vector]] = self._all_pairs([s.values for s in spaces[1 : n + 1]], target)
         else:
-            around = ((self._around(s, target, self.k), self._around(s, target, _WIDER * self.k)) for s in spaces)
+            around = (self._around(s, target) for s in spaces)
         for j, (space, (near, wide)) in enumerate(zip(spaces, around, strict=True)):
             pointwise[:, j], floor[j], saturated[j] = self._term(space, target, near, wide)
         if problem.weights is not None:  # here, since the errors below are not those of independent values
@@ -180,15 +180,20 @@ class KSG(Estimator):
         missing = max(float(added.mean()), 0.0)
         return near, _MISSING * missing, alone or missing > max(_CURVED, error)
 
-    def _around(self, x: _Space, t: _Space, k: int) -> Vector:
-        """Per-sample information (N,) in bits from k neighbours, or as many as share the sample's symbols."""
+    def _around(self, x: _Space, t: _Space) -> tuple[Vector, Vector]:
+        """What k neighbours and more give (N,), or as many as share the sample's symbols."""
         joint = _Space(np.hstack([x.values, t.values]), combine(x.codes, t.codes))
         members = joint.counts[joint.codes]
         if not joint.values.shape[1]:
             counts = digamma(x.counts[x.codes]) + digamma(t.counts[t.codes])
-            return np.asarray((digamma(members) + digamma(len(members)) - counts) / _LOG2)
-        radius = joint.distances(k, self.workers)
-        return _kraskov(np.minimum(k, members - 1), x.within(radius, self.workers), t.within(radius, self.workers))
+            counted = np.asarray((digamma(members) + digamma(len(members)) - counts) / _LOG2)
+            return counted, counted
+        found = []
+        for k in (self.k, _WIDER * self.k):
+            radius = joint.distances(k, self.workers)
+            near = x.within(radius, self.workers), t.within(radius, self.workers)
+            found.append(_kraskov(np.minimum(k, members - 1), *near))
+        return found[0], found[1]
 
     def _all_pairs(self, features: list[Vector], t: _Space) -> list[tuple[Vector, Vector]]:
         """What k neighbours and more give (N,) for each of the 2n+1 subsets of real features, from one look at all

@@ -34,10 +34,11 @@ from robgib.options import Count, Positive
 from robgib.runtime import one_thread, resolve_device
 
 __all__ = [
+    "LEAST_PER_SYMBOL",
     "Probe",
 ]
 
-_LEAST_PER_SYMBOL = 5  # samples, on average, below which a target's figure is not worth its name
+LEAST_PER_SYMBOL = 5  # samples, on average, below which a target's figure is not worth its name
 
 
 @dataclass(frozen=True)
@@ -109,11 +110,10 @@ class Probe(Estimator):
         both = [self._coded(p, size, inputs.more) for p in problems]
         targets = [t[:samples] for t in both]
         counts = [np.bincount(t) for t in both]
-        asked = [i for i, c in enumerate(counts) if len(c) > 1 and len(both[i]) >= _LEAST_PER_SYMBOL * len(c)]
+        asked = [i for i, c in enumerate(counts) if len(c) > 1 and len(both[i]) >= LEAST_PER_SYMBOL * len(c)]
         answered: dict[int, tuple[Vector, Vector]] = {}
         if asked:
-            count = self.folds or (3 if inputs.more >= samples else 5)
-            folds = Folds.draw(samples, count, self.seed, targets[asked[0]], inputs.more)
+            folds = Folds.draw(samples, self._count(inputs, samples), self.seed, targets[asked[0]], inputs.more)
             heads = [torch.from_numpy(both[i]) for i in asked]
             with torch.inference_mode(False), torch.enable_grad(), one_thread():
                 found = self._pointwise(inputs.network(), folds, masks, heads, problems[0].weights)
@@ -168,7 +168,7 @@ class Probe(Estimator):
         inputs: Columns = prepared.own
         samples, n = prepared.samples, len(inputs.of)
         both = [relabel(np.concatenate(pair) if inputs.more else pair[0]) for pair in targets]
-        folds = Folds.draw(samples, self.folds or (3 if inputs.more >= samples else 5), self.seed, more=inputs.more)
+        folds = Folds.draw(samples, self._count(inputs, samples), self.seed, more=inputs.more)
         with torch.inference_mode(False), torch.enable_grad(), one_thread():
             found = self._pointwise(
                 inputs.network(), folds, torch.eye(n), [torch.from_numpy(b) for b in both], weights, alone=True
@@ -176,6 +176,10 @@ class Probe(Estimator):
         widths = inputs.widths.numpy().astype(float)
         floors = [learning_floor(widths * int(b.max()), samples) for b in both]
         return [(pointwise, missing, floor) for (pointwise, missing), floor in zip(found, floors, strict=True)]
+
+    def _count(self, inputs: Columns, samples: int) -> int:
+        """Folds of the cross-fit."""
+        return self.folds or (3 if inputs.more >= samples else 5)
 
     def _coded(self, problem: Problem, size: int, more: int) -> Codes:
         """Codes of the target (N,), followed by those of the samples for training alone (M,)."""

@@ -18,7 +18,7 @@ from scipy import stats
 from torch import Tensor
 
 from robgib.errors import RobGIBError
-from robgib.information.discrete import adjusted_information, plug_in
+from robgib.information.discrete import adjusted_information
 from robgib.information.estimate import Estimate
 from robgib.information.features import Features, Projection
 from robgib.information.preprocessing import k_means, relabel
@@ -336,7 +336,7 @@ def count_information(
     found = adjusted_information(codes, y, 8, np.random.default_rng([seed, 7]), weights)
     notes: list[str] = []
     # What was taken off for bias and chance is itself known to about a half.
-    taken = abs(plug_in(codes, y, weights)[0] - found.value)
+    taken = abs(found.plain - found.value)
     half = float(stats.norm.ppf(0.975)) * float(np.hypot(found.error, taken / 2))
     held, wanted = entropy_estimate(codes, weights).value, entropy_estimate(y, weights).value
     full = found.saturated or (wanted > held and found.value >= _NEAR * held)

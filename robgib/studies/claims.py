@@ -12,22 +12,20 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from scipy import stats
-from statsmodels.regression.mixed_linear_model import MixedLM
+from statsmodels.regression.mixed_linear_model import MixedLM, VCSpec
 from statsmodels.stats.multitest import multipletests
 
+from robgib.reporting.summary import ALIKE
 from robgib.statistics import partial_correlation, smallest_correlation, williams_test
 from robgib.studies.design import Study
 from robgib.studies.measure import COVARIATES
 
 __all__ = [
-    "ALIKE",
     "Claim",
     "claim",
 ]
 
 Vector = npt.NDArray[np.float64]
-ALIKE = 0.95
-"""Correlation of C and I over models above which the GIB cannot be told from the IB."""
 LEAST = 8
 """Fewer models than this carry no verdict."""
 _DRAWS = 2000
@@ -99,7 +97,7 @@ def claim(study: Study, rows: pd.DataFrame) -> Claim:
         words = f"{same} is the same for all {len(held)} models: there is nothing to correlate."
         return Claim("cannot be told", words, len(held), correlations, nothing, nothing, nothing, {}, notes)
     main = correlations[(correlations["part"] == "confirm") & (correlations["figure"] == primary)].iloc[0]
-    facts = _facts(study, held, primary, rng)
+    facts = _facts(study, held, rng)
     effects = _effects(held, primary, rng)
     verdict, words = _verdict(study, main, effects, facts)
     return Claim(
@@ -245,8 +243,6 @@ def _mixed(rows: pd.DataFrame, label: str) -> dict[str, Any]:
 
 
 def _components(of: dict[str, Vector]) -> Any:
-    from statsmodels.regression.mixed_linear_model import VCSpec
-
     names = list(of)
     return VCSpec(names, [[[f"{n}{i}" for i in range(of[n].shape[1])]] for n in names], [[of[n]] for n in names])
 
@@ -288,7 +284,7 @@ def _without(rows: pd.DataFrame, label: str) -> pd.DataFrame:
     return pd.DataFrame(found, columns=["left out", "models", "rho"])
 
 
-def _facts(study: Study, rows: pd.DataFrame, primary: str, rng: np.random.Generator) -> dict[str, float]:
+def _facts(study: Study, rows: pd.DataFrame, rng: np.random.Generator) -> dict[str, float]:
     """GIB against IB: how alike C and I are over the models, and whether one correlates more with the outcome."""
     facts = {"smallest correlation shown with 80% power": smallest_correlation(len(rows))}
     labels = {f.figure: f.label for f in study.figures}
@@ -303,13 +299,14 @@ def _facts(study: Study, rows: pd.DataFrame, primary: str, rng: np.random.Genera
             drawn = np.abs(_weighted_correlations(ranks[0], ranks[2], weights)) - np.abs(
                 _weighted_correlations(ranks[1], ranks[2], weights)
             )
+            t, p = williams_test(r_c, r_i, alike, len(both))
             facts |= {
                 "corr(C, I)": alike,
                 "|ρ(C)| − |ρ(I)|": abs(_spearman(c, y)) - abs(_spearman(i, y)),
                 "|ρ(C)| − |ρ(I)|, low": float(np.nanquantile(drawn, 0.025)),
                 "|ρ(C)| − |ρ(I)|, high": float(np.nanquantile(drawn, 0.975)),
-                "Williams' t": williams_test(r_c, r_i, alike, len(both))[0],
-                "Williams' p": williams_test(r_c, r_i, alike, len(both))[1],
+                "Williams' t": t,
+                "Williams' p": p,
             }
     return facts
 

@@ -219,12 +219,7 @@ def read_study(path: Path, catalogue: Sequence[Path] = ()) -> Study:
     try:
         study = Study.model_validate({"name": path.stem, **content})
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        line = registry.line_of(path, first["loc"])
-        raise RobGIBError(
-            f"{path}, line {line}: {where or 'content'}: {first['msg'].lower()} (found {first['input']!r})."
-        ) from error
+        raise registry.yaml_error(error, path) from error
     try:
         for attack in study.outcome.attacks:
             make_attack(attack, extra=catalogue)

@@ -72,7 +72,8 @@ def measure(
     Returns:
         What came of each cell, in order. A cell that fails is told, and does not stop the others.
     """
-    waiting = [c for c in cells if _read(c, study) is None]
+    runs = {c.name: _read(c, study) for c in cells}
+    waiting = [c for c in cells if runs[c.name] is None]
     done = len(cells) - len(waiting)
     if progress and cells:
         progress(f"study {study.name}", done, len(cells), f"{done} measured before")
@@ -84,7 +85,8 @@ def measure(
             errors[name] = error
         if progress:
             progress(f"study {study.name}", done, len(cells), f"{name}{': failed' if error else ''}")
-    return [Measured(c, _read(c, study), errors.get(c.name, "")) for c in cells]
+    runs |= {c.name: _read(c, study) for c in waiting}
+    return [Measured(c, runs[c.name], errors.get(c.name, "")) for c in cells]
 
 
 def _read(cell: Cell, study: Study) -> Run | None:

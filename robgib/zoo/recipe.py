@@ -152,13 +152,6 @@ class Recipe(BaseModel):
         return build(self.architecture.name, data.shape, len(data.classes), self.architecture.options)
 
 
-def _sentence(error: ValidationError, path: Path) -> RobGIBError:
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
-    line = registry.line_of(path, first["loc"])
-    return RobGIBError(f"{path}, line {line}: {where or 'content'}: {first['msg'].lower()} (found {first['input']!r}).")
-
-
 def recipes(extra: Sequence[Path] = ()) -> dict[str, Recipe]:
     """Return every recipe of the zoo and the given catalogue folders, by name."""
     load_data_sets(extra)
@@ -187,7 +180,7 @@ def _read(path: Path, allow_code: bool = False) -> Recipe:
             }
         )
     except ValidationError as error:
-        raise _sentence(error, path) from error
+        raise registry.yaml_error(error, path) from error
     try:
         check_data(recipe.data)
     except RobGIBError as error:
