@@ -218,11 +218,16 @@ class Undecided(Around):
 
 
 class BrokenGradient(Around):
-    """The root of a variance that is 0 where the image is even."""
+    """The root of a variance that is 0 where the image is even; ``least`` added to the variance mends it."""
+
+    def __init__(self, model, least=0.0):
+        super().__init__(model)
+        self.least = least
 
     def forward(self, x):
         mean = F.avg_pool2d(x, 3, 1, 1)
-        return self.model(x - 0.1 * (F.avg_pool2d(x * x, 3, 1, 1) - mean * mean).clamp_min(0).sqrt())
+        variance = (F.avg_pool2d(x * x, 3, 1, 1) - mean * mean).clamp_min(0)
+        return self.model(x - 0.1 * (variance + self.least).sqrt())
 
 
 class Optimises(Around):

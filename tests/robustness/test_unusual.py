@@ -136,21 +136,23 @@ def test_no_answer_is_not_robust(spec, digits_cnn, images):
 
 
 @pytest.mark.parametrize(
-    ("spec", "most"),
+    ("spec", "least"),
     [
-        ("pgd-linf:eps=0.1", 0.3),
-        ("pgd-l2:eps=0.5", 0.35),
-        ("apgd-ce-l2:eps=0.5", 0.3),
-        ("mifgsm-linf:eps=0.1", 0.6),
-        ("fab-t-linf:eps=0.1,steps=20,targets=3", 0.6),
-        ("deepfool-linf:eps=0.1", 0.7),
+        ("pgd-linf:eps=0.1", 0.9),
+        ("pgd-l2:eps=0.5", 0.9),
+        ("apgd-ce-l2:eps=0.5", 0.9),
+        # These start at the image, whose even places have no gradient.
+        ("mifgsm-linf:eps=0.1", 0.4),
+        ("fab-t-linf:eps=0.1,steps=20,targets=3", 0.4),
+        ("deepfool-linf:eps=0.1", 0.4),
     ],
 )
-def test_gradients_that_are_not_finite_count_as_nothing_and_are_said(spec, most, digits_cnn, images):
+def test_gradients_that_are_not_finite_count_as_nothing_and_are_said(spec, least, digits_cnn, images):
     """Some attacks failed, others left 100% where PGD leaves 25%."""
     images = images[0][:100], images[1][:100]
     share, outcome = left(unusual.BrokenGradient(digits_cnn), images, spec)
-    assert share < most
+    mended, _ = left(unusual.BrokenGradient(digits_cnn, 1e-4), images, spec)
+    assert 1 - share > least * (1 - mended)
     assert any("gradients were not finite" in note for note in outcome.notes)
 
 
