@@ -77,9 +77,10 @@ def evaluate(
         data_root: folder of the data files.
         samples: test images to attack; None takes all.
         information_samples: most images on which information is estimated (and likewise fitted).
-        features: how the input is cut, one partition or several: ``patches:G``, ``pca:N``, ``pixels``, ``channels`` or
-            ``tokens:G``; ``auto`` is ``patches:2`` and ``patches:4`` for images, ``tokens:4`` and ``tokens:8`` for
-            sequences, ``pixels`` for vectors of up to 64 numbers, ``pca:4`` and ``pca:16`` for longer ones.
+        features: how the input is cut, one partition or several: ``patches:G``, ``pca:N``, ``pixels``, ``channels``,
+            ``tokens:G`` or ``groups:G``; ``auto`` is ``patches:2`` and ``patches:4`` for images, ``tokens:4`` and
+            ``tokens:8`` for sequences, ``pixels`` for vectors of up to 64 numbers, ``groups:4`` and ``groups:16`` for
+            longer ones.
         feature_dims: principal components a feature.
         layer_dims: principal components of a layer, the same for every layer.
         codes: symbols of a layer's code; None is four a class, 16 at least.

@@ -59,7 +59,7 @@ def test_layer_terms_are_complete_and_consistent(run):
     table = run.layers
     assert set(table["partition"]) == {"patches:2", "patches:4"}
     layers = ["blocks.0", "hidden", "logits", "Ŷ", "Y"]
-    assert len(table) == (2 * 5 + 4) * 2 * len(TERMS)  # the network's answers do not tell the true label
+    assert len(table) == 3 * 5 * 2 * len(TERMS)
     known = table[table["value"].notna()]
     assert ((known["low"] <= known["value"]) & (known["value"] <= known["high"])).all()
     for (estimator, partition, layer), g in table.groupby(["estimator", "partition", "layer"]):

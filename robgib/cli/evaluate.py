@@ -43,7 +43,7 @@ def evaluate(
     information_samples: Annotated[int, typer.Option(min=20, help="Most images for information estimates.")] = 5000,
     features: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Option(help="patches:G, pca:N, pixels, channels or tokens:G; repeatable. [default: two sizes]"),
+        typer.Option(help="patches:G, pca:N, pixels, channels, tokens:G or groups:G; repeatable. [default: two sizes]"),
     ] = None,
     codes: Annotated[
         int | None, typer.Option(min=2, help="Symbols of a layer's code. [default: four a class, 16 at least]")

@@ -156,13 +156,17 @@ def _load(path: Path, data: robgib.Dataset, extra: list[Path], allow_code: bool)
 
 def _tell(found: robgib.training.Trace, page: Path) -> None:
     """Print what can be said of compression in training, and where the page is."""
-    table = Table(title="Compression in training: (peak − final)/peak", title_justify="left")
+    shown = found.compression.drop_duplicates(["layer", "term", "estimator", "view"])
+    hows = list(dict.fromkeys("counted" if r.view == "exact" else r.estimator for r in shown.itertuples()))
+    estimated = [how for how in hows if how != "counted"]
+    how = f"C(X;Z) by {estimated[0]}" if len(estimated) == 1 else "all counted" if not estimated else ""
+    title = "Compression in training: (peak − final)/peak" + (f"; {how}" if how else "")
+    table = Table(title=title, title_justify="left")
     table.add_column("layer", overflow="fold")
     table.add_column("term", no_wrap=True)
     for column in ("peak (epoch)", "final", "fall [95%]"):
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("verdict")
-    shown = found.compression.drop_duplicates(["layer", "term", "estimator", "view"])
+    table.add_column("verdict", min_width=len("compresses"))
     for r in shown.itertuples():
         fall = "n/e"
         if r.compression == r.compression:
@@ -170,7 +174,7 @@ def _tell(found: robgib.training.Trace, page: Path) -> None:
         peak = f"{r.peak:.2f} ({r.peak_epoch})"
         table.add_row(
             escape(str(r.layer)),
-            f"{r.term} {r.estimator if r.view != 'exact' else 'counted'}",
+            f"{r.term} {r.estimator}" if len(estimated) > 1 else str(r.term),
             peak,
             f"{r.final:.2f}",
             fall,

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from scipy.special import softmax
 from torch import Tensor
 
 from robgib.data.dataset import Dataset, split_information
@@ -59,7 +60,7 @@ __all__ = [
     "term_rows",
 ]
 
-DEFAULT_ESTIMATORS = ("imputation", "probe")
+DEFAULT_ESTIMATORS = ("imputation",)
 TERMS = ("I(Z;Y)", "I(X;Z)", "C(X;Z)", "S(X;Z)", "r(X;Z)", "v(X;Z)", "learnt I(X;Z)", "IB", "GIB")
 """Per layer: prediction and IB complexity, both counted; GIB complexity, synergy, and the degrees of redundancy and
 vulnerability (no bits: numbers of features), estimated; the estimator's own I(X;Z); the objectives."""
@@ -168,7 +169,6 @@ def layer_information(
             network = None
             wanted = targets[estimator.view]
             if estimator.runs_network:
-                wanted = [t for t in wanted if t.name != LABEL]  # the network's answers do not tell it
                 network = Network(
                     x, x_fit, data.enumerated, inputs, codes_of(model, seen[estimator.view], size, device)
                 )
@@ -260,7 +260,7 @@ def default_features(shape: tuple[int, ...]) -> tuple[str, ...]:
     if len(shape) == 2:
         return tuple(dict.fromkeys(f"tokens:{min(g, shape[0])}" for g in (4, 8)))
     size = int(np.prod(shape))
-    return ("pixels",) if size <= 64 else ("pca:4", "pca:16")
+    return ("pixels",) if size <= 64 else ("groups:4", "groups:16")
 
 
 def default_codes(classes: int, samples: int) -> int:
@@ -306,17 +306,18 @@ def _labels(
     seen = Codebook.counted(PREDICTION, told, predicted[1], truth, weights, view, "the label predicted")
     unknown = Estimate(np.nan, np.nan, np.nan, note="what the input tells of the label is learnt, not counted")
     own = entropy_estimate(truth, weights, exact)
-    return [seen, Target(LABEL, view, truth, labels[1], unknown, own, "the true label")]
+    return [seen, Target(LABEL, view, truth, labels[1], unknown, own, "the true label", code=False)]
 
 
 def codes_of(model: Prepared, seen: Mapping[str, Seen], batch_size: int, device: torch.device | str) -> Any:
-    """From inputs to the codes of every layer, and of the prediction."""
+    """From inputs to the codes of every layer, the class predicted, and the classes' probabilities."""
     names, wanted = tuple(seen), tuple(dict.fromkeys([*seen, LOGITS]))
 
     def codes(x: Tensor) -> dict[str, np.ndarray]:
         held = collect_activations(model.model, x, wanted, batch_size=batch_size, device=device, check=False)
         told = {n: seen[n](held[n]) for n in names}
-        return {**told, PREDICTION: held[LOGITS].argmax(1).astype(np.int64)}
+        logits = held[LOGITS]
+        return {**told, PREDICTION: logits.argmax(1).astype(np.int64), LABEL: softmax(logits, axis=1)}
 
     return codes
 

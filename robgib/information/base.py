@@ -364,6 +364,7 @@ def decompose(
     replicates: Array | None = None,
     floor: npt.ArrayLike = 0.0,
     missing: npt.ArrayLike = 0.0,
+    apart: float = 0.0,
     saturated: npt.ArrayLike = False,
     notes: Sequence[str] = (),
     absent: str = "",
@@ -388,6 +389,8 @@ def decompose(
             independence a term is quadratic in what was sampled, and first-order errors vanish there.
         missing: (2n+1,) what each term lacks by expectation, taken as the standard deviation of an error that all
             terms share, so that it does not average out over features.
+        apart: standard deviation of an error of the singles, and of another of the rests, that all features share, as a
+            share of the terms; beside what the learnt total tells of it.
         saturated: (2n+1,) marks.
         notes: limits to pass on.
         absent: why some of the terms are NaN, where others are estimated.
@@ -429,19 +432,20 @@ def decompose(
     spread = max(float(covariance[0, 0]), float(floors[0]) ** 2) + float(shared[0]) ** 2
     first, reach = float(values[0]), quantile * np.sqrt(max(spread, 0.0))
     learnt = Estimate(first, first - reach, first + reach, bool(marked[0]))
-    apart = np.zeros(len(values))
+    off_by = np.full(len(values), apart)
     known, steady = problem.counted, np.zeros(len(values))
     if known is not None and known.value > 0 and first > 0 and not partly:
         scale = known.value / first
-        apart[1:] = _APART * abs(1 - 1 / scale) * np.abs(values[1:] * scale)
+        off_by = np.hypot(off_by, _APART * abs(1 - 1 / scale))
         values, floors, shared, covariance = scale * values, scale * floors, scale * shared, scale**2 * covariance
         steady = values / known.value * (known.high - known.low) / 2 / quantile  # the counted total's own error
+    off_by = off_by * np.abs(values)
     kinds = [np.concatenate([[False], np.arange(2 * n) // n == k]) for k in range(2)]
 
     def off(row: Array) -> float:
         """Variance of a combination of terms beyond that of sampling."""
         whole = float(row @ shared) ** 2 + float(row @ steady) ** 2
-        return whole + sum(float(row[kind] @ apart[kind]) ** 2 for kind in kinds)
+        return whole + sum(float(row[kind] @ off_by[kind]) ** 2 for kind in kinds)
 
     variance = np.maximum(np.einsum("ij,jk,ik->i", rows, covariance, rows), rows**2 @ floors**2)
     variance += [off(row) for row in rows]

@@ -20,7 +20,8 @@ __all__ = [
 ]
 
 Vector = npt.NDArray[np.float64]
-_KINDS = ("patches", "pca", "pixels", "channels", "tokens")
+_KINDS = {"patches": 4, "pca": 16, "pixels": 0, "channels": 0, "tokens": 8, "groups": 4}
+"""With an example of the number that each takes."""
 
 
 @dataclass(frozen=True)
@@ -104,8 +105,9 @@ def group_inputs(spec: str, x: npt.ArrayLike, fit: npt.ArrayLike, dims: int = 4)
 
     Args:
         spec: ``patches:G`` (a G x G grid), ``pca:N`` (N leading components, one a feature), ``pixels`` (one
-            a feature), ``channels``, or ``tokens:G`` (G runs of a sequence).
-        x: images (N, C, H, W); vectors (N, D) for ``pca`` and ``pixels``; sequences (N, L, D) for ``tokens``.
+            a feature), ``channels``, ``tokens:G`` (G runs of a sequence), or ``groups:G`` (G runs of a vector).
+        x: images (N, C, H, W); vectors (N, D) for ``pca``, ``pixels`` and ``groups``; sequences (N, L, D) for
+            ``tokens``.
         fit: images on which the reductions are fitted.
         dims: principal components kept of each patch or channel.
     """
@@ -117,11 +119,11 @@ def group_inputs(spec: str, x: npt.ArrayLike, fit: npt.ArrayLike, dims: int = 4)
         raise RobGIBError(f"features {spec!r} need images (N, C, H, W), not {x.shape}; use pca:N.")
     if kind == "tokens" and x.ndim != 3:
         raise RobGIBError(f"features {spec!r} need sequences (N, L, D), not {x.shape}; use pca:N.")
-    if kind in ("patches", "pca", "tokens"):
+    if kind == "groups" and x.ndim != 2:
+        raise RobGIBError(f"features {spec!r} need vectors (N, D), not {x.shape}; use patches:G or tokens:G.")
+    if _KINDS[kind]:
         if not size.isdigit() or int(size) < 1:
-            raise RobGIBError(
-                f"features {spec!r}: give a whole number, as in {kind}:{ {'patches': 4, 'tokens': 8}.get(kind, 16) }."
-            )
+            raise RobGIBError(f"features {spec!r}: give a whole number, as in {kind}:{_KINDS[kind]}.")
     elif size:
         raise RobGIBError(f"features {spec!r}: {kind} takes no number.")
 
@@ -153,9 +155,10 @@ def group_inputs(spec: str, x: npt.ArrayLike, fit: npt.ArrayLike, dims: int = 4)
     cuts: list[tuple[str, tuple[slice, ...]]]
     if kind == "channels":
         cuts = [(f"channel {c}", (slice(None), slice(c, c + 1))) for c in range(x.shape[1])]
-    elif kind == "tokens":
+    elif kind in ("tokens", "groups"):
         edges = np.linspace(0, x.shape[1], min(int(size), x.shape[1]) + 1).round().astype(int)
-        cuts = [(f"tokens {a}-{b - 1}", (slice(None), slice(a, b))) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+        noun = "tokens" if kind == "tokens" else "inputs"
+        cuts = [(f"{noun} {a}-{b - 1}", (slice(None), slice(a, b))) for a, b in zip(edges[:-1], edges[1:], strict=True)]
     else:
         grid = int(size)
         if grid > min(x.shape[2:]):

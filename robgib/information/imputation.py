@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from sklearn.linear_model import RidgeCV
+from torch import Tensor
 
 from robgib.errors import RobGIBError
 from robgib.information.base import Decomposition, Estimator, Prepared, Problem, decompose
@@ -28,9 +30,14 @@ _SHRINK = np.concatenate([[0.002, 0.005], np.linspace(0.01, 0.1, 10), np.linspac
 """Shares of the marginal that are tried; 0 is none of them: a code that no donor gives would cost without bound."""
 _LEAST = float(-np.log2(1 - _SHRINK[0]))  # bits that the least of these costs a code that all donors give
 _UNLEARNT = 0.05  # standard deviation of what the predictor of single features lacks, in what it tells
+_REST = 0.04  # standard deviation of what the donors' law is off, in what hiding a feature takes
 _FOLDS = 5
 _MISSING = 0.5  # standard deviation of what is left of that cost, in what was taken out
 _AT_ONCE = 4096  # composed inputs
+_ALPHAS = np.geomspace(1e-3, 1e4, 8)  # strengths of a ridge that are tried, by leaving one out
+_TOLD = 0.05  # share of a feature's variance that the others must predict, for their line to be used
+_FEW_VALUES = 8  # content of no more values than this is taken as it is
+_LOOKED_AT = 500  # samples that those are counted in
 
 
 @dataclass(frozen=True)
@@ -44,7 +51,10 @@ class Imputation(Estimator):
     the degree of vulnerability, v = Σ_i [I(X;T) − I(X_-i;T)] / I(X;T), is bounded from above. What a histogram of M
     donors costs goes as 1/M and is taken out by comparing all donors with halves (Quenouille 1956); half of that
     correction is in the interval. Where the donors are drawn from the true conditional law, as they are for independent
-    features, the bound is then met.
+    or jointly Gaussian features, the bound is then met.
+
+    The label is no code of the network: what the input tells of it is the held-out log-loss of the network's own
+    answer, averaged over donors for the rests, both shrunk to the marginal. Total and rests are then of one family.
 
     Replacing features by marginal or conditional draws is what removal-based explanations do (Covert, Lundberg & Lee
     2021); here it gives information.
@@ -57,8 +67,9 @@ class Imputation(Estimator):
 
     Fields:
         donors: draws M for each sample and feature.
-        kind: ``near`` takes donors whose other features are nearest (principal components of the pieces), so that the
-            composed input is plausible; ``marginal`` takes any.
+        kind: ``near`` takes donors whose other features are nearest (principal components of the pieces), and moves
+            their content by what a line tells of the difference in the other features, so that the composed input is
+            plausible; ``marginal`` takes any, as they are.
         samples: most samples that are estimated on, since each costs n·M passes of the network.
         singles: whether to learn what features alone tell; without it C, S and r are not estimated.
         steps: training steps of that.
@@ -109,7 +120,7 @@ class Imputation(Estimator):
         if not network.inputs.cells:
             raise RobGIBError(
                 f"the imputation estimator replaces pieces of the input, which {network.inputs.resolution} are not; "
-                "use patches, tokens, channels or pixels."
+                "use patches, tokens, groups, channels or pixels."
             )
         rng = np.random.default_rng([self.seed, 11])
         rows = np.arange(len(network.x))[: self.samples]
@@ -117,13 +128,15 @@ class Imputation(Estimator):
         marginals = {t.name: _marginal(t, counts[t.name], rows, weights) for t in targets}
         fold = rng.permutation(len(rows)) % _FOLDS
         shape = (len(rows), len(network.inputs.names))
+        whole = self._whole(network, rows, targets, marginals, fold, counts)
         kept = {t.name: np.zeros(shape) for t in targets}
         fewer = {t.name: np.zeros(shape) for t in targets}
         for i in range(len(network.inputs.names)):
             if progress:
                 progress("imputing features", i, len(network.inputs.names), network.inputs.names[i])
             chosen = self._donors(network, rows, i, rng)
-            found = self._histograms(network, rows, chosen, i, counts)
+            content = _Content.of(network, i, self.kind == "near")
+            found = self._histograms(network, rows, chosen, i, counts, content)
             for target in targets:
                 own = target.values[rows]
                 base = marginals[target.name][own]
@@ -140,7 +153,7 @@ class Imputation(Estimator):
             base = np.log2(marginals[target.name][target.values[rows]])
             n = len(network.inputs.names)
             pointwise = np.full((len(rows), 2 * n + 1), np.nan)
-            pointwise[:, 0] = -base
+            pointwise[:, 0] = whole[target.name] - base
             singles, lacking, floor = alone.get(
                 target.name, (np.full((len(rows), n), np.nan), np.zeros(n), np.zeros(n))
             )
@@ -149,27 +162,49 @@ class Imputation(Estimator):
             added = kept[target.name] - fewer[target.name]
             pointwise[:, 1 + n :] = kept[target.name] + added - base[:, None]
             # Beyond the gap that learning shows, single features were told 4% to 10% short on known networks.
-            lacking = np.hypot(lacking, _UNLEARNT * singles.mean(0))
-            missing = np.concatenate([[0.0], lacking, np.maximum(_MISSING * added.mean(0), _LEAST)])
+            lacking = np.hypot(lacking, _UNLEARNT * np.nan_to_num(singles).mean(0))
+            taken = np.abs((pointwise[:, :1] - pointwise[:, 1 + n :]).mean(0))
+            few = np.maximum(_MISSING * added.mean(0), _LEAST)
+            missing = np.concatenate([[0.0], lacking, np.hypot(few, _REST * taken)])
+            counted = None if target.total.saturated else target.total
+            if target.code and counted is not None and weights is None:
+                # Here nothing of the total is learnt: what the sample's mean is off from the count is no lack.
+                pointwise[:, [0, *range(1 + n, 1 + 2 * n)]] += counted.value - pointwise[:, 0].mean()
             terms = pointwise.mean(0)
             if weights is None:
                 terms[1 : 1 + n] = singles.mean(0)
-            counted = None if target.total.saturated else target.total
             weighed = None if weights is None else weights[rows]
             problem = Problem(prepared, target.values[rows], target.fit, weighed, counted)
-            made.append(
-                decompose(
-                    terms,
-                    estimator=self,
-                    problem=problem,
-                    resolution=f"{self.donors} {'nearest' if self.kind == 'near' else 'random'} donors a feature",
-                    pointwise=pointwise,
-                    missing=missing,
-                    floor=np.concatenate([[0.0], floor, np.zeros(n)]),
-                    absent="what features alone tell was not learnt",
-                )
+            result = decompose(
+                terms,
+                estimator=self,
+                problem=problem,
+                resolution=f"{self.donors} {'nearest' if self.kind == 'near' else 'random'} donors a feature",
+                pointwise=pointwise,
+                missing=missing,
+                floor=np.concatenate([[0.0], floor, np.zeros(n)]),
+                absent="what features alone tell was not learnt",
             )
+            made.append(result if target.code else replace(result, bound="lower (usable by the network)"))
         return made
+
+    def _whole(
+        self,
+        network: Network,
+        rows: Array,
+        targets: Sequence[Target],
+        marginals: Mapping[str, Vector],
+        fold: Array,
+        counts: Mapping[str, int],
+    ) -> dict[str, Vector]:
+        """log2 p̂(t|x) (N,) by target: 0 where the network computes it, what its answer tells of it else."""
+        found = {t.name: np.zeros(len(rows)) for t in targets}
+        for target in (t for t in targets if not t.code):
+            size, own = counts[target.name], target.values[rows]
+            told = np.concatenate([network.codes(part)[target.name] for part in network.x[rows].split(_AT_ONCE)])
+            share = _columns(told, size)[np.arange(len(rows)), own]
+            found[target.name] = np.log2(_shrunk(share, marginals[target.name][own], fold))
+        return found
 
     def _singles(
         self, prepared: Prepared, targets: Sequence[Target], weights: Array | None
@@ -204,7 +239,7 @@ class Imputation(Estimator):
         return np.asarray(np.argpartition(far, count - 1, axis=1)[:, :count])
 
     def _histograms(
-        self, network: Network, rows: Array, chosen: Array, i: int, counts: Mapping[str, int]
+        self, network: Network, rows: Array, chosen: Array, i: int, counts: Mapping[str, int], content: _Content
     ) -> list[dict[str, Vector]]:
         """Shares (N, K) of each code among the composed inputs, by target: of half of the donors, and of the others."""
         cell, donors = network.inputs.cells[i], chosen.shape[1]
@@ -215,9 +250,14 @@ class Imputation(Estimator):
         for start in range(0, len(rows), each):
             part = rows[start : start + each]
             composed = network.x[part].repeat_interleave(donors, 0)
-            composed[cell] = network.donors[torch.from_numpy(chosen[start : start + each].reshape(-1))][cell]
+            composed[cell] = content(part, chosen[start : start + each]).to(composed)
             told = network.codes(composed)
             for name, k in counts.items():
+                if told[name].ndim == 2:  # shares of what is not computed, but told of
+                    each_told = _columns(told[name], k).reshape(len(part), donors, k)
+                    for shares, side in zip(found, sides, strict=True):
+                        shares[name][start : start + each] = each_told[:, side].mean(1)
+                    continue
                 given = np.minimum(told[name], k - 1).reshape(len(part), donors)
                 for shares, side in zip(found, sides, strict=True):
                     of_side = given[:, side]
@@ -225,6 +265,60 @@ class Imputation(Estimator):
                     counted = np.bincount(flat.reshape(-1), minlength=len(part) * k).reshape(len(part), k)
                     shares[name][start : start + each] = counted / of_side.shape[1]
         return found
+
+
+@dataclass(frozen=True)
+class _Content:
+    """What takes a feature's place: the donors' own content, or what a line predicts of it and the donors' residuals.
+
+    Attributes:
+        cell: the feature's place in the inputs.
+        donors: content of the donors (M, …), less what is predicted of it.
+        predicted: of the inputs (N, …), or None.
+        low: least of the donors' content, place by place.
+        high: greatest.
+    """
+
+    cell: tuple[slice, ...]
+    donors: Tensor
+    predicted: Tensor | None
+    low: Tensor
+    high: Tensor
+
+    @classmethod
+    def of(cls, network: Network, i: int, moved: bool) -> _Content:
+        """Find what the other features predict of feature i, where that is asked for and is anything."""
+        cell = network.inputs.cells[i]
+        own = network.donors[cell]
+        low, high = own.amin(0), own.amax(0)
+        others = [j for j in range(len(network.inputs.names)) if j != i]
+        if not moved or network.same or not others or len(own[:_LOOKED_AT].unique()) <= _FEW_VALUES:
+            return cls(cell, own, None, low, high)
+        x, d = (np.hstack([part[j] for j in others]) for part in (network.inputs.values, network.inputs.fit))
+        scale = d.std(0) + 1e-12
+        flat = own.flatten(1).double().numpy()
+        line = RidgeCV(alphas=_ALPHAS).fit(d / scale, flat)
+        if -line.best_score_ > (1 - _TOLD) * flat.var(0).mean():
+            return cls(cell, own, None, low, high)
+        ours, theirs = (
+            torch.from_numpy(line.predict(part / scale)).to(own).view(len(part), *own.shape[1:]) for part in (x, d)
+        )
+        return cls(cell, own - theirs, ours, low, high)
+
+    def __call__(self, rows: Array, chosen: Array) -> Tensor:
+        """Content (B·M, …) for inputs (B,) from donors (B, M)."""
+        made = self.donors[torch.from_numpy(chosen.reshape(-1))]
+        if self.predicted is None:
+            return made
+        made = made + self.predicted[torch.from_numpy(rows)].repeat_interleave(chosen.shape[1], 0)
+        return made.clamp(self.low, self.high)
+
+
+def _columns(shares: Array, size: int) -> Vector:
+    """Shares (N, K) of the first ``size`` alternatives; of those that there are none of, 0."""
+    made = np.zeros((len(shares), size))
+    made[:, : shares.shape[1]] = shares[:, :size]
+    return made
 
 
 def _marginal(target: Target, size: int, rows: Array, weights: Array | None) -> Vector:

@@ -32,6 +32,7 @@ _POPULATION = 200_000  # draws for what is counted of a code
 _OUTER, _INNER = 300, 4000  # draws of a single feature, and of the rest given it
 _OUTER_REST, _INNER_REST = 3000, 400  # the other way round
 _OUTER_NOISE, _INNER_NOISE = 60, 1500  # of mixtures, whose density takes the square of the draws
+_MIXED = 10_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +49,9 @@ class KnownNetwork:
             input.
         terms: whether the terms of the input's features are known; else only what is counted.
         samples: how many it is asked with.
+        dims: of the input.
+        spread: whether its layers in noise are known in closed form where they are not linear: each is N(0, I).
+        another: makes another network of its family from a number, where there is a family: each repeat asks a new one.
     """
 
     name: str
@@ -59,6 +63,8 @@ class KnownNetwork:
     terms: bool = True
     samples: int = 2000
     dims: int = 8
+    spread: bool = False
+    another: Callable[[int], KnownNetwork] | None = None
 
     def draw(self, samples: int, rng: np.random.Generator) -> tuple[Vector, npt.NDArray[np.int64]]:
         """Inputs (N, d) and labels (N,)."""
@@ -139,9 +145,13 @@ class KnownNetwork:
         return np.array([found.total.value, *(e.value for e in found.singles), *(e.value for e in found.rests)])
 
     def _in_noise(self, layer: str, seen: NoisyLayer) -> float:
-        """I(X;T) where the layer is standard normal, or a linear function of a Gaussian; else NaN."""
+        """I(X;T) of Gaussian inputs: in closed form, or that of a mixture of many of them."""
         if self.covariance is None or self.classes is not None:
             return float("nan")
+        if not self.spread and self.linear is None:
+            rng = np.random.default_rng([8, len(self.name)])
+            z = seen.projection(self.layers[layer](self.draw(_MIXED, rng)[0]))
+            return float(mixture_information(z, seen.sigma * seen.scale, rng).mean())
         if self.linear is not None:
             return float(self._closed(layer, seen)[0])
         gains = seen.projection.axes
@@ -205,6 +215,77 @@ def _classes(count: int) -> KnownNetwork:
     )
 
 
+def _correlated(rng: np.random.Generator) -> Vector:
+    """Correlations (d, d) of 5 to 8 inputs, drawn at random, from weak to strong."""
+    dims = int(rng.integers(5, 9))
+    factors = rng.standard_normal((dims, dims + int(rng.integers(1, 9))))
+    covariance = factors @ factors.T
+    scale = np.sqrt(np.diag(covariance))
+    return np.asarray(covariance / np.outer(scale, scale))
+
+
+def _random_relu(number: int) -> KnownNetwork:
+    """Draw a network of two ReLU layers, of random width, on correlated Gaussian inputs."""
+    rng = np.random.default_rng([20, number])
+    covariance = _correlated(rng)
+    wide, narrow = int(rng.integers(6, 17)), int(rng.integers(2, 7))
+    first = rng.standard_normal((len(covariance), wide)) * np.sqrt(2 / len(covariance))
+    second = rng.standard_normal((wide, narrow)) * np.sqrt(2 / wide)
+    bias = [0.5 * rng.standard_normal(width) for width in (wide, narrow)]
+
+    def one(x: Vector) -> Vector:
+        return np.maximum(x @ first + bias[0], 0)
+
+    def two(x: Vector) -> Vector:
+        return np.maximum(one(x) @ second + bias[1], 0)
+
+    return KnownNetwork(
+        "random-relu",
+        "ReLU layers of random weights on correlated inputs, another network each time",
+        {"first": one, "second": two},
+        covariance,
+        dims=len(covariance),
+        another=_random_relu,
+    )
+
+
+def _random_bits(number: int) -> KnownNetwork:
+    """Draw a network on ten bits that are all listed; tanh or ReLU, its gain from all but linear to all but binary."""
+    rng = np.random.default_rng([21, number])
+    gain, smooth = float(np.exp(rng.uniform(-1, 1.5))), bool(rng.integers(2))
+    first = gain * rng.standard_normal((10, int(rng.integers(3, 9)))) / 3
+    second = gain * rng.standard_normal((first.shape[1], int(rng.integers(2, 5)))) / 2
+
+    def act(z: Vector) -> Vector:
+        return np.tanh(z) if smooth else np.maximum(z, 0)
+
+    return KnownNetwork(
+        "random-bits",
+        "a network of random weights on all ten-bit inputs, counted, another one each time",
+        {"first": lambda x: act(x @ first), "second": lambda x: act(act(x @ first) @ second)},
+        None,
+        dims=10,
+        another=_random_bits,
+    )
+
+
+def _random_linear(number: int) -> KnownNetwork:
+    """Draw linear layers of correlated inputs, the second of fewer units and some all but shut."""
+    rng = np.random.default_rng([22, number])
+    covariance = _correlated(rng)
+    dims = len(covariance)
+    first = rng.standard_normal((dims, dims)) / np.sqrt(dims)
+    second = first @ np.diag(np.exp(rng.uniform(-4, 0, dims))) @ _rotation(dims, int(rng.integers(1 << 30)))
+    return _linear(
+        "random-linear",
+        "linear layers of random weights on correlated inputs, another network each time",
+        covariance,
+        {"first": first, "second": second[:, : max(2, dims // 2)]},
+        dims=dims,
+        another=_random_linear,
+    )
+
+
 @cache
 def known_networks() -> Mapping[str, KnownNetwork]:
     """Return the networks of known information by name.
@@ -223,6 +304,7 @@ def known_networks() -> Mapping[str, KnownNetwork]:
             "rotations and spirals that keep volumes: every layer is N(0, I), nothing is lost",
             {"first": _bijection(1), "third": _bijection(3)},
             np.eye(8),
+            spread=True,
         ),
         _linear(
             "contraction",
@@ -252,5 +334,8 @@ def known_networks() -> Mapping[str, KnownNetwork]:
         ),
         _classes(100),
         _classes(1000),
+        _random_relu(0),
+        _random_bits(0),
+        _random_linear(0),
     ]
     return {network.name: network for network in listed}

@@ -64,6 +64,7 @@ class Target:
         label: I(T;Y), counted.
         resolution: what was held fixed.
         notes: limits that the reader must know.
+        code: whether the network computes it; the label it only tells of.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Target:
     label: Estimate
     resolution: str
     notes: tuple[str, ...] = ()
+    code: bool = True
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,8 @@ class Network:
         donors: inputs (M, …) whose content replaces theirs.
         same: whether the donors are the inputs themselves.
         inputs: the features, their scores and places.
-        codes: from inputs to the codes (N,) of every target by name.
+        codes: from inputs to the codes (N,) of every target by name; of one that the network does not compute but tells
+            of, as the label, shares (N, K).
     """
 
     x: Tensor

@@ -70,6 +70,7 @@ def test_without_singles_what_needs_them_is_said_to_be_missing():
         assert np.isnan(layers.loc[term, "value"])
         assert "what features alone tell was not learnt" in layers.loc[term, "note"]
     assert "not learnt" not in layers.loc["v(X;Z)", "note"]
+    assert layers.loc["v(X;Z)", "low"] <= 2 <= layers.loc["v(X;Z)", "high"]  # it once had no interval
 
 
 def test_singles_complete_the_terms():
@@ -83,10 +84,46 @@ def test_singles_complete_the_terms():
     assert features.set_index("feature").loc[["input 0", "input 1"], "single"].min() > 0.95
 
 
+@pytest.mark.parametrize("certain", [1, 100])
+def test_the_label_is_told_of_by_the_networks_own_answer(certain):
+    """Of an exclusive or that is wrong in 11% of the samples, half a bit can be known, however sure the network is."""
+
+    class Odds(Xor):
+        def forward(self, x):
+            return certain * np.log(0.89 / 0.11) * super().forward(x)
+
+    data = bits(6000)
+    flipped = [
+        Split(s.x, torch.where(torch.from_numpy(np.random.default_rng(i).random(len(s.y)) < 0.11), 1 - s.y, s.y))
+        for i, s in enumerate((data.train, data.val, data.test))
+    ]
+    data = Dataset("bits", *flipped, data.classes, data.eps)
+    asked = Imputation(samples=2000, steps=200)
+    found = layer_information(Odds(), data, [asked], layers=["logits"], features="pixels")
+    layers = found.layers.query("layer == 'Y'").set_index("term")
+    assert layers.loc["learnt I(X;Z)", "value"] == pytest.approx(0.5, abs=0.06)
+    assert layers.loc["learnt I(X;Z)", "low"] < 0.5 < layers.loc["learnt I(X;Z)", "high"]
+    assert layers.loc["v(X;Z)", "value"] == pytest.approx(2, abs=0.1)
+    assert layers.loc["r(X;Z)", "value"] == pytest.approx(0, abs=0.1)
+    assert np.isnan(layers.loc["I(X;Z)", "value"])
+    assert layers.loc["v(X;Z)", "bound"] == "lower (usable by the network)"
+
+
+def test_a_long_vector_is_cut_into_runs():
+    rng = np.random.default_rng(0)
+    x = torch.from_numpy(rng.random((400, 100))).float()
+    y = (x[:, :50].sum(1) > x[:, 50:].sum(1)).long()
+    parts = [Split(x[i::2], y[i::2]) for i in range(2)]
+    data = Dataset("long", parts[0], parts[1], parts[1], ("no", "yes"), {"linf": 0.1, "l2": 0.1, "l1": 0.1})
+    found = layer_information(nn.Linear(100, 2), data, [Imputation(donors=4, steps=20)], layers=["logits"])
+    assert found.partitions == ("groups:4", "groups:16")
+    assert found.features["feature"].iloc[0] == "inputs 0-24"
+
+
 def test_bad_input(digits, digits_cnn):
     with pytest.raises(RobGIBError, match="runs the network itself"):
         Imputation().estimate([np.arange(50.0)], np.arange(50) % 2)
-    with pytest.raises(RobGIBError, match="use patches, tokens, channels or pixels"):
+    with pytest.raises(RobGIBError, match="use patches, tokens, groups, channels or pixels"):
         layer_information(digits_cnn, digits, ["imputation"], features="pca:4", samples=100)
     with pytest.raises(RobGIBError, match="donors must be at least 1"):
         Imputation(donors=0)
