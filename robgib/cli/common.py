@@ -36,9 +36,7 @@ Names = Annotated[Optional[list[str]], typer.Argument(help="Zoo names. [default:
 Group = Annotated[Optional[str], typer.Option(help="All models of a group, such as fashion-24.")]  # noqa: UP045
 TraceEstimators = Annotated[
     Optional[list[str]],  # noqa: UP045
-    typer.Option(
-        help="Estimator of the trace; repeatable. [default: imputation, probe; exact where all inputs are listed]"
-    ),
+    typer.Option(help="Estimator of the trace; repeatable. [default: imputation; exact where all inputs are listed]"),
 ]
 
 

@@ -25,7 +25,7 @@ def evaluate(
     ] = None,
     estimator: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Option(help="Estimator, as NAME[:key=value,…]; repeatable. [default: imputation, probe]"),
+        typer.Option(help="Estimator, as NAME[:key=value,…]; repeatable. [default: imputation]"),
     ] = None,
     layer: Annotated[
         Optional[list[str]],  # noqa: UP045

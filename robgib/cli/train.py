@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -71,22 +70,20 @@ def train(
         out_file = out_file or Path(f"{name}-{control}.safetensors")
     path = out_file or robgib.zoo.checkpoint_path(recipe, data)
     folder = path.with_suffix(".epochs")
-    watch: Callable[[int, torch.nn.Module], None] | None = None
-    if trace or snapshots:
-        told = {"name": name, "data": recipe.data, "architecture": recipe.model_dump()["architecture"]}
-        watch = robgib.training.snapshots(folder, at, told)
     found: robgib.training.Trace | None = None
     with robgib.runtime.progress_bars(not quiet, always=True) as progress:
-        _, record, path = robgib.zoo.train_recipe(recipe, data, path, device=where, progress=progress, watch=watch)
         if trace:
-            files = {e: f for e, f in robgib.training.saved_epochs(folder).items() if e in at}
-            networks = {e: partial(_load, f, data, extra, allow_code) for e, f in files.items()}
-            found = robgib.training.trace(
-                networks, data, _estimators(data, estimator), device=where, catalogue=extra, progress=progress
-            )
+            found, record = robgib.zoo.trace_recipe(
+                recipe, data, path, at, _estimators(data, estimator), keep=snapshots, device=where, catalogue=extra,
+                allow_code=allow_code, progress=progress,
+            )  # fmt: skip
             written = robgib.reporting.page.write_trace(found.table, found.compression, path, name)
-            if not snapshots:
-                shutil.rmtree(folder)
+        else:
+            watch: Callable[[int, torch.nn.Module], None] | None = None
+            if snapshots:
+                told = {"name": name, "data": recipe.data, "architecture": recipe.model_dump()["architecture"]}
+                watch = robgib.training.snapshots(folder, at, told)
+            _, record, path = robgib.zoo.train_recipe(recipe, data, path, device=where, progress=progress, watch=watch)
     out.print(
         f"{escape(name)}: {100 * record['test_accuracy']:.1f}% test accuracy after {record['epochs']} epochs "
         f"({record['seconds']:.0f} s)\nCheckpoint: [bold]{escape(str(path))}[/bold]",
@@ -148,10 +145,6 @@ def trace(
 def _estimators(data: robgib.Dataset, given: list[str] | None) -> Sequence[str]:
     """Those asked for; else counting where all inputs are listed, and the defaults."""
     return given or (("exact",) if data.enumerated else robgib.information.DEFAULT_ESTIMATORS)
-
-
-def _load(path: Path, data: robgib.Dataset, extra: list[Path], allow_code: bool) -> torch.nn.Module:
-    return robgib.zoo.load_checkpoint(path, None, None, None, data=data, extra=extra, allow_code=allow_code)[0]
 
 
 def _tell(found: robgib.training.Trace, page: Path) -> None:

@@ -383,7 +383,7 @@ def _depth(name: str, kind: str | None, tags: Mapping[int, Any]) -> int:
 
 
 def _function(name: str, seed: int) -> Dataset:
-    """A function of twelve inputs: all patterns of bits to test on, four fifths to train on; or draws of numbers."""
+    """A function of twelve inputs: all patterns of bits to test on, some of them to train on; or draws of numbers."""
     chosen = function(name)
     classes = 1 + int(chosen.draw(4096, 0)[1].max())
     names = tuple(map(str, range(classes)))
@@ -395,7 +395,10 @@ def _function(name: str, seed: int) -> Dataset:
         return Dataset(f"function:{name}", train, val, test, names, eps)
     x, y = chosen.draw(4096, 0)
     order = np.random.default_rng(seed).permutation(len(y))
-    learnt, held = (Split(torch.from_numpy(x[i]), torch.from_numpy(y[i])) for i in _stratified(y, (0.8, 0.2), seed))
+    learnt, held = (
+        Split(torch.from_numpy(x[i]), torch.from_numpy(y[i]))
+        for i in _stratified(y, (chosen.learnt, 1 - chosen.learnt), seed)
+    )
     every = Split(torch.from_numpy(x[order]), torch.from_numpy(y[order]))
     return Dataset(f"function:{name}", learnt, held, every, names, eps, enumerated=True)
 

@@ -32,12 +32,14 @@ class Function:
         label: maps inputs (N, 12) to class numbers (N,).
         real: whether the inputs are real numbers; else bits.
         closed_form: (I(X;Y), S(X;Y)) in bits of a real function; those of bits are counted.
+        learnt: share of the patterns that is trained on; the others are held out.
     """
 
     name: str
     label: Callable[[Array], Array]
     real: bool = False
     closed_form: tuple[float, float] | None = None
+    learnt: float = 0.8
 
     def draw(self, samples: int, seed: int) -> tuple[Array, Array]:
         """Inputs (N, 12) and labels (N,): all patterns once where they are bits, else ``samples`` draws."""
@@ -99,8 +101,38 @@ def _sum_of_two() -> tuple[float, float]:
     return 1.0, 2 / INPUTS * float(1 - 2 * single)
 
 
+def _random(number: int) -> Function:
+    """Draw a polynomial threshold function: the sign of a few products of ±1 inputs, each with a weight.
+
+    Products of one input alone give threshold functions, a single product of many a parity, and what lies between has
+    every degree of synergy. About as many patterns have one label as the other. An eighth of the patterns is trained
+    on, so that what was learnt need not hold elsewhere.
+    """
+    rng = np.random.default_rng([31, number])
+    signs = 1 - 2 * patterns()
+    while True:
+        used = rng.permutation(INPUTS)[: rng.integers(3, 9)]
+        highest = int(rng.integers(1, len(used) + 1))
+        products = [
+            rng.permutation(used)[: rng.integers(max(1, highest - 1), highest + 1)] for _ in range(rng.integers(1, 13))
+        ]
+        weights = rng.choice([-1, 1], len(products)) * rng.uniform(0.5, 1.5, len(products))
+        value = sum(w * signs[:, p].prod(1) for w, p in zip(weights, products, strict=True))
+        if 0.3 <= (value > 0).mean() <= 0.7:
+            break
+
+    def label(x: Array) -> Array:
+        s = 1 - 2 * x
+        found: Array = sum(w * s[:, p].prod(1) for w, p in zip(weights, products, strict=True))
+        return (found > 0).astype(int)
+
+    return Function(f"random-{number}", label, learnt=1 / 8)
+
+
 def _numbered(kind: str, k: int) -> Function | None:
-    """The function of the first ``k`` inputs."""
+    """The function of the first ``k`` inputs, or the k-th that is drawn at random."""
+    if kind == "random":
+        return _random(k)
     if not 1 <= k <= INPUTS:
         return None
     if kind == "parity":
@@ -124,11 +156,11 @@ _NAMED = {
     "multiplexer": Function("multiplexer", _multiplexer),
     "real-sum": Function("real-sum", lambda x: (x[:, 0] + x[:, 1] > 1).astype(int), True, _sum_of_two()),
 }
-_KINDS = ("parity", "majority", "and", "sum", "real-parity", "real-max")
+_KINDS = ("parity", "majority", "and", "sum", "real-parity", "real-max", "random")
 
 
 def function_names() -> list[str]:
-    """The names, ``K`` standing for how many of the inputs the function uses."""
+    """The names, ``K`` standing for how many of the inputs the function uses, or which random one it is."""
     return [*_NAMED, *(f"{kind}-K" for kind in _KINDS)]
 
 

@@ -278,7 +278,7 @@ def robustness_scatter(summary: pd.DataFrame, estimator: str, partition: str, at
     return _styled(figure, 400)
 
 
-def study_scatter(rows: pd.DataFrame, figure_label: str, outcome: str) -> str:
+def study_scatter(rows: pd.DataFrame, figure_label: str, outcome: str, axis: str) -> str:
     """A figure against the outcome, a point a model: colours are architectures, shapes are regimes, sizes doses."""
     figure = go.Figure()
     architectures, regimes = (list(dict.fromkeys(rows[k])) for k in ("architecture", "regime"))
@@ -297,7 +297,7 @@ def study_scatter(rows: pd.DataFrame, figure_label: str, outcome: str) -> str:
             )
         )  # fmt: skip
     figure.update_xaxes(title_text=figure_label.replace(" (", "<br>("))
-    figure.update_yaxes(title_text="robustness: area under accuracy")
+    figure.update_yaxes(title_text=axis)
     return _styled(figure, 430)
 
 

@@ -28,6 +28,8 @@ __all__ = [
 Vector = npt.NDArray[np.float64]
 LEAST = 8
 """Fewer models than this carry no verdict."""
+_CELL = ["data", "architecture", "regime", "dose"]
+"""What models of one cell have in common: they differ by their seed alone."""
 _DRAWS = 2000
 _LEVEL = 0.05
 
@@ -149,7 +151,7 @@ def _spearman(x: Vector, y: Vector) -> float:
 def _clusters(rows: pd.DataFrame) -> list[npt.NDArray[np.int64]]:
     """Rows of models that differ by their seed alone, which are resampled together; where those groups are too few to
     resample, each model alone."""
-    groups = rows.groupby(["architecture", "regime", "dose"], sort=False).indices
+    groups = rows.groupby(_CELL, sort=False).indices
     if len(groups) < LEAST:
         return [np.array([i]) for i in range(len(rows))]
     return [np.asarray(i) for i in groups.values()]
@@ -174,11 +176,11 @@ def _weighted_correlations(x: Vector, y: Vector, weights: Vector) -> Vector:
 
 def _effects(rows: pd.DataFrame, label: str, rng: np.random.Generator) -> pd.DataFrame:
     """The primary figure's correlation with the outcome at each level of how the models differ."""
-    cell, line = ["architecture", "regime", "dose"], ["architecture", "regime"]
+    line, base = _CELL[:-1], _CELL[:-2]
     levels = (
-        ("within cells (seeds)", _within(rows, label, cell)),
-        ("within architecture and regime (dose)", _within(_means(rows, label, cell), label, line)),
-        ("between regimes, within architecture", _within(_means(rows, label, line), label, ["architecture"])),
+        ("within cells (seeds)", _within(rows, label, _CELL)),
+        ("within architecture and regime (dose)", _within(_means(rows, label, _CELL), label, line)),
+        ("between regimes, within architecture", _within(_means(rows, label, line), label, base)),
     )
     found = []
     for name, (x, y, groups) in levels:
@@ -331,7 +333,7 @@ def _verdict(study: Study, main: pd.Series, effects: pd.DataFrame, facts: dict[s
         verdict = "not shown"
         words = f"No correlation is shown: {told}. So many models show one of {least:.2f} or more four times in five."
     elif study.expect in ("either", sign):
-        verdict, words = "supported", f"{study.primary.figure} goes with robustness, {sign}ly: {told}."
+        verdict, words = "supported", f"{study.primary.figure} goes with {study.outcome.noun}, {sign}ly: {told}."
     else:
         verdict = "contradicted"
         words = f"The correlation is {sign}, where the claim expects a {study.expect} one: {told}."

@@ -6,6 +6,7 @@ import fnmatch
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,8 @@ FIGURES = {
 }
 """What a study may ask of a layer, and the term of the layers' table that it is."""
 Part = Literal["explore", "confirm"]
+_RANGE = re.compile(r"\{(\d{1,6})\.\.(\d{1,6})\}")
+_MOST = 10_000
 
 
 class Figure(BaseModel):
@@ -61,7 +64,8 @@ class Figure(BaseModel):
     estimator: str = "imputation"
     partition: str = "patches:4"
     layer: str = "last"
-    """``last`` is the last layer before the logits, ``mean`` the mean over all but those, or a layer's name."""
+    """``last`` is the last layer before the logits, ``mean`` the mean over all but those, or a layer's name; ``Ŷ`` and
+    ``Y`` are the predicted and the true label."""
 
     @property
     def label(self) -> str:
@@ -69,11 +73,24 @@ class Figure(BaseModel):
         return f"{self.figure} ({self.estimator.partition(':')[0]}, {self.partition}, {self.layer} layer)"
 
 
+_OUTCOMES = {
+    "area": ("robustness", "area under accuracy"),
+    "median_distance": ("robustness", "median minimal distance"),
+    "generalisation_gap": ("the generalisation gap", "accuracy on trained samples less that on held-out ones"),
+}
+
+
 class Outcome(BaseModel):
-    """What stands for robustness: the area under accuracy against eps, which has no floor where one budget would."""
+    """What the figures are held against.
+
+    For robustness the area under accuracy against eps, or the median distance of the nearest adversarial image, neither
+    of which has a floor where the accuracy at one budget would; or the gap between trained and held-out samples.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    measure: Literal["area", "median_distance", "generalisation_gap"] = "area"
     attack: str = "pgd-linf"
+    """For a median distance one that looks for the nearest image, such as ``fab-t-linf``."""
     eps: tuple[PositiveFloat, ...] = (0.02, 0.05, 0.1, 0.15, 0.2)
     """Radii, pixel scale; the accuracy at 0 is the clean one."""
 
@@ -86,9 +103,29 @@ class Outcome(BaseModel):
 
     @property
     def attacks(self) -> list[str]:
-        """The specification at each radius."""
+        """The specification at each radius; of the nearest images one, of the gap none."""
+        if self.measure != "area":
+            return [self.attack] if self.measure == "median_distance" else []
         joint = "," if ":" in self.attack else ":"
         return [f"{self.attack}{joint}eps={eps:g}" for eps in self.eps]
+
+    @property
+    def noun(self) -> str:
+        """What it stands for."""
+        return _OUTCOMES[self.measure][0]
+
+    @property
+    def words(self) -> str:
+        """How it is measured."""
+        if self.measure == "area":
+            return f"area under accuracy by {self.attack} for eps 0 to {self.eps[-1]:g}"
+        by = f" by {self.attack}" if self.measure == "median_distance" else ""
+        return _OUTCOMES[self.measure][1] + by
+
+    @property
+    def axis(self) -> str:
+        """How a figure's axis calls it."""
+        return f"{self.noun.removeprefix('the ')}: {_OUTCOMES[self.measure][1]}"
 
 
 class Grid(BaseModel):
@@ -97,7 +134,8 @@ class Grid(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     recipe: str
     vary: dict[str, list[Any]]
-    """Every combination is a model; a value of null takes the recipe's own."""
+    """Every combination is a model; a value of null takes the recipe's own. A text such as ``function:random-{0..99}``
+    is one value for each of the numbers."""
 
     @field_validator("vary")
     @classmethod
@@ -105,7 +143,18 @@ class Grid(BaseModel):
         for key, values in vary.items():
             if not values:
                 raise ValueError(f"{key} has no values")
-        return vary
+        return {key: [one for value in values for one in _numbered(value)] for key, values in vary.items()}
+
+
+def _numbered(value: Any) -> list[Any]:
+    """The texts that a text with a range of numbers, as in {0..99}, stands for; anything else alone."""
+    found = _RANGE.search(value) if isinstance(value, str) else None
+    if found is None:
+        return [value]
+    first, last = int(found[1]), int(found[2])
+    if not first <= last < first + _MOST:
+        raise ValueError(f"{value}: give a range in rising order, of at most {_MOST} numbers")
+    return [value[: found.start()] + str(k) + value[found.end() :] for k in range(first, last + 1)]
 
 
 class Models(BaseModel):
@@ -204,6 +253,8 @@ class Cell:
             "seed": study.seed,
             "schema": SCHEMA_VERSION,
         }
+        if study.outcome.measure == "generalisation_gap":
+            content["gap"] = True
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -293,7 +344,8 @@ def _varied(recipe: Recipe, keys: Mapping[str, Any], values: Sequence[Any]) -> R
         if value is not None:
             place[last] = value
         if len(keys[key]) > 1:
-            words.append(f"{last.replace('_', '-')}{value}")
+            called = str(value).rpartition(":")[2] if last == "data" else f"{last.replace('_', '-')}{value}"
+            words.append(called)
     name = "-".join([recipe.name, *words]).replace("/", "-")
     try:
         return Recipe.model_validate({**content, "name": name, "folder": recipe.folder})

@@ -129,6 +129,7 @@ def _one(cell: Cell, study: Study, data_root: Path | None, catalogue: list[Path]
                     "study_cell": cell.key(study),
                     "recipe_digest": cell.recipe.digest,
                     "covariates": _covariates(model, data, study),
+                    **({"gap": _gap(model, data)} if study.outcome.measure == "generalisation_gap" else {}),
                 },
                 progress=False,
             )
@@ -157,6 +158,16 @@ def _covariates(model: nn.Module, data: Dataset, study: Study) -> dict[str, floa
     }
 
 
+def _gap(model: nn.Module, data: Dataset) -> dict[str, float]:
+    """Accuracy on the samples that were trained on, on those held out, and how many there are."""
+    held = data.val if data.enumerated else data.test  # where all inputs are listed, the test ones are among them
+    if not len(data.train) or not len(held):
+        raise RobGIBError(f"{data.name!r} has no training or no held-out samples; a gap needs both.")
+    with torch.no_grad():
+        trained, told = (float((model(s.x).argmax(1) == s.y).float().mean()) for s in (data.train, held))
+    return {"trained": trained, "held_out": told, "samples": len(held)}
+
+
 def measured_rows(study: Study, measured: Sequence[Measured]) -> pd.DataFrame:
     """One row a model: where it came from, the outcome, every figure with its standard error, and the covariates.
 
@@ -168,6 +179,7 @@ def measured_rows(study: Study, measured: Sequence[Measured]) -> pd.DataFrame:
         row: dict[str, Any] = {
             "model": cell.name,
             "part": cell.part,
+            "data": cell.recipe.data,
             "architecture": cell.architecture,
             "regime": "untrained" if cell.untrained else cell.regime,
             "dose": cell.dose,
@@ -187,10 +199,18 @@ def measured_rows(study: Study, measured: Sequence[Measured]) -> pd.DataFrame:
 
 
 def _outcome(study: Study, run: Run) -> dict[str, float]:
-    """The area under accuracy against eps, as a share of the widest, with its binomial standard error."""
+    """The outcome with its standard error; of the area under accuracy against eps, as a share of the widest."""
+    clean = float(run.robustness["clean_accuracy"].iloc[0]) if len(run.robustness) else float("nan")
+    if study.outcome.measure == "generalisation_gap":
+        gap = run.config["source"]["gap"]
+        spread = float(np.sqrt(gap["held_out"] * (1 - gap["held_out"]) / gap["samples"]))
+        found = {"trained_accuracy": gap["trained"], "held_out_accuracy": gap["held_out"]}
+        return {"clean_accuracy": clean, "outcome": gap["trained"] - gap["held_out"], "outcome_se": spread, **found}
     table = run.robustness[run.robustness["status"] == "ok"].drop_duplicates("eps").set_index("eps")
     told = table.loc[[e for e in table.index if any(np.isclose(e, study.outcome.eps))]].sort_index()
-    clean = float(run.robustness["clean_accuracy"].iloc[0])
+    if study.outcome.measure == "median_distance":
+        value = float(table["median_distance"].iloc[0]) if len(table) else float("nan")
+        return {"clean_accuracy": clean, "outcome": value if np.isfinite(value) else float("nan"), **_median_se(run)}
     at = np.array([0.0, *told.index])
     accuracy = np.array([clean, *told["robust_accuracy"]])
     if len(told) < len(study.outcome.eps):
@@ -208,16 +228,22 @@ def _outcome(study: Study, run: Run) -> dict[str, float]:
     }
 
 
+def _median_se(run: Run) -> dict[str, float]:
+    """Standard error of the median distance, from the order statistics (the two-sided 68% interval's half width)."""
+    near = np.sort(run.outcomes["distance"].to_numpy(float))
+    n = len(near)
+    below, above = (int(np.clip(round(n / 2 + side * np.sqrt(n) / 2), 0, n - 1)) for side in (-1, 1))
+    half = float(near[above] - near[below]) / 2 if n else float("nan")
+    return {"outcome_se": half if np.isfinite(half) else 0.0}
+
+
 def _figure(figure: Figure, run: Run) -> Mapping[str, Any]:
     name = figure.estimator.partition(":")[0]
     held = run.layers
     chosen = held[
-        (held["estimator"] == name)
-        & (held["partition"] == figure.partition)
-        & (held["term"] == FIGURES[figure.figure])
-        & (held["depth"] >= 0)
+        (held["estimator"] == name) & (held["partition"] == figure.partition) & (held["term"] == FIGURES[figure.figure])
     ].sort_values("depth")
-    inner = chosen[chosen["layer"] != LOGITS]
+    inner = chosen[(chosen["layer"] != LOGITS) & (chosen["depth"] >= 0)]
     if figure.layer == "last":
         chosen = inner.tail(1)
     elif figure.layer == "mean":

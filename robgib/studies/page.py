@@ -40,11 +40,11 @@ def _cells(table: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def _shown(claim: Claim) -> list[tuple[str, str, pd.DataFrame]]:
+def _shown(study: Study, claim: Claim) -> list[tuple[str, str, pd.DataFrame]]:
     facts = pd.DataFrame(list(claim.facts.items()), columns=["figure", "value"])
     return [
         (
-            "Correlations with robustness",
+            f"Correlations with {study.outcome.noun.removeprefix('the ')}",
             "Spearman's ρ with a 95% interval (bootstrap over groups of models that differ by their seed alone) and "
             "its permutation p; Holm's correction for the secondary figures; Pearson's and Kendall's coefficients. "
             "Reliability: the share of the figure's variance over models that is not its own estimation error.",
@@ -72,7 +72,7 @@ def study_page(study: Study, rows: pd.DataFrame, claim: Claim, version: str) -> 
     told = rows[rows["left_out"] == ""]
     drawn = {"confirm", "explore"} & set(told["part"])
     plots = [
-        (part, Markup(figures.study_scatter(told[told["part"] == part], primary, "outcome")))
+        (part, Markup(figures.study_scatter(told[told["part"] == part], primary, "outcome", study.outcome.axis)))
         for part in ("confirm", "explore", "control")
         if (part in drawn or part == "control") and primary in told and len(told[told["part"] == part])
     ]
@@ -85,7 +85,7 @@ def study_page(study: Study, rows: pd.DataFrame, claim: Claim, version: str) -> 
         primary=primary,
         secondary=[f.label for f in study.secondary],
         plots=plots,
-        sections=[(t, w, _cells(f)) for t, w, f in _shown(claim) if len(f)],
+        sections=[(t, w, _cells(f)) for t, w, f in _shown(study, claim) if len(f)],
         models=_cells(rows),
         csv=base64.b64encode(rows.to_csv(index=False).encode()).decode(),
         json=base64.b64encode(data.encode()).decode(),
@@ -130,12 +130,12 @@ def study_markdown(study: Study, rows: pd.DataFrame, claim: Claim) -> str:
         "",
         f"**{claim.verdict.capitalize()}.** {claim.words}",
         "",
-        f"Primary figure: {study.primary.label}. Outcome: area under accuracy by `{study.outcome.attack}` for eps 0 to "
-        f"{study.outcome.eps[-1]:g}. {len(rows)} models, {claim.models} counted.",
+        f"Primary figure: {study.primary.label}. Outcome: {study.outcome.words}. {len(rows)} models, {claim.models} "
+        "counted.",
         "",
         *(f"- {note}" for note in claim.notes),
     ]
-    for title, what, frame in _shown(claim):
+    for title, what, frame in _shown(study, claim):
         if len(frame):
             shown = frame.map(_text)
             lines += ["", f"## {title}", "", what, "", shown.to_markdown(index=False, disable_numparse=True)]

@@ -14,6 +14,7 @@ from robgib.zoo.loading import (
     load_recipe,
     load_robustbench,
     stored_checkpoint,
+    trace_recipe,
     train_recipe,
 )
 from robgib.zoo.recipe import Architecture, PretrainedWeights, Recipe, chosen, find_recipe, list_models, recipes
@@ -40,5 +41,6 @@ __all__ = [
     "recipes",
     "stored_checkpoint",
     "table_markdown",
+    "trace_recipe",
     "train_recipe",
 ]

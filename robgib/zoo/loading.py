@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ from robgib.models.programs import is_program
 from robgib.models.registry import build, check_file_architecture
 from robgib.runtime import Progress, environment, progress_bars
 from robgib.training.loop import accuracy, train
+from robgib.training.tracing import Trace, saved_epochs, snapshots, trace
 from robgib.zoo.recipe import Architecture, Recipe, check_name, find_recipe, recipes
 
 __all__ = [
@@ -46,6 +49,7 @@ __all__ = [
     "load_recipe",
     "load_robustbench",
     "stored_checkpoint",
+    "trace_recipe",
     "train_recipe",
 ]
 
@@ -68,6 +72,63 @@ def checkpoint_path(recipe: Recipe, data: Dataset) -> Path:
     """
     check_name("model", recipe.name)  # a copy of a recipe may have been given one that nothing checked
     return cache_folder() / "zoo" / f"{recipe.name}-{recipe.digest[:8]}-{data.digest[:8]}.safetensors"
+
+
+def trace_recipe(
+    recipe: Recipe,
+    data: Dataset,
+    out: Path,
+    at: Sequence[int],
+    estimators: Sequence[str],
+    *,
+    keep: bool = False,
+    samples: int = 2000,
+    features: str = "auto",
+    device: torch.device | str = "cpu",
+    catalogue: Sequence[Path] = (),
+    allow_code: bool = False,
+    progress: Progress | None = None,
+) -> tuple[Trace, dict[str, Any]]:
+    """Train a recipe's model and follow the information in its layers (:func:`~robgib.training.trace`).
+
+    Args:
+        recipe: of the model.
+        data: it learns from.
+        out: checkpoint to write; the networks of the epochs lie in the folder ``.epochs`` beside it.
+        at: epochs to follow.
+        estimators: specifications.
+        keep: whether that folder stays.
+        samples: most samples to estimate on.
+        features: partition of the input.
+        device: where to compute.
+        catalogue: further folders of plug-ins.
+        allow_code: whether a record may name code to run.
+        progress: called with (task, done, total, note).
+
+    Returns:
+        The trace, and the training's record.
+    """
+    folder = out.with_suffix(".epochs")
+    told = {"name": recipe.name, "data": recipe.data, "architecture": recipe.model_dump()["architecture"]}
+    _, record, _ = train_recipe(recipe, data, out, device=device, progress=progress, watch=snapshots(folder, at, told))
+
+    def load(path: Path) -> nn.Module:
+        return load_checkpoint(path, None, None, None, data=data, extra=list(catalogue), allow_code=allow_code)[0]
+
+    networks = {e: partial(load, f) for e, f in saved_epochs(folder).items() if e in at}
+    found = trace(
+        networks,
+        data,
+        estimators,
+        samples=samples,
+        features=features,
+        device=device,
+        catalogue=catalogue,
+        progress=progress,
+    )
+    if not keep:
+        shutil.rmtree(folder)
+    return found, record
 
 
 def train_recipe(

@@ -35,6 +35,18 @@ def test_known_answers_with_distractors(name, total, of_used, used):
     assert synergy == pytest.approx(of_used * used / INPUTS, abs=1e-4)
 
 
+def test_random_functions_have_every_degree_of_synergy():
+    found = [true_information(function(f"random-{k}")) for k in range(40)]
+    synergy = np.array([s / i for i, s in found])
+    assert synergy.min() < 0.05
+    assert synergy.max() > 0.4
+    assert np.quantile(synergy, 0.75) - np.quantile(synergy, 0.25) > 0.1
+    assert min(i for i, _ in found) > 0.85  # about as many patterns have one label as the other
+    data = load_data("function:random-3")
+    assert (len(data.train), len(data.val), len(data.test)) == (512, 3584, 4096)
+    assert load_data("function:random-3").digest == data.digest != load_data("function:random-4").digest
+
+
 @pytest.mark.parametrize("name", ["real-sum", "real-max-2", "real-max-4", "real-parity-2"])
 def test_closed_forms_of_real_functions(name):
     """Each term by integration over a fine grid of the conditional probabilities that the definition gives."""

@@ -33,6 +33,7 @@ def made(rng, slope=0.0, between=0.0, seeds=4, alike=False):
                         {
                             "model": f"{architecture}-{regime}-{dose}-{seed}",
                             "part": "confirm",
+                            "data": "digits",
                             "architecture": architecture,
                             "regime": regime,
                             "dose": dose,

@@ -7,7 +7,9 @@ import pandas as pd
 import pytest
 
 from robgib import RobGIBError
-from robgib.studies import cells, measure, read_study, stored
+from robgib.data import function
+from robgib.information import true_information
+from robgib.studies import cells, measure, measured_rows, read_study, stored
 
 SMALL = """
 question: Does v fall with the strength of adversarial training?
@@ -41,6 +43,49 @@ def test_a_grid_names_its_models_and_tells_where_they_come_from(tmp_path):
     keys = {c.key(study) for c in found.values()}
     assert len(keys) == 3
     assert one.key(study.model_copy(update={"samples": 41})) not in keys
+
+
+GAP = """
+question: Do networks generalise better to more synergistic functions?
+primary: {figure: synergy, estimator: exact, partition: pixels, layer: Y}
+secondary: [{figure: synergy, estimator: exact, partition: pixels, layer: Ŷ}]
+outcome: {measure: generalisation_gap}
+information_samples: 4096
+confirm:
+  train:
+    - recipe: function-mlp
+      vary: {data: ["function:random-{0..3}"], training.epochs: [20]}
+"""
+
+
+def test_synergy_against_the_generalisation_gap(tmp_path):
+    study = read_study(written(tmp_path, GAP))
+    found = cells(study)
+    assert [c.name for c in found] == [f"function-mlp-random-{k}" for k in range(4)]
+    rows = measured_rows(study, measure(study, found))
+    assert not (rows["left_out"] != "").any()
+    for row, cell in zip(rows.itertuples(), found, strict=True):
+        assert row.data == cell.recipe.data
+        assert row.outcome == pytest.approx(row.trained_accuracy - row.held_out_accuracy)
+        assert rows.loc[row.Index, study.primary.label] == pytest.approx(true_information(function(row.data[9:]))[1])
+    assert rows["trained_accuracy"].max() > 0.95
+
+
+@pytest.mark.parametrize("values", ["{5..2}", "{0..99999}"])
+def test_a_range_that_cannot_be_meant_is_refused(tmp_path, values):
+    with pytest.raises(RobGIBError, match="range in rising order"):
+        read_study(written(tmp_path, GAP.replace("{0..3}", values)))
+
+
+def test_the_median_distance_as_the_outcome(tmp_path):
+    text = SMALL.replace(
+        '{attack: "pgd-linf:steps=3", eps: [0.05, 0.1]}', '{measure: median_distance, attack: "deepfool-linf"}'
+    )
+    study = read_study(written(tmp_path, text))
+    rows = measured_rows(study, measure(study, cells(study)))
+    trained = rows[rows["part"] == "confirm"]
+    assert trained["outcome"].between(1e-4, 1).all()
+    assert trained["outcome_se"].max() > 0
 
 
 @pytest.mark.parametrize(
