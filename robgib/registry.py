@@ -16,7 +16,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -196,7 +196,11 @@ def yaml_error(error: ValidationError, path: Path) -> RobGIBError:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
     line = line_of(path, first["loc"])
-    return RobGIBError(f"{path}, line {line}: {where or 'content'}: {first['msg'].lower()} (found {first['input']!r}).")
+    said = first["msg"].removeprefix("Value error, ")
+    said = said[:1].lower() + said[1:]
+    if isinstance(first["input"], Mapping) or not where:  # what is wrong is no one value
+        return RobGIBError(f"{path}, line {line}: {where + ': ' if where else ''}{said}.")
+    return RobGIBError(f"{path}, line {line}: {where}: {said} (found {first['input']!r}).")
 
 
 def line_of(path: Path, keys: Sequence[object]) -> int:

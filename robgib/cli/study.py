@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import pandas as pd
 import typer
 from rich.markup import escape
 from rich.table import Table
@@ -23,6 +24,9 @@ File = Annotated[Path, typer.Argument(help="The study's YAML file.")]
 def plan(file: File, catalogue: Catalogue = None) -> None:
     """Show a study's models and what is measured already, before anything runs."""
     extra = list(catalogue or [])
+    if _kind(file) == "compression":
+        _plan_phases(robgib.studies.read_phases(file, extra), extra)
+        return
     study = robgib.studies.read_study(file, extra)
     table = Table(title=escape(study.name), title_justify="left")
     for column in ("model", "part", "architecture", "regime", "dose", "seed", "measured"):
@@ -55,6 +59,9 @@ def run(
 ) -> None:
     """Train and measure what is not measured yet, and write the page with the verdict."""
     extra = list(catalogue or [])
+    if _kind(file) == "compression":
+        _run_phases(robgib.studies.read_phases(file, extra), out_folder, jobs, data_root, extra, quiet)
+        return
     study = robgib.studies.read_study(file, extra)
     found = robgib.studies.cells(study, extra)
     target = out_folder or Path("runs") / f"study-{study.name}"
@@ -65,16 +72,81 @@ def run(
         )
     rows = robgib.studies.measured_rows(study, measured)
     claim = robgib.studies.claim(study, rows)
+    version = robgib.__version__
+    _write(
+        target,
+        robgib.studies.study_page(study, rows, claim, version),
+        robgib.studies.study_markdown(study, rows, claim),
+        robgib.studies.study_json(study, rows, claim, version),
+        {"models.csv": rows},
+    )
+    _tell(claim, target)
+    if not any(m.run for m in measured):
+        raise typer.Exit(1)
+
+
+def _kind(file: Path) -> str:
+    """The kind that a study file says it is; what is wrong with the file is said when it is read."""
+    if not file.is_file():
+        return ""
+    content = robgib.registry.read_yaml(file)
+    return str(content.get("kind", ""))
+
+
+def _write(target: Path, page: str, markdown: str, told: dict[str, Any], tables: dict[str, pd.DataFrame]) -> None:
     with atomic_directory(target) as folder:
-        page = robgib.studies.study_page(study, rows, claim, robgib.__version__)
         (folder / "study.html").write_text(page, encoding="utf-8")
-        (folder / "study.md").write_text(robgib.studies.study_markdown(study, rows, claim), encoding="utf-8")
-        told = robgib.studies.study_json(study, rows, claim, robgib.__version__)
+        (folder / "study.md").write_text(markdown, encoding="utf-8")
         (folder / "study.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
-        rows.to_csv(folder / "models.csv", index=False)
+        for name, table in tables.items():
+            table.to_csv(folder / name, index=False)
+
+
+def _tell(claim: robgib.studies.Claim | robgib.studies.PhasesClaim, target: Path) -> None:
     out.print(f"[bold]{escape(claim.verdict.capitalize())}.[/bold] {escape(claim.words)}", highlight=False)
     for note in claim.notes:
         out.print(f"  {escape(note)}", highlight=False)
     out.print(f"\nPage: [bold]{escape(str(target / 'study.html'))}[/bold]", soft_wrap=True, highlight=False)
-    if not any(m.run for m in measured):
+
+
+def _plan_phases(study: robgib.studies.Phases, extra: list[Path]) -> None:
+    table = Table(title=escape(study.name), title_justify="left")
+    for column in ("network", "group", "control", "epochs", "traced"):
+        table.add_column(column, no_wrap=column != "network", overflow="fold")
+    networks = robgib.studies.followed(study, extra)
+    there = 0
+    for one in networks:
+        done = (one.folder(study) / "trace.csv").is_file()
+        there += done
+        epochs = str(one.recipe.training.epochs)
+        table.add_row(*map(escape, (one.name, one.group, one.control or "", epochs)), "yes" if done else "")
+    out.print(table)
+    out.print(f"{len(networks)} networks, {there} traced before.", highlight=False)
+
+
+def _run_phases(
+    study: robgib.studies.Phases, folder: Path | None, jobs: int, data_root: Path | None, extra: list[Path], quiet: bool
+) -> None:
+    networks = robgib.studies.followed(study, extra)
+    target = folder or Path("runs") / f"study-{study.name}"
+    check_writable(target)
+    with robgib.runtime.progress_bars(not quiet, always=True) as progress:
+        traced = robgib.studies.trace_all(
+            study, networks, data_root=data_root, jobs=jobs, catalogue=extra, progress=progress
+        )
+    rows = robgib.studies.phases_rows(study, traced)
+    claim = robgib.studies.phases_claim(study, rows)
+    version = robgib.__version__
+    traces = [
+        t.table.assign(network=t.network.name, control=t.network.control or "") for t in traced if t.table is not None
+    ]
+    _write(
+        target,
+        robgib.studies.phases_page(study, traced, rows, claim, version),
+        robgib.studies.phases_markdown(study, claim),
+        robgib.studies.phases_json(study, rows, claim, version),
+        {"networks.csv": rows, **({"traces.csv": pd.concat(traces)} if traces else {})},
+    )
+    _tell(claim, target)
+    if not traces:
         raise typer.Exit(1)

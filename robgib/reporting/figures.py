@@ -21,6 +21,7 @@ __all__ = [
     "feature_maps",
     "information_plane",
     "layer_terms",
+    "phase_curves",
     "picture_rows",
     "robustness_scatter",
     "study_scatter",
@@ -298,6 +299,34 @@ def study_scatter(rows: pd.DataFrame, figure_label: str, outcome: str, axis: str
         )  # fmt: skip
     figure.update_xaxes(title_text=figure_label.replace(" (", "<br>("))
     figure.update_yaxes(title_text=axis)
+    return _styled(figure, 430)
+
+
+def phase_curves(table: pd.DataFrame) -> str:
+    """I(X;Z) and C(X;Z) of one layer over the epochs, a line a network, a colour a group; controls dotted."""
+    terms = ("I(X;Z)", "C(X;Z)")
+    figure = make_subplots(1, 2, subplot_titles=terms, horizontal_spacing=0.08)
+    groups = list(dict.fromkeys(zip(table["group"], table["control"], strict=True)))
+    shown = set()
+    for n, term in enumerate(terms):
+        held = table[table["term"] == term]
+        for name, g in held.groupby("network", sort=False):
+            key = (g["group"].iloc[0], g["control"].iloc[0])
+            label = f"{key[0]}, {key[1]}" if key[1] else key[0]
+            figure.add_trace(
+                go.Scatter(
+                    x=g["epoch"].astype(str), y=g["value"], mode="lines+markers", name=label, legendgroup=label,
+                    showlegend=key not in shown,
+                    line={
+                        "color": _COLOURS[groups.index(key) % len(_COLOURS)], "width": 1.6,
+                        "dash": "dot" if key[1] else "solid",
+                    },
+                    marker={"size": 4}, hovertemplate=f"{name}, epoch %{{x}}: %{{y:.3f}} bits",
+                ), 1, 1 + n,
+            )  # fmt: skip
+            shown.add(key)
+    figure.update_xaxes(type="category", title_text="epochs")
+    figure.update_yaxes(title_text="bits", col=1)
     return _styled(figure, 430)
 
 

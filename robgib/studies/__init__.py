@@ -3,23 +3,54 @@
 from robgib.studies.claims import Claim, claim
 from robgib.studies.design import Cell, Figure, Outcome, Study, cells, read_study
 from robgib.studies.measure import Measured, measure, measured_rows, stored
-from robgib.studies.page import STUDY_SCHEMA, study_json, study_markdown, study_page
+from robgib.studies.page import (
+    STUDY_SCHEMA,
+    phases_json,
+    phases_markdown,
+    phases_page,
+    study_json,
+    study_markdown,
+    study_page,
+)
+from robgib.studies.phases import (
+    Followed,
+    Phases,
+    PhasesClaim,
+    Traced,
+    followed,
+    phases_claim,
+    phases_rows,
+    read_phases,
+    trace_all,
+)
 
 __all__ = [
     "STUDY_SCHEMA",
     "Cell",
     "Claim",
     "Figure",
+    "Followed",
     "Measured",
     "Outcome",
+    "Phases",
+    "PhasesClaim",
     "Study",
+    "Traced",
     "cells",
     "claim",
+    "followed",
     "measure",
     "measured_rows",
+    "phases_claim",
+    "phases_json",
+    "phases_markdown",
+    "phases_page",
+    "phases_rows",
+    "read_phases",
     "read_study",
     "stored",
     "study_json",
     "study_markdown",
     "study_page",
+    "trace_all",
 ]

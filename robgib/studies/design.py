@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -39,6 +39,8 @@ __all__ = [
     "Outcome",
     "Study",
     "cells",
+    "chosen_recipes",
+    "read_design",
     "read_study",
 ]
 
@@ -52,6 +54,7 @@ FIGURES = {
 }
 """What a study may ask of a layer, and the term of the layers' table that it is."""
 Part = Literal["explore", "confirm"]
+Design = TypeVar("Design", bound=BaseModel)
 _RANGE = re.compile(r"\{(\d{1,6})\.\.(\d{1,6})\}")
 _MOST = 10_000
 
@@ -171,6 +174,7 @@ class Study(BaseModel):
     """A study: the question, its one primary figure, and everything else, which is secondary."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    kind: Literal["correlation"] = "correlation"
     name: str
     question: str
     expect: Literal["positive", "negative", "either"] = "either"
@@ -258,19 +262,29 @@ class Cell:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def read_design(path: Path, kind: type[Design]) -> Design:
+    """Read a study file of one kind; its name is the file's, or the folder's where the file is called study.yaml.
+
+    Raises:
+        RobGIBError: it is no such study; the sentence names the line and the key.
+    """
+    if not path.is_file():
+        raise RobGIBError(f"study file {str(path)!r} does not exist.")
+    content = registry.read_yaml(path)
+    name = path.resolve().parent.name if path.stem == "study" else path.stem
+    try:
+        return kind.model_validate({"name": name, **content})
+    except ValidationError as error:
+        raise registry.yaml_error(error, path) from error
+
+
 def read_study(path: Path, catalogue: Sequence[Path] = ()) -> Study:
     """Read a study file.
 
     Raises:
         RobGIBError: it is no study; the sentence names the line and the key.
     """
-    if not path.is_file():
-        raise RobGIBError(f"study file {str(path)!r} does not exist.")
-    content = registry.read_yaml(path)
-    try:
-        study = Study.model_validate({"name": path.stem, **content})
-    except ValidationError as error:
-        raise registry.yaml_error(error, path) from error
+    study = read_design(path, Study)
     try:
         for attack in study.outcome.attacks:
             make_attack(attack, extra=catalogue)
@@ -295,7 +309,7 @@ def cells(study: Study, catalogue: Sequence[Path] = ()) -> list[Cell]:
     )
     found: dict[str, Cell] = {}
     for part, models, untrained in parts:
-        for recipe in _chosen(models, known):
+        for recipe in chosen_recipes(models, known):
             cell = Cell(recipe, part, *_origin(recipe), untrained)
             if cell.name in found:
                 former = found[cell.name].part
@@ -309,7 +323,12 @@ def cells(study: Study, catalogue: Sequence[Path] = ()) -> list[Cell]:
     return list(found.values())
 
 
-def _chosen(models: Models, known: Mapping[str, Recipe]) -> list[Recipe]:
+def chosen_recipes(models: Models, known: Mapping[str, Recipe]) -> list[Recipe]:
+    """Return the recipes that a part of a study names.
+
+    Raises:
+        RobGIBError: a model, pattern, group, recipe or key that there is not.
+    """
     chosen: list[Recipe] = []
     for pattern in models.models:
         named = [r for n, r in known.items() if fnmatch.fnmatchcase(n, pattern)]

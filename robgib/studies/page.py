@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -14,9 +15,13 @@ from robgib.reporting import figures
 from robgib.reporting.page import page
 from robgib.studies.claims import Claim
 from robgib.studies.design import Study
+from robgib.studies.phases import Phases, PhasesClaim, Traced
 
 __all__ = [
     "STUDY_SCHEMA",
+    "phases_json",
+    "phases_markdown",
+    "phases_page",
     "study_json",
     "study_markdown",
     "study_page",
@@ -93,17 +98,39 @@ def study_page(study: Study, rows: pd.DataFrame, claim: Claim, version: str) -> 
     )
 
 
-def study_json(study: Study, rows: pd.DataFrame, claim: Claim, version: str) -> dict[str, Any]:
+def phases_page(study: Phases, traced: Sequence[Traced], rows: pd.DataFrame, claim: PhasesClaim, version: str) -> str:
+    """Return the page of a study of compression as self-contained HTML."""
+    curves = pd.concat(
+        [
+            t.table.assign(network=t.network.name, group=t.network.group, control=t.network.control or "")
+            for t in traced
+            if t.table is not None
+        ]
+        or [pd.DataFrame()]
+    )
+    layers = {r.network: r.layer for r in rows[rows.get("primary", False) == True].itertuples()}  # noqa: E712
+    of_layer = (
+        curves[[layers.get(n) == k for n, k in zip(curves["network"], curves["layer"], strict=True)]]
+        if len(curves)
+        else curves
+    )
+    data = json.dumps(phases_json(study, rows, claim, version))
+    return page(
+        "phases.html.j2",
+        title=study.name,
+        study=study,
+        claim=claim,
+        plot=Markup(figures.phase_curves(of_layer)) if len(of_layer) else "",
+        groups=_cells(claim.groups) if len(claim.groups) else None,
+        networks=_cells(rows),
+        csv=base64.b64encode(rows.to_csv(index=False).encode()).decode(),
+        json=base64.b64encode(data.encode()).decode(),
+        version=version,
+    )
+
+
+def phases_json(study: Phases, rows: pd.DataFrame, claim: PhasesClaim, version: str) -> dict[str, Any]:
     """Return everything as plain values; NaN is null. ``schema`` is :data:`STUDY_SCHEMA`."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, float) and not math.isfinite(value):
-            return None
-        return value.item() if hasattr(value, "item") else value
-
-    def table(frame: pd.DataFrame) -> list[dict[str, Any]]:
-        return [{k: plain(v) for k, v in row.items()} for row in frame.to_dict("records")]
-
     return {
         "schema": STUDY_SCHEMA,
         "robgib": version,
@@ -111,13 +138,48 @@ def study_json(study: Study, rows: pd.DataFrame, claim: Claim, version: str) -> 
         "verdict": claim.verdict,
         "words": claim.words,
         "models_counted": claim.models,
-        "facts": {k: plain(v) for k, v in claim.facts.items()},
         "notes": list(claim.notes),
-        "correlations": table(claim.correlations),
-        "effects": table(claim.effects),
-        "partial": table(claim.partial),
-        "without": table(claim.without),
-        "models": table(rows),
+        "groups": _plain(claim.groups),
+        "networks": _plain(rows),
+    }
+
+
+def phases_markdown(study: Phases, claim: PhasesClaim) -> str:
+    """Return the verdict and the counts as Markdown."""
+    lines = [f"# {study.name}", "", study.question, "", f"**{claim.verdict.capitalize()}.** {claim.words}", ""]
+    lines += [f"- {note}" for note in claim.notes]
+    if len(claim.groups):
+        lines += ["", claim.groups.map(_text).to_markdown(index=False, disable_numparse=True)]
+    return "\n".join(lines) + "\n"
+
+
+def _plain(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """A table's rows as plain values."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, float) and not math.isfinite(value):
+            return None
+        return value.item() if hasattr(value, "item") else value
+
+    return [{k: plain(v) for k, v in row.items()} for row in frame.to_dict("records")]
+
+
+def study_json(study: Study, rows: pd.DataFrame, claim: Claim, version: str) -> dict[str, Any]:
+    """Return everything as plain values; NaN is null. ``schema`` is :data:`STUDY_SCHEMA`."""
+    return {
+        "schema": STUDY_SCHEMA,
+        "robgib": version,
+        "design": study.model_dump(mode="json"),
+        "verdict": claim.verdict,
+        "words": claim.words,
+        "models_counted": claim.models,
+        "facts": _plain(pd.DataFrame([claim.facts]))[0] if claim.facts else {},
+        "notes": list(claim.notes),
+        "correlations": _plain(claim.correlations),
+        "effects": _plain(claim.effects),
+        "partial": _plain(claim.partial),
+        "without": _plain(claim.without),
+        "models": _plain(rows),
     }
 
 

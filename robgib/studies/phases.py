@@ -1,0 +1,330 @@
+"""Studies of compression in training: which networks compress, counted over seeds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+from joblib import Parallel, delayed
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
+from scipy import stats
+
+from robgib.data.dataset import Dataset
+from robgib.errors import RobGIBError, unknown_name
+from robgib.files import atomic_directory, cache_folder
+from robgib.information.activations import LOGITS
+from robgib.information.registry import make_estimator
+from robgib.results import SCHEMA_VERSION
+from robgib.runtime import Progress, one_thread
+from robgib.studies.design import Grid, Models, chosen_recipes, read_design
+from robgib.training.tracing import Control, control, log_spaced
+from robgib.zoo.loading import data_of, trace_recipe
+from robgib.zoo.recipe import Recipe, recipes
+
+__all__ = [
+    "COMPRESSES",
+    "KEEPS",
+    "Followed",
+    "Phases",
+    "PhasesClaim",
+    "Traced",
+    "followed",
+    "phases_claim",
+    "phases_rows",
+    "read_phases",
+    "trace_all",
+]
+
+COMPRESSES, KEEPS, UNTOLD = "compresses", "does not compress", "cannot be told"
+Verdict = Literal["compresses", "does not compress"]
+_MOST = 0.8  # share of a group's networks that must have the verdict
+
+
+class Controls(BaseModel):
+    """Networks that learn nothing, or labels without sense: recipes by name."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    untrained: list[Grid] = Field(default_factory=list)
+    random_labels: list[Grid] = Field(default_factory=list)
+
+
+class Phases(BaseModel):
+    """A study of compression in training: which groups of networks are expected to compress, and which not to."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    kind: Literal["compression"]
+    name: str
+    question: str
+    expect: dict[str, Verdict]
+    """What the claim says of each recipe of ``train``."""
+    term: Literal["I(X;Z)", "C(X;Z)"] = "C(X;Z)"
+    """The primary term: the IB's complexity, or the GIB's."""
+    layer: str = "last"
+    """The primary layer: ``last`` is the last before the logits."""
+    estimator: str = "exact"
+    partition: str = "auto"
+    samples: PositiveInt = 2000
+    train: list[Grid]
+    controls: Controls = Field(default_factory=Controls)
+    seed: NonNegativeInt = 0
+
+    @model_validator(mode="after")
+    def _known(self) -> Phases:
+        named = {grid.recipe for grid in self.train}
+        for name in self.expect:
+            if name not in named:
+                raise ValueError(f"expect names {name!r}, which is no recipe of train")
+        return self
+
+
+@dataclass(frozen=True)
+class Followed:
+    """One network to follow: of which group it is, and which control."""
+
+    recipe: Recipe
+    group: str
+    control: Control | None = None
+
+    @property
+    def name(self) -> str:
+        """Of the network."""
+        return f"{self.recipe.name}-{self.control}" if self.control else self.recipe.name
+
+    def key(self, study: Phases) -> str:
+        """Digest of everything that its trace depends on."""
+        content = {
+            "weights": self.recipe.digest,
+            "control": self.control,
+            "data": self.recipe.data,
+            "trace": [study.estimator, study.partition, study.samples, study.seed],
+            "schema": SCHEMA_VERSION,
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+    def folder(self, study: Phases) -> Path:
+        """Where its trace is kept, for all studies."""
+        return cache_folder() / "measured" / f"trace-{self.key(study)}"
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A network and its trace, or the sentence of the error."""
+
+    network: Followed
+    table: pd.DataFrame | None
+    compression: pd.DataFrame | None
+    accuracy: float = float("nan")
+    error: str = ""
+
+
+def read_phases(path: Path, catalogue: Sequence[Path] = ()) -> Phases:
+    """Read a study of compression.
+
+    Raises:
+        RobGIBError: it is none; the sentence names the line and the key.
+    """
+    study = read_design(path, Phases)
+    try:
+        make_estimator(study.estimator, catalogue)
+    except RobGIBError as error:
+        raise RobGIBError(f"{path}: {error}") from error
+    return study
+
+
+def followed(study: Phases, catalogue: Sequence[Path] = ()) -> list[Followed]:
+    """Return the networks of a study, each once."""
+    known = recipes(catalogue)
+    found: list[Followed] = []
+    parts: tuple[tuple[Sequence[Grid], Control | None], ...] = (
+        (study.train, None),
+        (study.controls.untrained, "untrained"),
+        (study.controls.random_labels, "random-labels"),
+    )
+    for grids, how in parts:
+        for grid in grids:
+            found += [Followed(r, grid.recipe, how) for r in chosen_recipes(Models(train=[grid]), known)]
+    names = [n.name for n in found]
+    twice = next((n for n in names if names.count(n) > 1), None)
+    if twice:
+        raise RobGIBError(f"study {study.name!r} has the network {twice!r} twice; name it once.")
+    return found
+
+
+def trace_all(
+    study: Phases,
+    networks: Sequence[Followed],
+    *,
+    data_root: Path | None = None,
+    jobs: int = 1,
+    catalogue: Sequence[Path] = (),
+    progress: Progress | None = None,
+) -> list[Traced]:
+    """Train and follow the networks that were not followed before, and read the others."""
+    waiting = [n for n in networks if not (n.folder(study) / "trace.csv").is_file()]
+    done = len(networks) - len(waiting)
+    if progress and networks:
+        progress(f"study {study.name}", done, len(networks), f"{done} traced before")
+    errors: dict[str, str] = {}
+    work = Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1)
+    for name, error in work(delayed(_one)(n, study, data_root, list(catalogue)) for n in waiting):
+        done += 1
+        errors |= {name: error} if error else {}
+        if progress:
+            progress(f"study {study.name}", done, len(networks), f"{name}{': failed' if error else ''}")
+    return [_read(n, study, errors.get(n.name, "")) for n in networks]
+
+
+def _one(network: Followed, study: Phases, data_root: Path | None, catalogue: list[Path]) -> tuple[str, str]:
+    try:
+        recipe = network.recipe
+        data: Dataset = data_of(recipe, data_root, {})
+        if network.control is not None:
+            data, training = control(network.control, data, recipe.training)
+            recipe = recipe.model_copy(update={"training": training})
+        target = network.folder(study)
+        work = target.with_name(f"{target.name}.unfinished")  # a training that was killed goes on there
+        with one_thread():
+            found, record = trace_recipe(
+                recipe,
+                data,
+                work / "network.safetensors",
+                log_spaced(recipe.training.epochs),
+                [study.estimator],
+                samples=study.samples,
+                features=study.partition,
+                catalogue=catalogue,
+            )
+        with atomic_directory(target) as folder:
+            found.table.to_csv(folder / "trace.csv", index=False)
+            found.compression.to_csv(folder / "compression.csv", index=False)
+            (folder / "record.json").write_text(json.dumps(record, default=str))
+        shutil.rmtree(work, ignore_errors=True)
+    except RobGIBError as error:
+        return network.name, str(error)
+    return network.name, ""
+
+
+def _read(network: Followed, study: Phases, error: str) -> Traced:
+    folder = network.folder(study)
+    if error or not (folder / "trace.csv").is_file():
+        return Traced(network, None, None, error=error or "it was not traced")
+    table, compression = (pd.read_csv(folder / name) for name in ("trace.csv", "compression.csv"))
+    return Traced(network, table, compression, float(table["test_accuracy"].iloc[-1]))
+
+
+def phases_rows(study: Phases, traced: Sequence[Traced]) -> pd.DataFrame:
+    """A row a network, layer and term: peak, final, compression with its interval, the verdict, whether it is primary.
+
+    Of several resolutions of a counted I(X;Z) the first is taken, which is that of the estimates.
+    """
+    rows = []
+    for one in traced:
+        base: dict[str, Any] = {
+            "network": one.network.name,
+            "group": one.network.group,
+            "control": one.network.control or "",
+        }
+        if one.compression is None:
+            rows.append({**base, "left_out": one.error})
+            continue
+        held = one.compression.drop_duplicates(["layer", "term"])
+        inner = [n for n in held.sort_values("depth")["layer"].unique() if n != LOGITS]
+        chosen = (inner[-1] if inner else LOGITS) if study.layer == "last" else study.layer
+        if chosen not in set(held["layer"]):
+            raise unknown_name("layer", chosen, list(held["layer"].unique()))
+        for r in held.itertuples():
+            told = {k: getattr(r, k) for k in ("layer", "depth", "term", "peak_epoch", "peak", "final")}
+            fall = {k: getattr(r, k) for k in ("compression", "low", "high", "verdict")}
+            primary = r.layer == chosen and r.term == study.term
+            rows.append({**base, **told, **fall, "primary": primary, "accuracy": one.accuracy, "left_out": ""})
+    return pd.DataFrame(rows)
+
+
+@dataclass(frozen=True)
+class PhasesClaim:
+    """What a study of compression found.
+
+    Attributes:
+        verdict: ``supported``, ``contradicted``, ``not shown``, or ``cannot be told``.
+        words: in a sentence or two.
+        models: networks that it rests on.
+        groups: a row a group, control, layer and term: how many networks compress, do not, or cannot be told, the mean
+            fall, and its spread over seeds.
+        notes: what must be known beside them.
+    """
+
+    verdict: str
+    words: str
+    models: int
+    groups: pd.DataFrame
+    notes: tuple[str, ...] = ()
+
+
+def phases_claim(study: Phases, rows: pd.DataFrame) -> PhasesClaim:
+    """Count verdicts: a group bears its expectation out where four of five networks have it, and none the opposite."""
+    failed = rows[rows["left_out"] != ""]
+    notes = [f"left out ({why}): {', '.join(g['network'])}" for why, g in failed.groupby("left_out", sort=False)]
+    told = rows[rows["left_out"] == ""]
+    if told.empty:
+        return PhasesClaim("cannot be told", "No network could be followed.", 0, pd.DataFrame(), tuple(notes))
+    groups = []
+    for (control_, group, layer, term), g in told.groupby(["control", "group", "layer", "term"], sort=False):
+        counts = g["verdict"].value_counts()
+        groups.append(
+            {
+                "group": group,
+                "control": control_,
+                "layer": layer,
+                "term": term,
+                "networks": len(g),
+                COMPRESSES: int(counts.get(COMPRESSES, 0)),
+                KEEPS: int(counts.get(KEEPS, 0)),
+                UNTOLD: int(counts.get(UNTOLD, 0)),
+                "fall": float(g["compression"].mean()),
+                "sd": float(g["compression"].std(ddof=1)) if len(g) > 1 else float("nan"),
+                "primary": bool(g["primary"].any()),
+            }
+        )
+    table = pd.DataFrame(groups)
+    own = told[told["primary"] & (told["control"] == "")]
+    sentences, outcomes = [], []
+    for group, expected in study.expect.items():
+        of = own[own["group"] == group]
+        counts = _counts(of)
+        for_it, against = counts[expected], counts[KEEPS if expected == COMPRESSES else COMPRESSES]
+        least = float(stats.binomtest(for_it, len(of)).proportion_ci(method="exact").low) if len(of) else 0.0
+        borne = len(of) > 0 and for_it >= _MOST * len(of) and against == 0
+        outcomes.append("yes" if borne else "no" if against > len(of) / 2 else "open")
+        falls = of["compression"].dropna()
+        spread = f", fall {100 * falls.min():.0f}% to {100 * falls.max():.0f}%" if len(falls) else ""
+        sentences.append(
+            f"{group}: {for_it} of {len(of)} networks {_verb(expected, for_it)} (at least {100 * least:.0f}% of such "
+            f"networks, 95%){spread}."
+        )
+    if not own.empty and all(o == "yes" for o in outcomes):
+        verdict = "supported"
+    elif "no" in outcomes:
+        verdict = "contradicted"
+    else:
+        verdict = "not shown"
+    controls = told[told["primary"] & (told["control"] != "")]
+    if len(controls):
+        shown = _counts(controls)[COMPRESSES]
+        sentences.append(f"Controls that compress: {shown} of {len(controls)}.")
+    return PhasesClaim(verdict, " ".join(sentences), own["network"].nunique(), table, tuple(notes))
+
+
+def _counts(rows: pd.DataFrame) -> Mapping[str, int]:
+    return {v: int((rows["verdict"] == v).sum()) for v in (COMPRESSES, KEEPS, UNTOLD)}
+
+
+def _verb(verdict: str, count: int) -> str:
+    if verdict == COMPRESSES:
+        return "compresses" if count == 1 else "compress"
+    return "does not compress" if count == 1 else "do not compress"
