@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Optional
 
 import pandas as pd
 import typer
@@ -13,6 +13,7 @@ from rich.table import Table
 
 import robgib
 from robgib.cli.common import Catalogue, DataRoot, Quiet, help_when_alone, out
+from robgib.errors import RobGIBError, unknown_name
 from robgib.files import atomic_directory, check_writable
 
 app = typer.Typer(help="Studies over many models: plan, run, verdict.")
@@ -53,14 +54,21 @@ def run(
     file: File,
     out_folder: Annotated[Path | None, typer.Option("--out", help="Folder of the page and the tables.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Processes that share the models.")] = 1,
+    engine: Annotated[str, typer.Option(help="local, or ray: a Ray cluster.")] = "local",
+    address: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Of the Ray cluster, as HOST:PORT or auto. [default: one is started here]"),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N; several as cuda:0,cuda:1.")] = "cpu",
     data_root: DataRoot = None,
     catalogue: Catalogue = None,
     quiet: Quiet = False,
 ) -> None:
     """Train and measure what is not measured yet, and write the page with the verdict."""
     extra = list(catalogue or [])
+    where = _engine(engine, jobs, device, address)
     if _kind(file) == "compression":
-        _run_phases(robgib.studies.read_phases(file, extra), out_folder, jobs, data_root, extra, quiet)
+        _run_phases(robgib.studies.read_phases(file, extra), out_folder, where, data_root, extra, quiet)
         return
     study = robgib.studies.read_study(file, extra)
     found = robgib.studies.cells(study, extra)
@@ -68,7 +76,7 @@ def run(
     check_writable(target)
     with robgib.runtime.progress_bars(not quiet, always=True) as progress:
         measured = robgib.studies.measure(
-            study, found, data_root=data_root, jobs=jobs, catalogue=extra, progress=progress
+            study, found, data_root=data_root, engine=where, catalogue=extra, progress=progress
         )
     rows = robgib.studies.measured_rows(study, measured)
     claim = robgib.studies.claim(study, rows)
@@ -83,6 +91,18 @@ def run(
     _tell(claim, target)
     if not any(m.run for m in measured):
         raise typer.Exit(1)
+
+
+def _engine(name: str, jobs: int, device: str, address: str | None) -> robgib.studies.Engine:
+    """The engine asked for; what cannot be is refused before any work."""
+    if name not in robgib.studies.ENGINES:
+        raise unknown_name("engine", name, robgib.studies.ENGINES)
+    if address is not None and name != "ray":
+        raise RobGIBError("--address belongs to --engine ray; give that too.")
+    devices = tuple(part.strip() for part in device.split(",")) if device else ("cpu",)
+    if name == "local":
+        devices = tuple(str(robgib.runtime.resolve_device(d)) for d in devices)
+    return robgib.studies.Engine("ray" if name == "ray" else "local", jobs, devices, address)
 
 
 def _kind(file: Path) -> str:
@@ -125,14 +145,19 @@ def _plan_phases(study: robgib.studies.Phases, extra: list[Path]) -> None:
 
 
 def _run_phases(
-    study: robgib.studies.Phases, folder: Path | None, jobs: int, data_root: Path | None, extra: list[Path], quiet: bool
+    study: robgib.studies.Phases,
+    folder: Path | None,
+    where: robgib.studies.Engine,
+    data_root: Path | None,
+    extra: list[Path],
+    quiet: bool,
 ) -> None:
     networks = robgib.studies.followed(study, extra)
     target = folder or Path("runs") / f"study-{study.name}"
     check_writable(target)
     with robgib.runtime.progress_bars(not quiet, always=True) as progress:
         traced = robgib.studies.trace_all(
-            study, networks, data_root=data_root, jobs=jobs, catalogue=extra, progress=progress
+            study, networks, data_root=data_root, engine=where, catalogue=extra, progress=progress
         )
     rows = robgib.studies.phases_rows(study, traced)
     claim = robgib.studies.phases_claim(study, rows)

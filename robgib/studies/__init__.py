@@ -2,6 +2,7 @@
 
 from robgib.studies.claims import Claim, claim
 from robgib.studies.design import Cell, Figure, Outcome, Study, cells, read_study
+from robgib.studies.engines import ENGINES, Engine
 from robgib.studies.measure import Measured, measure, measured_rows, stored
 from robgib.studies.page import (
     STUDY_SCHEMA,
@@ -25,9 +26,11 @@ from robgib.studies.phases import (
 )
 
 __all__ = [
+    "ENGINES",
     "STUDY_SCHEMA",
     "Cell",
     "Claim",
+    "Engine",
     "Figure",
     "Followed",
     "Measured",

@@ -128,7 +128,9 @@ class Outcome(BaseModel):
     @property
     def axis(self) -> str:
         """How a figure's axis calls it."""
-        return f"{self.noun.removeprefix('the ')}: {_OUTCOMES[self.measure][1]}"
+        if self.measure == "generalisation_gap":
+            return "generalisation gap"
+        return f"{self.noun}: {_OUTCOMES[self.measure][1]}"
 
 
 class Grid(BaseModel):

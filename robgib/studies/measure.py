@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from joblib import Parallel, delayed
 from torch import nn
 
 from robgib.data.dataset import Dataset, split_information
@@ -20,9 +20,11 @@ from robgib.files import cache_folder
 from robgib.information.activations import LOGITS, collect_activations
 from robgib.information.features import Projection
 from robgib.results import Run, load_run, save_run
-from robgib.runtime import Progress, one_thread
+from robgib.runtime import Progress
 from robgib.studies.design import FIGURES, Cell, Figure, Study
-from robgib.zoo.loading import data_of, load_recipe
+from robgib.studies.engines import HERE, Engine, Task, run_tasks
+from robgib.zoo.loading import checkpoint_path, load_recipe
+from robgib.zoo.recipe import Recipe
 
 __all__ = [
     "Measured",
@@ -55,7 +57,7 @@ def measure(
     cells: Sequence[Cell],
     *,
     data_root: Path | None = None,
-    jobs: int = 1,
+    engine: Engine = HERE,
     catalogue: Sequence[Path] = (),
     progress: Progress | None = None,
 ) -> list[Measured]:
@@ -65,7 +67,7 @@ def measure(
         study: the design.
         cells: its models.
         data_root: folder of the data files.
-        jobs: processes that share the cells.
+        engine: what does the work.
         catalogue: further folders of plug-ins.
         progress: called after each cell.
 
@@ -78,8 +80,17 @@ def measure(
     if progress and cells:
         progress(f"study {study.name}", done, len(cells), f"{done} measured before")
     errors: dict[str, str] = {}
-    work = Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1)
-    for name, error in work(delayed(_one)(c, study, data_root, list(catalogue)) for c in waiting):
+    tasks = [
+        Task(
+            c.name,
+            stored(c, study),
+            c.recipe,
+            partial(_one, c, study, list(catalogue)),
+            None if c.untrained else partial(_file, c.recipe),
+        )
+        for c in waiting
+    ]
+    for name, error in run_tasks(tasks, engine, data_root):
         done += 1
         if error:
             errors[name] = error
@@ -99,44 +110,43 @@ def _read(cell: Cell, study: Study) -> Run | None:
         return None  # half of one, or of another version: measured again
 
 
-def _one(cell: Cell, study: Study, data_root: Path | None, catalogue: list[Path]) -> tuple[str, str]:
-    """Measure one cell; its name, and the sentence of the error where it fails."""
-    try:
-        data = data_of(cell.recipe, data_root, {})
-        if cell.untrained:
-            torch.manual_seed(cell.training_seed)
-            model = cell.recipe.untrained(data).eval()
-        else:
-            model, _ = load_recipe(cell.recipe, data)
-        with one_thread():
-            run = evaluate(
-                model,
-                data,
-                attacks=study.outcome.attacks,
-                estimators=study.estimators,
-                features=study.partitions,
-                name=cell.name,
-                samples=study.samples,
-                information_samples=study.information_samples,
-                curve=False,
-                corruptions=False,
-                signs=study.signs,
-                device="cpu",
-                seed=study.seed,
-                catalogue=catalogue,
-                source={
-                    "kind": "study",
-                    "study_cell": cell.key(study),
-                    "recipe_digest": cell.recipe.digest,
-                    "covariates": _covariates(model, data, study),
-                    **({"gap": _gap(model, data)} if study.outcome.measure == "generalisation_gap" else {}),
-                },
-                progress=False,
-            )
-        save_run(run, stored(cell, study))
-    except RobGIBError as error:
-        return cell.name, str(error)
-    return cell.name, ""
+def _file(recipe: Recipe, data: Dataset) -> str:
+    return checkpoint_path(recipe, data).name
+
+
+def _one(cell: Cell, study: Study, catalogue: list[Path], folder: Path, data: Dataset, device: str) -> None:
+    """Measure one cell; the run goes into the folder."""
+    if cell.untrained:
+        torch.manual_seed(cell.training_seed)
+        model = cell.recipe.untrained(data).eval()
+    else:
+        model, _ = load_recipe(cell.recipe, data, device=device)
+    model = model.to(device)
+    run = evaluate(
+        model,
+        data,
+        attacks=study.outcome.attacks,
+        estimators=study.estimators,
+        features=study.partitions,
+        name=cell.name,
+        samples=study.samples,
+        information_samples=study.information_samples,
+        curve=False,
+        corruptions=False,
+        signs=study.signs,
+        device=device,
+        seed=study.seed,
+        catalogue=catalogue,
+        source={
+            "kind": "study",
+            "study_cell": cell.key(study),
+            "recipe_digest": cell.recipe.digest,
+            "covariates": _covariates(model.cpu(), data, study),
+            **({"gap": _gap(model.cpu(), data)} if study.outcome.measure == "generalisation_gap" else {}),
+        },
+        progress=False,
+    )
+    save_run(run, folder)
 
 
 def _covariates(model: nn.Module, data: Dataset, study: Study) -> dict[str, float]:

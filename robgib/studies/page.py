@@ -49,7 +49,7 @@ def _shown(study: Study, claim: Claim) -> list[tuple[str, str, pd.DataFrame]]:
     facts = pd.DataFrame(list(claim.facts.items()), columns=["figure", "value"])
     return [
         (
-            f"Correlations with {study.outcome.noun.removeprefix('the ')}",
+            f"Correlations with {study.outcome.noun}",
             "Spearman's ρ with a 95% interval (bootstrap over groups of models that differ by their seed alone) and "
             "its permutation p; Holm's correction for the secondary figures; Pearson's and Kendall's coefficients. "
             "Reliability: the share of the figure's variance over models that is not its own estimation error.",

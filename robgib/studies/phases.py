@@ -7,24 +7,25 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
-from joblib import Parallel, delayed
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 from scipy import stats
 
 from robgib.data.dataset import Dataset
 from robgib.errors import RobGIBError, unknown_name
-from robgib.files import atomic_directory, cache_folder
+from robgib.files import cache_folder
 from robgib.information.activations import LOGITS
 from robgib.information.registry import make_estimator
 from robgib.results import SCHEMA_VERSION
-from robgib.runtime import Progress, one_thread
+from robgib.runtime import Progress
 from robgib.studies.design import Grid, Models, chosen_recipes, read_design
+from robgib.studies.engines import HERE, Engine, Task, run_tasks
 from robgib.training.tracing import Control, control, log_spaced
-from robgib.zoo.loading import data_of, trace_recipe
+from robgib.zoo.loading import trace_recipe
 from robgib.zoo.recipe import Recipe, recipes
 
 __all__ = [
@@ -161,7 +162,7 @@ def trace_all(
     networks: Sequence[Followed],
     *,
     data_root: Path | None = None,
-    jobs: int = 1,
+    engine: Engine = HERE,
     catalogue: Sequence[Path] = (),
     progress: Progress | None = None,
 ) -> list[Traced]:
@@ -171,8 +172,8 @@ def trace_all(
     if progress and networks:
         progress(f"study {study.name}", done, len(networks), f"{done} traced before")
     errors: dict[str, str] = {}
-    work = Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1)
-    for name, error in work(delayed(_one)(n, study, data_root, list(catalogue)) for n in waiting):
+    tasks = [Task(n.name, n.folder(study), n.recipe, partial(_one, n, study, list(catalogue))) for n in waiting]
+    for name, error in run_tasks(tasks, engine, data_root):
         done += 1
         errors |= {name: error} if error else {}
         if progress:
@@ -180,34 +181,29 @@ def trace_all(
     return [_read(n, study, errors.get(n.name, "")) for n in networks]
 
 
-def _one(network: Followed, study: Phases, data_root: Path | None, catalogue: list[Path]) -> tuple[str, str]:
-    try:
-        recipe = network.recipe
-        data: Dataset = data_of(recipe, data_root, {})
-        if network.control is not None:
-            data, training = control(network.control, data, recipe.training)
-            recipe = recipe.model_copy(update={"training": training})
-        target = network.folder(study)
-        work = target.with_name(f"{target.name}.unfinished")  # a training that was killed goes on there
-        with one_thread():
-            found, record = trace_recipe(
-                recipe,
-                data,
-                work / "network.safetensors",
-                log_spaced(recipe.training.epochs),
-                [study.estimator],
-                samples=study.samples,
-                features=study.partition,
-                catalogue=catalogue,
-            )
-        with atomic_directory(target) as folder:
-            found.table.to_csv(folder / "trace.csv", index=False)
-            found.compression.to_csv(folder / "compression.csv", index=False)
-            (folder / "record.json").write_text(json.dumps(record, default=str))
-        shutil.rmtree(work, ignore_errors=True)
-    except RobGIBError as error:
-        return network.name, str(error)
-    return network.name, ""
+def _one(network: Followed, study: Phases, catalogue: list[Path], folder: Path, data: Dataset, device: str) -> None:
+    """Train and follow one network; the trace goes into the folder."""
+    recipe = network.recipe
+    if network.control is not None:
+        data, training = control(network.control, data, recipe.training)
+        recipe = recipe.model_copy(update={"training": training})
+    target = network.folder(study)
+    work = target.with_name(f"{target.name}.unfinished")  # a training that was killed goes on there
+    found, record = trace_recipe(
+        recipe,
+        data,
+        work / "network.safetensors",
+        log_spaced(recipe.training.epochs),
+        [study.estimator],
+        samples=study.samples,
+        features=study.partition,
+        device=device,
+        catalogue=catalogue,
+    )
+    found.table.to_csv(folder / "trace.csv", index=False)
+    found.compression.to_csv(folder / "compression.csv", index=False)
+    (folder / "record.json").write_text(json.dumps(record, default=str))
+    shutil.rmtree(work, ignore_errors=True)
 
 
 def _read(network: Followed, study: Phases, error: str) -> Traced:

@@ -1,0 +1,202 @@
+"""Where a study's work is done: in processes of this machine, or on a Ray cluster."""
+
+from __future__ import annotations
+
+import io
+import logging
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from joblib import Parallel, delayed
+
+from robgib.data.dataset import Dataset
+from robgib.errors import RobGIBError, first_line
+from robgib.files import atomic_directory, cache_folder, write_file
+from robgib.runtime import one_thread
+from robgib.zoo.loading import data_of
+from robgib.zoo.recipe import Recipe
+
+__all__ = [
+    "ENGINES",
+    "HERE",
+    "Engine",
+    "Task",
+    "run_tasks",
+]
+
+Name = Literal["local", "ray"]
+ENGINES: tuple[Name, ...] = ("local", "ray")
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How the work of a study is shared.
+
+    Attributes:
+        name: ``local`` (processes of this machine) or ``ray``.
+        jobs: processes at once; a Ray cluster takes as many as it has CPUs (or GPUs) for.
+        devices: where to compute; several are dealt out in turn. On Ray ``cuda`` asks for a GPU for each task.
+        address: of a Ray cluster; None starts one on this machine.
+    """
+
+    name: Name = "local"
+    jobs: int = 1
+    devices: tuple[str, ...] = ("cpu",)
+    address: str | None = None
+
+
+HERE = Engine()
+"""One process of this machine."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One piece of work, whose result is a folder.
+
+    Attributes:
+        name: of the model.
+        target: folder that the result becomes, on the machine that started the study.
+        recipe: of the model; its data are loaded once for all tasks.
+        work: writes the result into a folder, given that, the data and the device.
+        checkpoint: file name in the zoo's cache of the weights that it needs or makes, given the data.
+    """
+
+    name: str
+    target: Path
+    recipe: Recipe
+    work: Callable[[Path, Dataset, str], None]
+    checkpoint: Callable[[Dataset], str] | None = None
+
+
+def run_tasks(tasks: Sequence[Task], engine: Engine, data_root: Path | None = None) -> Iterator[tuple[str, str]]:
+    """Do the tasks, in any order.
+
+    A result is in its place before its name is given: what was finished when the process dies is not lost.
+
+    Yields:
+        The name of each finished task, and the sentence of its error, or nothing.
+
+    Raises:
+        RobGIBError: an engine that is not there.
+    """
+    if engine.name == "ray":
+        yield from _on_ray(tasks, engine, data_root)
+        return
+    work = Parallel(n_jobs=engine.jobs, return_as="generator_unordered", batch_size=1)
+    yield from work(
+        delayed(_here)(task, engine.devices[i % len(engine.devices)], data_root) for i, task in enumerate(tasks)
+    )
+
+
+def _here(task: Task, device: str, data_root: Path | None) -> tuple[str, str]:
+    try:
+        data = _data_by_name(task.recipe, data_root)
+        with one_thread(), atomic_directory(task.target) as folder:
+            task.work(folder, data, device)
+    except RobGIBError as error:
+        return task.name, str(error)
+    return task.name, ""
+
+
+_held: dict[tuple[str, Path | None], Dataset] = {}  # of one process
+
+
+def _data_by_name(recipe: Recipe, root: Path | None) -> Dataset:
+    """A recipe's data; the last set is kept, since neighbours mostly share it."""
+    key = (recipe.data, root)
+    if key not in _held:
+        _held.clear()
+        _held[key] = data_of(recipe, root, {})
+    return _held[key]
+
+
+def _on_ray(tasks: Sequence[Task], engine: Engine, data_root: Path | None) -> Iterator[tuple[str, str]]:
+    try:
+        import ray
+    except ImportError as error:
+        raise RobGIBError("the ray engine needs Ray: pip install 'robgib[ray]'.") from error
+    ours = not ray.is_initialized()
+    if ours:
+        try:
+            ray.init(
+                address=engine.address,
+                num_cpus=None if engine.address else engine.jobs,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                include_dashboard=None if engine.address else False,
+            )
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise RobGIBError(f"no Ray cluster at {engine.address}: {first_line(error)}") from error
+    gpus = 1 if any(d.startswith("cuda") for d in engine.devices) else 0
+    device = "cuda" if gpus else "cpu"
+    remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=-1)(_there)  # a node that dies is made up for
+    try:
+        loaded: dict[str, Dataset] = {}
+        shared: dict[str, Any] = {}
+        waiting: dict[Any, Task] = {}
+        failed: list[tuple[str, str]] = []
+        for task in tasks:
+            try:
+                data = data_of(task.recipe, data_root, loaded)
+            except RobGIBError as error:
+                failed.append((task.name, str(error)))
+                continue
+            if task.recipe.data not in shared:
+                shared[task.recipe.data] = ray.put(data)  # once for all tasks
+            file = task.checkpoint(data) if task.checkpoint else None
+            weights = _weights(file) if file else {}
+            waiting[remote.remote(task, shared[task.recipe.data], device, file, weights)] = task
+        yield from failed
+        while waiting:
+            done, _ = ray.wait(list(waiting), num_returns=1)
+            task = waiting.pop(done[0])
+            try:
+                packed, weights, said = ray.get(done[0])
+            except ray.exceptions.RayError as fault:
+                yield task.name, first_line(fault)
+                continue
+            for name, content in weights.items():
+                if not (cache_folder() / "zoo" / name).exists():
+                    (cache_folder() / "zoo").mkdir(parents=True, exist_ok=True)
+                    write_file(cache_folder() / "zoo" / name, content)
+            if not said:
+                with atomic_directory(task.target) as folder, tarfile.open(fileobj=io.BytesIO(packed)) as archive:
+                    archive.extractall(folder, filter="data")
+            yield task.name, said
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _weights(file: str) -> dict[str, bytes]:
+    """What the zoo's cache holds of a checkpoint: the weights, their record and log, by file name."""
+    stem = Path(file).stem
+    found = sorted((cache_folder() / "zoo").glob(f"{stem}.*")) if (cache_folder() / "zoo" / file).exists() else []
+    return {path.name: path.read_bytes() for path in found}
+
+
+def _there(
+    task: Task, data: Dataset, device: str, file: str | None, weights: Mapping[str, bytes]
+) -> tuple[bytes, dict[str, bytes], str]:
+    """Do a task on a machine of the cluster: the packed result, the weights that were made, and the error."""
+    for name, content in weights.items():
+        place = cache_folder() / "zoo" / name
+        if not place.exists():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            write_file(place, content)
+    with tempfile.TemporaryDirectory() as held:
+        try:
+            with one_thread():
+                task.work(Path(held), data, device)
+        except RobGIBError as error:
+            return b"", {}, str(error)
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+            for path in sorted(Path(held).rglob("*")):
+                archive.add(path, path.relative_to(held), recursive=False)
+        made = {} if file is None or weights else _weights(file)
+        return packed.getvalue(), made, ""
