@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,13 @@ from robgib.attacks.base import Attack
 from robgib.data.dataset import Dataset
 from robgib.data.loaders import load_data
 from robgib.errors import RobGIBError
+from robgib.files import digest
 from robgib.information.analysis import DEFAULT_ESTIMATORS, SIGMA, layer_information, make_estimators
 from robgib.information.base import Estimator
 from robgib.models.adapt import as_module
 from robgib.models.checkpoint import weights_digest
 from robgib.models.inference import Prepared, answers, check_decided, prepare
-from robgib.results import Run
+from robgib.results import SCHEMA_VERSION, Run
 from robgib.robustness.evaluate import DEFAULT_ATTACKS, check_budgets, named_attacks
 from robgib.robustness.evaluate import evaluate as evaluate_robustness
 from robgib.runtime import Progress, environment, progress_bars, resolve_device
@@ -59,6 +62,7 @@ def evaluate(
     seed: int = 0,
     catalogue: Sequence[Path] = (),
     source: Mapping[str, Any] | None = None,
+    known: Callable[[str], Run | None] | None = None,
     progress: Progress | bool = True,
 ) -> Run:
     """Measure a classifier's adversarial robustness, and the information in its layers.
@@ -100,6 +104,8 @@ def evaluate(
         seed: of every random number.
         catalogue: further folders of attacks and plug-ins.
         source: what to record about where the model came from.
+        known: looks for a finished run by the digest of everything that was asked (``config["request"]``), such as
+            :func:`~robgib.results.find_run` in a folder; what it gives is returned in the place of a new one.
         progress: whether bars show in a terminal or a notebook; or called with (task, done, total, note).
 
     Returns:
@@ -125,6 +131,22 @@ def evaluate(
     check_budgets(named, dataset.shape)
     makers = make_estimators(estimators, dataset, information_samples, seed, catalogue)
     home = next(iter(net.parameters()), torch.zeros(())).device
+    request = digest(
+        {
+            "robgib": [version("robgib"), SCHEMA_VERSION, torch.__version__],
+            "model": [weights_digest(net), _code(net), dict(source or {})],
+            "data": [dataset.name, dataset.digest],
+            "attacks": {label: [_describe(a), _code(a)] for label, a in named.items()},
+            "estimators": [[_describe(e), _code(e)] for e in makers],
+            "options": [
+                layers, name, samples, information_samples, features, feature_dims, layer_dims, codes, sigma,
+                unit_groups, beta, pmi, cascade, curve, signs, corruptions, precision, where.type, seed,
+            ],
+        }
+    )  # fmt: skip
+    former = known(request) if known else None
+    if former is not None:
+        return former
     net.to(where)
     try:
         with progress_bars(progress) as told:
@@ -145,6 +167,7 @@ def evaluate(
     finally:
         net.to(home)
     config = {
+        "request": request,
         "source": dict(source or {"kind": "python"}),
         "weights": weights_digest(net),
         "data": {"name": dataset.name, "digest": dataset.digest, "classes": list(dataset.classes)},
@@ -182,6 +205,15 @@ def evaluate(
         features=found.features,
         **tables,
     )
+
+
+def _code(thing: object) -> str:
+    """Digest of the code that a class was written in; its shape as text for a network."""
+    try:
+        text = inspect.getsource(type(thing))
+    except (OSError, TypeError):
+        text = type(thing).__qualname__
+    return digest([text, str(thing) if isinstance(thing, torch.nn.Module) else ""])
 
 
 def _dataset(

@@ -15,7 +15,18 @@ import pandas as pd
 from robgib.errors import RobGIBError
 from robgib.files import atomic_directory, digest
 
-__all__ = ["RUN_TABLES", "SCHEMA", "SCHEMA_VERSION", "Column", "Run", "column_names", "load_run", "save_run", "table"]
+__all__ = [
+    "RUN_TABLES",
+    "SCHEMA",
+    "SCHEMA_VERSION",
+    "Column",
+    "Run",
+    "column_names",
+    "find_run",
+    "load_run",
+    "save_run",
+    "table",
+]
 
 SCHEMA_VERSION = 3
 """Kept in every run folder. Folders without one are of version 1."""
@@ -327,6 +338,17 @@ def save_run(run: Run, root: Path, also: Callable[[Path], None] | None = None) -
         if also:
             also(folder)
     return target
+
+
+def find_run(root: str | Path, request: str) -> Run | None:
+    """Return the finished run below ``root`` that came of the same request (``config["request"]``), if there is one."""
+    for file in sorted(Path(root).glob("*/config.json")):
+        try:
+            if json.loads(file.read_text(encoding="utf-8")).get("request") == request:
+                return load_run(file.parent)
+        except (OSError, ValueError, AttributeError, RobGIBError):
+            continue  # another's folder, or half of one
+    return None
 
 
 def load_run(folder: str | Path) -> Run:

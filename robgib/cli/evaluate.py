@@ -66,6 +66,9 @@ def evaluate(
     device: Device = "auto",
     seed: Annotated[int, typer.Option(help="Seed of every random number.")] = 0,
     catalogue: Catalogue = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Measure again what a run folder below --out holds already.")
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Attack models, estimate the information in their layers, and write run folders and a page."""
@@ -96,6 +99,7 @@ def evaluate(
     check_writable(out_folder)
 
     runs: list[robgib.Run] = []
+    known: list[str] = []
     pages: list[Path] = []
     loaded: dict[str, robgib.Dataset] = {}
     with robgib.runtime.progress_bars(not quiet, always=True) as progress:
@@ -138,9 +142,14 @@ def evaluate(
                 seed=seed,
                 catalogue=extra,
                 source=subject.source,
+                known=None if fresh else partial(robgib.results.find_run, out_folder),
                 progress=progress or False,
             )
-            folder = robgib.results.save_run(run, out_folder, also=partial(_write_page, run))
+            folder = out_folder / run.folder
+            if (folder / "report.html").is_file() and not fresh:
+                known.append(subject.name)
+            else:
+                folder = robgib.results.save_run(run, out_folder, also=partial(_write_page, run))
             runs.append(run)
             pages.append(folder / "report.html")
     if len(runs) > 1:
@@ -149,6 +158,9 @@ def evaluate(
             _write_study(runs, folder)
         pages.append(study / "report.html")
     robgib.reporting.print_runs(runs, out, err)
+    if known:
+        names = escape(", ".join(known))
+        out.print(f"{names}: measured before, shown again (--fresh measures anew).", highlight=False)
     out.print(f"\nReport: [bold]{escape(str(pages[-1]))}[/bold]", soft_wrap=True, highlight=False)
 
 

@@ -37,7 +37,7 @@ def plan(file: File, catalogue: Catalogue = None) -> None:
     for cell in found:
         done = robgib.studies.stored(cell, study).is_dir()
         there += done
-        regime = "untrained" if cell.untrained else cell.regime
+        regime = cell.control or cell.regime
         told = (cell.name, cell.part, cell.architecture, regime, f"{cell.dose:g}", str(cell.training_seed))
         table.add_row(*map(escape, told), "yes" if done else "")
     out.print(table)

@@ -32,6 +32,7 @@ _CELL = ["data", "architecture", "regime", "dose"]
 """What models of one cell have in common: they differ by their seed alone."""
 _DRAWS = 2000
 _LEVEL = 0.05
+_TOO_NOISY = 0.2  # reliability below which a correlation is not corrected for it
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,8 @@ def _correlation(part: str, label: str, rows: pd.DataFrame, rng: np.random.Gener
     """The three coefficients of one figure with the outcome, an interval and a p of the first."""
     held = rows.dropna(subset=[label, "outcome"]) if label in rows else rows.iloc[:0]
     found: dict[str, Any] = {"part": part, "figure": label, "models": len(held)}
-    found |= dict.fromkeys(("rho", "low", "high", "p", "pearson", "kendall", "marked", "reliability"), np.nan)
+    names = ("rho", "low", "high", "p", "pearson", "kendall", "marked", "reliability", "corrected")
+    found |= dict.fromkeys(names, np.nan)
     if len(held) < 4 or held[label].nunique() < 2 or held["outcome"].nunique() < 2:
         return found
     x, y = held[label].to_numpy(float), held["outcome"].to_numpy(float)
@@ -127,18 +129,33 @@ def _correlation(part: str, label: str, rows: pd.DataFrame, rng: np.random.Gener
     ranks = stats.rankdata(x), stats.rankdata(y)
     drawn = _weighted_correlations(*ranks, _resamples(_clusters(held), rng))
     centred = [_standard(r) for r in ranks]
+    reliable = [_reliability(v, held[f"{k}_se"].to_numpy(float)) for k, v in ((label, x), ("outcome", y))]
+    pearson = float(stats.pearsonr(x, y).statistic)
     shuffled = rng.permuted(np.tile(centred[1], (_DRAWS, 1)), axis=1) @ centred[0] / len(x)
     found |= {
         "rho": rho,
         "low": float(np.nanquantile(drawn, 0.025)),
         "high": float(np.nanquantile(drawn, 0.975)),
         "p": float((1 + (np.abs(shuffled) >= abs(rho) - 1e-12).sum()) / (1 + _DRAWS)),
-        "pearson": float(stats.pearsonr(x, y).statistic),
+        "pearson": pearson,
         "kendall": float(stats.kendalltau(x, y).statistic),
         "marked": float(held[f"{label}_marked"].astype(float).mean()),
-        "reliability": float(max(0.0, 1 - (held[f"{label}_se"] ** 2).mean() / max(x.var(ddof=1), 1e-30))),
+        "reliability": reliable[0],
+        "corrected": _corrected(pearson, *reliable),
     }
     return found
+
+
+def _reliability(values: Vector, errors: Vector) -> float:
+    """Share of the variance over models that is not the figure's own estimation error."""
+    return float(max(0.0, 1 - (errors**2).mean() / max(values.var(ddof=1), 1e-30)))
+
+
+def _corrected(pearson: float, *reliable: float) -> float:
+    """Pearson's correlation had both been measured without error (Spearman 1904); NaN where error is most of either."""
+    if min(reliable) < _TOO_NOISY:
+        return math.nan
+    return float(np.clip(pearson / math.sqrt(math.prod(reliable)), -1, 1))
 
 
 def _spearman(x: Vector, y: Vector) -> float:
@@ -289,6 +306,12 @@ def _without(rows: pd.DataFrame, label: str) -> pd.DataFrame:
 def _facts(study: Study, rows: pd.DataFrame, rng: np.random.Generator) -> dict[str, float]:
     """GIB against IB: how alike C and I are over the models, and whether one correlates more with the outcome."""
     facts = {"smallest correlation shown with 80% power": smallest_correlation(len(rows))}
+    if "bound_of" in rows and rows["bound_of"].sum() > 0:
+        facts |= {
+            "estimates of IB and GIB": float(rows["bound_of"].sum()),
+            "of them IB ≤ GIB": float(rows["bound_held"].sum()),
+            "largest IB − GIB, bits": float(rows["bound_worst"].max()),
+        }
     labels = {f.figure: f.label for f in study.figures}
     gib, ib = labels.get("gib_complexity"), labels.get("ib_complexity")
     if gib and ib:

@@ -30,6 +30,7 @@ from robgib.data.loaders import check_data
 from robgib.errors import RobGIBError, unknown_name
 from robgib.information.registry import make_estimator
 from robgib.results import SCHEMA_VERSION
+from robgib.training.tracing import Control
 from robgib.zoo.recipe import Recipe, recipes
 
 __all__ = [
@@ -190,6 +191,8 @@ class Study(BaseModel):
     """Models on which the question was found: shown apart, never part of the verdict."""
     controls: Models = Field(default_factory=Models)
     """Untrained networks of these recipes, on which nothing must be found."""
+    random_labels: Models = Field(default_factory=Models)
+    """Networks trained on shuffled labels, on which nothing must be found either."""
     samples: PositiveInt = 500
     information_samples: PositiveInt = 1000
     signs: bool = True
@@ -229,7 +232,7 @@ class Cell:
         regime: how it was trained: standard, adversarial, trades, noise, or a penalty.
         dose: how much of that: eps, the noise's deviation, or the penalty's weight; 0 for standard training.
         training_seed: of the training.
-        untrained: whether it is a control whose weights are left as they are drawn.
+        control: ``untrained`` (weights left as they are drawn), ``random-labels``, or none.
     """
 
     recipe: Recipe
@@ -238,18 +241,18 @@ class Cell:
     regime: str
     dose: float
     training_seed: int
-    untrained: bool = False
+    control: Control | None = None
 
     @property
     def name(self) -> str:
         """Of the model."""
-        return f"{self.recipe.name}-untrained" if self.untrained else self.recipe.name
+        return f"{self.recipe.name}-{self.control}" if self.control else self.recipe.name
 
     def key(self, study: Study) -> str:
         """Digest of everything that the cell's measurement depends on."""
         content = {
             "weights": self.recipe.digest,
-            "untrained": self.untrained,
+            "untrained": self.control == "untrained",
             "data": self.recipe.data,
             "attacks": study.outcome.attacks,
             "estimators": study.estimators,
@@ -261,6 +264,8 @@ class Cell:
         }
         if study.outcome.measure == "generalisation_gap":
             content["gap"] = True
+        if self.control == "random-labels":
+            content["control"] = self.control
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -304,15 +309,16 @@ def cells(study: Study, catalogue: Sequence[Path] = ()) -> list[Cell]:
         RobGIBError: a model, pattern, group, recipe or key that there is not, a model in both parts, or none at all.
     """
     known = recipes(catalogue)
-    parts: tuple[tuple[str, Models, bool], ...] = (
-        ("explore", study.explore, False),
-        ("confirm", study.confirm, False),
-        ("control", study.controls, True),
+    parts: tuple[tuple[str, Models, Control | None], ...] = (
+        ("explore", study.explore, None),
+        ("confirm", study.confirm, None),
+        ("control", study.controls, "untrained"),
+        ("control", study.random_labels, "random-labels"),
     )
     found: dict[str, Cell] = {}
-    for part, models, untrained in parts:
+    for part, models, how in parts:
         for recipe in chosen_recipes(models, known):
-            cell = Cell(recipe, part, *_origin(recipe), untrained)
+            cell = Cell(recipe, part, *_origin(recipe), how)
             if cell.name in found:
                 former = found[cell.name].part
                 twice = f"both in {former} and in {part}" if former != part else f"twice in {part}"

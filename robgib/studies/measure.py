@@ -23,6 +23,7 @@ from robgib.results import Run, load_run, save_run
 from robgib.runtime import Progress
 from robgib.studies.design import FIGURES, Cell, Figure, Study
 from robgib.studies.engines import HERE, Engine, Task, run_tasks
+from robgib.training.tracing import control
 from robgib.zoo.loading import checkpoint_path, load_recipe
 from robgib.zoo.recipe import Recipe
 
@@ -86,7 +87,7 @@ def measure(
             stored(c, study),
             c.recipe,
             partial(_one, c, study, list(catalogue)),
-            None if c.untrained else partial(_file, c.recipe),
+            None if c.control else partial(_file, c.recipe),
         )
         for c in waiting
     ]
@@ -116,9 +117,13 @@ def _file(recipe: Recipe, data: Dataset) -> str:
 
 def _one(cell: Cell, study: Study, catalogue: list[Path], folder: Path, data: Dataset, device: str) -> None:
     """Measure one cell; the run goes into the folder."""
-    if cell.untrained:
+    if cell.control == "untrained":
         torch.manual_seed(cell.training_seed)
         model = cell.recipe.untrained(data).eval()
+    elif cell.control == "random-labels":
+        shuffled, training = control("random-labels", data, cell.recipe.training)
+        recipe = cell.recipe.model_copy(update={"training": training, "name": cell.name})
+        model, _ = load_recipe(recipe, shuffled, device=device)
     else:
         model, _ = load_recipe(cell.recipe, data, device=device)
     model = model.to(device)
@@ -191,7 +196,7 @@ def measured_rows(study: Study, measured: Sequence[Measured]) -> pd.DataFrame:
             "part": cell.part,
             "data": cell.recipe.data,
             "architecture": cell.architecture,
-            "regime": "untrained" if cell.untrained else cell.regime,
+            "regime": cell.control or cell.regime,
             "dose": cell.dose,
             "training_seed": cell.training_seed,
             "left_out": one.error,
@@ -201,11 +206,22 @@ def measured_rows(study: Study, measured: Sequence[Measured]) -> pd.DataFrame:
             for figure in study.figures:
                 row |= {f"{figure.label}{k}": v for k, v in _figure(figure, run).items()}
             row |= {k: float(v) for k, v in run.config["source"]["covariates"].items()}
+            row |= _bound(run)
             signs = run.signs[run.signs["seen"].astype(bool)]
             if len(signs) and not one.error:
                 row["left_out"] = "signs of a failed attack: " + ", ".join(dict.fromkeys(signs["name"]))
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _bound(run: Run) -> dict[str, float]:
+    """In how many layers' estimates IB and GIB are both told, in how many IB ≤ GIB, and the most that it misses by."""
+    keys = ["estimator", "partition", "layer"]
+    both = [run.layers[run.layers["term"] == term].set_index(keys)["value"] for term in ("IB", "GIB")]
+    over = (both[0] - both[1]).dropna()
+    if over.empty:
+        return {"bound_of": 0, "bound_held": 0, "bound_worst": float("nan")}
+    return {"bound_of": len(over), "bound_held": int((over <= 1e-9).sum()), "bound_worst": float(over.max())}
 
 
 def _outcome(study: Study, run: Run) -> dict[str, float]:

@@ -52,7 +52,9 @@ def _shown(study: Study, claim: Claim) -> list[tuple[str, str, pd.DataFrame]]:
             f"Correlations with {study.outcome.noun}",
             "Spearman's ρ with a 95% interval (bootstrap over groups of models that differ by their seed alone) and "
             "its permutation p; Holm's correction for the secondary figures; Pearson's and Kendall's coefficients. "
-            "Reliability: the share of the figure's variance over models that is not its own estimation error.",
+            "Reliability: the share of the figure's variance over models that is not its own estimation error; "
+            "corrected: Pearson's coefficient had both been measured without error (not given where error "
+            "is most of the variance).",
             claim.correlations,
         ),
         (
@@ -67,7 +69,12 @@ def _shown(study: Study, claim: Claim) -> list[tuple[str, str, pd.DataFrame]]:
             claim.partial,
         ),
         ("With each group left out", "The primary figure's ρ without those models.", claim.without),
-        ("GIB and IB", "Whether the two complexities can be told apart on these models.", facts),
+        (
+            "GIB and IB",
+            "Whether the two complexities can be told apart on these models, and whether the bound IB ≤ GIB holds in "
+            "every layer's estimate.",
+            facts,
+        ),
     ]
 
 

@@ -310,9 +310,8 @@ def phases_claim(study: Phases, rows: pd.DataFrame) -> PhasesClaim:
     else:
         verdict = "not shown"
     controls = told[told["primary"] & (told["control"] != "")]
-    if len(controls):
-        shown = _counts(controls)[COMPRESSES]
-        sentences.append(f"Controls that compress: {shown} of {len(controls)}.")
+    for how, of in controls.groupby("control", sort=False):
+        sentences.append(f"Controls, {str(how).replace('-', ' ')}: {_counts(of)[COMPRESSES]} of {len(of)} compress.")
     return PhasesClaim(verdict, " ".join(sentences), own["network"].nunique(), table, tuple(notes))
 
 

@@ -91,6 +91,27 @@ def test_two_models_end_to_end(process, cli, tmp_path):
     assert (tmp_path / "both.html").stat().st_size == pytest.approx(page.stat().st_size, rel=0.01)
 
 
+def test_what_was_measured_is_shown_again(cli, tmp_path):
+    asked = [
+        "evaluate", "digits-cnn", "--samples", "60", "--attack", "fgsm-linf", "--estimator", "binned",
+        "--layer", "logits", "--information-samples", "200", "--no-curve", "--no-signs", "--no-corruptions", "--quiet",
+    ]  # fmt: skip
+    first = cli(*asked)
+    assert first.returncode == 0, first.stderr
+    assert "measured before" not in first.stdout
+    (folder,) = (tmp_path / "runs").iterdir()
+    written = (folder / "robustness.csv").stat().st_mtime_ns
+    again = cli(*asked)
+    assert "digits-cnn: measured before, shown again" in again.stdout
+    assert (folder / "robustness.csv").stat().st_mtime_ns == written
+    assert again.stdout.splitlines()[0] == first.stdout.splitlines()[0]
+    assert "measured before" not in cli(*asked, "--fresh").stdout
+    assert (folder / "robustness.csv").stat().st_mtime_ns > written
+    other = cli(*asked, "--seed", "1")  # another request
+    assert "measured before" not in other.stdout
+    assert len(list((tmp_path / "runs").iterdir())) == 2
+
+
 def test_own_checkpoint_with_own_architecture(cli, tmp_path):
     (tmp_path / "mynet.py").write_text(
         "from torch import nn\n\ndef make():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"

@@ -159,3 +159,26 @@ def test_page_json_and_markdown_say_the_same():
     assert found.words in text
     assert page.index("Verdict: supported") < page.index("The design, written before the results")
     assert len(page) < 6e6
+
+
+def test_error_of_the_figures_is_taken_into_account():
+    """A figure measured with an error as large as its spread correlates less; corrected, it does not."""
+    rng = np.random.default_rng(5)
+    rows = made(rng, slope=-0.3, seeds=20)
+    clean = claim(STUDY, rows).correlations.iloc[0]
+    noisy = rows.assign(**{V: rows[V] + rng.standard_normal(len(rows)), f"{V}_se": 1.0})
+    found = claim(STUDY, noisy).correlations.iloc[0]
+    assert abs(found["pearson"]) < abs(clean["pearson"]) - 0.15
+    assert found["reliability"] == pytest.approx(0.5, abs=0.1)
+    assert found["corrected"] == pytest.approx(clean["corrected"], abs=0.1)
+    hopeless = claim(STUDY, noisy.assign(**{f"{V}_se": 10.0})).correlations.iloc[0]
+    assert np.isnan(hopeless["corrected"])
+
+
+def test_the_bound_is_counted():
+    rows = made(np.random.default_rng(0)).assign(bound_of=4, bound_held=4, bound_worst=-0.1)
+    rows.loc[0, ["bound_held", "bound_worst"]] = [3, 0.2]
+    facts = claim(STUDY, rows).facts
+    assert facts["estimates of IB and GIB"] == 4 * len(rows)
+    assert facts["of them IB ≤ GIB"] == 4 * len(rows) - 1
+    assert facts["largest IB − GIB, bits"] == 0.2

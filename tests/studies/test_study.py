@@ -148,6 +148,17 @@ def test_from_the_command_line_to_the_page(cli, cache, tmp_path, monkeypatch):
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "again" / "models.csv"), first)
 
 
+def test_networks_on_random_labels_are_controls(tmp_path):
+    text = SMALL.replace("controls: {models: [digits-mlp-relu]}", "random_labels: {models: [digits-mlp-relu]}")
+    study = read_study(written(tmp_path, text))
+    (control,) = (c for c in cells(study) if c.part == "control")
+    assert control.name == "digits-mlp-relu-random-labels"
+    row = measured_rows(study, measure(study, [control])).iloc[0]
+    assert row["regime"] == "random-labels"
+    assert row["clean_accuracy"] < 0.35  # the labels that it learnt make no sense
+    assert row["bound_held"] == row["bound_of"] > 0
+
+
 def test_a_study_in_which_every_model_fails_says_why(cli, tmp_path):
     text = SMALL.replace('"patches:2"', '"tokens:2"').replace("controls: {models: [digits-mlp-relu]}", "")
     written(tmp_path, text)
