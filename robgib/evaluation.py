@@ -24,6 +24,7 @@ from robgib.models.adapt import as_module
 from robgib.models.checkpoint import weights_digest
 from robgib.models.inference import Prepared, answers, check_decided, prepare
 from robgib.results import SCHEMA_VERSION, Run
+from robgib.robustness.chance import chance_doubts
 from robgib.robustness.evaluate import DEFAULT_ATTACKS, check_budgets, named_attacks
 from robgib.robustness.evaluate import evaluate as evaluate_robustness
 from robgib.runtime import Progress, environment, progress_bars, resolve_device
@@ -153,8 +154,16 @@ def evaluate(
             count = len(dataset.test) if samples is None else min(samples, len(dataset.test))
             x, y, classes = dataset.test.x[:count], dataset.test.y[:count], len(dataset.classes)
             prepared = prepare(net, x, classes=classes, batch_size=batch_size, precision=precision, device=where)
+            outputs = _outputs(prepared, x[:2].to(where)) if dataset.by_name else classes
+            if outputs > classes:
+                raise RobGIBError(
+                    f"the model tells {outputs} classes and {dataset.name} holds {classes}, numbered in the order "
+                    "of their names: say which of the model's they are (--classes imagenet, or a file with a class a "
+                    "line; in Python robgib.data.map_classes)."
+                )
             clean = answers(prepared, x, y, classes=classes, seed=seed, device=where)
             check_decided(clean)
+            doubts = chance_doubts(prepared, x, y, clean.right, where)
             found = layer_information(
                 prepared, dataset, makers, layers=layers, samples=information_samples, features=features,
                 feature_dims=feature_dims, layer_dims=layer_dims, codes=codes, sigma=sigma, unit_groups=unit_groups,
@@ -192,7 +201,7 @@ def evaluate(
         "precision": precision,
         "seed": seed,
     }
-    reading = _reading(prepared)
+    reading = [*doubts, *_reading(prepared)]
     if found.undecided:
         reading.append(f"it has no answer to {found.undecided} of the images for information estimates: left out")
     if reading:
@@ -205,6 +214,12 @@ def evaluate(
         features=found.features,
         **tables,
     )
+
+
+def _outputs(model: Prepared, x: Tensor) -> int:
+    """How many classes a model tells."""
+    with torch.no_grad():
+        return int(model.model(x).shape[1])
 
 
 def _code(thing: object) -> str:

@@ -32,11 +32,13 @@ AllowCode = Annotated[
         help="Take package.module:factory from recipes and records. [red]It imports and runs code that a file names.",
     ),
 ]
-Names = Annotated[Optional[list[str]], typer.Argument(help="Zoo names. [default: those of --group]")]  # noqa: UP045
+Names = Annotated[Optional[list[str]], typer.Argument(help="Zoo names.", show_default="those of --group")]  # noqa: UP045
 Group = Annotated[Optional[str], typer.Option(help="All models of a group, such as fashion-24.")]  # noqa: UP045
 TraceEstimators = Annotated[
     Optional[list[str]],  # noqa: UP045
-    typer.Option(help="Estimator of the trace; repeatable. [default: imputation; exact where all inputs are listed]"),
+    typer.Option(
+        help="Estimator of the trace; repeatable.", show_default="imputation; exact where all inputs are listed"
+    ),
 ]
 
 

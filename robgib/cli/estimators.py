@@ -45,11 +45,11 @@ def _usable(classes: dict[str, type[robgib.Estimator]], extra: list[Path]) -> li
 def validate_estimators(
     estimator: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Option(help="Estimator, as NAME[:key=value,…]; repeatable. [default: all]"),
+        typer.Option(help="Estimator, as NAME[:key=value,…]; repeatable.", show_default="all"),
     ] = None,
     task: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Option(help="Task: variables, or a network; repeatable. [default: all]"),
+        typer.Option(help="Task: variables, or a network; repeatable.", show_default="all"),
     ] = None,
     repeats: Annotated[int, typer.Option(min=2, help="Draws of each task.")] = 20,
     every: Annotated[bool, typer.Option("--every", help="Also outside the regimes that an estimator claims.")] = False,

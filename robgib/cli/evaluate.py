@@ -21,32 +21,43 @@ def evaluate(
     ],
     attack: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Option(help="Attack, as NAME[:key=value,…]; repeatable. [default: fgsm-linf, pgd-linf, pgd-l2]"),
+        typer.Option(help="Attack, as NAME[:key=value,…]; repeatable.", show_default="fgsm-linf, pgd-linf, pgd-l2"),
     ] = None,
     estimator: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Option(help="Estimator, as NAME[:key=value,…]; repeatable. [default: imputation]"),
+        typer.Option(help="Estimator, as NAME[:key=value,…]; repeatable.", show_default="imputation"),
     ] = None,
     layer: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Option(help="Layer, by module name or 'logits'; repeatable. [default: every block and the logits]"),
+        typer.Option(help="Layer, by module name or 'logits'; repeatable.", show_default="every block and the logits"),
     ] = None,
     arch: Annotated[
         str | None,
         typer.Option(help="Architecture of checkpoint files: package.module:factory, or a name."),
     ] = None,
-    data: Annotated[Optional[str], typer.Option(help="Data set of checkpoint files.")] = None,  # noqa: UP045
+    data: Annotated[Optional[str], typer.Option(help="Data set, in the place of a model's own.")] = None,  # noqa: UP045
+    classes: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            help="The model's classes in its order, where folders number theirs otherwise: imagenet, or a file."
+        ),
+    ] = None,
+    class_subset: Annotated[
+        bool, typer.Option("--class-subset", help="Let the model choose among the classes of the data alone.")
+    ] = False,
     allow_pickle: AllowPickle = False,
     allow_code: AllowCode = False,
     data_root: DataRoot = None,
-    samples: Annotated[int | None, typer.Option(min=1, help="Test images to attack. [default: all]")] = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="Test images to attack.", show_default="all")] = None,
     information_samples: Annotated[int, typer.Option(min=20, help="Most images for information estimates.")] = 5000,
     features: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Option(help="patches:G, pca:N, pixels, channels, tokens:G or groups:G; repeatable. [default: two sizes]"),
+        typer.Option(
+            help="patches:G, pca:N, pixels, channels, tokens:G or groups:G; repeatable.", show_default="two sizes"
+        ),
     ] = None,
     codes: Annotated[
-        int | None, typer.Option(min=2, help="Symbols of a layer's code. [default: four a class, 16 at least]")
+        int | None, typer.Option(min=2, help="Symbols of a layer's code.", show_default="four a class, 16 at least")
     ] = None,
     sigma: Annotated[float, typer.Option(help="Noise of the noise view, in a layer's total standard deviation.")] = 0.3,
     unit_groups: Annotated[int, typer.Option(min=0, help="Groups of units as the features of S(Z;Y); 0: none.")] = 0,
@@ -59,7 +70,7 @@ def evaluate(
     signs: Annotated[bool, typer.Option(help="Look for signs that the attacks failed.")] = True,
     corruptions: Annotated[bool, typer.Option(help="Measure accuracy under common corruptions.")] = True,
     out_folder: Annotated[Path, typer.Option("--out", help="Where run folders go.")] = Path("runs"),
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Images at once. [default: found]")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images at once.", show_default="found")] = None,
     precision: Annotated[
         str, typer.Option(help="float32, or bfloat16 for the attacks' gradients (float32 decides who is fooled).")
     ] = "float32",
@@ -110,6 +121,8 @@ def evaluate(
                 data=data,
                 data_root=data_root,
                 seed=seed,
+                classes=classes,
+                class_subset=class_subset,
                 catalogue=extra,
                 loaded=loaded,
                 progress=progress or False,

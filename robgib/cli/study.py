@@ -57,7 +57,7 @@ def run(
     engine: Annotated[str, typer.Option(help="local, or ray: a Ray cluster.")] = "local",
     address: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="Of the Ray cluster, as HOST:PORT or auto. [default: one is started here]"),
+        typer.Option(help="Of the Ray cluster, as HOST:PORT or auto.", show_default="one is started here"),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N; several as cuda:0,cuda:1.")] = "cpu",
     data_root: DataRoot = None,

@@ -31,7 +31,7 @@ def train(
     ] = False,
     trace_at: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="Epochs to trace, as 0,1,2,5. [default: 0, 1, 2, 4, 8, … and the last]"),
+        typer.Option(help="Epochs to trace, as 0,1,2,5.", show_default="0, 1, 2, 4, 8, … and the last"),
     ] = None,
     estimator: TraceEstimators = None,
     snapshots: Annotated[
@@ -108,7 +108,7 @@ def trace(
     arch: Annotated[Optional[str], typer.Option(help="Architecture, as for evaluate.")] = None,  # noqa: UP045
     data: Annotated[Optional[str], typer.Option(help="Data set.")] = None,  # noqa: UP045
     out_file: Annotated[
-        Optional[Path], typer.Option("--out", help="Page to write, with its .csv. [default: beside the folder]")  # noqa: UP045
+        Optional[Path], typer.Option("--out", help="Page to write, with its .csv.", show_default="beside the folder")  # noqa: UP045
     ] = None,
     allow_pickle: AllowPickle = False,
     allow_code: AllowCode = False,

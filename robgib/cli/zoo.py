@@ -121,7 +121,7 @@ def zoo_add(
         Optional[str],  # noqa: UP045
         typer.Option(help="Architecture of a state dict: a name, or package.module:factory."),
     ] = None,
-    data: Annotated[Optional[str], typer.Option(help="Its data set. [default: what its record says]")] = None,  # noqa: UP045
+    data: Annotated[Optional[str], typer.Option(help="Its data set.", show_default="what its record says")] = None,  # noqa: UP045
     description: Annotated[str, typer.Option(help="A line for the list.")] = "",
     folder: Annotated[Path, typer.Option("--into", help="Folder of the recipe.")] = Path("zoo"),
     allow_code: AllowCode = False,

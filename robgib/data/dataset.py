@@ -71,6 +71,7 @@ class Dataset:
 
     ``eps`` holds the customary perturbation budget per norm, in pixel scale [0, 1]. ``enumerated`` says that the test
     inputs are all there are, each once, so that information can be counted (:class:`~robgib.information.Exact`).
+    ``by_name`` says that the classes are numbered in the order of their names, which need not be a model's own.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Dataset:
     classes: tuple[str, ...]
     eps: Mapping[str, float] = field(default_factory=lambda: {"linf": 8 / 255, "l2": 0.5, "l1": 12.0})
     enumerated: bool = False
+    by_name: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:

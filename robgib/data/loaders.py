@@ -296,7 +296,7 @@ def _folder(path: Path, seed: int) -> Dataset:
     if any(names != classes for _, _, names in read):
         raise RobGIBError(f"{path / 'train'} and {path / 'test'} do not hold the same classes.")
     train = read[1][:2] if len(read) > 1 else None
-    return _assembled(f"folder:{path.name}", train, read[0][:2], classes, _COLOUR, seed)
+    return replace(_assembled(f"folder:{path.name}", train, read[0][:2], classes, _COLOUR, seed), by_name=True)
 
 
 def _pictures(folder: Path) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from robgib.data.classes import class_indices, map_classes, read_classes
 from robgib.data.dataset import Dataset
 from robgib.data.loaders import load_data, load_data_sets
 from robgib.errors import RobGIBError, first_line
@@ -235,6 +236,8 @@ def load(
     data: str | None = None,
     data_root: str | Path | None = None,
     seed: int = 0,
+    classes: str | Path | Sequence[str] | None = None,
+    class_subset: bool = False,
     catalogue: Sequence[Path] = (),
     device: torch.device | str = "cpu",
     loaded: dict[str, Dataset] | None = None,
@@ -247,9 +250,13 @@ def load(
     Args:
         name: a zoo name, a checkpoint file, or ``robustbench:DATASET/THREAT/NAME``.
         arch: architecture of a checkpoint file: a name, or ``package.module:factory``.
-        data: data set of a checkpoint file; None reads it from the record beside the file.
+        data: data set of a checkpoint file; None reads it from the record beside the file. Another than a zoo model's
+            own must have images of the same shape.
         data_root: folder of the data files.
         seed: of the data split, for checkpoint files.
+        classes: of the model, in its order, where the data number theirs otherwise
+            (:func:`~robgib.data.read_classes`).
+        class_subset: whether the model then chooses among the data's classes alone.
         catalogue: further folders of recipes and plug-ins.
         device: where the model goes.
         loaded: data sets that are loaded already, by name; what is loaded here is added.
@@ -262,22 +269,70 @@ def load(
     """
     root = None if data_root is None else Path(data_root)
     text = str(name)
+    own = None if classes is None else read_classes(classes)
+    if class_subset and own is None:
+        raise RobGIBError("a subset of the classes needs to know them all; give --classes imagenet or a file.")
+    given = None
+    if data is not None:
+        given = load_data(data, root, seed, catalogue=catalogue)
+    elif own is not None:
+        raise RobGIBError("--classes says what the classes of --data are; give that too.")
+    known = given if given is None or own is None else map_classes(given, own)
     if is_file(name):
         path = Path(name)
         model, found = load_checkpoint(
-            path, arch, data, root, seed, allow_pickle=allow_pickle, extra=catalogue, allow_code=allow_code
+            path, arch, data, root, seed, data=known, allow_pickle=allow_pickle, extra=catalogue, allow_code=allow_code
         )
-        return Loaded(path.stem, model.to(device), found, {"kind": "checkpoint", "file": path.name, "arch": arch})
+        source = {"kind": "checkpoint", "file": path.name, "arch": arch}
+        return _chosen_classes(Loaded(path.stem, model.to(device), found, source), given, own, class_subset)
+    if arch is not None:
+        raise RobGIBError(f"--arch is of checkpoint files; {text!r} has its own architecture.")
     if text.startswith(ROBUSTBENCH):
         model, found = load_robustbench(text.removeprefix(ROBUSTBENCH), root)
-        return Loaded(text.rpartition("/")[2], model.to(device), found, {"kind": "robustbench", "name": text})
+        loaded_model = Loaded(text.rpartition("/")[2], model.to(device), found, {"kind": "robustbench", "name": text})
+        return _chosen_classes(_on_other_data(loaded_model, known), given, own, class_subset)
     recipe = find_recipe(text, catalogue, allow_code=allow_code)
     found = data_of(recipe, root, {} if loaded is None else loaded)
     with progress_bars(progress) as told:
         model, record = load_recipe(recipe, found, device=device, progress=told)
     accuracy_told = record.get("test_accuracy")
     source = {"kind": "zoo", "recipe": text, "recipe_digest": recipe.digest, "test_accuracy": accuracy_told}
-    return Loaded(text, model, found, source)
+    return _chosen_classes(_on_other_data(Loaded(text, model, found, source), known), given, own, class_subset)
+
+
+def _on_other_data(model: Loaded, data: Dataset | None) -> Loaded:
+    """A model that comes with data of its own, on others."""
+    if data is None:
+        return model
+    if data.shape != model.data.shape:
+        raise RobGIBError(
+            f"{model.name!r} takes images {model.data.shape}, and those of {data.name} are {data.shape}; give others."
+        )
+    return replace(model, data=data, source={**model.source, "data": data.name})
+
+
+def _chosen_classes(model: Loaded, data: Dataset | None, own: Sequence[tuple[str, ...]] | None, subset: bool) -> Loaded:
+    """The model as it is, or with the logits of the data's classes alone."""
+    if own is None or data is None or not subset:
+        return model
+    numbers = class_indices(data.classes, own)
+    return replace(model, model=Subset(model.model, numbers).eval(), data=replace(data, by_name=False))
+
+
+class Subset(nn.Module):
+    """A classifier that chooses among some of its classes."""
+
+    classes: Tensor
+
+    def __init__(self, model: nn.Module, classes: Sequence[int]) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("classes", torch.tensor(list(classes)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, classes) of images (N, …)."""
+        logits: Tensor = self.model(x)
+        return logits[:, self.classes]
 
 
 ROBUSTBENCH = "robustbench:"
