@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Optional
@@ -77,6 +78,12 @@ def evaluate(
     device: Device = "auto",
     seed: Annotated[int, typer.Option(help="Seed of every random number.")] = 0,
     catalogue: Catalogue = None,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Also print the bits of every layer.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, for scripts.")] = False,
+    fail_under: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Exit with 1 where a robust accuracy is lower, as 40% or 0.4."),
+    ] = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Measure again what a run folder below --out holds already.")
     ] = False,
@@ -88,6 +95,7 @@ def evaluate(
     attacks = attack or list(robgib.robustness.DEFAULT_ATTACKS)
     estimators = estimator or list(robgib.information.DEFAULT_ESTIMATORS)
     # Everything that can be refused is refused before any work.
+    least = None if fail_under is None else _share(fail_under)
     where = robgib.runtime.resolve_device(device)
     for name in models:
         if name.startswith(robgib.zoo.ROBUSTBENCH):
@@ -170,11 +178,38 @@ def evaluate(
         with atomic_directory(study) as folder:
             _write_study(runs, folder)
         pages.append(study / "report.html")
-    robgib.reporting.print_runs(runs, out, err)
-    if known:
-        names = escape(", ".join(known))
-        out.print(f"{names}: measured before, shown again (--fresh measures anew).", highlight=False)
-    out.print(f"\nReport: [bold]{escape(str(pages[-1]))}[/bold]", soft_wrap=True, highlight=False)
+    if as_json:
+        folders = [str(out_folder / run.folder) for run in runs]
+        typer.echo(json.dumps(robgib.reporting.runs_json(runs, folders), indent=2))
+    else:
+        robgib.reporting.print_runs(runs, out, err, layers=verbose)
+        if known:
+            names = escape(", ".join(known))
+            out.print(f"{names}: measured before, shown again (--fresh measures anew).", highlight=False)
+        more = "" if verbose else " (the layers' bits: there, or with --verbose)"
+        out.print(f"\nReport: [bold]{escape(str(pages[-1]))}[/bold]{more}", soft_wrap=True, highlight=False)
+    if any((run.robustness["status"] != "ok").any() for run in runs):
+        raise typer.Exit(1)
+    if least is not None:
+        under = [run.name for run in runs if float(run.robustness["robust_accuracy"].min()) < least]
+        if under:
+            err.print(f"Below {least:.0%} robust accuracy: {escape(', '.join(under))}.", highlight=False)
+            raise typer.Exit(1)
+
+
+def _share(text: str) -> float:
+    """A share given as 40% or 0.4."""
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise RobGIBError(f"--fail-under must be a share such as 40% or 0.4, not {text!r}.")
+    return value
+
+
+_STUDIES = {"runs.txt", "study.json"}
+"""Files that only a study's folder holds."""
 
 
 def _write_page(run: robgib.Run, folder: Path) -> None:
@@ -195,5 +230,11 @@ def report(
 ) -> None:
     """Write one page from run folders."""
 
-    written = robgib.reporting.write_report([robgib.results.load_run(folder) for folder in runs], out_file)
+    whole = [folder for folder in runs if not (_STUDIES & {p.name for p in folder.glob("*")})]  # runs/* takes them too
+    if not whole:
+        raise RobGIBError(f"{runs[0]} is the folder of a study, which has its page; give run folders.")
+    for folder in runs:
+        if folder not in whole:
+            err.print(f"{escape(str(folder))}: a study's folder, left out.", highlight=False)
+    written = robgib.reporting.write_report([robgib.results.load_run(folder) for folder in whole], out_file)
     out.print(f"Report: [bold]{escape(str(written))}[/bold]", soft_wrap=True, highlight=False)

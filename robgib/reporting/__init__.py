@@ -1,6 +1,6 @@
 """From run folders to a page."""
 
-from robgib.reporting.console import print_runs
+from robgib.reporting.console import print_runs, runs_json
 from robgib.reporting.page import render, trace_page, write_report, write_trace
 from robgib.reporting.summary import summarise
 from robgib.reporting.validation import (
@@ -17,6 +17,7 @@ __all__ = [
     "print_runs",
     "read_validation",
     "render",
+    "runs_json",
     "summarise",
     "trace_page",
     "validation_markdown",

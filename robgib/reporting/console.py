@@ -13,37 +13,43 @@ from rich.table import Table
 from robgib.reporting.summary import LEAST_MODELS, display_names, sections
 from robgib.results import Run
 
-__all__ = ["print_runs"]
+__all__ = ["print_runs", "runs_json"]
 
 
-def print_runs(runs: Sequence[Run], out: Console, err: Console) -> None:
-    """Print what was found: accuracies and signs, then bits by layer; failures of attacks go to ``err``."""
-    left = " (each attack on what those before it left)" if any(r.config.get("cascade") for r in runs) else ""
-    table = Table(title=f"Accuracy, clean and under attack{left}", title_justify="left")
-    table.add_column("model", no_wrap=True)
-    table.add_column("attack", overflow="fold", min_width=12)
-    table.add_column("budget", no_wrap=True)
-    for column in ("accuracy", "95% interval", "in 8 bits"):
-        table.add_column(column, justify="right", no_wrap=True)
+def print_runs(runs: Sequence[Run], out: Console, err: Console, layers: bool = False) -> None:
+    """Print what was found: two lines a model, accuracies and signs; failures of attacks go to ``err``.
+
+    Args:
+        runs: of the models.
+        out: where to.
+        err: where failures go.
+        layers: whether the bits of every layer are printed too.
+    """
     names = display_names(runs)
     for run, name in zip(runs, names, strict=True):
+        _print_verdict(run, name, out)
+    left = ", each attack on what those before it left" if any(r.config.get("cascade") for r in runs) else ""
+    for run, name in zip(runs, names, strict=True):
+        table = Table(title=escape(f"{name}: accuracy, clean and under attack{left}"), title_justify="left")
+        table.add_column("attack", overflow="fold", min_width=12)
+        table.add_column("budget", no_wrap=True)
+        for column in ("accuracy", "95% interval", "in 8 bits"):
+            table.add_column(column, justify="right", no_wrap=True)
         first = run.robustness.iloc[0]
         interval = f"[{100 * first['clean_low']:.1f}, {100 * first['clean_high']:.1f}]"
-        table.add_row(escape(name), "none", "", f"{100 * first['clean_accuracy']:.1f}%", escape(interval), "")
+        table.add_row("none", "", f"{100 * first['clean_accuracy']:.1f}%", escape(interval), "")
         for r in run.robustness.itertuples():
             if r.attack == "none":
                 continue
             ok = r.status == "ok"
             table.add_row(
-                "",
                 escape(str(r.attack)),
                 f"{r.norm} {r.eps:.4g}",
                 f"{100 * r.robust_accuracy:.1f}%" if ok else "[red]failed",
                 escape(f"[{100 * r.low:.1f}, {100 * r.high:.1f}]") if ok else "",
                 f"{100 * r.robust_accuracy_8bit:.1f}%" if r.robust_accuracy_8bit == r.robust_accuracy_8bit else "",
             )
-        table.add_section()
-    out.print(table)
+        out.print(table)
     for run, name in zip(runs, names, strict=True):
         for told in run.config.get("reading", ()):
             out.print(f"[yellow]{escape(name)}[/yellow]: {escape(told)}.", highlight=False)
@@ -74,14 +80,88 @@ def print_runs(runs: Sequence[Run], out: Console, err: Console) -> None:
             where = f"{name}, {r.norm} {r.eps:.4g}"
             out.print(f"[yellow]{escape(f'{where}: {r.name}')}[/yellow]: {escape(str(r.detail))}.", highlight=False)
             out.print(f"  [dim]{escape(str(r.meaning))}", highlight=False)
-        if len(run.signs) and not len(seen):
-            out.print(f"{escape(name)}: no sign of a failed attack.", highlight=False)
     for run, name in zip(runs, names, strict=True):
-        for estimator, partition in sections([run]):
+        for estimator, partition in sections([run]) if layers else ():
             chosen = (run.layers["estimator"] == estimator) & (run.layers["partition"] == partition)
             _print_layers(run.layers[chosen], f"{name}: bits by layer, {estimator}, {partition}".rstrip(", "), out)
     if 1 < len(runs) < LEAST_MODELS:
         out.print(f"{len(runs)} models are too few to correlate (at least {LEAST_MODELS}).", highlight=False)
+
+
+def _print_verdict(run: Run, name: str, out: Console) -> None:
+    """Two lines: clean and worst accuracy; whether a sign speaks against it, and which layer stands out."""
+    first = run.robustness.iloc[0]
+    words = f"{first['clean_accuracy']:.1%} clean"
+    tried = run.robustness[(run.robustness["status"] == "ok") & (run.robustness["attack"] != "none")]
+    if len(tried):
+        r = tried.loc[tried["robust_accuracy"].idxmin()]
+        words += (
+            f", {r['robust_accuracy']:.1%} [{100 * r['low']:.1f}, {100 * r['high']:.1f}] under {r['attack']} "
+            f"({r['norm']} {r['eps']:.4g})"
+        )
+    out.print(f"[bold]{escape(name)}[/bold]: {escape(words)}.", highlight=False)
+    told = []
+    seen = list(dict.fromkeys(run.signs.loc[run.signs["seen"].astype(bool), "name"]))
+    if seen:
+        told.append(f"[yellow]Not to be relied on:[/yellow] {escape('; '.join(seen))}.")
+    elif len(run.signs):
+        told.append("No sign of a failed attack.")
+    if len(run.robustness) > len(tried) + int((run.robustness["attack"] == "none").sum()):
+        told.append("[red]An attack failed.[/red]")
+    told += _standing_out(run)
+    if told:
+        out.print("  " + " ".join(told), highlight=False)
+
+
+def _standing_out(run: Run) -> list[str]:
+    """Which layer hangs most on single pieces of the input."""
+    held = run.layers[(run.layers["term"] == "v(X;Z)") & run.layers["value"].notna() & (run.layers["depth"] >= 0)]
+    held = held[~held["saturated"].astype(bool)]
+    if held.empty:
+        return []
+    key = held[["estimator", "partition"]].iloc[0]
+    held = held[(held["estimator"] == key["estimator"]) & (held["partition"] == key["partition"])]
+    top = held.loc[held["value"].idxmax()]
+    of = run.features
+    of = of[
+        (of["layer"] == top["layer"]) & (of["estimator"] == key["estimator"]) & (of["partition"] == key["partition"])
+    ]
+    count = len(of)
+    if not count:
+        return []
+    return [
+        f"Layer {escape(str(top['layer']))} hangs most on single pieces: hiding one of {count} costs "
+        f"{top['value'] / count:.0%} of it on average."
+    ]
+
+
+def runs_json(runs: Sequence[Run], folders: Sequence[str]) -> dict[str, Any]:
+    """Return what was found as plain values for scripts; ``schema`` rises with changes that could break a reader."""
+
+    def plain(frame: pd.DataFrame) -> list[dict[str, Any]]:
+        rows = frame.astype(object).where(frame.notna(), None).to_dict("records")
+        return [{k: v.item() if hasattr(v, "item") else v for k, v in row.items()} for row in rows]
+
+    models = []
+    for run, name, folder in zip(runs, display_names(runs), folders, strict=True):
+        first = run.robustness.iloc[0]
+        keys = ["attack", "norm", "eps", "robust_accuracy", "low", "high", "status", "reason"]
+        models.append(
+            {
+                "name": name,
+                "folder": folder,
+                "data": run.config["data"]["name"],
+                "samples": int(first["samples"]),
+                "clean": {k: float(first[f"clean_{k}"]) for k in ("accuracy", "low", "high")},
+                "attacks": plain(run.robustness.loc[run.robustness["attack"] != "none", keys]),
+                "signs": plain(run.signs.loc[run.signs["seen"].astype(bool), ["norm", "eps", "name", "detail"]]),
+                "layers": plain(
+                    run.layers[["estimator", "partition", "layer", "view", "term", "value", "low", "high", "saturated"]]
+                ),
+                "reading": list(run.config.get("reading", ())),
+            }
+        )
+    return {"schema": 1, "models": models}
 
 
 _SHOWN = ("I(Z;Y)", "I(X;Z)", "C(X;Z)", "S(X;Z)", "S(Z;Y)", "r(X;Z)", "v(X;Z)", "IB", "GIB")

@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import subprocess
@@ -89,6 +90,64 @@ def test_two_models_end_to_end(process, cli, tmp_path):
     again = cli("report", *(f"runs/{f}" for f in folders[:2]), "--out", "both.html")
     assert again.returncode == 0, again.stderr
     assert (tmp_path / "both.html").stat().st_size == pytest.approx(page.stat().st_size, rel=0.01)
+
+
+QUICK = [
+    "evaluate", "digits-cnn", "--samples", "60", "--estimator", "binned", "--layer", "logits",
+    "--information-samples", "200", "--no-curve", "--no-signs", "--no-corruptions", "--quiet",
+]  # fmt: skip
+
+
+def test_the_result_for_scripts(cli, tmp_path):
+    done = cli(*QUICK, "--attack", "pgd-linf:steps=5", "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["schema"] == 1
+    (model,) = told["models"]
+    table = pd.read_csv(tmp_path / model["folder"] / "robustness.csv")
+    assert model["attacks"][0]["robust_accuracy"] == pytest.approx(table["robust_accuracy"][0])
+    assert model["clean"]["accuracy"] == pytest.approx(table["clean_accuracy"][0])
+    assert {"logits", "Ŷ", "Y"} == {row["layer"] for row in model["layers"]}
+
+
+@pytest.mark.parametrize(
+    ("given", "code", "words"),
+    [("1%", 0, ""), ("99%", 1, "Below 99% robust accuracy: digits-cnn"), ("0.99", 1, ""), ("forty", 2, "40% or 0.4")],
+)
+def test_a_threshold_for_a_pipeline(cli, given, code, words):
+    done = cli(*QUICK, "--attack", "pgd-linf:steps=5", "--fail-under", given)
+    assert done.returncode == code, done.stderr
+    assert words in done.stderr
+
+
+def test_a_failed_attack_is_no_success(cli, tmp_path):
+    (tmp_path / "breaks.py").write_text(
+        "from dataclasses import dataclass\nfrom robgib import Attack\n\n\n@dataclass(frozen=True)\n"
+        "class Breaks(Attack):\n    def perturb(self, model, x, y, rng):\n        raise ValueError('no such thing')\n"
+    )
+    done = cli(*QUICK, "--attack", "breaks:eps=0.1", "--attack", "fgsm-linf", "--catalogue", ".")
+    assert done.returncode == 1, done.stderr
+    assert "An attack failed." in done.stdout
+    assert "no such thing" in done.stderr
+    assert "Report:" in done.stdout
+
+
+def test_layers_are_printed_where_they_are_asked_for(cli):
+    plain, long = (cli(*QUICK, "--attack", "fgsm-linf", *more).stdout for more in ([], ["--verbose"]))
+    assert plain.splitlines()[0].startswith("digits-cnn: ")
+    assert "% clean, " in plain.splitlines()[0]
+    assert "bits by layer" not in plain
+    assert "bits by layer" in long
+
+
+def test_run_folders_of_a_study_are_left_out_of_a_page(cli, tmp_path):
+    assert cli(*QUICK, "--attack", "fgsm-linf").returncode == 0
+    (tmp_path / "runs" / "study-1234").mkdir()
+    (tmp_path / "runs" / "study-1234" / "runs.txt").write_text("")
+    done = cli("report", *map(str, sorted((tmp_path / "runs").iterdir())))
+    assert done.returncode == 0, done.stderr
+    assert "study-1234: a study's folder, left out" in done.stderr.replace("\n", "")
+    assert cli("report", "runs/study-1234").returncode == 2
 
 
 def test_what_was_measured_is_shown_again(cli, tmp_path):
