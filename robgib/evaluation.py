@@ -25,7 +25,7 @@ from robgib.models.checkpoint import weights_digest
 from robgib.models.inference import Prepared, answers, check_decided, prepare
 from robgib.results import SCHEMA_VERSION, Run
 from robgib.robustness.chance import chance_doubts
-from robgib.robustness.evaluate import DEFAULT_ATTACKS, check_budgets, named_attacks
+from robgib.robustness.evaluate import DEFAULT_ATTACKS, check_budgets, in_cascade, named_attacks
 from robgib.robustness.evaluate import evaluate as evaluate_robustness
 from robgib.runtime import Progress, environment, progress_bars, resolve_device
 
@@ -38,7 +38,7 @@ def evaluate(
     model: object,
     data: str | Dataset | tuple[Tensor, Tensor],
     *,
-    attacks: Sequence[str | Attack] | Mapping[str, Attack] = DEFAULT_ATTACKS,
+    attacks: str | Sequence[str | Attack] | Mapping[str, Attack] = DEFAULT_ATTACKS,
     estimators: Sequence[str | Estimator] = DEFAULT_ESTIMATORS,
     layers: Sequence[str] | None = None,
     name: str = "model",
@@ -53,7 +53,7 @@ def evaluate(
     unit_groups: int = 0,
     beta: float = 1.0,
     pmi: bool = False,
-    cascade: bool = False,
+    cascade: bool | None = None,
     curve: bool = True,
     signs: bool = True,
     corruptions: bool = True,
@@ -75,7 +75,8 @@ def evaluate(
         data: name of a data set, a :class:`~robgib.data.Dataset`, or ``(images, labels)``. Attacks take the
             test images. Information is estimated on test images too; codes and components are fitted on
             training images, or, where the data have none, on every second test image (the rest is estimated on).
-        attacks: specifications such as ``pgd-linf:eps=8/255``, attack objects, or a mapping of labels to them.
+        attacks: specifications such as ``pgd-linf:eps=8/255``, attack objects, a mapping of labels to them, or a
+            budget: ``quick``, ``standard`` (Auto-PGD, untargeted and targeted, in a cascade) or ``full`` (AutoAttack).
         estimators: specifications such as ``probe`` or ``imputation:donors=32``, or estimator objects.
         layers: module names, or ``logits``; None takes every block's output and the logits.
         name: what the model is called.
@@ -95,8 +96,9 @@ def evaluate(
         pmi: weigh each sample's pointwise terms by 1[ŷ = y]·max(0, pmi(ŷ;y)), so that information counts where the
             prediction tells of the label.
         cascade: run the attacks of one norm and eps cheapest first, each on the samples that those before it left
-            right. A robust accuracy is then what is left after that attack and all before it.
-        curve: also measure accuracy against eps around each attack's own (in a cascade, around the last one's).
+            right. A robust accuracy is then what is left after that attack and all before it. None is as the budget
+            does, and False for attacks that are listed.
+        curve: also measure accuracy against eps around each attack's own; in a cascade by its cheapest attack.
         signs: also look for signs that the attacks failed (:func:`~robgib.robustness.failure_indicators`).
         corruptions: also measure accuracy under common corruptions (images only).
         batch_size: images at once; None finds it. It is halved where memory does not suffice.
@@ -128,6 +130,7 @@ def evaluate(
     if not (np.isfinite(beta) and beta >= 0):
         raise RobGIBError(f"beta must be a finite number of at least 0, not {beta}.")
     # Everything that can be refused is refused before any work.
+    cascade = in_cascade(attacks, cascade)
     named = named_attacks(attacks, dataset.eps, catalogue)
     check_budgets(named, dataset.shape)
     makers = make_estimators(estimators, dataset, information_samples, seed, catalogue)

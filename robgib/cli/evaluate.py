@@ -22,7 +22,7 @@ def evaluate(
     ],
     attack: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Option(help="Attack, as NAME[:key=value,…]; repeatable.", show_default="fgsm-linf, pgd-linf, pgd-l2"),
+        typer.Option(help="Attack, as NAME[:key=value,…]; repeatable.", show_default="--standard"),
     ] = None,
     estimator: Annotated[
         Optional[list[str]],  # noqa: UP045
@@ -64,6 +64,11 @@ def evaluate(
     unit_groups: Annotated[int, typer.Option(min=0, help="Groups of units as the features of S(Z;Y); 0: none.")] = 0,
     beta: Annotated[float, typer.Option(help="Trade-off of the IB and GIB objectives.")] = 1.0,
     pmi: Annotated[bool, typer.Option("--pmi", help="Weigh samples by 1[ŷ = y]·max(0, pmi(ŷ;y)).")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="FGSM and PGD: the weakest claim, in seconds.")] = False,
+    standard: Annotated[
+        bool, typer.Option("--standard", help="Auto-PGD, then targeted, on what is left: within a point of --full.")
+    ] = False,
+    full: Annotated[bool, typer.Option("--full", help="AutoAttack.")] = False,
     cascade: Annotated[
         bool, typer.Option("--cascade", help="Cheapest attack first, each next one on the samples still right.")
     ] = False,
@@ -92,7 +97,10 @@ def evaluate(
     """Attack models, estimate the information in their layers, and write run folders and a page."""
 
     extra = list(catalogue or [])
-    attacks = attack or list(robgib.robustness.DEFAULT_ATTACKS)
+    chosen = [name for name, given in (("quick", quick), ("standard", standard), ("full", full)) if given]
+    if len(chosen) + bool(attack) > 1:
+        raise RobGIBError("--quick, --standard, --full and --attack exclude each other; give one.")
+    attacks: str | list[str] = attack or (chosen[0] if chosen else robgib.robustness.DEFAULT_ATTACKS)
     estimators = estimator or list(robgib.information.DEFAULT_ESTIMATORS)
     # Everything that can be refused is refused before any work.
     least = None if fail_under is None else _share(fail_under)
@@ -111,7 +119,7 @@ def evaluate(
         robgib.data.check_data(data)
     if len(set(models)) < len(models):
         raise RobGIBError("a model is named twice; name each one once.")
-    for spec in attacks:
+    for spec in attack or ():
         robgib.attacks.make_attack(spec, extra=extra)
     for spec in estimators:
         robgib.information.make_estimator(spec, extra)
@@ -153,7 +161,7 @@ def evaluate(
                 unit_groups=unit_groups,
                 beta=beta,
                 pmi=pmi,
-                cascade=cascade,
+                cascade=cascade or None,
                 curve=curve,
                 signs=signs,
                 corruptions=corruptions,

@@ -1,11 +1,12 @@
 """Measuring robustness: attacks run on a model, what they leave, and signs that they failed."""
 
 from robgib.robustness.corruptions import corruption_accuracy
-from robgib.robustness.evaluate import DEFAULT_ATTACKS, evaluate
+from robgib.robustness.evaluate import BUDGETS, DEFAULT_ATTACKS, evaluate
 from robgib.robustness.failure_indicators import FailureIndicator, failure_indicators, weaker_than_reference
 from robgib.robustness.run_attack import AttackResult, accuracy_curve, run_attack
 
 __all__ = [
+    "BUDGETS",
     "DEFAULT_ATTACKS",
     "AttackResult",
     "FailureIndicator",
