@@ -109,7 +109,7 @@ def claim(study: Study, rows: pd.DataFrame) -> Claim:
         len(held),
         correlations,
         effects,
-        _partial(held, primary),
+        _partial(study, held, primary),
         _without(held, primary),
         facts,
         notes,
@@ -275,8 +275,11 @@ def _standard(values: Vector) -> Vector:
     return (values - values.mean()) / spread if spread > 1e-12 else np.zeros(len(values))
 
 
-def _partial(rows: pd.DataFrame, label: str) -> pd.DataFrame:
-    told = [c for c in COVARIATES if c in rows and rows[c].notna().all() and rows[c].nunique() > 1]
+def _partial(study: Study, rows: pd.DataFrame, label: str) -> pd.DataFrame:
+    known = [
+        c for c in COVARIATES if c != "clean_accuracy" or study.outcome.measure != "generalisation_gap"
+    ]  # its part
+    told = [c for c in known if c in rows and rows[c].notna().all() and rows[c].nunique() > 1]
     complexity = next((c for c in rows if c.startswith("ib_complexity") and not c.endswith(("_se", "_marked"))), None)
     if complexity and complexity != label and rows[complexity].notna().all() and rows[complexity].nunique() > 1:
         told.append(complexity)
