@@ -261,7 +261,7 @@ def plugin_modules(extra: Sequence[Path] = ()) -> Iterator[ModuleType]:
                 sys.modules[key] = module  # dataclasses look their module up while it executes
                 try:
                     spec.loader.exec_module(module)
-                except Exception as error:
+                except (Exception, SystemExit) as error:
                     del sys.modules[key]
                     raise RobGIBError(f"plug-in {path} does not import: {type(error).__name__}: {error}.") from error
             yield sys.modules[key]
@@ -281,7 +281,7 @@ def entry_points(group: str) -> dict[str, Any]:
     for point in importlib.metadata.entry_points(group=group):
         try:
             loaded[point.name] = point.load()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise RobGIBError(
                 f"entry point {point.name!r} of {group} does not load: {type(error).__name__}: {error}."
             ) from error

@@ -55,12 +55,15 @@ def main() -> None:
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, interrupt)  # ends as Ctrl-C does: nothing half-written stays
+    for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+        signal.signal(number, interrupt)  # ends as Ctrl-C does: nothing half-written stays
     try:
         app(prog_name="robgib")
     except RobGIBError as error:
         err.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
-        err.print("interrupted")
+        err.print(
+            "interrupted: finished models and trainings up to their last epoch are kept; the same command goes on."
+        )
         sys.exit(130)

@@ -123,7 +123,7 @@ def build(arch: str, shape: tuple[int, ...], classes: int, options: dict[str, An
         model = factory(*arguments, **options)
     except RobGIBError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise RobGIBError(f"architecture {arch!r} does not build: {type(error).__name__}: {error}.") from error
     if not isinstance(model, nn.Module):
         raise RobGIBError(f"architecture {arch!r} returned {type(model).__name__}, not a torch.nn.Module.")
@@ -196,7 +196,7 @@ def _import_factory(arch: str) -> Callable[..., nn.Module]:
         sys.path.insert(0, os.getcwd())  # `--arch mynet:make` finds ./mynet.py, as `python -m` would
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise RobGIBError(
             f"--arch {arch!r}: module {module_name!r} does not import ({type(error).__name__}: {error})."
         ) from error

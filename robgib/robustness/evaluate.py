@@ -394,7 +394,7 @@ def _guarded(run: Callable[[], _Attacked], label: str) -> _Attacked | Exception:
         raise RobGIBError("the device's memory does not suffice even for one image; use another --device.") from error
     except RobGIBError as error:
         return error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return RobGIBError(f"attack {label!r} raised {type(error).__name__}: {error}")
 
 

@@ -132,6 +132,27 @@ def test_a_failed_attack_is_no_success(cli, tmp_path):
     assert "Report:" in done.stdout
 
 
+@pytest.mark.parametrize("where", ["import", "perturb", "architecture"])
+def test_a_plug_in_cannot_end_the_program(cli, tmp_path, where):
+    """It ended with exit code 0 and no word."""
+    asked = [*QUICK, "--attack", "leaves:eps=0.1", "--attack", "fgsm-linf", "--catalogue", "."]
+    if where == "architecture":
+        (tmp_path / "leaving.py").write_text("import sys\n\n\ndef make():\n    sys.exit(0)\n")
+        torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "net.pt")
+        asked = ["evaluate", "net.pt", "--arch", "leaving:make", "--data", "digits"]
+    else:
+        own = "sys.exit(0)" if where == "import" else ""
+        (tmp_path / "leaves.py").write_text(
+            "import sys\nfrom dataclasses import dataclass\nfrom robgib import Attack\n"
+            f"{own}\n\n\n@dataclass(frozen=True)\n"
+            "class Leaves(Attack):\n    def perturb(self, model, x, y, rng):\n        sys.exit(0)\n"
+        )
+    done = cli(*asked)
+    assert done.returncode == (1 if where == "perturb" else 2)
+    assert "SystemExit" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_layers_are_printed_where_they_are_asked_for(cli):
     plain, long = (cli(*QUICK, "--attack", "fgsm-linf", *more).stdout for more in ([], ["--verbose"]))
     assert plain.splitlines()[0].startswith("digits-cnn: ")
