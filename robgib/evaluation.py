@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from robgib.attacks.base import Attack
@@ -33,10 +34,12 @@ __all__ = [
     "evaluate",
 ]
 
+TorchData = torch.utils.data.Dataset[Any] | torch.utils.data.DataLoader[Any]
+
 
 def evaluate(
     model: object,
-    data: str | Dataset | tuple[Tensor, Tensor],
+    data: str | Dataset | tuple[ArrayLike | Tensor, ArrayLike | Tensor] | TorchData,
     *,
     attacks: str | Sequence[str | Attack] | Mapping[str, Attack] = DEFAULT_ATTACKS,
     estimators: Sequence[str | Estimator] = DEFAULT_ESTIMATORS,
@@ -72,9 +75,10 @@ def evaluate(
         model: maps images (N, C, H, W) in [0, 1] to logits (N, classes): a module, an exported program or any function.
             Its modes, parameters and device are left as they were. Where its output is something else (a dictionary,
             probabilities, one logit, half precision …) it is read as logits, and ``config["reading"]`` says how.
-        data: name of a data set, a :class:`~robgib.data.Dataset`, or ``(images, labels)``. Attacks take the
-            test images. Information is estimated on test images too; codes and components are fitted on
-            training images, or, where the data have none, on every second test image (the rest is estimated on).
+        data: name of a data set, a :class:`~robgib.data.Dataset`, ``(images, labels)``
+            (:meth:`~robgib.data.Dataset.from_arrays`), or a Dataset or DataLoader of torch. Attacks take the test
+            images. Information is estimated on test images too; codes and components are fitted on training images, or,
+            where the data have none, on every second test image (the rest is estimated on).
         attacks: specifications such as ``pgd-linf:eps=8/255``, attack objects, a mapping of labels to them, or a
             budget: ``quick``, ``standard`` (Auto-PGD, untargeted and targeted, in a cascade) or ``full`` (AutoAttack).
         estimators: specifications such as ``probe`` or ``imputation:donors=32``, or estimator objects.
@@ -235,7 +239,10 @@ def _code(thing: object) -> str:
 
 
 def _dataset(
-    data: str | Dataset | tuple[Tensor, Tensor], root: str | Path | None, seed: int, catalogue: Sequence[Path]
+    data: str | Dataset | tuple[ArrayLike | Tensor, ArrayLike | Tensor] | TorchData,
+    root: str | Path | None,
+    seed: int,
+    catalogue: Sequence[Path],
 ) -> Dataset:
     if isinstance(data, Dataset):
         return data
@@ -243,7 +250,11 @@ def _dataset(
         return load_data(data, root, seed, catalogue=catalogue)
     if isinstance(data, tuple) and len(data) == 2:
         return Dataset.from_arrays(*data)
-    raise RobGIBError("data must be the name of a data set, a Dataset, or a pair (images, labels).")
+    if isinstance(data, torch.utils.data.Dataset | torch.utils.data.DataLoader):
+        return Dataset.from_torch(data)
+    raise RobGIBError(
+        "data must be the name of a data set, a Dataset, a pair (images, labels), or a Dataset or DataLoader of torch."
+    )
 
 
 def _reading(model: Prepared) -> list[str]:

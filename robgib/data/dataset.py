@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from robgib.errors import RobGIBError, first_line
 
@@ -103,19 +104,49 @@ class Dataset:
         """Wrap your own images and labels as a test set.
 
         Args:
-            x: images (N, C, H, W), floating point in [0, 1]: a tensor, an array or nested lists.
-            y: labels (N,), class numbers from 0 of any integer kind, or booleans for 0 and 1.
+            x: images (N, C, H, W), floating point in [0, 1] or 8-bit: a tensor, an array or nested lists. (N, H, W, C)
+                of 1 or 3 colours, where the second side is neither, is turned round; 8-bit (N, H, W) has one channel.
+            y: labels (N,), class numbers from 0 of any integer kind, booleans for 0 and 1, or one-hot rows (N, K).
             name: of the data.
 
         Raises:
             RobGIBError: they hold no samples, do not fit each other, or are of another kind or range.
+
+        >>> x = np.zeros((5, 8, 8, 3), np.uint8)
+        >>> Dataset.from_arrays(x, np.eye(5)).shape
+        (3, 8, 8)
         """
         images, labels = _as_tensor(x, "images"), _as_tensor(y, "labels")
         if images.ndim == 0 or len(images) == 0:
             raise RobGIBError("the data hold no samples; give at least one image with its label.")
+        if images.dtype == torch.uint8:
+            images = (images[:, None] if images.ndim == 3 else images).float() / 255
+        if images.ndim == 4 and images.shape[3] in (1, 3) and images.shape[1] not in (1, 3):
+            images = images.permute(0, 3, 1, 2).contiguous()
+        if labels.ndim == 2 and labels.shape[1] > 1 and bool(((labels == 0) | (labels == 1)).all()):
+            if not bool((labels.sum(1) == 1).all()):
+                raise RobGIBError("labels (N, K) must be one-hot: a single 1 in each row.")
+            labels = labels.argmax(1)
         test = Split(images.float() if images.is_floating_point() else images, labels)
         none = Split(test.x[:0], test.y[:0])
         return Dataset(name, none, none, test, tuple(str(i) for i in range(int(test.y.max()) + 1)))
+
+    @staticmethod
+    def from_torch(source: object, name: str = "loader") -> Dataset:
+        """Wrap a ``torch.utils.data`` Dataset of (image, label), or a DataLoader of batches of them, as a test set.
+
+        Raises:
+            RobGIBError: what it gives are no pairs of images and labels of one size.
+        """
+        loader = source if isinstance(source, DataLoader) else DataLoader(source, batch_size=256)  # type: ignore[arg-type]
+        try:
+            parts = [(torch.as_tensor(x), torch.as_tensor(y)) for x, y, *_ in loader]
+            images, labels = (torch.cat(part) for part in zip(*parts, strict=True))
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise RobGIBError(
+                f"the loader must give pairs of images and labels, as tensors of one size: {first_line(error)}."
+            ) from error
+        return Dataset.from_arrays(images, labels, name)
 
 
 def _as_tensor(value: ArrayLike | Tensor, what: str) -> Tensor:

@@ -142,7 +142,7 @@ def test_unknown_data():
     [
         (torch.rand(4, 1, 2, 2) * 255, torch.zeros(4).long(), r"lie in \[0, 1\]"),
         (torch.rand(4, 1, 2, 2), torch.zeros(3).long(), r"with labels \(N,\)"),
-        (torch.zeros(4, 1, 2, 2, dtype=torch.uint8), torch.zeros(4).long(), "divide 8-bit images by 255"),
+        (torch.zeros(4, 1, 2, 2, dtype=torch.int32), torch.zeros(4).long(), "divide 8-bit images by 255"),
         (torch.rand(4, 1, 2, 2), torch.zeros(4), "labels integers"),
         (torch.rand(4, 1, 2, 2), torch.tensor([0, 1, -1, 0]), "class numbers from 0"),
         (torch.full((4, 1, 2, 2), float("nan")), torch.zeros(4).long(), "must be finite"),
@@ -465,3 +465,47 @@ class TestLabels:
         data = load_data(f"npz:{tmp_path / 'two.npz'}")
         assert sorted(data.test.y.tolist()) == [0, 0, 0, 1, 1, 1]
         assert data.classes == ("0", "1")
+
+
+class TestWhatPeopleHave:
+    """Arrays and loaders as they come, each read by one rule."""
+
+    COLOURS = np.random.default_rng(0).integers(0, 256, (6, 8, 9, 3), np.uint8)
+
+    def test_eight_bit_pictures_with_their_colours_last(self):
+        data = Dataset.from_arrays(self.COLOURS, [0, 1, 2, 0, 1, 2])
+        assert data.shape == (3, 8, 9)
+        assert data.test.x[1, 2] == pytest.approx(torch.from_numpy(self.COLOURS[1, :, :, 2]).float() / 255)
+        floats = Dataset.from_arrays(self.COLOURS.astype(np.float32) / 255, [0, 1, 2, 0, 1, 2])
+        assert floats.test.x == pytest.approx(data.test.x)
+        grey = Dataset.from_arrays(self.COLOURS[..., 0], np.arange(6))
+        assert grey.shape == (1, 8, 9)
+
+    def test_colours_first_stay_where_they_are(self):
+        x = torch.rand(4, 3, 8, 3)
+        assert Dataset.from_arrays(x, torch.zeros(4).long()).test.x.equal(x)
+
+    def test_one_hot_labels(self):
+        y = np.eye(6)[[2, 0, 5, 1, 1, 3]]
+        assert Dataset.from_arrays(self.COLOURS, y).test.y.tolist() == [2, 0, 5, 1, 1, 3]
+        with pytest.raises(RobGIBError, match="one-hot"):
+            Dataset.from_arrays(self.COLOURS, np.ones((6, 3)))
+
+    @pytest.mark.parametrize("wrapped", [False, True])
+    def test_a_loader_of_torch(self, wrapped, digits, digits_cnn):
+        held = torch.utils.data.TensorDataset(digits.test.x[:60], digits.test.y[:60])
+        source = torch.utils.data.DataLoader(held, batch_size=16) if wrapped else held
+        asked = {
+            "attacks": ["fgsm-linf:eps=0.05"],
+            "estimators": [],
+            "curve": False,
+            "signs": False,
+            "corruptions": False,
+        }
+        given, plain = (evaluate(digits_cnn, d, **asked) for d in (source, (digits.test.x[:60], digits.test.y[:60])))
+        keys = ["attack", "robust_accuracy", "clean_accuracy"]
+        assert given.robustness[keys].equals(plain.robustness[keys])
+
+    def test_a_loader_of_something_else(self):
+        with pytest.raises(RobGIBError, match="pairs of images and labels"):
+            Dataset.from_torch(torch.utils.data.TensorDataset(torch.rand(4, 1, 2, 2)))
