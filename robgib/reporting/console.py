@@ -89,16 +89,14 @@ def print_runs(runs: Sequence[Run], out: Console, err: Console, layers: bool = F
 
 
 def _print_verdict(run: Run, name: str, out: Console) -> None:
-    """Two lines: clean and worst accuracy; whether a sign speaks against it, and which layer stands out."""
+    """Clean and worst accuracy at each budget; then what speaks against it, and which layer stands out."""
     first = run.robustness.iloc[0]
     words = f"{first['clean_accuracy']:.1%} clean"
     tried = run.robustness[(run.robustness["status"] == "ok") & (run.robustness["attack"] != "none")]
-    if len(tried):
-        r = tried.loc[tried["robust_accuracy"].idxmin()]
-        words += (
-            f", {r['robust_accuracy']:.1%} [{100 * r['low']:.1f}, {100 * r['high']:.1f}] under {r['attack']} "
-            f"({r['norm']} {r['eps']:.4g})"
-        )
+    for (norm, eps), g in tried.groupby(["norm", "eps"], sort=False):
+        r = g.loc[g["robust_accuracy"].idxmin()]
+        interval = f"[{100 * r['low']:.1f}, {100 * r['high']:.1f}]"
+        words += f"; {norm} {eps:.4g}: {r['robust_accuracy']:.1%} {interval} ({r['attack']})"
     out.print(f"[bold]{escape(name)}[/bold]: {escape(words)}.", highlight=False)
     told = []
     seen = list(dict.fromkeys(run.signs.loc[run.signs["seen"].astype(bool), "name"]))

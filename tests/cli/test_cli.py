@@ -156,7 +156,7 @@ def test_a_plug_in_cannot_end_the_program(cli, tmp_path, where):
 def test_layers_are_printed_where_they_are_asked_for(cli):
     plain, long = (cli(*QUICK, "--attack", "fgsm-linf", *more).stdout for more in ([], ["--verbose"]))
     assert plain.splitlines()[0].startswith("digits-cnn: ")
-    assert "% clean, " in plain.splitlines()[0]
+    assert "% clean; linf 0.1: " in plain.splitlines()[0]
     assert "bits by layer" not in plain
     assert "bits by layer" in long
 
