@@ -8,8 +8,10 @@ import pytest
 
 from robgib import RobGIBError
 from robgib.data import function
-from robgib.information import true_information
+from robgib.information import layer_information, true_information
 from robgib.studies import cells, measure, measured_rows, read_study, stored
+from robgib.zoo.loading import load_recipe
+from robgib.zoo.recipe import Recipe, find_recipe
 
 SMALL = """
 question: Does v fall with the strength of adversarial training?
@@ -166,3 +168,23 @@ def test_a_study_in_which_every_model_fails_says_why(cli, tmp_path):
     assert done.returncode == 1
     assert "need sequences" in done.stdout
     assert "need sequences" in (tmp_path / "found" / "study.html").read_text()
+
+
+@pytest.mark.slow
+def test_networks_trained_against_c_show_it(digits):
+    """The control that must show something: a price on C(X;Z) lowers the C that is measured, at nearly the same I."""
+    base = find_recipe("digits-mlp-relu")
+    found = {}
+    for beta in (0.0, 1.0):
+        training = {"penalty": {"kind": "gib", "beta": beta, "features": 4}, "batch_size": 128, "epochs": 40}
+        content = base.model_dump(exclude={"group", "description"})
+        content["architecture"] |= {"bottleneck": 8}
+        content |= {"name": f"priced-{beta}", "folder": base.folder, "training": content["training"] | training}
+        model, _ = load_recipe(Recipe.model_validate(content), digits)
+        asked = ["imputation:samples=300,steps=300"]
+        layers = layer_information(model, digits, asked, features="patches:4", samples=600, layers=["logits"]).layers
+        found[beta] = layers[layers["layer"] == "logits"].set_index("term")
+    terms = {beta: table["value"] for beta, table in found.items()}
+    assert terms[1.0]["C(X;Z)"] < terms[0.0]["C(X;Z)"] - 0.5
+    assert found[1.0].loc["C(X;Z)", "high"] < found[0.0].loc["C(X;Z)", "low"]
+    assert terms[1.0]["I(X;Z)"] == pytest.approx(terms[0.0]["I(X;Z)"], abs=0.3)
