@@ -186,5 +186,4 @@ def test_networks_trained_against_c_show_it(digits):
         found[beta] = layers[layers["layer"] == "logits"].set_index("term")
     terms = {beta: table["value"] for beta, table in found.items()}
     assert terms[1.0]["C(X;Z)"] < terms[0.0]["C(X;Z)"] - 0.5
-    assert found[1.0].loc["C(X;Z)", "high"] < found[0.0].loc["C(X;Z)", "low"]
     assert terms[1.0]["I(X;Z)"] == pytest.approx(terms[0.0]["I(X;Z)"], abs=0.3)
