@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -26,6 +27,9 @@ __all__ = [
 ]
 
 
+_QUIET = 30.0  # seconds between two lines about one task, where lines are all there is
+
+
 class Progress(Protocol):
     """Receives how far a named task is; the command line draws a bar from it."""
 
@@ -40,7 +44,8 @@ def progress_bars(shown: bool | Progress = True, always: bool = False) -> Iterat
     Args:
         shown: a function is given back; True is a bar for each task under way, on standard error where that is a
             terminal, or in a notebook; False is nothing.
-        always: print finished bars where there is neither terminal nor notebook.
+        always: where there is neither terminal nor notebook (a file, a pipe), write a line when a task starts, when it
+            ends, and every half minute.
     """
     if not isinstance(shown, bool):
         yield shown
@@ -53,6 +58,9 @@ def progress_bars(shown: bool | Progress = True, always: bool = False) -> Iterat
     console = Console(stderr=not notebook)
     if not shown or not (always or notebook or console.is_terminal):
         yield None
+        return
+    if not notebook and not console.is_terminal:
+        yield _plain_lines()
         return
     with Bars(
         TextColumn("{task.description:<24}"),
@@ -75,6 +83,27 @@ def progress_bars(shown: bool | Progress = True, always: bool = False) -> Iterat
                     bars.remove_task(finished)
 
         yield report
+
+
+def _plain_lines() -> Progress:
+    """Progress as lines of text on standard error."""
+    told: dict[str, float] = {}
+    began: dict[str, float] = {}
+
+    def report(task: str, done: int, total: int, note: str = "") -> None:
+        now = time.monotonic()
+        first, last = task not in told, done >= total
+        if " at eps=" in task or not (first or last or now - told[task] >= _QUIET):
+            return  # a curve's many small steps would fill the file
+        started = began.setdefault(task, now)
+        told[task] = now
+        took = f", {now - started:.0f} s" if last and not first else ""
+        print(f"{task}: {done}/{total}{took}{f' ({note})' if note else ''}", file=sys.stderr, flush=True)
+        if last:
+            told.pop(task)
+            began.pop(task)
+
+    return report
 
 
 def resolve_device(name: str | torch.device) -> torch.device:
