@@ -131,6 +131,10 @@ def evaluate(
     ):
         if value is not None and value < 1:
             raise RobGIBError(f"{what} must be at least 1, not {value}.")
+    if not 0 <= seed < 2**32:
+        raise RobGIBError(f"seed must be a whole number from 0 to 2**32 - 1, not {seed}.")
+    if layers is not None and not all(isinstance(name, str) and name for name in layers):
+        raise RobGIBError("layers must be named by their modules; one of the names is empty.")
     if not (np.isfinite(beta) and beta >= 0):
         raise RobGIBError(f"beta must be a finite number of at least 0, not {beta}.")
     # Everything that can be refused is refused before any work.

@@ -34,11 +34,23 @@ def digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
+_LONGEST_NAME = 200  # bytes: file systems take 255, and names in the making are longer
+
+
 def check_writable(root: Path) -> None:
     """Raise before any work is done when a folder cannot be written below ``root``; leave nothing behind."""
     place = root.absolute()
-    while not place.exists():
-        place = place.parent
+    try:
+        while not place.exists():
+            place = place.parent
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise RobGIBError(f"output folder {str(root)[:60]!r}… cannot be made: {reason}; give --out another.") from error
+    longest = max((len(os.fsencode(part)) for part in root.parts), default=0)
+    if longest > _LONGEST_NAME:
+        raise RobGIBError(
+            f"output folder {str(root)[:60]!r}… has a name of {longest} bytes; give --out one of {_LONGEST_NAME}."
+        )
     if not place.is_dir():
         raise RobGIBError(f"output folder {str(root)!r} cannot be made: {place} is a file; give --out a folder.")
     try:

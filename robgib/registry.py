@@ -288,6 +288,9 @@ def entry_points(group: str) -> dict[str, Any]:
     return loaded
 
 
+_LONGEST = 40  # characters of a number
+
+
 def parse_value(text: Any) -> Any:
     """Turn ``8/255``, ``0.1``, ``20``, ``true``, ``none`` into what they mean; other text stays text."""
     if not isinstance(text, str):
@@ -296,6 +299,8 @@ def parse_value(text: Any) -> Any:
     text = text.strip()
     if text.lower() in words:
         return words[text.lower()]
+    if len(text) > _LONGEST and re.fullmatch(r"[-+\d./eE\s]+", text):
+        raise RobGIBError(f"{text[:12]}… is a number of {len(text)} characters; give one of at most {_LONGEST}.")
     if re.fullmatch(r"[-+]?\d+", text):
         return int(text)
     if _NUMBER.fullmatch(text):

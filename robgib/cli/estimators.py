@@ -53,7 +53,7 @@ def validate_estimators(
     ] = None,
     repeats: Annotated[int, typer.Option(min=2, help="Draws of each task.")] = 20,
     every: Annotated[bool, typer.Option("--every", help="Also outside the regimes that an estimator claims.")] = False,
-    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the draws.")] = 0,
     jobs: Annotated[int, typer.Option(min=1, help="Processes that share the repeats.")] = 1,
     out_folder: Annotated[
         Path, typer.Option("--out", help="Folder for validation.csv, validation.html and estimators.md.")

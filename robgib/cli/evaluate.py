@@ -81,7 +81,7 @@ def evaluate(
         str, typer.Option(help="float32, or bfloat16 for the attacks' gradients (float32 decides who is fooled).")
     ] = "float32",
     device: Device = "auto",
-    seed: Annotated[int, typer.Option(help="Seed of every random number.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of every random number.")] = 0,
     catalogue: Catalogue = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Also print the bits of every layer.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, for scripts.")] = False,

@@ -57,6 +57,27 @@ def _is_state(content: object) -> bool:
     return isinstance(content, dict) and bool(content) and all(isinstance(v, Tensor) for v in content.values())
 
 
+def _check_looks(path: Path) -> None:
+    """Raise where a file's beginning shows that it is no checkpoint at all.
+
+    Raises:
+        RobGIBError: it is empty, or a web page or text that a download left in its place.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(512).lstrip()
+    except OSError as error:
+        raise RobGIBError(f"{path} cannot be read: {error.strerror or error}.") from error
+    if not head:
+        raise RobGIBError(f"{path} is empty: the download or the copy failed; fetch the file again.")
+    if head[:1] == b"<" and any(word in head.lower() for word in (b"<html", b"<!doctype", b"<?xml")):
+        raise RobGIBError(
+            f"{path} is a web page, not a checkpoint: a download gave an error page; fetch the file again."
+        )
+    if head.startswith(b"version https://git-lfs"):
+        raise RobGIBError(f"{path} is a pointer of Git LFS, not the file itself; fetch it with `git lfs pull`.")
+
+
 def read_checkpoint(path: Path, *, allow_pickle: bool = False) -> nn.Module | dict[str, Tensor]:
     """Read a checkpoint of any kind: a network that needs no architecture, or a state dict that does.
 
@@ -95,6 +116,7 @@ def _read(path: Path, allow_pickle: bool) -> nn.Module | dict[str, Tensor]:
         raise RobGIBError(
             f"checkpoint {str(path)!r} has an unknown ending {path.suffix!r}; use {', '.join(CHECKPOINT_SUFFIXES)}."
         )
+    _check_looks(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on pickle protocols: what it cannot read it refuses anyway

@@ -1,0 +1,1 @@
+"""Input that cannot be meant, and what is said of it."""
