@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from joblib import Parallel, delayed
+from joblib import Parallel, delayed, parallel_config
 
 from robgib.data.dataset import Dataset
 from robgib.errors import RobGIBError, first_line
@@ -49,6 +49,7 @@ class Engine:
     address: str | None = None
 
 
+_PATIENCE = 86_400  # seconds
 HERE = Engine()
 """One process of this machine."""
 
@@ -86,10 +87,12 @@ def run_tasks(tasks: Sequence[Task], engine: Engine, data_root: Path | None = No
     if engine.name == "ray":
         yield from _on_ray(tasks, engine, data_root)
         return
-    work = Parallel(n_jobs=engine.jobs, return_as="generator_unordered", batch_size=1)
-    yield from work(
-        delayed(_here)(task, engine.devices[i % len(engine.devices)], data_root) for i, task in enumerate(tasks)
-    )
+    with parallel_config("loky", idle_worker_timeout=_PATIENCE):  # a worker waits while others finish a long task
+        work = Parallel(n_jobs=engine.jobs, return_as="generator_unordered", batch_size=1)
+        found = work(
+            delayed(_here)(task, engine.devices[i % len(engine.devices)], data_root) for i, task in enumerate(tasks)
+        )
+    yield from found
 
 
 def _here(task: Task, device: str, data_root: Path | None) -> tuple[str, str]:
