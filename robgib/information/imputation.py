@@ -150,8 +150,16 @@ class Imputation(Estimator):
         alone = self._singles(prepared, targets, weights)
         made = []
         for target in targets:
-            base = np.log2(marginals[target.name][target.values[rows]])
             n = len(network.inputs.names)
+            if not (target.values != target.values[0]).any():
+                nothing = Problem(prepared, target.values[rows], target.fit, None, None)
+                note = "the target takes one value only: it carries no information"
+                told = decompose(
+                    np.zeros(2 * n + 1), estimator=self, problem=nothing, resolution="a constant target", notes=[note]
+                )
+                made.append(told)
+                continue
+            base = np.log2(marginals[target.name][target.values[rows]])
             pointwise = np.full((len(rows), 2 * n + 1), np.nan)
             pointwise[:, 0] = whole[target.name] - base
             singles, lacking, floor = alone.get(

@@ -152,10 +152,15 @@ def _reliability(values: Vector, errors: Vector) -> float:
 
 
 def _corrected(pearson: float, *reliable: float) -> float:
-    """Pearson's correlation had both been measured without error (Spearman 1904); NaN where error is most of either."""
+    """Pearson's correlation had both been measured without error (Spearman 1904).
+
+    NaN where error is most of either, and where it comes out above 1: the intervals then hold errors that all models
+    share, which lower no correlation.
+    """
     if min(reliable) < _TOO_NOISY:
         return math.nan
-    return float(np.clip(pearson / math.sqrt(math.prod(reliable)), -1, 1))
+    value = pearson / math.sqrt(math.prod(reliable))
+    return value if abs(value) < 1 else math.nan
 
 
 def _spearman(x: Vector, y: Vector) -> float:

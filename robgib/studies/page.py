@@ -53,8 +53,8 @@ def _shown(study: Study, claim: Claim) -> list[tuple[str, str, pd.DataFrame]]:
             "Spearman's ρ with a 95% interval (bootstrap over groups of models that differ by their seed alone) and "
             "its permutation p; Holm's correction for the secondary figures; Pearson's and Kendall's coefficients. "
             "Reliability: the share of the figure's variance over models that is not its own estimation error; "
-            "corrected: Pearson's coefficient had both been measured without error (not given where error "
-            "is most of the variance).",
+            "corrected: Pearson's coefficient had both been measured without error (not given where error is most of "
+            "the variance, or where it would pass 1: intervals also hold errors that all models share).",
             claim.correlations,
         ),
         (

@@ -220,3 +220,24 @@ def test_folders_that_are_no_trace(tmp_path, invoke):
         with pytest.raises(RobGIBError, match=message):
             saved_epochs(folder)
     assert "folder 'nowhere' does not exist" in invoke("trace", "nowhere")
+
+
+def test_a_layer_that_collapsed_ends_at_nothing(digits, digits_cnn):
+    """Its C(X;Z) was left out where it was 0, so that the trace ended at the epoch before."""
+    dead = copy.deepcopy(digits_cnn)
+    for parameter in dead.parameters():
+        parameter.data.zero_()
+    found = trace(
+        {0: lambda: digits_cnn, 1: lambda: dead},
+        digits,
+        ["imputation:donors=2,steps=20"],
+        layers=["hidden"],
+        samples=100,
+    )
+    last = found.compression.drop_duplicates("term").set_index("term")
+    for term in ("I(X;Z)", "C(X;Z)"):
+        assert last.loc[term, "final"] == 0
+        assert last.loc[term, "compression"] == 1
+        assert last.loc[term, "verdict"] == "compresses"
+    at_the_end = found.table[(found.table["epoch"] == 1) & (found.table["term"] == "C(X;Z)")]
+    assert (at_the_end[["value", "low", "high"]] == 0).all(axis=None)
