@@ -22,7 +22,7 @@ File = Annotated[Path, typer.Argument(help="The study's YAML file.")]
 
 
 @app.command()
-def plan(file: File, catalogue: Catalogue = None) -> None:
+def plan(file: File, data_root: DataRoot = None, catalogue: Catalogue = None) -> None:
     """Show a study's models and what is measured already, before anything runs."""
     extra = list(catalogue or [])
     if _kind(file) == "compression":
@@ -47,6 +47,15 @@ def plan(file: File, catalogue: Catalogue = None) -> None:
         f"{len(study.estimators)} estimators on {len(study.partitions)} partitions of {study.information_samples}.",
         highlight=False,
     )
+    if there < len(found):
+        try:
+            seconds = robgib.studies.estimated_seconds(study, found, data_root, extra)
+        except RobGIBError as error:
+            out.print(f"How long it takes cannot be told: {escape(str(error))}", highlight=False)
+            return
+        minutes = max(1, round(seconds / 60))
+        length = f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+        out.print(f"About {length} on one process of this machine, trainings included.", highlight=False)
 
 
 @app.command()

@@ -3,7 +3,7 @@
 from robgib.studies.claims import Claim, claim
 from robgib.studies.design import Cell, Figure, Outcome, Study, cells, read_study
 from robgib.studies.engines import ENGINES, Engine
-from robgib.studies.measure import Measured, measure, measured_rows, stored
+from robgib.studies.measure import Measured, estimated_seconds, measure, measured_rows, stored
 from robgib.studies.page import (
     STUDY_SCHEMA,
     phases_json,
@@ -41,6 +41,7 @@ __all__ = [
     "Traced",
     "cells",
     "claim",
+    "estimated_seconds",
     "followed",
     "measure",
     "measured_rows",

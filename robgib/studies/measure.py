@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,24 +13,28 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from robgib.attacks.registry import make_attack
 from robgib.data.dataset import Dataset, split_information
 from robgib.errors import RobGIBError
 from robgib.evaluation import evaluate
-from robgib.files import cache_folder
+from robgib.files import cache_folder, digest
 from robgib.information.activations import LOGITS, collect_activations
-from robgib.information.features import Projection
+from robgib.information.features import Projection, group_inputs
+from robgib.information.imputation import Imputation
+from robgib.information.registry import make_estimator
 from robgib.results import Run, load_run, save_run
 from robgib.runtime import Progress
 from robgib.studies.design import FIGURES, Cell, Figure, Study
 from robgib.studies.engines import HERE, Engine, Task, run_tasks
 from robgib.training.tracing import control
-from robgib.zoo.loading import checkpoint_path, load_recipe
+from robgib.zoo.loading import checkpoint_path, data_of, load_recipe
 from robgib.zoo.recipe import Recipe
 
 __all__ = [
     "Measured",
+    "estimated_seconds",
     "measure",
     "measured_rows",
     "stored",
@@ -36,6 +42,7 @@ __all__ = [
 
 COVARIATES = ("clean_accuracy", "weight_norm", "gradient_norm", "linear_r2")
 """What else is known of a model, and may stand behind a correlation."""
+_TIMED = 64  # images of a pass that is timed
 _IMAGES = 256  # on which the gradient's norm and the linear fit are taken
 
 
@@ -99,6 +106,60 @@ def measure(
             progress(f"study {study.name}", done, len(cells), f"{name}{': failed' if error else ''}")
     runs |= {c.name: _read(c, study) for c in waiting}
     return [Measured(c, runs[c.name], errors.get(c.name, "")) for c in cells]
+
+
+def estimated_seconds(
+    study: Study, cells: Sequence[Cell], data_root: Path | None = None, catalogue: Sequence[Path] = ()
+) -> float:
+    """About how long one process of this machine takes for the cells that are not measured yet.
+
+    A pass of each architecture, untrained, is timed; trainings, attacks and estimators that run the network are counted
+    in passes. What learns beside the network, and signs of failed attacks, come to about as much again as the latter.
+
+    Raises:
+        RobGIBError: the data are not there.
+    """
+    attacks = [make_attack(spec, extra=catalogue) for spec in study.outcome.attacks]
+    makers = [make_estimator(spec, catalogue) for spec in study.estimators]
+    loaded: dict[str, Dataset] = {}
+    timed: dict[str, tuple[float, float]] = {}
+    total = 0.0
+    for cell in cells:
+        if stored(cell, study).is_dir():
+            continue
+        recipe, data = cell.recipe, data_of(cell.recipe, data_root, loaded)
+        key = digest([recipe.data, recipe.architecture])
+        if key not in timed:
+            timed[key] = _pass_times(recipe.untrained(data).eval(), data.test.x[:_TIMED], data.test.y[:_TIMED])
+        forward, both = timed[key]
+        if cell.control is None and not checkpoint_path(recipe, data).exists():
+            adversary = recipe.training.adversary
+            inner = adversary.steps if adversary else 0
+            total += recipe.training.epochs * len(data.train) * (1 + inner) * both
+        total += 2 * study.samples * sum(a.cost for a in attacks) * both
+        for maker in makers:
+            if isinstance(maker, Imputation):
+                pieces = sum(
+                    len(group_inputs(p, data.test.x[:50].numpy(), data.test.x[:50].numpy()).names)
+                    for p in study.partitions
+                )
+                total += 2 * pieces * maker.donors * min(maker.samples, study.information_samples) * forward
+    return total
+
+
+def _pass_times(model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
+    """Seconds an image forward, and forward and back."""
+    best = [math.inf, math.inf]
+    for _ in range(3):
+        began = time.perf_counter()
+        with torch.no_grad():
+            model(x)
+        best[0] = min(best[0], time.perf_counter() - began)
+        began = time.perf_counter()
+        leaf = x.clone().requires_grad_()
+        nn.functional.cross_entropy(model(leaf), y).backward()
+        best[1] = min(best[1], time.perf_counter() - began)
+    return best[0] / len(x), best[1] / len(x)
 
 
 def _read(cell: Cell, study: Study) -> Run | None:

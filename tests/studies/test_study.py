@@ -121,6 +121,7 @@ def test_from_the_command_line_to_the_page(cli, cache, tmp_path, monkeypatch):
     planned = cli("study", "plan", "small.yaml")
     assert planned.returncode == 0, planned.stderr
     assert "3 models, 0 measured before" in planned.stdout
+    assert "About 1 min on one process" in planned.stdout
     done = cli("study", "run", "small.yaml", "--out", "found", "--quiet")
     assert done.returncode == 0, done.stderr
     assert "Cannot be told." in done.stdout  # of two models nothing is
