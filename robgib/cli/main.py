@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import signal
 import sys
+import warnings
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -14,7 +15,7 @@ from rich.markup import escape
 import robgib
 from robgib.cli import attacks, data, estimators, evaluate, study, train, zoo
 from robgib.cli.common import err, help_when_alone
-from robgib.errors import RobGIBError
+from robgib.errors import RobGIBError, RobGIBWarning
 
 app = typer.Typer(
     add_completion=False,
@@ -51,6 +52,15 @@ def _root(
 
 def main() -> None:
     """Run the command line; bad input ends with one sentence and exit code 2."""
+    plain = warnings.showwarning
+
+    def tell(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if issubclass(category, RobGIBWarning):
+            err.print(f"[yellow]warning:[/] {escape(str(message))}", highlight=False, soft_wrap=True)
+        else:
+            plain(message, category, *where, **more)
+
+    warnings.showwarning = tell
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import nn
 from robgib import registry
 from robgib.data.dataset import Dataset
 from robgib.data.loaders import check_data, load_data_sets
-from robgib.errors import RobGIBError, unknown_name
+from robgib.errors import RobGIBError, RobGIBWarning, unknown_name
 from robgib.models.registry import build, check_file_architecture
 from robgib.training.config import Training
 
@@ -153,9 +154,18 @@ class Recipe(BaseModel):
 
 
 def recipes(extra: Sequence[Path] = ()) -> dict[str, Recipe]:
-    """Return every recipe of the zoo and the given catalogue folders, by name."""
+    """Return every recipe of the zoo and the given catalogue folders, by name.
+
+    One that cannot be read is told in a warning and left out: it must not make the others unusable.
+    """
     load_data_sets(extra)
-    return {name: _read(path) for name, path in registry.yaml_files("zoo", extra).items()}
+    found = {}
+    for name, path in registry.yaml_files("zoo", extra).items():
+        try:
+            found[name] = _read(path)
+        except RobGIBError as error:
+            warnings.warn(f"recipe left out: {error}", RobGIBWarning, stacklevel=2)
+    return found
 
 
 def _read(path: Path, allow_code: bool = False) -> Recipe:
