@@ -99,8 +99,8 @@ def validate_estimators(
         )
     for name, held in found[~found["figure"].isin(["singles", "rests"])].groupby("estimator", sort=False):
         table = Table(title=f"{name} against the truth, {repeats} repeats (bits)", title_justify="left")
-        table.add_column("task", no_wrap=True)
-        table.add_column("figure")
+        table.add_column("task", overflow="fold")
+        table.add_column("figure", no_wrap=True)
         columns = ("truth", "bias", "sd", "coverage", "verdict")
         for column in columns:
             table.add_column(column, justify="left" if column == "verdict" else "right", no_wrap=True)
