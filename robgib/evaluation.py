@@ -143,11 +143,12 @@ def evaluate(
     check_budgets(named, dataset.shape)
     makers = make_estimators(estimators, dataset, information_samples, seed, catalogue)
     home = next(iter(net.parameters()), torch.zeros(())).device
+    weights, content = weights_digest(net), dataset.digest
     request = digest(
         {
             "robgib": [version("robgib"), SCHEMA_VERSION, torch.__version__],
-            "model": [weights_digest(net), _code(net), dict(source or {})],
-            "data": [dataset.name, dataset.digest],
+            "model": [weights, _code(net), dict(source or {})],
+            "data": [dataset.name, content],
             "attacks": {label: [_describe(a), _code(a)] for label, a in named.items()},
             "estimators": [[_describe(e), _code(e)] for e in makers],
             "options": [
@@ -189,8 +190,8 @@ def evaluate(
     config = {
         "request": request,
         "source": dict(source or {"kind": "python"}),
-        "weights": weights_digest(net),
-        "data": {"name": dataset.name, "digest": dataset.digest, "classes": list(dataset.classes)},
+        "weights": weights,
+        "data": {"name": dataset.name, "digest": content, "classes": list(dataset.classes)},
         "samples": count,
         "attacks": {label: _describe(a) for label, a in named.items()},
         "cascade": cascade,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -24,6 +25,7 @@ __all__ = [
     "column_names",
     "find_run",
     "load_run",
+    "plain_rows",
     "save_run",
     "table",
 ]
@@ -212,6 +214,21 @@ SCHEMA: Mapping[str, tuple[Column, ...]] = {
 RUN_TABLES = ("robustness", "outcomes", "curve", "layers", "features", "signs", "corruptions")
 """The tables of a run folder, a CSV file each."""
 _LATER_TABLES = ("signs", "corruptions")  # that folders of early versions lack
+
+
+def plain_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """A table's rows as plain values for JSON; what is not finite is null.
+
+    >>> plain_rows(pd.DataFrame({"a": [1.5, np.nan]}))
+    [{'a': 1.5}, {'a': None}]
+    """
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, float) and not math.isfinite(value):
+            return None
+        return value.item() if hasattr(value, "item") else value
+
+    return [{k: plain(v) for k, v in row.items()} for row in frame.to_dict("records")]
 
 
 def column_names(name: str) -> list[str]:

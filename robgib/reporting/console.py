@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from robgib.reporting.summary import LEAST_MODELS, display_names, sections
-from robgib.results import Run
+from robgib.results import Run, plain_rows
 
 __all__ = ["print_runs", "runs_json"]
 
@@ -136,10 +136,6 @@ def _standing_out(run: Run) -> list[str]:
 def runs_json(runs: Sequence[Run], folders: Sequence[str]) -> dict[str, Any]:
     """Return what was found as plain values for scripts; ``schema`` rises with changes that could break a reader."""
 
-    def plain(frame: pd.DataFrame) -> list[dict[str, Any]]:
-        rows = frame.astype(object).where(frame.notna(), None).to_dict("records")
-        return [{k: v.item() if hasattr(v, "item") else v for k, v in row.items()} for row in rows]
-
     models = []
     for run, name, folder in zip(runs, display_names(runs), folders, strict=True):
         first = run.robustness.iloc[0]
@@ -151,9 +147,9 @@ def runs_json(runs: Sequence[Run], folders: Sequence[str]) -> dict[str, Any]:
                 "data": run.config["data"]["name"],
                 "samples": int(first["samples"]),
                 "clean": {k: float(first[f"clean_{k}"]) for k in ("accuracy", "low", "high")},
-                "attacks": plain(run.robustness.loc[run.robustness["attack"] != "none", keys]),
-                "signs": plain(run.signs.loc[run.signs["seen"].astype(bool), ["norm", "eps", "name", "detail"]]),
-                "layers": plain(
+                "attacks": plain_rows(run.robustness.loc[run.robustness["attack"] != "none", keys]),
+                "signs": plain_rows(run.signs.loc[run.signs["seen"].astype(bool), ["norm", "eps", "name", "detail"]]),
+                "layers": plain_rows(
                     run.layers[["estimator", "partition", "layer", "view", "term", "value", "low", "high", "saturated"]]
                 ),
                 "reading": list(run.config.get("reading", ())),

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-import hashlib
 import itertools
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +26,7 @@ from robgib import registry
 from robgib.attacks.registry import make_attack
 from robgib.data.loaders import check_data
 from robgib.errors import RobGIBError, unknown_name
+from robgib.files import digest
 from robgib.information.registry import make_estimator
 from robgib.results import SCHEMA_VERSION
 from robgib.training.tracing import Control
@@ -266,7 +265,7 @@ class Cell:
             content["gap"] = True
         if self.control == "random-labels":
             content["control"] = self.control
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+        return digest(content)[:16]
 
 
 def read_design(path: Path, kind: type[Design]) -> Design:

@@ -8,15 +8,17 @@ import tarfile
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 from joblib import Parallel, delayed, parallel_config
 
 from robgib.data.dataset import Dataset
+from robgib.data.loaders import load_data
 from robgib.errors import RobGIBError, first_line
 from robgib.files import atomic_directory, cache_folder, write_file
-from robgib.runtime import one_thread
+from robgib.runtime import Progress, one_thread
 from robgib.zoo.loading import data_of
 from robgib.zoo.recipe import Recipe
 
@@ -25,6 +27,7 @@ __all__ = [
     "HERE",
     "Engine",
     "Task",
+    "finish",
     "run_tasks",
 ]
 
@@ -73,6 +76,41 @@ class Task:
     checkpoint: Callable[[Dataset], str] | None = None
 
 
+def finish(
+    study: str,
+    tasks: Sequence[Task],
+    before: str,
+    total: int,
+    engine: Engine,
+    data_root: Path | None,
+    progress: Progress | None,
+) -> dict[str, str]:
+    """Do the tasks that a study has left, of so many in all, and tell how far it is.
+
+    Args:
+        study: its name.
+        tasks: what is left.
+        before: what was done with the others before, such as ``measured``.
+        total: of all.
+        engine: what does the work.
+        data_root: folder of the data files.
+        progress: called after each task.
+
+    Returns:
+        The sentence of the error of each task that failed, by name.
+    """
+    done, errors = total - len(tasks), {}
+    if progress and total:
+        progress(f"study {study}", done, total, f"{done} {before} before")
+    for name, error in run_tasks(tasks, engine, data_root):
+        done += 1
+        if error:
+            errors[name] = error
+        if progress:
+            progress(f"study {study}", done, total, f"{name}{': failed' if error else ''}")
+    return errors
+
+
 def run_tasks(tasks: Sequence[Task], engine: Engine, data_root: Path | None = None) -> Iterator[tuple[str, str]]:
     """Do the tasks, in any order.
 
@@ -97,7 +135,7 @@ def run_tasks(tasks: Sequence[Task], engine: Engine, data_root: Path | None = No
 
 def _here(task: Task, device: str, data_root: Path | None) -> tuple[str, str]:
     try:
-        data = _data_by_name(task.recipe, data_root)
+        data = _data(task.recipe.data, data_root)
         with one_thread(), atomic_directory(task.target) as folder:
             task.work(folder, data, device)
     except RobGIBError as error:
@@ -105,16 +143,10 @@ def _here(task: Task, device: str, data_root: Path | None) -> tuple[str, str]:
     return task.name, ""
 
 
-_held: dict[tuple[str, Path | None], Dataset] = {}  # of one process
-
-
-def _data_by_name(recipe: Recipe, root: Path | None) -> Dataset:
+@lru_cache(maxsize=1)
+def _data(name: str, root: Path | None) -> Dataset:
     """A recipe's data; the last set is kept, since neighbours mostly share it."""
-    key = (recipe.data, root)
-    if key not in _held:
-        _held.clear()
-        _held[key] = data_of(recipe, root, {})
-    return _held[key]
+    return load_data(name, root)
 
 
 def _on_ray(tasks: Sequence[Task], engine: Engine, data_root: Path | None) -> Iterator[tuple[str, str]]:
@@ -162,10 +194,7 @@ def _on_ray(tasks: Sequence[Task], engine: Engine, data_root: Path | None) -> It
             except ray.exceptions.RayError as fault:
                 yield task.name, first_line(fault)
                 continue
-            for name, content in weights.items():
-                if not (cache_folder() / "zoo" / name).exists():
-                    (cache_folder() / "zoo").mkdir(parents=True, exist_ok=True)
-                    write_file(cache_folder() / "zoo" / name, content)
+            _keep(weights)
             if not said:
                 with atomic_directory(task.target) as folder, tarfile.open(fileobj=io.BytesIO(packed)) as archive:
                     archive.extractall(folder, filter="data")
@@ -182,15 +211,19 @@ def _weights(file: str) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in found}
 
 
+def _keep(weights: Mapping[str, bytes]) -> None:
+    """Put files into this machine's zoo cache that are not there yet."""
+    for name, content in weights.items():
+        place = cache_folder() / "zoo" / name
+        if not place.exists():
+            write_file(place, content)
+
+
 def _there(
     task: Task, data: Dataset, device: str, file: str | None, weights: Mapping[str, bytes]
 ) -> tuple[bytes, dict[str, bytes], str]:
     """Do a task on a machine of the cluster: the packed result, the weights that were made, and the error."""
-    for name, content in weights.items():
-        place = cache_folder() / "zoo" / name
-        if not place.exists():
-            place.parent.mkdir(parents=True, exist_ok=True)
-            write_file(place, content)
+    _keep(weights)
     with tempfile.TemporaryDirectory() as held:
         try:
             with one_thread():

@@ -27,7 +27,7 @@ from robgib.information.registry import make_estimator
 from robgib.results import Run, load_run, save_run
 from robgib.runtime import Progress
 from robgib.studies.design import FIGURES, Cell, Figure, Study
-from robgib.studies.engines import HERE, Engine, Task, run_tasks
+from robgib.studies.engines import HERE, Engine, Task, finish
 from robgib.training.tracing import control
 from robgib.zoo.loading import checkpoint_path, data_of, load_recipe
 from robgib.zoo.recipe import Recipe
@@ -84,10 +84,6 @@ def measure(
     """
     runs = {c.name: _read(c, study) for c in cells}
     waiting = [c for c in cells if runs[c.name] is None]
-    done = len(cells) - len(waiting)
-    if progress and cells:
-        progress(f"study {study.name}", done, len(cells), f"{done} measured before")
-    errors: dict[str, str] = {}
     tasks = [
         Task(
             c.name,
@@ -98,12 +94,7 @@ def measure(
         )
         for c in waiting
     ]
-    for name, error in run_tasks(tasks, engine, data_root):
-        done += 1
-        if error:
-            errors[name] = error
-        if progress:
-            progress(f"study {study.name}", done, len(cells), f"{name}{': failed' if error else ''}")
+    errors = finish(study.name, tasks, "measured", len(cells), engine, data_root, progress)
     runs |= {c.name: _read(c, study) for c in waiting}
     return [Measured(c, runs[c.name], errors.get(c.name, "")) for c in cells]
 

@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from robgib.reporting import figures
 from robgib.reporting.page import page
+from robgib.results import plain_rows
 from robgib.studies.claims import Claim
 from robgib.studies.design import Study
 from robgib.studies.phases import Phases, PhasesClaim, Traced
@@ -78,6 +79,24 @@ def _shown(study: Study, claim: Claim) -> list[tuple[str, str, pd.DataFrame]]:
     ]
 
 
+def _downloads(rows: pd.DataFrame, told: dict[str, Any]) -> dict[str, str]:
+    """What a page offers for download, in base 64."""
+    texts = {"csv": rows.to_csv(index=False), "json": json.dumps(told)}
+    return {kind: base64.b64encode(text.encode()).decode() for kind, text in texts.items()}
+
+
+def _head(study: Study | Phases, claim: Claim | PhasesClaim, version: str) -> dict[str, Any]:
+    """What the JSON of every kind of study begins with."""
+    return {
+        "schema": STUDY_SCHEMA,
+        "robgib": version,
+        "design": study.model_dump(mode="json"),
+        "verdict": claim.verdict,
+        "words": claim.words,
+        "models_counted": claim.models,
+    }
+
+
 def study_page(study: Study, rows: pd.DataFrame, claim: Claim, version: str) -> str:
     """Return the page as self-contained HTML: the verdict first, then the design, then the results."""
     primary = study.primary.label
@@ -88,7 +107,7 @@ def study_page(study: Study, rows: pd.DataFrame, claim: Claim, version: str) -> 
         for part in ("confirm", "explore", "control")
         if (part in drawn or part == "control") and primary in told and len(told[told["part"] == part])
     ]
-    data = json.dumps(study_json(study, rows, claim, version))
+    data = study_json(study, rows, claim, version)
     return page(
         "study.html.j2",
         title=study.name,
@@ -99,8 +118,7 @@ def study_page(study: Study, rows: pd.DataFrame, claim: Claim, version: str) -> 
         plots=plots,
         sections=[(t, w, _cells(f)) for t, w, f in _shown(study, claim) if len(f)],
         models=_cells(rows),
-        csv=base64.b64encode(rows.to_csv(index=False).encode()).decode(),
-        json=base64.b64encode(data.encode()).decode(),
+        **_downloads(rows, data),
         version=version,
     )
 
@@ -115,13 +133,9 @@ def phases_page(study: Phases, traced: Sequence[Traced], rows: pd.DataFrame, cla
         ]
         or [pd.DataFrame()]
     )
-    layers = {r.network: r.layer for r in rows[rows.get("primary", False) == True].itertuples()}  # noqa: E712
-    of_layer = (
-        curves[[layers.get(n) == k for n, k in zip(curves["network"], curves["layer"], strict=True)]]
-        if len(curves)
-        else curves
-    )
-    data = json.dumps(phases_json(study, rows, claim, version))
+    primary = rows[rows["primary"].eq(True)] if "primary" in rows else rows.iloc[:0]
+    of_layer = curves.merge(primary[["network", "layer"]]) if len(curves) else curves
+    data = phases_json(study, rows, claim, version)
     return page(
         "phases.html.j2",
         title=study.name,
@@ -130,8 +144,7 @@ def phases_page(study: Phases, traced: Sequence[Traced], rows: pd.DataFrame, cla
         plot=Markup(figures.phase_curves(of_layer)) if len(of_layer) else "",
         groups=_cells(claim.groups) if len(claim.groups) else None,
         networks=_cells(rows),
-        csv=base64.b64encode(rows.to_csv(index=False).encode()).decode(),
-        json=base64.b64encode(data.encode()).decode(),
+        **_downloads(rows, data),
         version=version,
     )
 
@@ -139,15 +152,10 @@ def phases_page(study: Phases, traced: Sequence[Traced], rows: pd.DataFrame, cla
 def phases_json(study: Phases, rows: pd.DataFrame, claim: PhasesClaim, version: str) -> dict[str, Any]:
     """Return everything as plain values; NaN is null. ``schema`` is :data:`STUDY_SCHEMA`."""
     return {
-        "schema": STUDY_SCHEMA,
-        "robgib": version,
-        "design": study.model_dump(mode="json"),
-        "verdict": claim.verdict,
-        "words": claim.words,
-        "models_counted": claim.models,
+        **_head(study, claim, version),
         "notes": list(claim.notes),
-        "groups": _plain(claim.groups),
-        "networks": _plain(rows),
+        "groups": plain_rows(claim.groups),
+        "networks": plain_rows(rows),
     }
 
 
@@ -160,33 +168,17 @@ def phases_markdown(study: Phases, claim: PhasesClaim) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _plain(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """A table's rows as plain values."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, float) and not math.isfinite(value):
-            return None
-        return value.item() if hasattr(value, "item") else value
-
-    return [{k: plain(v) for k, v in row.items()} for row in frame.to_dict("records")]
-
-
 def study_json(study: Study, rows: pd.DataFrame, claim: Claim, version: str) -> dict[str, Any]:
     """Return everything as plain values; NaN is null. ``schema`` is :data:`STUDY_SCHEMA`."""
     return {
-        "schema": STUDY_SCHEMA,
-        "robgib": version,
-        "design": study.model_dump(mode="json"),
-        "verdict": claim.verdict,
-        "words": claim.words,
-        "models_counted": claim.models,
-        "facts": _plain(pd.DataFrame([claim.facts]))[0] if claim.facts else {},
+        **_head(study, claim, version),
+        "facts": plain_rows(pd.DataFrame([claim.facts]))[0] if claim.facts else {},
         "notes": list(claim.notes),
-        "correlations": _plain(claim.correlations),
-        "effects": _plain(claim.effects),
-        "partial": _plain(claim.partial),
-        "without": _plain(claim.without),
-        "models": _plain(rows),
+        "correlations": plain_rows(claim.correlations),
+        "effects": plain_rows(claim.effects),
+        "partial": plain_rows(claim.partial),
+        "without": plain_rows(claim.without),
+        "models": plain_rows(rows),
     }
 
 

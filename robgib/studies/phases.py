@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -17,13 +16,13 @@ from scipy import stats
 
 from robgib.data.dataset import Dataset
 from robgib.errors import RobGIBError, unknown_name
-from robgib.files import cache_folder
+from robgib.files import cache_folder, digest
 from robgib.information.activations import LOGITS
 from robgib.information.registry import make_estimator
 from robgib.results import SCHEMA_VERSION
 from robgib.runtime import Progress
 from robgib.studies.design import Grid, Models, chosen_recipes, read_design
-from robgib.studies.engines import HERE, Engine, Task, run_tasks
+from robgib.studies.engines import HERE, Engine, Task, finish
 from robgib.training.tracing import Control, control, log_spaced
 from robgib.zoo.loading import trace_recipe
 from robgib.zoo.recipe import Recipe, recipes
@@ -106,7 +105,7 @@ class Followed:
             "trace": [study.estimator, study.partition, study.samples, study.seed],
             "schema": SCHEMA_VERSION,
         }
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+        return digest(content)[:16]
 
     def folder(self, study: Phases) -> Path:
         """Where its trace is kept, for all studies."""
@@ -168,16 +167,8 @@ def trace_all(
 ) -> list[Traced]:
     """Train and follow the networks that were not followed before, and read the others."""
     waiting = [n for n in networks if not (n.folder(study) / "trace.csv").is_file()]
-    done = len(networks) - len(waiting)
-    if progress and networks:
-        progress(f"study {study.name}", done, len(networks), f"{done} traced before")
-    errors: dict[str, str] = {}
     tasks = [Task(n.name, n.folder(study), n.recipe, partial(_one, n, study, list(catalogue))) for n in waiting]
-    for name, error in run_tasks(tasks, engine, data_root):
-        done += 1
-        errors |= {name: error} if error else {}
-        if progress:
-            progress(f"study {study.name}", done, len(networks), f"{name}{': failed' if error else ''}")
+    errors = finish(study.name, tasks, "traced", len(networks), engine, data_root, progress)
     return [_read(n, study, errors.get(n.name, "")) for n in networks]
 
 

@@ -289,26 +289,29 @@ def load(
         raise RobGIBError(f"--arch is of checkpoint files; {text!r} has its own architecture.")
     if text.startswith(ROBUSTBENCH):
         model, found = load_robustbench(text.removeprefix(ROBUSTBENCH), root)
-        loaded_model = Loaded(text.rpartition("/")[2], model.to(device), found, {"kind": "robustbench", "name": text})
-        return _chosen_classes(_on_other_data(loaded_model, known), given, own, class_subset)
+        used, other = _other_data(text, found, known)
+        source = {"kind": "robustbench", "name": text, **other}
+        made = Loaded(text.rpartition("/")[2], model.to(device), used, source)
+        return _chosen_classes(made, given, own, class_subset)
     recipe = find_recipe(text, catalogue, allow_code=allow_code)
     found = data_of(recipe, root, {} if loaded is None else loaded)
+    used, other = _other_data(text, found, known)  # refused before the model is trained
     with progress_bars(progress) as told:
         model, record = load_recipe(recipe, found, device=device, progress=told)
     accuracy_told = record.get("test_accuracy")
-    source = {"kind": "zoo", "recipe": text, "recipe_digest": recipe.digest, "test_accuracy": accuracy_told}
-    return _chosen_classes(_on_other_data(Loaded(text, model, found, source), known), given, own, class_subset)
+    source = {"kind": "zoo", "recipe": text, "recipe_digest": recipe.digest, "test_accuracy": accuracy_told, **other}
+    return _chosen_classes(Loaded(text, model, used, source), given, own, class_subset)
 
 
-def _on_other_data(model: Loaded, data: Dataset | None) -> Loaded:
-    """A model that comes with data of its own, on others."""
-    if data is None:
-        return model
-    if data.shape != model.data.shape:
+def _other_data(name: str, own: Dataset, asked: Dataset | None) -> tuple[Dataset, dict[str, str]]:
+    """The data that a model with data of its own is used on, and what a run records of it."""
+    if asked is None:
+        return own, {}
+    if asked.shape != own.shape:
         raise RobGIBError(
-            f"{model.name!r} takes images {model.data.shape}, and those of {data.name} are {data.shape}; give others."
+            f"{name!r} takes images {own.shape}, and those of {asked.name} are {asked.shape}; give others."
         )
-    return replace(model, data=data, source={**model.source, "data": data.name})
+    return asked, {"data": asked.name}
 
 
 def _chosen_classes(model: Loaded, data: Dataset | None, own: Sequence[tuple[str, ...]] | None, subset: bool) -> Loaded:
