@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
+import platform
 import shutil
 import tempfile
 import urllib.error
@@ -61,11 +63,45 @@ def check_writable(root: Path) -> None:
         ) from error
 
 
+_HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:6]  # a folder may be shared by several machines
+
+
+def _mark() -> str:
+    """What the names of unfinished things end in: the machine and the process that make them."""
+    return f"{_HOST}-{os.getpid()}"
+
+
+def _sweep(target: Path) -> None:
+    """Remove what processes that were killed left of ``target``; put back what one had just moved aside."""
+    for left in target.parent.glob(f".{glob.escape(target.name)}.{_HOST}-*"):
+        owner = left.name.rpartition(f"{_HOST}-")[2].partition(".")[0]
+        if not owner.isdigit() or _lives(int(owner)):
+            continue
+        former = left / "former"
+        if former.exists() and not target.exists():
+            os.replace(former, target)
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
 def write_file(target: Path, content: bytes) -> None:
     """Write a file and its folder, the file whole or not at all."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    temporary = target.with_name(f".{target.name}.{_mark()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(target)
         try:
             temporary.write_bytes(content)
             os.replace(temporary, target)
@@ -78,17 +114,21 @@ def write_file(target: Path, content: bytes) -> None:
 
 @contextmanager
 def atomic_directory(target: Path) -> Iterator[Path]:
-    """Give a temporary folder that becomes ``target`` when the block ends, and vanishes when it fails."""
+    """Give a temporary folder that becomes ``target`` when the block ends, and vanishes when it fails.
+
+    What a process that was killed left of it goes with the next one that is made.
+    """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        _sweep(target)
+        temporary = _beside(target)
     except OSError as error:
         raise RobGIBError(f"cannot write {target}: {error.strerror or error}; give --out another folder.") from error
     try:
         yield temporary
         temporary.chmod(0o755)
         if target.exists():
-            former = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+            former = _beside(target)
             os.replace(target, former / "former")
             os.replace(temporary, target)
             shutil.rmtree(former, ignore_errors=True)
@@ -98,6 +138,11 @@ def atomic_directory(target: Path) -> Iterator[Path]:
         raise RobGIBError(f"cannot write {target}: {error.strerror or error}.") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _beside(target: Path) -> Path:
+    """A fresh hidden folder beside ``target``."""
+    return Path(tempfile.mkdtemp(prefix=f".{target.name}.{_mark()}.", dir=target.parent))
 
 
 def cache_folder() -> Path:
