@@ -44,12 +44,16 @@ def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
+_SHOWN = 40  # names in a message
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str], listing: str = "") -> RobGIBError:
     """Return the error for an unknown name, with the nearest known one."""
     known = sorted(known)
     folded = {k.lower(): k for k in known}
     near = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.5)
-    hint = f"; did you mean {folded[near[0]]!r}?" if near else f"; known: {', '.join(known) or 'none'}."
+    some = ", ".join(known[:_SHOWN]) + (f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else "")
+    hint = f"; did you mean {folded[near[0]]!r}?" if near else f"; known: {some or 'none'}."
     return RobGIBError(f"unknown {kind} {name!r}{hint}" + (f" `{listing}` lists them." if listing else ""))
 
 

@@ -47,7 +47,7 @@ def evaluate(
     name: str = "model",
     data_root: str | Path | None = None,
     samples: int | None = None,
-    information_samples: int = 5000,
+    information_samples: int | None = None,
     features: str | Sequence[str] = "auto",
     feature_dims: int = 4,
     layer_dims: int = 8,
@@ -86,7 +86,8 @@ def evaluate(
         name: what the model is called.
         data_root: folder of the data files.
         samples: test images to attack; None takes all.
-        information_samples: most images on which information is estimated (and likewise fitted).
+        information_samples: most images on which information is estimated (and likewise fitted); None is 5,000, or
+            ``samples`` where they are fewer, or as many as half a GiB holds.
         features: how the input is cut, one partition or several: ``patches:G``, ``pca:N``, ``pixels``, ``channels``,
             ``tokens:G`` or ``groups:G``; ``auto`` is ``patches:2`` and ``patches:4`` for images, ``tokens:4`` and
             ``tokens:8`` for sequences, ``pixels`` for vectors of up to 64 numbers, ``groups:4`` and ``groups:16`` for
@@ -131,6 +132,8 @@ def evaluate(
     ):
         if value is not None and value < 1:
             raise RobGIBError(f"{what} must be at least 1, not {value}.")
+    if information_samples is None:
+        information_samples = _information_samples(dataset, samples)
     if not 0 <= seed < 2**32:
         raise RobGIBError(f"seed must be a whole number from 0 to 2**32 - 1, not {seed}.")
     if layers is not None and not all(isinstance(name, str) and name for name in layers):
@@ -213,7 +216,7 @@ def evaluate(
         "precision": precision,
         "seed": seed,
     }
-    reading = [*doubts, *_reading(prepared)]
+    reading = [*doubts, *(source or {}).get("notes", ()), *_reading(prepared)]
     if found.undecided:
         reading.append(f"it has no answer to {found.undecided} of the images for information estimates: left out")
     if reading:
@@ -226,6 +229,20 @@ def evaluate(
         features=found.features,
         **tables,
     )
+
+
+_INFORMATION = 5000
+_LEAST_INFORMATION = 200  # below which no estimate would tell anything
+_ROOM = 2**29  # bytes of images
+
+
+def _information_samples(data: Dataset, samples: int | None) -> int:
+    """How many images information is estimated on where nothing is said: as many as are attacked, and fit."""
+    if data.enumerated:  # all that there are is what their information is counted of
+        return max(_INFORMATION, len(data.test))
+    fit = _ROOM // (4 * int(np.prod(data.shape)))
+    asked = _INFORMATION if samples is None else samples
+    return max(_LEAST_INFORMATION, min(_INFORMATION, asked, fit))
 
 
 def _outputs(model: Prepared, x: Tensor) -> int:

@@ -18,7 +18,11 @@ from robgib.files import atomic_directory, check_writable, digest
 
 def evaluate(
     models: Annotated[
-        list[str], typer.Argument(help="Zoo names, checkpoint files, or robustbench:DATASET/THREAT/NAME.")
+        list[str],
+        typer.Argument(
+            help="Zoo names, checkpoint files, torchvision:NAME, timm:NAME, hf:ORG/NAME or "
+            "robustbench:DATASET/THREAT/NAME."
+        ),
     ],
     attack: Annotated[
         Optional[list[str]],  # noqa: UP045
@@ -46,11 +50,38 @@ def evaluate(
     class_subset: Annotated[
         bool, typer.Option("--class-subset", help="Let the model choose among the classes of the data alone.")
     ] = False,
+    weights_key: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Which of several state dicts in a checkpoint file, such as state_dict_ema."),
+    ] = None,
+    normalize: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            help="What a checkpoint file's network was trained with: imagenet, cifar10, half, … or none.",
+            show_default="what its architecture does",
+        ),
+    ] = None,
+    mean: Annotated[Optional[str], typer.Option(help="The same by numbers: mean by channel, as 0.5,0.5,0.5.")] = None,  # noqa: UP045
+    std: Annotated[Optional[str], typer.Option(help="Standard deviation by channel.")] = None,  # noqa: UP045
+    bounds: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="What the network takes black and white for, as -1,1 or 0,255.", show_default="0,1"),
+    ] = None,
+    input_size: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Shorter side to this, then the middle square: --resize and --crop in one."),
+    ] = None,
+    resize: Annotated[Optional[int], typer.Option(min=1, help="Images' shorter side.")] = None,  # noqa: UP045
+    crop: Annotated[Optional[int], typer.Option(min=1, help="Side of the middle square that is kept.")] = None,  # noqa: UP045
+    interpolation: Annotated[str, typer.Option(help="nearest, bilinear, bicubic or lanczos.")] = "bilinear",
     allow_pickle: AllowPickle = False,
     allow_code: AllowCode = False,
     data_root: DataRoot = None,
     samples: Annotated[int | None, typer.Option(min=1, help="Test images to attack.", show_default="all")] = None,
-    information_samples: Annotated[int, typer.Option(min=20, help="Most images for information estimates.")] = 5000,
+    information_samples: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=20, help="Most images for information estimates.", show_default="--samples, 5000 at most"),
+    ] = None,
     features: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Option(
@@ -105,12 +136,14 @@ def evaluate(
     # Everything that can be refused is refused before any work.
     least = None if fail_under is None else _share(fail_under)
     where = robgib.runtime.resolve_device(device)
+    normalization = _normalization(normalize, mean, std, bounds)
+    sizing = _sizing(input_size, resize, crop, interpolation)
     for name in models:
-        if name.startswith(robgib.zoo.ROBUSTBENCH):
+        if name.startswith(robgib.zoo.ROBUSTBENCH) or name.partition(":")[0] in robgib.models.PRETRAINED:
             continue
         if not robgib.zoo.is_file(name):
             robgib.zoo.find_recipe(name, extra, allow_code=allow_code)
-        elif not Path(name).is_file():
+        elif not Path(name).exists():
             raise RobGIBError(f"checkpoint {name!r} does not exist.")
     if precision not in robgib.models.inference.PRECISIONS:
         raise unknown_name("precision", precision, robgib.models.inference.PRECISIONS)
@@ -139,6 +172,9 @@ def evaluate(
                 seed=seed,
                 classes=classes,
                 class_subset=class_subset,
+                weights_key=weights_key,
+                normalization=normalization,
+                sizing=sizing,
                 catalogue=extra,
                 loaded=loaded,
                 progress=progress or False,
@@ -170,7 +206,7 @@ def evaluate(
                 device=where,
                 seed=seed,
                 catalogue=extra,
-                source=subject.source,
+                source={**subject.source, **({"notes": list(subject.notes)} if subject.notes else {})},
                 known=None if fresh else partial(robgib.results.find_run, out_folder),
                 progress=progress or False,
             )
@@ -203,6 +239,49 @@ def evaluate(
         if under:
             err.print(f"Below {least:.0%} robust accuracy: {escape(', '.join(under))}.", highlight=False)
             raise typer.Exit(1)
+
+
+def _numbers(option: str, text: str) -> tuple[float, ...]:
+    """Numbers with commas between them."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise RobGIBError(f"{option} must be numbers such as 0.5,0.5,0.5, not {text!r}.") from error
+
+
+def _normalization(
+    name: str | None, mean: str | None, std: str | None, bounds: str | None
+) -> robgib.models.Normalization | None:
+    """What the options say of normalisation, or None where they say nothing."""
+    if name is not None and (mean or std):
+        raise RobGIBError("--normalize names a mean and std; give it or the numbers, not both.")
+    if (mean is None) != (std is None):
+        raise RobGIBError("--mean and --std belong together; give both.")
+    if name is None and mean is None and bounds is None:
+        return None
+    made = robgib.models.normalization(name or "none")
+    if mean is not None and std is not None:
+        made = robgib.models.Normalization(_numbers("--mean", mean), _numbers("--std", std))
+    if bounds is None:
+        return made
+    low, *high = _numbers("--bounds", bounds)
+    if len(high) != 1:
+        raise RobGIBError(f"--bounds must be two numbers such as -1,1, not {bounds!r}.")
+    return robgib.models.Normalization(made.mean, made.std, (low, high[0]))
+
+
+def _sizing(
+    input_size: int | None, resize: int | None, crop: int | None, interpolation: str
+) -> robgib.data.Sizing | None:
+    """What the options say of the images' size, or None where they say nothing."""
+    if input_size is not None and (resize or crop):
+        raise RobGIBError("--input-size is --resize and --crop in one; give it or them.")
+    if interpolation not in robgib.data.INTERPOLATIONS:
+        raise unknown_name("interpolation", interpolation, robgib.data.INTERPOLATIONS)
+    side = crop or input_size
+    if resize is None and side is None:
+        return None
+    return robgib.data.Sizing(resize or input_size, (side, side) if side else None, interpolation)  # type: ignore[arg-type]
 
 
 def _share(text: str) -> float:

@@ -127,9 +127,10 @@ def trace(
     page = out_file or beside.with_name(f"{beside.name.removesuffix('.epochs')}.trace.html")
 
     def load(path: Path, known: robgib.Dataset | None) -> tuple[torch.nn.Module, robgib.Dataset]:
-        return robgib.zoo.load_checkpoint(
+        found = robgib.zoo.load_checkpoint(
             path, arch, data, data_root, data=known, allow_pickle=allow_pickle, extra=extra, allow_code=allow_code
         )
+        return found.model, found.data
 
     with robgib.runtime.progress_bars(not quiet, always=True) as progress:
         _, loaded = load(next(iter(files.values())), None)

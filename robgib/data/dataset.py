@@ -13,15 +13,32 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from robgib.data.lazy import LazyImages
 from robgib.errors import RobGIBError, first_line
 
 __all__ = [
+    "COLOUR_EPS",
     "Dataset",
     "Split",
+    "stratified",
 ]
 
+COLOUR_EPS = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0}
+"""The customary perturbation budgets of coloured pictures, by norm."""
 _ROUNDING = 1e-6
 """How far outside [0, 1] an image may lie: what float32 leaves when a normalisation is taken back."""
+
+
+def stratified(y: np.ndarray, sizes: tuple[float, ...], seed: int) -> list[np.ndarray]:
+    """Return the indices of disjoint parts, with ``sizes`` as shares of every class."""
+    rng = np.random.default_rng(seed)
+    parts: list[list[np.ndarray]] = [[] for _ in sizes]
+    for label in np.unique(y):
+        index = rng.permutation(np.flatnonzero(y == label))
+        edges = np.round(np.cumsum(sizes) * len(index)).astype(int)
+        for part, chunk in zip(parts, np.split(index, edges[:-1]), strict=False):
+            part.append(chunk)
+    return [rng.permutation(np.concatenate(part)) for part in parts]
 
 
 @dataclass(frozen=True)
@@ -46,7 +63,7 @@ class Split:
                 f"images must be floating point and labels integers, not {x.dtype} and {y.dtype}; "
                 "divide 8-bit images by 255."
             )
-        if x.numel():
+        if x.numel() and not isinstance(x, LazyImages):  # these are checked as they are read
             low, high = float(x.min()), float(x.max())
             if not (math.isfinite(low) and math.isfinite(high) and low >= -_ROUNDING and high <= 1 + _ROUNDING):
                 # As many digits as show what is wrong: 1.00001 is not "1".
@@ -80,7 +97,7 @@ class Dataset:
     val: Split
     test: Split
     classes: tuple[str, ...]
-    eps: Mapping[str, float] = field(default_factory=lambda: {"linf": 8 / 255, "l2": 0.5, "l1": 12.0})
+    eps: Mapping[str, float] = field(default_factory=lambda: dict(COLOUR_EPS))
     enumerated: bool = False
     by_name: bool = False
 
@@ -96,6 +113,9 @@ class Dataset:
         for split in (self.train, self.val, self.test):
             for tensor in (split.x, split.y):
                 sha.update(str((tensor.dtype, tuple(tensor.shape))).encode())
+                if isinstance(tensor, LazyImages):
+                    tensor.update_digest(sha)
+                    continue
                 sha.update(np.ascontiguousarray(tensor.numpy()).data)
         return sha.hexdigest()
 

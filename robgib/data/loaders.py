@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import gzip
-import re
 import struct
-import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from PIL.Image import Image
 from torch import Tensor
 
 from robgib._torchvision import load_torchvision
-from robgib.data.dataset import Dataset, Split
+from robgib.data.dataset import COLOUR_EPS, Dataset, Split, stratified
+from robgib.data.folder import read_folder
+from robgib.data.sizing import Sizing, resized
 from robgib.data.synthetic import function
 from robgib.data.text import as_vectors, embed_tokens, read_texts
 from robgib.errors import RobGIBError, first_line, unknown_name
@@ -36,18 +34,6 @@ __all__ = [
 ]
 
 
-def _stratified(y: np.ndarray, sizes: tuple[float, ...], seed: int) -> list[np.ndarray]:
-    """Indices of disjoint parts with ``sizes`` as shares of every class."""
-    rng = np.random.default_rng(seed)
-    parts: list[list[np.ndarray]] = [[] for _ in sizes]
-    for label in np.unique(y):
-        index = rng.permutation(np.flatnonzero(y == label))
-        edges = np.round(np.cumsum(sizes) * len(index)).astype(int)
-        for part, chunk in zip(parts, np.split(index, edges[:-1]), strict=False):
-            part.append(chunk)
-    return [rng.permutation(np.concatenate(part)) for part in parts]
-
-
 def _digits(root: Path | None, seed: int) -> Dataset:
     from sklearn.datasets import load_digits
 
@@ -55,7 +41,7 @@ def _digits(root: Path | None, seed: int) -> Dataset:
     x = torch.from_numpy((raw.images / 16).astype(np.float32))[:, None]
     y = torch.from_numpy(raw.target.astype(np.int64))
     train, val, test = (
-        Split(x[i], y[i]) for i in map(torch.from_numpy, _stratified(raw.target, (0.6, 0.07, 0.33), seed))
+        Split(x[i], y[i]) for i in map(torch.from_numpy, stratified(raw.target, (0.6, 0.07, 0.33), seed))
     )
     return Dataset("digits", train, val, test, tuple("0123456789"), {"linf": 0.1, "l2": 0.5, "l1": 1.0})
 
@@ -87,7 +73,6 @@ _IDX_FILES = (
     "t10k-labels-idx1-ubyte",
 )
 _GREY = {"linf": 0.1, "l2": 1.0, "l1": 10.0}
-_COLOUR = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0}
 _CLOTHES = ("T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Boot")
 
 
@@ -129,7 +114,7 @@ def _assembled(
         raise RobGIBError(
             f"{name}'s training images are {tuple(learnt.x.shape[1:])} and its test images {tuple(whole.x.shape[1:])}."
         )
-    parts = [torch.from_numpy(i) for i in _stratified(labels, (11 / 12, 1 / 12), seed)]
+    parts = [torch.from_numpy(i) for i in stratified(labels, (11 / 12, 1 / 12), seed)]
     ours, held = (Split(learnt.x[i], learnt.y[i]) for i in parts)
     return Dataset(name, ours, held, shuffled, classes, eps)
 
@@ -208,7 +193,7 @@ def _library(name: str, title: str, library: str, files: str) -> Callable[[Path 
                     for d in (train, test)
                 ]
                 classes = tuple(getattr(train, "classes", [str(i) for i in range(10)]))
-                return _assembled(name, arrays[0], arrays[1], classes, _COLOUR, seed)
+                return _assembled(name, arrays[0], arrays[1], classes, COLOUR_EPS, seed)
             if root is None and attempt == 1:
                 for part in ("train", "test") if library == "SVHN" else ("",):
                     _download(library, places[0], title, files, **({"split": part} if part else {}))
@@ -257,13 +242,20 @@ for _name, _loader in {
     DATASETS.enter(_name, _loader)
 
 
+_MOST_CLASSES = 100_000
+
+
 def _npz(path: Path, seed: int) -> Dataset:
     """Arrays of an .npz file: ``x_test`` and ``y_test``, with ``x_train`` and ``y_train`` if there are; or x and y."""
     try:
         with np.load(path, allow_pickle=False) as archive:
             held = {key: archive[key] for key in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise RobGIBError(f"{path} is not a readable .npz file of arrays: {error}.") from error
+    except AttributeError as error:  # an array alone
+        raise RobGIBError(f"{path} is not a readable .npz file of arrays: it holds one without a name.") from error
+    except Exception as error:  # numpy's reader raises of all kinds where a file is damaged
+        raise RobGIBError(f"{path} is not a readable .npz file of arrays: {first_line(error)}.") from error
+    if not all(isinstance(part, np.ndarray) for part in held.values()):
+        raise RobGIBError(f"{path} holds members that are no arrays; save it with numpy.savez.")
     names = ("x_test", "y_test") if "x_test" in held else ("x", "y")
     missing = [n for n in names if n not in held]
     if missing:
@@ -278,108 +270,11 @@ def _npz(path: Path, seed: int) -> Dataset:
             raise RobGIBError(f"{path}: labels must be integers, one an image, not {y.dtype} {y.shape} for {len(x)}.")
         if y.min() < 0:
             raise RobGIBError(f"{path}: labels must be class numbers from 0, not {y.min()}.")
+        if int(y.max()) >= _MOST_CLASSES:
+            raise RobGIBError(f"{path}: labels must be class numbers below {_MOST_CLASSES:,}, not {y.max()}.")
     count = 1 + max(int(y.max()) for _, y in pairs)
     train = pairs[1] if len(pairs) > 1 else None
-    return _assembled(f"npz:{path.name}", train, pairs[0], tuple(map(str, range(count))), _COLOUR, seed)
-
-
-def _folder(path: Path, seed: int) -> Dataset:
-    """Pictures in folders named for their classes: below ``train`` and ``test``, or all for testing.
-
-    8-bit pictures, 1-bit ones and those with a palette, 16-bit greys (of which 65535 is 1) and floats in [0, 1] are
-    taken for what they are; what has no one meaning, such as transparency, is refused.
-    """
-    split = (path / "test").is_dir()
-    parts = [path / "test", path / "train"] if split else [path]
-    read = [_pictures(part) for part in parts if part.is_dir()]
-    classes = read[0][2]
-    if any(names != classes for _, _, names in read):
-        raise RobGIBError(f"{path / 'train'} and {path / 'test'} do not hold the same classes.")
-    train = read[1][:2] if len(read) > 1 else None
-    return replace(_assembled(f"folder:{path.name}", train, read[0][:2], classes, _COLOUR, seed), by_name=True)
-
-
-def _pictures(folder: Path) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    from PIL import Image
-
-    torchvision = load_torchvision()
-    try:
-        listed = torchvision.datasets.ImageFolder(str(folder))
-    except (FileNotFoundError, OSError) as error:
-        raise RobGIBError(f"{folder} holds no folders of pictures named for their classes.") from error
-    pictures, first = [], None
-    for name, _ in listed.samples:
-        try:
-            with Image.open(name, formats=_FORMATS) as picture:
-                pixels = _pixels(picture, name)
-        except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-            raise RobGIBError(f"{name} is not a readable picture: {first_line(error)}.") from error
-        if first is not None and pixels.shape != first.shape:
-            raise RobGIBError(
-                f"{name} is {pixels.shape} and {listed.samples[0][0]} is {first.shape}; bring all pictures to one size "
-                "and mode."
-            )
-        first = pixels if first is None else first
-        pictures.append(pixels)
-    if any(p.dtype != np.uint8 for p in pictures):  # of several depths: all in [0, 1]
-        pictures = [p.astype(np.float32) / 255 if p.dtype == np.uint8 else p for p in pictures]
-    return np.stack(pictures), np.array(listed.targets), tuple(listed.classes)
-
-
-_FORMATS = ("PNG", "JPEG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
-"""Kinds of pictures that are read: Pillow goes by content, and knows some that run a program of their own."""
-
-
-def _pixels(picture: Image, name: str) -> np.ndarray:
-    """Pixels (H, W) of a grey picture or (H, W, 3) of a coloured one: bytes, or float32 in [0, 1].
-
-    Raises:
-        RobGIBError: what the picture's numbers mean as brightness cannot be told.
-    """
-    mode, kind = picture.mode, picture.format
-    tags = getattr(picture, "tag_v2", {})
-    if 2 in np.atleast_1d(tags.get(339, (1,))):
-        raise RobGIBError(f"{name} holds signed numbers, of which it is not told which is white; save it unsigned.")
-    if mode.startswith(("I", "F")):
-        # Pillow gives a TIFF's numbers as they lie, whatever their depth and whether 0 is black.
-        depth = tags.get(258, (16,)) if mode.startswith("I") else (32,)
-        told = tags.get(262, 1) == 1 and "transparency" not in picture.info
-        plain = told and tuple(np.atleast_1d(depth)) in ((16,), (32,))
-        numbers = np.asarray(picture)
-        sixteen = mode.startswith("I;16") or (mode == "I" and kind in ("PNG", "PPM"))
-        if plain and sixteen and numbers.min() >= 0 and numbers.max() <= 65535:
-            return (numbers / np.float32(65535)).astype(np.float32)
-        if plain and mode == "F" and numbers.min() >= 0 and numbers.max() <= 1:
-            return numbers.astype(np.float32)
-        raise RobGIBError(
-            f"{name} holds numbers from {numbers.min():g} to {numbers.max():g} (mode {mode}), of which it is not told "
-            "which is white; save it with 8 or 16 bits, or as floats in [0, 1]."
-        )
-    if _depth(name, kind, tags) > 8:
-        raise RobGIBError(f"{name} has more than 8 bits a colour, of which 8 would be read; save it with 8, or grey.")
-    if mode in ("LA", "RGBA", "PA", "La", "RGBa") or "transparency" in picture.info:
-        alpha = np.asarray(picture.convert("RGBA"))[..., 3]
-        if alpha.min() < 255:
-            raise RobGIBError(
-                f"{name} has transparent pixels, whose colour depends on what lies behind; lay it on a background."
-            )
-    if mode in ("1", "L", "LA", "La"):
-        return np.asarray(picture.convert("L"))
-    if mode in ("RGB", "RGBA", "RGBa", "RGBX", "P", "PA", "CMYK", "YCbCr"):
-        return np.asarray(picture.convert("RGB"))
-    raise RobGIBError(f"{name} is of mode {mode}, whose colours cannot be told; save it as RGB or grey.")
-
-
-def _depth(name: str, kind: str | None, tags: Mapping[int, Any]) -> int:
-    """Bits of a number in a picture's file."""
-    with open(name, "rb") as file:
-        head = file.read(200)
-    if kind == "PNG":
-        return head[24]
-    if kind == "PPM" and head[:2] in (b"P3", b"P6"):
-        words = re.sub(rb"#[^\n]*\n", b" ", head).split()
-        return int(words[3]).bit_length()
-    return int(np.max(tags.get(258, (8,))))
+    return _assembled(f"npz:{path.name}", train, pairs[0], tuple(map(str, range(count))), COLOUR_EPS, seed)
 
 
 def _function(name: str, seed: int) -> Dataset:
@@ -397,7 +292,7 @@ def _function(name: str, seed: int) -> Dataset:
     order = np.random.default_rng(seed).permutation(len(y))
     learnt, held = (
         Split(torch.from_numpy(x[i]), torch.from_numpy(y[i]))
-        for i in _stratified(y, (chosen.learnt, 1 - chosen.learnt), seed)
+        for i in stratified(y, (chosen.learnt, 1 - chosen.learnt), seed)
     )
     every = Split(torch.from_numpy(x[order]), torch.from_numpy(y[order]))
     return Dataset(f"function:{name}", learnt, held, every, names, eps, enumerated=True)
@@ -411,7 +306,7 @@ def _text(path: Path, seed: int) -> Dataset:
     (learnt, labels, classes), (unseen, truth, others) = (read_texts(path / part) for part in ("train", "test"))
     if classes != others:
         raise RobGIBError(f"{path / 'train'} and {path / 'test'} do not hold the same classes.")
-    ours, held = _stratified(labels, (11 / 12, 1 / 12), seed)
+    ours, held = stratified(labels, (11 / 12, 1 / 12), seed)
     vectors = embed_tokens([learnt[i] for i in ours], seed)
     order = np.random.default_rng(seed).permutation(len(truth))
     train, val, test = (
@@ -421,7 +316,7 @@ def _text(path: Path, seed: int) -> Dataset:
     return Dataset(f"text:{path.name}", train, val, test, classes, {"linf": 0.05, "l2": 1.0, "l1": 10.0})
 
 
-_FILES: dict[str, Callable[[Path, int], Dataset]] = {"npz": _npz, "folder": _folder, "text": _text}
+_FILES: dict[str, Callable[[Path, int], Dataset]] = {"npz": _npz, "folder": read_folder, "text": _text}
 """Data of one's own by prefix; each takes the path after the colon and the split's seed."""
 
 
@@ -497,7 +392,14 @@ def list_data(catalogue: Sequence[Path] = ()) -> list[str]:
     return list(DATASETS)
 
 
-def load_data(name: str, root: str | Path | None = None, seed: int = 0, *, catalogue: Sequence[Path] = ()) -> Dataset:
+def load_data(
+    name: str,
+    root: str | Path | None = None,
+    seed: int = 0,
+    *,
+    catalogue: Sequence[Path] = (),
+    sizing: Sizing | None = None,
+) -> Dataset:
     """Load a data set by name.
 
     Args:
@@ -508,6 +410,7 @@ def load_data(name: str, root: str | Path | None = None, seed: int = 0, *, catal
         root: folder with the data files; None looks in the cache and downloads where there is a network.
         seed: of the train/validation/test split.
         catalogue: further folders, whose plug-ins and YAML files may add data sets.
+        sizing: how images are resized and cropped.
 
     Raises:
         RobGIBError: unknown name, missing folder, missing or damaged file.
@@ -517,10 +420,12 @@ def load_data(name: str, root: str | Path | None = None, seed: int = 0, *, catal
     check_data(name)
     kind, _, path = name.partition(":")
     if kind == "function":
-        return _function(path, seed)
+        return resized(_function(path, seed), sizing)
+    if kind == "folder":
+        return read_folder(Path(path), seed, sizing)
     if kind in _FILES:
-        return _FILES[kind](Path(path), seed)
+        return resized(_FILES[kind](Path(path), seed), sizing)
     folder = None if root is None else Path(root)
     if folder is not None and not folder.is_dir():
         raise RobGIBError(f"data folder {str(folder)!r} does not exist; give --data-root an existing folder.")
-    return DATASETS[name](folder, seed)
+    return resized(DATASETS[name](folder, seed), sizing)

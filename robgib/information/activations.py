@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from sklearn.random_projection import SparseRandomProjection
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -196,6 +198,16 @@ def _compact(output: Tensor, pool: int, class_token: bool, module: nn.Module | N
     return output
 
 
+_WIDE = 4096  # numbers of a layer, above which it is reduced where that is asked for
+_DIRECTIONS = 1024
+
+
+@lru_cache(maxsize=8)
+def _directions(size: int) -> SparseRandomProjection:
+    """Random directions for layers of so many numbers, always the same."""
+    return SparseRandomProjection(_DIRECTIONS, random_state=0).fit(np.zeros((1, size), np.float32))
+
+
 def collect_activations(
     model: nn.Module,
     x: Tensor,
@@ -206,6 +218,7 @@ def collect_activations(
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
     check: bool = True,
+    reduced: bool = False,
 ) -> dict[str, npt.NDArray[np.float32]]:
     """Run the model on ``x`` and return what the named layers hold.
 
@@ -219,6 +232,9 @@ def collect_activations(
         device: where the model is.
         progress: called after each batch.
         check: whether a layer that is constant over the samples is refused.
+        reduced: whether layers of more than 4,096 numbers are projected on 1,024 random directions as they are
+            captured (Li, Hastie & Church 2006), the same each time, which keep their distances to some 5%: so many
+            samples of a large network need little memory.
 
     Returns:
         Arrays (N, U, …) by layer, U the units or channels. Token layers give the class token, where the
@@ -252,7 +268,10 @@ def collect_activations(
             output = found[name]
             if not isinstance(output, Tensor) or output.ndim < 2 or len(output) != len(batch):
                 raise RobGIBError(f"layer {name!r} does not give one tensor (N, …) for N images; choose another.")
-            parts[name].append(_compact(output, pool, class_token, modules.get(name)).float().cpu())
+            kept = _compact(output, pool, class_token, modules.get(name)).float().cpu()
+            if reduced and kept[0].numel() > _WIDE:
+                kept = torch.from_numpy(_directions(kept[0].numel()).transform(kept.flatten(1).numpy()))
+            parts[name].append(kept)
         if progress:
             progress("capturing layers", start, len(x))
     held = {name: torch.cat(chunks).numpy() for name, chunks in parts.items()}

@@ -147,7 +147,9 @@ def layer_information(
     if makers:
         (x, y), (x_fit, y_fit) = parts
         now, then = (
-            collect_activations(model.model, part, chosen, batch_size=size, device=device, progress=progress)
+            collect_activations(
+                model.model, part, chosen, batch_size=size, device=device, progress=progress, reduced=not unit_groups
+            )
             for part in (x, x_fit)
         )
         predicted = [predict(model, part, batch_size=size, device=device).astype(np.int64) for part in (x, x_fit)]
@@ -170,7 +172,11 @@ def layer_information(
             wanted = targets[estimator.view]
             if estimator.runs_network:
                 network = Network(
-                    x, x_fit, data.enumerated, inputs, codes_of(model, seen[estimator.view], size, device)
+                    x,
+                    x_fit,
+                    data.enumerated,
+                    inputs,
+                    codes_of(model, seen[estimator.view], size, device, reduced=not unit_groups),
                 )
             with about(estimator, partition):
                 prepared = estimator.prepare(inputs.values, inputs.fit)
@@ -309,12 +315,16 @@ def _labels(
     return [seen, Target(LABEL, view, truth, labels[1], unknown, own, "the true label", code=False)]
 
 
-def codes_of(model: Prepared, seen: Mapping[str, Seen], batch_size: int, device: torch.device | str) -> Any:
+def codes_of(
+    model: Prepared, seen: Mapping[str, Seen], batch_size: int, device: torch.device | str, reduced: bool = False
+) -> Any:
     """From inputs to the codes of every layer, the class predicted, and the classes' probabilities."""
     names, wanted = tuple(seen), tuple(dict.fromkeys([*seen, LOGITS]))
 
     def codes(x: Tensor) -> dict[str, np.ndarray]:
-        held = collect_activations(model.model, x, wanted, batch_size=batch_size, device=device, check=False)
+        held = collect_activations(
+            model.model, x, wanted, batch_size=batch_size, device=device, check=False, reduced=reduced
+        )
         told = {n: seen[n](held[n]) for n in names}
         logits = held[LOGITS]
         return {**told, PREDICTION: logits.argmax(1).astype(np.int64), LABEL: softmax(logits, axis=1)}

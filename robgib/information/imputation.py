@@ -34,6 +34,7 @@ _REST = 0.04  # standard deviation of what the donors' law is off, in what hidin
 _FOLDS = 5
 _MISSING = 0.5  # standard deviation of what is left of that cost, in what was taken out
 _AT_ONCE = 4096  # composed inputs
+_NUMBERS = 2**25  # that they may hold together: large pictures are composed fewer at a time
 _ALPHAS = np.geomspace(1e-3, 1e4, 8)  # strengths of a ridge that are tried, by leaving one out
 _TOLD = 0.05  # share of a feature's variance that the others must predict, for their line to be used
 _FEW_VALUES = 8  # content of no more values than this is taken as it is
@@ -209,7 +210,9 @@ class Imputation(Estimator):
         found = {t.name: np.zeros(len(rows)) for t in targets}
         for target in (t for t in targets if not t.code):
             size, own = counts[target.name], target.values[rows]
-            told = np.concatenate([network.codes(part)[target.name] for part in network.x[rows].split(_AT_ONCE)])
+            told = np.concatenate(
+                [network.codes(part)[target.name] for part in network.x[rows].split(_at_once(network.x))]
+            )
             share = _columns(told, size)[np.arange(len(rows)), own]
             found[target.name] = np.log2(_shrunk(share, marginals[target.name][own], fold))
         return found
@@ -254,7 +257,7 @@ class Imputation(Estimator):
         half = donors // 2
         sides = [slice(0, half), slice(half, donors)] if half else [slice(0, donors)]
         found = [{name: np.zeros((len(rows), k)) for name, k in counts.items()} for _ in sides]
-        each = max(1, _AT_ONCE // donors)
+        each = max(1, _at_once(network.x) // donors)
         for start in range(0, len(rows), each):
             part = rows[start : start + each]
             composed = network.x[part].repeat_interleave(donors, 0)
@@ -320,6 +323,11 @@ class _Content:
             return made
         made = made + self.predicted[torch.from_numpy(rows)].repeat_interleave(chosen.shape[1], 0)
         return made.clamp(self.low, self.high)
+
+
+def _at_once(x: Tensor) -> int:
+    """How many inputs like ``x`` (N, …) are composed at a time."""
+    return max(1, min(_AT_ONCE, _NUMBERS // max(1, int(np.prod(x.shape[1:])))))
 
 
 def _columns(shares: Array, size: int) -> Vector:

@@ -3,6 +3,7 @@
 from robgib.models import cnn, mlp, resnet, text, vgg, vit
 from robgib.models.checkpoint import (
     CHECKPOINT_SUFFIXES,
+    Checkpoint,
     load_into,
     read_checkpoint,
     read_record,
@@ -10,9 +11,10 @@ from robgib.models.checkpoint import (
     save_checkpoint,
     weights_digest,
 )
+from robgib.models.normalization import NORMALIZATIONS, Normalization, Normalize, normalization
+from robgib.models.pretrained import PRETRAINED, Pretrained, load_pretrained
 from robgib.models.registry import (
     ARCHITECTURES,
-    Normalize,
     build,
     check_file_architecture,
     register_architecture,
@@ -22,12 +24,19 @@ from robgib.models.registry import (
 __all__ = [
     "ARCHITECTURES",
     "CHECKPOINT_SUFFIXES",
+    "NORMALIZATIONS",
+    "PRETRAINED",
+    "Checkpoint",
+    "Normalization",
     "Normalize",
+    "Pretrained",
     "build",
     "check_file_architecture",
     "cnn",  # each architecture enters itself in the registry
     "load_into",
+    "load_pretrained",
     "mlp",
+    "normalization",
     "read_checkpoint",
     "read_record",
     "read_state",

@@ -47,7 +47,7 @@ def is_program(path: Path) -> bool:
     """Whether the file holds a network whole; a ``.pt`` may be a TorchScript archive as well as a state dict."""
     if path.suffix in PROGRAM_SUFFIXES:
         return True
-    if path.suffix not in (".pt", ".pth") or not zipfile.is_zipfile(path):
+    if path.suffix not in (".pt", ".pth", ".ckpt", ".bin") or not path.is_file() or not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
         return any(name.split("/")[1:2] == ["constants.pkl"] for name in archive.namelist())

@@ -6,23 +6,23 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from robgib._torchvision import load_torchvision
 from robgib.errors import RobGIBError, unknown_name
 from robgib.models.bottleneck import variational_head
+from robgib.models.normalization import IMAGENET, Ported
 from robgib.registry import Registry
 
 __all__ = [
     "ARCHITECTURES",
-    "Normalize",
     "build",
     "check_file_architecture",
+    "load_timm",
     "register_architecture",
     "runs_code",
 ]
@@ -65,22 +65,6 @@ def check_file_architecture(arch: str, options: dict[str, Any], file: str, allow
         )
     if arch.partition(":")[0] in _LIBRARIES:
         _check_options(arch, options, f"{file}: ")
-
-
-class Normalize(nn.Module):
-    """Per-channel ``(x - mean) / std`` as the first layer, so that attacks work in pixel scale."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise (N, C, H, W)."""
-        return (x - self.mean) / self.std
 
 
 def build(arch: str, shape: tuple[int, ...], classes: int, options: dict[str, Any] | None = None) -> nn.Module:
@@ -130,25 +114,6 @@ def build(arch: str, shape: tuple[int, ...], classes: int, options: dict[str, An
     return model if bottleneck is None else variational_head(model, bottleneck, arch)
 
 
-class Ported(nn.Module):
-    """Another library's network, ``net``, behind normalisation; grey images are given to it as three channels."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, net: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().__init__()
-        self.net = net
-        # Not in the state dict, whose keys but for "net." are then the library's own.
-        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Images (N, C, H, W) in [0, 1] to logits (N, classes)."""
-        out: Tensor = self.net((x.expand(-1, 3, -1, -1) - self.mean) / self.std)
-        return out
-
-
 _FETCHING = ("checkpoint_path", "cache_dir")
 
 
@@ -162,13 +127,13 @@ def _check_options(arch: str, options: dict[str, Any], where: str = "") -> None:
             )
 
 
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-
-
 def _ported(library: str, name: str, shape: tuple[int, ...], classes: int, options: dict[str, Any]) -> nn.Module:
-    """Build a network of torchvision's or timm's; ``mean`` and ``std`` among the options are the normalisation's."""
+    """Build a network of torchvision's or timm's; ``mean`` and ``std`` among the options are the normalisation's.
+
+    Without them it is what timm's ``pretrained_cfg`` says of the network, or ImageNet's.
+    """
     _check_options(f"{library}:{name}", options)
-    mean, std = (options.pop(key, default) for key, default in zip(("mean", "std"), _IMAGENET, strict=True))
+    asked = {key: options.pop(key) for key in ("mean", "std") if key in options}
     if shape[0] not in (1, 3):
         raise RobGIBError(f"{library}:{name} takes images of 1 or 3 channels, not {shape[0]}.")
     if library == "torchvision":
@@ -176,22 +141,35 @@ def _ported(library: str, name: str, shape: tuple[int, ...], classes: int, optio
         known = torchvision.models.list_models(module=torchvision.models)
         make = partial(torchvision.models.get_model, name, weights=None, num_classes=classes)
     else:
-        try:
-            timm = importlib.import_module("timm")
-        except ImportError as error:
-            raise RobGIBError(f"timm is not installed ({error}); `pip install robgib[timm]` adds it.") from error
+        timm = load_timm()
         known = timm.list_models()
         make = partial(timm.create_model, name, pretrained=False, num_classes=classes)
     if name not in known:
         raise unknown_name(f"{library} model", name, known)
     try:
-        return Ported(make(**options), mean, std)
+        net = make(**options)
+        told = {"mean": IMAGENET[0], "std": IMAGENET[1], **(getattr(net, "pretrained_cfg", None) or {}), **asked}
+        return Ported(net, told["mean"], told["std"])
     except Exception as error:
         raise RobGIBError(f"{library}:{name} does not build: {type(error).__name__}: {error}.") from error
 
 
+def load_timm() -> Any:
+    """Import timm, torchvision mended first.
+
+    Raises:
+        RobGIBError: it is not installed.
+    """
+    load_torchvision()
+    try:
+        return importlib.import_module("timm")
+    except ImportError as error:
+        raise RobGIBError(f"timm is not installed ({error}); `pip install robgib[timm]` adds it.") from error
+
+
 def _import_factory(arch: str) -> Callable[..., nn.Module]:
     module_name, _, attribute = arch.partition(":")
+    load_torchvision()  # a factory may import it, or what imports it, and it may need mending
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # `--arch mynet:make` finds ./mynet.py, as `python -m` would
     try:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from robgib.models.registry import Normalize, register_architecture
+from robgib.models.normalization import Normalize
+from robgib.models.registry import register_architecture
 
 __all__ = ["VGG", "LeNet"]
 

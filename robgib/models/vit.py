@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robgib.errors import RobGIBError
-from robgib.models.registry import Normalize, register_architecture
+from robgib.models.normalization import Normalize
+from robgib.models.registry import register_architecture
 
 __all__ = [
     "Encoder",

@@ -11,6 +11,7 @@ from scipy import optimize, stats
 from torch import Tensor
 
 from robgib.models.inference import Prepared, predict
+from robgib.models.normalization import NORMALIZATIONS
 
 __all__ = [
     "chance_doubts",
@@ -20,11 +21,11 @@ _TRIED = 500  # images that the alternatives are tried on
 _FEWEST = 20
 _LEVEL = 0.01  # at which an accuracy is told from chance
 _HELPS = 0.2  # by how much an alternative must do better to be named
-_STATISTICS = {
-    "ImageNet's normalisation": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "CIFAR-10's normalisation": ((0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)),
-    "MNIST's normalisation": ((0.1307,), (0.3081,)),
-    "a normalisation to [−1, 1]": ((0.5,), (0.5,)),
+_NORMALIZATIONS = {
+    "imagenet": "ImageNet's normalisation",
+    "cifar10": "CIFAR-10's normalisation",
+    "mnist": "MNIST's normalisation",
+    "half": "a normalisation to [−1, 1]",
 }
 
 
@@ -59,7 +60,8 @@ def chance_doubts(
     share = _reordered(predict(model, shown, device=device, batch_size=model.batch_size), wanted)
     best, name = max((best, name), (share, "with its classes in another order"))
     if best >= hits / count + _HELPS:
-        return [f"{told}; {name} it would be {best:.0%}"]
+        option = next((f" (--normalize {key})" for key, what in _NORMALIZATIONS.items() if name == f"with {what}"), "")
+        return [f"{told}; {name} it would be {best:.0%}{option}"]
     usual = "the usual normalisations, colour scales, channel orders or another order of the classes"
     return [f"{told}; none of {usual} helps"]
 
@@ -68,7 +70,8 @@ def _changes(x: Tensor) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
     if x.ndim != 4:
         return
     channels = x.shape[1]
-    for name, (mean, std) in _STATISTICS.items():
+    for key, name in _NORMALIZATIONS.items():
+        mean, std = NORMALIZATIONS[key]
         if len(mean) in (1, channels):
             m, s = (torch.tensor(v).view(1, -1, 1, 1) for v in (mean, std))
             yield name, partial(_normalised, mean=m, std=s)

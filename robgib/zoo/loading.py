@@ -17,19 +17,24 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from robgib._torchvision import load_torchvision
 from robgib.data.classes import class_indices, map_classes, read_classes
 from robgib.data.dataset import Dataset
-from robgib.data.loaders import load_data, load_data_sets
+from robgib.data.loaders import check_data, load_data, load_data_sets
+from robgib.data.sizing import Sizing
 from robgib.errors import RobGIBError, first_line
 from robgib.files import cache_folder, download, sha256, write_file
 from robgib.models.checkpoint import (
     CHECKPOINT_SUFFIXES,
+    Checkpoint,
     load_into,
     read_checkpoint,
     read_record,
     read_state,
     save_checkpoint,
 )
+from robgib.models.normalization import Normalization, Ported
+from robgib.models.pretrained import PRETRAINED, is_transformers_folder, load_pretrained
 from robgib.models.programs import is_program
 from robgib.models.registry import build, check_file_architecture
 from robgib.runtime import Progress, environment, progress_bars
@@ -114,7 +119,7 @@ def trace_recipe(
     _, record, _ = train_recipe(recipe, data, out, device=device, progress=progress, watch=snapshots(folder, at, told))
 
     def load(path: Path) -> nn.Module:
-        return load_checkpoint(path, None, None, None, data=data, extra=list(catalogue), allow_code=allow_code)[0]
+        return load_checkpoint(path, None, None, None, data=data, extra=list(catalogue), allow_code=allow_code).model
 
     networks = {e: partial(load, f) for e, f in saved_epochs(folder).items() if e in at}
     found = trace(
@@ -200,19 +205,21 @@ class Loaded:
         model: in eval mode, on the device that was asked for.
         data: its data set.
         source: what a run records about where it came from.
+        notes: how its file was read and what is done to images before they reach it, a sentence each.
     """
 
     name: str
     model: nn.Module
     data: Dataset
     source: dict[str, Any]
+    notes: tuple[str, ...] = ()
 
 
 def load_model(name: str | Path, **options: Any) -> tuple[nn.Module, Dataset]:
     """Load a model with its data, trained first where need be.
 
     Args:
-        name: a zoo name, a checkpoint file, or ``robustbench:DATASET/THREAT/NAME``.
+        name: a zoo name, a checkpoint file, or a trained network of a library (:func:`load`).
         options: those of :func:`load`.
 
     Returns:
@@ -238,6 +245,9 @@ def load(
     seed: int = 0,
     classes: str | Path | Sequence[str] | None = None,
     class_subset: bool = False,
+    weights_key: str | None = None,
+    normalization: Normalization | None = None,
+    sizing: Sizing | None = None,
     catalogue: Sequence[Path] = (),
     device: torch.device | str = "cpu",
     loaded: dict[str, Dataset] | None = None,
@@ -248,15 +258,20 @@ def load(
     """Load a model with its data, and say where it came from.
 
     Args:
-        name: a zoo name, a checkpoint file, or ``robustbench:DATASET/THREAT/NAME``.
+        name: a zoo name, a checkpoint file or folder, ``torchvision:NAME`` (or ``NAME/WEIGHTS``), ``timm:NAME``,
+            ``hf:ORG/NAME`` or ``hf:FOLDER``, or ``robustbench:DATASET/THREAT/NAME``.
         arch: architecture of a checkpoint file: a name, or ``package.module:factory``.
         data: data set of a checkpoint file; None reads it from the record beside the file. Another than a zoo model's
             own must have images of the same shape.
         data_root: folder of the data files.
         seed: of the data split, for checkpoint files.
         classes: of the model, in its order, where the data number theirs otherwise
-            (:func:`~robgib.data.read_classes`).
+            (:func:`~robgib.data.read_classes`). A library's trained network brings its own.
         class_subset: whether the model then chooses among the data's classes alone.
+        weights_key: which of several state dicts in a checkpoint file, such as ``state_dict_ema``.
+        normalization: what a checkpoint's network wants done to images in [0, 1]; None is what its architecture does
+            by itself.
+        sizing: how images are resized and cropped; None is as a library's trained network wants it, or not at all.
         catalogue: further folders of recipes and plug-ins.
         device: where the model goes.
         loaded: data sets that are loaded already, by name; what is loaded here is added.
@@ -270,28 +285,51 @@ def load(
     root = None if data_root is None else Path(data_root)
     text = str(name)
     own = None if classes is None else read_classes(classes)
+    if text.partition(":")[0] in PRETRAINED or (is_file(name) and is_transformers_folder(Path(name)) and not arch):
+        if arch is not None or normalization is not None or weights_key is not None:
+            raise RobGIBError(f"{text!r} has its own architecture, weights and normalisation; leave these options out.")
+        if data is None:
+            raise RobGIBError(f"{text!r} brings no data; give --data, such as folder:DIR.")
+        return _library(text, data, root, seed, own, class_subset, sizing, catalogue, device)
     if class_subset and own is None:
         raise RobGIBError("a subset of the classes needs to know them all; give --classes imagenet or a file.")
     given = None
     if data is not None:
-        given = load_data(data, root, seed, catalogue=catalogue)
+        given = load_data(data, root, seed, catalogue=catalogue, sizing=sizing)
     elif own is not None:
         raise RobGIBError("--classes says what the classes of --data are; give that too.")
+    elif sizing is not None and sizing.changes:
+        raise RobGIBError("resizing and cropping are of --data; give that too.")
     known = given if given is None or own is None else map_classes(given, own)
+    resized = (f"images are {sizing}",) if sizing is not None and sizing.changes else ()
     if is_file(name):
         path = Path(name)
-        model, found = load_checkpoint(
-            path, arch, data, root, seed, data=known, allow_pickle=allow_pickle, extra=catalogue, allow_code=allow_code
+        with_data = load_checkpoint(
+            path,
+            arch,
+            data,
+            root,
+            seed,
+            data=known,
+            allow_pickle=allow_pickle,
+            extra=catalogue,
+            allow_code=allow_code,
+            weights_key=weights_key,
+            normalization=normalization,
         )
         source = {"kind": "checkpoint", "file": path.name, "arch": arch}
-        return _chosen_classes(Loaded(path.stem, model.to(device), found, source), given, own, class_subset)
-    if arch is not None:
-        raise RobGIBError(f"--arch is of checkpoint files; {text!r} has its own architecture.")
+        model, found, notes = with_data.model.to(device), with_data.data, (*with_data.notes, *resized)
+        return _chosen_classes(Loaded(path.stem, model, found, source, notes), given, own, class_subset)
+    if arch is not None or weights_key is not None or normalization is not None:
+        raise RobGIBError(
+            f"{'--arch' if arch else '--weights-key' if weights_key else 'a normalisation'} is of checkpoint files; "
+            f"{text!r} has its own {'architecture' if arch else 'weights' if weights_key else 'normalisation'}."
+        )
     if text.startswith(ROBUSTBENCH):
         model, found = load_robustbench(text.removeprefix(ROBUSTBENCH), root)
         used, other = _other_data(text, found, known)
         source = {"kind": "robustbench", "name": text, **other}
-        made = Loaded(text.rpartition("/")[2], model.to(device), used, source)
+        made = Loaded(text.rpartition("/")[2], model.to(device), used, source, resized)
         return _chosen_classes(made, given, own, class_subset)
     recipe = find_recipe(text, catalogue, allow_code=allow_code)
     found = data_of(recipe, root, {} if loaded is None else loaded)
@@ -300,7 +338,59 @@ def load(
         model, record = load_recipe(recipe, found, device=device, progress=told)
     accuracy_told = record.get("test_accuracy")
     source = {"kind": "zoo", "recipe": text, "recipe_digest": recipe.digest, "test_accuracy": accuracy_told, **other}
-    return _chosen_classes(Loaded(text, model, used, source), given, own, class_subset)
+    return _chosen_classes(Loaded(text, model, used, source, resized), given, own, class_subset)
+
+
+def _library(
+    name: str,
+    data: str,
+    root: Path | None,
+    seed: int,
+    own: Sequence[tuple[str, ...]] | None,
+    subset: bool,
+    sizing: Sizing | None,
+    catalogue: Sequence[Path],
+    device: torch.device | str,
+) -> Loaded:
+    """A network that a library holds trained, on data that are brought to what it takes."""
+    load_data_sets(catalogue)
+    check_data(data)  # refused before anything is downloaded
+    found = load_pretrained(name if name.partition(":")[0] in PRETRAINED else f"hf:{name}")
+    size = sizing
+    if size is None:
+        size = Sizing(found.resize, found.crop, found.interpolation)  # type: ignore[arg-type]
+    given = load_data(data, root, seed, catalogue=catalogue, sizing=size)
+    own = own or _with_ids(found.classes)
+    known = map_classes(given, own) if given.by_name and own else given
+    if subset and not (given.by_name and own):
+        raise RobGIBError("a subset of the classes needs to know them all; give --classes imagenet or a file.")
+    source = {"kind": "library", "name": name, "weights": found.source}
+    notes = _preparation(found.model, size)
+    made = Loaded(name.rpartition(":")[2].replace("/", "-"), found.model.to(device), known, source, notes)
+    return _chosen_classes(made, given, own if subset else None, subset)
+
+
+_ALIKE = 0.9  # of the names that ImageNet's classes go by; libraries write some of them in other ways
+
+
+def _with_ids(classes: Sequence[tuple[str, ...]]) -> Sequence[tuple[str, ...]]:
+    """The classes with their synset ids, which folders go by, where they are ImageNet's thousand."""
+    known = read_classes("imagenet")
+    if len(classes) != len(known):
+        return classes
+    same = sum(bool(set(a) & set(b)) for a, b in zip(classes, known, strict=True))
+    if same < _ALIKE * len(known):
+        return classes
+    return [tuple(dict.fromkeys((*b, *a))) for a, b in zip(classes, known, strict=True)]
+
+
+def _preparation(model: nn.Module, sizing: Sizing | None) -> tuple[str, ...]:
+    """What is done to images before they reach the network, a sentence each."""
+    notes = [f"images are {sizing}"] if sizing is not None and sizing.changes else []
+    if isinstance(model, Ported):
+        how = Normalization(tuple(model.mean.flatten().tolist()), tuple(model.std.flatten().tolist()))
+        notes.append(f"images are normalised by {how}")
+    return tuple(notes)
 
 
 def _other_data(name: str, own: Dataset, asked: Dataset | None) -> tuple[Dataset, dict[str, str]]:
@@ -344,7 +434,7 @@ ROBUSTBENCH = "robustbench:"
 def is_file(name: str | Path) -> bool:
     """Whether a model is named by a checkpoint file, by its looks: a path, or an ending of one."""
     text = str(name)
-    if text.startswith(ROBUSTBENCH):
+    if text.startswith(ROBUSTBENCH) or text.partition(":")[0] in PRETRAINED:
         return False
     return isinstance(name, Path) or "/" in text or "\\" in text or Path(text).suffix in CHECKPOINT_SUFFIXES
 
@@ -361,12 +451,12 @@ def load_recipe(
         path = stored_checkpoint(recipe, progress)
         content = read_checkpoint(path)
         architecture = recipe.architecture or Architecture(name="")
-        if not isinstance(content, nn.Module) and not architecture.name:
+        if content.network is None and not architecture.name:
             raise RobGIBError(
                 f"model {recipe.name!r}: {path.name} holds weights alone; give the recipe an architecture."
             )
         recipe.check_architecture()
-        model = _assemble(content, architecture.name, architecture.options, data, str(path))
+        model, _ = _assemble(content, architecture.name, architecture.options, data, str(path))
         return model.to(device).eval(), read_record(path) or {}
     path = checkpoint_path(recipe, data)
     if not path.is_file():
@@ -435,7 +525,8 @@ def add_recipe(
     target = folder / f"{name}.yaml"
     if target.exists() or name in recipes():
         raise RobGIBError(f"there is a model {name!r} already; choose another --name.")
-    model, data = load_checkpoint(file, arch, data_name, root, allow_code=allow_code)
+    found = load_checkpoint(file, arch, data_name, root, allow_code=allow_code)
+    model, data = found.model, found.data
     record = read_record(file) or {}
     # A file that holds its network whole needs none, and a record beside it may name anything.
     architecture = {"name": arch} if arch else None if is_program(file) else record.get("architecture")
@@ -466,7 +557,9 @@ def load_checkpoint(
     allow_pickle: bool = False,
     extra: Sequence[Path] = (),
     allow_code: bool = False,
-) -> tuple[nn.Module, Dataset]:
+    weights_key: str | None = None,
+    normalization: Normalization | None = None,
+) -> Loaded:
     """Load a checkpoint file and its data set.
 
     Args:
@@ -480,13 +573,15 @@ def load_checkpoint(
         allow_pickle: unpickle what cannot be read otherwise. That can run any code.
         extra: further folders of plug-ins, which may register the architecture.
         allow_code: import and run what the record names as ``package.module:factory``; ``arch`` always may.
+        weights_key: which of several state dicts in the file.
+        normalization: what the network wants done to images in [0, 1], where its architecture does not do it.
 
     Raises:
         RobGIBError: the file or its record is missing, damaged or of another network, or the record names code to run
             and that is not allowed.
     """
-    content = read_checkpoint(path, allow_pickle=allow_pickle)
-    whole = isinstance(content, nn.Module)
+    content = read_checkpoint(path, allow_pickle=allow_pickle, weights_key=weights_key)
+    whole = content.network is not None
     record = read_record(path) or {}
     beside = path.with_suffix(".json")
     architecture = record.get("architecture") or {}
@@ -498,26 +593,55 @@ def load_checkpoint(
     options = {} if arch is not None else {k: v for k, v in architecture.items() if k != "name"}
     if not whole and arch is None and "name" in architecture:
         check_file_architecture(architecture["name"], options, f"the record {beside}", allow_code)
+    if whole and arch is not None:
+        raise RobGIBError(f"{path} holds its network whole; leave --arch out, which is of files of weights alone.")
     if not whole and arch is None and "name" not in architecture:
+        pickled = (
+            f" It holds a network of the class {content.pickled!r} whole, which would have to be unpickled, which can "
+            "run any code: or give --allow-pickle if you trust whoever made the file."
+        )
         raise RobGIBError(
             f"{path} has no record beside it that tells its architecture; give --arch package.module:factory."
+            + (pickled if content.pickled else "")
         )
     name = data_name or record.get("data")
     if data is None:
         if name is None:
             raise RobGIBError(f"{path} has no record beside it that tells its data; give --data NAME.")
         data = load_data(name, root, seed, catalogue=extra)
-    return _assemble(content, arch or architecture.get("name", ""), options, data, str(path)), data
+    model, notes = _assemble(content, arch or architecture.get("name", ""), options, data, str(path), normalization)
+    return Loaded(path.stem, model, data, {}, notes)
 
 
 def _assemble(
-    content: nn.Module | dict[str, Tensor], arch: str, options: dict[str, Any], data: Dataset, source: str
-) -> nn.Module:
-    """Make the network of what a checkpoint holds, and see that it takes the data."""
-    if not isinstance(content, nn.Module):
+    content: Checkpoint,
+    arch: str,
+    options: dict[str, Any],
+    data: Dataset,
+    source: str,
+    normalization: Normalization | None = None,
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """Make the network of what a checkpoint holds, see that it takes the data, and say how it was read."""
+
+    def behind(net: nn.Module) -> nn.Module:
+        if normalization is None:
+            return net
+        if isinstance(net, Ported):  # another library's, whose own is replaced
+            return normalization.before(net.net, data.shape[0]).eval()
+        return normalization.before(net, data.shape[0]).eval()
+
+    if content.network is None:
         model = build(arch, data.shape, len(data.classes), options)
-        load_into(model, content, source)
-        return model.eval()
+        notes = load_into(model, content.weights, source)
+        model = behind(model.eval())
+        return model, (*content.notes, *notes, *_preparation(model, None))
+    network = behind(content.network)
+    _check_takes(network, data, source)
+    return network.eval(), (*content.notes, *_preparation(network, None))
+
+
+def _check_takes(content: nn.Module, data: Dataset, source: str) -> None:
+    """Raise unless a network that came whole takes the data."""
     for count in (2, 3):  # of no fixed number
         x = data.test.x[:count]
         try:
@@ -532,7 +656,6 @@ def _assemble(
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
             shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise RobGIBError(f"{source} gives {shape} for {count} images; a classifier gives logits (N, classes).")
-    return content.eval()
 
 
 def load_robustbench(name: str, root: Path | None) -> tuple[nn.Module, Dataset]:
@@ -546,12 +669,16 @@ def load_robustbench(name: str, root: Path | None) -> tuple[nn.Module, Dataset]:
             f"robustbench:{name} must be robustbench:DATASET/THREAT/NAME, such as robustbench:cifar10/Linf/Standard, "
             "with cifar10 or cifar100."
         )
+    load_torchvision()  # robustbench imports it, and it may need mending
     try:
         library = importlib.import_module("robustbench.utils")
     except ImportError as error:
+        if error.name == "pkg_resources":
+            raise RobGIBError(
+                "robustbench needs pkg_resources, which newer setuptools lack; `pip install 'setuptools<81'` adds it."
+            ) from error
         raise RobGIBError(
-            f"robustbench is not installed ({error}); `pip install git+https://github.com/RobustBench/robustbench.git` "
-            "adds it."
+            f"robustbench is not installed ({error}); `pip install robgib[robustbench]` adds it."
         ) from error
     data = load_data(parts[0], root)
     try:
@@ -563,4 +690,5 @@ def load_robustbench(name: str, root: Path | None) -> tuple[nn.Module, Dataset]:
         )
     except Exception as error:
         raise RobGIBError(f"robustbench:{name} does not load: {type(error).__name__}: {error}.") from error
-    return _assemble(model, "", {}, data, f"robustbench:{name}"), data
+    _check_takes(model, data, f"robustbench:{name}")
+    return model.eval(), data

@@ -136,3 +136,25 @@ def test_units_come_first_whatever_the_layout():
     assert held["0"].mean(2) == pytest.approx(means, abs=1e-5)
     tokens = nn.Sequential(nn.Linear(2, 7), nn.Flatten(), nn.Linear(350, 3)).eval()
     assert collect_activations(tokens, x.transpose(1, 2), ["0"])["0"].shape == (4, 7)
+
+
+def test_wide_layers_are_reduced_as_they_are_captured():
+    """Random directions keep distances, and are the same for other samples."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 300, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(300 * 64, 3))
+    x = torch.rand(40, 1, 8, 8)
+    whole = collect_activations(net, x, ["1", "logits"])
+    small = collect_activations(net, x, ["1", "logits"], reduced=True)
+    assert whole["1"].shape == (40, 300, 4, 4)
+    assert small["1"].shape == (40, 1024)
+    assert np.array_equal(whole["logits"], small["logits"])
+    again = collect_activations(net, x[5:9], ["1"], reduced=True, batch_size=3)["1"]
+    assert np.allclose(again, small["1"][5:9], atol=1e-4)
+
+    def distances(z):
+        flat = z.reshape(len(z), -1).astype(float)
+        return np.linalg.norm(flat[:, None] - flat[None], axis=2)[np.triu_indices(len(z), 1)]
+
+    ratio = distances(small["1"]) / distances(whole["1"])
+    assert abs(ratio.mean() - 1) < 0.05
+    assert ratio.std() < 0.05

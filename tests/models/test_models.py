@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from robgib import RobGIBError
-from robgib.models import build, load_into, read_state, save_checkpoint
+from robgib.models import build, load_into, read_checkpoint, read_state, save_checkpoint
 
 
 @pytest.mark.parametrize("name", ["cnn", "vit", "vit-tiny", "mlp", "lenet", "vgg", "resnet"])
@@ -126,17 +126,27 @@ class TestCheckpoints:
             def __reduce__(self):
                 return (open, (str(target), "w"))
 
+        state = build("mlp", (1, 4, 4), 3).state_dict()
         torch.save({"w": Evil()}, tmp_path / "evil.pt")
+        torch.save({"state_dict": state, "hyper_parameters": Evil()}, tmp_path / "beside.pt")
+        torch.save({"state_dict": state, "args": Evil()}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
         (tmp_path / "raw.pth").write_bytes(pickle.dumps(Evil()))
-        for name in ("evil.pt", "raw.pth"):
-            with pytest.raises(RobGIBError, match="would have to be unpickled, which can run any code"):
-                read_state(tmp_path / name)
+        with pytest.raises(RobGIBError, match="holds dict with 'w', not a plain state dict"):
+            read_state(tmp_path / "evil.pt")
+        with pytest.raises(RobGIBError, match="would have to be unpickled, which can run any code"):
+            read_state(tmp_path / "raw.pth")
+        for name in ("beside.pt", "old.pt"):  # what stands beside the weights is not needed, and not run
+            assert read_state(tmp_path / name).keys() == state.keys()
         assert not target.exists()
 
-    def test_whole_models_are_refused(self, model, tmp_path):
+    def test_of_whole_models_the_weights_are_taken(self, model, tmp_path):
         torch.save(model, tmp_path / "m.pt")
-        with pytest.raises(RobGIBError, match=r"save `model.state_dict\(\)`"):
-            read_state(tmp_path / "m.pt")
+        torch.save({"epoch": 3, "model": model}, tmp_path / "w.pt")
+        for name in ("m.pt", "w.pt"):
+            found = read_checkpoint(tmp_path / name)
+            assert found.pickled.endswith("mlp.MLP")
+            assert found.weights.keys() == model.state_dict().keys()
+            assert all(torch.equal(found.weights[k], v) for k, v in model.state_dict().items())
 
     def test_wrong_keys_and_shapes_are_named(self, model):
         state = model.state_dict()
@@ -152,7 +162,8 @@ class TestCheckpoints:
         [
             ("m.safetensors", b"\x10\x00", "not a whole safetensors file"),
             ("m.pt", b"PK\x03\x04 nonsense", "not a readable PyTorch file|unpickled"),
-            ("m.bin", b"x", "unknown ending '.bin'"),
+            ("m.h5", b"x", "unknown ending '.h5'"),
+            ("m.bin", b"x", "not a readable PyTorch file|unpickled"),
         ],
     )
     def test_damaged_files(self, tmp_path, name, content, message):

@@ -103,7 +103,8 @@ def test_training_is_deterministic_and_leaves_the_global_generator(quick, digits
 def test_own_checkpoints_know_what_they_are(quick, digits, tmp_path):
     model, _, path = train_recipe(quick, digits, tmp_path / "mine.safetensors", epochs=2)
     assert json.loads(path.with_suffix(".json").read_text())["epochs"] == 2
-    loaded, data = load_checkpoint(path, None, None, None)
+    found = load_checkpoint(path, None, None, None)
+    loaded, data = found.model, found.data
     assert data.name == "digits"
     assert torch.equal(loaded(digits.test.x[:5]), model(digits.test.x[:5]))
 
