@@ -89,7 +89,8 @@ def evaluate(
         information_samples: most images on which information is estimated (and likewise fitted); None is 5,000, or
             ``samples`` where they are fewer, or as many as half a GiB holds.
         features: how the input is cut, one partition or several: ``patches:G``, ``pca:N``, ``pixels``, ``channels``,
-            ``tokens:G`` or ``groups:G``; ``auto`` is ``patches:2`` and ``patches:4`` for images, ``tokens:4`` and
+            ``tokens:G`` or ``groups:G``; ``auto`` is ``patches:2`` and ``patches:4`` for images (``patches:2``
+            alone above 64 pixels a side), ``tokens:4`` and
             ``tokens:8`` for sequences, ``pixels`` for vectors of up to 64 numbers, ``groups:4`` and ``groups:16`` for
             longer ones.
         feature_dims: principal components a feature.

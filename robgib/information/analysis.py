@@ -68,6 +68,8 @@ PREDICTION, LABEL = "Ŷ", "Y"
 """What stands beside the layers: the predicted and the true label."""
 SIGMA = 0.3
 """Standard deviation of the noise in which the ``noise`` view sees a layer, in the layer's total one."""
+_LARGE = 64
+"""Pixels a side above which pictures are cut once only where nothing else is said."""
 _STEPS = 800
 """Training steps of estimators that learn, all layers at once: more moved their figures by 1% or less."""
 _GAP = 0.1
@@ -259,9 +261,18 @@ def make_estimators(
 
 
 def default_features(shape: tuple[int, ...]) -> tuple[str, ...]:
-    """How samples of this shape are cut where nothing else is said: into few pieces, and into more."""
+    """How samples of this shape are cut where nothing else is said: into few pieces, and into more.
+
+    Pictures of more than 64 pixels a side are cut into few alone: an estimator that runs the network does so for every
+    piece of every sample, and their networks are large.
+
+    >>> default_features((3, 32, 32)), default_features((3, 224, 224))
+    (('patches:2', 'patches:4'), ('patches:2',))
+    """
     if len(shape) == 3:
         side = min(shape[1:])
+        if side > _LARGE:
+            return ("patches:2",)
         return tuple(dict.fromkeys(f"patches:{min(g, side)}" for g in (2, 4)))
     if len(shape) == 2:
         return tuple(dict.fromkeys(f"tokens:{min(g, shape[0])}" for g in (4, 8)))
