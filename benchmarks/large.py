@@ -14,6 +14,7 @@ import os
 import resource
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +64,7 @@ def main() -> None:
             net = load_timm().create_model(asked.what, num_classes=CLASSES)
             blocks = [n for n, _ in net.named_children() if n.startswith("layer")] or [f"blocks.{i}" for i in (2, 5, 8)]
             layers, samples, attacks = [*blocks[:3], "logits"], None, ["pgd-linf:eps=4/255,steps=10"]
-        data = robgib.Dataset(data.name, data.train, data.val, data.test, data.classes, data.eps)
+        data = replace(data, by_name=False)
         run = robgib.evaluate(
             net.eval(), data, attacks=attacks, layers=layers, samples=samples, curve=False, signs=False,
             corruptions=False, progress=False,

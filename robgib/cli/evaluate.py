@@ -139,7 +139,7 @@ def evaluate(
     normalization = _normalization(normalize, mean, std, bounds)
     sizing = _sizing(input_size, resize, crop, interpolation)
     for name in models:
-        if name.startswith(robgib.zoo.ROBUSTBENCH) or name.partition(":")[0] in robgib.models.PRETRAINED:
+        if name.startswith(robgib.zoo.ROBUSTBENCH) or robgib.models.is_pretrained(name):
             continue
         if not robgib.zoo.is_file(name):
             robgib.zoo.find_recipe(name, extra, allow_code=allow_code)

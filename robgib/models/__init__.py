@@ -12,7 +12,7 @@ from robgib.models.checkpoint import (
     weights_digest,
 )
 from robgib.models.normalization import NORMALIZATIONS, Normalization, Normalize, normalization
-from robgib.models.pretrained import PRETRAINED, Pretrained, load_pretrained
+from robgib.models.pretrained import PRETRAINED, Pretrained, is_pretrained, load_pretrained
 from robgib.models.registry import (
     ARCHITECTURES,
     build,
@@ -33,6 +33,7 @@ __all__ = [
     "build",
     "check_file_architecture",
     "cnn",  # each architecture enters itself in the registry
+    "is_pretrained",
     "load_into",
     "load_pretrained",
     "mlp",

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from robgib.errors import RobGIBError, first_line, unknown_name
 from robgib.files import write_file
-from robgib.models.programs import PROGRAM_SUFFIXES, is_program, read_program
+from robgib.models.programs import PICKLED_SUFFIXES, PROGRAM_SUFFIXES, is_program, read_program
 from robgib.models.unpickle import StandIn, read_pickled
 
 __all__ = [
@@ -29,8 +29,7 @@ __all__ = [
     "save_checkpoint",
 ]
 
-_PICKLED = (".pt", ".pth", ".ckpt", ".bin", ".tar")
-CHECKPOINT_SUFFIXES = (".safetensors", *_PICKLED, *PROGRAM_SUFFIXES)
+CHECKPOINT_SUFFIXES = (".safetensors", *PICKLED_SUFFIXES, *PROGRAM_SUFFIXES)
 _INDEX = ".index.json"
 
 
@@ -119,7 +118,7 @@ def read_checkpoint(path: Path, *, allow_pickle: bool = False, weights_key: str 
         return Checkpoint(None, _sharded(path))
     if path.suffix == ".safetensors":
         return Checkpoint(None, _safetensors(path))
-    if path.suffix not in _PICKLED:
+    if path.suffix not in PICKLED_SUFFIXES:
         raise RobGIBError(
             f"checkpoint {str(path)!r} has an unknown ending {path.suffix!r}; use {', '.join(CHECKPOINT_SUFFIXES)}."
         )
@@ -134,9 +133,9 @@ def read_checkpoint(path: Path, *, allow_pickle: bool = False, weights_key: str 
     return _chosen(path, content, weights_key)
 
 
-def read_state(path: Path, weights_key: str | None = None) -> dict[str, Tensor]:
+def read_state(path: Path) -> dict[str, Tensor]:
     """Read a state dict (:func:`read_checkpoint`); nothing is ever unpickled that is no tensor."""
-    found = read_checkpoint(path, weights_key=weights_key)
+    found = read_checkpoint(path)
     if found.network is not None:
         raise RobGIBError(f"{path} holds a network whole, not a state dict of tensors.")
     return found.weights

@@ -21,6 +21,7 @@ from robgib.models.registry import load_timm
 __all__ = [
     "PRETRAINED",
     "Pretrained",
+    "is_pretrained",
     "is_transformers_folder",
     "load_pretrained",
 ]
@@ -258,3 +259,9 @@ PRETRAINED: Mapping[str, Callable[[str], Pretrained]] = {
     "hf": _transformers,
 }
 """Where trained networks come from, by the word before the colon of their names."""
+
+
+def is_pretrained(name: str) -> bool:
+    """Whether a model's name is that of a network which a library holds trained, by the word before its colon."""
+    kind, colon, _ = name.partition(":")
+    return bool(colon) and kind in PRETRAINED

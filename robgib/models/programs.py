@@ -22,11 +22,14 @@ from robgib._torchvision import load_torchvision
 from robgib.errors import RobGIBError, first_line
 
 __all__ = [
+    "PICKLED_SUFFIXES",
     "PROGRAM_SUFFIXES",
     "is_program",
     "read_program",
 ]
 
+PICKLED_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".tar")
+"""Endings of torch.save's files, some of which are TorchScript archives."""
 PROGRAM_SUFFIXES = (".ts", ".torchscript", ".pt2", ".onnx")
 
 
@@ -47,7 +50,7 @@ def is_program(path: Path) -> bool:
     """Whether the file holds a network whole; a ``.pt`` may be a TorchScript archive as well as a state dict."""
     if path.suffix in PROGRAM_SUFFIXES:
         return True
-    if path.suffix not in (".pt", ".pth", ".ckpt", ".bin") or not path.is_file() or not zipfile.is_zipfile(path):
+    if path.suffix not in PICKLED_SUFFIXES or not path.is_file() or not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
         return any(name.split("/")[1:2] == ["constants.pkl"] for name in archive.namelist())

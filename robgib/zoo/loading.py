@@ -34,7 +34,7 @@ from robgib.models.checkpoint import (
     save_checkpoint,
 )
 from robgib.models.normalization import Normalization, Ported
-from robgib.models.pretrained import PRETRAINED, is_transformers_folder, load_pretrained
+from robgib.models.pretrained import is_pretrained, is_transformers_folder, load_pretrained
 from robgib.models.programs import is_program
 from robgib.models.registry import build, check_file_architecture
 from robgib.runtime import Progress, environment, progress_bars
@@ -285,7 +285,7 @@ def load(
     root = None if data_root is None else Path(data_root)
     text = str(name)
     own = None if classes is None else read_classes(classes)
-    if text.partition(":")[0] in PRETRAINED or (is_file(name) and is_transformers_folder(Path(name)) and not arch):
+    if is_pretrained(text) or (is_file(name) and is_transformers_folder(Path(name)) and not arch):
         if arch is not None or normalization is not None or weights_key is not None:
             raise RobGIBError(f"{text!r} has its own architecture, weights and normalisation; leave these options out.")
         if data is None:
@@ -301,7 +301,7 @@ def load(
     elif sizing is not None and sizing.changes:
         raise RobGIBError("resizing and cropping are of --data; give that too.")
     known = given if given is None or own is None else map_classes(given, own)
-    resized = (f"images are {sizing}",) if sizing is not None and sizing.changes else ()
+    resized = _resizing(sizing)
     if is_file(name):
         path = Path(name)
         with_data = load_checkpoint(
@@ -355,7 +355,7 @@ def _library(
     """A network that a library holds trained, on data that are brought to what it takes."""
     load_data_sets(catalogue)
     check_data(data)  # refused before anything is downloaded
-    found = load_pretrained(name if name.partition(":")[0] in PRETRAINED else f"hf:{name}")
+    found = load_pretrained(name if is_pretrained(name) else f"hf:{name}")
     size = sizing
     if size is None:
         size = Sizing(found.resize, found.crop, found.interpolation)  # type: ignore[arg-type]
@@ -365,7 +365,7 @@ def _library(
     if subset and not (given.by_name and own):
         raise RobGIBError("a subset of the classes needs to know them all; give --classes imagenet or a file.")
     source = {"kind": "library", "name": name, "weights": found.source}
-    notes = _preparation(found.model, size)
+    notes = (*_resizing(size), *_normalizing(found.model))
     made = Loaded(name.rpartition(":")[2].replace("/", "-"), found.model.to(device), known, source, notes)
     return _chosen_classes(made, given, own if subset else None, subset)
 
@@ -384,13 +384,17 @@ def _with_ids(classes: Sequence[tuple[str, ...]]) -> Sequence[tuple[str, ...]]:
     return [tuple(dict.fromkeys((*b, *a))) for a, b in zip(classes, known, strict=True)]
 
 
-def _preparation(model: nn.Module, sizing: Sizing | None) -> tuple[str, ...]:
-    """What is done to images before they reach the network, a sentence each."""
-    notes = [f"images are {sizing}"] if sizing is not None and sizing.changes else []
-    if isinstance(model, Ported):
-        how = Normalization(tuple(model.mean.flatten().tolist()), tuple(model.std.flatten().tolist()))
-        notes.append(f"images are normalised by {how}")
-    return tuple(notes)
+def _resizing(sizing: Sizing | None) -> tuple[str, ...]:
+    """What is done to the images' size, as a note, where anything is."""
+    return (f"images are {sizing}",) if sizing is not None and sizing.changes else ()
+
+
+def _normalizing(model: nn.Module) -> tuple[str, ...]:
+    """By what a library's network or an option normalises images, as a note."""
+    if not isinstance(model, Ported):
+        return ()
+    how = Normalization(tuple(model.mean.flatten().tolist()), tuple(model.std.flatten().tolist()))
+    return (f"images are normalised by {how}",)
 
 
 def _other_data(name: str, own: Dataset, asked: Dataset | None) -> tuple[Dataset, dict[str, str]]:
@@ -434,7 +438,7 @@ ROBUSTBENCH = "robustbench:"
 def is_file(name: str | Path) -> bool:
     """Whether a model is named by a checkpoint file, by its looks: a path, or an ending of one."""
     text = str(name)
-    if text.startswith(ROBUSTBENCH) or text.partition(":")[0] in PRETRAINED:
+    if text.startswith(ROBUSTBENCH) or is_pretrained(text):
         return False
     return isinstance(name, Path) or "/" in text or "\\" in text or Path(text).suffix in CHECKPOINT_SUFFIXES
 
@@ -634,10 +638,10 @@ def _assemble(
         model = build(arch, data.shape, len(data.classes), options)
         notes = load_into(model, content.weights, source)
         model = behind(model.eval())
-        return model, (*content.notes, *notes, *_preparation(model, None))
+        return model, (*content.notes, *notes, *_normalizing(model))
     network = behind(content.network)
     _check_takes(network, data, source)
-    return network.eval(), (*content.notes, *_preparation(network, None))
+    return network.eval(), (*content.notes, *_normalizing(network))
 
 
 def _check_takes(content: nn.Module, data: Dataset, source: str) -> None:
