@@ -4,22 +4,36 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import torch
+from pydantic import BeforeValidator, PositiveFloat
 from torch import Tensor
 
 from robgib.errors import RobGIBError, unknown_name
+from robgib.registry import parse_value
 from robgib.runtime import SampleRNG
 
 __all__ = [
     "NORMS",
     "Norm",
+    "Radius",
     "ThreatModel",
 ]
 
 Norm = Literal["linf", "l2", "l1"]
 NORMS: tuple[str, ...] = get_args(Norm)
+
+
+def _number(value: Any) -> Any:
+    try:
+        return parse_value(value)
+    except RobGIBError as error:
+        raise ValueError(str(error)) from error  # which pydantic tells with the line and the key
+
+
+Radius = Annotated[PositiveFloat, BeforeValidator(_number)]
+"""A radius in a YAML file, pixel scale: a positive number, or a fraction such as 8/255."""
 _TINY = 1e-10
 _SPARSE = 0.01
 _HAIR = 1e-6  # of eps: by how much projections stay inside, so that rounding an image to float32 keeps it there

@@ -1,6 +1,6 @@
 """Architectures, checkpoints, and classifiers as attacks and estimators call them."""
 
-from robgib.models import cnn, mlp, resnet, text, vgg, vit
+from robgib.models import bijective, cnn, mlp, resnet, text, vgg, vit
 from robgib.models.checkpoint import (
     CHECKPOINT_SUFFIXES,
     Checkpoint,
@@ -30,9 +30,10 @@ __all__ = [
     "Normalization",
     "Normalize",
     "Pretrained",
+    "bijective",  # each architecture enters itself in the registry
     "build",
     "check_file_architecture",
-    "cnn",  # each architecture enters itself in the registry
+    "cnn",
     "is_pretrained",
     "load_into",
     "load_pretrained",

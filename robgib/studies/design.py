@@ -15,7 +15,6 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeInt,
-    PositiveFloat,
     PositiveInt,
     ValidationError,
     field_validator,
@@ -24,6 +23,7 @@ from pydantic import (
 
 from robgib import registry
 from robgib.attacks.registry import make_attack
+from robgib.attacks.threat_model import Radius
 from robgib.data.loaders import check_data
 from robgib.errors import RobGIBError, unknown_name
 from robgib.files import digest
@@ -94,7 +94,7 @@ class Outcome(BaseModel):
     measure: Literal["area", "median_distance", "generalisation_gap"] = "area"
     attack: str = "pgd-linf"
     """For a median distance one that looks for the nearest image, such as ``fab-t-linf``."""
-    eps: tuple[PositiveFloat, ...] = (0.02, 0.05, 0.1, 0.15, 0.2)
+    eps: tuple[Radius, ...] = (0.02, 0.05, 0.1, 0.15, 0.2)
     """Radii, pixel scale; the accuracy at 0 is the clean one."""
 
     @field_validator("eps")
@@ -192,6 +192,8 @@ class Study(BaseModel):
     """Untrained networks of these recipes, on which nothing must be found."""
     random_labels: Models = Field(default_factory=Models)
     """Networks trained on shuffled labels, on which nothing must be found either."""
+    permuted_patches: Models = Field(default_factory=Models)
+    """Networks trained and measured on images whose patches lie in an order of chance, each image's its own."""
     samples: PositiveInt = 500
     information_samples: PositiveInt = 1000
     signs: bool = True
@@ -231,7 +233,7 @@ class Cell:
         regime: how it was trained: standard, adversarial, trades, noise, or a penalty.
         dose: how much of that: eps, the noise's deviation, or the penalty's weight; 0 for standard training.
         training_seed: of the training.
-        control: ``untrained`` (weights left as they are drawn), ``random-labels``, or none.
+        control: ``untrained`` (weights left as they are drawn), ``random-labels``, ``permuted-patches``, or none.
     """
 
     recipe: Recipe
@@ -263,7 +265,7 @@ class Cell:
         }
         if study.outcome.measure == "generalisation_gap":
             content["gap"] = True
-        if self.control == "random-labels":
+        if self.control not in (None, "untrained"):
             content["control"] = self.control
         return digest(content)[:16]
 
@@ -313,6 +315,7 @@ def cells(study: Study, catalogue: Sequence[Path] = ()) -> list[Cell]:
         ("confirm", study.confirm, None),
         ("control", study.controls, "untrained"),
         ("control", study.random_labels, "random-labels"),
+        ("control", study.permuted_patches, "permuted-patches"),
     )
     found: dict[str, Cell] = {}
     for part, models, how in parts:

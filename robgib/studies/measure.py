@@ -172,10 +172,11 @@ def _one(cell: Cell, study: Study, catalogue: list[Path], folder: Path, data: Da
     if cell.control == "untrained":
         torch.manual_seed(cell.training_seed)
         model = cell.recipe.untrained(data).eval()
-    elif cell.control == "random-labels":
-        shuffled, training = control("random-labels", data, cell.recipe.training)
+    elif cell.control is not None:
+        changed, training = control(cell.control, data, cell.recipe.training)
         recipe = cell.recipe.model_copy(update={"training": training, "name": cell.name})
-        model, _ = load_recipe(recipe, shuffled, device=device)
+        model, _ = load_recipe(recipe, changed, device=device)
+        data = changed if cell.control == "permuted-patches" else data
     else:
         model, _ = load_recipe(cell.recipe, data, device=device)
     model = model.to(device)

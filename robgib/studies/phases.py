@@ -23,7 +23,7 @@ from robgib.results import SCHEMA_VERSION
 from robgib.runtime import Progress
 from robgib.studies.design import Grid, Models, chosen_recipes, read_design
 from robgib.studies.engines import HERE, Engine, Task, finish
-from robgib.training.tracing import Control, control, log_spaced
+from robgib.training.tracing import CONTROLS, Control, control, log_spaced
 from robgib.zoo.loading import trace_recipe
 from robgib.zoo.recipe import Recipe, recipes
 
@@ -47,11 +47,14 @@ _MOST = 0.8  # share of a group's networks that must have the verdict
 
 
 class Controls(BaseModel):
-    """Networks that learn nothing, or labels without sense: recipes by name."""
+    """Networks that learn nothing, labels without sense, pictures without arrangement, or that lose nothing."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     untrained: list[Grid] = Field(default_factory=list)
     random_labels: list[Grid] = Field(default_factory=list)
+    permuted_patches: list[Grid] = Field(default_factory=list)
+    bijective: list[Grid] = Field(default_factory=list)
+    """Of the architecture ``bijective``: whatever they learn, I(X;Z) cannot fall in them."""
 
 
 class Phases(BaseModel):
@@ -89,12 +92,12 @@ class Followed:
 
     recipe: Recipe
     group: str
-    control: Control | None = None
+    control: Control | Literal["bijective"] | None = None
 
     @property
     def name(self) -> str:
         """Of the network."""
-        return f"{self.recipe.name}-{self.control}" if self.control else self.recipe.name
+        return f"{self.recipe.name}-{self.control}" if self.control in CONTROLS else self.recipe.name
 
     def key(self, study: Phases) -> str:
         """Digest of everything that its trace depends on."""
@@ -141,14 +144,23 @@ def followed(study: Phases, catalogue: Sequence[Path] = ()) -> list[Followed]:
     """Return the networks of a study, each once."""
     known = recipes(catalogue)
     found: list[Followed] = []
-    parts: tuple[tuple[Sequence[Grid], Control | None], ...] = (
+    parts: tuple[tuple[Sequence[Grid], Control | Literal["bijective"] | None], ...] = (
         (study.train, None),
         (study.controls.untrained, "untrained"),
         (study.controls.random_labels, "random-labels"),
+        (study.controls.permuted_patches, "permuted-patches"),
+        (study.controls.bijective, "bijective"),
     )
     for grids, how in parts:
         for grid in grids:
             found += [Followed(r, grid.recipe, how) for r in chosen_recipes(Models(train=[grid]), known)]
+    for one in found:
+        built = one.recipe.architecture.name if one.recipe.architecture else "a checkpoint"
+        if one.control == "bijective" and built != "bijective":
+            raise RobGIBError(
+                f"study {study.name!r}: the control {one.name!r} is to lose nothing and is of the architecture "
+                f"{built!r}; name a recipe of the architecture 'bijective'."
+            )
     names = [n.name for n in found]
     twice = next((n for n in names if names.count(n) > 1), None)
     if twice:
@@ -175,7 +187,7 @@ def trace_all(
 def _one(network: Followed, study: Phases, catalogue: list[Path], folder: Path, data: Dataset, device: str) -> None:
     """Train and follow one network; the trace goes into the folder."""
     recipe = network.recipe
-    if network.control is not None:
+    if network.control is not None and network.control != "bijective":
         data, training = control(network.control, data, recipe.training)
         recipe = recipe.model_copy(update={"training": training})
     target = network.folder(study)

@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from robgib.attacks.threat_model import Norm
+from robgib.attacks.threat_model import Norm, Radius
 
 __all__ = [
     "Adversary",
@@ -34,7 +34,7 @@ class Adversary(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     norm: Norm = "linf"
-    eps: PositiveFloat
+    eps: Radius
     """Radius of the ball, pixel scale."""
     steps: PositiveInt = 7
     """Gradient steps, each 2.5 eps / steps long."""

@@ -6,12 +6,12 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from robgib.data.dataset import Dataset, Split, split_information
 from robgib.errors import RobGIBError
@@ -49,9 +49,11 @@ __all__ = [
     "trace",
 ]
 
-Control = Literal["untrained", "random-labels"]
-CONTROLS: tuple[Control, ...] = ("untrained", "random-labels")
-"""What must show no compression by learning: a network that learns nothing, one that learns labels without sense."""
+Control = Literal["untrained", "random-labels", "permuted-patches"]
+CONTROLS: tuple[Control, ...] = get_args(Control)
+"""What must show no compression by learning: a network that learns nothing, one that learns labels without sense, one
+whose pictures have lost their arrangement."""
+_PATCHES = 4  # a side
 _POOLED = 1000  # samples an epoch that codes, components, bins and scales are fitted on
 _RESAMPLES = 400
 _LEAST = 0.02  # share of the peak: a smaller fall is none
@@ -85,15 +87,41 @@ def control(kind: Control, data: Dataset, training: Training) -> tuple[Dataset, 
     """Return the data and the training of a control.
 
     ``untrained`` trains at a rate of nothing. ``random-labels`` shuffles the labels of every part.
+    ``permuted-patches`` cuts every image into 4 × 4 patches (or 3 × 3 or 2 × 2, where its sides allow no more) and puts
+    them together in an order of its own.
+
+    Raises:
+        RobGIBError: the data are no images that can be cut so.
     """
     if kind == "untrained":
         return data, training.model_copy(update={"learning_rate": 1e-12, "weight_decay": 0.0})
     generator = torch.Generator().manual_seed(training.seed)
 
     def shuffled(part: Split) -> Split:
-        return Split(part.x, part.y[torch.randperm(len(part), generator=generator)])
+        if kind == "random-labels":
+            return Split(part.x, part.y[torch.randperm(len(part), generator=generator)])
+        return Split(_permuted(part.x, cut, generator), part.y)
+
+    cut = 1
+    if kind == "permuted-patches":
+        height, width = data.shape[1:] if len(data.shape) == 3 else (1, 1)
+        cut = next((n for n in range(_PATCHES, 0, -1) if height % n == width % n == 0), 1)
+        if cut == 1:
+            raise RobGIBError(
+                f"control 'permuted-patches' is for images whose sides are multiples of 4, 3 or 2; {data.name!r} holds "
+                f"{' × '.join(map(str, data.shape))}."
+            )
 
     return replace(data, train=shuffled(data.train), val=shuffled(data.val), test=shuffled(data.test)), training
+
+
+def _permuted(x: Tensor, cut: int, generator: torch.Generator) -> Tensor:
+    """Images (N, C, H, W), the cut × cut patches of each in an order drawn for it."""
+    n, channels, height, width = x.shape
+    patches = x.reshape(n, channels, cut, height // cut, cut, width // cut).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
+    order = torch.rand(n, cut * cut, generator=generator).argsort(1)
+    moved = patches[torch.arange(n)[:, None], order].unflatten(1, (cut, cut))
+    return moved.permute(0, 3, 1, 4, 2, 5).reshape(x.shape)
 
 
 def trace(

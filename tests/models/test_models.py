@@ -8,7 +8,7 @@ from robgib import RobGIBError
 from robgib.models import build, load_into, read_checkpoint, read_state, save_checkpoint
 
 
-@pytest.mark.parametrize("name", ["cnn", "vit", "vit-tiny", "mlp", "lenet", "vgg", "resnet"])
+@pytest.mark.parametrize("name", ["cnn", "vit", "vit-tiny", "mlp", "lenet", "vgg", "resnet", "bijective"])
 @pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32)])
 def test_architectures_take_every_image_size(name, shape):
     model = build(name, shape, 7)
@@ -48,6 +48,23 @@ def test_networks_of_torchvision(tmp_path):
     assert torch.allclose(model(x), theirs((x - 0.5) / 0.25), atol=1e-5)
     with pytest.raises(RobGIBError, match="1 or 3 channels, not 2"):
         build("torchvision:resnet18", (2, 8, 8), 7)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 5, 5), (12,)])
+def test_a_bijective_network_loses_nothing(shape):
+    torch.manual_seed(0)
+    net = build("bijective", shape, 3, {"depth": 5})
+    x = torch.rand(4, *shape)
+    held = net.spread(x)
+    for block in net.blocks:
+        nn.init.normal_(block.shift[2].weight)  # far from the identity
+        held = block(held)
+    assert torch.allclose(net.inverse(held), x, atol=1e-4)
+    assert torch.allclose(net.head(held), net(x))
+    jacobian = torch.autograd.functional.jacobian(lambda v: net.blocks(v[None])[0], net.spread(x)[0])
+    assert torch.linalg.det(jacobian.double()).abs().item() == pytest.approx(1, abs=1e-4)
+    with pytest.raises(RobGIBError, match="one block and one hidden unit"):
+        build("bijective", shape, 3, {"depth": 0})
 
 
 @pytest.mark.parametrize("wrapper", ["state_dict", "model", "ema", None])

@@ -99,6 +99,25 @@ def test_what_does_not_exist_is_one_sentence(tmp_path, change, words):
         followed(read_phases(written(tmp_path, SMALL.replace(*change))))
 
 
+def test_controls_that_lose_nothing_or_their_arrangement(tmp_path):
+    text = SMALL.replace(
+        "  random_labels: [{recipe: sphere-tanh, vary: {training.epochs: [2]}}]",
+        "  bijective: [{recipe: sphere-bijective, vary: {training.epochs: [2]}}]\n"
+        "  permuted_patches: [{recipe: sphere-tanh, vary: {training.epochs: [2]}}]",
+    )
+    study = read_phases(written(tmp_path, text))
+    *_, permuted, lossless = followed(study)
+    assert [permuted.name, permuted.control] == ["sphere-tanh-permuted-patches", "permuted-patches"]
+    assert [lossless.name, lossless.control] == ["sphere-bijective", "bijective"]
+    traced = trace_all(study, [permuted, lossless])
+    assert "is for images" in traced[0].error
+    counted = traced[1].table.query("layer == 'blocks.3' and term == 'I(X;Z)'")
+    assert (counted["value"] == 12).all()  # bits: every pattern is told from every other, at every epoch
+    assert "Controls, bijective: 0 of 1 compress." in phases_claim(study, phases_rows(study, traced)).words
+    with pytest.raises(RobGIBError, match="is to lose nothing and is of the architecture 'mlp'"):
+        followed(read_phases(written(tmp_path, text.replace("recipe: sphere-bijective", "recipe: sphere-relu"))))
+
+
 def test_an_unknown_kind_is_refused(cli, tmp_path):
     written(tmp_path, SMALL.replace("kind: compression", "kind: compresion"))
     done = cli("study", "run", "small.yaml")

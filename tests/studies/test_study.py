@@ -151,6 +151,16 @@ def test_from_the_command_line_to_the_page(cli, cache, tmp_path, monkeypatch):
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "again" / "models.csv"), first)
 
 
+def test_networks_on_permuted_patches_are_controls(tmp_path):
+    text = SMALL.replace("controls: {models: [digits-mlp-relu]}", "permuted_patches: {models: [digits-mlp-relu]}")
+    study = read_study(written(tmp_path, text))
+    control = next(c for c in cells(study) if c.part == "control")
+    assert control.name == "digits-mlp-relu-permuted-patches"
+    row = measured_rows(study, measure(study, [control])).iloc[0]
+    assert row["regime"] == "permuted-patches"
+    assert row["clean_accuracy"] < 0.5  # digits without the places of their patches; whole ones give 0.95
+
+
 def test_networks_on_random_labels_are_controls(tmp_path):
     text = SMALL.replace("controls: {models: [digits-mlp-relu]}", "random_labels: {models: [digits-mlp-relu]}")
     study = read_study(written(tmp_path, text))

@@ -52,6 +52,13 @@ REGIMES = [
 ]
 
 
+def test_a_radius_may_be_a_fraction():
+    assert Training(adversary={"eps": "8/255"}).adversary.eps == 8 / 255
+    for wrong in ("8/0", "-1/255", "eight", 0):
+        with pytest.raises(ValueError, match=r"adversary\.eps"):
+            Training(adversary={"eps": wrong})
+
+
 @pytest.mark.parametrize("regime", REGIMES, ids=lambda r: "-".join(map(str, r)) + str(r.get("penalty", "")))
 def test_every_regime_is_deterministic_and_its_own(regime, digits):
     make = small(digits, 8)

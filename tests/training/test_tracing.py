@@ -36,6 +36,38 @@ def test_epochs_are_log_spaced():
     assert log_spaced(60) == (0, 1, 2, 4, 8, 16, 32, 60)
 
 
+@pytest.mark.parametrize(("shape", "cut"), [((1, 8, 8), 4), ((3, 6, 9), 3), ((1, 10, 10), 2)])
+def test_permuted_patches_keep_the_patches_and_their_labels(shape, cut, digits, recipe):
+    x = torch.rand(20, *shape)
+    part = replace(digits.train, x=x, y=digits.train.y[:20])
+    data = replace(digits, train=part, val=part, test=part)
+    changed, training = control("permuted-patches", data, recipe.training)
+    assert training == recipe.training
+    assert torch.equal(changed.train.y, part.y)
+    rows, columns = (side // cut for side in shape[1:])
+
+    def pieces(image):
+        return {
+            image[:, i : i + rows, j : j + columns].numpy().tobytes()
+            for i in range(0, shape[1], rows)
+            for j in range(0, shape[2], columns)
+        }
+
+    assert all(pieces(a) == pieces(b) for a, b in zip(x, changed.train.x, strict=True))
+    moved = [not torch.equal(a, b) for a, b in zip(x, changed.train.x, strict=True)]
+    assert sum(moved) > 15  # in an order of each image's own, which four patches have one time in 24
+    assert len({tuple((a - b).flatten().tolist()) for a, b in zip(x, changed.train.x, strict=True)}) > 15
+    assert not torch.equal(changed.train.x, changed.test.x)
+    assert torch.equal(control("permuted-patches", data, recipe.training)[0].train.x, changed.train.x)
+
+
+def test_permuted_patches_are_for_images(digits, recipe):
+    for shape in ((12,), (1, 7, 7)):
+        part = replace(digits.train, x=torch.rand(4, *shape), y=digits.train.y[:4])
+        with pytest.raises(RobGIBError, match="is for images whose sides are multiples of 4, 3 or 2"):
+            control("permuted-patches", replace(digits, train=part, val=part, test=part), recipe.training)
+
+
 @pytest.fixture
 def watched(recipe, digits, tmp_path):
     """The finished network, its record, and what loads it at each epoch."""
