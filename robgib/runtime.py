@@ -18,6 +18,7 @@ from torch import Tensor
 from robgib.errors import RobGIBError
 
 __all__ = [
+    "INSIDE",
     "Progress",
     "SampleRNG",
     "environment",
@@ -27,6 +28,9 @@ __all__ = [
 ]
 
 
+INSIDE = "- "
+"""What the name of a task begins with that runs inside another, in many stages; it is over when its total is 0."""
+_WIDE = 100  # columns
 _QUIET = 30.0  # seconds between two lines about one task, where lines are all there is
 
 
@@ -53,6 +57,7 @@ def progress_bars(shown: bool | Progress = True, always: bool = False) -> Iterat
     from rich.console import Console
     from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
+    from rich.table import Column
 
     notebook = "ipykernel" in sys.modules
     console = Console(stderr=not notebook)
@@ -62,24 +67,37 @@ def progress_bars(shown: bool | Progress = True, always: bool = False) -> Iterat
     if not notebook and not console.is_terminal:
         yield _plain_lines()
         return
+    named = 44 if console.width >= _WIDE else 28
+
+    def fixed(width: int) -> Column:
+        return Column(width=width, no_wrap=True, overflow="ellipsis")
+
     with Bars(
-        TextColumn("{task.description:<24}"),
-        BarColumn(bar_width=12),
-        TextColumn("{task.completed:>5.0f}/{task.total:.0f}"),
-        TimeRemainingColumn(elapsed_when_finished=True),
-        TextColumn("[dim]{task.fields[note]}"),
+        TextColumn("{task.description}", markup=False, table_column=fixed(named)),
+        BarColumn(bar_width=8, table_column=fixed(8)),
+        TextColumn("{task.completed:>5.0f}/{task.total:.0f}", table_column=fixed(11)),
+        TimeRemainingColumn(elapsed_when_finished=True, table_column=fixed(7)),
+        TextColumn(
+            "{task.fields[note]}",
+            style="dim",
+            markup=False,
+            table_column=fixed(max(8, console.width - named - 8 - 11 - 7 - 4)),
+        ),
         console=console,
     ) as bars:
         known: dict[str, TaskID] = {}
 
         def report(task: str, done: int, total: int, note: str = "") -> None:
             if task not in known:
-                known[task] = bars.add_task(task, total=total, note=note)
+                half = (named - 1) // 2
+                shown = task if len(task) <= named else f"{task[:half]}…{task[-(named - 1 - half) :]}"
+                known[task] = bars.add_task(shown, total=total, note=note)
             bars.update(known[task], completed=done, total=total, note=note)
-            if done >= total:
+            inside = task.startswith(INSIDE)
+            if done >= total and (total == 0 or not inside):
                 finished = known.pop(task)
                 bars.stop_task(finished)
-                if " at eps=" in task:  # the many small steps of a curve would fill the screen
+                if inside or " at eps=" in task:  # the many small steps of a curve would fill the screen
                     bars.remove_task(finished)
 
         yield report
@@ -93,7 +111,7 @@ def _plain_lines() -> Progress:
     def report(task: str, done: int, total: int, note: str = "") -> None:
         now = time.monotonic()
         first, last = task not in told, done >= total
-        if " at eps=" in task or not (first or last or now - told[task] >= _QUIET):
+        if " at eps=" in task or task.startswith(INSIDE) or not (first or last or now - told[task] >= _QUIET):
             return  # a curve's many small steps would fill the file
         started = began.setdefault(task, now)
         told[task] = now

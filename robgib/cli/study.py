@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -18,6 +20,17 @@ from robgib.files import atomic_directory, check_writable
 
 app = typer.Typer(help="Studies over many models: plan, run, verdict.")
 app.callback(invoke_without_command=True)(help_when_alone)
+
+
+class Format(str, Enum):
+    """What a study's answer is written as."""
+
+    HTML = "html"
+    MARKDOWN = "markdown"
+    JSON = "json"
+
+
+_FILES = {Format.HTML: "study.html", Format.MARKDOWN: "study.md", Format.JSON: "study.json"}
 File = Annotated[Path, typer.Argument(help="The study's YAML file.")]
 
 
@@ -69,6 +82,10 @@ def run(
         typer.Option(help="Of the Ray cluster, as HOST:PORT or auto.", show_default="one is started here"),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N; several as cuda:0,cuda:1.")] = "cpu",
+    formats: Annotated[
+        Optional[list[Format]],  # noqa: UP045
+        typer.Option("--format", help="What is written beside the tables; repeatable.", show_default="all"),
+    ] = None,
     data_root: DataRoot = None,
     catalogue: Catalogue = None,
     quiet: Quiet = False,
@@ -77,7 +94,9 @@ def run(
     extra = list(catalogue or [])
     where = _engine(engine, jobs, device, address)
     if _kind(file) == "compression":
-        _run_phases(robgib.studies.read_phases(file, extra), out_folder, where, data_root, extra, quiet)
+        _run_phases(
+            robgib.studies.read_phases(file, extra), out_folder, where, formats or list(Format), data_root, extra, quiet
+        )
         return
     study = robgib.studies.read_study(file, extra)
     found = robgib.studies.cells(study, extra)
@@ -92,12 +111,15 @@ def run(
     version = robgib.__version__
     _write(
         target,
-        robgib.studies.study_page(study, rows, claim, version),
-        robgib.studies.study_markdown(study, rows, claim),
-        robgib.studies.study_json(study, rows, claim, version),
+        {
+            Format.HTML: lambda: robgib.studies.study_page(study, rows, claim, version),
+            Format.MARKDOWN: lambda: robgib.studies.study_markdown(study, rows, claim),
+            Format.JSON: lambda: _plain(robgib.studies.study_json(study, rows, claim, version)),
+        },
+        formats or list(Format),
         {"models.csv": rows},
     )
-    _tell(claim, target)
+    _tell(claim, target, formats or list(Format))
     if not any(m.run for m in measured):
         raise typer.Exit(1)
 
@@ -122,20 +144,30 @@ def _kind(file: Path) -> str:
     return str(content.get("kind", ""))
 
 
-def _write(target: Path, page: str, markdown: str, told: dict[str, Any], tables: dict[str, pd.DataFrame]) -> None:
+def _plain(told: dict[str, Any]) -> str:
+    return json.dumps(told, indent=2) + "\n"
+
+
+def _write(
+    target: Path,
+    texts: Mapping[Format, Callable[[], str]],
+    formats: Sequence[Format],
+    tables: Mapping[str, pd.DataFrame],
+) -> None:
     with atomic_directory(target) as folder:
-        (folder / "study.html").write_text(page, encoding="utf-8")
-        (folder / "study.md").write_text(markdown, encoding="utf-8")
-        (folder / "study.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+        for form in formats:
+            (folder / _FILES[form]).write_text(texts[form](), encoding="utf-8")
         for name, table in tables.items():
             table.to_csv(folder / name, index=False)
 
 
-def _tell(claim: robgib.studies.Claim | robgib.studies.PhasesClaim, target: Path) -> None:
+def _tell(claim: robgib.studies.Claim | robgib.studies.PhasesClaim, target: Path, formats: Sequence[Format]) -> None:
     out.print(f"[bold]{escape(claim.verdict.capitalize())}.[/bold] {escape(claim.words)}", highlight=False)
     for note in claim.notes:
         out.print(f"  {escape(note)}", highlight=False)
-    out.print(f"\nPage: [bold]{escape(str(target / 'study.html'))}[/bold]", soft_wrap=True, highlight=False)
+    what = "Page" if Format.HTML in formats else "Written"
+    written = target / _FILES[Format.HTML if Format.HTML in formats else formats[0]]
+    out.print(f"\n{what}: [bold]{escape(str(written))}[/bold]", soft_wrap=True, highlight=False)
 
 
 def _plan_phases(study: robgib.studies.Phases, extra: list[Path]) -> None:
@@ -157,6 +189,7 @@ def _run_phases(
     study: robgib.studies.Phases,
     folder: Path | None,
     where: robgib.studies.Engine,
+    formats: Sequence[Format],
     data_root: Path | None,
     extra: list[Path],
     quiet: bool,
@@ -176,11 +209,14 @@ def _run_phases(
     ]
     _write(
         target,
-        robgib.studies.phases_page(study, traced, rows, claim, version),
-        robgib.studies.phases_markdown(study, claim),
-        robgib.studies.phases_json(study, rows, claim, version),
+        {
+            Format.HTML: lambda: robgib.studies.phases_page(study, traced, rows, claim, version),
+            Format.MARKDOWN: lambda: robgib.studies.phases_markdown(study, claim),
+            Format.JSON: lambda: _plain(robgib.studies.phases_json(study, rows, claim, version)),
+        },
+        formats,
         {"networks.csv": rows, **({"traces.csv": pd.concat(traces)} if traces else {})},
     )
-    _tell(claim, target)
+    _tell(claim, target, formats)
     if not traces:
         raise typer.Exit(1)

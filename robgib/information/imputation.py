@@ -149,6 +149,8 @@ class Imputation(Estimator):
         if progress:
             progress("learning single features", 0, 1)
         alone = self._singles(prepared, targets, weights)
+        if progress:
+            progress("learning single features", 1, 1)
         made = []
         for target in targets:
             n = len(network.inputs.names)

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import io
 import logging
+import math
+import multiprocessing
 import tarfile
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +23,7 @@ from robgib.data.dataset import Dataset
 from robgib.data.loaders import load_data
 from robgib.errors import RobGIBError, first_line
 from robgib.files import atomic_directory, cache_folder, write_file
-from robgib.runtime import Progress, one_thread
+from robgib.runtime import INSIDE, Progress, one_thread
 from robgib.zoo.loading import data_of
 from robgib.zoo.recipe import Recipe
 
@@ -53,6 +58,7 @@ class Engine:
 
 
 _PATIENCE = 86_400  # seconds
+_SELDOM, _SHORT = 0.25, 5.0  # seconds
 HERE = Engine()
 """One process of this machine."""
 
@@ -65,14 +71,14 @@ class Task:
         name: of the model.
         target: folder that the result becomes, on the machine that started the study.
         recipe: of the model; its data are loaded once for all tasks.
-        work: writes the result into a folder, given that, the data and the device.
+        work: writes the result into a folder, given that, the data, the device, and what its progress is told to.
         checkpoint: file name in the zoo's cache of the weights that it needs or makes, given the data.
     """
 
     name: str
     target: Path
     recipe: Recipe
-    work: Callable[[Path, Dataset, str], None]
+    work: Callable[[Path, Dataset, str, Progress | None], None]
     checkpoint: Callable[[Dataset], str] | None = None
 
 
@@ -94,7 +100,7 @@ def finish(
         total: of all.
         engine: what does the work.
         data_root: folder of the data files.
-        progress: called after each task.
+        progress: called after each task, and while tasks of this machine run.
 
     Returns:
         The sentence of the error of each task that failed, by name.
@@ -102,17 +108,20 @@ def finish(
     done, errors = total - len(tasks), {}
     if progress and total:
         progress(f"study {study}", done, total, f"{done} {before} before")
-    for name, error in run_tasks(tasks, engine, data_root):
+    for name, error in run_tasks(tasks, engine, data_root, progress):
         done += 1
         if error:
             errors[name] = error
         if progress:
-            progress(f"study {study}", done, total, f"{name}{': failed' if error else ''}")
+            failed = f", {len(errors)} failed" if errors else ""
+            progress(f"study {study}", done, total, f"{name}{': failed' if error else ''}{failed}")
     return errors
 
 
-def run_tasks(tasks: Sequence[Task], engine: Engine, data_root: Path | None = None) -> Iterator[tuple[str, str]]:
-    """Do the tasks, in any order.
+def run_tasks(
+    tasks: Sequence[Task], engine: Engine, data_root: Path | None = None, progress: Progress | None = None
+) -> Iterator[tuple[str, str]]:
+    """Do the tasks, in any order, and tell how far each is that runs on this machine.
 
     A result is in its place before its name is given: what was finished when the process dies is not lost.
 
@@ -125,22 +134,76 @@ def run_tasks(tasks: Sequence[Task], engine: Engine, data_root: Path | None = No
     if engine.name == "ray":
         yield from _on_ray(tasks, engine, data_root)
         return
-    with parallel_config("loky", idle_worker_timeout=_PATIENCE):  # a worker waits while others finish a long task
+    with (
+        _heard(progress, engine.jobs) as tell,
+        parallel_config("loky", idle_worker_timeout=_PATIENCE),  # a worker waits while others finish a long task
+    ):
         work = Parallel(n_jobs=engine.jobs, return_as="generator_unordered", batch_size=1)
-        found = work(
-            delayed(_here)(task, engine.devices[i % len(engine.devices)], data_root) for i, task in enumerate(tasks)
+        yield from work(
+            delayed(_here)(task, engine.devices[i % len(engine.devices)], data_root, tell)
+            for i, task in enumerate(tasks)
         )
-    yield from found
 
 
-def _here(task: Task, device: str, data_root: Path | None) -> tuple[str, str]:
+Tell = Callable[[tuple[str, int, int, str]], None]
+
+
+@contextmanager
+def _heard(progress: Progress | None, jobs: int) -> Iterator[Tell | None]:
+    """What tasks tell their progress with: to the caller's function, from other processes through a queue."""
+    if progress is None:
+        yield None
+        return
+    if jobs == 1:
+        yield lambda said: progress(*said)
+        return
+    with multiprocessing.Manager() as manager:
+        queue = manager.Queue()
+
+        def listen() -> None:
+            while (said := queue.get()) is not None:
+                progress(*said)
+
+        listener = threading.Thread(target=listen, daemon=True)
+        listener.start()
+        try:
+            yield queue.put
+        finally:
+            queue.put(None)
+            listener.join(_SHORT)
+
+
+def _here(task: Task, device: str, data_root: Path | None, tell: Tell | None) -> tuple[str, str]:
+    told = _Stages(f"{INSIDE}{task.name}", tell) if tell else None
     try:
+        if told:
+            told("data", 0, 1)
         data = _data(task.recipe.data, data_root)
         with one_thread(), atomic_directory(task.target) as folder:
-            task.work(folder, data, device)
+            task.work(folder, data, device, told)
     except RobGIBError as error:
         return task.name, str(error)
+    finally:
+        if told:
+            told.over()
     return task.name, ""
+
+
+class _Stages:
+    """The progress of a task in many stages as that of one: the stage is its note. At most a few words a second."""
+
+    def __init__(self, name: str, tell: Tell) -> None:
+        self.name, self.tell = name, tell
+        self.stage, self.last = "", -math.inf
+
+    def __call__(self, task: str, done: int, total: int, note: str = "") -> None:
+        now = time.monotonic()
+        if task != self.stage or now - self.last > _SELDOM:
+            self.stage, self.last = task, now
+            self.tell((self.name, done, total, task.removesuffix(self.name.removeprefix(INSIDE)).strip()))
+
+    def over(self) -> None:
+        self.tell((self.name, 0, 0, ""))
 
 
 @lru_cache(maxsize=1)
@@ -227,7 +290,7 @@ def _there(
     with tempfile.TemporaryDirectory() as held:
         try:
             with one_thread():
-                task.work(Path(held), data, device)
+                task.work(Path(held), data, device, None)
         except RobGIBError as error:
             return b"", {}, str(error)
         packed = io.BytesIO()

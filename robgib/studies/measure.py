@@ -77,7 +77,7 @@ def measure(
         data_root: folder of the data files.
         engine: what does the work.
         catalogue: further folders of plug-ins.
-        progress: called after each cell.
+        progress: called after each cell, and while the cells of this machine are under way.
 
     Returns:
         What came of each cell, in order. A cell that fails is told, and does not stop the others.
@@ -167,7 +167,9 @@ def _file(recipe: Recipe, data: Dataset) -> str:
     return checkpoint_path(recipe, data).name
 
 
-def _one(cell: Cell, study: Study, catalogue: list[Path], folder: Path, data: Dataset, device: str) -> None:
+def _one(
+    cell: Cell, study: Study, catalogue: list[Path], folder: Path, data: Dataset, device: str, progress: Progress | None
+) -> None:
     """Measure one cell; the run goes into the folder."""
     if cell.control == "untrained":
         torch.manual_seed(cell.training_seed)
@@ -175,10 +177,10 @@ def _one(cell: Cell, study: Study, catalogue: list[Path], folder: Path, data: Da
     elif cell.control is not None:
         changed, training = control(cell.control, data, cell.recipe.training)
         recipe = cell.recipe.model_copy(update={"training": training, "name": cell.name})
-        model, _ = load_recipe(recipe, changed, device=device)
+        model, _ = load_recipe(recipe, changed, device=device, progress=progress)
         data = changed if cell.control == "permuted-patches" else data
     else:
-        model, _ = load_recipe(cell.recipe, data, device=device)
+        model, _ = load_recipe(cell.recipe, data, device=device, progress=progress)
     model = model.to(device)
     run = evaluate(
         model,
@@ -202,7 +204,7 @@ def _one(cell: Cell, study: Study, catalogue: list[Path], folder: Path, data: Da
             "covariates": _covariates(model.cpu(), data, study),
             **({"gap": _gap(model.cpu(), data)} if study.outcome.measure == "generalisation_gap" else {}),
         },
-        progress=False,
+        progress=progress or False,
     )
     save_run(run, folder)
 
@@ -214,15 +216,19 @@ def _covariates(model: nn.Module, data: Dataset, study: Study) -> dict[str, floa
     loss = nn.functional.cross_entropy(model(x), y, reduction="sum")
     (slope,) = torch.autograd.grad(loss, x)
     (inputs, _), (fit, _) = split_information(data, _IMAGES, study.seed)
-    held, then = (collect_activations(model, part, [LOGITS])[LOGITS] for part in (inputs, fit))
-    of_x = Projection.fit(fit.numpy(), 32)
-    design, own = (np.column_stack([np.ones(len(v)), of_x(v.numpy())]) for v in (fit, inputs))
-    coefficients = np.linalg.lstsq(design, then, rcond=None)[0]
-    left = ((held - own @ coefficients) ** 2).sum() / max(((held - held.mean(0)) ** 2).sum(), 1e-30)
+    try:
+        held, then = (collect_activations(model, part, [LOGITS])[LOGITS] for part in (inputs, fit))
+    except RobGIBError:  # the logits are the same for all images, as in some controls
+        linear = math.nan
+    else:
+        of_x = Projection.fit(fit.numpy(), 32)
+        design, own = (np.column_stack([np.ones(len(v)), of_x(v.numpy())]) for v in (fit, inputs))
+        coefficients = np.linalg.lstsq(design, then, rcond=None)[0]
+        linear = 1 - float(((held - own @ coefficients) ** 2).sum() / max(((held - held.mean(0)) ** 2).sum(), 1e-30))
     return {
         "weight_norm": weights,
         "gradient_norm": float(slope.flatten(1).norm(dim=1).mean()),
-        "linear_r2": float(1 - left),
+        "linear_r2": linear,
     }
 
 

@@ -184,7 +184,15 @@ def trace_all(
     return [_read(n, study, errors.get(n.name, "")) for n in networks]
 
 
-def _one(network: Followed, study: Phases, catalogue: list[Path], folder: Path, data: Dataset, device: str) -> None:
+def _one(
+    network: Followed,
+    study: Phases,
+    catalogue: list[Path],
+    folder: Path,
+    data: Dataset,
+    device: str,
+    progress: Progress | None,
+) -> None:
     """Train and follow one network; the trace goes into the folder."""
     recipe = network.recipe
     if network.control is not None and network.control != "bijective":
@@ -202,6 +210,7 @@ def _one(network: Followed, study: Phases, catalogue: list[Path], folder: Path, 
         features=study.partition,
         device=device,
         catalogue=catalogue,
+        progress=progress,
     )
     found.table.to_csv(folder / "trace.csv", index=False)
     found.compression.to_csv(folder / "compression.csv", index=False)

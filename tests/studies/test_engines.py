@@ -54,6 +54,24 @@ def test_processes_share_the_models_and_change_nothing(tmp_path, monkeypatch):
     pd.testing.assert_frame_equal(rows_of(study, found, engine=Engine(jobs=2)), alone)
 
 
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_the_view_of_a_study_shows_what_runs(jobs, tmp_path, monkeypatch):
+    monkeypatch.setenv("ROBGIB_CACHE", str(tmp_path / "cache"))
+    study = read_study(written(tmp_path, SMALL))
+    found = cells(study)
+    told = []
+    measure(study, found, engine=Engine(jobs=jobs), progress=lambda *said: told.append(said))
+    whole = [said for said in told if said[0] == "study small"]
+    assert [said[1] for said in whole] == list(range(len(found) + 1))
+    for cell in found:
+        stages = [said for said in told if said[0] == f"- {cell.name}"]
+        assert stages[-1][1:3] == (0, 0)  # over, and gone from the screen
+        words = " ".join(said[3] for said in stages)
+        assert "estimating information" in words
+        if jobs == 1:  # processes that an earlier test has started keep that one's cache, and its networks
+            assert ("training" in words) == (cell.control is None)
+
+
 @pytest.mark.slow
 def test_a_cluster_of_which_a_node_dies_gives_the_same_tables(tmp_path, monkeypatch):
     ray = pytest.importorskip("ray")

@@ -99,6 +99,17 @@ def test_what_does_not_exist_is_one_sentence(tmp_path, change, words):
         followed(read_phases(written(tmp_path, SMALL.replace(*change))))
 
 
+def test_the_formats_asked_for_are_written(cli, tmp_path):
+    written(tmp_path, SMALL.replace("[0, 1]", "[0]"))
+    done = cli("study", "run", "small.yaml", "--out", "found", "--format", "json", "--format", "markdown", "--quiet")
+    assert done.returncode == 0, done.stderr
+    assert {p.name for p in (tmp_path / "found").iterdir()} == {"study.md", "study.json", "networks.csv", "traces.csv"}
+    assert "Written: found/study.json" in done.stdout
+    wrong = cli("study", "run", "small.yaml", "--format", "pdf")
+    assert wrong.returncode == 2
+    assert "'pdf' is not one of 'html', 'markdown', 'json'" in " ".join(wrong.stderr.split())
+
+
 def test_controls_that_lose_nothing_or_their_arrangement(tmp_path):
     text = SMALL.replace(
         "  random_labels: [{recipe: sphere-tanh, vary: {training.epochs: [2]}}]",
