@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from robgib.attacks.base import Attack
 from robgib.data.dataset import Dataset
 from robgib.data.loaders import load_data
 from robgib.errors import RobGIBError
-from robgib.files import digest
+from robgib.files import Parts, alone, digest, parts_in
 from robgib.information.analysis import DEFAULT_ESTIMATORS, SIGMA, layer_information, make_estimators
 from robgib.information.base import Estimator
 from robgib.models.adapt import as_module
@@ -67,6 +68,8 @@ def evaluate(
     catalogue: Sequence[Path] = (),
     source: Mapping[str, Any] | None = None,
     known: Callable[[str], Run | None] | None = None,
+    save: Callable[[Run], object] | None = None,
+    unfinished: Path | None = None,
     progress: Progress | bool = True,
 ) -> Run:
     """Measure a classifier's adversarial robustness, and the information in its layers.
@@ -115,6 +118,10 @@ def evaluate(
         source: what to record about where the model came from.
         known: looks for a finished run by the digest of everything that was asked (``config["request"]``), such as
             :func:`~robgib.results.find_run` in a folder; what it gives is returned in the place of a new one.
+        save: called with a new run, to write it.
+        unfinished: folder in which every finished attack and estimate, and what a long attack has found so far, is kept
+            until the run is saved: the same evaluation goes on from there after it was killed, to the same tables.
+            Of two processes that ask for the same one waits for the other.
         progress: whether bars show in a terminal or a notebook; or called with (task, done, total, note).
 
     Returns:
@@ -161,12 +168,18 @@ def evaluate(
             ],
         }
     )  # fmt: skip
-    former = known(request) if known else None
-    if former is not None:
-        return former
-    net.to(where)
-    try:
-        with progress_bars(progress) as told:
+    with progress_bars(progress) as told, ExitStack() as stack:
+        parts = Parts()
+        if unfinished:
+            place = unfinished / request[:32]
+            stack.enter_context(alone(place, lambda: _waiting(told)))
+            parts = parts_in(place)
+        former = known(request) if known else None  # of the process that was waited for
+        if former is not None:
+            parts.clear()  # of a process that was killed when all was written
+            return former
+        net.to(where)
+        try:
             count = len(dataset.test) if samples is None else min(samples, len(dataset.test))
             x, y, classes = dataset.test.x[:count], dataset.test.y[:count], len(dataset.classes)
             prepared = prepare(net, x, classes=classes, batch_size=batch_size, precision=precision, device=where)
@@ -183,53 +196,62 @@ def evaluate(
             found = layer_information(
                 prepared, dataset, makers, layers=layers, samples=information_samples, features=features,
                 feature_dims=feature_dims, layer_dims=layer_dims, codes=codes, sigma=sigma, unit_groups=unit_groups,
-                beta=beta, pmi=pmi, device=where, seed=seed, catalogue=catalogue, progress=told,
+                beta=beta, pmi=pmi, device=where, seed=seed, catalogue=catalogue, parts=parts, progress=told,
             )  # fmt: skip
             tables = evaluate_robustness(
                 prepared, x, y, named, classes=classes, clean=clean, cascade=cascade, curve=curve, signs=signs,
-                corruptions=corruptions, device=where, seed=seed, progress=told,
+                corruptions=corruptions, device=where, seed=seed, parts=parts, progress=told,
             )  # fmt: skip
-    finally:
-        net.to(home)
-    config = {
-        "request": request,
-        "source": dict(source or {"kind": "python"}),
-        "weights": weights,
-        "data": {"name": dataset.name, "digest": content, "classes": list(dataset.classes)},
-        "samples": count,
-        "attacks": {label: _describe(a) for label, a in named.items()},
-        "cascade": cascade,
-        "curve": curve,
-        "estimators": {e.name: _describe(e) for e in makers},
-        "information_samples": found.samples,
-        "fit_samples": found.fit_samples,
-        "layers": list(found.names),
-        "features": {
-            "input": list(found.partitions),
-            "dims": feature_dims,
-            "layer_dims": layer_dims,
-            "codes": codes,
-            "sigma": sigma,
-            "groups": unit_groups,
-        },
-        "beta": beta,
-        "pmi": pmi,
-        "precision": precision,
-        "seed": seed,
-    }
-    reading = [*doubts, *(source or {}).get("notes", ()), *_reading(prepared)]
-    if found.undecided:
-        reading.append(f"it has no answer to {found.undecided} of the images for information estimates: left out")
-    if reading:
-        config["reading"] = reading
-    return Run(
-        name=name,
-        config=config,
-        environment=environment(where),
-        layers=found.layers,
-        features=found.features,
-        **tables,
-    )
+        finally:
+            net.to(home)
+        config = {
+            "request": request,
+            "source": dict(source or {"kind": "python"}),
+            "weights": weights,
+            "data": {"name": dataset.name, "digest": content, "classes": list(dataset.classes)},
+            "samples": count,
+            "attacks": {label: _describe(a) for label, a in named.items()},
+            "cascade": cascade,
+            "curve": curve,
+            "estimators": {e.name: _describe(e) for e in makers},
+            "information_samples": found.samples,
+            "fit_samples": found.fit_samples,
+            "layers": list(found.names),
+            "features": {
+                "input": list(found.partitions),
+                "dims": feature_dims,
+                "layer_dims": layer_dims,
+                "codes": codes,
+                "sigma": sigma,
+                "groups": unit_groups,
+            },
+            "beta": beta,
+            "pmi": pmi,
+            "precision": precision,
+            "seed": seed,
+        }
+        reading = [*doubts, *(source or {}).get("notes", ()), *_reading(prepared)]
+        if found.undecided:
+            reading.append(f"it has no answer to {found.undecided} of the images for information estimates: left out")
+        if reading:
+            config["reading"] = reading
+        run = Run(
+            name=name,
+            config=config,
+            environment=environment(where),
+            layers=found.layers,
+            features=found.features,
+            **tables,
+        )
+        if save:
+            save(run)
+        parts.clear()
+        return run
+
+
+def _waiting(progress: Progress | None) -> None:
+    if progress:
+        progress("waiting: another process is on it", 0, 1)
 
 
 _INFORMATION = 5000

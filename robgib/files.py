@@ -4,28 +4,36 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import io
 import json
 import os
 import platform
 import shutil
 import tempfile
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import platformdirs
+from filelock import FileLock, Timeout
 
-from robgib.errors import RobGIBError
+from robgib.errors import RobGIBError, RobGIBWarning
 
 __all__ = [
+    "Parts",
+    "alone",
     "atomic_directory",
     "cache_folder",
     "check_writable",
     "digest",
     "download",
+    "parts_in",
     "sha256",
     "write_file",
 ]
@@ -143,6 +151,102 @@ def atomic_directory(target: Path) -> Iterator[Path]:
 def _beside(target: Path) -> Path:
     """A fresh hidden folder beside ``target``."""
     return Path(tempfile.mkdtemp(prefix=f".{target.name}.{_mark()}.", dir=target.parent))
+
+
+class Parts:
+    """Finished parts of a long piece of work, kept in a folder until the whole is written; without a folder none are.
+
+    A part goes by the words of its key, and is a mapping of names to arrays or to what JSON holds.
+
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     kept = Parts(Path(folder))
+    ...     kept.at("attack", "pgd").write({"right": np.ones(2), "seconds": 1.5})
+    ...     kept.at("attack").at("pgd").read()["seconds"], kept.at("attack", "fgsm").read()
+    (1.5, None)
+    """
+
+    def __init__(self, folder: Path | None = None, key: tuple[str, ...] = ()) -> None:
+        self.folder, self.key = folder, key
+
+    def at(self, *words: str) -> Parts:
+        """The part, or the parts, that go by these words among these."""
+        return Parts(self.folder, (*self.key, *words))
+
+    @property
+    def _file(self) -> Path:
+        assert self.folder is not None
+        return self.folder / f"{digest(self.key)[:16]}.npz"
+
+    def read(self) -> dict[str, Any] | None:
+        """What was written, or None where nothing was, or what there is cannot be read."""
+        if self.folder is None or not self._file.is_file():
+            return None
+        try:
+            with np.load(self._file, allow_pickle=False) as archive:
+                held = {name: archive[name] for name in archive.files}
+            content: dict[str, Any] = json.loads(str(held.pop("json")))
+        except Exception:  # numpy's reader raises of all kinds where a file is damaged: the part is made again
+            return None
+        return {**content, **held}
+
+    def write(self, content: Mapping[str, Any]) -> None:
+        """Keep a part, in the place of a former one; where it cannot be written, say so, and keep none from then on."""
+        if self.folder is None:
+            return
+        arrays = {name: value for name, value in content.items() if isinstance(value, np.ndarray)}
+        rest = json.dumps({k: v for k, v in content.items() if k not in arrays}, default=lambda value: value.item())
+        buffer = io.BytesIO()
+        np.savez(buffer, json=np.array(rest), **arrays)  # type: ignore[arg-type]
+        try:
+            write_file(self._file, buffer.getvalue())
+        except RobGIBError as error:
+            warnings.warn(f"what is finished is not kept: {error}", RobGIBWarning, stacklevel=2)
+            self.folder = None
+
+    def clear(self) -> None:
+        """Remove all parts, those of other keys too: the whole is written."""
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+_OLD = 30 * 86_400  # seconds after which parts of a work that nobody took up again go
+
+
+def parts_in(folder: Path) -> Parts:
+    """The parts in ``folder``; what lies beside it for a month, of works that nobody took up again, goes."""
+    for other in folder.parent.iterdir() if folder.parent.is_dir() else ():
+        with suppress(OSError):
+            if other != folder and time.time() - other.stat().st_mtime > _OLD:
+                shutil.rmtree(other) if other.is_dir() else other.unlink()
+    return Parts(folder)
+
+
+@contextmanager
+def alone(target: Path, wait: Callable[[], None] | None = None) -> Iterator[bool]:
+    """Let one process at a time work at ``target``, by a lock beside it that goes with the process, however that ends.
+
+    Where another one is at it, ``wait`` is called once, and the context begins when that one has ended. Gives whether
+    there is a lock: where none can be, the work goes on without.
+    """
+    lock = FileLock(target.with_name(f"{target.name}.lock"))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            if wait:
+                wait()
+            lock.acquire()
+    except (OSError, NotImplementedError):
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        with suppress(OSError):
+            if not target.exists():
+                Path(lock.lock_file).unlink()
+        lock.release()
 
 
 def cache_folder() -> Path:

@@ -13,7 +13,7 @@ from rich.markup import escape
 import robgib
 from robgib.cli.common import AllowCode, AllowPickle, Catalogue, DataRoot, Device, Quiet, err, out
 from robgib.errors import RobGIBError, unknown_name
-from robgib.files import atomic_directory, check_writable, digest
+from robgib.files import atomic_directory, cache_folder, check_writable, digest
 
 
 def evaluate(
@@ -162,6 +162,12 @@ def evaluate(
     known: list[str] = []
     pages: list[Path] = []
     loaded: dict[str, robgib.Dataset] = {}
+    new: list[robgib.Run] = []
+
+    def save(run: robgib.Run) -> None:
+        robgib.results.save_run(run, out_folder, also=partial(_write_page, run))
+        new.append(run)
+
     with robgib.runtime.progress_bars(not quiet, always=True) as progress:
         for name in models:
             subject = robgib.zoo.load(
@@ -208,13 +214,15 @@ def evaluate(
                 catalogue=extra,
                 source={**subject.source, **({"notes": list(subject.notes)} if subject.notes else {})},
                 known=None if fresh else partial(robgib.results.find_run, out_folder),
+                save=save,
+                unfinished=None if fresh else cache_folder() / "unfinished",
                 progress=progress or False,
             )
             folder = out_folder / run.folder
-            if (folder / "report.html").is_file() and not fresh:
+            if not any(run is one for one in new):  # tables have no truth value
                 known.append(subject.name)
-            else:
-                folder = robgib.results.save_run(run, out_folder, also=partial(_write_page, run))
+                if not (folder / "report.html").is_file():
+                    save(run)
             runs.append(run)
             pages.append(folder / "report.html")
     if len(runs) > 1:

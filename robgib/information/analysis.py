@@ -17,6 +17,7 @@ from torch import Tensor
 
 from robgib.data.dataset import Dataset, split_information
 from robgib.errors import RobGIBError, RobGIBWarning
+from robgib.files import Parts
 from robgib.information.activations import LOGITS, collect_activations, default_layers
 from robgib.information.base import Decomposition, Estimator
 from robgib.information.estimate import Estimate
@@ -98,6 +99,7 @@ def layer_information(
     device: torch.device | str = "cpu",
     seed: int = 0,
     catalogue: Sequence[Path] = (),
+    parts: Parts | None = None,
     progress: Progress | None = None,
 ) -> LayerInformation:
     """Estimate the information terms of a model's layers, each in the view of its estimator.
@@ -123,6 +125,7 @@ def layer_information(
         device: where the model is.
         seed: of every random number.
         catalogue: further folders of plug-ins.
+        parts: where what an estimator made of a partition is kept and looked for.
         progress: called with (task, done, total, note).
 
     Raises:
@@ -141,13 +144,13 @@ def layer_information(
         model = prepare(model, data.test.x, classes=len(data.classes), batch_size=batch_size, device=device)
     size = model.batch_size
     chosen = tuple(dict.fromkeys(layers)) if layers else default_layers(model.model, data.test.x[:2].to(device))
-    parts, undecided = split_information(data, samples, seed), 0
+    halves, undecided = split_information(data, samples, seed), 0
     if makers:
-        parts, undecided = _decided_parts(model, parts, size, device)
+        halves, undecided = _decided_parts(model, halves, size, device)
     layer_rows: list[dict[str, Any]] = []
     feature_rows: list[dict[str, Any]] = []
     if makers:
-        (x, y), (x_fit, y_fit) = parts
+        (x, y), (x_fit, y_fit) = halves
         now, then = (
             collect_activations(
                 model.model, part, chosen, batch_size=size, device=device, progress=progress, reduced=not unit_groups
@@ -169,6 +172,13 @@ def layer_information(
                 progress(
                     "estimating information", number, len(makers) * len(partitions), f"{estimator.name}, {partition}"
                 )
+            kept = (parts or Parts()).at("information", estimator.name, partition)
+            known = kept.read()
+            if known is not None:
+                layer_rows += known["layers"]
+                feature_rows += known["features"]
+                continue
+            rows_before = len(layer_rows), len(feature_rows)
             inputs = group_inputs(partition, x.numpy(), x_fit.numpy(), feature_dims)
             network = None
             wanted = targets[estimator.view]
@@ -201,6 +211,7 @@ def layer_information(
                     rows = [_weighed(row, weights) for row in rows]
                 layer_rows += [{**base, **row} for row in rows]
                 feature_rows += [{**base, **row} for row in _feature_terms(inputs, decomposition)]
+            kept.write({"layers": layer_rows[rows_before[0] :], "features": feature_rows[rows_before[1] :]})
         if progress:
             progress("estimating information", len(makers) * len(partitions), len(makers) * len(partitions))
     return LayerInformation(
@@ -208,8 +219,8 @@ def layer_information(
         table("features", feature_rows),
         chosen,
         partitions,
-        len(parts[0][0]),
-        len(parts[1][0]),
+        len(halves[0][0]),
+        len(halves[1][0]),
         undecided,
     )
 

@@ -24,6 +24,8 @@ __all__ = [
     "decided",
     "differ",
     "network_of",
+    "put_random_state",
+    "random_state",
     "seeded",
 ]
 
@@ -57,6 +59,33 @@ def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
         finally:
             np.random.set_state(numpy_state)  # noqa: NPY002
             random.setstate(python_state)
+
+
+def random_state(device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Where the global generators of :func:`seeded` stand, as arrays and plain values."""
+    name, keys, *rest = np.random.get_state()  # noqa: NPY002
+    version, words, gauss = random.getstate()
+    state = {
+        "torch": torch.get_rng_state().numpy(),
+        "numpy_keys": np.asarray(keys),
+        "numpy": [name, *rest],
+        "python_words": np.array(words, dtype=np.uint64),
+        "python": [version, gauss],
+    }
+    if torch.device(device).type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device).numpy()
+    return state
+
+
+def put_random_state(state: Mapping[str, Any], device: torch.device | str = "cpu") -> None:
+    """Put the global generators where :func:`random_state` found them."""
+    torch.set_rng_state(torch.from_numpy(state["torch"]))
+    name, *rest = state["numpy"]
+    np.random.set_state((name, state["numpy_keys"], *rest))  # noqa: NPY002
+    version, gauss = state["python"]
+    random.setstate((version, tuple(int(w) for w in state["python_words"]), gauss))
+    if "cuda" in state and torch.device(device).type == "cuda":
+        torch.cuda.set_rng_state(torch.from_numpy(state["cuda"]), device)
 
 
 class _Ends(TorchFunctionMode):

@@ -59,12 +59,15 @@ class Normalization:
         """Whether it does anything."""
         return self != Normalization()
 
-    def before(self, net: nn.Module, channels: int) -> nn.Module:
+    def before(self, net: nn.Module, channels: int, widen: bool = False) -> nn.Module:
         """Return the network behind this normalisation, for images of so many channels.
+
+        With ``widen`` grey images are given to it as three channels.
 
         Raises:
             RobGIBError: it is of another number of channels.
         """
+        channels = 3 if widen else channels
         for what, values in (("means", self.mean), ("standard deviations", self.std)):
             if len(values) not in (1, channels):
                 raise RobGIBError(f"{len(values)} {what} were given, and the images have {channels} channels.")
@@ -72,7 +75,7 @@ class Normalization:
         # ((high - low) x + low - mean) / std in one step.
         scale = high - low
         mean = [(m - low) / scale for m in self.mean]
-        return Ported(net, mean, [s / scale for s in self.std], widen=False)
+        return Ported(net, mean, [s / scale for s in self.std], widen)
 
     def __str__(self) -> str:
         own = (*self.mean, *self.std)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from torch import Tensor
 from robgib.attacks.base import Attack, MinimumNormAttack
 from robgib.attacks.registry import make_attack
 from robgib.errors import NoGradientError, RobGIBError, first_line
+from robgib.files import Parts
 from robgib.models.inference import Answers, Prepared, QueryCount, answers, check_decided, prepare
 from robgib.results import column_names, table
 from robgib.robustness.corruptions import corruption_accuracy
@@ -56,6 +56,7 @@ def evaluate(
     device: torch.device | str = "cpu",
     seed: int = 0,
     catalogue: Sequence[Path] = (),
+    parts: Parts | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Measure a classifier's accuracy, clean, under attacks and under common corruptions.
@@ -78,6 +79,7 @@ def evaluate(
         device: where the model is.
         seed: of every random number.
         catalogue: further folders of attacks and plug-ins.
+        parts: where finished attacks, and what a long one has found so far, are kept and looked for.
         progress: called with (task, done, total, note).
 
     Returns:
@@ -101,15 +103,24 @@ def evaluate(
     if clean is None:
         clean = answers(model, x, y, classes=classes, seed=seed, device=where)
         check_decided(clean)
-    tables, left = _attack_all(model, x, y, clean, named, in_cascade(attacks, cascade), curve, seed, where, progress)
+    parts = parts or Parts()
+    tables, left = _attack_all(
+        model, x, y, clean, named, in_cascade(attacks, cascade), curve, seed, where, parts, progress
+    )
     tables["corruptions"] = table("corruptions")
     if corruptions and x.ndim == 4:
-        tables["corruptions"] = corruption_accuracy(
-            model, x, y, seed=seed, batch_size=model.batch_size, device=where, progress=progress
-        )
+        here = parts.at("corruptions")
+        known = here.read()
+        if known is None:
+            measured = corruption_accuracy(
+                model, x, y, seed=seed, batch_size=model.batch_size, device=where, progress=progress
+            )
+            known = {"rows": measured.to_dict("records")}
+            here.write(known)
+        tables["corruptions"] = table("corruptions", known["rows"])
     seen: list[dict[str, Any]] = []
     if signs:
-        seen, beside = _signs(model, x, y, clean, named, left, seed, where, progress)
+        seen, beside = _signs(model, x, y, clean, named, left, seed, where, parts, progress)
         _note(tables["robustness"], beside)
     tables["signs"] = table("signs", seen)
     return tables
@@ -178,6 +189,7 @@ def _attack_all(
     curve: bool,
     seed: int,
     device: torch.device,
+    parts: Parts,
     progress: Progress | None,
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The tables of all attacks, and by attack the shares (N,) of right answers that it left."""
@@ -211,31 +223,30 @@ def _attack_all(
             curved: bool = curve and last,
             cheapest: tuple[str, Attack] = cheapest,
         ) -> _Attacked:
-            began = time.perf_counter()
             found = run_attack(
                 model, x, y, attack, label=label, clean=Answers(known.prediction, known.right) if known else clean,
-                seed=seed, device=device, pictures=_PICTURES, progress=progress,
+                seed=seed, device=device, pictures=_PICTURES, parts=parts.at("attack", label), progress=progress,
             )  # fmt: skip
             if known:
                 found = _after(known, found)
-            seconds = time.perf_counter() - began
             if not curved:
-                return found, [], found.distance, seconds
+                return found, [], found.distance
             points, distance = accuracy_curve(
                 model, x, y, cheapest[1], found, label=cheapest[0], clean=clean, seed=seed, device=device,
-                progress=progress, attacked=known.right > 0 if known and cheapest[0] == label else None,
+                parts=parts.at("curve", label), progress=progress,
+                attacked=known.right > 0 if known and cheapest[0] == label else None,
             )  # fmt: skip
-            return found, points, distance, seconds
+            return found, points, distance
 
         attacked = _guarded(run, label)
         if isinstance(attacked, Exception):
-            summary.append(_summary(base, clean, None, 0.0, str(attacked)))
+            summary.append(_summary(base, clean, None, str(attacked)))
             failures.append(attacked)
             continue
-        outcome, points, nearest, seconds = attacked
+        outcome, points, nearest = attacked
         before[budget] = outcome
         left[label] = outcome.right
-        summary.append(_summary(base, clean, outcome, seconds, "", nearest))
+        summary.append(_summary(base, clean, outcome, "", nearest))
         standing.setdefault(budget, []).append(outcome)
         outcome_tables.append(
             pd.DataFrame(
@@ -288,13 +299,14 @@ def _attack_all(
                 right=np.minimum.reduce([o.right for o in outcomes]),
                 right_8bit=np.minimum.reduce([o.right_8bit for o in outcomes]),
                 passes=QueryCount(),
+                seconds=0.0,
                 notes=(),
             )
-            summary.append(_summary(base, clean, worst, 0.0, ""))
+            summary.append(_summary(base, clean, worst, ""))
     if not summary:  # no attacks: the clean accuracy still stands
         nowhere = np.zeros(count)
         unharmed = AttackResult(clean.prediction, clean.right, clean.right, nowhere, nowhere, nowhere, {}, QueryCount())
-        summary = [_summary({"attack": "none", "norm": "", "eps": 0.0}, clean, unharmed, 0.0, "")]
+        summary = [_summary({"attack": "none", "norm": "", "eps": 0.0}, clean, unharmed, "")]
     outcomes_table = pd.concat(outcome_tables, ignore_index=True) if outcome_tables else table("outcomes")
     tables = {
         "robustness": table("robustness", summary),
@@ -336,6 +348,7 @@ def _signs(
     left: Mapping[str, np.ndarray],
     seed: int,
     device: torch.device,
+    parts: Parts,
     progress: Progress | None,
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Checks for failed attacks, once a norm, at the largest eps of its attacks; and notes on attacks by name.
@@ -349,13 +362,23 @@ def _signs(
     beside: dict[str, str] = {}
     for (norm, eps), threat in threats.items():
         here = {n: (attacks[n], left[n][right]) for n in left if attacks[n].threat == threat}
+        kept = parts.at("signs", norm, f"{eps:.9g}")
+        known = kept.read()
+        if known is not None:
+            rows += known["rows"]
+            beside |= known["beside"]
+            continue
         try:
+            own: list[dict[str, Any]] = []
             if eps == widest[norm]:
                 found = failure_indicators(
                     model, x[right], y[right], threat, attacks=here, seed=seed, device=device, progress=progress
                 )
-                rows += [{"norm": norm, "eps": eps, **dataclasses.asdict(sign)} for sign in found]
-            beside |= weaker_than_reference(model, x[right], y[right], threat, here, seed=seed, device=device)
+                own = [{"norm": norm, "eps": eps, **dataclasses.asdict(sign)} for sign in found]
+            rows += own
+            told_here = weaker_than_reference(model, x[right], y[right], threat, here, seed=seed, device=device)
+            beside |= told_here
+            kept.write({"rows": own, "beside": told_here})
         except (RuntimeError, RobGIBError) as error:
             told = f"{type(error).__name__}: {first_line(error)}"
             rows.append(
@@ -382,8 +405,8 @@ def _joined(*notes: str) -> str:
     return "; ".join(note for note in notes if note)
 
 
-_Attacked = tuple[AttackResult, list[tuple[float, float]], np.ndarray, float]
-"""An outcome, the points of its curve, the distances of the nearest images found on the way, and its seconds."""
+_Attacked = tuple[AttackResult, list[tuple[float, float]], np.ndarray]
+"""An outcome, the points of its curve, and the distances of the nearest images found on the way."""
 
 
 def _guarded(run: Callable[[], _Attacked], label: str) -> _Attacked | Exception:
@@ -402,7 +425,6 @@ def _summary(
     base: dict[str, Any],
     clean: Answers,
     outcome: AttackResult | None,
-    seconds: float,
     reason: str,
     nearest: np.ndarray | None = None,
 ) -> dict[str, Any]:
@@ -424,7 +446,7 @@ def _summary(
         "high": high,
         "robust_accuracy_8bit": np.nan if outcome is None else float(outcome.right_8bit.mean()),
         "undecided": 0 if outcome is None else int((outcome.prediction < 0).sum()),
-        "seconds": round(seconds, 3),
+        "seconds": round(outcome.seconds, 3) if outcome else 0.0,
         "forward": outcome.passes.forward if outcome else 0,
         "backward": outcome.passes.backward if outcome else 0,
         "median_distance": float(np.median(nearest[clean.right > 0])) if nearest is not None and correct else np.nan,

@@ -16,7 +16,8 @@ from robgib.attacks.base import Attack, MinimumNormAttack, projected_gradient_as
 from robgib.attacks.objective import Objective
 from robgib.attacks.threat_model import ThreatModel, distance, per_sample
 from robgib.errors import AttackContractError, NoGradientError, RobGIBWarning
-from robgib.models.adapt import seeded
+from robgib.files import Parts
+from robgib.models.adapt import put_random_state, random_state, seeded
 from robgib.models.inference import (
     _DRAWS,
     Answers,
@@ -40,6 +41,7 @@ __all__ = [
 
 _POOL = 2**24  # pixels that an attack holds at once, at most
 _BATCHES = 16  # that it holds at once: survivors then leave one in sixteen ragged, and the bar still moves
+_KEPT = 20.0  # seconds after which an attack that goes on puts away what it has
 _LEVEL = 0.01  # of the test that tells a faster form that misleads from rounding
 _CHECKED = (16, 32)  # samples, at least and at most, on which that is looked at: one in 32 of those attacked
 
@@ -59,6 +61,7 @@ class AttackResult:
             also outside the ball if the attack looks there; 0 for samples wrong beforehand, inf where none was found.
         pictures: adversarial images of the first fooled samples, by row.
         passes: images that went through the model, and gradients that came back, all told.
+        seconds: that it took.
         notes: what must be known beside the figure, a sentence each.
     """
 
@@ -70,6 +73,7 @@ class AttackResult:
     distance: np.ndarray
     pictures: dict[int, np.ndarray]
     passes: QueryCount
+    seconds: float = 0.0
     notes: tuple[str, ...] = ()
 
 
@@ -86,6 +90,7 @@ def run_attack(
     batch_size: int | None = None,
     device: torch.device | str = "cpu",
     pictures: int = 0,
+    parts: Parts | None = None,
     progress: Progress | None = None,
 ) -> AttackResult:
     """Attack the samples that the model labels right.
@@ -109,6 +114,8 @@ def run_attack(
         batch_size: images at once; None finds it.
         device: where the model is.
         pictures: how many adversarial images of fooled samples to keep.
+        parts: where what is found is kept, at intervals and at the end. What is there of the same attack is gone on
+            from: the outcome is that of an attack that was not interrupted.
         progress: called as the attack goes on.
 
     Raises:
@@ -134,6 +141,36 @@ def run_attack(
     kept: dict[int, np.ndarray] = {}
     done, told = 0, time.monotonic()
     pictured = x.ndim == 4
+    began = written = time.monotonic()
+    former = parts.read() if parts else None
+    broken = 0
+    if former is not None:
+        prediction, right, coarse, nearest = (former[n] for n in ("prediction", "right", "coarse", "nearest"))
+        sizes = {norm: former[norm] for norm in sizes}
+        kept = dict(zip(former["picked"].tolist(), former["pictures"], strict=True))
+        done, broken, began = former["done"], former["broken"], began - former["seconds"]
+    start = done
+
+    def keep() -> None:
+        """Put away all that would be needed to go on."""
+        if parts:
+            parts.write(
+                {
+                    "prediction": prediction,
+                    "right": right,
+                    "coarse": coarse,
+                    "nearest": nearest,
+                    **sizes,
+                    "picked": np.array(list(kept), dtype=np.int64),
+                    "pictures": np.stack(list(kept.values())) if kept else np.zeros(0),
+                    "done": done,
+                    "broken": broken + fast.broken + plain.broken,
+                    "seconds": time.monotonic() - began,
+                    "notes": [*notes, *_said(caught, prefix)],
+                    "passes": [passes.forward, passes.backward],
+                    **{f"random/{name}": value for name, value in random_state(device).items()},
+                }
+            )
 
     def watch() -> None:
         nonlocal told
@@ -141,15 +178,16 @@ def run_attack(
             told = time.monotonic()
             progress(label, done, len(todo), f"{passes.forward:,} passes")
 
+    prefix = f"{getattr(attack, 'label', label)}: "
     with (
         _kept(net, label, not attack.pooled),
         eval_mode(net),
         seeded(seed, device),
-        _heard(f"{getattr(attack, 'label', label)}: ") as notes,
+        _heard(prefix) as (notes, caught),
         count_queries(net, model.quick) as passes,
     ):
         quick = model.quick
-        if attack.pooled and quick is not net:
+        if attack.pooled and quick is not net and done < len(todo):
             count = min(len(todo), max(_CHECKED[0], min(_CHECKED[1], len(todo) // 32)))
             some = todo[np.linspace(0, len(todo) - 1, count).astype(int)]
             off = _misleads(model, x[some].to(device), y[some].to(device), attack.threat)
@@ -162,7 +200,12 @@ def run_attack(
         fast = BatchedModel(quick, size, model.precision, watch, model.random, draws)
         climbed = fast if attack.pooled else plain if draws > 1 else net
         pool = max(size, min(_BATCHES * size, _POOL // max(1, x[:1].numel()))) if attack.pooled else size
-        for start in range(0, len(todo), pool):
+        if former is not None:
+            notes[:] = former["notes"]
+            passes.forward, passes.backward = former["passes"]
+            drawn = {name.removeprefix("random/"): v for name, v in former.items() if name.startswith("random/")}
+            put_random_state(drawn, device)
+        for start in range(done, len(todo), pool):
             rows = todo[start : start + pool]
             batch, labels, numbers = x[rows].to(device), y[rows].to(device), SampleRNG(seed, index[rows])
             find = attack.find if isinstance(attack, MinimumNormAttack) else attack.perturb
@@ -194,7 +237,12 @@ def run_attack(
             done = start + len(rows)
             if progress:
                 progress(label, done, len(todo), f"{passes.forward:,} passes")
-        broken = fast.broken + plain.broken
+            if time.monotonic() - written > _KEPT and done < len(todo):
+                keep()
+                written = time.monotonic()
+        if start < len(todo) or former is None:
+            keep()
+        broken += fast.broken + plain.broken
     steps, size_of_step = getattr(attack, "steps", None), getattr(attack, "step_size", None)
     if isinstance(steps, int) and isinstance(size_of_step, float):
         note = reach_note(steps, size_of_step, attack.threat.eps)
@@ -206,27 +254,42 @@ def run_attack(
             "the operation that makes them could find more"
         )
     return AttackResult(
-        prediction, right, coarse, sizes["linf"], sizes["l2"], nearest, kept, passes, tuple(dict.fromkeys(notes))
+        prediction,
+        right,
+        coarse,
+        sizes["linf"],
+        sizes["l2"],
+        nearest,
+        kept,
+        passes,
+        time.monotonic() - began,
+        tuple(dict.fromkeys(notes)),
     )
 
 
 @contextmanager
-def _heard(name: str) -> Iterator[list[str]]:
-    """Collect what attacks warn of (:class:`RobGIBWarning`), less their name; other warnings go their own way."""
+def _heard(name: str) -> Iterator[tuple[list[str], list[warnings.WarningMessage]]]:
+    """Collect what attacks warn of (:class:`RobGIBWarning`), less their name; other warnings go their own way.
+
+    Yields:
+        The notes, and what was warned of so far, which becomes notes at the end.
+    """
     notes: list[str] = []
-    others: list[warnings.WarningMessage] = []
+    caught: list[warnings.WarningMessage] = []
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", RobGIBWarning)
-            yield notes
+            yield notes, caught
     finally:
+        notes += _said(caught, name)
         for warning in caught:
-            if issubclass(warning.category, RobGIBWarning):
-                notes.append(str(warning.message).removeprefix(name).rstrip("."))
-            else:
-                others.append(warning)
-        for warning in others:
-            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+            if not issubclass(warning.category, RobGIBWarning):
+                warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+
+
+def _said(caught: Sequence[warnings.WarningMessage], name: str) -> list[str]:
+    ours = (w for w in caught if issubclass(w.category, RobGIBWarning))
+    return [str(w.message).removeprefix(name).rstrip(".") for w in ours]
 
 
 def _misleads(model: Prepared, x: Tensor, y: Tensor, threat: ThreatModel) -> str:
@@ -352,6 +415,7 @@ def accuracy_curve(
     seed: int = 0,
     batch_size: int | None = None,
     device: torch.device | str = "cpu",
+    parts: Parts | None = None,
     progress: Progress | None = None,
 ) -> tuple[list[tuple[float, float]], np.ndarray]:
     """Return (eps, samples still right) at 0, at the attack's eps and at multiples of it, ascending; and distances.
@@ -386,6 +450,7 @@ def accuracy_curve(
             index=index[todo],
             seed=seed,
             device=device,
+            parts=parts.at(f"{at:.9g}") if parts else None,
             progress=progress,
         )
         nearest[todo] = np.minimum(nearest[todo], outcome.distance)

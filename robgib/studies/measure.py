@@ -182,7 +182,7 @@ def _one(
     else:
         model, _ = load_recipe(cell.recipe, data, device=device, progress=progress)
     model = model.to(device)
-    run = evaluate(
+    evaluate(
         model,
         data,
         attacks=study.outcome.attacks,
@@ -204,9 +204,10 @@ def _one(
             "covariates": _covariates(model.cpu(), data, study),
             **({"gap": _gap(model.cpu(), data)} if study.outcome.measure == "generalisation_gap" else {}),
         },
+        save=partial(save_run, root=folder),
+        unfinished=cache_folder() / "unfinished",
         progress=progress or False,
     )
-    save_run(run, folder)
 
 
 def _covariates(model: nn.Module, data: Dataset, study: Study) -> dict[str, float]:

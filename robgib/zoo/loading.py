@@ -23,7 +23,7 @@ from robgib.data.dataset import Dataset
 from robgib.data.loaders import check_data, load_data, load_data_sets
 from robgib.data.sizing import Sizing
 from robgib.errors import RobGIBError, first_line
-from robgib.files import cache_folder, download, sha256, write_file
+from robgib.files import alone, cache_folder, download, sha256, write_file
 from robgib.models.checkpoint import (
     CHECKPOINT_SUFFIXES,
     Checkpoint,
@@ -464,11 +464,18 @@ def load_recipe(
         return model.to(device).eval(), read_record(path) or {}
     path = checkpoint_path(recipe, data)
     if not path.is_file():
-        model, record, _ = train_recipe(recipe, data, device=device, progress=progress)
-        return model, record
+        with alone(path.with_suffix(".unfinished"), lambda: _waiting(recipe, progress)):
+            if not path.is_file():  # else the process that was waited for has trained it
+                model, record, _ = train_recipe(recipe, data, device=device, progress=progress)
+                return model, record
     model = recipe.untrained(data)
     load_into(model, read_state(path), f"the cached checkpoint {path}")
     return model.to(device).eval(), read_record(path) or {}
+
+
+def _waiting(recipe: Recipe, progress: Progress | None) -> None:
+    if progress:
+        progress(f"waiting: another process trains {recipe.name}", 0, 1)
 
 
 def stored_checkpoint(recipe: Recipe, progress: Progress | None = None) -> Path:
@@ -631,7 +638,7 @@ def _assemble(
         if normalization is None:
             return net
         if isinstance(net, Ported):  # another library's, whose own is replaced
-            return normalization.before(net.net, data.shape[0]).eval()
+            return normalization.before(net.net, data.shape[0], net.widen).eval()
         return normalization.before(net, data.shape[0]).eval()
 
     if content.network is None:

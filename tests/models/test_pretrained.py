@@ -154,3 +154,13 @@ def test_normalisations_by_name_and_bounds():
         Normalization((0.1, 0.2), (1.0, 1.0)).before(same, 3)
     with pytest.raises(RobGIBError, match="above 0"):
         Normalization((0.1,), (0.0,))
+
+
+def test_grey_images_stay_widened_behind_another_normalisation(tmp_path):
+    net = build("torchvision:resnet18", (1, 8, 8), 10).eval()
+    torch.save(net.net.state_dict(), tmp_path / "net.pt")
+    found = robgib.zoo.load(
+        str(tmp_path / "net.pt"), arch="torchvision:resnet18", data="digits", normalization=normalization("half")
+    )
+    x = found.data.test.x[:3]
+    assert torch.allclose(found.model(x), net.net(2 * x.expand(-1, 3, -1, -1) - 1), atol=1e-5)
