@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from importlib.metadata import version
@@ -20,8 +21,9 @@ from robgib.data.dataset import Dataset
 from robgib.data.loaders import load_data
 from robgib.errors import RobGIBError
 from robgib.files import Parts, alone, digest, parts_in
-from robgib.information.analysis import DEFAULT_ESTIMATORS, SIGMA, layer_information, make_estimators
+from robgib.information.analysis import DEFAULT_ESTIMATORS, SIGMA, layer_information, make_estimators, partitions_of
 from robgib.information.base import Estimator
+from robgib.information.features import group_inputs
 from robgib.models.adapt import as_module
 from robgib.models.checkpoint import weights_digest
 from robgib.models.inference import Prepared, answers, check_decided, prepare
@@ -70,6 +72,7 @@ def evaluate(
     known: Callable[[str], Run | None] | None = None,
     save: Callable[[Run], object] | None = None,
     unfinished: Path | None = None,
+    planned: Callable[[Mapping[str, float]], None] | None = None,
     progress: Progress | bool = True,
 ) -> Run:
     """Measure a classifier's adversarial robustness, and the information in its layers.
@@ -122,6 +125,8 @@ def evaluate(
         unfinished: folder in which every finished attack and estimate, and what a long attack has found so far, is kept
             until the run is saved: the same evaluation goes on from there after it was killed, to the same tables.
             Of two processes that ask for the same one waits for the other.
+        planned: called before the work with about how many seconds its parts take at most on this machine, by name
+            (``information``, ``attacks``, and ``beside`` for curve, signs and corruptions).
         progress: whether bars show in a terminal or a notebook; or called with (task, done, total, note).
 
     Returns:
@@ -190,8 +195,13 @@ def evaluate(
                     "of their names: say which of the model's they are (--classes imagenet, or a file with a class a "
                     "line; in Python robgib.data.map_classes)."
                 )
+            began = time.perf_counter()
             clean = answers(prepared, x, y, classes=classes, seed=seed, device=where)
             check_decided(clean)
+            if planned:
+                forward = (time.perf_counter() - began) / max(1, count * prepared.draws)
+                cuts = partitions_of(features, dataset.shape)
+                planned(_plan(named, makers, dataset, cuts, information_samples, count, forward, corruptions))
             doubts = chance_doubts(prepared, x, y, clean.right, where)
             found = layer_information(
                 prepared, dataset, makers, layers=layers, samples=information_samples, features=features,
@@ -247,6 +257,27 @@ def evaluate(
             save(run)
         parts.clear()
         return run
+
+
+def _plan(
+    attacks: Mapping[str, Attack],
+    estimators: Sequence[Estimator],
+    data: Dataset,
+    partitions: Sequence[str],
+    information_samples: int,
+    count: int,
+    forward: float,
+    corruptions: bool,
+) -> dict[str, float]:
+    """Seconds at most of the parts of an evaluation, of the time that an image takes forward through the network."""
+    few = data.test.x[:50].numpy()
+    pieces = [len(group_inputs(cut, few, few).names) for cut in partitions] if estimators else []
+    attacked = sum(a.cost for a in attacks.values()) * 3 * count
+    return {
+        "information": forward * sum(e.passes(n, information_samples) for e in estimators for n in pieces),
+        "attacks": forward * attacked,
+        "beside": forward * (1.5 * attacked + (20 * count if corruptions else 0)),
+    }
 
 
 def _waiting(progress: Progress | None) -> None:

@@ -9,6 +9,8 @@ from torch import nn
 
 from robgib import Attack, RobGIBError, evaluate, load_run, make_attack, write_report
 from robgib.information import Binned
+from robgib.models.adapt import as_module
+from robgib.models.inference import count_queries
 from robgib.results import RUN_TABLES, SCHEMA, SCHEMA_VERSION, column_names, save_run
 from robgib.statistics import clopper_pearson
 from tests import unusual
@@ -402,6 +404,51 @@ class TestStore:
     def test_other_settings_have_other_folders(self, run, digits, digits_cnn):
         other = evaluate(digits_cnn, digits, attacks=["fgsm-linf"], estimators=[], samples=20, name="digits-cnn")
         assert other.folder != run.folder
+
+
+def test_what_stands_beside_the_attacks_does_not_outgrow_them(digits, digits_cnn):
+    """A network that falls at once: the curve's attack makes fewer steps, and the checks that attack are moot."""
+    passes = {"now": 0}
+    with count_queries(as_module(digits_cnn)) as counted:
+
+        def told(task, *_):
+            name = "beside" if " at eps=" in task or "looking" in task else task
+            passes[name] = passes.get(name, 0) + counted.cost - passes["now"]
+            passes["now"] = counted.cost
+
+        spec = "apgd-ce-linf:eps=0.5"
+        run = evaluate(
+            digits_cnn,
+            digits,
+            attacks=[spec],
+            estimators=[],
+            samples=60,
+            corruptions=False,
+            progress=told,
+            device="cpu",
+        )
+    row = run.robustness.iloc[0]
+    assert row["robust"] == 0
+    curve = run.curve.set_index("at")
+    assert curve.loc[0.5, "right"] == 0
+    assert curve["right"].is_monotonic_decreasing
+    whole = 5 * 3 * 100 * 60  # passes of a curve whose attack makes all of its steps
+    assert passes["beside"] < 0.4 * whole
+    signs = run.signs.set_index("name")
+    assert not signs["seen"].any()
+    assert signs.loc["black box beats gradients", "detail"] == f"not looked for: every image fell to {spec}"
+    assert len(signs) == 11
+
+
+def test_a_plan_is_told_before_the_work(digits, digits_cnn):
+    told = []
+    options = {"attacks": ["pgd-linf"], "samples": 30, "signs": False, "curve": False, "device": "cpu"}
+    evaluate(digits_cnn, digits, planned=lambda seconds: told.append(dict(seconds)), progress=False, **options)
+    (seconds,) = told
+    assert set(seconds) == {"information", "attacks", "beside"}
+    assert all(0 < value < 600 for value in seconds.values())
+    evaluate(digits_cnn, digits, planned=told.append, estimators=[], progress=False, corruptions=False, **options)
+    assert told[1]["information"] == 0
 
 
 def test_a_cascade_leaves_what_every_attack_leaves(digits, digits_cnn):

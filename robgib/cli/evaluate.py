@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Optional
@@ -103,6 +104,7 @@ def evaluate(
     cascade: Annotated[
         bool, typer.Option("--cascade", help="Cheapest attack first, each next one on the samples still right.")
     ] = False,
+    information: Annotated[bool, typer.Option(help="Estimate the information in the layers.")] = True,
     curve: Annotated[bool, typer.Option(help="Measure accuracy against eps.")] = True,
     signs: Annotated[bool, typer.Option(help="Look for signs that the attacks failed.")] = True,
     corruptions: Annotated[bool, typer.Option(help="Measure accuracy under common corruptions.")] = True,
@@ -132,7 +134,9 @@ def evaluate(
     if len(chosen) + bool(attack) > 1:
         raise RobGIBError("--quick, --standard, --full and --attack exclude each other; give one.")
     attacks: str | list[str] = attack or (chosen[0] if chosen else robgib.robustness.DEFAULT_ATTACKS)
-    estimators = estimator or list(robgib.information.DEFAULT_ESTIMATORS)
+    if estimator and not information:
+        raise RobGIBError("--estimator and --no-information exclude each other; give one.")
+    estimators = (estimator or list(robgib.information.DEFAULT_ESTIMATORS)) if information else []
     # Everything that can be refused is refused before any work.
     least = None if fail_under is None else _share(fail_under)
     where = robgib.runtime.resolve_device(device)
@@ -216,6 +220,7 @@ def evaluate(
                 known=None if fresh else partial(robgib.results.find_run, out_folder),
                 save=save,
                 unfinished=None if fresh else cache_folder() / "unfinished",
+                planned=None if quiet else partial(_tell_plan, subject.name),
                 progress=progress or False,
             )
             folder = out_folder / run.folder
@@ -247,6 +252,25 @@ def evaluate(
         if under:
             err.print(f"Below {least:.0%} robust accuracy: {escape(', '.join(under))}.", highlight=False)
             raise typer.Exit(1)
+
+
+def _tell_plan(name: str, seconds: Mapping[str, float]) -> None:
+    """Say on standard error how long it may take, before it begins."""
+    parts = []
+    for part, words in (
+        ("information", "information about"),
+        ("attacks", "attacks"),
+        ("beside", "what is beside them"),
+    ):
+        if seconds[part] > 0:
+            parts.append(f"{words} {'up to ' if part != 'information' else ''}{_length(seconds[part])}")
+    err.print(f"{escape(name)}: {', '.join(parts) or 'nothing but the clean accuracy'}", highlight=False)
+
+
+def _length(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _numbers(option: str, text: str) -> tuple[float, ...]:

@@ -58,6 +58,7 @@ __all__ = [
     "fit_view",
     "layer_information",
     "make_estimators",
+    "partitions_of",
     "term_rows",
 ]
 
@@ -138,8 +139,7 @@ def layer_information(
     ['I(Z;Y)', 'I(X;Z)', 'C(X;Z)', 'S(X;Z)', 'r(X;Z)', 'v(X;Z)', 'learnt I(X;Z)', 'IB', 'GIB']
     """
     makers = make_estimators(estimators, data, samples, seed, catalogue)
-    cuts = tuple(dict.fromkeys([features] if isinstance(features, str) else features))
-    partitions = tuple(dict.fromkeys(p for c in cuts for p in (default_features(data.shape) if c == "auto" else (c,))))
+    partitions = partitions_of(features, data.shape)
     if not isinstance(model, Prepared):
         model = prepare(model, data.test.x, classes=len(data.classes), batch_size=batch_size, device=device)
     size = model.batch_size
@@ -269,6 +269,16 @@ def make_estimators(
     if len({e.name for e in made}) < len(made):
         raise RobGIBError("an estimator is given twice; name each one once.")
     return made
+
+
+def partitions_of(features: str | Sequence[str], shape: tuple[int, ...]) -> tuple[str, ...]:
+    """The partitions that ``features`` asks for, each once, ``auto`` being those of this shape.
+
+    >>> partitions_of(["auto", "pixels"], (1, 8, 8))
+    ('patches:2', 'patches:4', 'pixels')
+    """
+    cuts = [features] if isinstance(features, str) else features
+    return tuple(dict.fromkeys(p for c in cuts for p in (default_features(shape) if c == "auto" else (c,))))
 
 
 def default_features(shape: tuple[int, ...]) -> tuple[str, ...]:

@@ -156,6 +156,10 @@ class Estimator(ABC):
     def __post_init__(self) -> None:
         check(self, f"the {self.name} estimator")
 
+    def passes(self, features: int, samples: int) -> int:
+        """About how many images it runs through the network for an input of so many features; 0 where it runs none."""
+        return 0
+
     def prepare(
         self, features: Sequence[npt.ArrayLike], fit_features: Sequence[npt.ArrayLike] | None = None
     ) -> Prepared:

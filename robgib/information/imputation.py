@@ -100,6 +100,10 @@ class Imputation(Estimator):
     device: str = "auto"
     seed: int = 0
 
+    def passes(self, features: int, samples: int) -> int:
+        """See :meth:`Estimator.passes`."""
+        return features * self.donors * min(self.samples, samples)
+
     def _prepare(self, features: tuple[Array, ...], fit_features: tuple[Array, ...]) -> Columns:
         return Columns.made(features, fit_features)
 

@@ -40,14 +40,14 @@ TITLES = {"linf": "L∞", "l2": "L2", "l1": "L1"}
 _FONT = {"family": "Inter, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 13, "color": "#24292f"}
 
 
-def _styled(figure: go.Figure, height: int) -> str:
+def _styled(figure: go.Figure, height: int, legend: float = -0.22) -> str:
     figure.update_layout(
         height=height,
         font=_FONT,
         margin={"l": 60, "r": 20, "t": 48, "b": 50},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="#fbfbfc",
-        legend={"orientation": "h", "y": -0.22, "x": 0},
+        legend={"orientation": "h", "y": legend, "x": 0},
         hoverlabel={"font": {"size": 12}},
         modebar={"bgcolor": "rgba(0,0,0,0)", "color": "#c9ced4", "activecolor": "#59636e"},
     )
@@ -299,7 +299,7 @@ def study_scatter(rows: pd.DataFrame, figure_label: str, outcome: str, axis: str
         )  # fmt: skip
     figure.update_xaxes(title_text=figure_label.replace(" (", "<br>("))
     figure.update_yaxes(title_text=axis)
-    return _styled(figure, 430)
+    return _styled(figure, 450, legend=-0.3)  # below a title of two lines
 
 
 def phase_curves(table: pd.DataFrame) -> str:

@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from robgib.attacks.autoattack import AutoAttack
 from robgib.attacks.base import Attack, MinimumNormAttack
 from robgib.attacks.registry import make_attack
 from robgib.errors import NoGradientError, RobGIBError, first_line
@@ -35,7 +36,19 @@ BUDGETS = {
 """Attacks by how much they may cost. ``standard`` comes within a point of ``full``, the standard ensemble, on the zoo's
 networks on digits, in a fifth of its time; both run as cascades."""
 DEFAULT_ATTACKS = "standard"
+_Budget = tuple[str, float]  # norm and eps
 _PICTURES = 6
+_SIGNS = 100  # images on which signs are looked for, at most
+_FEWEST = 25  # images on which they are, at least
+_RADII = 5  # at which a curve is measured beside the attack's own
+_STEPS = 10  # of the attack there, at least
+_SIGN = 1200  # forward passes that the search for signs takes for an image, about, at most
+_CORRUPTED = 20  # likewise under common corruptions
+
+
+def _afforded(count: int, spent: float, each: float, fewest: int = _FEWEST) -> int:
+    """How many of ``count`` images can be afforded at ``each`` passes, where ``spent`` are allowed: a few at least."""
+    return min(count, max(fewest, int(spent / max(each, 1))))
 
 
 def evaluate(
@@ -104,7 +117,7 @@ def evaluate(
         clean = answers(model, x, y, classes=classes, seed=seed, device=where)
         check_decided(clean)
     parts = parts or Parts()
-    tables, left = _attack_all(
+    tables, left, spent = _attack_all(
         model, x, y, clean, named, in_cascade(attacks, cascade), curve, seed, where, parts, progress
     )
     tables["corruptions"] = table("corruptions")
@@ -112,15 +125,17 @@ def evaluate(
         here = parts.at("corruptions")
         known = here.read()
         if known is None:
+            # At most half as many passes as the attacks took; where there were none it is what was asked for.
+            some = _afforded(len(x), sum(spent.values()) / 2, _CORRUPTED, 4 * _FEWEST) if spent else len(x)
             measured = corruption_accuracy(
-                model, x, y, seed=seed, batch_size=model.batch_size, device=where, progress=progress
+                model, x[:some], y[:some], seed=seed, batch_size=model.batch_size, device=where, progress=progress
             )
             known = {"rows": measured.to_dict("records")}
             here.write(known)
         tables["corruptions"] = table("corruptions", known["rows"])
     seen: list[dict[str, Any]] = []
     if signs:
-        seen, beside = _signs(model, x, y, clean, named, left, seed, where, parts, progress)
+        seen, beside = _signs(model, x, y, clean, named, left, spent, seed, where, parts, progress)
         _note(tables["robustness"], beside)
     tables["signs"] = table("signs", seen)
     return tables
@@ -191,13 +206,14 @@ def _attack_all(
     device: torch.device,
     parts: Parts,
     progress: Progress | None,
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The tables of all attacks, and by attack the shares (N,) of right answers that it left."""
+) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[_Budget, int]]:
+    """The tables of all attacks, by attack the shares (N,) of right answers that it left, and by budget its passes."""
     truth, count = y.numpy(), len(y)
     summary, outcome_tables, curves = [], [], []
     pictures: dict[str, np.ndarray] = {}
-    standing: dict[tuple[str, float], list[AttackResult]] = {}
-    before: dict[tuple[str, float], AttackResult] = {}
+    standing: dict[_Budget, list[AttackResult]] = {}
+    before: dict[_Budget, AttackResult] = {}
+    spent: dict[_Budget, int] = {}
     left: dict[str, np.ndarray] = {}
     failures: list[Exception] = []
     order = list(attacks.items())
@@ -222,6 +238,7 @@ def _attack_all(
             known: AttackResult | None = known,
             curved: bool = curve and last,
             cheapest: tuple[str, Attack] = cheapest,
+            before_it: int = spent.get(budget, 0),
         ) -> _Attacked:
             found = run_attack(
                 model, x, y, attack, label=label, clean=Answers(known.prediction, known.right) if known else clean,
@@ -231,10 +248,11 @@ def _attack_all(
                 found = _after(known, found)
             if not curved:
                 return found, [], found.distance
+            name, other = cheapest
             points, distance = accuracy_curve(
-                model, x, y, cheapest[1], found, label=cheapest[0], clean=clean, seed=seed, device=device,
-                parts=parts.at("curve", label), progress=progress,
-                attacked=known.right > 0 if known and cheapest[0] == label else None,
+                model, x, y, _shortened(other, count, before_it + found.passes.cost), found, label=name, clean=clean,
+                seed=seed, device=device, parts=parts.at("curve", label), progress=progress,
+                attacked=known.right > 0 if known and name == label else None,
             )  # fmt: skip
             return found, points, distance
 
@@ -245,6 +263,7 @@ def _attack_all(
             continue
         outcome, points, nearest = attacked
         before[budget] = outcome
+        spent[budget] = spent.get(budget, 0) + outcome.passes.cost
         left[label] = outcome.right
         summary.append(_summary(base, clean, outcome, "", nearest))
         standing.setdefault(budget, []).append(outcome)
@@ -314,7 +333,25 @@ def _attack_all(
         "curve": table("curve", curves),
         "pictures": pictures,
     }
-    return tables, left
+    return tables, left, spent
+
+
+def _shortened(attack: Attack, count: int, allowed: int) -> Attack:
+    """The attack for the curve's other radii: with fewer steps where it might take more passes than are allowed.
+
+    Of AutoAttack it is then the first member. Passes do not depend on the machine, as seconds would; and the accuracy
+    at the attack's own eps is known already.
+    """
+    share = allowed / max(_RADII * 3 * attack.cost * count, 1)
+    if share >= 1 or isinstance(attack, MinimumNormAttack):
+        return attack
+    if isinstance(attack, AutoAttack):
+        return _shortened(attack.members(attack.targets + 1)[0], count, allowed)
+    steps = getattr(attack, "steps", None)
+    if not isinstance(steps, int) or steps <= _STEPS:
+        return attack
+    shorter: Attack = dataclasses.replace(attack, steps=max(_STEPS, int(steps * share)))  # type: ignore[call-arg]
+    return shorter
 
 
 def _after(before: AttackResult, found: AttackResult) -> AttackResult:
@@ -346,6 +383,7 @@ def _signs(
     clean: Answers,
     attacks: Mapping[str, Attack],
     left: Mapping[str, np.ndarray],
+    spent: Mapping[_Budget, int],
     seed: int,
     device: torch.device,
     parts: Parts,
@@ -372,8 +410,9 @@ def _signs(
             own: list[dict[str, Any]] = []
             if eps == widest[norm]:
                 found = failure_indicators(
-                    model, x[right], y[right], threat, attacks=here, seed=seed, device=device, progress=progress
-                )
+                    model, x[right], y[right], threat, attacks=here, seed=seed, device=device, progress=progress,
+                    samples=_afforded(_SIGNS, spent.get((norm, eps), 0) / 2, _SIGN) if spent else _SIGNS,
+                )  # fmt: skip
                 own = [{"norm": norm, "eps": eps, **dataclasses.asdict(sign)} for sign in found]
             rows += own
             told_here = weaker_than_reference(model, x[right], y[right], threat, here, seed=seed, device=device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -69,6 +70,9 @@ class FailureIndicator:
     meaning: str
 
 
+_Check = Callable[[], FailureIndicator | None]
+
+
 def failure_indicators(
     model: object,
     x: Tensor,
@@ -76,6 +80,7 @@ def failure_indicators(
     threat: ThreatModel,
     *,
     attacks: Mapping[str, tuple[Attack, np.ndarray]] | None = None,
+    samples: int = 100,
     seed: int = 0,
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
@@ -91,11 +96,13 @@ def failure_indicators(
 
     Args:
         model: classifier on ``device``, or what :func:`~robgib.models.inference.prepare` made of it.
-        x: images (N, …) in [0, 1], right ones; the first 100 are used.
+        x: images (N, …) in [0, 1], right ones; the first ``samples`` are used.
         y: their labels (N,).
         threat: the threat model under which the attacks ran.
         attacks: the attacks that ran under it, by name, each with the shares (N,) of right answers that it left on
-            ``x``. The last two checks judge them; without any the check's own PGD is judged.
+            ``x``. The last two checks judge them; without any the check's own PGD is judged. Where one left none right,
+            the checks that attack are not made: an attack that failed would have left some.
+        samples: how many images are looked at.
         seed: of random numbers.
         device: where the model is.
         progress: called after each check.
@@ -104,24 +111,21 @@ def failure_indicators(
         The checks of :data:`CHECKS`, in order, less the black box under L1, those that need a gradient where there is
         none ("zero gradients" is then seen), and the last without ``attacks``; none when there are no images.
     """
-    x, y = x[:_SAMPLES].to(device), y[:_SAMPLES].to(device)
+    whole = next((name for name, (_, left) in (attacks or {}).items() if len(left) and not left.any()), None)
+    x, y = x[:samples].to(device), y[:samples].to(device)
     if not len(x):
         return []
     prepared = model if isinstance(model, Prepared) else prepare(model, x, device=device)
     net = prepared.model
     with eval_mode(net), seeded(seed, device):
         look = _Look(prepared, x, y, threat, seed)
-        checks: list[Callable[[], FailureIndicator | None]] = [
+        checks: list[_Check] = [
             lambda: _random_outputs(look),
             lambda: _company(prepared),
             lambda: _probabilities(prepared),
             lambda: _optimises(net, x[:_CALLED]),
             lambda: _gradients(look),
-            lambda: _flat_loss(look),
-            lambda: _fewer_steps(look),
-            lambda: _unbounded(look),
-            lambda: _black_box(look),
-            lambda: _more_effort(look, attacks or {}),
+            *(partial(_moot, name, whole) if whole else check for name, check in _costly(look, attacks or {}).items()),
             lambda: _weaker(look, attacks) if attacks else None,
         ]
         signs: list[FailureIndicator] = []
@@ -185,6 +189,26 @@ class _Look:
     def pgd(self) -> Tensor:
         """What PGD of 20 steps leaves right (N,)."""
         return self.right("pgd", PGD(self.threat.norm, self.threat.eps, steps=20))
+
+
+def _costly(look: _Look, attacks: Mapping[str, tuple[Attack, np.ndarray]]) -> dict[str, _Check]:
+    """The checks that attack, by name."""
+    return {
+        "loss does not grow": lambda: _flat_loss(look),
+        "one step beats many": lambda: _fewer_steps(look),
+        "unbounded eps does not reach 0": lambda: _unbounded(look),
+        "black box beats gradients": lambda: _black_box(look),
+        "more effort still helps": lambda: _more_effort(look, attacks),
+    }
+
+
+def _moot(name: str, attack: str) -> FailureIndicator:
+    return FailureIndicator(
+        name,
+        False,
+        f"not looked for: every image fell to {attack}",
+        "an attack that failed would have left images right",
+    )
 
 
 def _percent(mask: Tensor) -> str:

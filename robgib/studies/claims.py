@@ -207,14 +207,10 @@ def _effects(rows: pd.DataFrame, label: str, rng: np.random.Generator) -> pd.Dat
     found = []
     for name, (x, y, groups) in levels:
         row: dict[str, Any] = {"effect": name, "models": len(x), "estimate": np.nan, "low": np.nan, "high": np.nan}
-        if len(x) - groups >= 3 and x.std() > 1e-12 and y.std() > 1e-12:
+        if len(x) - len(groups) >= 3 and x.std() > 1e-12 and y.std() > 1e-12:
             r = float(np.corrcoef(x, y)[0, 1])
-            drawn = _weighted_correlations(x, y, _resamples([np.array([i]) for i in range(len(x))], rng))
-            row |= {
-                "estimate": r,
-                "low": float(np.nanquantile(drawn, 0.025)),
-                "high": float(np.nanquantile(drawn, 0.975)),
-            }
+            low, high = _interval_within(r, x, y, groups, rng)
+            row |= {"estimate": r, "low": low, "high": high}
         found.append(row)
     found.append(_mixed(rows, label))
     return pd.DataFrame(found)
@@ -224,17 +220,35 @@ def _means(rows: pd.DataFrame, label: str, keys: list[str]) -> pd.DataFrame:
     return rows.groupby(keys, sort=False)[[label, "outcome"]].mean().reset_index()
 
 
-def _within(rows: pd.DataFrame, label: str, keys: list[str]) -> tuple[Vector, Vector, int]:
-    """Deviations from the group's mean, of groups of two and more, and how many groups there are."""
+def _interval_within(
+    r: float, x: Vector, y: Vector, groups: Sequence[npt.NDArray[np.int64]], rng: np.random.Generator
+) -> tuple[float, float]:
+    """95% interval of the correlation r of deviations from the groups' means: two of a pair are one, mirrored.
+
+    Whole groups are resampled; of few groups their members are, and Fisher's z is spread by what the means cost.
+    """
+    if len(groups) >= LEAST:
+        drawn, factor = _weighted_correlations(x, y, _resamples(groups, rng)), 1.0
+    else:
+        alone = [np.array([i]) for i in range(len(x))]
+        drawn, factor = _weighted_correlations(x, y, _resamples(alone, rng)), math.sqrt(len(x) / (len(x) - len(groups)))
+    z = np.arctanh(np.clip(drawn, -1 + 1e-12, 1 - 1e-12))
+    middle = math.atanh(min(max(r, -1 + 1e-12), 1 - 1e-12))
+    low, high = (middle + factor * (float(np.nanquantile(z, q)) - middle) for q in (0.025, 0.975))
+    return math.tanh(low), math.tanh(high)
+
+
+def _within(rows: pd.DataFrame, label: str, keys: list[str]) -> tuple[Vector, Vector, list[npt.NDArray[np.int64]]]:
+    """Deviations from the group's mean, of groups of two and more, and which of them are of one group."""
     size = rows.groupby(keys)[label].transform("size")
-    held = rows[size > 1]
+    held = rows[size > 1].reset_index(drop=True)
     if held.empty:
-        return np.zeros(0), np.zeros(0), 0
+        return np.zeros(0), np.zeros(0), []
     mean = held.groupby(keys)[[label, "outcome"]].transform("mean")
     return (
         (held[label] - mean[label]).to_numpy(float),
         (held["outcome"] - mean["outcome"]).to_numpy(float),
-        held.groupby(keys).ngroups,
+        [np.asarray(i) for i in held.groupby(keys, sort=False).indices.values()],
     )
 
 
@@ -376,6 +390,10 @@ def _verdict(study: Study, main: pd.Series, effects: pd.DataFrame, facts: dict[s
             words += f" It is there {' and '.join(agree['effect'])} too."
         else:
             words += " Within cells or doses it is not shown: what differs between the groups may stand behind it."
+        for r in clear[np.sign(clear["estimate"]) != np.sign(rho)].itertuples():
+            words += (
+                f" {str(r.effect).capitalize()} it is the opposite: {r.estimate:+.2f} [{r.low:+.2f}, {r.high:+.2f}]."
+            )
     alike = facts.get("corr(C, I)")
     if alike is not None and alike > ALIKE:
         words += f" The GIB is not told from the IB on these models: corr(C, I) = {alike:.3f}."

@@ -22,7 +22,6 @@ from robgib.evaluation import evaluate
 from robgib.files import cache_folder, digest
 from robgib.information.activations import LOGITS, collect_activations
 from robgib.information.features import Projection, group_inputs
-from robgib.information.imputation import Imputation
 from robgib.information.registry import make_estimator
 from robgib.results import Run, load_run, save_run
 from robgib.runtime import Progress
@@ -128,13 +127,9 @@ def estimated_seconds(
             inner = adversary.steps if adversary else 0
             total += recipe.training.epochs * len(data.train) * (1 + inner) * both
         total += 2 * study.samples * sum(a.cost for a in attacks) * both
-        for maker in makers:
-            if isinstance(maker, Imputation):
-                pieces = sum(
-                    len(group_inputs(p, data.test.x[:50].numpy(), data.test.x[:50].numpy()).names)
-                    for p in study.partitions
-                )
-                total += 2 * pieces * maker.donors * min(maker.samples, study.information_samples) * forward
+        few = data.test.x[:50].numpy()
+        pieces = [len(group_inputs(p, few, few).names) for p in study.partitions]
+        total += 2 * forward * sum(m.passes(n, study.information_samples) for m in makers for n in pieces)
     return total
 
 
