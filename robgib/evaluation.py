@@ -254,7 +254,13 @@ def evaluate(
             **tables,
         )
         if save:
-            save(run)
+            try:
+                save(run)
+            except RobGIBError as error:
+                if not unfinished:
+                    raise
+                kept = "what was measured is kept, and the same evaluation into another folder takes it from there"
+                raise RobGIBError(f"{str(error).rstrip('.')}; {kept}.") from error
         parts.clear()
         return run
 

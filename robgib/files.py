@@ -30,6 +30,7 @@ __all__ = [
     "alone",
     "atomic_directory",
     "cache_folder",
+    "check_file",
     "check_writable",
     "digest",
     "download",
@@ -71,6 +72,13 @@ def check_writable(root: Path) -> None:
         ) from error
 
 
+def check_file(path: Path) -> None:
+    """Raise before any work is done when a file cannot be written at ``path``; leave nothing behind."""
+    if not path.name or path.is_dir():
+        raise RobGIBError(f"output file {str(path)!r} is a folder; give --out the name of a file.")
+    check_writable(path.parent)
+
+
 _HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:6]  # a folder may be shared by several machines
 
 
@@ -106,6 +114,8 @@ def _lives(process: int) -> bool:
 
 def write_file(target: Path, content: bytes) -> None:
     """Write a file and its folder, the file whole or not at all."""
+    if not target.name or target.is_dir():
+        raise RobGIBError(f"cannot write {target}: it is a folder.")
     temporary = target.with_name(f".{target.name}.{_mark()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -167,10 +177,13 @@ class Parts:
 
     def __init__(self, folder: Path | None = None, key: tuple[str, ...] = ()) -> None:
         self.folder, self.key = folder, key
+        self._failed: list[str] = []  # shared by all parts: what was said once is not said again
 
     def at(self, *words: str) -> Parts:
         """The part, or the parts, that go by these words among these."""
-        return Parts(self.folder, (*self.key, *words))
+        other = Parts(self.folder, (*self.key, *words))
+        other._failed = self._failed
+        return other
 
     @property
     def _file(self) -> Path:
@@ -191,7 +204,7 @@ class Parts:
 
     def write(self, content: Mapping[str, Any]) -> None:
         """Keep a part, in the place of a former one; where it cannot be written, say so, and keep none from then on."""
-        if self.folder is None:
+        if self.folder is None or self._failed:
             return
         arrays = {name: value for name, value in content.items() if isinstance(value, np.ndarray)}
         rest = json.dumps({k: v for k, v in content.items() if k not in arrays}, default=lambda value: value.item())
@@ -200,8 +213,8 @@ class Parts:
         try:
             write_file(self._file, buffer.getvalue())
         except RobGIBError as error:
+            self._failed.append(str(error))
             warnings.warn(f"what is finished is not kept: {error}", RobGIBWarning, stacklevel=2)
-            self.folder = None
 
     def clear(self) -> None:
         """Remove all parts, those of other keys too: the whole is written."""

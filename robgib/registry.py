@@ -16,6 +16,7 @@ import math
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import yaml
 
-from robgib.errors import RobGIBError, unknown_name
+from robgib.errors import RobGIBError, RobGIBWarning, unknown_name
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -180,6 +181,8 @@ def folders(kind: Kind, extra: Sequence[Path] = ()) -> list[Path]:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file that must hold a mapping."""
+    if path.exists() and not path.is_file():  # a pipe, which would be waited for
+        raise RobGIBError(f"cannot read {path}: it is no regular file.")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -188,7 +191,23 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise RobGIBError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(content, dict):
         raise RobGIBError(f"{path} must hold a mapping of keys to values, not {type(content).__name__}.")
+    if _values(content, {}) > _MOST_VALUES:
+        raise RobGIBError(f"{path} holds more than {_MOST_VALUES:,} values, its aliases written out; make it smaller.")
     return content
+
+
+_MOST_VALUES = 100_000
+
+
+def _values(content: object, known: dict[int, int]) -> int:
+    """How many values a YAML file holds with its aliases written out, each of them counted once to find that."""
+    if not isinstance(content, Mapping | list):
+        return 1
+    if id(content) not in known:
+        known[id(content)] = _MOST_VALUES + 1  # of a list that holds itself
+        parts = content.values() if isinstance(content, Mapping) else content
+        known[id(content)] = 1 + sum(_values(part, known) for part in parts)
+    return known[id(content)]
 
 
 def yaml_error(error: ValidationError, path: Path) -> RobGIBError:
@@ -236,7 +255,15 @@ def yaml_files(kind: Kind, extra: Sequence[Path] = ()) -> dict[str, Path]:
     for folder in others:
         grouped = _by_stem(folder, "*/*.yaml") if folder.name == kind else []
         for path in (*_by_stem(folder, "*.yaml"), *grouped):
-            if _MARK[kind] in read_yaml(path):
+            try:
+                content = read_yaml(path)
+            except RobGIBError as error:  # what it would be nobody knows; the others are none the worse
+                if kind == "zoo":
+                    found[path.stem] = path  # whoever reads it will say so
+                elif kind == "attacks":
+                    warnings.warn(f"left out: {error}", RobGIBWarning, stacklevel=2)
+                continue
+            if _MARK[kind] in content:
                 found[path.stem] = path
     return found
 

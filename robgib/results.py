@@ -361,7 +361,7 @@ def find_run(root: str | Path, request: str) -> Run | None:
     """Return the finished run below ``root`` that came of the same request (``config["request"]``), if there is one."""
     for file in sorted(Path(root).glob("*/config.json")):
         try:
-            if json.loads(file.read_text(encoding="utf-8")).get("request") == request:
+            if file.is_file() and json.loads(file.read_text(encoding="utf-8")).get("request") == request:
                 return load_run(file.parent)
         except (OSError, ValueError, AttributeError, RobGIBError):
             continue  # another's folder, or half of one
@@ -377,6 +377,9 @@ def load_run(folder: str | Path) -> Run:
     folder = Path(folder)
     if not folder.is_dir():
         raise RobGIBError(f"run folder {str(folder)!r} does not exist.")
+    for part in ("config.json", "environment.json", "pictures.npz", *(f"{name}.csv" for name in RUN_TABLES)):
+        if (folder / part).exists() and not (folder / part).is_file():  # a pipe, which would be waited for
+            raise RobGIBError(f"{str(folder)!r} is not a whole run folder: {part} is no regular file.")
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         version = int(config.pop("schema", 1))

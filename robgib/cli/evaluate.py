@@ -14,7 +14,7 @@ from rich.markup import escape
 import robgib
 from robgib.cli.common import AllowCode, AllowPickle, Catalogue, DataRoot, Device, Quiet, err, out
 from robgib.errors import RobGIBError, unknown_name
-from robgib.files import atomic_directory, cache_folder, check_writable, digest
+from robgib.files import atomic_directory, cache_folder, check_file, check_writable, digest
 
 
 def evaluate(
@@ -355,5 +355,6 @@ def report(
     for folder in runs:
         if folder not in whole:
             err.print(f"{escape(str(folder))}: a study's folder, left out.", highlight=False)
+    check_file(out_file)
     written = robgib.reporting.write_report([robgib.results.load_run(folder) for folder in whole], out_file)
     out.print(f"Report: [bold]{escape(str(written))}[/bold]", soft_wrap=True, highlight=False)

@@ -14,6 +14,7 @@ from rich.table import Table
 import robgib
 from robgib.cli.common import AllowCode, AllowPickle, Catalogue, DataRoot, Device, Quiet, TraceEstimators, out
 from robgib.errors import RobGIBError, unknown_name
+from robgib.files import check_file
 
 if TYPE_CHECKING:
     import torch
@@ -69,6 +70,8 @@ def train(
         recipe = recipe.model_copy(update={"training": training})
         out_file = out_file or Path(f"{name}-{control}.safetensors")
     path = out_file or robgib.zoo.checkpoint_path(recipe, data)
+    if out_file:
+        check_file(out_file)
     folder = path.with_suffix(".epochs")
     found: robgib.training.Trace | None = None
     with robgib.runtime.progress_bars(not quiet, always=True) as progress:
@@ -122,6 +125,8 @@ def trace(
     extra = list(catalogue or [])
     for spec in estimator or ():
         robgib.information.make_estimator(spec, extra)
+    if out_file:
+        check_file(out_file)
     files = robgib.training.saved_epochs(folder)
     beside = folder.resolve()
     page = out_file or beside.with_name(f"{beside.name.removesuffix('.epochs')}.trace.html")

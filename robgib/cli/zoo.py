@@ -12,7 +12,7 @@ from rich.table import Table
 import robgib
 from robgib.cli.common import AllowCode, Catalogue, DataRoot, Device, Group, Names, Quiet, help_when_alone, out
 from robgib.errors import RobGIBError, first_line
-from robgib.files import cache_folder, write_file
+from robgib.files import cache_folder, check_file, write_file
 
 app = typer.Typer(help="The model zoo.")
 app.callback(invoke_without_command=True)(help_when_alone)
@@ -96,6 +96,8 @@ def zoo_table(
     extra = list(catalogue or [])
     recipes = robgib.zoo.chosen(names or (), group, extra, some=True, allow_code=allow_code)
     robgib.attacks.make_attack(attack, extra=extra)
+    if out_file:
+        check_file(out_file)
     with robgib.runtime.progress_bars(not quiet, always=True) as progress:
         rows = robgib.zoo.measure(
             recipes, attack, samples, root=data_root, device=where, catalogue=extra, progress=progress

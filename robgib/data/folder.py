@@ -151,6 +151,8 @@ def _opened(name: str) -> Any:
 
 def _look(name: str) -> tuple[int, int, bool]:
     """Height, width and whether a picture is coloured, by its file's head."""
+    if not Path(name).is_file():  # a pipe, which would be waited for
+        raise RobGIBError(f"picture {name} is no regular file; remove it.")
     with _opened(name) as picture:
         grey = picture.mode in ("1", "L", "LA", "La") or picture.mode.startswith(("I", "F"))
         return picture.height, picture.width, not grey

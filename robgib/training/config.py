@@ -88,7 +88,7 @@ class Training(BaseModel):
     """Passes in bfloat16 (autocast); weights and loss stay float32."""
     compile: bool = False
     """Compile the passes with torch.compile."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**63)
 
     @model_validator(mode="after")
     def _consistent(self) -> Training:

@@ -111,6 +111,7 @@ def test_where_nothing_can_be_kept_the_work_goes_on(tmp_path):
     with pytest.warns(robgib.RobGIBWarning, match="what is finished is not kept"):
         kept.write({"a": 1})
     kept.write({"a": 1})  # said once
+    kept.at("other").write({"a": 1})
     with alone(tmp_path / "file" / "kept") as locked:
         assert not locked
 
@@ -339,3 +340,44 @@ def test_two_processes_at_one_network_of_the_zoo(tmp_path):
     assert [process.returncode for process in both] == [0, 0], said
     assert sum("waiting: another process trains both" in err for _, err in said) == 1
     assert not strangers(tmp_path)
+
+
+FULL = """
+import os, resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)  # as a full disk: no file grows beyond it
+os.execv(sys.executable, [sys.executable, "-m", "robgib", *sys.argv[2:]])
+"""
+
+
+def on_a_full_disk(room, cache, *command):
+    return subprocess.run(
+        [sys.executable, "-c", FULL, str(room), *command],
+        env={**os.environ, "ROBGIB_CACHE": str(cache)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("room", [100, 500_000])
+def test_a_full_disk_is_one_sentence_and_loses_nothing(room, filled, tmp_path):
+    done = on_a_full_disk(room, filled, *EVALUATE, "--out", str(tmp_path / "out"), "--quiet")
+    assert done.returncode == 2
+    assert done.stderr.count("error:") == 1
+    assert "Traceback" not in done.stderr
+    assert "what was measured is kept" in " ".join(done.stderr.split())
+    assert not list((tmp_path / "out").iterdir())
+    if room > 1000:  # the parts had room
+        again = start(filled, *EVALUATE, "--out", str(tmp_path / "other"))
+        said = again.communicate()
+        assert again.returncode == 0, said
+        assert "apgd-t-linf: " not in said[1]  # no step is made again
+        assert only_run(tmp_path / "other")
+        assert not strangers(tmp_path)
+
+
+def test_a_training_on_a_full_disk_is_one_sentence(tmp_path):
+    done = on_a_full_disk(
+        3000, tmp_path / "cache", "train", "digits-mlp-relu", "--out", str(tmp_path / "a.safetensors")
+    )
+    assert done.returncode == 2
+    assert "error: cannot write" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.glob("*a.*"))
