@@ -21,9 +21,15 @@ from robgib.data.dataset import Dataset
 from robgib.data.loaders import load_data
 from robgib.errors import RobGIBError
 from robgib.files import Parts, alone, digest, parts_in
-from robgib.information.analysis import DEFAULT_ESTIMATORS, SIGMA, layer_information, make_estimators, partitions_of
+from robgib.information.analysis import (
+    DEFAULT_ESTIMATORS,
+    SIGMA,
+    layer_information,
+    make_estimators,
+    partitions_of,
+    passes_of,
+)
 from robgib.information.base import Estimator
-from robgib.information.features import group_inputs
 from robgib.models.adapt import as_module
 from robgib.models.checkpoint import weights_digest
 from robgib.models.inference import Prepared, answers, check_decided, prepare
@@ -177,7 +183,7 @@ def evaluate(
         parts = Parts()
         if unfinished:
             place = unfinished / request[:32]
-            stack.enter_context(alone(place, lambda: _waiting(told)))
+            stack.enter_context(alone(place, progress=told))
             parts = parts_in(place)
         former = known(request) if known else None  # of the process that was waited for
         if former is not None:
@@ -276,19 +282,12 @@ def _plan(
     corruptions: bool,
 ) -> dict[str, float]:
     """Seconds at most of the parts of an evaluation, of the time that an image takes forward through the network."""
-    few = data.test.x[:50].numpy()
-    pieces = [len(group_inputs(cut, few, few).names) for cut in partitions] if estimators else []
     attacked = sum(a.cost for a in attacks.values()) * 3 * count
     return {
-        "information": forward * sum(e.passes(n, information_samples) for e in estimators for n in pieces),
+        "information": forward * passes_of(estimators, data, partitions, information_samples),
         "attacks": forward * attacked,
         "beside": forward * (1.5 * attacked + (20 * count if corruptions else 0)),
     }
-
-
-def _waiting(progress: Progress | None) -> None:
-    if progress:
-        progress("waiting: another process is on it", 0, 1)
 
 
 _INFORMATION = 5000

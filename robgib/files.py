@@ -235,11 +235,13 @@ def parts_in(folder: Path) -> Parts:
 
 
 @contextmanager
-def alone(target: Path, wait: Callable[[], None] | None = None) -> Iterator[bool]:
+def alone(
+    target: Path, doing: str = "is on it", progress: Callable[[str, int, int], None] | None = None
+) -> Iterator[bool]:
     """Let one process at a time work at ``target``, by a lock beside it that goes with the process, however that ends.
 
-    Where another one is at it, ``wait`` is called once, and the context begins when that one has ended. Gives whether
-    there is a lock: where none can be, the work goes on without.
+    Where another one is at it, ``progress`` is told once that another process is ``doing`` so, and the context begins
+    when that one has ended. Gives whether there is a lock: where none can be, the work goes on without.
     """
     lock = FileLock(target.with_name(f"{target.name}.lock"))
     try:
@@ -247,8 +249,8 @@ def alone(target: Path, wait: Callable[[], None] | None = None) -> Iterator[bool
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            if wait:
-                wait()
+            if progress:
+                progress(f"waiting: another process {doing}", 0, 1)
             lock.acquire()
     except (OSError, NotImplementedError):
         yield False

@@ -91,12 +91,10 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Train and measure what is not measured yet, and write the page with the verdict."""
-    extra = list(catalogue or [])
+    extra, wanted = list(catalogue or []), formats or list(Format)
     where = _engine(engine, jobs, device, address)
     if _kind(file) == "compression":
-        _run_phases(
-            robgib.studies.read_phases(file, extra), out_folder, where, formats or list(Format), data_root, extra, quiet
-        )
+        _run_phases(robgib.studies.read_phases(file, extra), out_folder, where, wanted, data_root, extra, quiet)
         return
     study = robgib.studies.read_study(file, extra)
     found = robgib.studies.cells(study, extra)
@@ -116,10 +114,10 @@ def run(
             Format.MARKDOWN: lambda: robgib.studies.study_markdown(study, rows, claim),
             Format.JSON: lambda: _plain(robgib.studies.study_json(study, rows, claim, version)),
         },
-        formats or list(Format),
+        wanted,
         {"models.csv": rows},
     )
-    _tell(claim, target, formats or list(Format))
+    _tell(claim, target, wanted)
     if not any(m.run for m in measured):
         raise typer.Exit(1)
 

@@ -59,6 +59,7 @@ __all__ = [
     "layer_information",
     "make_estimators",
     "partitions_of",
+    "passes_of",
     "term_rows",
 ]
 
@@ -279,6 +280,13 @@ def partitions_of(features: str | Sequence[str], shape: tuple[int, ...]) -> tupl
     """
     cuts = [features] if isinstance(features, str) else features
     return tuple(dict.fromkeys(p for c in cuts for p in (default_features(shape) if c == "auto" else (c,))))
+
+
+def passes_of(estimators: Sequence[Estimator], data: Dataset, partitions: Sequence[str], samples: int) -> int:
+    """About how many images the estimators run through the network, over all partitions."""
+    few = data.test.x[:50].numpy()
+    pieces = [len(group_inputs(cut, few, few).names) for cut in partitions] if estimators else []
+    return sum(e.passes(n, samples) for e in estimators for n in pieces)
 
 
 def default_features(shape: tuple[int, ...]) -> tuple[str, ...]:

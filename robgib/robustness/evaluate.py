@@ -21,7 +21,7 @@ from robgib.files import Parts
 from robgib.models.inference import Answers, Prepared, QueryCount, answers, check_decided, prepare
 from robgib.results import column_names, table
 from robgib.robustness.corruptions import corruption_accuracy
-from robgib.robustness.failure_indicators import failure_indicators, weaker_than_reference
+from robgib.robustness.failure_indicators import SAMPLES, failure_indicators, weaker_than_reference
 from robgib.robustness.run_attack import AttackResult, accuracy_curve, run_attack
 from robgib.runtime import Progress
 from robgib.statistics import clopper_pearson
@@ -38,8 +38,7 @@ networks on digits, in a fifth of its time; both run as cascades."""
 DEFAULT_ATTACKS = "standard"
 _Budget = tuple[str, float]  # norm and eps
 _PICTURES = 6
-_SIGNS = 100  # images on which signs are looked for, at most
-_FEWEST = 25  # images on which they are, at least
+_FEWEST = 25  # images on which signs are looked for, at least
 _RADII = 5  # at which a curve is measured beside the attack's own
 _STEPS = 10  # of the attack there, at least
 _SIGN = 1200  # forward passes that the search for signs takes for an image, about, at most
@@ -411,7 +410,7 @@ def _signs(
             if eps == widest[norm]:
                 found = failure_indicators(
                     model, x[right], y[right], threat, attacks=here, seed=seed, device=device, progress=progress,
-                    samples=_afforded(_SIGNS, spent.get((norm, eps), 0) / 2, _SIGN) if spent else _SIGNS,
+                    samples=_afforded(SAMPLES, spent.get((norm, eps), 0) / 2, _SIGN) if spent else SAMPLES,
                 )  # fmt: skip
                 own = [{"norm": norm, "eps": eps, **dataclasses.asdict(sign)} for sign in found]
             rows += own

@@ -27,6 +27,7 @@ from robgib.statistics import share_test, sign_test
 
 __all__ = [
     "CHECKS",
+    "SAMPLES",
     "FailureIndicator",
     "failure_indicators",
     "weaker_than_reference",
@@ -46,7 +47,8 @@ CHECKS = (
     "weaker than a short attack",
 )
 """The names of the checks, in order."""
-_SAMPLES = 100
+SAMPLES = 100
+"""Images that are looked at, at most."""
 _SHARE = 0.05  # of the samples: an effect on more counts
 _RARE = 0.01  # of the samples: what an attack with any image allowed may miss
 _LEVEL = 0.01  # of each check's test: how often chance alone may raise it
@@ -80,7 +82,7 @@ def failure_indicators(
     threat: ThreatModel,
     *,
     attacks: Mapping[str, tuple[Attack, np.ndarray]] | None = None,
-    samples: int = 100,
+    samples: int = SAMPLES,
     seed: int = 0,
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
@@ -158,7 +160,7 @@ def weaker_than_reference(
 
     Args: as for :func:`failure_indicators`. Attacks of one step are not named, since they are weaker by design.
     """
-    x, y = x[:_SAMPLES].to(device), y[:_SAMPLES].to(device)
+    x, y = x[:SAMPLES].to(device), y[:SAMPLES].to(device)
     if not len(x):
         return {}
     with eval_mode(prepared.model), seeded(seed, device):

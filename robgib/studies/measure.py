@@ -21,7 +21,8 @@ from robgib.errors import RobGIBError
 from robgib.evaluation import evaluate
 from robgib.files import cache_folder, digest
 from robgib.information.activations import LOGITS, collect_activations
-from robgib.information.features import Projection, group_inputs
+from robgib.information.analysis import passes_of
+from robgib.information.features import Projection
 from robgib.information.registry import make_estimator
 from robgib.results import Run, load_run, save_run
 from robgib.runtime import Progress
@@ -127,9 +128,7 @@ def estimated_seconds(
             inner = adversary.steps if adversary else 0
             total += recipe.training.epochs * len(data.train) * (1 + inner) * both
         total += 2 * study.samples * sum(a.cost for a in attacks) * both
-        few = data.test.x[:50].numpy()
-        pieces = [len(group_inputs(p, few, few).names) for p in study.partitions]
-        total += 2 * forward * sum(m.passes(n, study.information_samples) for m in makers for n in pieces)
+        total += 2 * forward * passes_of(makers, data, study.partitions, study.information_samples)
     return total
 
 

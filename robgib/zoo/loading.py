@@ -464,18 +464,13 @@ def load_recipe(
         return model.to(device).eval(), read_record(path) or {}
     path = checkpoint_path(recipe, data)
     if not path.is_file():
-        with alone(path.with_suffix(".unfinished"), lambda: _waiting(recipe, progress)):
+        with alone(path.with_suffix(".unfinished"), f"trains {recipe.name}", progress):
             if not path.is_file():  # else the process that was waited for has trained it
                 model, record, _ = train_recipe(recipe, data, device=device, progress=progress)
                 return model, record
     model = recipe.untrained(data)
     load_into(model, read_state(path), f"the cached checkpoint {path}")
     return model.to(device).eval(), read_record(path) or {}
-
-
-def _waiting(recipe: Recipe, progress: Progress | None) -> None:
-    if progress:
-        progress(f"waiting: another process trains {recipe.name}", 0, 1)
 
 
 def stored_checkpoint(recipe: Recipe, progress: Progress | None = None) -> Path:
