@@ -2,6 +2,7 @@
 
     python benchmarks/large.py resnet50 --pictures 200
     python benchmarks/large.py vit_small_patch16_224 --pictures 200
+    python benchmarks/large.py resnet50 --pictures 10000 --samples 50 --information 5000
     python benchmarks/large.py folder --pictures 50000
 
 The pictures are noise over gradients, the weights random: neither time nor memory depends on them. Each prints a line.
@@ -23,6 +24,7 @@ from PIL import Image
 
 import robgib
 from robgib.data import Sizing
+from robgib.information import DEFAULT_ESTIMATORS
 from robgib.models import build
 from robgib.models.registry import load_timm
 
@@ -50,6 +52,9 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("what", help="resnet50, another network of timm's, or folder")
     parser.add_argument("--pictures", type=int, default=200)
+    parser.add_argument("--samples", type=int, help="pictures to attack; all where not given")
+    parser.add_argument("--information", type=int, help="pictures to estimate information on")
+    parser.add_argument("--estimator", action="append", help="the default where not given")
     asked = parser.parse_args()
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as place:
@@ -63,11 +68,12 @@ def main() -> None:
         else:
             net = load_timm().create_model(asked.what, num_classes=CLASSES)
             blocks = [n for n, _ in net.named_children() if n.startswith("layer")] or [f"blocks.{i}" for i in (2, 5, 8)]
-            layers, samples, attacks = [*blocks[:3], "logits"], None, ["pgd-linf:eps=4/255,steps=10"]
+            layers, samples, attacks = [*blocks[:3], "logits"], asked.samples, ["pgd-linf:eps=4/255,steps=10"]
         data = replace(data, by_name=False)
         run = robgib.evaluate(
-            net.eval(), data, attacks=attacks, layers=layers, samples=samples, curve=False, signs=False,
-            corruptions=False, progress=False,
+            net.eval(), data, attacks=attacks, layers=layers, samples=samples, information_samples=asked.information,
+            estimators=asked.estimator or DEFAULT_ESTIMATORS, curve=False, signs=False, corruptions=False,
+            progress=False,
         )  # fmt: skip
         took = time.perf_counter() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

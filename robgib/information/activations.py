@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.random_projection import SparseRandomProjection
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robgib.errors import RobGIBError, unknown_name
+from robgib.information.features import WIDE, directions
 from robgib.models.adapt import Classifier, network_of
 from robgib.runtime import Progress
 
@@ -198,16 +197,6 @@ def _compact(output: Tensor, pool: int, class_token: bool, module: nn.Module | N
     return output
 
 
-_WIDE = 4096  # numbers of a layer, above which it is reduced where that is asked for
-_DIRECTIONS = 1024
-
-
-@lru_cache(maxsize=8)
-def _directions(size: int) -> SparseRandomProjection:
-    """Random directions for layers of so many numbers, always the same."""
-    return SparseRandomProjection(_DIRECTIONS, random_state=0).fit(np.zeros((1, size), np.float32))
-
-
 def collect_activations(
     model: nn.Module,
     x: Tensor,
@@ -269,8 +258,8 @@ def collect_activations(
             if not isinstance(output, Tensor) or output.ndim < 2 or len(output) != len(batch):
                 raise RobGIBError(f"layer {name!r} does not give one tensor (N, …) for N images; choose another.")
             kept = _compact(output, pool, class_token, modules.get(name)).float().cpu()
-            if reduced and kept[0].numel() > _WIDE:
-                kept = torch.from_numpy(_directions(kept[0].numel()).transform(kept.flatten(1).numpy()))
+            if reduced and kept[0].numel() > WIDE:
+                kept = torch.from_numpy(directions(kept[0].numel()).transform(kept.flatten(1).numpy()))
             parts[name].append(kept)
         if progress:
             progress("capturing layers", start, len(x))

@@ -147,7 +147,7 @@ def layer_information(
     chosen = tuple(dict.fromkeys(layers)) if layers else default_layers(model.model, data.test.x[:2].to(device))
     halves, undecided = split_information(data, samples, seed), 0
     if makers:
-        halves, undecided = _decided_parts(model, halves, size, device)
+        halves, predicted, undecided = _decided_parts(model, halves, size, device)
     layer_rows: list[dict[str, Any]] = []
     feature_rows: list[dict[str, Any]] = []
     if makers:
@@ -158,7 +158,6 @@ def layer_information(
             )
             for part in (x, x_fit)
         )
-        predicted = [predict(model, part, batch_size=size, device=device).astype(np.int64) for part in (x, x_fit)]
         weights = pmi_weights(predicted[0], y.numpy()) if pmi else None
         count = codes or default_codes(len(data.classes), len(x_fit))
         seen: dict[View, dict[str, Seen]] = {}
@@ -180,7 +179,7 @@ def layer_information(
                 feature_rows += known["features"]
                 continue
             rows_before = len(layer_rows), len(feature_rows)
-            inputs = group_inputs(partition, x.numpy(), x_fit.numpy(), feature_dims)
+            inputs = group_inputs(partition, x, x_fit, feature_dims)
             network = None
             wanted = targets[estimator.view]
             if estimator.runs_network:
@@ -336,11 +335,12 @@ Part = tuple[Tensor, Tensor]
 
 def _decided_parts(
     model: Prepared, parts: tuple[Part, Part], batch_size: int, device: torch.device | str
-) -> tuple[tuple[Part, Part], int]:
-    """The images (and labels) that the model has an answer to, and how many of the first part it has none to."""
-    kept = [predict(model, x, batch_size=batch_size, device=device) >= 0 for x, _ in parts]
-    ours, theirs = ((x[keep], y[keep]) for (x, y), keep in zip(parts, kept, strict=True))
-    return (ours, theirs), int((~kept[0]).sum())
+) -> tuple[tuple[Part, Part], list[np.ndarray], int]:
+    """The images (and labels) that the model has an answer to, its answers (N,), and how many of the first part it has
+    none to."""
+    told = [predict(model, x, batch_size=batch_size, device=device).astype(np.int64) for x, _ in parts]
+    ours, theirs = ((x[answer >= 0], y[answer >= 0]) for (x, y), answer in zip(parts, told, strict=True))
+    return (ours, theirs), [answer[answer >= 0] for answer in told], int((told[0] < 0).sum())
 
 
 def _labels(

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from sklearn.decomposition import PCA
+from sklearn.random_projection import SparseRandomProjection
 
+from robgib.data.lazy import LazyImages
 from robgib.errors import RobGIBError, unknown_name
 
 __all__ = [
     "Features",
     "Projection",
+    "directions",
     "group_inputs",
     "group_units",
     "reduce",
@@ -22,6 +28,21 @@ __all__ = [
 Vector = npt.NDArray[np.float64]
 _KINDS = {"patches": 4, "pca": 16, "pixels": 0, "channels": 0, "tokens": 8, "groups": 4}
 """With an example of the number that each takes."""
+WIDE = 4096
+"""Numbers of a sample above which it is projected on random directions first."""
+_DIRECTIONS = 1024
+_READ = 2**24  # numbers of a batch in which images are read
+
+Cut = tuple[slice, ...]
+
+
+@lru_cache(maxsize=8)
+def directions(size: int) -> SparseRandomProjection:
+    """Return 1,024 random directions for samples of so many numbers, the same each time (Li, Hastie & Church 2006).
+
+    They keep distances to some 5%.
+    """
+    return SparseRandomProjection(_DIRECTIONS, random_state=0).fit(np.zeros((1, size), np.float32))
 
 
 @dataclass(frozen=True)
@@ -100,8 +121,12 @@ def reduce(values: npt.ArrayLike, fit: npt.ArrayLike, dims: int) -> tuple[Vector
     return projection(values), projection(fit)
 
 
-def group_inputs(spec: str, x: npt.ArrayLike, fit: npt.ArrayLike, dims: int = 4) -> Features:
+def group_inputs(spec: str, x: npt.ArrayLike | LazyImages, fit: npt.ArrayLike | LazyImages, dims: int = 4) -> Features:
     """Cut images into features.
+
+    Pieces of more than 4,096 numbers are projected on 1,024 random directions before their components are found, and
+    images that are read when they are asked for are read a batch at a time: pictures of 224 pixels then need little
+    memory.
 
     Args:
         spec: ``patches:G`` (a G x G grid), ``pca:N`` (N leading components, one a feature), ``pixels`` (one
@@ -110,11 +135,16 @@ def group_inputs(spec: str, x: npt.ArrayLike, fit: npt.ArrayLike, dims: int = 4)
             ``tokens``.
         fit: images on which the reductions are fitted.
         dims: principal components kept of each patch or channel.
+
+    >>> import numpy as np
+    >>> x = np.random.default_rng(0).uniform(size=(50, 3, 8, 8))
+    >>> group_inputs("patches:2", x, x).resolution
+    '4 patches of 4 dimensions'
     """
     kind, _, size = spec.partition(":")
     if kind not in _KINDS:
         raise unknown_name("kind of features", kind, _KINDS)
-    x, fit = np.asarray(x), np.asarray(fit)
+    x, fit = (part if isinstance(part, LazyImages) else np.asarray(part) for part in (x, fit))
     if kind in ("patches", "channels") and x.ndim != 4:
         raise RobGIBError(f"features {spec!r} need images (N, C, H, W), not {x.shape}; use pca:N.")
     if kind == "tokens" and x.ndim != 3:
@@ -128,7 +158,8 @@ def group_inputs(spec: str, x: npt.ArrayLike, fit: npt.ArrayLike, dims: int = 4)
         raise RobGIBError(f"features {spec!r}: {kind} takes no number.")
 
     if kind == "pca":
-        values, reference = reduce(x, fit, int(size))
+        (now,), (then,) = (_pieces(part, [(slice(None),)]) for part in (x, fit))
+        values, reference = reduce(now, then, int(size))
         columns = range(values.shape[1])
         return Features(
             tuple(f"component {i}" for i in columns),
@@ -137,6 +168,7 @@ def group_inputs(spec: str, x: npt.ArrayLike, fit: npt.ArrayLike, dims: int = 4)
             f"{values.shape[1]} principal components",
         )
     if kind == "pixels":
+        x, fit = np.asarray(x), np.asarray(fit)
         flat, flat_fit = x.reshape(len(x), -1), fit.reshape(len(fit), -1)
         varying = np.flatnonzero((flat_fit.std(0) > 0) | (flat.std(0) > 0))
         if not len(varying):
@@ -152,7 +184,7 @@ def group_inputs(spec: str, x: npt.ArrayLike, fit: npt.ArrayLike, dims: int = 4)
             ),
             tuple(f"{noun} {i}" for i in np.setdiff1d(np.arange(flat.shape[1]), varying)),
         )
-    cuts: list[tuple[str, tuple[slice, ...]]]
+    cuts: list[tuple[str, Cut]]
     if kind == "channels":
         cuts = [(f"channel {c}", (slice(None), slice(c, c + 1))) for c in range(x.shape[1])]
     elif kind in ("tokens", "groups"):
@@ -172,13 +204,15 @@ def group_inputs(spec: str, x: npt.ArrayLike, fit: npt.ArrayLike, dims: int = 4)
             for r in range(grid)
             for c in range(grid)
         ]
-    blank = tuple(name for name, cut in cuts if not _varies(x[cut]) and not _varies(fit[cut]))
-    cuts = [(name, cut) for name, cut in cuts if name not in blank]
+    held = list(zip(*(_pieces(part, [cut for _, cut in cuts]) for part in (x, fit)), strict=True))
+    told = [_varies(now) or _varies(then) for now, then in held]
+    blank = tuple(name for (name, _), kept in zip(cuts, told, strict=True) if not kept)
+    cuts = [cut for cut, kept in zip(cuts, told, strict=True) if kept]
     if not cuts:
         raise RobGIBError(
             f"features {spec!r}: all of them are blank, the same for all samples; there is nothing to tell."
         )
-    pairs = [reduce(x[cut], fit[cut], dims) for _, cut in cuts]
+    pairs = [reduce(now, then, dims) for (now, then), kept in zip(held, told, strict=True) if kept]
     widest = max(p[0].shape[1] for p in pairs)
     left_out = f", {len(blank)} blank ones left out" if blank else ""
     return Features(
@@ -189,6 +223,28 @@ def group_inputs(spec: str, x: npt.ArrayLike, fit: npt.ArrayLike, dims: int = 4)
         tuple(cut for _, cut in cuts),
         blank,
     )
+
+
+def _pieces(x: npt.NDArray[Any] | LazyImages, cuts: Sequence[Cut]) -> list[npt.NDArray[Any]]:
+    """What the samples (N, …) hold at each cut, wide pieces on random directions."""
+    each = max(1, _READ // max(1, int(np.prod(x.shape[1:]))))
+    if not isinstance(x, LazyImages):
+        return [_narrowed(x[cut], each) for cut in cuts]
+    found: list[list[npt.NDArray[Any]]] = [[] for _ in cuts]
+    for part in x.split(each):
+        images = part.read().numpy()
+        for parts, cut in zip(found, cuts, strict=True):
+            parts.append(_narrowed(images[cut], each))
+    return [np.concatenate(parts) for parts in found]
+
+
+def _narrowed(values: npt.NDArray[Any], each: int) -> npt.NDArray[Any]:
+    """Samples (N, …) on random directions (N, D) where they hold many numbers, ``each`` at a time; else as they are."""
+    size = int(np.prod(values.shape[1:]))
+    if size <= WIDE or not len(values):
+        return values
+    parts = [values[start : start + each].reshape(-1, size) for start in range(0, len(values), each)]
+    return np.concatenate([directions(size).transform(part) for part in parts])
 
 
 def _varies(values: npt.NDArray[np.generic]) -> bool:

@@ -35,6 +35,7 @@ _FOLDS = 5
 _MISSING = 0.5  # standard deviation of what is left of that cost, in what was taken out
 _AT_ONCE = 4096  # composed inputs
 _NUMBERS = 2**25  # that they may hold together: large pictures are composed fewer at a time
+_POOL = 2**27  # that all donors together may hold: of large pictures fewer are taken from
 _ALPHAS = np.geomspace(1e-3, 1e4, 8)  # strengths of a ridge that are tried, by leaving one out
 _TOLD = 0.05  # share of a feature's variance that the others must predict, for their line to be used
 _FEW_VALUES = 8  # content of no more values than this is taken as it is
@@ -128,6 +129,7 @@ class Imputation(Estimator):
                 "use patches, tokens, groups, channels or pixels."
             )
         rng = np.random.default_rng([self.seed, 11])
+        network = _with_few_donors(network)
         rows = np.arange(len(network.x))[: self.samples]
         counts = {t.name: int(max(t.values.max(), t.fit.max())) + 1 for t in targets}
         marginals = {t.name: _marginal(t, counts[t.name], rows, weights) for t in targets}
@@ -329,6 +331,15 @@ class _Content:
             return made
         made = made + self.predicted[torch.from_numpy(rows)].repeat_interleave(chosen.shape[1], 0)
         return made.clamp(self.low, self.high)
+
+
+def _with_few_donors(network: Network) -> Network:
+    """The network with no more donors than half a GiB holds, read."""
+    pool = max(1, _POOL // max(1, int(np.prod(network.donors.shape[1:]))))
+    if network.same or len(network.donors) <= pool:
+        return network
+    inputs = replace(network.inputs, fit=tuple(scores[:pool] for scores in network.inputs.fit))
+    return replace(network, donors=network.donors[:pool], inputs=inputs)
 
 
 def _at_once(x: Tensor) -> int:

@@ -171,7 +171,7 @@ def trace(
     makers = make_estimators(estimators, data, samples, seed, catalogue)
     (x, y), (x_fit, _) = split_information(data, samples, seed)
     partition = default_features(data.shape)[0] if features == "auto" else features
-    inputs = group_inputs(partition, x.numpy(), x_fit.numpy())
+    inputs = group_inputs(partition, x, x_fit)
     count = codes or default_codes(len(data.classes), len(x_fit))
     pool = x_fit[:_POOLED]
     chosen: tuple[str, ...] = tuple(layers or ())

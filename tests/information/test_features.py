@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from robgib import RobGIBError
+from robgib.data.lazy import LazyImages
 from robgib.information import group_inputs, group_units, reduce
 
 RNG = np.random.default_rng(0)
@@ -54,6 +55,41 @@ def test_units():
     assert len(found.values) == 4
     assert found.names[0] == "units 0-1"
     assert group_units(z[:, :3], z[:, :3], groups=8).names == ("units 0-0", "units 1-1", "units 2-2")
+
+
+class Pictures:
+    """Pictures of 96 x 96 pixels, of which a few directions hold most."""
+
+    shape = (3, 96, 96)
+
+    def __init__(self) -> None:
+        rng = np.random.default_rng(3)
+        held = rng.standard_normal((60, 3)) * [1.0, 0.7, 0.5]
+        smooth = np.stack([np.sin(np.linspace(0, k, 3 * 96 * 96)) for k in (3, 11, 24)])
+        pictures = 0.5 + 0.1 * held @ smooth + rng.normal(0, 0.02, (60, 3 * 96 * 96))
+        self.pictures = pictures.reshape(60, *self.shape).clip(0, 1).astype(np.float32)
+
+    def read(self, row: int) -> np.ndarray:
+        return self.pictures[row]
+
+    def content(self, row: int) -> bytes:
+        return self.pictures[row].tobytes()
+
+
+def test_wide_pieces_keep_their_components_and_pictures_are_read_a_batch_at_a_time(monkeypatch):
+    source, read = Pictures(), []
+    lazy = LazyImages(source, range(60))
+    told = LazyImages.read
+    monkeypatch.setattr(LazyImages, "read", lambda self: read.append(len(self)) or told(self))
+    monkeypatch.setattr("robgib.information.features._READ", 10 * 3 * 96 * 96)
+    found = group_inputs("patches:2", lazy, lazy, dims=3)
+    assert max(read) == 10
+    eager = group_inputs("patches:2", source.pictures, source.pictures, dims=3)
+    for cell, ours, theirs in zip(found.cells, found.values, eager.values, strict=True):
+        assert np.array_equal(ours, theirs)
+        right, _ = reduce(source.pictures[cell], source.pictures[cell], 3)  # by all pixels
+        for column in range(3):
+            assert abs(np.corrcoef(ours[:, column], right[:, column])[0, 1]) > 0.98
 
 
 @pytest.mark.parametrize(
