@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ __all__ = [
     "first_line",
     "sentence_of",
     "unknown_name",
+    "visible",
 ]
 
 
@@ -42,6 +44,23 @@ class RobGIBWarning(UserWarning):
 def first_line(error: Exception) -> str:
     """Return the first line of another library's message, without a full stop; its class where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+_TURNING = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def visible(text: str) -> str:
+    """Return text that a terminal only shows: control characters, and those that turn text round, are written out.
+
+    A name in a file may hold codes that colour a terminal, move its cursor or write its title.
+
+    >>> visible("a\\x1b[31mb\\n")
+    'a\\\\x1b[31mb\\n'
+    """
+    if text.isprintable():
+        return text
+    hidden = (c for c in set(text) - {"\n", "\t"} if unicodedata.category(c) in ("Cc", "Cs") or c in _TURNING)
+    return text.translate({ord(c): ascii(c)[1:-1] for c in hidden})
 
 
 _SHOWN = 40  # names in a message

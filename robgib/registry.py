@@ -184,7 +184,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if path.exists() and not path.is_file():  # a pipe, which would be waited for
         raise RobGIBError(f"cannot read {path}: it is no regular file.")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _Once)
     except (OSError, UnicodeDecodeError) as error:
         raise RobGIBError(f"cannot read {path}: {error}.") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # also a date that is none
@@ -194,6 +194,17 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if _values(content, {}) > _MOST_VALUES:
         raise RobGIBError(f"{path} holds more than {_MOST_VALUES:,} values, its aliases written out; make it smaller.")
     return content
+
+
+class _Once(yaml.SafeLoader):
+    """Takes each key of a mapping once: YAML would silently take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [k.value for k, _ in node.value if isinstance(k, yaml.ScalarNode) and k.tag != "tag:yaml.org,2002:merge"]
+        twice = next((k for k in keys if keys.count(k) > 1), None) if len(set(keys)) < len(keys) else None
+        if twice is not None:
+            raise yaml.YAMLError(f"{twice!r} is given twice in one mapping, line {node.start_mark.line + 1}")
+        return super().construct_mapping(node, deep)
 
 
 _MOST_VALUES = 100_000

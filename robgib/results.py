@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from robgib.errors import RobGIBError
+from robgib.errors import RobGIBError, visible
 from robgib.files import atomic_directory, digest
 
 __all__ = [
@@ -321,7 +321,7 @@ class Run:
         if len(self.layers):
             of = ", ".join(dict.fromkeys(self.layers["estimator"]))
             lines.append(f"  information in {self.layers['layer'].nunique()} layers by {of}: see .layers")
-        return "\n".join(lines)
+        return visible("\n".join(lines))
 
     def _repr_html_(self) -> str:
         """The summary as a notebook shows it."""

@@ -15,7 +15,7 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from robgib.errors import RobGIBError
+from robgib.errors import RobGIBError, visible
 
 __all__ = [
     "INSIDE",
@@ -91,8 +91,8 @@ def progress_bars(shown: bool | Progress = True, always: bool = False) -> Iterat
             if task not in known:
                 half = (named - 1) // 2
                 shown = task if len(task) <= named else f"{task[:half]}…{task[-(named - 1 - half) :]}"
-                known[task] = bars.add_task(shown, total=total, note=note)
-            bars.update(known[task], completed=done, total=total, note=note)
+                known[task] = bars.add_task(visible(shown), total=total, note=visible(note))
+            bars.update(known[task], completed=done, total=total, note=visible(note))
             inside = task.startswith(INSIDE)
             if done >= total and (total == 0 or not inside):
                 finished = known.pop(task)
@@ -116,7 +116,8 @@ def _plain_lines() -> Progress:
         started = began.setdefault(task, now)
         told[task] = now
         took = f", {now - started:.0f} s" if last and not first else ""
-        print(f"{task}: {done}/{total}{took}{f' ({note})' if note else ''}", file=sys.stderr, flush=True)
+        told_now = visible(f"{task}: {done}/{total}{took}{f' ({note})' if note else ''}")
+        print(told_now, file=sys.stderr, flush=True)
         if last:
             told.pop(task)
             began.pop(task)

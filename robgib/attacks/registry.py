@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from robgib import registry
 from robgib.attacks.apgd import APGD
@@ -22,7 +25,7 @@ from robgib.attacks.pgd import PGD
 from robgib.attacks.rfgsm import RFGSM
 from robgib.attacks.square import Square
 from robgib.attacks.threat_model import NORMS, Norm, ThreatModel
-from robgib.errors import RobGIBError, unknown_name
+from robgib.errors import RobGIBError, RobGIBWarning, unknown_name
 from robgib.options import construct
 
 __all__ = [
@@ -67,8 +70,14 @@ def _one_line(doc: str | None) -> str:
     return (doc or "").strip().split("\n")[0]
 
 
-def attack_catalogue(extra: Sequence[Path] = ()) -> dict[str, CatalogueEntry]:
-    """Return every named attack: the catalogue's files, and each plug-in class by its hyphened name."""
+def attack_catalogue(extra: Sequence[Path] = (), wanted: Sequence[str] = ()) -> dict[str, CatalogueEntry]:
+    """Return every named attack: the catalogue's files, and each plug-in class by its hyphened name.
+
+    A file that cannot be used is left out with a warning.
+
+    Raises:
+        RobGIBError: a file of the ``wanted`` cannot be used.
+    """
     classes = ATTACKS.entries(extra)
     entries: dict[str, CatalogueEntry] = {}
     for entry in classes.values():
@@ -78,26 +87,57 @@ def attack_catalogue(extra: Sequence[Path] = ()) -> dict[str, CatalogueEntry]:
                 name, entry.value, None, None, {}, _one_line(entry.value.__doc__), entry.source
             )
     for name, path in registry.yaml_files("attacks", extra).items():
-        content = registry.read_yaml(path)
-        for key in content:
-            if key not in ("attack", "norm", "eps", "parameters", "description"):
-                raise unknown_name(f"key in {path}:", str(key), ("attack", "norm", "eps", "parameters", "description"))
-        if content.get("attack") not in classes:
-            raise unknown_name(f"attack class in {path}:", str(content.get("attack")), classes)
-        norm = content.get("norm")
-        if norm is not None and norm not in NORMS:
-            raise unknown_name(f"norm in {path}:", str(norm), NORMS)
-        kind = classes[content["attack"]].value
-        entries[name] = CatalogueEntry(
-            name,
-            kind,
-            norm,
-            registry.parse_value(content.get("eps")),
-            {k: registry.parse_value(v) for k, v in (content.get("parameters") or {}).items()},
-            content.get("description") or _one_line(kind.__doc__),
-            str(path),
-        )
+        try:
+            entries[name] = _entry(name, path, classes)
+        except RobGIBError as error:
+            if name in wanted:
+                raise
+            warnings.warn(f"attack left out: {error}", RobGIBWarning, stacklevel=2)
     return entries
+
+
+class AttackFile(BaseModel):
+    """A file of the attack catalogue.
+
+    Attributes:
+        attack: name of its class.
+        norm: of its perturbations; None where the class takes several.
+        eps: budget in pixel scale; None is the data set's customary one.
+        parameters: of the class.
+        description: a line for the list.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    attack: str
+    norm: Norm | None = None
+    eps: float | str | None = None
+    parameters: dict[str, Any] = {}
+    description: str = ""
+
+    @field_validator("parameters", mode="before")
+    @classmethod
+    def _or_none(cls, value: Any) -> Any:
+        return {} if value is None else value
+
+
+def _entry(name: str, path: Path, classes: Mapping[str, registry.Entry[type[Attack]]]) -> CatalogueEntry:
+    """Read one file of the catalogue."""
+    try:
+        file = AttackFile.model_validate(registry.read_yaml(path))
+    except ValidationError as error:
+        raise registry.yaml_error(error, path) from error
+    if file.attack not in classes:
+        raise unknown_name(f"attack class in {path}:", file.attack, classes)
+    kind = classes[file.attack].value
+    return CatalogueEntry(
+        name,
+        kind,
+        file.norm,
+        registry.parse_value(file.eps),
+        {k: registry.parse_value(v) for k, v in file.parameters.items()},
+        file.description or _one_line(kind.__doc__),
+        str(path),
+    )
 
 
 def list_attacks(catalogue: Sequence[Path] = ()) -> list[str]:
@@ -135,7 +175,7 @@ def make_attack(spec: str, default_eps: Mapping[str, float] | None = None, extra
         radius = _radius(spec, bounded, budgets[bounded] if eps is None else eps)
         return kind(bounded, radius, name, given, eot=eot)  # type: ignore[call-arg, misc, arg-type]
     given = registry.parse_pairs(rest, f"attack {spec!r}")
-    entries = attack_catalogue(extra)
+    entries = attack_catalogue(extra, [name])
     if name not in entries:
         raise unknown_name("attack", name, entries, "robgib attacks list")
     entry = entries[name]

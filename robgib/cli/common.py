@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
-from rich.console import Console
+from rich import console
+from rich.text import Text
 
-out = Console()
-err = Console(stderr=True)
+from robgib.errors import visible
+
+
+class Console(console.Console):
+    """A console that writes control characters out, whatever names hold them: in cells and titles of tables too."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """See rich."""
+        return super().render_str(visible(text), **options)
+
+
+out = Console(emoji=False)
+err = Console(stderr=True, emoji=False)
 DataRoot = Annotated[
     Optional[Path], typer.Option("--data-root", help="Folder with the data files (default: the cache).")  # noqa: UP045
 ]

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+import plotly.io
 from plotly.subplots import make_subplots
 
+from robgib.errors import visible
 from robgib.reporting.summary import display_names
 from robgib.results import Run
 
@@ -53,10 +55,34 @@ def _styled(figure: go.Figure, height: int, legend: float = -0.22) -> str:
     )
     figure.update_xaxes(gridcolor="#e6e8eb", zerolinecolor="#c9ced4", automargin=True)
     figure.update_yaxes(gridcolor="#e6e8eb", zerolinecolor="#c9ced4", automargin=True)
-    html: str = figure.to_html(
-        full_html=False, include_plotlyjs=False, config={"displaylogo": False, "responsive": True}
+    html: str = plotly.io.to_html(
+        _plain(figure.to_dict()),
+        full_html=False,
+        include_plotlyjs=False,
+        validate=False,
+        config={"displaylogo": False, "responsive": True},
     )
     return html
+
+
+_TEMPLATES = ("template", "hovertemplate")  # no name is written into these
+
+
+def _plain(value: Any) -> Any:
+    """What a figure holds, its texts shown as they are: Plotly takes tags in them, links too, for markup."""
+    if isinstance(value, dict):
+        return {k: v if k in _TEMPLATES else _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, np.ndarray) and value.dtype.kind in "OU":
+        return [_plain(v) for v in value.tolist()]
+    if isinstance(value, str):
+        return visible(value).replace("&", "&amp;").replace("<", "&lt;").replace(_BREAK, "<br>")
+    return value
+
+
+_BREAK = "\ue000"
+"""Where a title of our own goes on in a second line."""
 
 
 def _errors(table: pd.DataFrame) -> dict[str, Any]:
@@ -202,8 +228,8 @@ def feature_maps(run: Run) -> str:
                 z[i, j] = 100 * row.share
             figure.add_trace(
                 go.Heatmap(
-                    z=z, coloraxis=f"coloraxis{r if r > 1 else ''}", xgap=1, ygap=1,
-                    hovertemplate=f"row %{{y}}, column %{{x}}: {label} %{{z:.1f}}% of I<extra>{layer}</extra>",
+                    z=z, coloraxis=f"coloraxis{r if r > 1 else ''}", xgap=1, ygap=1, name=layer,
+                    hovertemplate=f"row %{{y}}, column %{{x}}: {label} %{{z:.1f}}% of I",
                 ), r, c,
             )  # fmt: skip
     figure.update_xaxes(visible=False, constrain="domain")
@@ -267,8 +293,9 @@ def robustness_scatter(summary: pd.DataFrame, estimator: str, partition: str, at
         x = g.assign(value=g[key], low=g[f"{key}_low"], high=g[f"{key}_high"])
         figure.add_trace(
             go.Scatter(
-                x=x["value"], y=y["value"], error_x=_errors(x), error_y=_errors(y), mode="markers+text",
-                text=g["model"], textposition="top center", showlegend=False,
+                x=x["value"], y=y["value"], error_x={**_errors(x), "color": "#9aa3ad"},
+                error_y={**_errors(y), "color": "#9aa3ad"}, mode="markers+text", text=g["model"],
+                textposition="top center", showlegend=False,
                 marker={"size": 10, "color": [_COLOURS[i % len(_COLOURS)] for i in range(len(g))]},
                 hovertemplate="%{text}: %{x:.3f}, robust %{y:.1%}",
             ), 1, column,
@@ -297,7 +324,7 @@ def study_scatter(rows: pd.DataFrame, figure_label: str, outcome: str, axis: str
                 hovertemplate="%{text}: %{x:.3f}, %{y:.3f}",
             )
         )  # fmt: skip
-    figure.update_xaxes(title_text=figure_label.replace(" (", "<br>("))
+    figure.update_xaxes(title_text=figure_label.replace(" (", f"{_BREAK}("))
     figure.update_yaxes(title_text=axis)
     return _styled(figure, 450, legend=-0.3)  # below a title of two lines
 
@@ -321,7 +348,7 @@ def phase_curves(table: pd.DataFrame) -> str:
                         "color": _COLOURS[groups.index(key) % len(_COLOURS)], "width": 1.6,
                         "dash": "dot" if key[1] else "solid",
                     },
-                    marker={"size": 4}, hovertemplate=f"{name}, epoch %{{x}}: %{{y:.3f}} bits",
+                    marker={"size": 4}, text=[name] * len(g), hovertemplate="%{text}, epoch %{x}: %{y:.3f} bits",
                 ), 1, 1 + n,
             )  # fmt: skip
             shown.add(key)

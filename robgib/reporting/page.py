@@ -12,7 +12,7 @@ import pandas as pd
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from robgib.errors import RobGIBError
+from robgib.errors import RobGIBError, visible
 from robgib.files import write_file
 from robgib.reporting import figures
 from robgib.reporting.summary import (
@@ -213,7 +213,11 @@ def _estimators(runs: Sequence[Run], names: Sequence[str], summary: Any) -> list
 def page(template: str, **content: Any) -> str:
     """Render a template of this package with Plotly's script inside."""
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("robgib.reporting"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.PackageLoader("robgib.reporting"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: visible(value) if type(value) is str else value,
     )
     return environment.get_template(template).render(plotly=Markup(get_plotlyjs()), **content)
 

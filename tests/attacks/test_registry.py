@@ -1,6 +1,6 @@
 import pytest
 
-from robgib import RobGIBError, check_attack, make_attack
+from robgib import RobGIBError, RobGIBWarning, check_attack, make_attack
 from robgib.attacks import PGD, TorchAttack, attack_catalogue
 from robgib.registry import parse_value
 
@@ -120,15 +120,36 @@ def test_entry_points(monkeypatch, tmp_path):
     ("name", "content", "message"),
     [
         ("a.py", "import nothing_there", "plug-in .*a.py does not import: ModuleNotFoundError"),
-        ("a.yaml", "attack: PGDD\n", "did you mean 'PGD'"),
-        ("a.yaml", "attack: PGD\nnorm: l7\n", "unknown norm"),
-        ("a.yaml", "attack: PGD\nstep: 3\n", "unknown key"),
     ],
 )
-def test_bad_catalogue_content(tmp_path, name, content, message):
+def test_a_plugin_that_does_not_import(tmp_path, name, content, message):
     (tmp_path / name).write_text(content)
     with pytest.raises(RobGIBError, match=message):
         make_attack("pgd-linf", extra=[tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("attack: PGDD\n", "did you mean 'PGD'"),
+        ("attack: PGD\nnorm: l7\n", "norm: input should be 'linf', 'l2' or 'l1'"),
+        ("attack: PGD\nstep: 3\n", "line 2: step: extra inputs are not permitted"),
+        ("attack: PGD\nparameters: [1, 2]\n", "parameters: input should be a valid dictionary"),
+        ("attack: PGD\nparameters: 3\n", "parameters: input should be a valid dictionary"),
+        ("attack: [PGD]\n", "attack: input should be a valid string"),
+        ("attack: PGD\ndescription: 3\n", "description: input should be a valid string"),
+        ("attack: PGD\neps: [1]\n", "eps"),
+        ("attack: PGD\nattack: FGSM\n", "'attack' is given twice"),
+        ("attack: PGD\nparameters: {steps: 3, steps: 4}\n", "'steps' is given twice"),
+    ],
+)
+def test_a_bad_file_is_left_out_with_a_warning_and_refused_where_it_is_asked_for(tmp_path, content, message):
+    (tmp_path / "a.yaml").write_text(content)
+    with pytest.warns(RobGIBWarning, match=message):
+        assert make_attack("pgd-linf", extra=[tmp_path]).norm == "linf"
+    if "twice" not in message:
+        with pytest.raises(RobGIBError, match=message):
+            make_attack("a:steps=3", extra=[tmp_path])
 
 
 def test_missing_catalogue_folder(tmp_path):
