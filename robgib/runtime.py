@@ -22,6 +22,7 @@ __all__ = [
     "Progress",
     "SampleRNG",
     "environment",
+    "memory_faults",
     "one_thread",
     "progress_bars",
     "resolve_device",
@@ -159,6 +160,28 @@ def one_thread() -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(before)
+
+
+_LACKING = ("can't allocate memory", "not enough memory", "cannot allocate memory")
+
+
+@contextmanager
+def memory_faults() -> Iterator[None]:
+    """Raise ``torch.OutOfMemoryError`` wherever memory does not suffice, as CUDA does: on a CPU torch says otherwise.
+
+    >>> with memory_faults():
+    ...     raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+    Traceback (most recent call last):
+    torch.OutOfMemoryError: DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, MemoryError) or any(words in str(error).lower() for words in _LACKING):
+            raise torch.OutOfMemoryError(str(error)) from error
+        raise
 
 
 def environment(device: torch.device | str = "cpu") -> dict[str, Any]:

@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 from robgib.errors import RobGIBError, first_line
+from robgib.runtime import memory_faults
 
 __all__ = [
     "Adapted",
@@ -361,7 +362,8 @@ def _form(net: Callable[..., Any], sample: Tensor) -> tuple[dict[str, Any], Any,
         rows = torch.arange(count, device=sample.device) % len(sample)
         given = sample[rows]
         try:
-            told = net(given if dtype is None else given.to(dtype))
+            with memory_faults():
+                told = net(given if dtype is None else given.to(dtype))
             logits, where = _tensor(told)
         except torch.OutOfMemoryError:
             raise

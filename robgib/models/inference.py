@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from robgib.errors import NoGradientError, RobGIBError, first_line, unknown_name
 from robgib.models.adapt import Classifier, adapt, as_module, decided, seeded
+from robgib.runtime import memory_faults
 
 __all__ = [
     "PRECISIONS",
@@ -103,7 +104,8 @@ def gradient_of(value: Tensor, leaf: Tensor, keep: bool = False) -> Tensor:
         NoGradientError: there is none.
     """
     try:
-        return torch.autograd.grad(value, leaf, retain_graph=keep)[0]
+        with memory_faults():
+            return torch.autograd.grad(value, leaf, retain_graph=keep)[0]
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
@@ -204,7 +206,8 @@ class BatchedModel(nn.Module):
         while start < count:
             stop = min(start + self.batch_size, count)
             try:
-                parts.append(call(slice(start, stop)))
+                with memory_faults():
+                    parts.append(call(slice(start, stop)))
             except torch.OutOfMemoryError:
                 if self.batch_size == 1:
                     raise
@@ -264,11 +267,12 @@ def fuse_for_inference(model: nn.Module, sample: Tensor) -> nn.Module:
         return model
     for copied in (_traced, copy.deepcopy):
         try:
-            quick = copied(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            for p in quick.parameters():
-                p.requires_grad_(False)
-            if _alike(_probed(quick, sample), wanted):
-                return quick
+            with memory_faults():
+                quick = copied(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+                for p in quick.parameters():
+                    p.requires_grad_(False)
+                if _alike(_probed(quick, sample), wanted):
+                    return quick
         except torch.OutOfMemoryError:
             raise
         except Exception:  # whatever a stranger's module says to tracing or copying, it can be attacked as it is
@@ -459,7 +463,7 @@ def prepare(
             few = sample[:count].to(device)
             try:
                 adapted = adapt(net, few, classes)
-                with eval_mode(adapted.model):
+                with eval_mode(adapted.model), memory_faults():
                     quick = adapted.model if adapted.random else fuse_for_inference(adapted.model, few)
                     size = batch_size or rows_of(adapted.model) or fitting_batch(adapted.model, few)
                 break

@@ -17,7 +17,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from joblib import Parallel, delayed, parallel_config
+from joblib.externals.loky import FIRST_COMPLETED, Future, get_reusable_executor, wait
+from joblib.externals.loky.process_executor import BrokenProcessPool
 
 from robgib.data.dataset import Dataset
 from robgib.data.loaders import load_data
@@ -134,15 +135,47 @@ def run_tasks(
     if engine.name == "ray":
         yield from _on_ray(tasks, engine, data_root)
         return
-    with (
-        _heard(progress, engine.jobs) as tell,
-        parallel_config("loky", idle_worker_timeout=_PATIENCE),  # a worker waits while others finish a long task
-    ):
-        work = Parallel(n_jobs=engine.jobs, return_as="generator_unordered", batch_size=1)
-        yield from work(
-            delayed(_here)(task, engine.devices[i % len(engine.devices)], data_root, tell)
-            for i, task in enumerate(tasks)
-        )
+    with _heard(progress, engine.jobs) as tell:
+        dealt = [(task, engine.devices[i % len(engine.devices)]) for i, task in enumerate(tasks)]
+        if engine.jobs == 1:
+            yield from (_here(task, device, data_root, tell) for task, device in dealt)
+        else:
+            yield from _by_processes(dealt, engine.jobs, data_root, tell)
+
+
+def _by_processes(
+    dealt: Sequence[tuple[Task, str]], jobs: int, data_root: Path | None, tell: Tell | None
+) -> Iterator[tuple[str, str]]:
+    """Do tasks, each on its device, by so many processes.
+
+    Where a process dies (killed, as a system does that lacks memory), those that were under way go again, one at a
+    time: it is then known whose death it was, and only that one fails.
+    """
+    waiting = list(reversed(dealt))
+    suspects: list[tuple[Task, str]] = []
+    running: dict[Future[tuple[str, str]], tuple[Task, str]] = {}
+    try:
+        while waiting or suspects or running:
+            alone = bool(suspects)
+            while len(running) < (1 if alone else jobs) and (suspects or (waiting and not alone)):
+                one = (suspects or waiting).pop()
+                pool = get_reusable_executor(jobs, timeout=_PATIENCE)  # a worker waits while others finish a long task
+                running[pool.submit(_here, *one, data_root, tell)] = one
+            finished, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in finished:
+                one = running.pop(future)
+                try:
+                    yield future.result()
+                except BrokenProcessPool:
+                    if alone:
+                        yield one[0].name, "its process died: it was killed, or memory did not suffice; use fewer jobs."
+                        continue
+                    suspects += [one, *running.values()]
+                    running.clear()
+                    break
+    except BaseException:
+        get_reusable_executor(jobs, timeout=_PATIENCE).shutdown(kill_workers=True)
+        raise
 
 
 Tell = Callable[[tuple[str, int, int, str]], None]

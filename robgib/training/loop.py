@@ -20,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from robgib.data.dataset import Dataset, Split
 from robgib.errors import RobGIBError
 from robgib.files import write_file
-from robgib.runtime import Progress, resolve_device
+from robgib.runtime import Progress, memory_faults, resolve_device
 from robgib.training.config import Training
 from robgib.training.losses import adversarial, augment, check_penalty, penalty_of
 
@@ -79,11 +79,12 @@ def _batches(samples: int, size: int, least: int) -> list[int]:
 def _told(config: Training) -> Iterator[None]:
     """Say in a sentence what the machine cannot do."""
     try:
-        yield
+        with memory_faults():
+            yield
     except torch.OutOfMemoryError as error:
         raise RobGIBError(
-            f"the GPU's memory does not hold a training batch of {config.batch_size}; lower training.batch_size in the "
-            "recipe, or train with --device cpu."
+            f"memory does not hold a training batch of {config.batch_size}; lower training.batch_size in the recipe, "
+            "or train on another --device."
         ) from error
     except Exception as error:
         if config.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
@@ -248,7 +249,7 @@ def train(
 
     Raises:
         RobGIBError: the data set has no training split, the batches are too small for the penalty, the loss stops being
-            finite, a GPU's memory does not suffice, or the unfinished training is of something else.
+            finite, memory does not suffice, or the unfinished training is of something else.
     """
     if not len(data.train):
         raise RobGIBError(f"data set {data.name!r} has no training images; train on another one.")

@@ -381,3 +381,40 @@ def test_a_training_on_a_full_disk_is_one_sentence(tmp_path):
     assert "error: cannot write" in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.glob("*a.*"))
+
+
+@pytest.mark.parametrize("signal_name", ["SIGINT", "SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize("module", ["typer", "torch", "torch.nn"])
+def test_an_interrupt_while_libraries_are_imported_is_one_sentence(tmp_path, signal_name, module):
+    code = (
+        "import os, signal, sys\n"
+        "class Interrupting:\n"
+        "    def find_spec(self, name, *where):\n"
+        f"        if name == {module!r}:\n"
+        "            sys.meta_path.remove(self)\n"
+        f"            os.kill(os.getpid(), signal.{signal_name})\n"
+        "sys.meta_path.insert(0, Interrupting())\n"
+        "import robgib.cli\n"
+        "robgib.cli.main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "evaluate", "digits-cnn", "--quick", "--samples", "20"],
+        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert done.returncode in (130, -signal.SIGINT), done.stderr
+    assert done.stderr.splitlines()[-1].startswith("interrupted: what was finished is kept")
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_shell_said_to_ignore_is_ignored(tmp_path):
+    done = subprocess.run(
+        ["nohup", sys.executable, "-c",
+         "import os, signal, sys, robgib.cli\nsys.argv = ['robgib', 'zoo', 'list']\n"
+         "class Late:\n    def find_spec(self, name, *where):\n"
+         "        name == 'rich.table' and os.kill(os.getpid(), signal.SIGHUP)\n"
+         "sys.meta_path.insert(0, Late())\nrobgib.cli.main()"],
+        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "digits-cnn" in done.stdout

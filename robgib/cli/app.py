@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import signal
 import sys
 import warnings
-from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -50,7 +48,7 @@ def _root(
     help_when_alone(context)
 
 
-def main() -> None:
+def run() -> None:
     """Run the command line; bad input ends with one sentence and exit code 2."""
     plain = warnings.showwarning
 
@@ -61,19 +59,24 @@ def main() -> None:
             plain(message, category, *where, **more)
 
     warnings.showwarning = tell
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
-        signal.signal(number, interrupt)  # ends as Ctrl-C does: nothing half-written stays
     try:
         app(prog_name="robgib")
     except RobGIBError as error:
         err.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        err.print(
-            "interrupted: finished models and trainings up to their last epoch are kept; the same command goes on."
-        )
-        sys.exit(130)
+    except MemoryError:
+        _lack_of_memory()
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch need not be there to ask
+            raise
+        _lack_of_memory()
+
+
+def _lack_of_memory() -> None:
+    err.print(
+        "[bold red]error:[/] memory does not suffice; give fewer --samples, a smaller --batch-size or another "
+        "--device. What was finished is kept.",
+        highlight=False,
+        soft_wrap=True,
+    )
+    sys.exit(2)
