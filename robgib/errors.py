@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import unicodedata
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -22,8 +23,18 @@ __all__ = [
 ]
 
 
+_LONG = re.compile(r"\S{400,}")  # a word that no person wrote
+
+
 class RobGIBError(Exception):
-    """Bad input. The message is one sentence for a person; the command line exits with code 2."""
+    """Bad input. The message is one sentence for a person; the command line exits with code 2.
+
+    >>> len(str(RobGIBError("unknown model " + 5000 * "9")))
+    139
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(_LONG.sub(lambda word: f"{word[0][:80]}…{word[0][-40:]} ", str(message)).rstrip())
 
 
 class AttackContractError(RobGIBError):
@@ -98,7 +109,7 @@ def sentence_of(error: ValidationError, what: str) -> str:
     """Say the first thing that pydantic found wrong in one sentence that names whose option it is, and its value."""
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"] if "[" not in str(part))
-    whose = f"{what}: {where}" if what.endswith("'") else f"{what}'s {where}"
+    whose = where if not what else f"{what}: {where}" if what.endswith("'") else f"{what}'s {where}"
     kind, found = first["type"], first["input"]
     if kind == "literal_error":
         wanted = first["ctx"]["expected"].replace("'", "")

@@ -9,11 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
+from pydantic import Field, NonNegativeInt
 from torch import Tensor
 
 from robgib.attacks.base import Attack
@@ -33,6 +34,7 @@ from robgib.information.base import Estimator
 from robgib.models.adapt import as_module
 from robgib.models.checkpoint import weights_digest
 from robgib.models.inference import Prepared, answers, check_decided, prepare
+from robgib.options import Count, NonNegative, Positive, Seed, checked_arguments
 from robgib.results import SCHEMA_VERSION, Run
 from robgib.robustness.chance import chance_doubts
 from robgib.robustness.evaluate import DEFAULT_ATTACKS, check_budgets, in_cascade, named_attacks
@@ -43,9 +45,15 @@ __all__ = [
     "evaluate",
 ]
 
+Codes = Annotated[int, Field(ge=2)]
 TorchData = torch.utils.data.Dataset[Any] | torch.utils.data.DataLoader[Any]
 
 
+@checked_arguments(
+    "layers", "name", "data_root", "samples", "information_samples", "features", "feature_dims", "layer_dims", "codes",
+    "sigma", "unit_groups", "beta", "pmi", "cascade", "curve", "signs", "corruptions", "batch_size", "precision",
+    "device", "seed", "catalogue", "source", "unfinished",
+)  # fmt: skip
 def evaluate(
     model: object,
     data: str | Dataset | tuple[ArrayLike | Tensor, ArrayLike | Tensor] | TorchData,
@@ -55,24 +63,24 @@ def evaluate(
     layers: Sequence[str] | None = None,
     name: str = "model",
     data_root: str | Path | None = None,
-    samples: int | None = None,
-    information_samples: int | None = None,
+    samples: Count | None = None,
+    information_samples: Count | None = None,
     features: str | Sequence[str] = "auto",
-    feature_dims: int = 4,
-    layer_dims: int = 8,
-    codes: int | None = None,
-    sigma: float = SIGMA,
-    unit_groups: int = 0,
-    beta: float = 1.0,
+    feature_dims: Count = 4,
+    layer_dims: Count = 8,
+    codes: Codes | None = None,
+    sigma: Positive = SIGMA,
+    unit_groups: NonNegativeInt = 0,
+    beta: NonNegative = 1.0,
     pmi: bool = False,
     cascade: bool | None = None,
     curve: bool = True,
     signs: bool = True,
     corruptions: bool = True,
-    batch_size: int | None = None,
+    batch_size: Count | None = None,
     precision: str = "float32",
     device: str | torch.device = "auto",
-    seed: int = 0,
+    seed: Seed = 0,
     catalogue: Sequence[Path] = (),
     source: Mapping[str, Any] | None = None,
     known: Callable[[str], Run | None] | None = None,
@@ -144,21 +152,10 @@ def evaluate(
     net = as_module(model)
     where = resolve_device(device)
     dataset = _dataset(data, data_root, seed, catalogue)
-    for what, value in (
-        ("samples", samples),
-        ("information_samples", information_samples),
-        ("batch_size", batch_size),
-    ):
-        if value is not None and value < 1:
-            raise RobGIBError(f"{what} must be at least 1, not {value}.")
     if information_samples is None:
         information_samples = _information_samples(dataset, samples)
-    if not 0 <= seed < 2**32:
-        raise RobGIBError(f"seed must be a whole number from 0 to 2**32 - 1, not {seed}.")
-    if layers is not None and not all(isinstance(name, str) and name for name in layers):
+    if layers is not None and not all(layers):
         raise RobGIBError("layers must be named by their modules; one of the names is empty.")
-    if not (np.isfinite(beta) and beta >= 0):
-        raise RobGIBError(f"beta must be a finite number of at least 0, not {beta}.")
     # Everything that can be refused is refused before any work.
     cascade = in_cascade(attacks, cascade)
     named = named_attacks(attacks, dataset.eps, catalogue)

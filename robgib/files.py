@@ -35,6 +35,7 @@ __all__ = [
     "digest",
     "download",
     "parts_in",
+    "read_json",
     "sha256",
     "write_file",
 ]
@@ -43,6 +44,19 @@ __all__ = [
 def digest(content: Any) -> str:
     """SHA-256 of JSON-able content."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no JSON, or nested so deeply that it cannot be read.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 _LONGEST_NAME = 200  # bytes: file systems take 255, and names in the making are longer

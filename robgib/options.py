@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import typing
-from collections.abc import Mapping
-from typing import Annotated, Any
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, ParamSpec, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
@@ -20,7 +21,9 @@ __all__ = [
     "Count",
     "NonNegative",
     "Positive",
+    "Seed",
     "check",
+    "checked_arguments",
     "construct",
 ]
 
@@ -30,6 +33,52 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 """A finite number above 0."""
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 """A finite number of at least 0."""
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""A whole number that every generator takes."""
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def checked_arguments(*names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Hold the named arguments of a function to their declared types, and turn what was meant into them.
+
+    Raises:
+        RobGIBError: (in the function) an argument out of its bounds or of another type.
+
+    >>> @checked_arguments("samples")
+    ... def draw(samples: Count, name: str = ""):
+    ...     return samples
+    >>> draw("3"), draw(0)
+    Traceback (most recent call last):
+    ...
+    robgib.errors.RobGIBError: samples must be at least 1, not 0.
+    """
+
+    def wrap(function: Callable[P, R]) -> Callable[P, R]:
+        signature = inspect.signature(function)
+
+        @functools.cache
+        def model() -> type[BaseModel]:
+            hints = typing.get_type_hints(function, include_extras=True)
+            config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+            fields = {name: (hints[name], None) for name in names}
+            return create_model(function.__name__, __config__=config, **fields)  # type: ignore[call-overload]
+
+        @functools.wraps(function)
+        def call(*arguments: P.args, **options: P.kwargs) -> R:
+            given = signature.bind(*arguments, **options)
+            held = {name: _plain(given.arguments[name]) for name in names if name in given.arguments}
+            try:
+                found = model()(**held)
+            except ValidationError as error:
+                raise RobGIBError(sentence_of(error, "")) from error
+            given.arguments.update({name: getattr(found, name) for name in held})
+            return function(*given.args, **given.kwargs)
+
+        return call
+
+    return wrap
 
 
 @functools.cache

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -12,9 +14,10 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from pydantic import BaseModel, ValidationError
 
-from robgib.errors import RobGIBError, visible
-from robgib.files import atomic_directory, digest
+from robgib.errors import RobGIBError, sentence_of, visible
+from robgib.files import atomic_directory, digest, read_json
 
 __all__ = [
     "RUN_TABLES",
@@ -361,7 +364,7 @@ def find_run(root: str | Path, request: str) -> Run | None:
     """Return the finished run below ``root`` that came of the same request (``config["request"]``), if there is one."""
     for file in sorted(Path(root).glob("*/config.json")):
         try:
-            if file.is_file() and json.loads(file.read_text(encoding="utf-8")).get("request") == request:
+            if file.is_file() and read_json(file).get("request") == request:
                 return load_run(file.parent)
         except (OSError, ValueError, AttributeError, RobGIBError):
             continue  # another's folder, or half of one
@@ -381,7 +384,8 @@ def load_run(folder: str | Path) -> Run:
         if (folder / part).exists() and not (folder / part).is_file():  # a pipe, which would be waited for
             raise RobGIBError(f"{str(folder)!r} is not a whole run folder: {part} is no regular file.")
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = read_json(folder / "config.json")
+        _Config.model_validate(config)
         version = int(config.pop("schema", 1))
         if version > SCHEMA_VERSION:
             raise RobGIBError(
@@ -392,12 +396,61 @@ def load_run(folder: str | Path) -> Run:
         tables = {one: _read_table(folder / f"{one}.csv", one, version) for one in RUN_TABLES}
         with np.load(folder / "pictures.npz", allow_pickle=False) as archive:
             pictures = {k: archive[k] for k in archive.files}
-        surroundings = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        surroundings = read_json(folder / "environment.json")
+        _Environment.model_validate(surroundings)
+        if tables["robustness"].empty:
+            raise ValueError("robustness.csv has no rows")
+        for key, held in tables["layers"].groupby(["estimator", "partition", "layer"]):
+            if missing := _COUNTED - set(held["term"]):
+                raise ValueError(f"layers.csv lacks {min(missing)} of {', '.join(filter(None, map(str, key)))}")
+    except ValidationError as error:
+        raise RobGIBError(
+            f"{str(folder)!r} is not a whole run folder: {sentence_of(error, '')[:-1]}; evaluate the model again."
+        ) from error
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        EOFError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         raise RobGIBError(
             f"{str(folder)!r} is not a whole run folder ({type(error).__name__}: {error}); evaluate the model again."
         ) from error
     return Run(name, config, surroundings, pictures=pictures, **tables)
+
+
+_UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
+
+
+class _Data(BaseModel):
+    name: str
+    classes: list[str]
+
+
+class _Cut(BaseModel):
+    input: str | list[str]
+
+
+class _Config(BaseModel):
+    """What readers of a run's configuration rely on."""
+
+    data: _Data
+    features: _Cut
+    reading: list[str] = []
+    cascade: bool = False
+    beta: float = 1.0
+
+
+class _Environment(BaseModel):
+    packages: dict[str, str] = {}
+
+
+_COUNTED = {"I(Z;Y)", "I(X;Z)"}
+"""Terms that every layer has."""
 
 
 def _read_table(file: Path, name: str, version: int) -> pd.DataFrame:
@@ -410,5 +463,10 @@ def _read_table(file: Path, name: str, version: int) -> pd.DataFrame:
                 raise KeyError(f"{file.name} has no column {column.name!r}")
             held[column.name] = column.missing
         if column.kind == "text":
-            held[column.name] = held[column.name].astype(object).where(held[column.name].notna(), "")
+            held[column.name] = held[column.name].astype(object).where(held[column.name].notna(), "").map(str)
+        elif column.kind == "boolean":
+            if not held[column.name].isin([True, False]).all():
+                raise ValueError(f"{file.name}: {column.name} must be True or False")
+        else:
+            held[column.name] = pd.to_numeric(held[column.name])
     return held[column_names(name)]

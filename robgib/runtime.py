@@ -22,7 +22,7 @@ __all__ = [
     "Progress",
     "SampleRNG",
     "environment",
-    "memory_faults",
+    "network_faults",
     "one_thread",
     "progress_bars",
     "resolve_device",
@@ -166,10 +166,13 @@ _LACKING = ("can't allocate memory", "not enough memory", "cannot allocate memor
 
 
 @contextmanager
-def memory_faults() -> Iterator[None]:
-    """Raise ``torch.OutOfMemoryError`` wherever memory does not suffice, as CUDA does: on a CPU torch says otherwise.
+def network_faults() -> Iterator[None]:
+    """Run what a stranger's network does, and say its faults as other code expects them.
 
-    >>> with memory_faults():
+    Where memory does not suffice it is ``torch.OutOfMemoryError``, as on CUDA: on a CPU torch says otherwise. A network
+    that would end the program raises RuntimeError.
+
+    >>> with network_faults():
     ...     raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
     Traceback (most recent call last):
     torch.OutOfMemoryError: DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes
@@ -178,6 +181,8 @@ def memory_faults() -> Iterator[None]:
         yield
     except torch.OutOfMemoryError:
         raise
+    except SystemExit as error:
+        raise RuntimeError("it would end the program (SystemExit)") from error
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, MemoryError) or any(words in str(error).lower() for words in _LACKING):
             raise torch.OutOfMemoryError(str(error)) from error

@@ -21,7 +21,7 @@ from robgib.attacks.threat_model import NORMS, Norm, ThreatModel, per_sample
 from robgib.errors import RobGIBError, RobGIBWarning, first_line, unknown_name
 from robgib.models.adapt import seeded
 from robgib.models.inference import eval_mode
-from robgib.runtime import SampleRNG, memory_faults
+from robgib.runtime import SampleRNG, network_faults
 
 __all__ = [
     "DOORS",
@@ -81,7 +81,7 @@ def _running(what: str, model: nn.Module, x: Tensor, rng: SampleRNG) -> Iterator
     seed = int(rng.generators()[0].integers(2**31))
     with eval_mode(model), seeded(seed, x.device), torch.enable_grad():
         try:
-            with memory_faults():
+            with network_faults():
                 yield seed
         except (RobGIBError, Warning, torch.OutOfMemoryError):
             raise

@@ -64,6 +64,12 @@ def run() -> None:
     except RobGIBError as error:
         err.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(2)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        named = escape(str(error.filename)[-200:])
+        err.print(f"[bold red]error:[/] {named}: {error.strerror}.", highlight=False, soft_wrap=True)
+        sys.exit(2)
     except MemoryError:
         _lack_of_memory()
     except RuntimeError as error:

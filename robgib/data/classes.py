@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,6 +13,7 @@ import torch
 
 from robgib.data.dataset import Dataset, Split
 from robgib.errors import RobGIBError, unknown_name
+from robgib.files import read_json
 
 __all__ = [
     "class_indices",
@@ -55,15 +55,15 @@ def read_classes(spec: str | Path | Sequence[str]) -> list[tuple[str, ...]]:
     if not path.is_file():
         raise RobGIBError(f"classes {str(spec)!r}: there is no such file; give one, or imagenet.")
     try:
-        text = path.read_text(encoding="utf-8")
         if path.suffix == ".json":
-            content = json.loads(text)
+            content = read_json(path)
             content = content.get("id2label", content) if isinstance(content, dict) else content
             if isinstance(content, dict):
                 content = [content[str(i)] for i in range(len(content))]
             made = [tuple(map(str, c)) if isinstance(c, list) else (str(c),) for c in content]
         else:
-            made = [tuple(part.strip() for part in line.split("\t")) for line in text.splitlines() if line.strip()]
+            lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+            made = [tuple(part.strip() for part in line.split("\t")) for line in lines]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RobGIBError(f"classes {str(spec)!r} cannot be read: give a class a line, or JSON by number.") from error
     return _checked(made, str(spec))

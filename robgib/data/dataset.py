@@ -58,6 +58,8 @@ class Split:
             raise RobGIBError(
                 f"data must be images (N, C, H, W) with labels (N,), not {tuple(x.shape)} with {tuple(y.shape)}."
             )
+        if len(x) and not x.numel():
+            raise RobGIBError(f"images of shape {tuple(x.shape[1:])} hold no pixels.")
         if not x.is_floating_point() or y.is_floating_point() or y.is_complex():
             raise RobGIBError(
                 f"images must be floating point and labels integers, not {x.dtype} and {y.dtype}; "
@@ -172,6 +174,8 @@ class Dataset:
 def _as_tensor(value: ArrayLike | Tensor, what: str) -> Tensor:
     """Turn an array, a tensor or lists into a tensor without gradient."""
     if isinstance(value, Tensor):
+        if value.layout != torch.strided or value.is_quantized or value.device.type == "meta":
+            raise RobGIBError(f"{what} must be a dense tensor of numbers, not {value.layout!s} on {value.device}.")
         return value.detach()
     try:
         array = np.asarray(value)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from robgib.errors import RobGIBError, unknown_name
 from robgib.information.features import WIDE, directions
 from robgib.models.adapt import Classifier, network_of
-from robgib.runtime import Progress, memory_faults
+from robgib.runtime import Progress, network_faults
 
 __all__ = [
     "LOGITS",
@@ -243,7 +243,7 @@ def collect_activations(
     while start < len(x):
         batch = x[start : start + batch_size].to(device)
         try:
-            with memory_faults():
+            with network_faults():
                 found = _record(model, batch, [n for n in layers if n != LOGITS])
         except torch.OutOfMemoryError:
             if batch_size == 1:

@@ -256,6 +256,11 @@ def make_estimators(
     Raises:
         RobGIBError: an unknown name or option, an estimator that is given twice, or one that the data do not suit.
     """
+    if isinstance(estimators, str) or not isinstance(estimators, Sequence):
+        raise RobGIBError(f"estimators must be a sequence of specifications or estimators, not {estimators!r}.")
+    for e in estimators:
+        if not isinstance(e, str | Estimator):
+            raise RobGIBError(f"an estimator must be a specification such as 'probe', or an Estimator, not {e!r}.")
     made = [
         e if isinstance(e, Estimator) else make_estimator(e, catalogue, seed=seed, steps=_STEPS) for e in estimators
     ]

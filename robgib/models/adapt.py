@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 from robgib.errors import RobGIBError, first_line
-from robgib.runtime import memory_faults
+from robgib.runtime import network_faults
 
 __all__ = [
     "Adapted",
@@ -362,7 +362,7 @@ def _form(net: Callable[..., Any], sample: Tensor) -> tuple[dict[str, Any], Any,
         rows = torch.arange(count, device=sample.device) % len(sample)
         given = sample[rows]
         try:
-            with memory_faults():
+            with network_faults():
                 told = net(given if dtype is None else given.to(dtype))
             logits, where = _tensor(told)
         except torch.OutOfMemoryError:

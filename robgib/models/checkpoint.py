@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from robgib.errors import RobGIBError, first_line, unknown_name
-from robgib.files import write_file
+from robgib.files import read_json, write_file
 from robgib.models.programs import PICKLED_SUFFIXES, PROGRAM_SUFFIXES, is_program, read_program
 from robgib.models.unpickle import StandIn, read_pickled
 
@@ -65,7 +65,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
     if not beside.is_file():
         return None
     try:
-        record = json.loads(beside.read_text(encoding="utf-8"))
+        record = read_json(beside)
     except (OSError, ValueError) as error:
         raise RobGIBError(f"the record {beside} is not readable JSON: {error}; remove or mend it.") from error
     return record if isinstance(record, dict) else None
@@ -166,11 +166,11 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
 def _sharded(index: Path) -> dict[str, Tensor]:
     """The weights of several files beside their index, which maps each weight's name to its file."""
     try:
-        told = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        told = read_json(index)["weight_map"]
         files = sorted(set(told.values()))
         if not files or not all(isinstance(f, str) for f in files):
             raise TypeError("no files")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RobGIBError(f"{index} is not an index of weights with a weight_map; fetch it again.") from error
     weights: dict[str, Tensor] = {}
     for name in files:

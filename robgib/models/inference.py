@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from robgib.errors import NoGradientError, RobGIBError, first_line, unknown_name
 from robgib.models.adapt import Classifier, adapt, as_module, decided, seeded
-from robgib.runtime import memory_faults
+from robgib.runtime import network_faults
 
 __all__ = [
     "PRECISIONS",
@@ -104,7 +104,7 @@ def gradient_of(value: Tensor, leaf: Tensor, keep: bool = False) -> Tensor:
         NoGradientError: there is none.
     """
     try:
-        with memory_faults():
+        with network_faults():
             return torch.autograd.grad(value, leaf, retain_graph=keep)[0]
     except torch.OutOfMemoryError:
         raise
@@ -206,7 +206,7 @@ class BatchedModel(nn.Module):
         while start < count:
             stop = min(start + self.batch_size, count)
             try:
-                with memory_faults():
+                with network_faults():
                     parts.append(call(slice(start, stop)))
             except torch.OutOfMemoryError:
                 if self.batch_size == 1:
@@ -267,7 +267,7 @@ def fuse_for_inference(model: nn.Module, sample: Tensor) -> nn.Module:
         return model
     for copied in (_traced, copy.deepcopy):
         try:
-            with memory_faults():
+            with network_faults():
                 quick = copied(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
                 for p in quick.parameters():
                     p.requires_grad_(False)
@@ -463,7 +463,7 @@ def prepare(
             few = sample[:count].to(device)
             try:
                 adapted = adapt(net, few, classes)
-                with eval_mode(adapted.model), memory_faults():
+                with eval_mode(adapted.model), network_faults():
                     quick = adapted.model if adapted.random else fuse_for_inference(adapted.model, few)
                     size = batch_size or rows_of(adapted.model) or fitting_batch(adapted.model, few)
                 break

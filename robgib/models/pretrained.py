@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from robgib._torchvision import load_torchvision
 from robgib.errors import RobGIBError, first_line, unknown_name
+from robgib.files import read_json
 from robgib.models.checkpoint import load_into, read_state
 from robgib.models.normalization import IMAGENET, Ported
 from robgib.models.registry import load_timm
@@ -123,8 +123,8 @@ def _timm(name: str) -> Pretrained:
 def is_transformers_folder(path: Path) -> bool:
     """Whether a folder holds a network as Hugging Face's transformers write it."""
     try:
-        told = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        told = read_json(path / "config.json")
+    except (OSError, ValueError):
         return False
     return isinstance(told, dict) and ("model_type" in told or "architectures" in told)
 
@@ -207,7 +207,7 @@ def _processor(library: Any, where: str, local: bool) -> Mapping[str, Any]:
     )
     if path is None:
         return {}
-    told = json.loads(Path(path).read_text(encoding="utf-8"))
+    told = read_json(Path(path))
     return told if isinstance(told, dict) else {}
 
 

@@ -166,6 +166,9 @@ def named_attacks(
         RobGIBError: an unknown name or parameter, or an attack that is given twice.
     """
     if isinstance(attacks, Mapping):
+        for label, attack in attacks.items():
+            if not isinstance(label, str) or not label or not isinstance(attack, Attack):
+                raise RobGIBError(f"attacks must map names to attacks, not {label!r} to {type(attack).__name__}.")
         return dict(attacks)
     if isinstance(attacks, str):
         if attacks not in BUDGETS:
@@ -174,6 +177,8 @@ def named_attacks(
                 f"attacks must be a sequence of specifications, as in [{attacks!r}], or one of {budgets}."
             )
         attacks = BUDGETS[attacks]
+    if not isinstance(attacks, Sequence) or not all(isinstance(item, str | Attack) for item in attacks):
+        raise RobGIBError(f"attacks must be a sequence of specifications or attacks, not {attacks!r}.")
     named: dict[str, Attack] = {}
     for item in attacks:
         attack = item if isinstance(item, Attack) else make_attack(item, default_eps, catalogue)

@@ -20,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from robgib.data.dataset import Dataset, Split
 from robgib.errors import RobGIBError
 from robgib.files import write_file
-from robgib.runtime import Progress, memory_faults, resolve_device
+from robgib.runtime import Progress, network_faults, resolve_device
 from robgib.training.config import Training
 from robgib.training.losses import adversarial, augment, check_penalty, penalty_of
 
@@ -79,7 +79,7 @@ def _batches(samples: int, size: int, least: int) -> list[int]:
 def _told(config: Training) -> Iterator[None]:
     """Say in a sentence what the machine cannot do."""
     try:
-        with memory_faults():
+        with network_faults():
             yield
     except torch.OutOfMemoryError as error:
         raise RobGIBError(

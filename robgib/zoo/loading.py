@@ -593,7 +593,7 @@ def load_checkpoint(
     architecture = record.get("architecture") or {}
     if not isinstance(architecture, dict) or not isinstance(architecture.get("name", ""), str):
         raise RobGIBError(f"the record {beside} has no architecture with a name; remove or mend it.")
-    if not isinstance(record.get("data") or "", str):
+    if record.get("data") is not None and not isinstance(record["data"], str):
         raise RobGIBError(f"the record {beside} does not name its data; remove or mend it.")
     load_data_sets(extra)
     options = {} if arch is not None else {k: v for k, v in architecture.items() if k != "name"}
