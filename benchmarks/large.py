@@ -26,6 +26,7 @@ import robgib
 from robgib.data import Sizing
 from robgib.information import DEFAULT_ESTIMATORS
 from robgib.models import build
+from robgib.models.inference import predict
 from robgib.models.registry import load_timm
 
 CLASSES = 10
@@ -69,7 +70,10 @@ def main() -> None:
             net = load_timm().create_model(asked.what, num_classes=CLASSES)
             blocks = [n for n, _ in net.named_children() if n.startswith("layer")] or [f"blocks.{i}" for i in (2, 5, 8)]
             layers, samples, attacks = [*blocks[:3], "logits"], asked.samples, ["pgd-linf:eps=4/255,steps=10"]
-        data = replace(data, by_name=False)
+        few = data.test.x[: asked.samples]  # labelled as the network answers, so that there is something to attack
+        told = torch.from_numpy(predict(net.eval(), data.test.x if asked.samples is None else few).astype(np.int64))
+        y = torch.cat([told, data.test.y[len(told) :]])
+        data = replace(data, by_name=False, test=replace(data.test, y=y))
         run = robgib.evaluate(
             net.eval(), data, attacks=attacks, layers=layers, samples=samples, information_samples=asked.information,
             estimators=asked.estimator or DEFAULT_ESTIMATORS, curve=False, signs=False, corruptions=False,

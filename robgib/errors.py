@@ -30,7 +30,7 @@ class RobGIBError(Exception):
     """Bad input. The message is one sentence for a person; the command line exits with code 2.
 
     >>> len(str(RobGIBError("unknown model " + 5000 * "9")))
-    139
+    135
     """
 
     def __init__(self, message: str = "") -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import signal
 import sys
 from types import FrameType
@@ -26,9 +27,7 @@ def main() -> None:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup sets it
             signal.signal(number, interrupt)  # ends as Ctrl-C does: nothing half-written stays
     try:
-        from robgib.cli.app import run
-
-        run()
+        importlib.import_module("robgib.cli.app").run()
     except BaseException as error:
         # A library that is interrupted while it is imported may say so by another error.
         if not told and not isinstance(error, KeyboardInterrupt):

@@ -122,6 +122,10 @@ def evaluate(
         Optional[str],  # noqa: UP045
         typer.Option(help="Exit with 1 where a robust accuracy is lower, as 40% or 0.4."),
     ] = None,
+    log: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="Send parameters, figures, tables and the page to mlflow or tensorboard; repeatable."),
+    ] = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Measure again what a run folder below --out holds already.")
     ] = False,
@@ -160,6 +164,8 @@ def evaluate(
         robgib.attacks.make_attack(spec, extra=extra)
     for spec in estimators:
         robgib.information.make_estimator(spec, extra)
+    for tracker in log or ():
+        robgib.reporting.check_tracker(tracker)
     check_writable(out_folder)
 
     runs: list[robgib.Run] = []
@@ -235,6 +241,10 @@ def evaluate(
         with atomic_directory(study) as folder:
             _write_study(runs, folder)
         pages.append(study / "report.html")
+    for tracker in dict.fromkeys(log or ()):
+        for run in runs:
+            told = robgib.reporting.log_run(run, out_folder / run.folder, tracker)
+            err.print(f"{escape(run.name)}: {escape(told)}", highlight=False, soft_wrap=True)
     if as_json:
         folders = [str(out_folder / run.folder) for run in runs]
         typer.echo(json.dumps(robgib.reporting.runs_json(runs, folders), indent=2))

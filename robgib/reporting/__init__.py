@@ -3,6 +3,7 @@
 from robgib.reporting.console import print_runs, runs_json
 from robgib.reporting.page import render, trace_page, write_report, write_trace
 from robgib.reporting.summary import summarise
+from robgib.reporting.trackers import TRACKERS, check_tracker, log_run
 from robgib.reporting.validation import (
     merge_validations,
     read_validation,
@@ -13,6 +14,9 @@ from robgib.reporting.validation import (
 )
 
 __all__ = [
+    "TRACKERS",
+    "check_tracker",
+    "log_run",
     "merge_validations",
     "print_runs",
     "read_validation",

@@ -49,7 +49,9 @@ robgib.cli.main()
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no such limit here")
-@pytest.mark.parametrize("batch", [(), ("--batch-size", "200")], ids=["found", "chosen"])
+@pytest.mark.parametrize(
+    "batch", [pytest.param((), marks=pytest.mark.slow), ("--batch-size", "200")], ids=["found", "chosen"]
+)
 def test_a_batch_that_memory_does_not_hold_is_halved(tmp_path, digits_cnn, batch):
     (tmp_path / "hungry.py").write_text(HUNGRY)
 
