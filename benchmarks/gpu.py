@@ -37,7 +37,7 @@ def main() -> None:
     asked = parser.parse_args()
     device = resolve_device(asked.device)
     torch.manual_seed(0)
-    net = build("resnet", (3, 32, 32), 10, {"depth": 18}).eval()
+    net = build("resnet", (3, 32, 32), 10, {"depths": [2, 2, 2, 2], "width": 64}).eval()
     x = torch.rand(asked.images, 3, 32, 32)
     y = torch.from_numpy(predict(net.to(device), x, device=device))
     began = time.perf_counter()

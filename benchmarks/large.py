@@ -65,7 +65,7 @@ def main() -> None:
         listed = time.perf_counter() - began
         if asked.what == "folder":
             net = build("lenet", (3, 224, 224), CLASSES)
-            layers, samples, attacks = ["logits"], 100, ["fgsm-linf:eps=4/255"]
+            layers, samples, attacks = ["logits"], asked.samples or 100, ["fgsm-linf:eps=4/255"]
         else:
             net = load_timm().create_model(asked.what, num_classes=CLASSES)
             blocks = [n for n, _ in net.named_children() if n.startswith("layer")] or [f"blocks.{i}" for i in (2, 5, 8)]

@@ -36,6 +36,7 @@ _MISSING = 0.5  # standard deviation of what is left of that cost, in what was t
 _AT_ONCE = 4096  # composed inputs
 _NUMBERS = 2**25  # that they may hold together: large pictures are composed fewer at a time
 _POOL = 2**27  # that all donors together may hold: of large pictures fewer are taken from
+_FINE = 2**24
 _ALPHAS = np.geomspace(1e-3, 1e4, 8)  # strengths of a ridge that are tried, by leaving one out
 _TOLD = 0.05  # share of a feature's variance that the others must predict, for their line to be used
 _FEW_VALUES = 8  # content of no more values than this is taken as it is
@@ -129,7 +130,7 @@ class Imputation(Estimator):
                 "use patches, tokens, groups, channels or pixels."
             )
         rng = np.random.default_rng([self.seed, 11])
-        network = _with_few_donors(network)
+        network = _narrowed(network, self.samples)
         rows = np.arange(len(network.x))[: self.samples]
         counts = {t.name: int(max(t.values.max(), t.fit.max())) + 1 for t in targets}
         marginals = {t.name: _marginal(t, counts[t.name], rows, weights) for t in targets}
@@ -315,7 +316,9 @@ class _Content:
             return cls(cell, own, None, low, high)
         x, d = (np.hstack([part[j] for j in others]) for part in (network.inputs.values, network.inputs.fit))
         scale = d.std(0) + 1e-12
-        flat = own.flatten(1).double().numpy()
+        flat = own.flatten(1).numpy()
+        if flat.size <= _FINE:  # of large pictures the line is fitted in single precision: half the memory
+            flat = flat.astype(np.float64)
         line = RidgeCV(alphas=_ALPHAS).fit(d / scale, flat)
         if -line.best_score_ > (1 - _TOLD) * flat.var(0).mean():
             return cls(cell, own, None, low, high)
@@ -333,13 +336,16 @@ class _Content:
         return made.clamp(self.low, self.high)
 
 
-def _with_few_donors(network: Network) -> Network:
-    """The network with no more donors than half a GiB holds, read."""
-    pool = max(1, _POOL // max(1, int(np.prod(network.donors.shape[1:]))))
-    if network.same or len(network.donors) <= pool:
+def _narrowed(network: Network, samples: int) -> Network:
+    """The network with the inputs that are estimated on, and no more donors than half a GiB holds."""
+    if network.same:
         return network
-    inputs = replace(network.inputs, fit=tuple(scores[:pool] for scores in network.inputs.fit))
-    return replace(network, donors=network.donors[:pool], inputs=inputs)
+    pool = max(1, _POOL // max(1, int(np.prod(network.donors.shape[1:]))))
+    values, fit = (
+        tuple(s[:n] for s in part) for part, n in ((network.inputs.values, samples), (network.inputs.fit, pool))
+    )
+    inputs = replace(network.inputs, values=values, fit=fit)
+    return replace(network, x=network.x[:samples], donors=network.donors[:pool], inputs=inputs)
 
 
 def _at_once(x: Tensor) -> int:
