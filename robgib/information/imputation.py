@@ -35,7 +35,7 @@ _FOLDS = 5
 _MISSING = 0.5  # standard deviation of what is left of that cost, in what was taken out
 _AT_ONCE = 4096  # composed inputs
 _NUMBERS = 2**25  # that they may hold together: large pictures are composed fewer at a time
-_POOL = 2**27  # that all donors together may hold: of large pictures fewer are taken from
+_POOL = 2**26  # that all donors together may hold: of large pictures fewer are taken from
 _FINE = 2**24
 _ALPHAS = np.geomspace(1e-3, 1e4, 8)  # strengths of a ridge that are tried, by leaving one out
 _TOLD = 0.05  # share of a feature's variance that the others must predict, for their line to be used
@@ -337,7 +337,7 @@ class _Content:
 
 
 def _narrowed(network: Network, samples: int) -> Network:
-    """The network with the inputs that are estimated on, and no more donors than half a GiB holds."""
+    """The network with the inputs that are estimated on, and no more donors than a quarter of a GiB holds."""
     if network.same:
         return network
     pool = max(1, _POOL // max(1, int(np.prod(network.donors.shape[1:]))))
