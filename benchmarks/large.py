@@ -70,8 +70,8 @@ def main() -> None:
             net = load_timm().create_model(asked.what, num_classes=CLASSES)
             blocks = [n for n, _ in net.named_children() if n.startswith("layer")] or [f"blocks.{i}" for i in (2, 5, 8)]
             layers, samples, attacks = [*blocks[:3], "logits"], asked.samples, ["pgd-linf:eps=4/255,steps=10"]
-        few = data.test.x[: asked.samples]  # labelled as the network answers, so that there is something to attack
-        told = torch.from_numpy(predict(net.eval(), data.test.x if asked.samples is None else few).astype(np.int64))
+        # Labelled as the network answers, so that there is something to attack.
+        told = torch.from_numpy(predict(net.eval(), data.test.x[:samples]).astype(np.int64))
         y = torch.cat([told, data.test.y[len(told) :]])
         data = replace(data, by_name=False, test=replace(data.test, y=y))
         run = robgib.evaluate(

@@ -69,11 +69,7 @@ def checked_arguments(*names: str) -> Callable[[Callable[P, R]], Callable[P, R]]
         def call(*arguments: P.args, **options: P.kwargs) -> R:
             given = signature.bind(*arguments, **options)
             held = {name: _plain(given.arguments[name]) for name in names if name in given.arguments}
-            try:
-                found = model()(**held)
-            except ValidationError as error:
-                raise RobGIBError(sentence_of(error, "")) from error
-            given.arguments.update({name: getattr(found, name) for name in held})
+            given.arguments.update(_fitted(model(), held, ""))
             return function(*given.args, **given.kwargs)
 
         return call
@@ -139,8 +135,13 @@ def construct(kind: type[Any], parameters: Mapping[str, Any], what: str, **fixed
 
 
 def _checked(kind: type[Any], given: Mapping[str, Any], what: str) -> dict[str, Any]:
+    return _fitted(_model(kind), given, what)  # type: ignore[arg-type]
+
+
+def _fitted(model: type[BaseModel], given: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """The given values as the model's types take them."""
     try:
-        held = _model(kind)(**given)  # type: ignore[arg-type]
+        held = model(**given)
     except ValidationError as error:
         raise RobGIBError(sentence_of(error, what)) from error
     return {name: getattr(held, name) for name in given}

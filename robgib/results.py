@@ -407,16 +407,7 @@ def load_run(folder: str | Path) -> Run:
         raise RobGIBError(
             f"{str(folder)!r} is not a whole run folder: {sentence_of(error, '')[:-1]}; evaluate the model again."
         ) from error
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        EOFError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
+    except (*_UNREADABLE, KeyError, TypeError, AttributeError) as error:
         raise RobGIBError(
             f"{str(folder)!r} is not a whole run folder ({type(error).__name__}: {error}); evaluate the model again."
         ) from error
