@@ -7,6 +7,7 @@ from robgib.attacks.carlini_wagner import CarliniWagner
 from robgib.attacks.checks import Check, check_attack
 from robgib.attacks.deepfool import DeepFool
 from robgib.attacks.fab import FAB
+from robgib.attacks.fast import FastEnsemble
 from robgib.attacks.fgsm import FGSM
 from robgib.attacks.libraries import ARTAttack, FoolboxAttack, TorchAttack
 from robgib.attacks.mifgsm import MIFGSM
@@ -35,6 +36,7 @@ __all__ = [
     "Check",
     "Criterion",
     "DeepFool",
+    "FastEnsemble",
     "FoolboxAttack",
     "MinimumNormAttack",
     "Objective",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from robgib.attacks.base import Attack, objective_gradient
 from robgib.attacks.objective import Criterion, Loss, Objective, answers_at_random, misled
-from robgib.attacks.threat_model import ThreatModel, per_sample
+from robgib.attacks.threat_model import NORMS, ThreatModel, per_sample
 from robgib.options import Count
 from robgib.runtime import SampleRNG
 
@@ -22,6 +22,12 @@ __all__ = [
 ]
 
 _MOMENTUM = 0.75  # weight of the new step; the rest goes on in the former direction
+_WIDER = ((3.0, 0.3), (2.0, 0.3), (1.0, 0.4))  # under L1: radii, in eps, and their shares of the steps
+_TURN = 0.04  # under L1: share of a radius's steps after which step and sparsity are reconsidered
+_SPREAD = 0.2  # under L1: share of the pixels that the first steps change, without a start that says it
+_SPARSER = 1.5  # under L1: by which factor fewer pixels are changed than the best image changes
+_SETTLED = 0.95  # under L1: below this share of the pixels changed before, the steps are long again
+_SHORTEST = 0.1  # under L1: step, in radii
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,10 @@ class APGD(Attack):
     back to its best iterate, when fewer than ``rho`` of the steps since the last one raised its loss, or when neither
     step nor best loss has changed. Fooled samples leave the batch.
 
+    Under L1 it is Croce & Hein's form for that norm (2021, algorithm 1 and section 3.3): a step changes as many pixels
+    as the best image so far does, less a third; steps are long again where that number falls, else shorter; and the
+    ball shrinks from three eps over two to one, each search from where the last one ended.
+
     Fields:
         steps: gradient steps a restart and target.
         restarts: independent starts.
@@ -41,6 +51,7 @@ class APGD(Attack):
         rho: share of steps that must raise the loss.
     """
 
+    norms: ClassVar[tuple[str, ...]] = NORMS
     pooled: ClassVar[bool] = True
     steps: Count = 100
     restarts: Count = 1
@@ -60,12 +71,25 @@ class APGD(Attack):
                 if not len(left):
                     return result
                 origin, aim = x[left], goal.select(left)
-                start = self.threat.random_start(origin, rng.select(left))
-                found, value, is_adversarial = auto_ascend(model, origin, aim, self.threat, start, self.steps, self.rho)
+                found, value, is_adversarial = self.ascend(model, origin, aim, rng.select(left))
                 better = is_adversarial | (value > best[left])
                 result[left[better]], best[left[better]] = found[better], value[better]
                 left = left[~is_adversarial]
         return result
+
+    def ascend(
+        self, model: nn.Module, x: Tensor, goal: Objective, rng: SampleRNG, start: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Ascend one goal's objective once, from ``start`` or else a random image of the ball.
+
+        Args and what it returns: as for :func:`auto_ascend`.
+        """
+        if self.norm != "l1":
+            start = self.threat.random_start(x, rng) if start is None else start
+            return auto_ascend(model, x, goal, self.threat, start, self.steps, self.rho)
+        if start is None:
+            return shrinking_ascent(model, x, goal, self.threat, rng, self.steps)
+        return sparse_ascend(model, x, goal, self.threat, start, self.steps, _changed(start, x) / _SPARSER)
 
     def _goals(self, logits: Tensor, y: Tensor, patient: bool) -> Iterator[Objective]:
         if not self.targets:
@@ -164,3 +188,97 @@ def auto_ascend(
             s["marked"], s["rises"], last = s["best_value"], torch.zeros_like(s["rises"]), step
     result[rows], values[rows] = state["best"], state["best_value"]
     return result, values, is_adversarial
+
+
+def shrinking_ascent(
+    model: nn.Module, x: Tensor, goal: Objective, threat: ThreatModel, rng: SampleRNG, steps: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Ascend under L1 in balls of three, two and one eps, each from the best image of the one before, made to fit.
+
+    Args and what it returns: as for :func:`auto_ascend`; the random start is drawn here.
+    """
+    widest = threat.widest(x[:1].numel())
+    start: Tensor | None = None
+    used, share = 0, 0.0
+    for factor, part in _WIDER:
+        share += part
+        count = max(1, round(share * steps) - used)
+        used += count
+        ball = ThreatModel(threat.norm, min(factor * threat.eps, widest), threat.box)
+        # Only in the ball that counts does an image end the search of its sample.
+        aim = goal if factor == 1 else replace(goal, criterion=replace(goal.criterion, patient=True))
+        if start is None:
+            start, changed = ball.random_start(x, rng), torch.full((len(x),), _SPREAD * x[:1].numel(), device=x.device)
+        else:
+            changed = _changed(start, x) / _SPARSER
+            start = ball.project(start, x)
+        found = sparse_ascend(model, x, aim, ball, start, count, changed)
+        start = found[0]
+    return found
+
+
+def _changed(images: Tensor, x: Tensor) -> Tensor:
+    """How many pixels (N,) differ."""
+    return (images != x).flatten(1).sum(1).float()
+
+
+def sparse_ascend(
+    model: nn.Module, x: Tensor, goal: Objective, threat: ThreatModel, start: Tensor, steps: int, changed: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Ascend in one L1 ball with steps that change ``changed`` (N,) pixels at first, and as many as pays later.
+
+    Args and what it returns: as for :func:`auto_ascend`.
+    """
+    count = len(x)
+    result, is_adversarial = start.clone(), torch.zeros(count, dtype=torch.bool, device=x.device)
+    rows = torch.arange(count, device=x.device)
+    gradient, logits = objective_gradient(model, start, goal)
+    value = goal.value(logits)
+    values = value.clone()
+    state = {
+        "x": x, "at": start, "best": start, "gradient": gradient, "best_gradient": gradient, "best_value": value,
+        "size": torch.full_like(value, threat.eps), "sparse": changed.to(value), "before": changed.to(value),
+    }  # fmt: skip
+    turn = max(1, int(_TURN * steps))
+    for step in range(steps + 1):
+        s = state
+        if step:
+            s["at"] = threat.project(_sparse_step(s["at"], s["gradient"], s["size"], s["sparse"]), s["x"])
+            if step < steps:
+                s["gradient"], logits = objective_gradient(model, s["at"], goal)
+            else:
+                with torch.no_grad():
+                    logits = model(s["at"])
+            value = goal.value(logits)
+            better = value > s["best_value"]
+            wide = per_sample(better, s["at"])
+            s["best"] = torch.where(wide, s["at"], s["best"])
+            s["best_gradient"] = torch.where(wide, s["gradient"], s["best_gradient"])
+            s["best_value"] = torch.where(better, value, s["best_value"])
+        done = goal.criterion(logits)
+        if bool(done.any()):
+            is_adversarial[rows[done]] = True
+            result[rows[done]], values[rows[done]] = s["at"][done], value[done]
+            rows, goal = rows[~done], goal.select(~done)
+            s = state = {name: held[~done] for name, held in state.items()}
+        if not len(rows):
+            return result, values, is_adversarial
+        if step and step % turn == 0:
+            now = _changed(s["best"], s["x"])
+            fewer = now < _SETTLED * s["before"]
+            s["sparse"], s["before"] = now / _SPARSER, now
+            s["size"] = torch.where(fewer, threat.eps, (s["size"] / _SPARSER).clamp_min(_SHORTEST * threat.eps))
+            back = per_sample(fewer, s["at"])
+            s["at"] = torch.where(back, s["best"], s["at"])
+            s["gradient"] = torch.where(back, s["best_gradient"], s["gradient"])
+    result[rows], values[rows] = state["best"], state["best_value"]
+    return result, values, is_adversarial
+
+
+def _sparse_step(x: Tensor, gradient: Tensor, size: Tensor, changed: Tensor) -> Tensor:
+    """Go ``size`` (N,) in L1 along the signs of the ``changed`` (N,) steepest pixels, an equal share each."""
+    slope = gradient.flatten(1)
+    order = slope.abs().sort(1, descending=True).values
+    last = changed.long().clamp(1, slope.shape[1])[:, None] - 1
+    move = slope.sign() * (slope.abs() >= order.gather(1, last))
+    return x + (per_sample(size, move) * move / move.abs().sum(1, keepdim=True).clamp_min(1)).view_as(x)

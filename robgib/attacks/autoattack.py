@@ -15,7 +15,7 @@ from robgib.attacks.base import Attack
 from robgib.attacks.fab import FAB
 from robgib.attacks.objective import Objective
 from robgib.attacks.square import Square
-from robgib.attacks.threat_model import per_sample
+from robgib.attacks.threat_model import NORMS, per_sample
 from robgib.errors import NoGradientError, RobGIBWarning
 from robgib.options import Count
 from robgib.runtime import SampleRNG
@@ -30,7 +30,8 @@ __all__ = [
 class AutoAttack(Attack):
     """AutoAttack (Croce & Hein 2020): APGD-CE, APGD-T, FAB-T and Square, each on what the ones before left.
 
-    The budgets are the standard version's: 100 steps and one restart each, 9 target classes, 5,000 queries. A model of
+    The budgets are the standard version's: 100 steps and one restart each, 9 target classes, 5,000 queries; under L1
+    (Croce & Hein 2021) 5 restarts of APGD-CE and 5 target classes of APGD-T. A model of
     fewer than four classes has no DLR loss towards targets; APGD-T then ascends the plain margin.
 
     ``version="rand"`` is the paper's for models that answer at random: APGD-CE and APGD-DLR (the margin below three
@@ -39,10 +40,11 @@ class AutoAttack(Attack):
     Fields:
         version: ``standard`` or ``rand``.
         steps: of APGD and FAB.
-        targets: of APGD-T and FAB-T.
+        targets: of APGD-T and FAB-T; APGD-T takes 5 of them at most under L1.
         queries: of Square.
     """
 
+    norms: ClassVar[tuple[str, ...]] = NORMS
     pooled: ClassVar[bool] = True
     version: Literal["standard", "rand"] = "standard"
     steps: Count = 100
@@ -59,9 +61,12 @@ class AutoAttack(Attack):
         ce = APGD(self.norm, self.eps, steps=self.steps, eot=self.eot)
         if self.version == "rand":
             return ce, replace(ce, loss="dlr" if classes > 2 else "margin")
+        sparse = self.norm == "l1"
         return (
-            ce,
-            replace(ce, loss="dlr" if classes > 3 else "margin", targets=self.targets),
+            replace(ce, restarts=5 if sparse else 1),
+            replace(
+                ce, loss="dlr" if classes > 3 else "margin", targets=min(self.targets, 5) if sparse else self.targets
+            ),
             FAB(self.norm, self.eps, steps=self.steps, targeted=True, targets=self.targets, eot=self.eot),
             Square(self.norm, self.eps, queries=self.queries, eot=self.eot),
         )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from robgib.models.inference import BatchedModel, finite, gradient_of
 
 __all__ = [
+    "boundary_distances",
     "class_differences",
     "dual_norm",
     "hyperplane_step",
@@ -100,6 +101,26 @@ def nearest_boundary(
         value, nearest = torch.where(nearer, other, value), torch.where(nearer, reach, nearest)
         normal = torch.where(nearer[:, None], gradient, normal)
     return value, normal
+
+
+def boundary_distances(
+    model: nn.Module, x: Tensor, y: Tensor, classes: Tensor, norm: str, watch: Watch | None = None
+) -> Tensor:
+    """Return the distances (N, K), in ``norm``, from images ``x`` (N, …) to the linearised boundaries of ``classes``.
+
+    Args: as for :func:`nearest_boundary`.
+
+    Raises:
+        NoGradientError: the logits do not depend on the images by differentiable steps.
+    """
+    if isinstance(model, BatchedModel):
+        net, note = model.model, model.note_broken
+        (reach,) = model.map(
+            len(x), lambda rows: (boundary_distances(net, x[rows], y[rows], classes[rows], norm, note),)
+        )
+        return reach
+    each = _linearised(model, x, y, classes, watch)
+    return torch.stack([_reach(value, normal, norm, None) for value, normal in each], 1)
 
 
 def _reach(value: Tensor, normal: Tensor, norm: str, nudge: Tensor | None) -> Tensor:

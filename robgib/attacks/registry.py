@@ -18,6 +18,7 @@ from robgib.attacks.base import Attack
 from robgib.attacks.carlini_wagner import CarliniWagner
 from robgib.attacks.deepfool import DeepFool
 from robgib.attacks.fab import FAB
+from robgib.attacks.fast import FastEnsemble
 from robgib.attacks.fgsm import FGSM
 from robgib.attacks.libraries import DOORS, takes
 from robgib.attacks.mifgsm import MIFGSM
@@ -45,7 +46,7 @@ ATTACKS: registry.Registry[type[Attack]] = registry.Registry(
     named=lambda value: value.__name__,
 )
 """The attack classes by class name."""
-for _kind in (FGSM, RFGSM, PGD, MIFGSM, APGD, Square, DeepFool, CarliniWagner, FAB, AutoAttack):
+for _kind in (FGSM, RFGSM, PGD, MIFGSM, APGD, Square, DeepFool, CarliniWagner, FAB, AutoAttack, FastEnsemble):
     ATTACKS.enter(_kind.__name__, _kind)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from robgib.attacks.base import Attack
 from robgib.attacks.objective import Objective
-from robgib.attacks.threat_model import per_sample
+from robgib.attacks.threat_model import NORMS, distance, per_sample
 from robgib.options import Count
 from robgib.runtime import SampleRNG
 
@@ -32,8 +32,9 @@ class Square(Attack):
 
     Each query proposes another perturbation inside one random square of each image and keeps it unless the margin
     falls. Under L-inf the square takes ±eps by channel, and the search starts from vertical stripes; under L2 a
-    square takes a pyramid-shaped pattern and the norm that another square gives up. The squares shrink on the
-    paper's schedule, scaled to the number of queries. It needs logits only, so that masked gradients do not stop it.
+    square takes a pyramid-shaped pattern and the norm that another square gives up, and so it does under L1 (Croce &
+    Hein 2021, section 4). The squares shrink on the paper's schedule, scaled to the number of queries. It needs logits
+    only, so that masked gradients do not stop it.
 
     The paper keeps a proposal only where the margin rises, and stops at margin 0. Here one of equal margin is kept
     too, without which a network of coarse logits holds the search on a plateau, and a sample goes on until the
@@ -46,6 +47,7 @@ class Square(Attack):
         restarts: independent searches.
     """
 
+    norms: ClassVar[tuple[str, ...]] = NORMS
     pooled: ClassVar[bool] = True
     queries: Count = 5000
     area: Annotated[float, Field(gt=0, le=1)] = 0.8
@@ -148,23 +150,29 @@ class Square(Attack):
         one = _window(x, sides, numbers[:, 0], numbers[:, 1])
         two = _window(x, sides, numbers[:, 2], numbers[:, 3])
         either = one | two
-        # Norms by channel: what the two squares hold, and the share of what the ball still allows.
-        held = (delta * either).square().sum((2, 3), keepdim=True)
-        unused = (self.threat.eps**2 - delta.square().sum((1, 2, 3), keepdim=True)).clamp_min(0) / x.shape[1]
-        budget = (held + unused).sqrt()
-        former = delta * one
-        former = former / former.square().sum((2, 3), keepdim=True).sqrt().clamp_min(1e-10)
+        power = 1 if self.threat.norm == "l1" else 2
+
+        def mass(values: Tensor, over: tuple[int, ...] = (2, 3)) -> Tensor:
+            """The norm before its root."""
+            return values.abs().pow(power).sum(over, keepdim=True)
+
+        def unit(values: Tensor) -> Tensor:
+            return values / mass(values).pow(1 / power).clamp_min(1e-10)
+
+        # By channel: what the two squares hold, and the share of what the ball still allows.
+        unused = (self.threat.eps**power - mass(delta, (1, 2, 3))).clamp_min(0) / x.shape[1]
+        budget = (mass(delta * either) + unused).pow(1 / power)
+        former = unit(delta * one)
         upright, turned = _patterns(sides, x)
         pattern = torch.where((numbers[:, 4] < 0.5)[:, None, None], upright, turned)
         sign = torch.where(numbers[:, 5 : 5 + x.shape[1]] < 0.5, -1.0, 1.0).to(x.dtype)[:, :, None, None]
         fresh = _placed(pattern, x, numbers[:, 0], numbers[:, 1]) * sign + former
-        fresh = fresh * one
-        fresh = fresh / fresh.square().sum((2, 3), keepdim=True).sqrt().clamp_min(1e-10) * budget
+        fresh = unit(fresh * one) * budget
         return self._on_surface(x, torch.where(either, fresh, delta))
 
     def _on_surface(self, x: Tensor, delta: Tensor) -> Tensor:
         """Scale perturbations to the ball's surface, as far as the box lets them."""
-        size = torch.linalg.vector_norm(delta.flatten(1), dim=1).clamp_min(1e-10)
+        size = distance(delta, torch.zeros_like(delta), self.threat.norm).clamp_min(1e-10)
         return self.threat.project(x + delta * per_sample(self.threat.eps / size, x), x)
 
 

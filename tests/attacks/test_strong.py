@@ -6,10 +6,24 @@ import torch
 from torch import nn
 
 from robgib import RobGIBError, RobGIBWarning, SampleRNG, ThreatModel, check_attack, make_attack
-from robgib.attacks import APGD, FAB, MIFGSM, PGD, RFGSM, AutoAttack, Criterion, Objective, Square, cascade
-from robgib.attacks.apgd import checkpoints
+from robgib.attacks import (
+    APGD,
+    FAB,
+    MIFGSM,
+    PGD,
+    RFGSM,
+    AutoAttack,
+    Criterion,
+    FastEnsemble,
+    Objective,
+    Square,
+    cascade,
+)
+from robgib.attacks.apgd import _changed, _sparse_step, checkpoints
+from robgib.attacks.linearization import boundary_distances, wrong_classes
 from robgib.attacks.square import _patterns, _pyramid, _sides, _window
 from robgib.errors import NoGradientError
+from robgib.models.inference import BatchedModel, count_queries
 
 torchattacks = pytest.importorskip("torchattacks")
 
@@ -388,3 +402,97 @@ def test_autoattack_is_as_strong_as_that_of_torchattacks(digits_cnn, right_digit
 def test_bad_options(spec):
     with pytest.raises(RobGIBError, match="must"):
         make_attack(spec)
+
+
+class Staircase(nn.Module):
+    """The network on coarse colours: its gradients are all 0."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net((x * 8).round() / 8)
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.06), pytest.param("l2", 0.35, marks=pytest.mark.slow)])
+def test_the_fast_ensemble_says_what_autoattack_says_in_a_fifth_of_its_passes(digits_cnn, right_digits, norm, eps):
+    x, y = (v[:64] for v in right_digits)
+    with count_queries(digits_cnn) as full:
+        reference = robust(digits_cnn, x, y, AutoAttack(norm, eps))
+    with count_queries(digits_cnn) as few:
+        fast = robust(digits_cnn, x, y, FastEnsemble(norm, eps))
+    assert 0.3 < reference < 0.9
+    assert fast <= reference
+    assert few.forward + few.backward < (full.forward + full.backward) / 5
+
+
+@pytest.mark.parametrize("norm", ["linf", *(pytest.param(n, marks=pytest.mark.slow) for n in ("l2", "l1"))])
+def test_the_fast_ensemble_turns_to_square_where_gradients_are_masked(digits_cnn, right_digits, norm):
+    x, y = (v[:32] for v in right_digits)
+    model, eps = Staircase(digits_cnn).eval(), {"linf": 0.1, "l2": 0.7, "l1": 4.0}[norm]
+    black_box = robust(model, x, y, Square(norm, eps))
+    blind = robust(model, x, y, APGD(norm, eps, steps=20, loss="dlr", targets=9))
+    assert black_box < blind
+    assert robust(model, x, y, FastEnsemble(norm, eps)) <= black_box + 2 / 32
+
+
+def test_the_fast_ensemble_without_gradients_and_with_few_classes(digits_cnn, right_digits):
+    class Silent(nn.Module):
+        def forward(self, x):
+            return digits_cnn(x).detach()
+
+    class Two(nn.Module):
+        def forward(self, x):
+            return digits_cnn(x)[:, [0, 1]]
+
+    x, y = (v[:24] for v in right_digits)
+    with pytest.warns(RobGIBWarning, match="only Square was run"):
+        assert robust(Silent().eval(), x, y, FastEnsemble("linf", 0.15)) < 1
+    rows = y < 2
+    assert robust(Two().eval(), x[rows], y[rows], FastEnsemble("linf", 0.4)) < 1
+
+
+def test_targets_are_ranked_by_the_distance_of_linear_boundaries():
+    """Logit gap over the gradients' dual norm; the most likely wrong class need not be the nearest."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([[0.0] * 4, [1.0, 0, 0, 0], [4.0, 4, 0, 0]]))
+        model[1].bias.copy_(torch.tensor([3.0, 1, 0]))
+    x, y = torch.full((1, 1, 2, 2), 0.1), torch.tensor([0])
+    classes = wrong_classes(model(x), y)
+    assert classes.tolist() == [[1, 2]]
+    for norm, second in (("linf", 8), ("l2", 32**0.5), ("l1", 4)):
+        for net in (model, BatchedModel(model, 1)):
+            reach = boundary_distances(net, x, y, classes, norm)
+            assert reach[0].tolist() == pytest.approx([1.9 / 1, 2.2 / second])
+
+
+def test_sparse_steps_share_their_size_among_the_steepest():
+    x, gradient = torch.zeros(2, 1, 2, 2), torch.tensor([[3.0, -2, 1, 0.5], [0.1, 0.2, -0.3, 0]]).view(2, 1, 2, 2)
+    moved = _sparse_step(x, gradient, torch.tensor([1.0, 2.0]), torch.tensor([2.0, 3.0])).flatten(1)
+    assert moved[0].tolist() == pytest.approx([0.5, -0.5, 0, 0])
+    assert moved[1].tolist() == pytest.approx([2 / 3, 2 / 3, -2 / 3, 0])
+    assert _changed(moved.view_as(x), x).tolist() == [2, 3]
+
+
+def test_apgd_under_l1_finds_what_sparse_descent_and_fab_do_not(digits_cnn, right_digits):
+    x, y = (v[:100] for v in right_digits)
+    targeted = robust(digits_cnn, x, y, APGD("l1", 1.0, loss="dlr", targets=5))
+    assert targeted <= robust(digits_cnn, x, y, APGD("l1", 1.0)) + 0.01
+    assert targeted <= robust(digits_cnn, x, y, PGD("l1", 1.0, steps=50)) - 0.02
+    assert targeted <= robust(digits_cnn, x, y, FAB("l1", 1.0, targeted=True)) + 0.01
+
+
+@pytest.mark.parametrize("targets", [0, 5])
+def test_apgd_under_l1_leaves_no_more_than_adv_lib(digits_cnn, right_digits, targets):
+    library = pytest.importorskip("adv_lib.attacks")
+    x, y = (v[:64] for v in right_digits)
+    if targets:
+        peer = library.apgd_targeted(digits_cnn, x, y, 1.0, 1, use_large_reps=True, num_targets=targets)
+    else:
+        peer = library.apgd(digits_cnn, x, y, 1.0, 1, loss_function="ce", use_large_reps=True)
+    with torch.no_grad():
+        theirs = float((digits_cnn(peer).argmax(1) == y).float().mean())
+    mine = robust(digits_cnn, x, y, APGD("l1", 1.0, loss="dlr" if targets else "ce", targets=targets))
+    assert mine <= theirs + 0.05

@@ -1,0 +1,191 @@
+"""The standard ensemble's answer in a fraction of its passes."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from robgib.attacks.apgd import APGD
+from robgib.attacks.autoattack import AutoAttack, cascade
+from robgib.attacks.base import Attack
+from robgib.attacks.linearization import boundary_distances, wrong_classes
+from robgib.attacks.objective import Criterion, Objective, answers_at_random
+from robgib.attacks.square import Square
+from robgib.attacks.threat_model import NORMS
+from robgib.errors import NoGradientError, RobGIBWarning
+from robgib.options import Count, NonNegative
+from robgib.runtime import SampleRNG
+
+__all__ = [
+    "FastEnsemble",
+]
+
+_TARGETED_CLASSES = 4  # below so many the DLR loss has no targeted form
+
+
+@dataclass(frozen=True)
+class FastEnsemble(Attack):
+    """AutoAttack's robust accuracy for a fraction of its passes: full effort goes where an image came near.
+
+    A sample that stays right is most often nowhere near a boundary, and a few steps towards each class show it; one
+    that only AutoAttack's long members fool comes close on the way. So each round goes on from what the last one left:
+
+    1. APGD on the cross-entropy, ``first`` steps.
+    2. APGD towards the ``targets`` wrong classes whose linearised boundaries are nearest to the clean image (logit gap
+       over gradient norm, as in MALT, Melamed et al. 2024), ``short`` steps each.
+    3. The ``finalists`` best of these targets again, from their best images, ``long`` steps each.
+    4. A search without gradients (Square, ``probe`` queries), which ends early on networks whose gradients serve.
+    5. :class:`AutoAttack` itself, on the samples of which an image came within ``near`` of the boundary, as a share of
+       the clean image's lead, and on those where the search without gradients got further than the gradients did.
+
+    What it can miss is a sample that never came near and that AutoAttack fools all the same.
+
+    Fields:
+        first: steps of round 1.
+        targets: classes of round 2.
+        short: steps of round 2 for each class.
+        finalists: classes of round 3.
+        long: steps of round 3 for each class.
+        probe: queries of round 4.
+        near: lead of the true class, as a share of its lead on the clean image, within which round 5 is run.
+
+    >>> import robgib
+    >>> model, data = robgib.load_model("digits-cnn")
+    >>> x, y = data.test.x[:40], data.test.y[:40]
+    >>> images = robgib.attacks.FastEnsemble("linf", 0.1)(model, x, y)
+    >>> bool((model(images).argmax(1) == y).float().mean() < 0.3)
+    True
+    """
+
+    norms: ClassVar[tuple[str, ...]] = NORMS
+    pooled: ClassVar[bool] = True
+    first: Count = 20
+    targets: Count = 9
+    short: Count = 10
+    finalists: Count = 3
+    long: Count = 50
+    probe: Count = 50
+    near: NonNegative = 0.05
+
+    @property
+    def cost(self) -> int:
+        """See :attr:`Attack.cost`."""
+        return self.first + self.targets * (self.short + 1) + self.finalists * self.long + self.probe // 2
+
+    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
+        """See :meth:`Attack.perturb`."""
+        if not len(x):
+            return x
+        full = AutoAttack(self.norm, self.eps, eot=self.eot)
+        if answers_at_random(model):
+            return replace(full, version="rand").perturb(model, x, y, rng)
+        search = _Search(model, x, y)
+        try:
+            self._climb(search, rng)
+        except NoGradientError as error:
+            warnings.warn(f"only Square was run: {error}", RobGIBWarning, stacklevel=2)
+            rows = search.left
+            search.offer(rows, full.members(2)[-1].perturb(model, x[rows], y[rows], rng.select(rows)))
+            return search.image
+        rows, climbed = search.left, search.lead.clone()
+        probe = Square(self.norm, self.eps, queries=self.probe, eot=self.eot)
+        sought = search.offer(rows, probe.perturb(model, x[rows], y[rows], rng.select(rows)))
+        # A search that needs no gradients gets further than the gradients did only where they mislead.
+        misled = rows[sought < climbed[rows]]
+        *gradients, black_box = full.members(search.classes)
+        rows = search.left
+        rows = rows[(search.lead[rows] < self.near * search.clean[rows])]
+        search.offer(rows, cascade(gradients, model, x[rows], y[rows], rng.select(rows)))
+        rows = misled[search.right[misled]]
+        search.offer(rows, black_box.perturb(model, x[rows], y[rows], rng.select(rows)))
+        return search.image
+
+    def _climb(self, search: _Search, rng: SampleRNG) -> None:
+        """Rounds 1 to 3."""
+        model, x, y = search.model, search.x, search.y
+        ascent = APGD(self.norm, self.eps, steps=self.first)
+        rows = search.left
+        search.offer(rows, ascent.ascend(model, x[rows], Objective.untargeted(y[rows], "ce"), rng.select(rows))[0])
+        rows = search.left
+        if not len(rows):
+            return
+        count = min(self.targets, search.classes - 1)
+        candidates = wrong_classes(search.logits, y)[:, : 2 * self.targets]
+        reach = boundary_distances(model, x[rows], y[rows], candidates[rows], self.norm)
+        order = torch.zeros_like(candidates[:, :count])
+        order[rows] = candidates[rows].gather(1, reach.argsort(dim=1, stable=True)[:, :count])
+        front = _Front(search, min(self.finalists, count))
+        loss = "dlr" if search.classes >= _TARGETED_CLASSES else "margin"
+
+        def towards(targets: Tensor, rows: Tensor, steps: int, start: Tensor | None = None) -> None:
+            goal = Objective(loss, targets, Criterion(y[rows]), targeted=True)
+            climb = replace(ascent, steps=steps)
+            found = climb.ascend(model, x[rows], goal, rng.select(rows), start)[0]
+            front.offer(rows, targets, found, search.offer(rows, found))
+
+        for rank in range(count):
+            rows = search.left
+            towards(order[rows, rank], rows, self.short)
+        # The order now, since climbing changes it.
+        ranked = front.lead.argsort(dim=1, stable=True)
+        targets, images = front.target.clone(), front.image.clone()
+        for place in range(front.lead.shape[1]):
+            rows = search.left
+            if not len(rows):
+                return
+            which = ranked[rows, place]
+            towards(targets[rows, which], rows, self.long, images[rows, which])
+
+
+class _Search:
+    """Where the samples stand: the best image of each so far, by how much the true class leads there, if it does."""
+
+    def __init__(self, model: nn.Module, x: Tensor, y: Tensor) -> None:
+        self.model, self.x, self.y = model, x, y
+        with torch.no_grad():
+            self.logits = model(x)
+        self.classes = self.logits.shape[1]
+        goal = Objective.untargeted(y, "margin")
+        self.clean = -goal.value(self.logits)
+        self.image, self.lead = x.clone(), self.clean.clone()
+        self.right = ~goal.criterion(self.logits)
+
+    @property
+    def left(self) -> Tensor:
+        """The samples (indices) that are still right."""
+        return self.right.nonzero().squeeze(1)
+
+    def offer(self, rows: Tensor, images: Tensor) -> Tensor:
+        """Take what is better of ``images`` for the samples ``rows``; return the true class's lead there (N,)."""
+        if not len(rows):
+            return self.lead[rows]
+        goal = Objective.untargeted(self.y[rows], "margin")
+        with torch.no_grad():
+            logits = self.model(images)
+        lead, fooled = -goal.value(logits), goal.criterion(logits)
+        better = fooled | (lead < self.lead[rows])
+        self.image[rows[better]], self.lead[rows[better]] = images[better], lead[better]
+        self.right[rows[fooled]] = False
+        return lead
+
+
+class _Front:
+    """The best images of each sample towards different classes, a few."""
+
+    def __init__(self, search: _Search, places: int) -> None:
+        count = len(search.x)
+        self.lead = torch.full((count, places), torch.inf, dtype=search.lead.dtype, device=search.x.device)
+        self.target = torch.full((count, places), -1, device=search.x.device)
+        self.image = search.x[:, None].repeat(1, places, *([1] * (search.x.ndim - 1)))
+
+    def offer(self, rows: Tensor, targets: Tensor, images: Tensor, lead: Tensor) -> None:
+        """Take ``images`` towards ``targets`` for the samples ``rows`` where they are better than the worst held."""
+        worst, place = self.lead[rows].max(1)
+        better = lead < worst
+        rows, place = rows[better], place[better]
+        self.lead[rows, place], self.target[rows, place] = lead[better], targets[better]
+        self.image[rows, place] = images[better]
