@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from robgib.attacks.base import Attack, objective_gradient
 from robgib.attacks.objective import Criterion, Loss, Objective, answers_at_random, misled
-from robgib.attacks.threat_model import NORMS, ThreatModel, per_sample
+from robgib.attacks.threat_model import CONVEX_NORMS, ThreatModel, per_sample
 from robgib.options import Count
 from robgib.runtime import SampleRNG
 
@@ -51,7 +51,7 @@ class APGD(Attack):
         rho: share of steps that must raise the loss.
     """
 
-    norms: ClassVar[tuple[str, ...]] = NORMS
+    norms: ClassVar[tuple[str, ...]] = CONVEX_NORMS
     pooled: ClassVar[bool] = True
     steps: Count = 100
     restarts: Count = 1

@@ -15,7 +15,7 @@ from robgib.attacks.base import Attack
 from robgib.attacks.fab import FAB
 from robgib.attacks.objective import Objective
 from robgib.attacks.square import Square
-from robgib.attacks.threat_model import NORMS, per_sample
+from robgib.attacks.threat_model import CONVEX_NORMS, per_sample
 from robgib.errors import NoGradientError, RobGIBWarning
 from robgib.options import Count
 from robgib.runtime import SampleRNG
@@ -44,7 +44,7 @@ class AutoAttack(Attack):
         queries: of Square.
     """
 
-    norms: ClassVar[tuple[str, ...]] = NORMS
+    norms: ClassVar[tuple[str, ...]] = CONVEX_NORMS
     pooled: ClassVar[bool] = True
     version: Literal["standard", "rand"] = "standard"
     steps: Count = 100

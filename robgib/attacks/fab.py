@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from robgib.attacks.base import MinimumNormAttack
 from robgib.attacks.linearization import hyperplane_step, nearest_boundary, wrong_classes
 from robgib.attacks.objective import misled, wrong_by
-from robgib.attacks.threat_model import NORMS, distance, per_sample
+from robgib.attacks.threat_model import CONVEX_NORMS, distance, per_sample
 from robgib.options import Count
 from robgib.runtime import SampleRNG
 
@@ -40,7 +40,7 @@ class FAB(MinimumNormAttack):
         targets: how many classes FAB-T takes.
     """
 
-    norms: ClassVar[tuple[str, ...]] = NORMS
+    norms: ClassVar[tuple[str, ...]] = CONVEX_NORMS
     pooled: ClassVar[bool] = True
     steps: Count = 100
     restarts: Count = 1

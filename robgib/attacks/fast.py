@@ -15,7 +15,7 @@ from robgib.attacks.base import Attack
 from robgib.attacks.linearization import boundary_distances, wrong_classes
 from robgib.attacks.objective import Criterion, Objective, answers_at_random
 from robgib.attacks.square import Square
-from robgib.attacks.threat_model import NORMS
+from robgib.attacks.threat_model import CONVEX_NORMS
 from robgib.errors import NoGradientError, RobGIBWarning
 from robgib.options import Count, NonNegative
 from robgib.runtime import SampleRNG
@@ -61,7 +61,7 @@ class FastEnsemble(Attack):
     True
     """
 
-    norms: ClassVar[tuple[str, ...]] = NORMS
+    norms: ClassVar[tuple[str, ...]] = CONVEX_NORMS
     pooled: ClassVar[bool] = True
     first: Count = 20
     targets: Count = 9

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from robgib.attacks.base import Attack, projected_gradient_ascent
 from robgib.attacks.objective import Loss, Target, make_objective
-from robgib.attacks.threat_model import NORMS
+from robgib.attacks.threat_model import CONVEX_NORMS
 from robgib.runtime import SampleRNG
 
 __all__ = [
@@ -24,7 +24,7 @@ class FGSM(Attack):
     Under L2 the step goes along the normalised gradient (the fast gradient method), under L1 along few pixels.
     """
 
-    norms: ClassVar[tuple[str, ...]] = NORMS
+    norms: ClassVar[tuple[str, ...]] = CONVEX_NORMS
     pooled: ClassVar[bool] = True
     loss: Loss = "ce"
     target: Target = "none"

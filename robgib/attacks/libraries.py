@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 import re
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from types import ModuleType
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -17,7 +20,7 @@ from torch import Tensor, nn
 
 from robgib._torchvision import load_torchvision
 from robgib.attacks.base import Attack, reach_note, reaching
-from robgib.attacks.threat_model import NORMS, Norm, ThreatModel, per_sample
+from robgib.attacks.threat_model import CONVEX_NORMS, NORMS, Norm, ThreatModel, distance, per_sample
 from robgib.errors import RobGIBError, RobGIBWarning, first_line, unknown_name
 from robgib.models.adapt import seeded
 from robgib.models.inference import eval_mode
@@ -26,19 +29,22 @@ from robgib.runtime import SampleRNG, network_faults
 __all__ = [
     "DOORS",
     "ARTAttack",
+    "AdvLibAttack",
     "FoolboxAttack",
     "TorchAttack",
+    "advlib_norm",
     "art_norm",
     "foolbox_norm",
+    "load_advlib",
     "takes",
     "torchattacks_norm",
 ]
 
-_RADII = ("eps", "max_epsilon")  # what the libraries call the ball's radius
+_RADII = ("eps", "max_epsilon", "ε")  # what the libraries call the ball's radius
 _STEPS = ("alpha", "eps_step", "lr")  # and the length of a step, in its units where a class has a radius
 _ABSOLUTE = ("alpha", "eps_step", "abs_stepsize")
 _COUNTS = ("steps", "max_iter", "nb_iter", "num_iter_set", "max_iterations", "n_queries")
-_NORMS = cast(tuple[Norm, ...], NORMS)
+_NORMS = cast(tuple[Norm, ...], CONVEX_NORMS)
 _L0 = "counts changed pixels (L0)"
 
 
@@ -108,8 +114,7 @@ def _held(what: str, found: Tensor, x: Tensor, threat: ThreatModel) -> Tensor:
     finite = torch.isfinite(found).flatten(1).all(1)
     found = torch.where(per_sample(finite, x), found, x)
     low, high = threat.box
-    order = {"linf": float("inf"), "l2": 2, "l1": 1}[threat.norm]
-    far = torch.linalg.vector_norm((found.double() - x.double()).flatten(1), ord=order, dim=1)
+    far = distance(found.double(), x.double(), threat.norm)
     inside = (far <= threat.eps) & ((found >= low) & (found <= high)).flatten(1).all(1)
     if not bool(finite.all()):
         bad = int((~finite).sum())
@@ -144,7 +149,7 @@ def _library(name: str, package: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        wanted = package if package == "torchattacks" else f"robgib[{package}]"
+        wanted = {"torchattacks": package, "adv-lib": "--no-deps adv-lib tqdm"}.get(package, f"robgib[{package}]")
         raise RobGIBError(f"{package} is not installed ({error}); `pip install {wanted}` adds it.") from error
 
 
@@ -171,7 +176,10 @@ def _art_class(name: str) -> type[Any]:
     return _class(vars(evasion), _library("art.attacks", "art").EvasionAttack, name, "ART")
 
 
-_SET = ("model", "self", "estimator", "classifier", *_RADII, "targeted", "verbose", "batch_size")
+_SET = (
+    *("model", "self", "estimator", "classifier", *_RADII, "targeted", "verbose", "batch_size"),
+    *("inputs", "labels", "callback", "penalty", "starting_points"),
+)
 """What RobGIB itself passes to a library's class: the model, the budget, the batch; every attack is untargeted."""
 
 
@@ -179,11 +187,17 @@ def takes(library: str, name: str) -> list[str]:
     """Return the parameters that may be given to a library's attack, beside ``eps``.
 
     Args:
-        library: ``torchattacks``, ``foolbox`` or ``art``.
-        name: class name in the library.
+        library: ``torchattacks``, ``foolbox``, ``art`` or ``advlib``.
+        name: class name in the library, or a function's.
     """
-    find = {"torchattacks": _torchattacks_class, "foolbox": _foolbox_class, "art": _art_class}[library]
-    return [p for p in inspect.signature(find(name)).parameters if p not in _SET]
+    find: Mapping[str, Callable[[str], Callable[..., Any]]] = {
+        "torchattacks": _torchattacks_class,
+        "foolbox": _foolbox_class,
+        "art": _art_class,
+        "advlib": _advlib_function,
+    }
+    find_it = find[library]
+    return [p for p in inspect.signature(find_it(name)).parameters if p not in _SET]
 
 
 def _accept(library: str, name: str, parameters: Mapping[str, Any]) -> None:
@@ -229,7 +243,7 @@ def _construct(kind: type[Any], parameters: Mapping[str, Any], what: str, *first
 class _Door(Attack):
     """An attack of another library, by class name and keyword arguments; untargeted."""
 
-    norms: ClassVar[tuple[str, ...]] = NORMS
+    norms: ClassVar[tuple[str, ...]] = CONVEX_NORMS
     library: ClassVar[str]
     batch_independent: ClassVar[bool] = False  # the libraries draw for a whole batch at once
     name: str = ""
@@ -526,9 +540,105 @@ class ARTAttack(_Door):
         return _held(self.label, found, x, self.threat)
 
 
+def load_advlib() -> Any:
+    """Import adv-lib's attacks.
+
+    It imports visdom, a live plotter that no attack needs and that newer setuptools cannot build: where it is missing
+    an empty module stands for it meanwhile.
+    """
+    if importlib.util.find_spec("visdom") is not None or "adv_lib" in sys.modules:
+        return _library("adv_lib.attacks", "adv-lib")
+    sys.modules["visdom"] = ModuleType("visdom")
+    try:
+        return _library("adv_lib.attacks", "adv-lib")
+    finally:
+        del sys.modules["visdom"]
+
+
+_ADVLIB_FIXED: Mapping[str, Norm] = {
+    "carlini_wagner_l2": "l2",
+    "carlini_wagner_linf": "linf",
+    "ddn": "l2",
+    "fga": "l0",
+    "pdgd": "l2",
+    "pgd_linf": "linf",
+    "sdf": "l2",
+    "sigma_zero": "l0",
+    "vfga": "l0",
+}
+_ADVLIB_NORM: Mapping[str, tuple[str, tuple[Norm, ...]]] = {
+    "alma": ("distance", ("l2", "l1")),
+    "apgd": ("norm", ("linf", "l2", "l1")),
+    "apgd_targeted": ("norm", ("linf", "l2", "l1")),
+    "df": ("norm", ("linf", "l2")),
+    "fab": ("norm", ("linf", "l2", "l1")),
+    "fmn": ("norm", ("linf", "l2", "l1", "l0")),
+    "pdpgd": ("norm", ("linf", "l2", "l1")),
+    "tr": ("p", ("linf", "l2")),
+}
+_ADVLIB_REFUSED = {
+    "perc_al": "measures how colours are seen",
+    "str_attack": "measures groups of pixels",
+}
+
+
+def _advlib_function(name: str) -> Callable[..., Any]:
+    known = [*_ADVLIB_FIXED, *_ADVLIB_NORM, *_ADVLIB_REFUSED]
+    library = load_advlib()
+    if name not in known or not hasattr(library, name):
+        raise unknown_name("advlib attack", name, [n for n in known if hasattr(library, n)])
+    return cast(Callable[..., Any], getattr(library, name))
+
+
+def advlib_norm(name: str, parameters: Mapping[str, Any]) -> Norm:
+    """Return the norm in which an attack of adv-lib is bounded, from its name or its ``norm``, ``p``, ``distance``."""
+    _advlib_function(name)
+    if name in _ADVLIB_REFUSED:
+        raise _unbounded("adv-lib", name, _ADVLIB_REFUSED[name])
+    _accept("advlib", name, parameters)
+    if name in _ADVLIB_FIXED:
+        return _ADVLIB_FIXED[name]
+    key, known = _ADVLIB_NORM[name]
+    if key not in parameters:
+        return "l2"
+    return _named_norm(f"advlib:{name}", parameters[key], known)
+
+
+@dataclass(frozen=True)
+class AdvLibAttack(_Door):
+    """An attack of adv-lib (Rony & Ben Ayed), by its function's name and keyword arguments; untargeted.
+
+    What an attack that looks for the nearest adversarial image finds is projected onto the threat model.
+    """
+
+    norms: ClassVar[tuple[str, ...]] = NORMS
+    library: ClassVar[str] = "advlib"
+    name: str = "ddn"
+
+    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
+        """See :meth:`Attack.perturb`."""
+        if not len(x):
+            return x
+        function = _advlib_function(self.name)
+        arguments = dict(self.parameters)
+        if self.name in _ADVLIB_NORM:
+            key = _ADVLIB_NORM[self.name][0]
+            order = {"linf": float("inf"), "l2": 2, "l1": 1, "l0": 0}[self.norm]
+            arguments[key] = self.norm if key == "distance" else order
+        known = inspect.signature(function).parameters
+        if (radius := _of(("eps", "ε"), known)) and self.name != "tr":  # there it is another thing
+            arguments[radius] = self.threat.eps
+        if "targeted" in known:
+            arguments["targeted"] = False
+        with _running(self.label, model, x, rng):
+            found = function(_Housed(model, x), x.clone(), y, **arguments)
+        return _held(self.label, found, x, self.threat)
+
+
 DOORS: Mapping[str, tuple[type[Attack], Callable[[str, Mapping[str, Any]], Norm]]] = {
     "torchattacks": (TorchAttack, torchattacks_norm),
     "foolbox": (FoolboxAttack, foolbox_norm),
     "art": (ARTAttack, art_norm),
+    "advlib": (AdvLibAttack, advlib_norm),
 }
 """Other libraries by prefix: the class that runs their attacks, and how an attack's norm is found."""

@@ -188,5 +188,5 @@ def _sparse_step(x: Tensor, w: Tensor, value: Tensor, box: tuple[float, float]) 
 
 def dual_norm(gradients: Tensor, norm: str) -> Tensor:
     """Norm (N, …) of gradients (N, …, D) that is dual to ``norm``: what a step of length 1 can gain."""
-    order = {"linf": 1.0, "l2": 2.0, "l1": float("inf")}[norm]
+    order = {"linf": 1.0, "l2": 2.0, "l1": float("inf"), "l0": float("inf")}[norm]
     return torch.linalg.vector_norm(gradients, ord=order, dim=-1)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from robgib.attacks.base import Attack, projected_gradient_ascent
 from robgib.attacks.objective import Loss, Target, make_objective
-from robgib.attacks.threat_model import NORMS, per_sample
+from robgib.attacks.threat_model import CONVEX_NORMS, per_sample
 from robgib.options import Count, Positive
 from robgib.runtime import SampleRNG
 
@@ -35,7 +35,7 @@ class PGD(Attack):
         keep: ``best`` keeps the first iterate that fools, else the worst loss; ``last`` the last iterate.
     """
 
-    norms: ClassVar[tuple[str, ...]] = NORMS
+    norms: ClassVar[tuple[str, ...]] = CONVEX_NORMS
     pooled: ClassVar[bool] = True
     steps: Count = 20
     step_size: Positive | None = None

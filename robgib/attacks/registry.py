@@ -12,19 +12,25 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from robgib import registry
+from robgib.attacks.alma import ALMA
 from robgib.attacks.apgd import APGD
 from robgib.attacks.autoattack import AutoAttack
 from robgib.attacks.base import Attack
 from robgib.attacks.carlini_wagner import CarliniWagner
+from robgib.attacks.ddn import DDN
 from robgib.attacks.deepfool import DeepFool
 from robgib.attacks.fab import FAB
 from robgib.attacks.fast import FastEnsemble
 from robgib.attacks.fgsm import FGSM
+from robgib.attacks.fmn import FMN
 from robgib.attacks.libraries import DOORS, takes
 from robgib.attacks.mifgsm import MIFGSM
 from robgib.attacks.pgd import PGD
+from robgib.attacks.primal_dual import PDGD, PDPGD
 from robgib.attacks.rfgsm import RFGSM
+from robgib.attacks.sigma_zero import SigmaZero
 from robgib.attacks.square import Square
+from robgib.attacks.superdeepfool import SuperDeepFool
 from robgib.attacks.threat_model import NORMS, Norm, ThreatModel
 from robgib.errors import RobGIBError, RobGIBWarning, unknown_name
 from robgib.options import construct
@@ -46,7 +52,11 @@ ATTACKS: registry.Registry[type[Attack]] = registry.Registry(
     named=lambda value: value.__name__,
 )
 """The attack classes by class name."""
-for _kind in (FGSM, RFGSM, PGD, MIFGSM, APGD, Square, DeepFool, CarliniWagner, FAB, AutoAttack, FastEnsemble):
+_BUILT_IN: tuple[type[Attack], ...] = (
+    FGSM, RFGSM, PGD, MIFGSM, APGD, Square, DeepFool, SuperDeepFool, CarliniWagner, DDN, ALMA, PDGD, PDPGD, FMN,
+    SigmaZero, FAB, AutoAttack, FastEnsemble,
+)  # fmt: skip
+for _kind in _BUILT_IN:
     ATTACKS.enter(_kind.__name__, _kind)
 
 
@@ -151,18 +161,20 @@ def list_attacks(catalogue: Sequence[Path] = ()) -> list[str]:
 
 
 def make_attack(spec: str, default_eps: Mapping[str, float] | None = None, extra: Sequence[Path] = ()) -> Attack:
-    """Build an attack from ``NAME[:key=value,…]``, or ``LIBRARY:NAME[:key=value,…]`` with torchattacks, foolbox or art.
+    """Build an attack from ``NAME[:key=value,…]``, or from ``LIBRARY:NAME[:key=value,…]``.
+
+    The libraries are torchattacks, foolbox, art and advlib.
 
     Args:
         spec: for example ``pgd-linf:eps=8/255,steps=20``. ``eps`` is in pixel scale; without it the
             catalogue file's, else ``default_eps`` of the norm, is used. A plug-in class also takes ``norm``.
-        default_eps: the customary budget per norm; None is 8/255 (L-inf), 0.5 (L2) and 12 (L1).
+        default_eps: the customary budget per norm; None is 8/255 (L-inf), 0.5 (L2), 12 (L1) and 24 (L0).
         extra: further catalogue folders.
 
     Raises:
         RobGIBError: unknown name or parameter, or a value that the attack does not take.
     """
-    budgets = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0, **(default_eps or {})}
+    budgets = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0, "l0": 24.0, **(default_eps or {})}
     name, _, rest = spec.partition(":")
     if name in DOORS:
         library, (kind, norm_of) = name, DOORS[name]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from robgib.attacks.base import Attack
 from robgib.attacks.objective import Objective
-from robgib.attacks.threat_model import NORMS, distance, per_sample
+from robgib.attacks.threat_model import CONVEX_NORMS, distance, per_sample
 from robgib.options import Count
 from robgib.runtime import SampleRNG
 
@@ -47,7 +47,7 @@ class Square(Attack):
         restarts: independent searches.
     """
 
-    norms: ClassVar[tuple[str, ...]] = NORMS
+    norms: ClassVar[tuple[str, ...]] = CONVEX_NORMS
     pooled: ClassVar[bool] = True
     queries: Count = 5000
     area: Annotated[float, Field(gt=0, le=1)] = 0.8

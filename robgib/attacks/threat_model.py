@@ -15,14 +15,17 @@ from robgib.registry import parse_value
 from robgib.runtime import SampleRNG
 
 __all__ = [
+    "CONVEX_NORMS",
     "NORMS",
     "Norm",
     "Radius",
     "ThreatModel",
 ]
 
-Norm = Literal["linf", "l2", "l1"]
+Norm = Literal["linf", "l2", "l1", "l0"]
 NORMS: tuple[str, ...] = get_args(Norm)
+CONVEX_NORMS = NORMS[:3]
+"""Those whose balls are convex; L0 counts the numbers that change, of which a colour has three."""
 
 
 def _number(value: Any) -> Any:
@@ -50,12 +53,34 @@ def _length(delta: Tensor, norm: str) -> Tensor:
     flat = delta.flatten(1)
     if norm == "linf":
         return flat.abs().amax(1).double()
+    if norm == "l0":
+        return (flat != 0).sum(1).double()
     return torch.linalg.vector_norm(flat, ord=1 if norm == "l1" else 2, dim=1, dtype=torch.float64)
 
 
 def distance(x_adv: Tensor, x: Tensor, norm: str) -> Tensor:
     """Perturbation size (N,) of each sample in ``norm``, summed in float64."""
     return _length(x_adv - x, norm).to(x.dtype)
+
+
+def onto_ball(moved: Tensor, radius: Tensor, norm: str) -> Tensor:
+    """Return the perturbations (N, …) nearest to ``moved`` in balls of their own ``radius`` (N,), whatever the box."""
+    flat, radius = moved.flatten(1), radius[:, None]
+    if norm == "linf":
+        return flat.clamp(-radius, radius).view_as(moved)
+    if norm == "l2":
+        length = torch.linalg.vector_norm(flat, dim=1, keepdim=True).clamp_min(_TINY)
+        return (flat * (radius / length).clamp_max(1)).view_as(moved)
+    size, order = flat.abs().sort(dim=1, descending=True, stable=True)
+    if norm == "l0":
+        rank = torch.arange(flat.shape[1], device=moved.device).expand_as(order)
+        return (flat * torch.zeros_like(flat).scatter(1, order, (rank < radius.floor()).to(flat))).view_as(moved)
+    # Every size loses the one level at which what is left sums to the radius (Duchi et al. 2008, figure 1).
+    count = torch.arange(1, flat.shape[1] + 1, device=moved.device)
+    excess = size.cumsum(1) - radius
+    last = (size * count > excess).sum(1, keepdim=True).clamp_min(1) - 1
+    level = (excess.gather(1, last) / (last + 1)).clamp_min(0)
+    return (flat.sign() * (flat.abs() - level).clamp_min(0)).view_as(moved)
 
 
 @dataclass(frozen=True)
@@ -71,12 +96,16 @@ class ThreatModel:
             raise unknown_name("norm", str(self.norm), NORMS)
         if not (isinstance(self.eps, int | float) and math.isfinite(self.eps) and self.eps > 0):
             raise RobGIBError(f"eps must be a finite number above 0 (pixel scale), not {self.eps!r}.")
+        if self.norm == "l0" and self.eps < 1:
+            raise RobGIBError(f"eps is a number of pixels under l0, at least 1, not {self.eps:g}.")
         if self.norm == "linf" and self.eps > self.widest(1):
             raise RobGIBError(self._too_wide(self.widest(1)))
 
     def widest(self, pixels: int) -> float:
         """The eps, for images of so many numbers, whose ball holds the whole box wherever its centre is."""
         low, high = self.box
+        if self.norm == "l0":
+            return float(pixels)
         return (high - low) * {"linf": 1.0, "l2": math.sqrt(pixels), "l1": float(pixels)}[self.norm]
 
     def check(self, pixels: int) -> None:
@@ -90,6 +119,8 @@ class ThreatModel:
 
     def _too_wide(self, most: float) -> str:
         low, high = self.box
+        if self.norm == "l0":
+            return f"eps {self.eps:g} (l0) is more than the {most:g} numbers of an image; it counts those that change."
         told = f"eps {self.eps:g} ({self.norm}) is more than the whole box [{low:g}, {high:g}] ({most:g})"
         return f"{told}; eps is in pixel scale: write {self.eps:g}/255 for {self.eps:g} of 255 levels."
 
@@ -107,6 +138,9 @@ class ThreatModel:
             # Many small moves, each rounded up to the next pixel value there is, would add up: take the one before.
             beyond = (near.double() - x.double()).abs() > move.double().abs()
             return torch.where(beyond, torch.nextafter(near, x), near)
+        if self.norm == "l0":
+            radius = torch.full((len(x),), self.eps, dtype=x.dtype, device=x.device)
+            return (x + onto_ball((x_adv.clamp(*self.box) - x), radius, "l0")).clamp(*self.box)
         if self.norm == "linf":
             return delta.clamp_(-self.eps, self.eps).add_(x).clamp_(*self.box)  # in place: this is in every step
         factor = (self.eps * (1 - _HAIR) / _length(delta, self.norm).clamp_min(_TINY)).clamp_max(1.0)
@@ -115,12 +149,12 @@ class ThreatModel:
     def step(self, x: Tensor, gradient: Tensor, size: float | Tensor) -> Tensor:
         """Go ``size`` along the steepest ascent direction of the norm (no projection).
 
-        Under L1 that would be one pixel a step; as in SLIDE (Tramèr & Boneh 2019, section 4.2) the step is shared by
-        the steepest hundredth of the pixels that can still move.
+        Under L1 and L0 that would be one pixel a step; as in SLIDE (Tramèr & Boneh 2019, section 4.2) the step is
+        shared by the steepest hundredth of the pixels that can still move.
         """
         if self.norm == "linf":
             return gradient.sign().mul_(size).add_(x)
-        if self.norm == "l1":
+        if self.norm in ("l1", "l0"):
             low, high = self.box
             free = ((gradient > 0) & (x < high)) | ((gradient < 0) & (x > low))
             slope = (gradient * free).flatten(1)
@@ -137,6 +171,9 @@ class ThreatModel:
         shape = tuple(x.shape[1:])
         if self.norm == "linf":
             noise = (2 * rng.uniform(shape, x.device) - 1) * self.eps
+        elif self.norm == "l0":
+            noise = onto_ball(rng.normal(shape, x.device), torch.full((len(x),), self.eps, device=x.device), "l0")
+            noise = torch.where(noise != 0, rng.uniform(shape, x.device) - x, 0)
         elif self.norm == "l1":
             # Exponential numbers over the sum of themselves and one more are uniform in the simplex.
             size = -torch.log1p(-rng.uniform((x[0].numel() + 1,), x.device))

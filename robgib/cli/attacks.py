@@ -21,7 +21,7 @@ def attacks_list(catalogue: Catalogue = None) -> None:
     """List the attacks that go by name."""
 
     table = Table(
-        caption="Also torchattacks:NAME, foolbox:NAME and art:NAME.",
+        caption="Also torchattacks:NAME, foolbox:NAME, art:NAME and advlib:NAME.",
         caption_justify="left",
     )
     for column in ("attack", "norm", "parameters", "description"):

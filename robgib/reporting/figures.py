@@ -37,7 +37,7 @@ __all__ = [
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star")
-TITLES = {"linf": "L∞", "l2": "L2", "l1": "L1"}
+TITLES = {"linf": "L∞", "l2": "L2", "l1": "L1", "l0": "L0"}
 """Norms as the page writes them."""
 _FONT = {"family": "Inter, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 13, "color": "#24292f"}
 

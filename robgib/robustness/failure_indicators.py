@@ -18,7 +18,7 @@ from robgib.attacks.fgsm import FGSM
 from robgib.attacks.objective import Objective, misled
 from robgib.attacks.pgd import PGD
 from robgib.attacks.square import Square
-from robgib.attacks.threat_model import ThreatModel
+from robgib.attacks.threat_model import CONVEX_NORMS, ThreatModel
 from robgib.errors import NoGradientError
 from robgib.models.adapt import decided, differ, seeded
 from robgib.models.inference import BatchedModel, Prepared, eval_mode, prepare
@@ -110,8 +110,8 @@ def failure_indicators(
         progress: called after each check.
 
     Returns:
-        The checks of :data:`CHECKS`, in order, less the black box under L1, those that need a gradient where there is
-        none ("zero gradients" is then seen), and the last without ``attacks``; none when there are no images.
+        The checks of :data:`CHECKS`, in order, less those that attack under L0, those that need a gradient where there
+        is none ("zero gradients" is then seen), and the last without ``attacks``; none when there are no images.
     """
     whole = next((name for name, (_, left) in (attacks or {}).items() if len(left) and not left.any()), None)
     x, y = x[:samples].to(device), y[:samples].to(device)
@@ -127,9 +127,11 @@ def failure_indicators(
             lambda: _probabilities(prepared),
             lambda: _optimises(net, x[:_CALLED]),
             lambda: _gradients(look),
-            *(partial(_moot, name, whole) if whole else check for name, check in _costly(look, attacks or {}).items()),
-            lambda: _weaker(look, attacks) if attacks else None,
         ]
+        if threat.norm in CONVEX_NORMS:  # no attack of the checks' own is defined under L0
+            costly = _costly(look, attacks or {}).items()
+            checks += [partial(_moot, name, whole) if whole else check for name, check in costly]
+            checks.append(lambda: _weaker(look, attacks) if attacks else None)
         signs: list[FailureIndicator] = []
         for number, check in enumerate(checks):
             try:
@@ -161,7 +163,7 @@ def weaker_than_reference(
     Args: as for :func:`failure_indicators`. Attacks of one step are not named, since they are weaker by design.
     """
     x, y = x[:SAMPLES].to(device), y[:SAMPLES].to(device)
-    if not len(x):
+    if not len(x) or threat.norm not in CONVEX_NORMS:
         return {}
     with eval_mode(prepared.model), seeded(seed, device):
         try:

@@ -24,13 +24,16 @@ SHORT = {
     "cw": "steps=30,binary_steps=3",
     "fab": "steps=15",
     "apgd-t": "steps=20",
+    **dict.fromkeys(("ddn", "fmn", "pdgd", "pdpgd", "alma", "sigma"), "steps=60"),
+    "superdeepfool": "steps=3",
 }
 
 
 @pytest.mark.parametrize("name", attack_catalogue())
 def test_every_catalogue_attack_keeps_the_contract(name):
     budget = next((f",{short}" for start, short in SHORT.items() if name.startswith(start)), "")
-    assert not [c for c in check_attack(make_attack(f"{name}:eps=0.2{budget}")) if not c.passed]
+    attack = make_attack(f"{name}:eps={3 if name.endswith('l0') else 0.2}{budget}")
+    assert not [c for c in check_attack(attack) if not c.passed]
 
 
 @pytest.mark.parametrize("name", ["PGD:steps=3", "PGDL2:steps=3", "CW:steps=5", "APGD:steps=3,n_restarts=1", "FGSM"])
@@ -132,7 +135,7 @@ def test_a_plugin_that_does_not_import(tmp_path, name, content, message):
     ("content", "message"),
     [
         ("attack: PGDD\n", "did you mean 'PGD'"),
-        ("attack: PGD\nnorm: l7\n", "norm: input should be 'linf', 'l2' or 'l1'"),
+        ("attack: PGD\nnorm: l7\n", "norm: input should be 'linf', 'l2', 'l1' or 'l0'"),
         ("attack: PGD\nstep: 3\n", "line 2: step: extra inputs are not permitted"),
         ("attack: PGD\nparameters: [1, 2]\n", "parameters: input should be a valid dictionary"),
         ("attack: PGD\nparameters: 3\n", "parameters: input should be a valid dictionary"),

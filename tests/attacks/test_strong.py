@@ -24,6 +24,7 @@ from robgib.attacks.linearization import boundary_distances, wrong_classes
 from robgib.attacks.square import _patterns, _pyramid, _sides, _window
 from robgib.errors import NoGradientError
 from robgib.models.inference import BatchedModel, count_queries
+from tests.attacks.test_minimal import advlib_or_skip
 
 torchattacks = pytest.importorskip("torchattacks")
 
@@ -415,7 +416,8 @@ class Staircase(nn.Module):
         return self.net((x * 8).round() / 8)
 
 
-@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.06), pytest.param("l2", 0.35, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.06), ("l2", 0.35)])
 def test_the_fast_ensemble_says_what_autoattack_says_in_a_fifth_of_its_passes(digits_cnn, right_digits, norm, eps):
     x, y = (v[:64] for v in right_digits)
     with count_queries(digits_cnn) as full:
@@ -427,14 +429,24 @@ def test_the_fast_ensemble_says_what_autoattack_says_in_a_fifth_of_its_passes(di
     assert few.forward + few.backward < (full.forward + full.backward) / 5
 
 
+def test_the_fast_ensemble_leaves_no_more_than_its_long_members(digits_cnn, right_digits):
+    x, y = (v[:48] for v in right_digits)
+    reference = robust(digits_cnn, x, y, APGD("linf", 0.06, loss="dlr", targets=9))
+    with count_queries(digits_cnn) as passes:
+        fast = robust(digits_cnn, x, y, FastEnsemble("linf", 0.06))
+    assert 0.3 < reference < 0.9
+    assert fast <= reference
+    assert (passes.forward + passes.backward) / len(x) < 1000  # AutoAttack takes 8,600 on an image that stands
+
+
 @pytest.mark.parametrize("norm", ["linf", *(pytest.param(n, marks=pytest.mark.slow) for n in ("l2", "l1"))])
 def test_the_fast_ensemble_turns_to_square_where_gradients_are_masked(digits_cnn, right_digits, norm):
-    x, y = (v[:32] for v in right_digits)
+    x, y = (v[:16] for v in right_digits)
     model, eps = Staircase(digits_cnn).eval(), {"linf": 0.1, "l2": 0.7, "l1": 4.0}[norm]
     black_box = robust(model, x, y, Square(norm, eps))
     blind = robust(model, x, y, APGD(norm, eps, steps=20, loss="dlr", targets=9))
     assert black_box < blind
-    assert robust(model, x, y, FastEnsemble(norm, eps)) <= black_box + 2 / 32
+    assert robust(model, x, y, FastEnsemble(norm, eps)) <= black_box + 1 / 16
 
 
 def test_the_fast_ensemble_without_gradients_and_with_few_classes(digits_cnn, right_digits):
@@ -486,7 +498,7 @@ def test_apgd_under_l1_finds_what_sparse_descent_and_fab_do_not(digits_cnn, righ
 
 @pytest.mark.parametrize("targets", [0, 5])
 def test_apgd_under_l1_leaves_no_more_than_adv_lib(digits_cnn, right_digits, targets):
-    library = pytest.importorskip("adv_lib.attacks")
+    library = advlib_or_skip()
     x, y = (v[:64] for v in right_digits)
     if targets:
         peer = library.apgd_targeted(digits_cnn, x, y, 1.0, 1, use_large_reps=True, num_targets=targets)

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from robgib import SampleRNG, ThreatModel, failure_indicators, make_attack
 from robgib.attacks import PGD
 from robgib.models.inference import eval_mode, prepare
+from robgib.robustness.evaluate import evaluate
 from robgib.robustness.failure_indicators import CHECKS, weaker_than_reference
 from robgib.robustness.run_attack import run_attack
 from tests.unusual import (
@@ -179,3 +180,23 @@ def test_an_attack_that_has_not_converged():
 
 def test_nothing_to_look_at(digits_cnn, digits):
     assert failure_indicators(digits_cnn, digits.test.x[:0], digits.test.y[:0], THREAT) == []
+
+
+def test_a_budget_of_pixels_is_judged_without_checks_that_attack(digits_cnn, digits):
+    x, y = digits.test.x[:30], digits.test.y[:30]
+    tables = evaluate(digits_cnn, x, y, ["sigma-zero-l0:eps=2,steps=200"], corruptions=False)
+    row = tables["robustness"].iloc[0]
+    assert (row["norm"], row["eps"], row["status"]) == ("l0", 2, "ok")
+    assert row["robust_accuracy"] < 0.5
+    distance = tables["outcomes"]["distance"]
+    assert bool((distance == distance.round()).all())
+    assert set(tables["signs"]["name"]) == {
+        "random outputs",
+        "answers depend on the batch",
+        "answers are probabilities",
+        "optimises inside",
+        "zero gradients",
+    }
+    assert not tables["signs"]["seen"].any()
+    curve = tables["curve"].set_index("at")["right"]
+    assert [curve[eps] for eps in curve.index if eps >= 2] == [int((distance > e).sum()) for e in curve.index if e >= 2]

@@ -1,0 +1,112 @@
+"""The augmented Lagrangian attack."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from robgib.attacks.base import MinimumNormAttack, objective_gradient
+from robgib.attacks.nearest import Nearest, right_samples
+from robgib.attacks.objective import Objective, wrong_by
+from robgib.attacks.threat_model import per_sample
+from robgib.options import Count, Positive
+from robgib.runtime import SampleRNG
+
+__all__ = [
+    "ALMA",
+]
+
+_MULTIPLIER = (1e-6, 1e12)  # within which the multiplier stays
+_ENOUGH = 1e-4  # by which the class has to be wrong, in units of the DLR loss
+
+
+@dataclass(frozen=True)
+class ALMA(MinimumNormAttack):
+    """Distance under the constraint of a wrong class, by an augmented Lagrangian (Rony et al. 2021, algorithm 1).
+
+    The constraint is the DLR loss (the margin below three classes), its penalty P2; the multiplier follows the
+    penalty's slope, smoothed, and the penalty's weight grows where the constraint does not get better. Steps are
+    RMSprop's with momentum, and fall exponentially from the first image that fools on.
+
+    Fields:
+        steps: gradient steps.
+        rate: first step of a pixel.
+        rate_last: the last one, as a share of the first.
+        check: steps after which the penalty's weight is reconsidered.
+        better: of the constraint a check ago, what is better.
+        growth: of the penalty's weight.
+        mean: of the multiplier's and the gradients' moving means, the share that stays.
+    """
+
+    norms: ClassVar[tuple[str, ...]] = ("l2", "l1")
+    pooled: ClassVar[bool] = True
+    steps: Count = 1000
+    rate: Positive = 0.1
+    rate_last: Annotated[float, Field(gt=0, le=1)] = 0.01
+    check: Count = 10
+    better: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    growth: Annotated[float, Field(gt=1)] = 1.2
+    mean: Annotated[float, Field(ge=0, lt=1)] = 0.9
+
+    def find(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
+        """See :meth:`MinimumNormAttack.find`."""
+        rows = right_samples(model, x, y)
+        result = x.clone()
+        if not len(rows):
+            return result
+        x = x[rows]
+        with torch.no_grad():
+            loss = "dlr" if model(x[:1]).shape[1] > 2 else "margin"
+        goal = Objective.untargeted(y[rows], loss)
+        nearest = Nearest(x, self.norm)
+        moved, square, momentum = torch.zeros_like(x), torch.ones_like(x), torch.zeros_like(x)
+        multiplier, weight = torch.ones_like(nearest.size), torch.ones_like(nearest.size)
+        before = multiplier
+        met = torch.full_like(nearest.size, self.steps + 1)  # the first step at which the sample was fooled
+        for step in range(self.steps):
+            at = x + moved
+            slope, logits = objective_gradient(model, at, goal)
+            fooled = wrong_by(logits, goal.labels) > 0
+            nearest.offer(at, fooled)
+            met = torch.where(fooled & (met > step), step, met)
+            # Above 0 while the constraint is broken.
+            broken = _ENOUGH - goal.value(logits)
+            if step == 0:
+                before = broken
+            elif (step + 1) % self.check == 0:
+                worse = (met > step) & (broken >= self.better * before)
+                weight, before = torch.where(worse, self.growth * weight, weight), broken
+            if step:
+                pressed = _penalty_slope(broken, weight, multiplier)
+                multiplier = (self.mean * multiplier + (1 - self.mean) * pressed).clamp(*_MULTIPLIER)
+            gradient = self._pull(moved) - per_sample(_penalty_slope(broken, weight, multiplier), x) * slope
+            # The step falls from where the sample is first fooled.
+            far = (step - met).clamp_min(0) / (self.steps - met)
+            rate = self.rate * self.rate_last**far
+            square = self.mean * square + (1 - self.mean) * gradient.square()
+            momentum = self.mean * momentum + gradient / (square.sqrt() + 1e-8)
+            moved = moved - per_sample(rate, x) * momentum
+            moved = (x + moved).clamp(*self.threat.box) - x
+        result[rows] = nearest.image
+        return result
+
+    def _pull(self, moved: Tensor) -> Tensor:
+        """Gradient (N, …) of the distance."""
+        if self.norm == "l1":
+            return moved.sign()
+        length = torch.linalg.vector_norm(moved.flatten(1), dim=1).clamp_min(1e-12)
+        return moved / per_sample(length, moved)
+
+
+def _penalty_slope(broken: Tensor, weight: Tensor, multiplier: Tensor) -> Tensor:
+    """Slope (N,) of the penalty P2 (Birgin et al. 2005) in the constraint.
+
+    P2 is m y + m w y² + w² y³ / 6 for y >= 0 and m y / (1 - w y) below.
+    """
+    above = multiplier + 2 * multiplier * weight * broken + weight.square() * broken.square() / 2
+    below = multiplier / (1 - weight * broken.clamp_max(0)).square()
+    return torch.where(broken >= 0, above, below)

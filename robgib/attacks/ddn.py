@@ -1,0 +1,71 @@
+"""Decoupled direction and norm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from robgib.attacks.base import MinimumNormAttack, objective_gradient
+from robgib.attacks.nearest import Nearest, cosine, right_samples
+from robgib.attacks.objective import Objective, wrong_by
+from robgib.attacks.threat_model import per_sample
+from robgib.options import Count, Positive
+from robgib.runtime import SampleRNG
+
+__all__ = [
+    "DDN",
+]
+
+_LAST = 0.01  # length of the last step, from 1 on
+
+
+@dataclass(frozen=True)
+class DDN(MinimumNormAttack):
+    """Steps along the gradient on a sphere that shrinks while its images fool and else grows (Rony et al. 2019).
+
+    Colours are not rounded to 255ths, which the paper does at each step.
+
+    Fields:
+        steps: gradient steps.
+        gamma: share by which the sphere's radius changes a step.
+        first: first radius (L2, pixel scale).
+    """
+
+    norms: ClassVar[tuple[str, ...]] = ("l2",)
+    pooled: ClassVar[bool] = True
+    steps: Count = 1000
+    gamma: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    first: Positive = 1.0
+
+    def find(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
+        """See :meth:`MinimumNormAttack.find`."""
+        rows = right_samples(model, x, y)
+        result = x.clone()
+        if not len(rows):
+            return result
+        x, goal = x[rows], Objective.untargeted(y[rows], "ce")
+        nearest = Nearest(x, self.norm)
+        at, moved = x, torch.zeros_like(x)
+        radius = torch.full((len(x),), self.first, dtype=x.dtype, device=x.device)
+        for step in range(self.steps):
+            gradient, logits = objective_gradient(model, at, goal)
+            fooled = wrong_by(logits, goal.labels) > 0
+            nearest.offer(at, fooled)
+            moved = moved + cosine(step, self.steps, 1, _LAST) * _unit(gradient)
+            radius = radius * torch.where(fooled, 1 - self.gamma, 1 + self.gamma)
+            at = (x + per_sample(radius, x) * _unit(moved)).clamp(*self.threat.box)
+            moved = at - x
+        with torch.no_grad():
+            nearest.offer(at, wrong_by(model(at), goal.labels) > 0)
+        result[rows] = nearest.image
+        return result
+
+
+def _unit(images: Tensor) -> Tensor:
+    """Scale images (N, …) to L2 norm 1; zeros stay."""
+    length = torch.linalg.vector_norm(images.flatten(1), dim=1)
+    return images / per_sample(length.clamp_min(torch.finfo(images.dtype).tiny), images)

@@ -1,0 +1,60 @@
+"""What the attacks that look for the nearest adversarial image share."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from robgib.attacks.base import objective_gradient
+from robgib.attacks.objective import Objective, misled, wrong_by
+from robgib.attacks.threat_model import distance, per_sample
+
+__all__ = [
+    "Nearest",
+    "cosine",
+    "lead_gradient",
+    "right_samples",
+]
+
+_NEARER = 0.9998  # of images at all but the same distance the first stays, or rounding would choose between batches
+
+
+class Nearest:
+    """The nearest adversarial image of each sample so far: the clean one, at infinite distance, before there is one.
+
+    Attributes:
+        image: images (N, …).
+        size: their distances (N,) in ``norm``.
+    """
+
+    def __init__(self, x: Tensor, norm: str) -> None:
+        self.x, self.norm = x, norm
+        self.image = x.clone()
+        self.size = torch.full((len(x),), torch.inf, dtype=x.dtype, device=x.device)
+
+    def offer(self, images: Tensor, fooled: Tensor) -> Tensor:
+        """Take images (N, …) that fool (N,) where they are nearer; return which were."""
+        reach = distance(images, self.x, self.norm)
+        nearer = fooled & (reach < _NEARER * self.size)
+        self.image = torch.where(per_sample(nearer, images), images, self.image)
+        self.size = torch.where(nearer, reach, self.size)
+        return nearer
+
+
+def right_samples(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Indices of the images (N, …) that the model labels ``y`` (N,)."""
+    with torch.no_grad():
+        return (~misled(model(x), y)).nonzero().squeeze(1)
+
+
+def lead_gradient(model: nn.Module, x: Tensor, goal: Objective) -> tuple[Tensor, Tensor, Tensor]:
+    """The true class's lead (N,) in logits at ``x`` (N, …), its gradient (N, …), and who is fooled (N,)."""
+    gradient, logits = objective_gradient(model, x, goal)
+    return -goal.value(logits), -gradient, wrong_by(logits, goal.labels) > 0
+
+
+def cosine(step: int, steps: int, first: float, last: float) -> float:
+    """From ``first`` at step 0 to ``last`` at the end along half a cosine (Loshchilov & Hutter 2017)."""
+    return last + (first - last) * (1 + math.cos(math.pi * step / steps)) / 2
