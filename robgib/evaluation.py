@@ -51,7 +51,8 @@ TorchData = torch.utils.data.Dataset[Any] | torch.utils.data.DataLoader[Any]
 
 @checked_arguments(
     "layers", "name", "data_root", "samples", "information_samples", "features", "feature_dims", "layer_dims", "codes",
-    "sigma", "unit_groups", "beta", "pmi", "cascade", "curve", "signs", "corruptions", "batch_size", "precision",
+    "sigma", "unit_groups", "beta", "pmi", "cascade", "curve", "signs", "corruptions", "save_adversarial",
+    "batch_size", "precision",
     "device", "seed", "catalogue", "source", "unfinished",
 )  # fmt: skip
 def evaluate(
@@ -77,6 +78,7 @@ def evaluate(
     curve: bool = True,
     signs: bool = True,
     corruptions: bool = True,
+    save_adversarial: bool = False,
     batch_size: Count | None = None,
     precision: str = "float32",
     device: str | torch.device = "auto",
@@ -127,6 +129,7 @@ def evaluate(
         curve: also measure accuracy against eps around each attack's own; in a cascade by its cheapest attack.
         signs: also look for signs that the attacks failed (:func:`~robgib.robustness.failure_indicators`).
         corruptions: also measure accuracy under common corruptions (images only).
+        save_adversarial: keep every adversarial image (:attr:`Run.adversarial`), for ``robgib verify``.
         batch_size: images at once; None finds it. It is halved where memory does not suffice.
         precision: ``float32``, or ``bfloat16`` for the gradients of attacks; float32 decides who is fooled.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
@@ -172,7 +175,8 @@ def evaluate(
             "estimators": [[_describe(e), _code(e)] for e in makers],
             "options": [
                 layers, name, samples, information_samples, features, feature_dims, layer_dims, codes, sigma,
-                unit_groups, beta, pmi, cascade, curve, signs, corruptions, precision, where.type, seed,
+                unit_groups, beta, pmi, cascade, curve, signs, corruptions, save_adversarial, precision,
+                where.type, seed,
             ],
         }
     )  # fmt: skip
@@ -213,7 +217,8 @@ def evaluate(
             )  # fmt: skip
             tables = evaluate_robustness(
                 prepared, x, y, named, classes=classes, clean=clean, cascade=cascade, curve=curve, signs=signs,
-                corruptions=corruptions, device=where, seed=seed, parts=parts, progress=told,
+                corruptions=corruptions, device=where, seed=seed, save_adversarial=save_adversarial, parts=parts,
+                progress=told,
             )  # fmt: skip
         finally:
             net.to(home)

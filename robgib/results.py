@@ -15,6 +15,8 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
 
 from robgib.errors import RobGIBError, sentence_of, visible
 from robgib.files import atomic_directory, digest, read_json
@@ -27,6 +29,7 @@ __all__ = [
     "Run",
     "column_names",
     "find_run",
+    "load_adversarial",
     "load_run",
     "plain_rows",
     "save_run",
@@ -214,6 +217,8 @@ SCHEMA: Mapping[str, tuple[Column, ...]] = {
     ),
 }
 """The columns of every table, in order. A trace has those of ``layers`` after its own."""
+ADVERSARIAL = "adversarial.safetensors"
+"""The file of a run folder that holds all adversarial images, where they were asked for."""
 RUN_TABLES = ("robustness", "outcomes", "curve", "layers", "features", "signs", "corruptions")
 """The tables of a run folder, a CSV file each."""
 _LATER_TABLES = ("signs", "corruptions")  # that folders of early versions lack
@@ -276,6 +281,8 @@ class Run:
             would mean.
         corruptions: a row a common corruption and severity: samples right, accuracy with its interval.
         pictures: per attack the rows, clean and adversarial images of some fooled samples.
+        adversarial: where they were asked for, ``clean`` images (N, …), ``labels`` (N,), and by attack's label
+            ``…/rows`` and ``…/images`` of all fooled samples; not read back with the run (:func:`load_adversarial`).
     """
 
     name: str
@@ -289,6 +296,7 @@ class Run:
     signs: pd.DataFrame
     corruptions: pd.DataFrame
     pictures: dict[str, np.ndarray] = field(default_factory=dict)
+    adversarial: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def folder(self) -> str:
@@ -355,6 +363,9 @@ def save_run(run: Run, root: Path, also: Callable[[Path], None] | None = None) -
         for name in RUN_TABLES:
             getattr(run, name).to_csv(folder / f"{name}.csv", index=False)
         np.savez_compressed(folder / "pictures.npz", **run.pictures)  # type: ignore[arg-type]
+        if run.adversarial:
+            arrays = {k: np.ascontiguousarray(v) for k, v in run.adversarial.items()}
+            (folder / ADVERSARIAL).write_bytes(save(arrays))
         if also:
             also(folder)
     return target
@@ -369,6 +380,31 @@ def find_run(root: str | Path, request: str) -> Run | None:
         except (OSError, ValueError, AttributeError, RobGIBError):
             continue  # another's folder, or half of one
     return None
+
+
+def load_adversarial(folder: str | Path) -> dict[str, np.ndarray]:
+    """Read the images that a run folder keeps: see :attr:`Run.adversarial`.
+
+    Raises:
+        RobGIBError: it keeps none, or the file is damaged.
+    """
+    file = Path(folder) / ADVERSARIAL
+    if not file.is_file():
+        raise RobGIBError(f"{str(folder)!r} holds no adversarial images; evaluate with --save-adversarial.")
+    try:
+        held: dict[str, np.ndarray] = load_file(file)
+        clean, labels = held["clean"], held["labels"]
+        sound = len(clean) == len(labels) and labels.dtype == np.int64 and clean.dtype == np.float32
+        for name, rows in held.items():
+            if name.endswith("/rows"):
+                images = held[f"{name.removesuffix('/rows')}/images"]
+                sound &= rows.dtype == np.int64 and len(rows) == len(images) and images.shape[1:] == clean.shape[1:]
+                sound &= bool(((rows >= 0) & (rows < len(clean))).all())
+        if not sound:
+            raise ValueError("arrays do not fit each other")
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise RobGIBError(f"{str(file)!r} cannot be read ({type(error).__name__}: {error}).") from error
+    return held
 
 
 def load_run(folder: str | Path) -> Run:

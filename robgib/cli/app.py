@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 
 import robgib
-from robgib.cli import attacks, data, estimators, evaluate, study, train, zoo
+from robgib.cli import attacks, data, estimators, evaluate, study, train, verify, zoo
 from robgib.cli.common import err, help_when_alone
 from robgib.errors import RobGIBError, RobGIBWarning
 
@@ -23,6 +23,7 @@ app = typer.Typer(
 )
 app.command()(evaluate.evaluate)
 app.command()(evaluate.report)
+app.command()(verify.verify)
 app.command()(train.train)
 app.command()(train.trace)
 app.command("validate-estimators")(estimators.validate_estimators)

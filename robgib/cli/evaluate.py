@@ -108,6 +108,9 @@ def evaluate(
     curve: Annotated[bool, typer.Option(help="Measure accuracy against eps.")] = True,
     signs: Annotated[bool, typer.Option(help="Look for signs that the attacks failed.")] = True,
     corruptions: Annotated[bool, typer.Option(help="Measure accuracy under common corruptions.")] = True,
+    save_adversarial: Annotated[
+        bool, typer.Option("--save-adversarial", help="Keep every adversarial image, for verify.")
+    ] = False,
     out_folder: Annotated[Path, typer.Option("--out", help="Where run folders go.")] = Path("runs"),
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images at once.", show_default="found")] = None,
     precision: Annotated[
@@ -217,6 +220,7 @@ def evaluate(
                 curve=curve,
                 signs=signs,
                 corruptions=corruptions,
+                save_adversarial=save_adversarial,
                 batch_size=batch_size,
                 precision=precision,
                 device=where,

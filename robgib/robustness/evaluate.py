@@ -68,6 +68,7 @@ def evaluate(
     device: torch.device | str = "cpu",
     seed: int = 0,
     catalogue: Sequence[Path] = (),
+    save_adversarial: bool = False,
     parts: Parts | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -91,12 +92,13 @@ def evaluate(
         device: where the model is.
         seed: of every random number.
         catalogue: further folders of attacks and plug-ins.
+        save_adversarial: keep every adversarial image, and the clean ones, in memory and in what is returned.
         parts: where finished attacks, and what a long one has found so far, are kept and looked for.
         progress: called with (task, done, total, note).
 
     Returns:
         The tables ``robustness``, ``outcomes``, ``curve``, ``signs`` and ``corruptions`` of
-        :data:`~robgib.results.SCHEMA`, and ``pictures``, arrays by name.
+        :data:`~robgib.results.SCHEMA`, and ``pictures`` and ``adversarial``, arrays by name.
 
     Raises:
         RobGIBError: the model cannot be called on such images, an attack does not fit them, or all attacks failed.
@@ -117,7 +119,7 @@ def evaluate(
         check_decided(clean)
     parts = parts or Parts()
     tables, left, spent = _attack_all(
-        model, x, y, clean, named, in_cascade(attacks, cascade), curve, seed, where, parts, progress
+        model, x, y, clean, named, in_cascade(attacks, cascade), curve, save_adversarial, seed, where, parts, progress
     )
     tables["corruptions"] = table("corruptions")
     if corruptions and x.ndim == 4:
@@ -206,6 +208,7 @@ def _attack_all(
     attacks: Mapping[str, Attack],
     cascade: bool,
     curve: bool,
+    save_adversarial: bool,
     seed: int,
     device: torch.device,
     parts: Parts,
@@ -215,6 +218,8 @@ def _attack_all(
     truth, count = y.numpy(), len(y)
     summary, outcome_tables, curves = [], [], []
     pictures: dict[str, np.ndarray] = {}
+    adversarial: dict[str, np.ndarray] = {"clean": x[:].numpy(), "labels": truth} if save_adversarial else {}
+    images: dict[_Budget, dict[int, np.ndarray]] = {}
     standing: dict[_Budget, list[AttackResult]] = {}
     before: dict[_Budget, AttackResult] = {}
     spent: dict[_Budget, int] = {}
@@ -246,7 +251,8 @@ def _attack_all(
         ) -> _Attacked:
             found = run_attack(
                 model, x, y, attack, label=label, clean=Answers(known.prediction, known.right) if known else clean,
-                seed=seed, device=device, pictures=_PICTURES, parts=parts.at("attack", label), progress=progress,
+                seed=seed, device=device, pictures=count if save_adversarial else _PICTURES,
+                parts=parts.at("attack", label), progress=progress,
             )  # fmt: skip
             if known:
                 found = _after(known, found)
@@ -301,7 +307,13 @@ def _attack_all(
                     "high": high,
                 }
             )
-        rows = sorted(outcome.pictures)
+        if save_adversarial:
+            every = {**(images.get(budget, {}) if cascade else {}), **outcome.pictures}
+            images[budget] = every
+            adversarial[f"{label}/rows"] = np.array(sorted(every), dtype=np.int64)
+            made = [every[row] for row in sorted(every)]
+            adversarial[f"{label}/images"] = np.stack(made) if made else np.zeros((0, *x.shape[1:]), np.float32)
+        rows = sorted(outcome.pictures)[:_PICTURES]
         if rows:
             pictures[f"{number}/attack"] = np.array(label)
             pictures[f"{number}/rows"] = np.array(rows)
@@ -336,6 +348,7 @@ def _attack_all(
         "outcomes": outcomes_table[column_names("outcomes")],
         "curve": table("curve", curves),
         "pictures": pictures,
+        "adversarial": adversarial,
     }
     return tables, left, spent
 

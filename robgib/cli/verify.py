@@ -1,0 +1,82 @@
+"""``robgib verify``: what a run folder claims, recomputed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+from rich.markup import escape
+
+import robgib
+from robgib.cli.common import AllowCode, AllowPickle, Catalogue, DataRoot, Device, err, out
+from robgib.errors import RobGIBError
+from robgib.robustness.verify import Claim
+from robgib.robustness.verify import verify as claims_of
+
+
+def verify(
+    run: Annotated[Path, typer.Argument(help="Run folder of an evaluation with --save-adversarial.")],
+    model: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="The model, as evaluate takes it.", show_default="the zoo's or library's that the run names"),
+    ] = None,
+    arch: Annotated[Optional[str], typer.Option(help="Architecture of a checkpoint file.")] = None,  # noqa: UP045
+    data: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Data set, where the model needs one to be loaded.", show_default="the run's"),
+    ] = None,
+    weights_key: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Which of several state dicts in a checkpoint file."),
+    ] = None,
+    normalize: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="What a checkpoint file's network was trained with: imagenet, cifar10, half, … or none."),
+    ] = None,
+    allow_pickle: AllowPickle = False,
+    allow_code: AllowCode = False,
+    data_root: DataRoot = None,
+    device: Device = "auto",
+    catalogue: Catalogue = None,
+) -> None:
+    """Recompute a run's claims from its images: labels, budgets, predictions, figures; exit 1 names what does not hold.
+
+    That an image fools is shown by the image. That a sample stands is not: another attack may fell it.
+    """
+    held = robgib.results.load_run(run)
+    saved = robgib.results.load_adversarial(run)
+    where = robgib.runtime.resolve_device(device)
+    source = held.config.get("source", {})
+    name = model or source.get("recipe") or source.get("name")
+    if not name:
+        raise RobGIBError(f"{str(run)!r} is of {source.get('file') or 'a model in Python'}; give it with --model.")
+    subject = robgib.zoo.load(
+        name,
+        arch=arch or source.get("arch"),
+        data=data or (None if source.get("kind") == "zoo" else str(held.config["data"]["name"])),
+        data_root=data_root,
+        weights_key=weights_key,
+        normalization=None if normalize is None else robgib.models.normalization(normalize),
+        catalogue=list(catalogue or []),
+        progress=False,
+        allow_pickle=allow_pickle,
+        allow_code=allow_code,
+        device=where,
+    )
+    count = len(saved["clean"])
+    test = subject.data.test
+    known = (test.x[:count], test.y[:count]) if tuple(subject.data.shape) == saved["clean"].shape[1:] else None
+    broken: Claim | None = None
+    held_ones = 0
+    for claim in claims_of(held, saved, subject.model, known, device=where):
+        if not claim.holds:
+            broken = claim
+            break
+        held_ones += 1
+        out.print(f"[green]holds[/]  {escape(claim.what)}", highlight=False)
+    if broken is not None:
+        err.print(f"[bold red]does not hold[/]  {escape(broken.what)}: {escape(broken.detail)}.", highlight=False)
+        raise typer.Exit(1)
+    images = sum(len(v) for n, v in saved.items() if n.endswith("/rows"))
+    out.print(f"\nAll {held_ones} claims hold, of {count} samples and {images} adversarial images.", highlight=False)
