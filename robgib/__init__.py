@@ -6,7 +6,7 @@ Names and sub-packages are imported when they are first used, so that ``import r
 >>> model, data = robgib.load_model("digits-cnn")
 >>> run = robgib.evaluate(model, data, samples=32, estimators=[], corruptions=False)
 >>> run.robustness["attack"].tolist()
-['apgd-ce-linf', 'apgd-t-linf', 'apgd-ce-l2', 'apgd-t-l2']
+['apgd-ce-linf', 'fast-linf', 'apgd-ce-l2', 'fast-l2']
 """
 
 import importlib

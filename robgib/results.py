@@ -36,7 +36,7 @@ __all__ = [
     "table",
 ]
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Kept in every run folder. Folders without one are of version 1."""
 
 
@@ -165,6 +165,14 @@ SCHEMA: Mapping[str, tuple[Column, ...]] = {
         Column("accuracy", "number", "accuracy", "share"),
         *_INTERVAL,
     ),
+    "convergence": (
+        *_BUDGET,
+        Column("step", "integer", "gradient steps that a sample had taken", "", 4),
+        Column("samples", "integer", "samples watched", "", 4),
+        Column("right", "number", "of them still labelled right", "share", 4),
+        Column("lead", "number", "smallest lead of the true class so far, of that on the clean sample", "share", 4),
+        Column("distance", "number", "mean distance of the samples from the clean ones", "pixel", 4),
+    ),
     "trace": (
         Column("epoch", "integer", "epochs over; 0 is the untrained network"),
         Column("test_accuracy", "number", "accuracy on the test samples", "share"),
@@ -219,9 +227,9 @@ SCHEMA: Mapping[str, tuple[Column, ...]] = {
 """The columns of every table, in order. A trace has those of ``layers`` after its own."""
 ADVERSARIAL = "adversarial.safetensors"
 """The file of a run folder that holds all adversarial images, where they were asked for."""
-RUN_TABLES = ("robustness", "outcomes", "curve", "layers", "features", "signs", "corruptions")
+RUN_TABLES = ("robustness", "outcomes", "curve", "layers", "features", "signs", "corruptions", "convergence")
 """The tables of a run folder, a CSV file each."""
-_LATER_TABLES = ("signs", "corruptions")  # that folders of early versions lack
+_SINCE = {"signs": 2, "corruptions": 2, "convergence": 4}  # the versions that brought tables
 
 
 def plain_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
@@ -280,6 +288,7 @@ class Run:
         signs: a row a threat model and check for a failed attack: whether it was seen, what was measured, and what it
             would mean.
         corruptions: a row a common corruption and severity: samples right, accuracy with its interval.
+        convergence: a row an attack and gradient step, on some samples: how many were still right, by how much.
         pictures: per attack the rows, clean and adversarial images of some fooled samples.
         adversarial: where they were asked for, ``clean`` images (N, …), ``labels`` (N,), and by attack's label
             ``…/rows`` and ``…/images`` of all fooled samples; not read back with the run (:func:`load_adversarial`).
@@ -295,6 +304,7 @@ class Run:
     features: pd.DataFrame
     signs: pd.DataFrame
     corruptions: pd.DataFrame
+    convergence: pd.DataFrame = field(default_factory=lambda: table("convergence"))
     pictures: dict[str, np.ndarray] = field(default_factory=dict)
     adversarial: dict[str, np.ndarray] = field(default_factory=dict)
 
@@ -481,7 +491,7 @@ _COUNTED = {"I(Z;Y)", "I(X;Z)"}
 
 
 def _read_table(file: Path, name: str, version: int) -> pd.DataFrame:
-    if version == 1 and name in _LATER_TABLES and not file.exists():
+    if version < _SINCE.get(name, 1) and not file.exists():
         return table(name)
     held = pd.read_csv(file, keep_default_na=True)
     for column in SCHEMA[name]:

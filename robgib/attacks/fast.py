@@ -129,6 +129,8 @@ class FastEnsemble(Attack):
 
         for rank in range(count):
             rows = search.left
+            if not len(rows):
+                return
             towards(order[rows, rank], rows, self.short)
         # The order now, since climbing changes it.
         ranked = front.lead.argsort(dim=1, stable=True)

@@ -176,12 +176,12 @@ class ThreatModel:
             noise = torch.where(noise != 0, rng.uniform(shape, x.device) - x, 0)
         elif self.norm == "l1":
             # Exponential numbers over the sum of themselves and one more are uniform in the simplex.
-            size = -torch.log1p(-rng.uniform((x[0].numel() + 1,), x.device))
+            size = -torch.log1p(-rng.uniform((x.shape[1:].numel() + 1,), x.device))
             share = (size[:, :-1] / size.sum(1, keepdim=True)).view_as(x)
             noise = self.eps * share * (2 * rng.integers(2, shape, x.device) - 1)
         else:
             direction = rng.normal(shape, x.device)
-            radius = rng.uniform((1,), x.device).flatten() ** (1 / direction[0].numel())
+            radius = rng.uniform((1,), x.device).flatten() ** (1 / direction.shape[1:].numel())
             noise = direction * per_sample(
                 self.eps * radius / torch.linalg.vector_norm(direction.flatten(1), dim=1), direction
             )

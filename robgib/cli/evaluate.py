@@ -98,7 +98,8 @@ def evaluate(
     pmi: Annotated[bool, typer.Option("--pmi", help="Weigh samples by 1[ŷ = y]·max(0, pmi(ŷ;y)).")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="FGSM and PGD: the weakest claim, in seconds.")] = False,
     standard: Annotated[
-        bool, typer.Option("--standard", help="Auto-PGD, then targeted, on what is left: within a point of --full.")
+        bool,
+        typer.Option("--standard", help="Auto-PGD, then fast ensembles on what is left: --full's answer, sooner."),
     ] = False,
     full: Annotated[bool, typer.Option("--full", help="AutoAttack.")] = False,
     cascade: Annotated[

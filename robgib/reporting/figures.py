@@ -133,6 +133,34 @@ def accuracy_curves(runs: Sequence[Run]) -> str:
     return _styled(figure, 430)
 
 
+def attack_convergence(runs: Sequence[Run]) -> str:
+    """Share still right and lead of the true class by gradient step, one panel each; empty where none was watched."""
+    names = display_names(runs)
+    if all(r.convergence.empty for r in runs):
+        return ""
+    titles = ("still right", "lead of the true class")
+    figure = make_subplots(1, 2, subplot_titles=titles, shared_yaxes=True)
+    for m, (run, name) in enumerate(zip(runs, names, strict=True)):
+        for a, (attack, g) in enumerate(run.convergence.groupby("attack", sort=False)):
+            label = f"{name} · {attack}" if len(runs) > 1 else str(attack)
+            for column, term in enumerate(("right", "lead"), start=1):
+                figure.add_trace(
+                    go.Scatter(
+                        x=g["step"] + 1, y=g[term], mode="lines", name=label, legendgroup=label, showlegend=column == 1,
+                        line={
+                            "color": _COLOURS[(m if len(runs) > 1 else a) % len(_COLOURS)],
+                            "dash": _DASHES[a % len(_DASHES)], "width": 2,
+                            "shape": "hv" if term == "right" else "linear",
+                        },
+                        customdata=np.stack([g["step"], g["distance"]], 1),
+                        hovertemplate="step %{customdata[0]}: %{y:.1%}, distance %{customdata[1]:.3g}",
+                    ), 1, column,
+                )  # fmt: skip
+    figure.update_yaxes(range=[-0.02, 1.02], tickformat=".0%")
+    figure.update_xaxes(title_text="gradient steps of a sample, and 1", type="log", dtick=1)
+    return _styled(figure, 400)
+
+
 def corruption_accuracy(runs: Sequence[Run]) -> str:
     """Accuracy against severity, one panel a corruption; empty when none was measured."""
     kinds = list(dict.fromkeys(k for r in runs for k in r.corruptions["corruption"]))

@@ -260,6 +260,8 @@ def render(runs: Sequence[Run]) -> str:
         norms=figures.TITLES,
         cascade=any(r.config.get("cascade") for r in runs),
         curves=Markup(figures.accuracy_curves(runs)),
+        converged=Markup(figures.attack_convergence(runs)),
+        watched=max((int(r.convergence["samples"].max()) for r in runs if len(r.convergence)), default=0),
         corruptions=Markup(figures.corruption_accuracy(runs)),
         corrupted=_corruption_table(runs, names),
         estimators=_estimators(runs, names, summary),

@@ -465,6 +465,18 @@ def test_the_fast_ensemble_without_gradients_and_with_few_classes(digits_cnn, ri
     assert robust(Two().eval(), x[rows], y[rows], FastEnsemble("linf", 0.4)) < 1
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+@pytest.mark.parametrize("share", [0, 0.02, 0.5, 1])
+def test_the_fast_ensemble_ends_wherever_all_are_fooled(digits_cnn, right_digits, norm, share):
+    x, y = (v[:6] for v in right_digits)
+    eps = ThreatModel(norm, 1.0).widest(64) * max(share, 1e-3)
+    attack = FastEnsemble(norm, eps, first=1, short=2, long=2, probe=2, near=0)
+    for count in range(len(x) + 1):
+        found = attack.perturb(digits_cnn, x[:count], y[:count], SampleRNG(0, range(count)))
+        assert found.shape == x[:count].shape
+        assert attack.threat.allows(found, x[:count]).all()
+
+
 def test_targets_are_ranked_by_the_distance_of_linear_boundaries():
     """Logit gap over the gradients' dual norm; the most likely wrong class need not be the nearest."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
