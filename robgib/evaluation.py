@@ -52,7 +52,7 @@ TorchData = torch.utils.data.Dataset[Any] | torch.utils.data.DataLoader[Any]
 @checked_arguments(
     "layers", "name", "data_root", "samples", "information_samples", "features", "feature_dims", "layer_dims", "codes",
     "sigma", "unit_groups", "beta", "pmi", "cascade", "curve", "signs", "corruptions", "save_adversarial",
-    "batch_size", "precision",
+    "until_width", "batch_size", "precision",
     "device", "seed", "catalogue", "source", "unfinished",
 )  # fmt: skip
 def evaluate(
@@ -79,6 +79,7 @@ def evaluate(
     signs: bool = True,
     corruptions: bool = True,
     save_adversarial: bool = False,
+    until_width: Annotated[float, Field(gt=0, lt=1)] | None = None,
     batch_size: Count | None = None,
     precision: str = "float32",
     device: str | torch.device = "auto",
@@ -130,6 +131,8 @@ def evaluate(
         signs: also look for signs that the attacks failed (:func:`~robgib.robustness.failure_indicators`).
         corruptions: also measure accuracy under common corruptions (images only).
         save_adversarial: keep every adversarial image (:attr:`Run.adversarial`), for ``robgib verify``.
+        until_width: attack no more samples than it takes until every budget's 95% interval is this narrow (0.02: two
+            points), 100 at least; None attacks all of ``samples``.
         batch_size: images at once; None finds it. It is halved where memory does not suffice.
         precision: ``float32``, or ``bfloat16`` for the gradients of attacks; float32 decides who is fooled.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
@@ -175,7 +178,7 @@ def evaluate(
             "estimators": [[_describe(e), _code(e)] for e in makers],
             "options": [
                 layers, name, samples, information_samples, features, feature_dims, layer_dims, codes, sigma,
-                unit_groups, beta, pmi, cascade, curve, signs, corruptions, save_adversarial, precision,
+                unit_groups, beta, pmi, cascade, curve, signs, corruptions, save_adversarial, until_width, precision,
                 where.type, seed,
             ],
         }
@@ -217,11 +220,13 @@ def evaluate(
             )  # fmt: skip
             tables = evaluate_robustness(
                 prepared, x, y, named, classes=classes, clean=clean, cascade=cascade, curve=curve, signs=signs,
-                corruptions=corruptions, device=where, seed=seed, save_adversarial=save_adversarial, parts=parts,
+                corruptions=corruptions, device=where, seed=seed, save_adversarial=save_adversarial,
+                until_width=until_width, parts=parts,
                 progress=told,
             )  # fmt: skip
         finally:
             net.to(home)
+        count = int(tables["robustness"]["samples"].iloc[0])
         config = {
             "request": request,
             "source": dict(source or {"kind": "python"}),

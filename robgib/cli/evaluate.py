@@ -109,6 +109,10 @@ def evaluate(
     curve: Annotated[bool, typer.Option(help="Measure accuracy against eps.")] = True,
     signs: Annotated[bool, typer.Option(help="Look for signs that the attacks failed.")] = True,
     corruptions: Annotated[bool, typer.Option(help="Measure accuracy under common corruptions.")] = True,
+    until_width: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Attack until the 95% intervals are this narrow, as 2% or 0.02, and no longer."),
+    ] = None,
     save_adversarial: Annotated[
         bool, typer.Option("--save-adversarial", help="Keep every adversarial image, for verify.")
     ] = False,
@@ -146,7 +150,10 @@ def evaluate(
         raise RobGIBError("--estimator and --no-information exclude each other; give one.")
     estimators = (estimator or list(robgib.information.DEFAULT_ESTIMATORS)) if information else []
     # Everything that can be refused is refused before any work.
-    least = None if fail_under is None else _share(fail_under)
+    least = None if fail_under is None else _share("--fail-under", fail_under)
+    width = None if until_width is None else _share("--until-width", until_width)
+    if width is not None and not 0 < width < 1:
+        raise RobGIBError(f"--until-width must be more than 0% and less than 100%, not {until_width!r}.")
     where = robgib.runtime.resolve_device(device)
     normalization = _normalization(normalize, mean, std, bounds)
     sizing = _sizing(input_size, resize, crop, interpolation)
@@ -222,6 +229,7 @@ def evaluate(
                 signs=signs,
                 corruptions=corruptions,
                 save_adversarial=save_adversarial,
+                until_width=width,
                 batch_size=batch_size,
                 precision=precision,
                 device=where,
@@ -331,14 +339,14 @@ def _sizing(
     return robgib.data.Sizing(resize or input_size, (side, side) if side else None, interpolation)  # type: ignore[arg-type]
 
 
-def _share(text: str) -> float:
+def _share(option: str, text: str) -> float:
     """A share given as 40% or 0.4."""
     try:
         value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:
         value = -1.0
     if not 0 <= value <= 1:
-        raise RobGIBError(f"--fail-under must be a share such as 40% or 0.4, not {text!r}.")
+        raise RobGIBError(f"{option} must be a share such as 40% or 0.4, not {text!r}.")
     return value
 
 

@@ -24,6 +24,7 @@ from robgib.robustness.convergence import TRACKED, convergence
 from robgib.robustness.corruptions import corruption_accuracy
 from robgib.robustness.failure_indicators import SAMPLES, failure_indicators, weaker_than_reference
 from robgib.robustness.run_attack import AttackResult, accuracy_curve, run_attack
+from robgib.robustness.until import after, attack_until
 from robgib.runtime import Progress
 from robgib.statistics import clopper_pearson
 
@@ -71,6 +72,7 @@ def evaluate(
     seed: int = 0,
     catalogue: Sequence[Path] = (),
     save_adversarial: bool = False,
+    until_width: float | None = None,
     parts: Parts | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -95,6 +97,8 @@ def evaluate(
         seed: of every random number.
         catalogue: further folders of attacks and plug-ins.
         save_adversarial: keep every adversarial image, and the clean ones, in memory and in what is returned.
+        until_width: stop attacking further samples when every budget's 95% interval is this narrow (a share), after
+            100 at least; all tables are then of the samples that were attacked.
         parts: where finished attacks, and what a long one has found so far, are kept and looked for.
         progress: called with (task, done, total, note).
 
@@ -120,8 +124,15 @@ def evaluate(
         clean = answers(model, x, y, classes=classes, seed=seed, device=where)
         check_decided(clean)
     parts = parts or Parts()
+    together = in_cascade(attacks, cascade)
+    ready: dict[str, AttackResult | Exception] = {}
+    if until_width is not None and named:
+        count, ready = _attack_until(
+            model, x, y, clean, named, together, save_adversarial, until_width, seed, where, parts, progress
+        )
+        x, y, clean = x[:count], y[:count], Answers(clean.prediction[:count], clean.right[:count])
     tables, left, spent = _attack_all(
-        model, x, y, clean, named, in_cascade(attacks, cascade), curve, save_adversarial, seed, where, parts, progress
+        model, x, y, clean, named, together, curve, save_adversarial, seed, where, parts, progress, ready
     )
     tables["corruptions"] = table("corruptions")
     if corruptions and x.ndim == 4:
@@ -206,6 +217,50 @@ def check_budgets(attacks: Mapping[str, Attack], shape: tuple[int, ...]) -> None
             raise RobGIBError(f"attack {label!r}: {error}") from error
 
 
+def _in_order(attacks: Mapping[str, Attack], cascade: bool) -> list[tuple[str, Attack]]:
+    """Attacks as they run: in a cascade one threat model after the other, the cheapest first."""
+    order = list(attacks.items())
+    if cascade:
+        threats = list(dict.fromkeys(a.threat for _, a in order))
+        order.sort(key=lambda item: (threats.index(item[1].threat), item[1].cost))
+    return order
+
+
+def _attack_until(
+    model: Prepared,
+    x: Tensor,
+    y: Tensor,
+    clean: Answers,
+    attacks: Mapping[str, Attack],
+    cascade: bool,
+    save_adversarial: bool,
+    width: float,
+    seed: int,
+    device: torch.device,
+    parts: Parts,
+    progress: Progress | None,
+) -> tuple[int, dict[str, AttackResult | Exception]]:
+    """See :func:`attack_until`."""
+
+    def attacker(label: str, attack: Attack, rows: slice, known: AttackResult | None) -> AttackResult | Exception:
+        held = known or clean
+        right = held.right if known else held.right[rows]
+        told = Answers(held.prediction if known else held.prediction[rows], right)
+
+        def run() -> _Attacked:
+            found = run_attack(
+                model, x[rows], y[rows], attack, label=label, clean=told, index=np.arange(len(x))[rows], seed=seed,
+                device=device, pictures=len(x) if save_adversarial else _PICTURES,
+                parts=parts.at("attack", label, str(rows.start), str(rows.stop)), progress=progress,
+            )  # fmt: skip
+            return found, [], found.distance
+
+        attacked = _guarded(run, label)
+        return attacked if isinstance(attacked, Exception) else attacked[0]
+
+    return attack_until(attacker, _in_order(attacks, cascade), cascade, len(x), width)
+
+
 def _attack_all(
     model: Prepared,
     x: Tensor,
@@ -219,8 +274,12 @@ def _attack_all(
     device: torch.device,
     parts: Parts,
     progress: Progress | None,
+    ready: Mapping[str, AttackResult | Exception],
 ) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[_Budget, int]]:
-    """The tables of all attacks, by attack the shares (N,) of right answers that it left, and by budget its passes."""
+    """The tables of all attacks, by attack the shares (N,) of right answers that it left, and by budget its passes.
+
+    ``ready`` are the attacks that have run, as they stand in a cascade.
+    """
     truth, count = y.numpy(), len(y)
     summary, outcome_tables, curves = [], [], []
     pictures: dict[str, np.ndarray] = {}
@@ -231,10 +290,7 @@ def _attack_all(
     spent: dict[_Budget, int] = {}
     left: dict[str, np.ndarray] = {}
     failures: list[Exception] = []
-    order = list(attacks.items())
-    if cascade:
-        threats = list(dict.fromkeys(a.threat for _, a in order))
-        order.sort(key=lambda item: (threats.index(item[1].threat), item[1].cost))
+    order = _in_order(attacks, cascade)
     for number, (label, attack) in enumerate(order):
         budget = (attack.threat.norm, attack.threat.eps)
         last = not cascade or all(a.threat != attack.threat for _, a in order[number + 1 :])
@@ -255,13 +311,16 @@ def _attack_all(
             cheapest: tuple[str, Attack] = cheapest,
             before_it: int = spent.get(budget, 0),
         ) -> _Attacked:
-            found = run_attack(
-                model, x, y, attack, label=label, clean=Answers(known.prediction, known.right) if known else clean,
-                seed=seed, device=device, pictures=count if save_adversarial else _PICTURES,
-                parts=parts.at("attack", label), progress=progress,
-            )  # fmt: skip
-            if known:
-                found = _after(known, found)
+            found = ready.get(label)
+            if isinstance(found, Exception):
+                raise found
+            if found is None:
+                found = run_attack(
+                    model, x, y, attack, label=label, clean=Answers(known.prediction, known.right) if known else clean,
+                    seed=seed, device=device, pictures=count if save_adversarial else _PICTURES,
+                    parts=parts.at("attack", label), progress=progress,
+                )  # fmt: skip
+                found = after(known, found) if known else found
             if not curved:
                 return found, [], found.distance
             name, other = cheapest
@@ -375,22 +434,6 @@ def _shortened(attack: Attack, count: int, allowed: int) -> Attack:
         return attack
     shorter: Attack = dataclasses.replace(attack, steps=max(_STEPS, int(steps * share)))  # type: ignore[call-arg]
     return shorter
-
-
-def _after(before: AttackResult, found: AttackResult) -> AttackResult:
-    """What two attacks of a cascade did together: samples that the first did more to keep what it found."""
-    first = (before.right == 0) | (before.right < found.right)
-
-    def kept(one: np.ndarray, two: np.ndarray) -> np.ndarray:
-        return np.where(first, one, two)
-
-    fields = ("prediction", "right", "right_8bit", "linf", "l2")
-    return dataclasses.replace(
-        found,
-        **{name: kept(getattr(before, name), getattr(found, name)) for name in fields},  # type: ignore[arg-type]
-        distance=np.where(before.right == 0, before.distance, np.minimum(before.distance, found.distance)),
-        notes=tuple(dict.fromkeys((*before.notes, *found.notes))),
-    )
 
 
 def _worst_answer(outcomes: Sequence[AttackResult]) -> np.ndarray:
