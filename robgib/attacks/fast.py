@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from robgib.attacks.apgd import APGD
 from robgib.attacks.autoattack import AutoAttack, cascade
 from robgib.attacks.base import Attack
+from robgib.attacks.fab import FAB
 from robgib.attacks.linearization import boundary_distances, wrong_classes
 from robgib.attacks.objective import Criterion, Objective, answers_at_random
 from robgib.attacks.square import Square
@@ -24,6 +25,7 @@ __all__ = [
     "FastEnsemble",
 ]
 
+_BLIND = 0.02  # of the samples that a climb left: so many felled from elsewhere show that it is misled
 _TARGETED_CLASSES = 4  # below so many the DLR loss has no targeted form
 
 
@@ -38,11 +40,15 @@ class FastEnsemble(Attack):
     2. APGD towards the ``targets`` wrong classes whose linearised boundaries are nearest to the clean image (logit gap
        over gradient norm, as in MALT, Melamed et al. 2024), ``short`` steps each.
     3. The ``finalists`` best of these targets again, from their best images, ``long`` steps each.
-    4. A search without gradients (Square, ``probe`` queries), which ends early on networks whose gradients serve.
+    4. Two looks from elsewhere, since a climb may stand still on a slope that misleads it: FAB-T, which walks along
+       ``boundaries`` linearised boundaries, ``boundary_steps`` steps each, and Square, ``probe`` queries.
     5. :class:`AutoAttack` itself, on the samples of which an image came within ``near`` of the boundary, as a share of
-       the clean image's lead, and on those where the search without gradients got further than the gradients did.
+       the clean image's lead. Where Square got further than the climb did on a sample, it goes on to AutoAttack's
+       queries. Where round 4 felled more than 2% of the samples that the climb had left far from the boundary,
+       gradients mislead: all samples that stand are AutoAttack's, with a note.
 
-    What it can miss is a sample that never came near and that AutoAttack fools all the same.
+    What it can miss is a sample that never came near by any of these and that AutoAttack fools all the same. Since
+    round 5 looks at all samples at once, what a sample gets may depend on those that it is attacked with.
 
     Fields:
         first: steps of round 1.
@@ -50,7 +56,9 @@ class FastEnsemble(Attack):
         short: steps of round 2 for each class.
         finalists: classes of round 3.
         long: steps of round 3 for each class.
-        probe: queries of round 4.
+        boundaries: classes of FAB-T in round 4.
+        boundary_steps: steps of FAB-T for each class.
+        probe: queries of Square in round 4.
         near: lead of the true class, as a share of its lead on the clean image, within which round 5 is run.
 
     >>> import robgib
@@ -63,18 +71,26 @@ class FastEnsemble(Attack):
 
     norms: ClassVar[tuple[str, ...]] = CONVEX_NORMS
     pooled: ClassVar[bool] = True
+    batch_independent: ClassVar[bool] = False
     first: Count = 20
     targets: Count = 9
     short: Count = 10
     finalists: Count = 3
     long: Count = 50
+    boundaries: Count = 3
+    boundary_steps: Count = 20
     probe: Count = 50
     near: NonNegative = 0.05
 
     @property
     def cost(self) -> int:
         """See :attr:`Attack.cost`."""
-        return self.first + self.targets * (self.short + 1) + self.finalists * self.long + self.probe // 2
+        return self.first + self.targets * (self.short + 1) + self.finalists * self.long + self._looks
+
+    @property
+    def _looks(self) -> int:
+        """Gradients of round 4: FAB takes three passes a step."""
+        return 3 * self.boundaries * self.boundary_steps // 2 + self.probe // 2
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
         """See :meth:`Attack.perturb`."""
@@ -91,16 +107,31 @@ class FastEnsemble(Attack):
             rows = search.left
             search.offer(rows, full.members(2)[-1].perturb(model, x[rows], y[rows], rng.select(rows)))
             return search.image
-        rows, climbed = search.left, search.lead.clone()
+        stood, climbed = search.left, search.lead.clone()
+        close = climbed < self.near * search.clean
+        around = FAB(self.norm, self.eps, targeted=True, targets=self.boundaries, steps=self.boundary_steps)
+        search.offer(stood, around.perturb(model, x[stood], y[stood], rng.select(stood)))
+        rows = search.left
         probe = Square(self.norm, self.eps, queries=self.probe, eot=self.eot)
         sought = search.offer(rows, probe.perturb(model, x[rows], y[rows], rng.select(rows)))
-        # A search that needs no gradients gets further than the gradients did only where they mislead.
-        misled = rows[sought < climbed[rows]]
+        # What a climb left far from the boundary and another look felled: on few samples luck, on more a slope that
+        # misleads the climb, and then what it says of the others is worth no more.
+        felled = int((~search.right[stood] & ~close[stood]).sum())
+        blind = felled >= max(2, _BLIND * len(stood))
+        if blind:
+            told = (
+                f"{felled} of {len(stood)} images that climbing left right, and far from the boundary, fell to FAB-T "
+            )
+            told += "or Square: gradients mislead here, and AutoAttack was run on the rest"
+            warnings.warn(told, RobGIBWarning, stacklevel=2)
+        ahead = torch.zeros_like(close)
+        ahead[rows] = sought < climbed[rows]
         *gradients, black_box = full.members(search.classes)
         rows = search.left
-        rows = rows[(search.lead[rows] < self.near * search.clean[rows])]
+        rows = rows[close[rows] | blind]
         search.offer(rows, cascade(gradients, model, x[rows], y[rows], rng.select(rows)))
-        rows = misled[search.right[misled]]
+        rows = search.left
+        rows = rows[ahead[rows] | blind]
         search.offer(rows, black_box.perturb(model, x[rows], y[rows], rng.select(rows)))
         return search.image
 

@@ -85,7 +85,7 @@ def test_two_models_end_to_end(process, cli, tmp_path):
     for folder in folders[:2]:
         assert {p.name for p in (tmp_path / "runs" / folder).iterdir()} == {
             "config.json", "environment.json", "robustness.csv", "outcomes.csv", "curve.csv", "layers.csv",
-            "features.csv", "signs.csv", "corruptions.csv", "pictures.npz", "report.html",
+            "features.csv", "signs.csv", "corruptions.csv", "convergence.csv", "pictures.npz", "report.html",
         }  # fmt: skip
     again = cli("report", *(f"runs/{f}" for f in folders[:2]), "--out", "both.html")
     assert again.returncode == 0, again.stderr
@@ -247,7 +247,7 @@ class TestBadInput:
         ("arguments", "sentence"),
         [
             (("evaluate", "digits-cnnn"), "unknown model 'digits-cnnn'; did you mean 'digits-cnn'"),
-            (("evaluate", "digits-cnn", "--attack", "pdg-linf"), "did you mean 'pgd-linf'"),
+            (("evaluate", "digits-cnn", "--attack", "pgdd-linf"), "did you mean 'pgd-linf'"),
             (("evaluate", "digits-cnn", "--attack", "pgd-linf:eps=-1"), "eps must be a finite number above 0"),
             (("evaluate", "digits-cnn", "--attack", "pgd-linf:eps=much"), "eps must be a number"),
             (("evaluate", "digits-cnn", "--estimator", "gausian"), "did you mean 'gaussian'"),
