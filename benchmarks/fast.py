@@ -33,9 +33,8 @@ def main() -> None:
     parser.add_argument("--data-root", default=None)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    print(
-        "| model | budget | images | AutoAttack | fast | passes | fast | ratio | s | fast | fast alone | AutoAttack alone |"
-    )
+    columns = "model budget images AutoAttack fast passes fast ratio s fast fast-alone AutoAttack-alone"
+    print(f"| {' | '.join(columns.split())} |")
     print("| --- | --- | --: | --: | --: | --: | --: | --: | --: | --: | --- | --- |", flush=True)
     for case in options.cases:
         name, norm, eps, count = case.split(",")
