@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import inspect
 import re
-import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from types import ModuleType
 from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from robgib._absent import stand_in
 from robgib._torchvision import load_torchvision
 from robgib.attacks.base import Attack, reach_note, reaching
 from robgib.attacks.threat_model import CONVEX_NORMS, NORMS, Norm, ThreatModel, distance, per_sample
@@ -546,13 +544,8 @@ def load_advlib() -> Any:
     It imports visdom, a live plotter that no attack needs and that newer setuptools cannot build: where it is missing
     an empty module stands for it meanwhile.
     """
-    if importlib.util.find_spec("visdom") is not None or "adv_lib" in sys.modules:
+    with stand_in("visdom"):
         return _library("adv_lib.attacks", "adv-lib")
-    sys.modules["visdom"] = ModuleType("visdom")
-    try:
-        return _library("adv_lib.attacks", "adv-lib")
-    finally:
-        del sys.modules["visdom"]
 
 
 _ADVLIB_FIXED: Mapping[str, Norm] = {

@@ -6,6 +6,7 @@ import importlib
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,6 +18,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from robgib._absent import stand_in
 from robgib._torchvision import load_torchvision
 from robgib.data.classes import class_indices, map_classes, read_classes
 from robgib.data.dataset import Dataset
@@ -677,7 +679,10 @@ def load_robustbench(name: str, root: Path | None) -> tuple[nn.Module, Dataset]:
         )
     load_torchvision()  # robustbench imports it, and it may need mending
     try:
-        library = importlib.import_module("robustbench.utils")
+        # It names a package that is not on PyPI; what is there under another name lacks a part. Attacks are our own.
+        with stand_in("autoattack", ("AutoAttack", "EvaluationState"), ("state",)), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "pkg_resources is deprecated", UserWarning)
+            library = importlib.import_module("robustbench.utils")
     except ImportError as error:
         if error.name == "pkg_resources":
             raise RobGIBError(
