@@ -40,7 +40,7 @@ class Attack(ABC):
     gradients through :func:`objective_gradient`. Others get the model itself, a batch at a time.
 
     Attributes:
-        norm: ``linf``, ``l2`` or ``l1``.
+        norm: ``linf``, ``l2``, ``l1`` or ``l0`` (whose eps counts the numbers that change).
         eps: radius of the ball around each image, pixel scale [0, 1].
         eot: draws over which the gradients and logits of a model that answers at random are averaged
             (expectation over transformation, Athalye et al. 2018); None is 1 for a model that does not, and 20 for one

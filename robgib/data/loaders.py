@@ -366,8 +366,8 @@ def _named_source(name: str, path: Path) -> Callable[[Path | None, int], Dataset
     eps: dict[str, float] = {}
     for norm, value in given.items() if isinstance(given, dict) else [("", given)]:
         budget = parse_value(value)
-        if norm not in ("linf", "l2", "l1") or isinstance(budget, bool) or not isinstance(budget, int | float):
-            raise RobGIBError(f"{path}: eps must map linf, l2 and l1 to numbers such as 8/255, not {given!r}.")
+        if norm not in ("linf", "l2", "l1", "l0") or isinstance(budget, bool) or not isinstance(budget, int | float):
+            raise RobGIBError(f"{path}: eps must map linf, l2, l1 and l0 to numbers such as 8/255, not {given!r}.")
         eps[norm] = float(budget)
     if names is not None and not (isinstance(names, list) and all(isinstance(n, str) for n in names)):
         raise RobGIBError(f"{path}: classes must be a list of names, not {names!r}.")
