@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from robgib.attacks.base import Attack, MinimumNormAttack
 from robgib.attacks.objective import Objective, misled
 from robgib.attacks.threat_model import distance
-from robgib.errors import NoGradientError
+from robgib.errors import NoGradientError, RobGIBWarning
 from robgib.models.adapt import seeded
 from robgib.models.inference import BatchedModel, Climbed, Prepared, eval_mode
 from robgib.runtime import SampleRNG
@@ -105,7 +106,8 @@ def convergence(
     x, y = x[:TRACKED].to(device), y[:TRACKED].to(device)
     if not len(x) or not attack.pooled:
         return []
-    with eval_mode(prepared.model), seeded(seed, device):
+    with eval_mode(prepared.model), seeded(seed, device), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RobGIBWarning)  # the attack said it when it ran
         watched = _Watched(prepared, x, y, attack.threat.norm)
         with torch.no_grad():
             clean = -Objective.untargeted(y, "margin").value(watched(x))

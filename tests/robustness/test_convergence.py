@@ -1,11 +1,13 @@
 """Attacks watched step by step."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from robgib import SampleRNG, make_attack
+from robgib import RobGIBWarning, SampleRNG, make_attack
 from robgib.attacks import PGD
 from robgib.models.inference import prepare
 from robgib.reporting.figures import attack_convergence
@@ -53,6 +55,16 @@ def test_attacks_without_gradient_steps_have_no_curve(digits_cnn, digits):
     x, y = digits.test.x[:10], digits.test.y[:10]
     for spec in ("square-linf:queries=20,eps=0.1", "torchattacks:PGD:steps=2,eps=0.1", "fab-t-linf:steps=3"):
         assert convergence(prepare(digits_cnn, x), x, y, make_attack(spec)) == []
+
+
+def test_what_an_attack_warns_of_is_not_said_again(digits_cnn, digits):
+    class Talks(PGD):
+        def perturb(self, model, x, y, rng):
+            warnings.warn("a word", RobGIBWarning, stacklevel=2)
+            return super().perturb(model, x, y, rng)
+
+    x, y = digits.test.x[:10], digits.test.y[:10]
+    assert convergence(prepare(digits_cnn, x), x, y, Talks("linf", 0.1, steps=3))
 
 
 def test_it_stands_in_the_tables_and_on_the_page(digits_cnn, digits):
