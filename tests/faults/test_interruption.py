@@ -393,6 +393,9 @@ def test_an_interrupt_while_libraries_are_imported_is_one_sentence(tmp_path, sig
         f"        if name == {module!r}:\n"
         "            sys.meta_path.remove(self)\n"
         f"            os.kill(os.getpid(), signal.{signal_name})\n"
+        # Those that a shell ignores for what it starts behind it would stay ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
         "sys.meta_path.insert(0, Interrupting())\n"
         "import robgib.cli\n"
         "robgib.cli.main()\n"
