@@ -9,12 +9,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from robgib.attacks.base import MinimumNormAttack, objective_gradient
-from robgib.attacks.nearest import Nearest, right_samples
+from robgib.attacks.base import objective_gradient
+from robgib.attacks.nearest import Nearest, NearestAttack
 from robgib.attacks.objective import Objective, wrong_by
 from robgib.attacks.threat_model import per_sample
 from robgib.options import Count, Positive
-from robgib.runtime import SampleRNG
 
 __all__ = [
     "ALMA",
@@ -25,7 +24,7 @@ _ENOUGH = 1e-4  # by which the class has to be wrong, in units of the DLR loss
 
 
 @dataclass(frozen=True)
-class ALMA(MinimumNormAttack):
+class ALMA(NearestAttack):
     """Distance under the constraint of a wrong class, by an augmented Lagrangian (Rony et al. 2021, algorithm 1).
 
     The constraint is the DLR loss (the margin below three classes), its penalty P2; the multiplier follows the
@@ -52,16 +51,10 @@ class ALMA(MinimumNormAttack):
     growth: Annotated[float, Field(gt=1)] = 1.2
     mean: Annotated[float, Field(ge=0, lt=1)] = 0.9
 
-    def find(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
-        """See :meth:`MinimumNormAttack.find`."""
-        rows = right_samples(model, x, y)
-        result = x.clone()
-        if not len(rows):
-            return result
-        x = x[rows]
-        with torch.no_grad():
-            loss = "dlr" if model(x[:1]).shape[1] > 2 else "margin"
-        goal = Objective.untargeted(y[rows], loss)
+    def search(self, model: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> Tensor:
+        """See :meth:`NearestAttack.search`."""
+        loss = "dlr" if logits.shape[1] > 2 else "margin"
+        goal = Objective.untargeted(y, loss)
         nearest = Nearest(x, self.norm)
         moved, square, momentum = torch.zeros_like(x), torch.ones_like(x), torch.zeros_like(x)
         multiplier, weight = torch.ones_like(nearest.size), torch.ones_like(nearest.size)
@@ -91,8 +84,7 @@ class ALMA(MinimumNormAttack):
             momentum = self.mean * momentum + gradient / (square.sqrt() + 1e-8)
             moved = moved - per_sample(rate, x) * momentum
             moved = (x + moved).clamp(*self.threat.box) - x
-        result[rows] = nearest.image
-        return result
+        return nearest.image
 
     def _pull(self, moved: Tensor) -> Tensor:
         """Gradient (N, …) of the distance."""

@@ -9,12 +9,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from robgib.attacks.base import MinimumNormAttack, objective_gradient
-from robgib.attacks.nearest import Nearest, cosine, right_samples
+from robgib.attacks.base import objective_gradient
+from robgib.attacks.nearest import Nearest, NearestAttack, cosine
 from robgib.attacks.objective import Objective, wrong_by
 from robgib.attacks.threat_model import per_sample
 from robgib.options import Count, Positive
-from robgib.runtime import SampleRNG
 
 __all__ = [
     "DDN",
@@ -24,7 +23,7 @@ _LAST = 0.01  # length of the last step, from 1 on
 
 
 @dataclass(frozen=True)
-class DDN(MinimumNormAttack):
+class DDN(NearestAttack):
     """Steps along the gradient on a sphere that shrinks while its images fool and else grows (Rony et al. 2019).
 
     Colours are not rounded to 255ths, which the paper does at each step.
@@ -41,13 +40,9 @@ class DDN(MinimumNormAttack):
     gamma: Annotated[float, Field(gt=0, lt=1)] = 0.05
     first: Positive = 1.0
 
-    def find(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
-        """See :meth:`MinimumNormAttack.find`."""
-        rows = right_samples(model, x, y)
-        result = x.clone()
-        if not len(rows):
-            return result
-        x, goal = x[rows], Objective.untargeted(y[rows], "ce")
+    def search(self, model: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> Tensor:
+        """See :meth:`NearestAttack.search`."""
+        goal = Objective.untargeted(y, "ce")
         nearest = Nearest(x, self.norm)
         at, moved = x, torch.zeros_like(x)
         radius = torch.full((len(x),), self.first, dtype=x.dtype, device=x.device)
@@ -61,8 +56,7 @@ class DDN(MinimumNormAttack):
             moved = at - x
         with torch.no_grad():
             nearest.offer(at, wrong_by(model(at), goal.labels) > 0)
-        result[rows] = nearest.image
-        return result
+        return nearest.image
 
 
 def _unit(images: Tensor) -> Tensor:

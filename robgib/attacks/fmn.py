@@ -9,13 +9,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from robgib.attacks.base import MinimumNormAttack
 from robgib.attacks.linearization import dual_norm
-from robgib.attacks.nearest import Nearest, cosine, lead_gradient
-from robgib.attacks.objective import Objective, misled, wrong_by
+from robgib.attacks.nearest import Nearest, NearestAttack, cosine, lead_gradient
+from robgib.attacks.objective import Objective, wrong_by
 from robgib.attacks.threat_model import NORMS, distance, onto_ball, per_sample
 from robgib.options import Count, Positive
-from robgib.runtime import SampleRNG
 
 __all__ = [
     "FMN",
@@ -25,7 +23,7 @@ _LAST = 0.01  # of the first step: the last one
 
 
 @dataclass(frozen=True)
-class FMN(MinimumNormAttack):
+class FMN(NearestAttack):
     """Descent of the margin in a ball that closes in on the boundary (Pintor et al. 2021, algorithm 1).
 
     While nothing fools, the ball reaches as far as the linearised boundary; afterwards it shrinks or grows by a share.
@@ -45,17 +43,11 @@ class FMN(MinimumNormAttack):
     gamma: Annotated[float, Field(gt=0, lt=1)] = 0.05
     gamma_last: Annotated[float, Field(gt=0, lt=1)] = 0.001
 
-    def find(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
-        """See :meth:`MinimumNormAttack.find`."""
-        with torch.no_grad():
-            logits = model(x)
-        rows = (~misled(logits, y)).nonzero().squeeze(1)
-        result = x.clone()
-        if not len(rows):
-            return result
+    def search(self, model: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> Tensor:
+        """See :meth:`NearestAttack.search`."""
         # Without it a step that lands on the boundary would be the last to move.
-        nudge = 2e-5 * logits[rows].abs().amax(1)
-        x, goal = x[rows], Objective.untargeted(y[rows], "margin")
+        nudge = 2e-5 * logits.abs().amax(1)
+        goal = Objective.untargeted(y, "margin")
         nearest = Nearest(x, self.norm)
         at, tiny = x, torch.finfo(x.dtype).tiny
         radius = torch.full_like(nearest.size, 1.0 if self.norm == "l0" else torch.inf)
@@ -77,5 +69,4 @@ class FMN(MinimumNormAttack):
             at = (x + onto_ball(moved, radius, self.norm)).clamp(*self.threat.box)
         with torch.no_grad():
             nearest.offer(at, wrong_by(model(at), goal.labels) > 0)
-        result[rows] = nearest.image
-        return result
+        return nearest.image

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 
 import torch
 from torch import Tensor, nn
 
-from robgib.attacks.base import objective_gradient
+from robgib.attacks.base import MinimumNormAttack, objective_gradient
 from robgib.attacks.objective import Objective, misled, wrong_by
 from robgib.attacks.threat_model import distance, per_sample
+from robgib.runtime import SampleRNG
 
 __all__ = [
     "Nearest",
+    "NearestAttack",
     "cosine",
     "lead_gradient",
-    "right_samples",
 ]
 
 _NEARER = 0.9998  # of images at all but the same distance the first stays, or rounding would choose between batches
@@ -34,19 +36,37 @@ class Nearest:
         self.image = x.clone()
         self.size = torch.full((len(x),), torch.inf, dtype=x.dtype, device=x.device)
 
-    def offer(self, images: Tensor, fooled: Tensor) -> Tensor:
-        """Take images (N, …) that fool (N,) where they are nearer; return which were."""
+    def offer(self, images: Tensor, fooled: Tensor) -> None:
+        """Take images (N, …) that fool (N,) where they are nearer."""
         reach = distance(images, self.x, self.norm)
         nearer = fooled & (reach < _NEARER * self.size)
         self.image = torch.where(per_sample(nearer, images), images, self.image)
         self.size = torch.where(nearer, reach, self.size)
-        return nearer
 
 
-def right_samples(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """Indices of the images (N, …) that the model labels ``y`` (N,)."""
-    with torch.no_grad():
-        return (~misled(model(x), y)).nonzero().squeeze(1)
+class NearestAttack(MinimumNormAttack):
+    """An attack that searches from right images; wrong ones come back as they are."""
+
+    def find(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
+        """See :meth:`MinimumNormAttack.find`."""
+        with torch.no_grad():
+            logits = model(x)
+        rows = (~misled(logits, y)).nonzero().squeeze(1)
+        result = x.clone()
+        if len(rows):
+            result[rows] = self.search(model, x[rows], y[rows], logits[rows])
+        return result
+
+    @abstractmethod
+    def search(self, model: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> Tensor:
+        """Return the nearest adversarial images (N, …) found, the clean one where none was.
+
+        Args:
+            model: classifier, frozen.
+            x: images (N, …), one at least, which the model labels right.
+            y: their labels (N,).
+            logits: of the clean images (N, classes).
+        """
 
 
 def lead_gradient(model: nn.Module, x: Tensor, goal: Objective) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,12 +9,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from robgib.attacks.base import MinimumNormAttack
-from robgib.attacks.nearest import Nearest, lead_gradient, right_samples
+from robgib.attacks.nearest import Nearest, NearestAttack, lead_gradient
 from robgib.attacks.objective import Objective, wrong_by
 from robgib.attacks.threat_model import CONVEX_NORMS, per_sample
 from robgib.options import Count, Positive
-from robgib.runtime import SampleRNG
 
 __all__ = [
     "PDGD",
@@ -27,7 +25,7 @@ _MOST = 13.8  # of the logarithm of the weights' ratio: a million
 
 
 @dataclass(frozen=True)
-class PDGD(MinimumNormAttack):
+class PDGD(NearestAttack):
     """Distance and misclassification weighed against each other as in a game (Matyasko & Chau 2021).
 
     The image descends with Adam on the distance plus a smooth form of the margin, softplus, under two weights that
@@ -54,13 +52,9 @@ class PDGD(MinimumNormAttack):
     ratio: Positive = 0.01
     mean: Annotated[float, Field(ge=0, lt=1)] = 0.9
 
-    def find(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
-        """See :meth:`MinimumNormAttack.find`."""
-        rows = right_samples(model, x, y)
-        result = x.clone()
-        if not len(rows):
-            return result
-        x, goal = x[rows], Objective.untargeted(y[rows], "margin")
+    def search(self, model: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> Tensor:
+        """See :meth:`NearestAttack.search`."""
+        goal = Objective.untargeted(y, "margin")
         nearest = Nearest(x, self.norm)
         moved, first, second = torch.zeros_like(x), torch.zeros_like(x), torch.zeros_like(x)
         # The logarithm of the weights' ratio says both.
@@ -85,8 +79,7 @@ class PDGD(MinimumNormAttack):
             weight = self.mean * weight + (1 - self.mean) * torch.sigmoid(odds)
         with torch.no_grad():
             nearest.offer(x + moved, wrong_by(model(x + moved), goal.labels) > 0)
-        result[rows] = nearest.image
-        return result
+        return nearest.image
 
     def _gradient(self, slope: Tensor, moved: Tensor, weight: Tensor) -> Tensor:
         """Gradient (N, …) of what the image descends, from the ``slope`` of the smooth margin alone."""

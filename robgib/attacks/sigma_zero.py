@@ -9,12 +9,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from robgib.attacks.base import MinimumNormAttack
-from robgib.attacks.nearest import Nearest, cosine, lead_gradient, right_samples
+from robgib.attacks.nearest import Nearest, NearestAttack, cosine, lead_gradient
 from robgib.attacks.objective import Objective
 from robgib.attacks.threat_model import per_sample
 from robgib.options import Count, Positive
-from robgib.runtime import SampleRNG
 
 __all__ = [
     "SigmaZero",
@@ -25,7 +23,7 @@ _LAST = 0.1  # of the first step: the last one
 
 
 @dataclass(frozen=True)
-class SigmaZero(MinimumNormAttack):
+class SigmaZero(NearestAttack):
     """Descent of the margin and of a smooth count of changed pixels (Cinà et al. 2025, algorithm 1).
 
     A pixel d counts as d² / (d² + sigma). Small changes are set to 0 after each step, below a threshold that rises
@@ -49,13 +47,9 @@ class SigmaZero(MinimumNormAttack):
     threshold: Annotated[float, Field(ge=0, lt=1)] = 0.3
     threshold_rate: Positive = 0.01
 
-    def find(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
-        """See :meth:`MinimumNormAttack.find`."""
-        rows = right_samples(model, x, y)
-        result = x.clone()
-        if not len(rows):
-            return result
-        x, goal = x[rows], Objective.untargeted(y[rows], "margin")
+    def search(self, model: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> Tensor:
+        """See :meth:`NearestAttack.search`."""
+        goal = Objective.untargeted(y, "margin")
         nearest, pixels = Nearest(x, self.norm), x[:1].numel()
         moved, first, second = torch.zeros_like(x), torch.zeros_like(x), torch.zeros_like(x)
         threshold = torch.full_like(nearest.size, self.threshold)
@@ -76,5 +70,4 @@ class SigmaZero(MinimumNormAttack):
             moved = (x + moved - stride).clamp(*self.threat.box) - x
             threshold = (threshold + self.threshold_rate * rate * torch.where(fooled, 1, -1)).clamp(0, 1)
             moved = torch.where(moved.abs() < per_sample(threshold, x), 0, moved)
-        result[rows] = nearest.image
-        return result
+        return nearest.image

@@ -8,13 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from robgib.attacks.base import MinimumNormAttack
 from robgib.attacks.linearization import nearest_boundary, wrong_classes
-from robgib.attacks.nearest import Nearest, right_samples
+from robgib.attacks.nearest import Nearest, NearestAttack
 from robgib.attacks.objective import wrong_by
 from robgib.attacks.threat_model import per_sample
 from robgib.options import Count, NonNegative
-from robgib.runtime import SampleRNG
 
 __all__ = [
     "SuperDeepFool",
@@ -22,7 +20,7 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class SuperDeepFool(MinimumNormAttack):
+class SuperDeepFool(NearestAttack):
     """DeepFool, and after it a projection onto the boundary's normal, in turn (Abdolahpourrostam et al. 2024).
 
     DeepFool's steps cross the boundary somewhere; there the clean image is projected onto the tangent plane, which
@@ -45,15 +43,9 @@ class SuperDeepFool(MinimumNormAttack):
     candidates: Count = 10
     searches: Count = 10
 
-    def find(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
-        """See :meth:`MinimumNormAttack.find`."""
-        rows = right_samples(model, x, y)
-        result = x.clone()
-        if not len(rows):
-            return result
-        x, y = x[rows], y[rows]
-        with torch.no_grad():
-            classes = wrong_classes(model(x), y)[:, : self.candidates]
+    def search(self, model: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> Tensor:
+        """See :meth:`NearestAttack.search`."""
+        classes = wrong_classes(logits, y)[:, : self.candidates]
         nearest = Nearest(x, self.norm)
         at, going = x.clone(), torch.arange(len(x), device=x.device)
         for _ in range(self.steps):
@@ -73,8 +65,7 @@ class SuperDeepFool(MinimumNormAttack):
             nearest.offer(_put(x, going, image), _put(torch.zeros_like(y).bool(), going, done))
             at[going] = image
             going = going[~done]
-        result[rows] = self._search(model, x, y, nearest)
-        return result
+        return self._return(model, x, y, nearest)
 
     def _deepfool(self, model: nn.Module, x: Tensor, y: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
         """Step from images (N, …) until they fool; return them, and which do (N,)."""
@@ -95,7 +86,7 @@ class SuperDeepFool(MinimumNormAttack):
         return at, fooled
 
     @torch.no_grad()
-    def _search(self, model: nn.Module, x: Tensor, y: Tensor, nearest: Nearest) -> Tensor:
+    def _return(self, model: nn.Module, x: Tensor, y: Tensor, nearest: Nearest) -> Tensor:
         """Halve the way back to the clean image as long as the class stays wrong."""
         found = ~nearest.size.isinf()
         low, high = torch.zeros_like(nearest.size), torch.ones_like(nearest.size)

@@ -23,8 +23,8 @@ from robgib.results import column_names, table
 from robgib.robustness.convergence import TRACKED, convergence
 from robgib.robustness.corruptions import corruption_accuracy
 from robgib.robustness.failure_indicators import SAMPLES, failure_indicators, weaker_than_reference
-from robgib.robustness.run_attack import AttackResult, accuracy_curve, run_attack
-from robgib.robustness.until import after, attack_until
+from robgib.robustness.run_attack import AttackResult, accuracy_curve, after, run_attack
+from robgib.robustness.until import attack_until
 from robgib.runtime import Progress
 from robgib.statistics import clopper_pearson
 

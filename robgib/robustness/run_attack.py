@@ -6,7 +6,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -36,6 +36,8 @@ from robgib.statistics import sign_test
 __all__ = [
     "AttackResult",
     "accuracy_curve",
+    "after",
+    "joined",
     "run_attack",
 ]
 
@@ -75,6 +77,36 @@ class AttackResult:
     passes: QueryCount
     seconds: float = 0.0
     notes: tuple[str, ...] = ()
+
+
+def after(before: AttackResult, found: AttackResult) -> AttackResult:
+    """What two attacks of a cascade did together: samples that the first did more to keep what it found."""
+    first = (before.right == 0) | (before.right < found.right)
+
+    def kept(one: np.ndarray, two: np.ndarray) -> np.ndarray:
+        return np.where(first, one, two)
+
+    fields = ("prediction", "right", "right_8bit", "linf", "l2")
+    return replace(
+        found,
+        **{name: kept(getattr(before, name), getattr(found, name)) for name in fields},  # type: ignore[arg-type]
+        distance=np.where(before.right == 0, before.distance, np.minimum(before.distance, found.distance)),
+        notes=tuple(dict.fromkeys((*before.notes, *found.notes))),
+    )
+
+
+def joined(one: AttackResult, two: AttackResult) -> AttackResult:
+    """What an attack did to samples, and to those that follow them."""
+    fields = ("prediction", "right", "right_8bit", "linf", "l2", "distance")
+    count = len(one.right)
+    passes = (one.passes, two.passes)
+    return AttackResult(
+        **{name: np.concatenate([getattr(one, name), getattr(two, name)]) for name in fields},
+        pictures={**one.pictures, **{row + count: picture for row, picture in two.pictures.items()}},
+        passes=QueryCount(sum(p.forward for p in passes), sum(p.backward for p in passes)),
+        seconds=one.seconds + two.seconds,
+        notes=tuple(dict.fromkeys((*one.notes, *two.notes))),
+    )
 
 
 def run_attack(

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from robgib.attacks.base import Attack
-from robgib.models.inference import QueryCount
-from robgib.robustness.run_attack import AttackResult
+from robgib.robustness.run_attack import AttackResult, after, joined
 from robgib.statistics import clopper_pearson
 
-__all__ = ["after", "attack_until", "samples_needed"]
+__all__ = ["attack_until", "samples_needed"]
 
 _FIRST = 100  # samples of the first block
 _MOST = 2**24  # beyond which nobody has samples
@@ -101,33 +99,3 @@ def _standing(
             budget = (attack.threat.norm, attack.threat.eps)
             least[budget] = np.minimum(least.get(budget, result.right), result.right)
     return least
-
-
-def after(before: AttackResult, found: AttackResult) -> AttackResult:
-    """What two attacks of a cascade did together: samples that the first did more to keep what it found."""
-    first = (before.right == 0) | (before.right < found.right)
-
-    def kept(one: np.ndarray, two: np.ndarray) -> np.ndarray:
-        return np.where(first, one, two)
-
-    fields = ("prediction", "right", "right_8bit", "linf", "l2")
-    return dataclasses.replace(
-        found,
-        **{name: kept(getattr(before, name), getattr(found, name)) for name in fields},  # type: ignore[arg-type]
-        distance=np.where(before.right == 0, before.distance, np.minimum(before.distance, found.distance)),
-        notes=tuple(dict.fromkeys((*before.notes, *found.notes))),
-    )
-
-
-def joined(one: AttackResult, two: AttackResult) -> AttackResult:
-    """What an attack did to samples, and to those that follow them."""
-    fields = ("prediction", "right", "right_8bit", "linf", "l2", "distance")
-    count = len(one.right)
-    passes = (one.passes, two.passes)
-    return AttackResult(
-        **{name: np.concatenate([getattr(one, name), getattr(two, name)]) for name in fields},
-        pictures={**one.pictures, **{row + count: picture for row, picture in two.pictures.items()}},
-        passes=QueryCount(sum(p.forward for p in passes), sum(p.backward for p in passes)),
-        seconds=one.seconds + two.seconds,
-        notes=tuple(dict.fromkeys((*one.notes, *two.notes))),
-    )
