@@ -8,11 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from robgib.attacks.base import MinimumNormAttack, objective_gradient
-from robgib.attacks.objective import Objective, misled, wrong_by
+from robgib.attacks.base import objective_gradient
+from robgib.attacks.nearest import Adam, NearestAttack
+from robgib.attacks.objective import Objective, wrong_by
 from robgib.attacks.threat_model import per_sample
 from robgib.options import Count, NonNegative, Positive
-from robgib.runtime import SampleRNG
 
 __all__ = [
     "CarliniWagner",
@@ -22,7 +22,7 @@ _INSIDE = 1 - 1e-3  # share of the box that starts are drawn into: at its faces 
 
 
 @dataclass(frozen=True)
-class CarliniWagner(MinimumNormAttack):
+class CarliniWagner(NearestAttack):
     """Squared distance plus c times the hinge f_6, descended under x = tanh(w) (Carlini & Wagner 2017, section V).
 
     Each sample has its own c, found by bisection, and leaves a descent once its objective no longer falls.
@@ -43,22 +43,15 @@ class CarliniWagner(MinimumNormAttack):
     initial_c: Positive = 0.01
     confidence: NonNegative = 0.0
 
-    def find(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
-        """See :meth:`MinimumNormAttack.find`."""
-        with torch.no_grad():
-            left = (~misled(model(x), y)).nonzero().squeeze(1)
-        result = x.clone()
-        if not len(left):
-            return result
-        origin, labels = x[left], y[left]
-        best, size = origin.clone(), torch.full((len(left),), float("inf"), dtype=x.dtype, device=x.device)
+    def search(self, model: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> Tensor:
+        """See :meth:`NearestAttack.search`."""
+        best, size = x.clone(), torch.full((len(x),), float("inf"), dtype=x.dtype, device=x.device)
         c, lower, upper = torch.full_like(size, self.initial_c), torch.zeros_like(size), size.clone()
         for _ in range(self.binary_steps):
-            hit = self._descend(model, origin, labels, c, best, size)
+            hit = self._descend(model, x, y, c, best, size)
             lower, upper = torch.where(hit, lower, c), torch.where(hit, c, upper)
             c = torch.where(upper.isinf(), 10 * c, (lower + upper) / 2)
-        result[left] = best
-        return result
+        return best
 
     def _descend(self, model: nn.Module, x: Tensor, y: Tensor, c: Tensor, best: Tensor, size: Tensor) -> Tensor:
         """Descend with Adam from the clean images for weights ``c`` (N,); return which samples were fooled (N,).
@@ -67,7 +60,7 @@ class CarliniWagner(MinimumNormAttack):
         """
         low, high = self.threat.box
         w = torch.atanh(_INSIDE * (2 * (x - low) / (high - low) - 1))
-        first, second = torch.zeros_like(w), torch.zeros_like(w)
+        adam = Adam(w)
         rows = torch.arange(len(x), device=x.device)
         hit = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         earlier = torch.full_like(size, float("inf"))
@@ -89,13 +82,13 @@ class CarliniWagner(MinimumNormAttack):
             closer = fooled & (gap < 0.9998 * size[rows])
             best[rows[closer]] = image[closer]
             size[rows[closer]] = gap[closer]
-            first = 0.9 * first + 0.1 * gradient
-            second = 0.999 * second + 0.001 * gradient.square()
-            w = w - self.rate * (first / (1 - 0.9**step)) / ((second / (1 - 0.999**step)).sqrt() + 1e-8)
+            direction, curve = adam.moments(gradient)
+            w = w - self.rate * direction / curve
             if step % max(1, self.steps // 10) == 0:
                 go_on = objective < 0.9999 * earlier
                 if not bool(go_on.any()):
                     break
                 rows, goal, earlier = rows[go_on], goal.select(go_on), objective[go_on]
-                x, c, w, first, second = x[go_on], c[go_on], w[go_on], first[go_on], second[go_on]
+                x, c, w = x[go_on], c[go_on], w[go_on]
+                adam.select(go_on)
         return hit

@@ -8,11 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from robgib.attacks.base import MinimumNormAttack
 from robgib.attacks.linearization import dual_norm, nearest_boundary, wrong_classes
-from robgib.attacks.objective import misled, wrong_by
+from robgib.attacks.nearest import NearestAttack
+from robgib.attacks.objective import wrong_by
 from robgib.options import Count, NonNegative
-from robgib.runtime import SampleRNG
 
 __all__ = [
     "DeepFool",
@@ -20,7 +19,7 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class DeepFool(MinimumNormAttack):
+class DeepFool(NearestAttack):
     """Steps onto the nearest linearised boundary until the class changes (Moosavi-Dezfooli et al. 2016, algorithm 2).
 
     L-inf takes the steps of their equations 10 and 11. Iterates are clipped to the box, which the paper leaves open.
@@ -36,12 +35,10 @@ class DeepFool(MinimumNormAttack):
     overshoot: NonNegative = 0.02
     candidates: Count = 10
 
-    def find(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
-        """See :meth:`MinimumNormAttack.find`."""
-        with torch.no_grad():
-            logits = model(x)
+    def search(self, model: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> Tensor:
+        """See :meth:`NearestAttack.search`."""
         result = x.clone()
-        left = (~misled(logits, y)).nonzero().squeeze(1)
+        left = torch.arange(len(x), device=x.device)
         classes = wrong_classes(logits, y)[:, : self.candidates]
         nudge = 2e-5 * logits.abs().amax(1)  # without it a step that lands on the boundary would be the last to move
         current, total = x.clone(), torch.zeros_like(x)

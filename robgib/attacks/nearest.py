@@ -14,12 +14,14 @@ from robgib.attacks.threat_model import distance, per_sample
 from robgib.runtime import SampleRNG
 
 __all__ = [
+    "Adam",
     "Nearest",
     "NearestAttack",
     "cosine",
     "lead_gradient",
 ]
 
+_FIRST, _SECOND = 0.9, 0.999  # shares of Adam's moments that stay
 _NEARER = 0.9998  # of images at all but the same distance the first stays, or rounding would choose between batches
 
 
@@ -67,6 +69,25 @@ class NearestAttack(MinimumNormAttack):
             y: their labels (N,).
             logits: of the clean images (N, classes).
         """
+
+
+class Adam:
+    """The moments of Adam (Kingma & Ba 2015), by sample."""
+
+    def __init__(self, like: Tensor) -> None:
+        self.first, self.second, self.count = torch.zeros_like(like), torch.zeros_like(like), 0
+
+    def moments(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """Take one more gradient (N, …); return the mean gradient and the root of the mean square, both unbiased."""
+        self.count += 1
+        self.first = _FIRST * self.first + (1 - _FIRST) * gradient
+        self.second = _SECOND * self.second + (1 - _SECOND) * gradient.square()
+        curve = (self.second / (1 - _SECOND**self.count)).sqrt() + 1e-8
+        return self.first / (1 - _FIRST**self.count), curve
+
+    def select(self, mask: Tensor) -> None:
+        """Go on with some of the samples."""
+        self.first, self.second = self.first[mask], self.second[mask]
 
 
 def lead_gradient(model: nn.Module, x: Tensor, goal: Objective) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from robgib.attacks.nearest import Nearest, NearestAttack, lead_gradient
+from robgib.attacks.nearest import Adam, Nearest, NearestAttack, lead_gradient
 from robgib.attacks.objective import Objective, wrong_by
 from robgib.attacks.threat_model import CONVEX_NORMS, per_sample
 from robgib.options import Count, Positive
@@ -19,7 +19,6 @@ __all__ = [
     "PDPGD",
 ]
 
-_FIRST, _SECOND = 0.9, 0.999  # Adam's
 _INNER = 5  # steps of the proximal descent under L1
 _MOST = 13.8  # of the logarithm of the weights' ratio: a million
 
@@ -56,7 +55,7 @@ class PDGD(NearestAttack):
         """See :meth:`NearestAttack.search`."""
         goal = Objective.untargeted(y, "margin")
         nearest = Nearest(x, self.norm)
-        moved, first, second = torch.zeros_like(x), torch.zeros_like(x), torch.zeros_like(x)
+        moved, adam = torch.zeros_like(x), Adam(x)
         # The logarithm of the weights' ratio says both.
         odds = -torch.full_like(nearest.size, self.ratio).log()
         weight = torch.sigmoid(odds)
@@ -66,11 +65,9 @@ class PDGD(NearestAttack):
             nearest.offer(at, fooled)
             far = step / self.steps
             gradient = self._gradient(per_sample(torch.sigmoid(lead), x) * slope, moved, weight)
-            first = _FIRST * first + (1 - _FIRST) * gradient
-            second = _SECOND * second + (1 - _SECOND) * gradient.square()
-            curve = (second / (1 - _SECOND ** (step + 1))).sqrt() + 1e-8
+            direction, curve = adam.moments(gradient)
             rate = self.rate * self.rate_last**far
-            moved = moved - rate * first / (1 - _FIRST ** (step + 1)) / curve
+            moved = moved - rate * direction / curve
             moved = self._shrink(moved, curve / rate, (1 - weight) / weight)
             moved = (x + moved).clamp(*self.threat.box) - x
             # The weights move by the constraint itself, not by its smooth form: up while the image is right.

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from robgib.attacks.nearest import Nearest, NearestAttack, cosine, lead_gradient
+from robgib.attacks.nearest import Adam, Nearest, NearestAttack, cosine, lead_gradient
 from robgib.attacks.objective import Objective
 from robgib.attacks.threat_model import per_sample
 from robgib.options import Count, Positive
@@ -18,7 +18,6 @@ __all__ = [
     "SigmaZero",
 ]
 
-_FIRST, _SECOND = 0.9, 0.999  # Adam's
 _LAST = 0.1  # of the first step: the last one
 
 
@@ -51,7 +50,7 @@ class SigmaZero(NearestAttack):
         """See :meth:`NearestAttack.search`."""
         goal = Objective.untargeted(y, "margin")
         nearest, pixels = Nearest(x, self.norm), x[:1].numel()
-        moved, first, second = torch.zeros_like(x), torch.zeros_like(x), torch.zeros_like(x)
+        moved, adam = torch.zeros_like(x), Adam(x)
         threshold = torch.full_like(nearest.size, self.threshold)
         for step in range(self.steps):
             at = (x + moved).clamp(*self.threat.box)
@@ -61,13 +60,9 @@ class SigmaZero(NearestAttack):
             # The hinge pulls until the image counts: at a tie it is 0 already, and the true class may still win.
             gradient = gradient * per_sample(~fooled, x) + counted
             largest = gradient.flatten(1).abs().amax(1).clamp_min(torch.finfo(x.dtype).tiny)
-            gradient = gradient / per_sample(largest, x)
-            first = _FIRST * first + (1 - _FIRST) * gradient
-            second = _SECOND * second + (1 - _SECOND) * gradient.square()
-            curve = (second / (1 - _SECOND ** (step + 1))).sqrt() + 1e-8
+            direction, curve = adam.moments(gradient / per_sample(largest, x))
             rate = cosine(step, self.steps, self.rate, _LAST * self.rate)
-            stride = rate / (1 - _FIRST ** (step + 1)) * first / curve
-            moved = (x + moved - stride).clamp(*self.threat.box) - x
+            moved = (x + moved - rate * direction / curve).clamp(*self.threat.box) - x
             threshold = (threshold + self.threshold_rate * rate * torch.where(fooled, 1, -1)).clamp(0, 1)
             moved = torch.where(moved.abs() < per_sample(threshold, x), 0, moved)
         return nearest.image
