@@ -33,7 +33,7 @@ _BEGIN, _END = "<!-- made by benchmarks.signs -->\n", "<!-- end -->"
 
 
 def rough(height: str) -> nn.Module:
-    """A function of one pixel: ripples on which steps turn round, or a gap that long steps jump over."""
+    """A function of one pixel: ripples on which steps turn round, or a gap that long steps jump over, or all do."""
 
     class OnePixel(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -41,7 +41,7 @@ def rough(height: str) -> nn.Module:
             value = (
                 1 - 30 * (u.abs() - 0.09).clamp_min(0) + 2e-3 * torch.sin(800 * u)
                 if height == "ripples"
-                else 10 * (u - 0.0513).abs() - 0.01
+                else 10 * (u - 0.0513).abs() - {"gap": 0.01, "narrow gap": 0.002}[height]
             )
             return torch.stack([value, torch.zeros_like(value)], 1)
 
@@ -75,6 +75,7 @@ def built(base: nn.Module) -> dict[str, tuple[list[nn.Module], str]]:
             [unusual.Quantised(base), unusual.Saturated(base), unusual.Detached(base), unusual.Cut(base)],
             "images rounded; logits × 1,000; a branch without gradient; the image detached",
         ),
+        "boundary steps beat climbing": ([rough("narrow gap")], "a gap that all steps jump over"),
         "more effort still helps": ([rough("gap")], "a gap that long steps jump over"),
         "weaker than a short attack": ([base], "an ordinary network, attacked with steps that do not reach the edge"),
     }
@@ -96,7 +97,7 @@ def hits(name: str, model: nn.Module, data: Dataset, draws: int) -> tuple[int, i
     """On how many draws a sign is seen, of how many, and on how many of them any other sign is."""
     seen = others = 0
     for seed in range(draws):
-        if name in ("one step beats many", "more effort still helps"):
+        if name in ("one step beats many", "boundary steps beat climbing", "more effort still helps"):
             generator = torch.Generator().manual_seed(seed)
             x = 0.5 + 1e-3 * (2 * torch.rand(50, generator=generator) - 1)[:, None, None, None].expand(-1, 1, 2, 2)
             y, threat = torch.zeros(50).long(), ThreatModel("linf", 0.14)

@@ -78,6 +78,7 @@ def evaluate(
     curve: bool = True,
     signs: bool = True,
     corruptions: bool = True,
+    certify: bool = False,
     save_adversarial: bool = False,
     until_width: Annotated[float, Field(gt=0, lt=1)] | None = None,
     batch_size: Count | None = None,
@@ -130,6 +131,8 @@ def evaluate(
         curve: also measure accuracy against eps around each attack's own; in a cascade by its cheapest attack.
         signs: also look for signs that the attacks failed (:func:`~robgib.robustness.failure_indicators`).
         corruptions: also measure accuracy under common corruptions (images only).
+        certify: also look for samples that no attack can fool, by bounds on the network
+            (:func:`~robgib.robustness.certify`): robust accuracy lies between their share and what the attacks left.
         save_adversarial: keep every adversarial image (:attr:`Run.adversarial`), for ``robgib verify``.
         until_width: attack no more samples than it takes until every budget's 95% interval is this narrow (0.02: two
             points), 100 at least; None attacks all of ``samples``.
@@ -178,8 +181,8 @@ def evaluate(
             "estimators": [[_describe(e), _code(e)] for e in makers],
             "options": [
                 layers, name, samples, information_samples, features, feature_dims, layer_dims, codes, sigma,
-                unit_groups, beta, pmi, cascade, curve, signs, corruptions, save_adversarial, until_width, precision,
-                where.type, seed,
+                unit_groups, beta, pmi, cascade, curve, signs, corruptions, certify, save_adversarial, until_width,
+                precision, where.type, seed,
             ],
         }
     )  # fmt: skip
@@ -220,7 +223,7 @@ def evaluate(
             )  # fmt: skip
             tables = evaluate_robustness(
                 prepared, x, y, named, classes=classes, clean=clean, cascade=cascade, curve=curve, signs=signs,
-                corruptions=corruptions, device=where, seed=seed, save_adversarial=save_adversarial,
+                corruptions=corruptions, device=where, seed=seed, certify=certify, save_adversarial=save_adversarial,
                 until_width=until_width, parts=parts,
                 progress=told,
             )  # fmt: skip

@@ -36,7 +36,7 @@ __all__ = [
     "table",
 ]
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 """Kept in every run folder. Folders without one are of version 1."""
 
 
@@ -99,6 +99,10 @@ SCHEMA: Mapping[str, tuple[Column, ...]] = {
         Column("robust_accuracy", "number", "accuracy under the attack", "share"),
         *_INTERVAL,
         Column("robust_accuracy_8bit", "number", "the same, adversarial images rounded to 8 bits", "share", 2, np.nan),
+        Column(
+            "certified", "count", "samples proven robust at this budget; empty: not asked, or no proof", "", 5, np.nan
+        ),
+        Column("certified_accuracy", "number", "their share: what no attack can go below", "share", 5, np.nan),
         Column("undecided", "integer", "samples to which the model has no finite answer; none is robust", "", 2, 0),
         Column("seconds", "number", "time that the attack took", "s"),
         Column("forward", "integer", "samples that went forward through the model"),
@@ -120,6 +124,14 @@ SCHEMA: Mapping[str, tuple[Column, ...]] = {
         Column("linf", "number", "size of the perturbation in L-infinity", "pixel"),
         Column("l2", "number", "size in L2", "pixel"),
         Column("distance", "number", "distance of the nearest adversarial sample found; inf: none", "pixel", 2, np.nan),
+        Column(
+            "certified_lead",
+            "number",
+            "lower bound of the true class's lead on the whole ball, logits; above 0: proven; empty: not asked",
+            "",
+            5,
+            np.nan,
+        ),
     ),
     "curve": (
         *_BUDGET,
@@ -277,11 +289,13 @@ class Run:
         environment: versions and machine.
         robustness: a row an attack: eps, samples, correct, robust, clean and robust accuracy with 95%
             Clopper–Pearson intervals (``low``, ``high``), robust accuracy when adversarial images are rounded to 8
-            bits, samples to which the model has no finite answer (``undecided``, none of them robust), seconds, status,
-            and a note on what must be known beside the figure. For a model that answers at random ``correct`` and
-            ``robust`` are sums of the samples' shares of right answers.
+            bits, where it was asked for the samples proven robust (``certified``), samples to which the model has no
+            finite answer (``undecided``, none of them robust), seconds, status, and a note on what must be known beside
+            the figure. For a model that answers at random ``correct`` and ``robust`` are sums of the samples' shares of
+            right answers.
         outcomes: a row a sample and attack: clean and adversarial prediction (-1: not decided), robust, the shares of
-            draws answered right on the adversarial image and on its 8-bit copy, L-inf and L2 size.
+            draws answered right on the adversarial image and on its 8-bit copy, L-inf and L2 size, and where it was
+            asked for the lower bound of the true class's lead on the whole ball (``certified_lead``).
         curve: a row an attack and eps: samples still right.
         layers: a row a layer, estimator and term: value in bits, 95% interval, saturation, resolution.
         features: a row a layer, estimator and input feature: I(X_i;Z), I(X_-i;Z) and II_i with intervals.

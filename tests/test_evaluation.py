@@ -12,6 +12,7 @@ from robgib.information import Binned
 from robgib.models.adapt import as_module
 from robgib.models.inference import count_queries
 from robgib.results import RUN_TABLES, SCHEMA, SCHEMA_VERSION, column_names, save_run
+from robgib.robustness.failure_indicators import CHECKS
 from robgib.statistics import clopper_pearson
 from tests import unusual
 
@@ -437,7 +438,7 @@ def test_what_stands_beside_the_attacks_does_not_outgrow_them(digits, digits_cnn
     signs = run.signs.set_index("name")
     assert not signs["seen"].any()
     assert signs.loc["black box beats gradients", "detail"] == f"not looked for: every image fell to {spec}"
-    assert len(signs) == 11
+    assert list(signs.index) == list(CHECKS)
 
 
 def test_a_plan_is_told_before_the_work(digits, digits_cnn):

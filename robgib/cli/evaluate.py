@@ -109,6 +109,9 @@ def evaluate(
     curve: Annotated[bool, typer.Option(help="Measure accuracy against eps.")] = True,
     signs: Annotated[bool, typer.Option(help="Look for signs that the attacks failed.")] = True,
     corruptions: Annotated[bool, typer.Option(help="Measure accuracy under common corruptions.")] = True,
+    certify: Annotated[
+        bool, typer.Option("--certify", help="Also prove samples robust, by bounds on the network (small ones).")
+    ] = False,
     until_width: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(help="Attack until the 95% intervals are this narrow, as 2% or 0.02, and no longer."),
@@ -228,6 +231,7 @@ def evaluate(
                 curve=curve,
                 signs=signs,
                 corruptions=corruptions,
+                certify=certify,
                 save_adversarial=save_adversarial,
                 until_width=width,
                 batch_size=batch_size,

@@ -33,7 +33,8 @@ def print_runs(runs: Sequence[Run], out: Console, err: Console, layers: bool = F
         table = Table(title=escape(f"{name}: accuracy, clean and under attack{left}"), title_justify="left")
         table.add_column("attack", overflow="fold", min_width=12)
         table.add_column("budget", no_wrap=True)
-        for column in ("accuracy", "95% interval", "in 8 bits"):
+        proven = run.robustness["certified_accuracy"].notna().any()
+        for column in ("accuracy", "95% interval", "in 8 bits", *(["proven"] if proven else [])):
             table.add_column(column, justify="right", no_wrap=True)
         first = run.robustness.iloc[0]
         interval = f"[{100 * first['clean_low']:.1f}, {100 * first['clean_high']:.1f}]"
@@ -48,6 +49,7 @@ def print_runs(runs: Sequence[Run], out: Console, err: Console, layers: bool = F
                 f"{100 * r.robust_accuracy:.1f}%" if ok else "[red]failed",
                 escape(f"[{100 * r.low:.1f}, {100 * r.high:.1f}]") if ok else "",
                 f"{100 * r.robust_accuracy_8bit:.1f}%" if r.robust_accuracy_8bit == r.robust_accuracy_8bit else "",
+                *([f"{100 * r.certified_accuracy:.1f}%" if r.certified_accuracy >= 0 else ""] if proven else []),
             )
         out.print(table)
     for run, name in zip(runs, names, strict=True):
@@ -96,7 +98,8 @@ def _print_verdict(run: Run, name: str, out: Console) -> None:
     for (norm, eps), g in tried.groupby(["norm", "eps"], sort=False):
         r = g.loc[g["robust_accuracy"].idxmin()]
         interval = f"[{100 * r['low']:.1f}, {100 * r['high']:.1f}]"
-        words += f"; {norm} {eps:.4g}: {r['robust_accuracy']:.1%} {interval} ({r['attack']})"
+        proven = f", {r['certified_accuracy']:.1%} proven" if r["certified_accuracy"] >= 0 else ""
+        words += f"; {norm} {eps:.4g}: {r['robust_accuracy']:.1%} {interval} ({r['attack']}){proven}"
     out.print(f"[bold]{escape(name)}[/bold]: {escape(words)}.", highlight=False)
     told = []
     seen = list(dict.fromkeys(run.signs.loc[run.signs["seen"].astype(bool), "name"]))
@@ -139,7 +142,7 @@ def runs_json(runs: Sequence[Run], folders: Sequence[str]) -> dict[str, Any]:
     models = []
     for run, name, folder in zip(runs, display_names(runs), folders, strict=True):
         first = run.robustness.iloc[0]
-        keys = ["attack", "norm", "eps", "robust_accuracy", "low", "high", "status", "reason"]
+        keys = ["attack", "norm", "eps", "robust_accuracy", "low", "high", "certified_accuracy", "status", "reason"]
         models.append(
             {
                 "name": name,

@@ -89,6 +89,7 @@ def metrics(run: Run) -> dict[str, float]:
     for row in run.robustness[run.robustness["attack"] != "none"].to_dict("records"):
         at = f"{row['attack']}/{row['norm']}-{row['eps']:.4g}"
         found |= {f"robust_accuracy{end}/{at}": row[_ROBUST.get(key, key)] for end, key in _ENDS.items()}
+        found[f"certified_accuracy/{at}"] = row["certified_accuracy"]
         found[f"seconds/{at}"] = row["seconds"]
     found["signs_seen"] = float(run.signs["seen"].astype(bool).sum())
     for row in run.layers.to_dict("records"):

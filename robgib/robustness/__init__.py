@@ -1,5 +1,6 @@
 """Measuring robustness: attacks run on a model, what they leave, and signs that they failed."""
 
+from robgib.robustness.certification import NotCertifiableError, certify
 from robgib.robustness.corruptions import corruption_accuracy
 from robgib.robustness.evaluate import BUDGETS, DEFAULT_ATTACKS, evaluate
 from robgib.robustness.failure_indicators import FailureIndicator, failure_indicators, weaker_than_reference
@@ -10,7 +11,9 @@ __all__ = [
     "DEFAULT_ATTACKS",
     "AttackResult",
     "FailureIndicator",
+    "NotCertifiableError",
     "accuracy_curve",
+    "certify",
     "corruption_accuracy",
     "evaluate",
     "failure_indicators",

@@ -20,6 +20,7 @@ from robgib.errors import NoGradientError, RobGIBError, first_line
 from robgib.files import Parts
 from robgib.models.inference import Answers, Prepared, QueryCount, answers, check_decided, prepare
 from robgib.results import column_names, table
+from robgib.robustness.certification import certify_tables
 from robgib.robustness.convergence import TRACKED, convergence
 from robgib.robustness.corruptions import corruption_accuracy
 from robgib.robustness.failure_indicators import SAMPLES, failure_indicators, weaker_than_reference
@@ -43,7 +44,7 @@ _PICTURES = 6
 _FEWEST = 25  # images on which signs are looked for, at least
 _RADII = 5  # at which a curve is measured beside the attack's own
 _STEPS = 10  # of the attack there, at least
-_SIGN = 1200  # forward passes that the search for signs takes for an image, about, at most
+_SIGN = 1400  # forward passes that the search for signs takes for an image, about, at most
 _WATCHED = 10  # images on which attacks are watched step by step, at least
 _CORRUPTED = 20  # likewise under common corruptions
 
@@ -71,6 +72,7 @@ def evaluate(
     device: torch.device | str = "cpu",
     seed: int = 0,
     catalogue: Sequence[Path] = (),
+    certify: bool = False,
     save_adversarial: bool = False,
     until_width: float | None = None,
     parts: Parts | None = None,
@@ -96,6 +98,8 @@ def evaluate(
         device: where the model is.
         seed: of every random number.
         catalogue: further folders of attacks and plug-ins.
+        certify: also look for samples that no attack can fool (:func:`~robgib.robustness.certify`), among those that
+            the attacks left.
         save_adversarial: keep every adversarial image, and the clean ones, in memory and in what is returned.
         until_width: stop attacking further samples when every budget's 95% interval is this narrow (a share), after
             100 at least; all tables are then of the samples that were attacked.
@@ -134,6 +138,8 @@ def evaluate(
     tables, left, spent = _attack_all(
         model, x, y, clean, named, together, curve, save_adversarial, seed, where, parts, progress, ready
     )
+    if certify:
+        certify_tables(model, x, y, clean, named, tables, device=where, parts=parts, progress=progress)
     tables["corruptions"] = table("corruptions")
     if corruptions and x.ndim == 4:
         here = parts.at("corruptions")
@@ -356,6 +362,7 @@ def _attack_all(
                     "linf": outcome.linf,
                     "l2": outcome.l2,
                     "distance": nearest,
+                    "certified_lead": np.nan,
                 }
             )
         )
@@ -582,6 +589,8 @@ def _summary(
         "low": low,
         "high": high,
         "robust_accuracy_8bit": np.nan if outcome is None else float(outcome.right_8bit.mean()),
+        "certified": np.nan,
+        "certified_accuracy": np.nan,
         "undecided": 0 if outcome is None else int((outcome.prediction < 0).sum()),
         "seconds": round(outcome.seconds, 3) if outcome else 0.0,
         "forward": outcome.passes.forward if outcome else 0,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from robgib.attacks.base import Attack, objective_gradient, projected_gradient_ascent
+from robgib.attacks.fab import FAB
 from robgib.attacks.fgsm import FGSM
 from robgib.attacks.objective import Objective, misled
 from robgib.attacks.pgd import PGD
@@ -43,6 +44,7 @@ CHECKS = (
     "one step beats many",
     "unbounded eps does not reach 0",
     "black box beats gradients",
+    "boundary steps beat climbing",
     "more effort still helps",
     "weaker than a short attack",
 )
@@ -53,6 +55,7 @@ _SHARE = 0.05  # of the samples: an effect on more counts
 _RARE = 0.01  # of the samples: what an attack with any image allowed may miss
 _LEVEL = 0.01  # of each check's test: how often chance alone may raise it
 _QUERIES = 200
+_WALKS = 3  # classes that FAB-T walks towards
 _CALLS = 60  # on the same images: a model that answers at random in one call of twenty is seen in 19 cases of 20
 _CALLED = 2  # images of each call
 _DRAWS = 5  # over which a model that answers at random is averaged here
@@ -202,6 +205,7 @@ def _costly(look: _Look, attacks: Mapping[str, tuple[Attack, np.ndarray]]) -> di
         "one step beats many": lambda: _fewer_steps(look),
         "unbounded eps does not reach 0": lambda: _unbounded(look),
         "black box beats gradients": lambda: _black_box(look),
+        "boundary steps beat climbing": lambda: _boundary_steps(look, attacks),
         "more effort still helps": lambda: _more_effort(look, attacks),
     }
 
@@ -366,11 +370,30 @@ def _black_box(look: _Look) -> FailureIndicator | None:
     )
 
 
+def _strongest(look: _Look, attacks: Mapping[str, tuple[Attack, np.ndarray]]) -> tuple[str, Tensor]:
+    """The attack that left fewest samples right, or PGD where none ran, and what it left (N,)."""
+    if not attacks:
+        return "PGD of 20 steps", look.pgd()
+    name = min(attacks, key=lambda label: float(attacks[label][1][: len(look.x)].mean()))
+    return name, torch.as_tensor(attacks[name][1][: len(look.x)] >= 0.5).to(look.x.device)
+
+
+def _boundary_steps(look: _Look, attacks: Mapping[str, tuple[Attack, np.ndarray]]) -> FailureIndicator:
+    name, right = _strongest(look, attacks)
+    walk = FAB(look.threat.norm, look.threat.eps, targeted=True, targets=_WALKS, steps=20)
+    walked = look.right("walk", walk)
+    return FailureIndicator(
+        "boundary steps beat climbing",
+        _more(right, walked),
+        f"{name} leaves {_percent(right)} right, FAB-T of {_WALKS} classes and 20 steps {_percent(walked)}; "
+        f"{int((right & ~walked).sum())} fall to the latter alone, {int((walked & ~right).sum())} to the former",
+        "climbing a loss stands still here, with more steps too, where steps onto the linearised boundary do not: add "
+        "fab-t or the fast ensemble",
+    )
+
+
 def _more_effort(look: _Look, attacks: Mapping[str, tuple[Attack, np.ndarray]]) -> FailureIndicator:
-    name, right = "PGD of 20 steps", look.pgd()
-    if attacks:
-        name = min(attacks, key=lambda label: float(attacks[label][1][: len(right)].mean()))
-        right = torch.as_tensor(attacks[name][1][: len(right)] >= 0.5).to(right.device)
+    name, right = _strongest(look, attacks)
     more = look.right("more", PGD(look.threat.norm, look.threat.eps, steps=100, restarts=2))
     return FailureIndicator(
         "more effort still helps",

@@ -14,6 +14,7 @@ from robgib.errors import RobGIBError
 from robgib.models.checkpoint import weights_digest
 from robgib.models.inference import UNDECIDED, answers, prepare
 from robgib.results import Run
+from robgib.robustness.certification import certify
 from robgib.statistics import clopper_pearson
 
 __all__ = ["Claim", "verify"]
@@ -51,7 +52,7 @@ def verify(
 
     Yields:
         The claims in order: weights, data, clean answers; then for each attack its images' budgets, the answers to
-        them and to their 8-bit copies, their sizes, and the table's counts and intervals.
+        them and to their 8-bit copies, their sizes, the samples proven robust, and the table's counts and intervals.
 
     Raises:
         RobGIBError: the model answers at random, so that its answers cannot be repeated.
@@ -73,6 +74,7 @@ def verify(
         return answers(prepared, images, labels, device=device).prediction
 
     told = asked(x, y)
+    leads: dict[ThreatModel, np.ndarray] = {}
     for label, rows in run.outcomes.groupby("attack", sort=False):
         rows = rows.sort_values("index")
         yield _equal(f"{label}: labels", rows["label"].to_numpy(), y.numpy())
@@ -109,6 +111,21 @@ def verify(
             off = np.abs(size - given[norm].to_numpy()) > _SIZE * size + 1e-7
             yield Claim(f"{label}: sizes in {norm}", not off.any(), f"image {_first(here, off)} is of another size")
         table = run.robustness[run.robustness["attack"] == label]
+        proven = np.flatnonzero(rows["certified_lead"].to_numpy() > 0)
+        if len(proven):
+            if threat not in leads:
+                leads[threat] = certify(prepared, x[proven], y[proven], threat, device=device)
+            yield Claim(
+                f"{label}: {len(proven)} samples are proven robust",
+                len(leads[threat]) == len(proven) and bool((leads[threat] > 0).all()),
+                f"sample {_first(proven, ~(leads[threat] > 0))} is not",
+            )
+            yield Claim(
+                f"{label}: certified accuracy",
+                bool((table["certified"] == len(proven)).all())
+                and np.allclose(table["certified_accuracy"], len(proven) / len(y), rtol=1e-6),
+                f"the samples say {len(proven)} of {len(y)}",
+            )
         standing = int(((told == y.numpy()) & ~fooled.to_numpy()).sum())
         low, high = clopper_pearson(standing, len(y))
         expected = [len(y), standing, standing / len(y), low, high]

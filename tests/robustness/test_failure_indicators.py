@@ -29,10 +29,10 @@ from tests.unusual import (
 THREAT = ThreatModel("linf", 0.1)
 
 
-def names(model, x, y, threat=THREAT):
+def names(model, x, y, threat=THREAT, **options):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return {s.name for s in failure_indicators(model, x, y, threat) if s.seen}
+        return {s.name for s in failure_indicators(model, x, y, threat, **options) if s.seen}
 
 
 @pytest.fixture(scope="module")
@@ -176,6 +176,16 @@ def test_an_attack_that_has_not_converged():
     # A narrow gap, over which long steps jump to and fro.
     gap = OnePixel(lambda u: 10 * (u - 0.0513).abs() - 0.01)
     assert "more effort still helps" in names(gap, *greys(), ThreatModel("linf", 0.14))
+
+
+def test_a_gap_that_every_climb_jumps_over():
+    gap = OnePixel(lambda u: 10 * (u - 0.0513).abs() - 0.002)
+    x, y = greys()
+    threat = ThreatModel("linf", 0.14)
+    assert "boundary steps beat climbing" in names(gap, x, y, threat)
+    walk = make_attack("fab-t-linf:eps=0.14,targets=1,steps=20")
+    left = (gap(walk(gap, x, y)).argmax(1) == y).numpy().astype(float)
+    assert "boundary steps beat climbing" not in names(gap, x, y, threat, attacks={"fab": (walk, left)})
 
 
 def test_nothing_to_look_at(digits_cnn, digits):
