@@ -12,7 +12,30 @@ import typer
 from rich.markup import escape
 
 import robgib
-from robgib.cli.common import AllowCode, AllowPickle, Catalogue, DataRoot, Device, Quiet, err, out
+from robgib.cli.common import (
+    AllowCode,
+    AllowPickle,
+    Arch,
+    Bounds,
+    Catalogue,
+    Classes,
+    ClassSubset,
+    Crop,
+    DataRoot,
+    Device,
+    InputSize,
+    Interpolation,
+    Mean,
+    Normalize,
+    Quiet,
+    Resize,
+    Std,
+    WeightsKey,
+    err,
+    normalization_of,
+    out,
+    sizing_of,
+)
 from robgib.errors import RobGIBError, unknown_name
 from robgib.files import atomic_directory, cache_folder, check_file, check_writable, digest
 
@@ -37,44 +60,19 @@ def evaluate(
         Optional[list[str]],  # noqa: UP045
         typer.Option(help="Layer, by module name or 'logits'; repeatable.", show_default="every block and the logits"),
     ] = None,
-    arch: Annotated[
-        str | None,
-        typer.Option(help="Architecture of checkpoint files: package.module:factory, or a name."),
-    ] = None,
+    arch: Arch = None,
     data: Annotated[Optional[str], typer.Option(help="Data set, in the place of a model's own.")] = None,  # noqa: UP045
-    classes: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(
-            help="The model's classes in its order, where folders number theirs otherwise: imagenet, or a file."
-        ),
-    ] = None,
-    class_subset: Annotated[
-        bool, typer.Option("--class-subset", help="Let the model choose among the classes of the data alone.")
-    ] = False,
-    weights_key: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="Which of several state dicts in a checkpoint file, such as state_dict_ema."),
-    ] = None,
-    normalize: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(
-            help="What a checkpoint file's network was trained with: imagenet, cifar10, half, … or none.",
-            show_default="what its architecture does",
-        ),
-    ] = None,
-    mean: Annotated[Optional[str], typer.Option(help="The same by numbers: mean by channel, as 0.5,0.5,0.5.")] = None,  # noqa: UP045
-    std: Annotated[Optional[str], typer.Option(help="Standard deviation by channel.")] = None,  # noqa: UP045
-    bounds: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="What the network takes black and white for, as -1,1 or 0,255.", show_default="0,1"),
-    ] = None,
-    input_size: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option(min=1, help="Shorter side to this, then the middle square: --resize and --crop in one."),
-    ] = None,
-    resize: Annotated[Optional[int], typer.Option(min=1, help="Images' shorter side.")] = None,  # noqa: UP045
-    crop: Annotated[Optional[int], typer.Option(min=1, help="Side of the middle square that is kept.")] = None,  # noqa: UP045
-    interpolation: Annotated[str, typer.Option(help="nearest, bilinear, bicubic or lanczos.")] = "bilinear",
+    classes: Classes = None,
+    class_subset: ClassSubset = False,
+    weights_key: WeightsKey = None,
+    normalize: Normalize = None,
+    mean: Mean = None,
+    std: Std = None,
+    bounds: Bounds = None,
+    input_size: InputSize = None,
+    resize: Resize = None,
+    crop: Crop = None,
+    interpolation: Interpolation = "bilinear",
     allow_pickle: AllowPickle = False,
     allow_code: AllowCode = False,
     data_root: DataRoot = None,
@@ -158,8 +156,8 @@ def evaluate(
     if width is not None and not 0 < width < 1:
         raise RobGIBError(f"--until-width must be more than 0% and less than 100%, not {until_width!r}.")
     where = robgib.runtime.resolve_device(device)
-    normalization = _normalization(normalize, mean, std, bounds)
-    sizing = _sizing(input_size, resize, crop, interpolation)
+    normalization = normalization_of(normalize, mean, std, bounds)
+    sizing = sizing_of(input_size, resize, crop, interpolation)
     for name in models:
         if name.startswith(robgib.zoo.ROBUSTBENCH) or robgib.models.is_pretrained(name):
             continue
@@ -298,49 +296,6 @@ def _length(seconds: float) -> str:
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def _numbers(option: str, text: str) -> tuple[float, ...]:
-    """Numbers with commas between them."""
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError as error:
-        raise RobGIBError(f"{option} must be numbers such as 0.5,0.5,0.5, not {text!r}.") from error
-
-
-def _normalization(
-    name: str | None, mean: str | None, std: str | None, bounds: str | None
-) -> robgib.models.Normalization | None:
-    """What the options say of normalisation, or None where they say nothing."""
-    if name is not None and (mean or std):
-        raise RobGIBError("--normalize names a mean and std; give it or the numbers, not both.")
-    if (mean is None) != (std is None):
-        raise RobGIBError("--mean and --std belong together; give both.")
-    if name is None and mean is None and bounds is None:
-        return None
-    made = robgib.models.normalization(name or "none")
-    if mean is not None and std is not None:
-        made = robgib.models.Normalization(_numbers("--mean", mean), _numbers("--std", std))
-    if bounds is None:
-        return made
-    low, *high = _numbers("--bounds", bounds)
-    if len(high) != 1:
-        raise RobGIBError(f"--bounds must be two numbers such as -1,1, not {bounds!r}.")
-    return robgib.models.Normalization(made.mean, made.std, (low, high[0]))
-
-
-def _sizing(
-    input_size: int | None, resize: int | None, crop: int | None, interpolation: str
-) -> robgib.data.Sizing | None:
-    """What the options say of the images' size, or None where they say nothing."""
-    if input_size is not None and (resize or crop):
-        raise RobGIBError("--input-size is --resize and --crop in one; give it or them.")
-    if interpolation not in robgib.data.INTERPOLATIONS:
-        raise unknown_name("interpolation", interpolation, robgib.data.INTERPOLATIONS)
-    side = crop or input_size
-    if resize is None and side is None:
-        return None
-    return robgib.data.Sizing(resize or input_size, (side, side) if side else None, interpolation)  # type: ignore[arg-type]
 
 
 def _share(option: str, text: str) -> float:

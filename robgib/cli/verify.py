@@ -9,7 +9,29 @@ import typer
 from rich.markup import escape
 
 import robgib
-from robgib.cli.common import AllowCode, AllowPickle, Catalogue, DataRoot, Device, err, out
+from robgib.cli.common import (
+    AllowCode,
+    AllowPickle,
+    Arch,
+    Bounds,
+    Catalogue,
+    Classes,
+    ClassSubset,
+    Crop,
+    DataRoot,
+    Device,
+    InputSize,
+    Interpolation,
+    Mean,
+    Normalize,
+    Resize,
+    Std,
+    WeightsKey,
+    err,
+    normalization_of,
+    out,
+    sizing_of,
+)
 from robgib.errors import RobGIBError
 from robgib.robustness.verify import verify as claims_of
 
@@ -20,19 +42,22 @@ def verify(
         Optional[str],  # noqa: UP045
         typer.Option(help="The model, as evaluate takes it.", show_default="the zoo's or library's that the run names"),
     ] = None,
-    arch: Annotated[Optional[str], typer.Option(help="Architecture of a checkpoint file.")] = None,  # noqa: UP045
+    arch: Arch = None,
     data: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(help="Data set, where the model needs one to be loaded.", show_default="the run's"),
     ] = None,
-    weights_key: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="Which of several state dicts in a checkpoint file."),
-    ] = None,
-    normalize: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="What a checkpoint file's network was trained with: imagenet, cifar10, half, … or none."),
-    ] = None,
+    classes: Classes = None,
+    class_subset: ClassSubset = False,
+    weights_key: WeightsKey = None,
+    normalize: Normalize = None,
+    mean: Mean = None,
+    std: Std = None,
+    bounds: Bounds = None,
+    input_size: InputSize = None,
+    resize: Resize = None,
+    crop: Crop = None,
+    interpolation: Interpolation = "bilinear",
     allow_pickle: AllowPickle = False,
     allow_code: AllowCode = False,
     data_root: DataRoot = None,
@@ -40,6 +65,8 @@ def verify(
     catalogue: Catalogue = None,
 ) -> None:
     """Recompute a run's claims from its images: labels, budgets, predictions, figures; exit 1 names what does not hold.
+
+    The options that say how a model or its pictures are read are those that the evaluation was given.
 
     That an image fools is shown by the image. That a sample stands is not: another attack may fell it.
     """
@@ -55,8 +82,11 @@ def verify(
         arch=arch or source.get("arch"),
         data=data or (None if source.get("kind") == "zoo" else str(held.config["data"]["name"])),
         data_root=data_root,
+        classes=classes,
+        class_subset=class_subset,
         weights_key=weights_key,
-        normalization=None if normalize is None else robgib.models.normalization(normalize),
+        normalization=normalization_of(normalize, mean, std, bounds),
+        sizing=sizing_of(input_size, resize, crop, interpolation),
         catalogue=list(catalogue or []),
         progress=False,
         allow_pickle=allow_pickle,

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 
 import robgib
@@ -149,6 +150,29 @@ def test_from_the_command_line(tmp_path, monkeypatch):
     (folder / ADVERSARIAL).unlink()
     with pytest.raises(RobGIBError, match="holds no adversarial images; evaluate with --save-adversarial"):
         load_adversarial(folder)
+
+
+def test_pictures_are_read_as_the_evaluation_read_them(tmp_path, digits):
+    for index in range(40):
+        place = tmp_path / "pictures" / f"digit-{int(digits.test.y[index])}"
+        place.mkdir(parents=True, exist_ok=True)
+        grey = Image.fromarray((digits.test.x[index, 0].numpy() * 255).astype("uint8"))
+        grey.resize((16, 16), Image.Resampling.NEAREST).save(place / f"{index}.png")
+    (tmp_path / "classes.txt").write_text("".join(f"digit-{d}\n" for d in range(10)))
+    reading = ["--data", f"folder:{tmp_path / 'pictures'}", "--classes", str(tmp_path / "classes.txt")]
+    sizing = ["--input-size", "8"]
+    call = CliRunner().invoke
+    done = call(
+        app,
+        ["evaluate", "digits-cnn", *reading, *sizing, "--attack", "fgsm-linf:eps=0.1", "--no-information", "--no-curve",
+         "--no-signs", "--no-corruptions", "--save-adversarial", "--quiet", "--out", str(tmp_path / "runs")],
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    folder = next((tmp_path / "runs").iterdir())
+    told = call(app, ["verify", str(folder), "--model", "digits-cnn", *reading, *sizing])
+    assert told.exit_code == 0, told.output
+    assert "the images and labels are those of the data" in told.output
+    assert call(app, ["verify", str(folder), "--model", "digits-cnn", *reading, "--input-size", "6"]).exit_code != 0
 
 
 def test_rows_that_point_nowhere_are_refused(saved, tmp_path):
