@@ -520,4 +520,6 @@ def _read_table(file: Path, name: str, version: int) -> pd.DataFrame:
                 raise ValueError(f"{file.name}: {column.name} must be True or False")
         else:
             held[column.name] = pd.to_numeric(held[column.name])
+            if column.kind == "integer" and not (held[column.name] % 1 == 0).all():  # NaN is none either
+                raise ValueError(f"{file.name}: {column.name} must be whole numbers")
     return held[column_names(name)]

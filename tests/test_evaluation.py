@@ -345,6 +345,16 @@ def test_a_folder_of_a_newer_version_is_refused_in_a_sentence(run, tmp_path):
         load_run(folder)
 
 
+@pytest.mark.parametrize("name", ["convergence", "outcomes", "layers"])
+def test_a_row_that_ends_early_is_refused_in_a_sentence(run, tmp_path, name):
+    folder = run.save(tmp_path)
+    file = folder / f"{name}.csv"
+    head, first, *_ = file.read_text().splitlines()
+    file.write_text("\n".join([head, first.rpartition(",")[0][: len(first) // 3]]))
+    with pytest.raises(RobGIBError, match="is not a whole run folder"):
+        load_run(folder)
+
+
 def test_tables_have_the_columns_of_the_schema(run):
     for name in RUN_TABLES:
         assert list(getattr(run, name).columns) == column_names(name) == [c.name for c in SCHEMA[name]]
