@@ -43,7 +43,7 @@ OURS = {
         "cw-l2:steps=110", "deepfool-l2",
     ],
     "l1": ["fmn-l1", "pdpgd-l1", "alma-l1", "fab-t-l1:steps=70"],
-    "l0": ["sigma-zero-l0", "fmn-l0"],
+    "l0": ["sigma-zero-l0:steps=780", "fmn-l0"],
 }  # fmt: skip
 
 
