@@ -115,6 +115,14 @@ def test_trimming_puts_pixels_back_that_are_not_needed(right_digits, digits_cnn)
     assert float(trimmed.sum()) < float(whole.sum())
 
 
+@pytest.mark.parametrize("norm", ["l2", "l1"])
+def test_fmn_finds_an_image_on_every_digit(norm, right_digits, digits_cnn):
+    """Where the ball was put before the box most of a step was cut off, and one digit in ten stood still."""
+    x, y = (v[:60] for v in right_digits)
+    found = find(f"fmn-{norm}:eps=64,steps=200", digits_cnn, x, y)
+    assert bool((digits_cnn(found).argmax(1) != y).all())
+
+
 def test_balls_of_each_samples_own_radius():
     moved = torch.tensor([[3.0, -1.0, 0.5], [0.1, 0.2, -0.1]])
     radius = torch.tensor([2.0, 1.0])
