@@ -36,8 +36,8 @@ _KEPT = 24  # samples whose bounds are kept together, should the work be interru
 # What the gradient of an affine operation is called. Whatever else is found in a network's graph is no ground for a
 # bound: a gradient that was written by hand may be anything.
 _AFFINE = re.compile(
-    "AccumulateGrad|CopySlices|CopyBackwards|_RelaxedBackward|("
-    "Add|Sub|Rsub|Neg|Mul|Div|Addmm|Mm|Bmm|Convolution|(Native|Cudnn)BatchNorm|View|UnsafeView|ReshapeAlias|Transpose|T|"
+    "AccumulateGrad|CopyBackwards|_RelaxedBackward|("
+    "Add|Sub|Rsub|Neg|Mul|Div|Addmm|Mm|Bmm|Convolution|NativeBatchNorm|View|UnsafeView|ReshapeAlias|Transpose|T|"
     "Permute|Expand|Slice|Select|Squeeze|Unsqueeze|Cat|Stack|Index|Clone|Alias|ToCopy|Mean|Sum|AvgPool2D|"
     "(Mkldnn)?AdaptiveAvgPool2D|ConstantPadNd|ReflectionPad2D|ReplicationPad2D|PixelShuffle|PixelUnshuffle|"
     "UpsampleNearest2D|UpsampleBilinear2D|AsStrided|Split|Unbind|Repeat)Backward[0-9]"
@@ -133,6 +133,8 @@ class _Relaxation(TorchFunctionMode):
         if name == "max_pool2d":
             return self._max_pool(subject, *args[1:], **{k: v for k, v in kwargs.items() if k != "input"})
         out = None if _TELL.fullmatch(name) else func(*args, **kwargs)
+        if isinstance(out, Tensor) and out.dtype in (torch.float16, torch.bfloat16):
+            raise NotCertifiableError("it computes in half precision, whose rounding no bound allows for")
         cut = isinstance(out, Tensor) and not out.requires_grad and not _BLANK.fullmatch(name)
         if cut or _TELL.fullmatch(name):
             raise NotCertifiableError(f"it uses values of its own where no gradient follows them ({name})")
@@ -376,6 +378,8 @@ def _pass(
         except _Reached as reached:
             out = reached
     value = out.value if isinstance(out, _Reached) else out
+    if len(value) != len(which):
+        raise NotCertifiableError("it takes its batches apart")
     if not value.requires_grad:
         raise NotCertifiableError("its output does not depend on its input through operations that are known")
     _check_graph(value)
@@ -394,6 +398,8 @@ def _check_graph(value: Tensor) -> None:
         if not _AFFINE.fullmatch(name):
             kind = re.sub("^Native|Backward[0-9]*$", "", name)
             raise NotCertifiableError(f"it holds an operation that has no bounds here ({kind})")
+        if name == "NativeBatchNormBackward0" and getattr(node, "_saved_training", True):
+            raise NotCertifiableError("it normalises by the image's own mean and variance")
         before = [f for f, _ in node.next_functions if f is not None]
         if name in ("MulBackward0", "DivBackward0", "MmBackward0", "BmmBackward0") and len(before) > 1:
             raise NotCertifiableError("it multiplies or divides values by one another, as attention does")

@@ -187,6 +187,13 @@ def looked_at(x):
     return x if float(x.sum()) > 1 else 2 * x
 
 
+def written_over(x):
+    """A part is changed where it lies: only a view's own gradient tells of it."""
+    x = x.clone()
+    x[:, :, 1:].exp_()
+    return x
+
+
 @pytest.mark.parametrize(
     ("function", "told"),
     [
@@ -201,6 +208,12 @@ def looked_at(x):
         (lambda x: torch.softmax(x, -1), "Softmax"),
         (lambda x: nn.functional.max_pool2d(x, 3, 1, padding=1), "max pooling is padded"),
         (lambda x: x + torch.rand_like(x), "at random"),
+        (nn.InstanceNorm2d(1), "own mean and variance"),
+        (nn.GroupNorm(1, 1), "GroupNorm"),
+        (lambda x: x.clone()[:, :, 1:].exp_().sum((1, 2, 3), keepdim=True) + x, "no bounds"),
+        (written_over, "no bounds"),
+        (lambda x: x.half().to(x) + x, "half precision"),
+        (lambda x: nn.functional.relu(x.flatten(0, 2)).view_as(x), "takes its batches apart"),
     ],
 )
 def test_what_no_bound_holds_for_is_refused(function, told):
