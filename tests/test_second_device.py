@@ -97,6 +97,7 @@ def test_an_attack_that_stays_on_the_cpu_fails_in_a_sentence(second, digits, dig
         second(digits_cnn, digits, attacks={"at-home": AtHome("linf", 0.1)}, estimators=[], signs=False)
 
 
+@pytest.mark.slow
 def test_a_batch_is_halved_there(second, digits, digits_cnn):
     class Narrow(nn.Module):
         def __init__(self):

@@ -436,7 +436,8 @@ def test_the_fast_ensemble_leaves_no_more_than_its_long_members(digits_cnn, righ
         fast = robust(digits_cnn, x, y, FastEnsemble("linf", 0.06))
     assert 0.3 < reference < 0.9
     assert fast <= reference
-    assert (passes.forward + passes.backward) / len(x) < 1000  # AutoAttack takes 8,600 on an image that stands
+    # AutoAttack takes 8,600 on each image that stands.
+    assert passes.forward + passes.backward < 8600 / 3 * fast * len(x)
 
 
 @pytest.mark.parametrize("norm", ["linf", *(pytest.param(n, marks=pytest.mark.slow) for n in ("l2", "l1"))])

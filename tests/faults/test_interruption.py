@@ -126,8 +126,8 @@ def same_tables(one, two):
         pd.testing.assert_frame_equal(a, b, check_dtype=False)
 
 
-MOMENTS = ["second attack", "curve", "save"]
-RARER = [pytest.param(m, marks=pytest.mark.slow) for m in ("layers", "first attack", "corruptions", "signs")]
+MOMENTS = ["second attack", "curve"]
+RARER = [pytest.param(m, marks=pytest.mark.slow) for m in ("layers", "first attack", "corruptions", "signs", "save")]
 
 
 @pytest.mark.parametrize("moment", [*MOMENTS, *RARER])
@@ -313,7 +313,7 @@ def check_kills(what, cache, tmp_path, kills, seed=0):
         number += 1
 
 
-@pytest.mark.parametrize("what", ["evaluate", "study"])
+@pytest.mark.parametrize("what", ["evaluate", pytest.param("study", marks=pytest.mark.slow)])
 def test_a_command_killed_at_random_moments(what, filled, tmp_path):
     check_kills(what, filled if what == "evaluate" else None, tmp_path, 2)
 
@@ -356,7 +356,7 @@ def on_a_full_disk(room, cache, *command):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("room", [100, 500_000])
+@pytest.mark.parametrize("room", [100, pytest.param(500_000, marks=pytest.mark.slow)])
 def test_a_full_disk_is_one_sentence_and_loses_nothing(room, filled, tmp_path):
     done = on_a_full_disk(room, filled, *EVALUATE, "--out", str(tmp_path / "out"), "--quiet")
     assert done.returncode == 2

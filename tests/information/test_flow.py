@@ -14,7 +14,8 @@ def terms(found):
     return np.array([e.value for e in (found.total, *found.singles, *found.rests)])
 
 
-@pytest.mark.parametrize("name", ["gaussian-row", pytest.param("gaussian-3-features", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gaussian-row", "gaussian-3-features"])
 def test_gaussian_variables(name):
     sample = tasks()[name].draw(2000, np.random.default_rng(0))
     found = Flow().estimate(sample.features, sample.target)
