@@ -87,14 +87,12 @@ class SigmaZero(NearestAttack):
             _, gradient, _ = lead_gradient(model, image, goal)
             # Another choice of as many pixels as shall stay: those that move the lead most, all the way.
             room = torch.where(gradient < 0, high - x, x - low)
-            most = (room * gradient.abs()).flatten(1).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-            chosen = (most < torch.maximum(size - share, torch.ones_like(size))[:, None]).view_as(x)
+            chosen = _least(-room * gradient.abs(), (size - share).clamp_min(1))
             other = torch.where(chosen, torch.where(gradient < 0, high, low), x)
             with torch.no_grad():
                 nearest.offer(other, goal.criterion(model(other)) & trying)
-            cost = torch.where(changed, gradient * (x - image), torch.inf).flatten(1)
-            rank = cost.argsort(dim=1, stable=True).argsort(dim=1)
-            back = (rank < torch.minimum(share, size - 1)[:, None]).view_as(x) & changed
+            cost = torch.where(changed, gradient * (x - image), torch.inf)
+            back = _least(cost, torch.minimum(share, size - 1)) & changed
             free, at = (image != x) & ~back, torch.where(back, x, image)
             for step in range(_TRIM_STEPS):
                 _, gradient, fooled = lead_gradient(model, at, goal)
@@ -106,3 +104,9 @@ class SigmaZero(NearestAttack):
             failed = nearest.size == size
             needed |= back & per_sample(failed & (share == 1), x)
             share = torch.where(failed, share / 2, share).floor().clamp_min(1)
+
+
+def _least(values: Tensor, count: Tensor) -> Tensor:
+    """Mark the ``count`` (N,) least of each sample's values (N, …), of equal ones the first."""
+    rank = values.flatten(1).argsort(dim=1, stable=True).argsort(dim=1)
+    return (rank < count[:, None]).view_as(values)

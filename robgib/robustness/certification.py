@@ -132,12 +132,14 @@ class _Relaxation(TorchFunctionMode):
             return _in_place(subject, self._s_shaped(subject, name.rstrip("_")), name.endswith("_"))
         if name == "max_pool2d":
             return self._max_pool(subject, *args[1:], **{k: v for k, v in kwargs.items() if k != "input"})
-        out = None if _TELL.fullmatch(name) else func(*args, **kwargs)
+        untold = f"it uses values of its own where no gradient follows them ({name})"
+        if _TELL.fullmatch(name):
+            raise NotCertifiableError(untold)
+        out = func(*args, **kwargs)
         if isinstance(out, Tensor) and out.dtype in (torch.float16, torch.bfloat16):
             raise NotCertifiableError("it computes in half precision, whose rounding no bound allows for")
-        cut = isinstance(out, Tensor) and not out.requires_grad and not _BLANK.fullmatch(name)
-        if cut or _TELL.fullmatch(name):
-            raise NotCertifiableError(f"it uses values of its own where no gradient follows them ({name})")
+        if isinstance(out, Tensor) and not out.requires_grad and not _BLANK.fullmatch(name):
+            raise NotCertifiableError(untold)
         return out
 
     def _next(self, z: Tensor, bent: bool) -> tuple[int, Tensor, Tensor]:
@@ -244,8 +246,7 @@ def _line_below(
     secant = torch.where(width > 1e-9, (function(high) - function(low)) / width.clamp_min(1e-9), slope(high))
     # On the right the secant. Elsewhere a tangent: at the middle on the left, else through the upper end, if it touches
     # within the interval; what is found by halving stays on the safe side, where the tangent passes below that end.
-    near, far = low.clone(), low.clamp_max(0)
-    far = torch.zeros_like(far)
+    near, far = low, torch.zeros_like(low)
     for _ in range(_BISECTIONS):
         middle = (near + far) / 2
         beneath = function(middle) + slope(middle) * (high - middle) <= function(high)
