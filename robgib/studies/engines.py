@@ -17,7 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from joblib.externals.loky import FIRST_COMPLETED, Future, get_reusable_executor, wait
+from joblib.externals.loky import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from joblib.externals.loky.process_executor import BrokenProcessPool
 
 from robgib.data.dataset import Dataset
@@ -154,12 +154,13 @@ def _by_processes(
     waiting = list(reversed(dealt))
     suspects: list[tuple[Task, str]] = []
     running: dict[Future[tuple[str, str]], tuple[Task, str]] = {}
+    # A pool of its own: the one that loky shares within a process is not what joblib expects to find there.
+    pool = ProcessPoolExecutor(jobs, timeout=_PATIENCE)  # a worker waits while others finish a long task
     try:
         while waiting or suspects or running:
             alone = bool(suspects)
             while len(running) < (1 if alone else jobs) and (suspects or (waiting and not alone)):
                 one = (suspects or waiting).pop()
-                pool = get_reusable_executor(jobs, timeout=_PATIENCE)  # a worker waits while others finish a long task
                 running[pool.submit(_here, *one, data_root, tell)] = one
             finished, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in finished:
@@ -167,15 +168,15 @@ def _by_processes(
                 try:
                     yield future.result()
                 except BrokenProcessPool:
+                    pool = ProcessPoolExecutor(jobs, timeout=_PATIENCE)
                     if alone:
                         yield one[0].name, "its process died: it was killed, or memory did not suffice; use fewer jobs."
                         continue
                     suspects += [one, *running.values()]
                     running.clear()
                     break
-    except BaseException:
-        get_reusable_executor(jobs, timeout=_PATIENCE).shutdown(kill_workers=True)
-        raise
+    finally:
+        pool.shutdown(kill_workers=True)
 
 
 Tell = Callable[[tuple[str, int, int, str]], None]

@@ -168,7 +168,7 @@ def test_run_folders_of_a_study_are_left_out_of_a_page(cli, tmp_path):
     (tmp_path / "runs" / "study-1234" / "runs.txt").write_text("")
     done = cli("report", *map(str, sorted((tmp_path / "runs").iterdir())))
     assert done.returncode == 0, done.stderr
-    assert "study-1234: a study's folder, left out" in done.stderr.replace("\n", "")
+    assert "study-1234: a study's folder, left out" in " ".join(done.stderr.split())
     assert cli("report", "runs/study-1234").returncode == 2
 
 

@@ -9,6 +9,7 @@ import time
 
 import pandas as pd
 import pytest
+from joblib import Parallel, delayed
 
 from robgib import RobGIBError
 from robgib.studies import Engine, cells, measure, measured_rows, read_study
@@ -52,6 +53,8 @@ def test_processes_share_the_models_and_change_nothing(tmp_path, monkeypatch):
     alone = rows_of(study, found)
     monkeypatch.setenv("ROBGIB_CACHE", str(tmp_path / "two"))
     pd.testing.assert_frame_equal(rows_of(study, found, engine=Engine(jobs=2)), alone)
+    # What else shares work in this process still can: a pool left behind was once taken for joblib's own.
+    assert Parallel(n_jobs=2)(delayed(abs)(value) for value in (-1, -2)) == [1, 2]
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
