@@ -26,6 +26,9 @@ __all__ = [
 ]
 
 _BLIND = 0.02  # of the samples that a climb left: so many felled from elsewhere show that it is misled
+_SCOUTS = 10  # samples that go through rounds 2 to 4 ahead: a climb that is misled shows before all have paid for it
+_FEW = 3  # of them, felled from elsewhere, are no luck: were it 2% of all, 3 of 10 would come up once in 1,100 times
+_SHORT_WALK = 40  # steps of FAB-T towards each class, on networks that mislead, before AutoAttack's own
 _TARGETED_CLASSES = 4  # below so many the DLR loss has no targeted form
 
 
@@ -44,8 +47,11 @@ class FastEnsemble(Attack):
        ``boundaries`` linearised boundaries, ``boundary_steps`` steps each, and Square, ``probe`` queries.
     5. :class:`AutoAttack` itself, on the samples of which an image came within ``near`` of the boundary, as a share of
        the clean image's lead. Where Square got further than the climb did on a sample, it goes on to AutoAttack's
-       queries. Where round 4 felled more than 2% of the samples that the climb had left far from the boundary,
-       gradients mislead: all samples that stand are AutoAttack's, with a note.
+       queries.
+
+    Where round 4 felled more than 2% of the samples that the climb had left far from the boundary, gradients mislead:
+    all samples that stand are AutoAttack's, with a note, and its members that climb come last. A few samples go ahead
+    through rounds 2 to 4, and where 3 of them show it, the others do not climb first.
 
     What it can miss is a sample that never came near by any of these and that AutoAttack fools all the same. Since
     round 5 looks at all samples at once, what a sample gets may depend on those that it is attacked with.
@@ -100,48 +106,70 @@ class FastEnsemble(Attack):
         if answers_at_random(model):
             return replace(full, version="rand").perturb(model, x, y, rng)
         search = _Search(model, x, y)
+        *gradients, black_box = full.members(search.classes)
         try:
-            self._climb(search, rng)
+            rows = search.left
+            goal = Objective.untargeted(y[rows], "ce")
+            ascent = APGD(self.norm, self.eps, steps=self.first)
+            search.offer(rows, ascent.ascend(model, x[rows], goal, rng.select(rows))[0])
         except NoGradientError as error:
             warnings.warn(f"only Square was run: {error}", RobGIBWarning, stacklevel=2)
             rows = search.left
-            search.offer(rows, full.members(2)[-1].perturb(model, x[rows], y[rows], rng.select(rows)))
+            search.offer(rows, black_box.perturb(model, x[rows], y[rows], rng.select(rows)))
             return search.image
-        stood, climbed = search.left, search.lead.clone()
-        close = climbed < self.near * search.clean
-        around = FAB(self.norm, self.eps, targeted=True, targets=self.boundaries, steps=self.boundary_steps)
-        search.offer(stood, around.perturb(model, x[stood], y[stood], rng.select(stood)))
         rows = search.left
-        probe = Square(self.norm, self.eps, queries=self.probe, eot=self.eot)
-        sought = search.offer(rows, probe.perturb(model, x[rows], y[rows], rng.select(rows)))
-        # What a climb left far from the boundary and another look felled: on few samples luck, on more a slope that
-        # misleads the climb, and then what it says of the others is worth no more.
-        felled = int((~search.right[stood] & ~close[stood]).sum())
-        blind = felled >= max(2, _BLIND * len(stood))
-        if blind:
-            told = (
-                f"{felled} of {len(stood)} images that climbing left right, and far from the boundary, fell to FAB-T "
-            )
-            told += "or Square: gradients mislead here, and AutoAttack was run on the rest"
-            warnings.warn(told, RobGIBWarning, stacklevel=2)
-        ahead = torch.zeros_like(close)
-        ahead[rows] = sought < climbed[rows]
-        *gradients, black_box = full.members(search.classes)
+        scouts = torch.zeros_like(search.right)
+        scouts[rows[torch.linspace(0, len(rows) - 1, min(_SCOUTS, len(rows))).long()]] = True
+        seen = _Seen(search, self.near)
+        for group, least in ((scouts, _FEW), (~scouts, 2)):
+            self._explore(search, group, seen, rng)
+            blind = seen.felled >= max(least, _BLIND * seen.stood)
+            if blind:
+                break
         rows = search.left
-        rows = rows[close[rows] | blind]
-        search.offer(rows, cascade(gradients, model, x[rows], y[rows], rng.select(rows)))
-        rows = search.left
-        rows = rows[ahead[rows] | blind]
-        search.offer(rows, black_box.perturb(model, x[rows], y[rows], rng.select(rows)))
+        if not blind:
+            near = rows[seen.close[rows]]
+            search.offer(near, cascade(gradients, model, x[near], y[near], rng.select(near)))
+            rows = search.left
+            ahead = rows[seen.ahead[rows]]
+            search.offer(ahead, black_box.perturb(model, x[ahead], y[ahead], rng.select(ahead)))
+            return search.image
+        warnings.warn(
+            f"{seen.felled} of {seen.stood} images that climbing left right, and far from the boundary, fell to FAB-T "
+            "or Square: gradients mislead here, and AutoAttack was run on the rest",
+            RobGIBWarning,
+            stacklevel=2,
+        )
+        # What felled more goes first, and what climbs last: it would spend all its steps on images that others fell.
+        *climbs, along = gradients
+        walks = [replace(self._along, targets=self.targets, steps=_SHORT_WALK), along]
+        others = [*walks, black_box] if seen.by_walks >= seen.by_probes else [black_box, *walks]
+        members = [*others, *climbs]
+        search.offer(rows, cascade(members, model, x[rows], y[rows], rng.select(rows)))
         return search.image
 
-    def _climb(self, search: _Search, rng: SampleRNG) -> None:
-        """Rounds 1 to 3."""
+    @property
+    def _along(self) -> FAB:
+        """FAB-T of round 4."""
+        return FAB(self.norm, self.eps, targeted=True, targets=self.boundaries, steps=self.boundary_steps)
+
+    def _explore(self, search: _Search, group: Tensor, seen: _Seen, rng: SampleRNG) -> None:
+        """Rounds 2 to 4 on the samples of a group (N,) that stand."""
         model, x, y = search.model, search.x, search.y
-        ascent = APGD(self.norm, self.eps, steps=self.first)
-        rows = search.left
-        search.offer(rows, ascent.ascend(model, x[rows], Objective.untargeted(y[rows], "ce"), rng.select(rows))[0])
-        rows = search.left
+        self._climb(search, group, rng)
+        stood = search.among(group)
+        seen.climbed(stood)
+        search.offer(stood, self._along.perturb(model, x[stood], y[stood], rng.select(stood)))
+        seen.by_walks += seen.afar(stood)
+        rows = search.among(group)
+        probe = Square(self.norm, self.eps, queries=self.probe, eot=self.eot)
+        seen.sought(rows, search.offer(rows, probe.perturb(model, x[rows], y[rows], rng.select(rows))))
+        seen.by_probes += seen.afar(rows)
+
+    def _climb(self, search: _Search, group: Tensor, rng: SampleRNG) -> None:
+        """Rounds 2 and 3."""
+        model, x, y = search.model, search.x, search.y
+        rows = search.among(group)
         if not len(rows):
             return
         count = min(self.targets, search.classes - 1)
@@ -154,12 +182,12 @@ class FastEnsemble(Attack):
 
         def towards(targets: Tensor, rows: Tensor, steps: int, start: Tensor | None = None) -> None:
             goal = Objective(loss, targets, Criterion(y[rows]), targeted=True)
-            climb = replace(ascent, steps=steps)
+            climb = APGD(self.norm, self.eps, steps=steps)
             found = climb.ascend(model, x[rows], goal, rng.select(rows), start)[0]
             front.offer(rows, targets, found, search.offer(rows, found))
 
         for rank in range(count):
-            rows = search.left
+            rows = search.among(group)
             if not len(rows):
                 return
             towards(order[rows, rank], rows, self.short)
@@ -167,7 +195,7 @@ class FastEnsemble(Attack):
         ranked = front.lead.argsort(dim=1, stable=True)
         targets, images = front.target.clone(), front.image.clone()
         for place in range(front.lead.shape[1]):
-            rows = search.left
+            rows = search.among(group)
             if not len(rows):
                 return
             which = ranked[rows, place]
@@ -192,6 +220,10 @@ class _Search:
         """The samples (indices) that are still right."""
         return self.right.nonzero().squeeze(1)
 
+    def among(self, group: Tensor) -> Tensor:
+        """The samples (indices) of a group (N,) that are still right."""
+        return (self.right & group).nonzero().squeeze(1)
+
     def offer(self, rows: Tensor, images: Tensor) -> Tensor:
         """Take what is better of ``images`` for the samples ``rows``; return the true class's lead there (N,)."""
         if not len(rows):
@@ -204,6 +236,46 @@ class _Search:
         self.image[rows[better]], self.lead[rows[better]] = images[better], lead[better]
         self.right[rows[fooled]] = False
         return lead
+
+
+class _Seen:
+    """What rounds 2 to 4 came to, for the choice of round 5.
+
+    Attributes:
+        stood: how many samples the climb left right.
+        by_walks: how many of them, far from the boundary, FAB-T fooled.
+        by_probes: how many Square did.
+        close: where an image of the climb came near the boundary (N,).
+        ahead: where Square got further than the climb (N,).
+    """
+
+    def __init__(self, search: _Search, near: float) -> None:
+        self.search, self.near = search, near
+        self.stood = self.by_walks = self.by_probes = 0
+        self.close, self.ahead = (torch.zeros_like(search.right) for _ in range(2))
+        self.lead = search.lead.clone()
+
+    @property
+    def felled(self) -> int:
+        """How many samples a look from elsewhere fooled that the climb had left far from the boundary.
+
+        A few are luck; more show a slope that misleads the climb, and then what it says of the others is worth no more.
+        """
+        return self.by_walks + self.by_probes
+
+    def climbed(self, rows: Tensor) -> None:
+        """Note how far the climb came on the samples that it left right."""
+        self.stood += len(rows)
+        self.lead[rows] = self.search.lead[rows]
+        self.close[rows] = self.lead[rows] < self.near * self.search.clean[rows]
+
+    def afar(self, rows: Tensor) -> int:
+        """How many of these samples are fooled now that the climb left far from the boundary."""
+        return int((~self.search.right[rows] & ~self.close[rows]).sum())
+
+    def sought(self, rows: Tensor, lead: Tensor) -> None:
+        """Note the leads (N,) at which Square ended."""
+        self.ahead[rows] = lead < self.lead[rows]
 
 
 class _Front:

@@ -451,6 +451,19 @@ def test_the_fast_ensemble_turns_to_square_where_gradients_are_masked(digits_cnn
         assert robust(model, x, y, FastEnsemble(norm, eps)) <= black_box + 1 / 16
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("norm", "eps"), [("l2", 0.7), ("l1", 4.0)])
+def test_the_fast_ensemble_does_not_climb_in_vain_where_gradients_are_masked(digits_cnn, right_digits, norm, eps):
+    x, y = (v[:32] for v in right_digits)
+    model = Staircase(digits_cnn).eval()
+    with count_queries(model) as full:
+        reference = robust(model, x, y, AutoAttack(norm, eps))
+    with count_queries(model) as few, pytest.warns(RobGIBWarning, match="gradients mislead here"):
+        fast = robust(model, x, y, FastEnsemble(norm, eps))
+    assert fast <= reference
+    assert few.cost < full.cost / 5
+
+
 def test_the_fast_ensemble_without_gradients_and_with_few_classes(digits_cnn, right_digits):
     class Silent(nn.Module):
         def forward(self, x):
