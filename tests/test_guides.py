@@ -10,7 +10,9 @@ DOCS = Path(__file__).parents[1] / "docs"
 _FENCE = re.compile(r"```(python|yaml|console)\n(.*?)```", re.S)
 
 
-@pytest.mark.parametrize("guide", ["attack", "estimator", "model", "data"])
+@pytest.mark.parametrize(
+    "guide", ["estimator", "model", *(pytest.param(g, marks=pytest.mark.slow) for g in ("attack", "data"))]
+)
 def test_guide(guide, cli, tmp_path):
     ran = []
     for kind, body in _FENCE.findall((DOCS / f"plugin-{guide}.md").read_text()):

@@ -430,7 +430,7 @@ def test_the_fast_ensemble_says_what_autoattack_says_in_a_fifth_of_its_passes(di
 
 
 def test_the_fast_ensemble_leaves_no_more_than_its_long_members(digits_cnn, right_digits):
-    x, y = (v[:48] for v in right_digits)
+    x, y = (v[:32] for v in right_digits)
     reference = robust(digits_cnn, x, y, APGD("linf", 0.06, loss="dlr", targets=9))
     with count_queries(digits_cnn) as passes:
         fast = robust(digits_cnn, x, y, FastEnsemble("linf", 0.06))
@@ -440,7 +440,7 @@ def test_the_fast_ensemble_leaves_no_more_than_its_long_members(digits_cnn, righ
     assert passes.forward + passes.backward < 8600 / 3 * fast * len(x)
 
 
-@pytest.mark.parametrize("norm", ["linf", *(pytest.param(n, marks=pytest.mark.slow) for n in ("l2", "l1"))])
+@pytest.mark.parametrize("norm", ["l1", *(pytest.param(n, marks=pytest.mark.slow) for n in ("linf", "l2"))])
 def test_the_fast_ensemble_turns_to_square_where_gradients_are_masked(digits_cnn, right_digits, norm):
     x, y = (v[:16] for v in right_digits)
     model, eps = Staircase(digits_cnn).eval(), {"linf": 0.1, "l2": 0.7, "l1": 4.0}[norm]
@@ -486,7 +486,7 @@ def test_the_fast_ensemble_ends_wherever_all_are_fooled(digits_cnn, right_digits
     x, y = (v[:6] for v in right_digits)
     eps = ThreatModel(norm, 1.0).widest(64) * max(share, 1e-3)
     attack = FastEnsemble(norm, eps, first=1, short=2, long=2, probe=2, near=0)
-    for count in range(len(x) + 1):
+    for count in (0, 1, 3, len(x)):
         found = attack.perturb(digits_cnn, x[:count], y[:count], SampleRNG(0, range(count)))
         assert found.shape == x[:count].shape
         assert attack.threat.allows(found, x[:count]).all()

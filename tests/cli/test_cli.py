@@ -68,7 +68,7 @@ def test_listings(cli, arguments, words):
 def test_two_models_end_to_end(process, cli, tmp_path):
     done = process(
         "evaluate", "digits-cnn", "digits-mlp-relu", "--samples", "100", "--attack", "pgd-linf:steps=5",
-        "--estimator", "probe:steps=60", "--estimator", "imputation:donors=2,steps=20",
+        "--estimator", "probe:steps=60", "--estimator", "imputation:donors=2,steps=20", "--layer", "logits",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr

@@ -126,8 +126,10 @@ def same_tables(one, two):
         pd.testing.assert_frame_equal(a, b, check_dtype=False)
 
 
-MOMENTS = ["second attack", "curve"]
-RARER = [pytest.param(m, marks=pytest.mark.slow) for m in ("layers", "first attack", "corruptions", "signs", "save")]
+MOMENTS = ["second attack"]
+RARER = [
+    pytest.param(m, marks=pytest.mark.slow) for m in ("curve", "layers", "first attack", "corruptions", "signs", "save")
+]
 
 
 @pytest.mark.parametrize("moment", [*MOMENTS, *RARER])
@@ -176,7 +178,13 @@ def test_an_evaluation_goes_on_from_every_moment(moment, digits, digits_cnn, tmp
         assert not {"corrupting", "looking for failed attacks"} & set(done)
 
 
-@pytest.mark.parametrize("change", [{"samples": 29}, {"seed": 2}, {"attacks": ["pgd-linf:eps=0.06"]}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 2},
+        *(pytest.param(c, marks=pytest.mark.slow) for c in ({"samples": 29}, {"attacks": ["pgd-linf:eps=0.06"]})),
+    ],
+)
 def test_parts_of_another_evaluation_are_not_taken(change, digits, digits_cnn, tmp_path):
     def fail(run):
         raise Killed
@@ -301,7 +309,7 @@ def check_kills(what, cache, tmp_path, kills, seed=0):
     lasts, killed, number = time.monotonic() - at, 0, 0
     while killed < kills:
         place = tmp_path / f"round-{number}"
-        for _ in range(3):
+        for _ in range(min(3, kills)):
             killed += kill_at(began(place), lasts * rng.uniform(0.1, 0.9))
         ended = began(place)
         said = ended.communicate()
@@ -315,7 +323,7 @@ def check_kills(what, cache, tmp_path, kills, seed=0):
 
 @pytest.mark.parametrize("what", ["evaluate", pytest.param("study", marks=pytest.mark.slow)])
 def test_a_command_killed_at_random_moments(what, filled, tmp_path):
-    check_kills(what, filled if what == "evaluate" else None, tmp_path, 2)
+    check_kills(what, filled if what == "evaluate" else None, tmp_path, 1)
 
 
 @pytest.mark.slow
@@ -324,6 +332,7 @@ def test_a_hundred_kills(what, filled, tmp_path):
     check_kills(what, filled if what == "evaluate" else None, tmp_path, 25, seed=1)
 
 
+@pytest.mark.slow
 def test_two_processes_at_one_evaluation(filled, tmp_path):
     both = [start(filled, *EVALUATE, "--out", str(tmp_path / "out")) for _ in range(2)]
     said = [process.communicate() for process in both]
@@ -373,6 +382,7 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(room, filled, tmp_path):
         assert not strangers(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_training_on_a_full_disk_is_one_sentence(tmp_path):
     done = on_a_full_disk(
         3000, tmp_path / "cache", "train", "digits-mlp-relu", "--out", str(tmp_path / "a.safetensors")

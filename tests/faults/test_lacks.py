@@ -49,9 +49,8 @@ robgib.cli.main()
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no such limit here")
-@pytest.mark.parametrize(
-    "batch", [pytest.param((), marks=pytest.mark.slow), ("--batch-size", "200")], ids=["found", "chosen"]
-)
+@pytest.mark.parametrize("batch", [(), ("--batch-size", "200")], ids=["found", "chosen"])
+@pytest.mark.slow
 def test_a_batch_that_memory_does_not_hold_is_halved(tmp_path, digits_cnn, batch):
     (tmp_path / "hungry.py").write_text(HUNGRY)
 
@@ -94,9 +93,10 @@ def tasks(tmp_path, deaths):
     return [Task(name, tmp_path / "out" / name, recipe, work) for name in ("a", "b", "c", "d", "e", "f")]
 
 
-def test_a_process_that_dies_fails_alone(tmp_path, digits):
+@pytest.mark.parametrize("deaths", [{"b": 99}, pytest.param({"b": 99, "d": 1}, marks=pytest.mark.slow)])
+def test_a_process_that_dies_fails_alone(tmp_path, digits, deaths):
     (tmp_path / "out").mkdir()
-    found = dict(run_tasks(tasks(tmp_path, {"b": 99, "d": 1}), Engine(jobs=2)))
+    found = dict(run_tasks(tasks(tmp_path, deaths), Engine(jobs=2)))
     assert sorted(found) == ["a", "b", "c", "d", "e", "f"]
     assert found.pop("b").startswith("its process died: it was killed, or memory did not suffice")
     assert set(found.values()) == {""}

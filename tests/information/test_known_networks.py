@@ -96,7 +96,7 @@ def test_a_default_figure_holds_or_is_marked(names):
     assert degrees["bias"].abs().max() < 0.15
 
 
-@pytest.mark.parametrize("number", [0, 3])
+@pytest.mark.parametrize("number", [0, pytest.param(3, marks=pytest.mark.slow)])
 def test_correlated_inputs_do_not_make_a_network_look_vulnerable(number):
     """Content of the nearest samples alone gave v = 2.07 for 1.48 on the first of them."""
     network = NETWORKS["random-linear"].another(number)

@@ -34,7 +34,13 @@ def test_every_step_of_a_linear_model_is_seen():
 
 
 @pytest.mark.parametrize(
-    "spec", ["pgd-linf:eps=0.08", "apgd-t-l2:eps=0.4,steps=20", "fast-linf:eps=0.08", "ddn-l2:eps=0.4,steps=60"]
+    "spec",
+    [
+        "pgd-linf:eps=0.08",
+        "apgd-t-l2:eps=0.4,steps=20",
+        "ddn-l2:eps=0.4,steps=60",
+        pytest.param("fast-linf:eps=0.08", marks=pytest.mark.slow),
+    ],
 )
 def test_the_last_step_is_the_attacks_outcome(spec, digits_cnn, digits):
     x, y = digits.test.x[:40], digits.test.y[:40]
