@@ -381,7 +381,9 @@ def save_run(run: Run, root: Path, also: Callable[[Path], None] | None = None) -
     """
     target = root / run.folder
     with atomic_directory(target) as folder:
-        config = {"schema": SCHEMA_VERSION, "name": run.name, **run.config}
+        # How long each table is: one cut off at the end of a line would read as a shorter one.
+        rows = {name: len(getattr(run, name)) for name in RUN_TABLES}
+        config = {"schema": SCHEMA_VERSION, "name": run.name, "rows": rows, **run.config}
         (folder / "config.json").write_text(json.dumps(config, indent=2, default=str) + "\n")
         (folder / "environment.json").write_text(json.dumps(run.environment, indent=2) + "\n")
         for name in RUN_TABLES:
@@ -454,6 +456,9 @@ def load_run(folder: str | Path) -> Run:
             )
         name = str(config.pop("name"))
         tables = {one: _read_table(folder / f"{one}.csv", one, version) for one in RUN_TABLES}
+        for one, count in config.pop("rows", {}).items():
+            if one in tables and len(tables[one]) != count:
+                raise ValueError(f"{one}.csv has {len(tables[one])} rows and not {count}")
         with np.load(folder / "pictures.npz", allow_pickle=False) as archive:
             pictures = {k: archive[k] for k in archive.files}
         surroundings = read_json(folder / "environment.json")
@@ -491,6 +496,7 @@ class _Config(BaseModel):
 
     data: _Data
     features: _Cut
+    rows: dict[str, int] = {}
     reading: list[str] = []
     cascade: bool = False
     beta: float = 1.0

@@ -345,6 +345,14 @@ def test_a_folder_of_a_newer_version_is_refused_in_a_sentence(run, tmp_path):
         load_run(folder)
 
 
+def test_a_table_that_lacks_a_whole_row_is_refused_in_a_sentence(run, tmp_path):
+    folder = run.save(tmp_path)
+    lines = (folder / "outcomes.csv").read_text().splitlines(keepends=True)
+    (folder / "outcomes.csv").write_text("".join(lines[:-1]))
+    with pytest.raises(RobGIBError, match=rf"outcomes.csv has {len(lines) - 2} rows and not {len(lines) - 1}"):
+        load_run(folder)
+
+
 @pytest.mark.parametrize("name", ["convergence", "outcomes", "layers"])
 def test_a_row_that_ends_early_is_refused_in_a_sentence(run, tmp_path, name):
     folder = run.save(tmp_path)

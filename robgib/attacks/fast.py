@@ -50,8 +50,9 @@ class FastEnsemble(Attack):
        queries.
 
     Where round 4 felled more than 2% of the samples that the climb had left far from the boundary, gradients mislead:
-    all samples that stand are AutoAttack's, with a note, and its members that climb come last. A few samples go ahead
-    through rounds 2 to 4, and where 3 of them show it, the others do not climb first.
+    all samples that stand are AutoAttack's, with a note. What felled more, FAB-T (a shorter one before AutoAttack's) or
+    Square, comes first, and its members that climb come last. Ten samples go ahead through rounds 2 to 4, and where
+    three of them show it, the others do not climb first.
 
     What it can miss is a sample that never came near by any of these and that AutoAttack fools all the same. Since
     round 5 looks at all samples at once, what a sample gets may depend on those that it is attacked with.

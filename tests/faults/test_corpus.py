@@ -298,6 +298,7 @@ def test_run_folders(run, tmp_path, every):
         if part.endswith(".csv"):
             lines = whole.decode().splitlines()
             if len(lines) > 1:
+                each(f"{part} a row short", lambda p=part, w=lines[:-1]: (copied / p).write_text("\n".join(w)))
                 wide = [*lines[:-1], lines[-1] + ",9,9"]
                 each(f"{part} a wide row", lambda p=part, w=wide: (copied / p).write_text("\n".join(w)))
                 cells = lines[1].split(",")
