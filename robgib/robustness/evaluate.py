@@ -37,7 +37,7 @@ BUDGETS = {
     "full": ("autoattack-linf", "autoattack-l2"),
 }
 """Attacks by how much they may cost. ``standard`` says what ``full``, the standard ensemble, says on the zoo's networks
-(docs/attacks.md has the table), in less than a fifth of its passes; both run as cascades."""
+(docs/attacks.md has the table), on most in less than a fifth of its passes; both run as cascades."""
 DEFAULT_ATTACKS = "standard"
 _Budget = tuple[str, float]  # norm and eps
 _PICTURES = 6
