@@ -176,12 +176,17 @@ class FastEnsemble(Attack):
         """Climb on from the best images of samples, towards the class that is nearest there."""
         if not len(rows):
             return
-        start, y = search.image[rows], search.y[rows]
         with torch.no_grad():
-            nearest = wrong_classes(search.model(start), y)[:, 0]
-        goal = Objective(search.loss, nearest, Criterion(y), targeted=True)
-        climb = APGD(self.norm, self.eps, steps=2 * self.long)
-        search.offer(rows, climb.ascend(search.model, search.x[rows], goal, rng.select(rows), start)[0])
+            nearest = wrong_classes(search.model(search.image[rows]), search.y[rows])[:, 0]
+        search.offer(rows, self._towards(search, rows, nearest, 2 * self.long, rng, search.image[rows]))
+
+    def _towards(
+        self, search: _Search, rows: Tensor, targets: Tensor, steps: int, rng: SampleRNG, start: Tensor | None
+    ) -> Tensor:
+        """Climb towards one class of each sample; return the images."""
+        goal = Objective(search.loss, targets, Criterion(search.y[rows]), targeted=True)
+        climb = APGD(self.norm, self.eps, steps=steps)
+        return climb.ascend(search.model, search.x[rows], goal, rng.select(rows), start)[0]
 
     def _climb(self, search: _Search, group: Tensor, rng: SampleRNG) -> None:
         """Rounds 2 and 3."""
@@ -197,9 +202,7 @@ class FastEnsemble(Attack):
         front = _Front(search, min(self.finalists, count))
 
         def towards(targets: Tensor, rows: Tensor, steps: int, start: Tensor | None = None) -> None:
-            goal = Objective(search.loss, targets, Criterion(y[rows]), targeted=True)
-            climb = APGD(self.norm, self.eps, steps=steps)
-            found = climb.ascend(model, x[rows], goal, rng.select(rows), start)[0]
+            found = self._towards(search, rows, targets, steps, rng, start)
             front.offer(rows, targets, found, search.offer(rows, found))
 
         for rank in range(count):
