@@ -22,7 +22,8 @@ __all__ = [
 ]
 
 _MOMENTUM = 0.75  # weight of the new step; the rest goes on in the former direction
-_WIDER = ((3.0, 0.3), (2.0, 0.3), (1.0, 0.4))  # under L1: radii, in eps, and their shares of the steps
+_SPARSE_BALLS = ((3.0, 0.3), (2.0, 0.3), (1.0, 0.4))  # under L1: radii, in eps, and their shares of the steps
+_BALLS = 5  # radii from ``widest`` to eps, by equal factors
 _TURN = 0.04  # under L1: share of a radius's steps after which step and sparsity are reconsidered
 _SPREAD = 0.2  # under L1: share of the pixels that the first steps change, without a start that says it
 _SPARSER = 1.5  # under L1: by which factor fewer pixels are changed than the best image changes
@@ -42,6 +43,10 @@ class APGD(Attack):
     as the best image so far does, less a third; steps are long again where that number falls, else shorter; and the
     ball shrinks from three eps over two to one, each search from where the last one ended.
 
+    With ``widest`` the ball shrinks under any norm: five balls by equal factors, a fifth of the steps each. That helps
+    where the slope around the clean image misleads. A network trained against L-inf may answer to no change of a pixel
+    below its eps; under L2 such a climb stands still, and one that starts far out does not.
+
     Fields:
         steps: gradient steps a restart and target.
         restarts: independent starts.
@@ -49,6 +54,7 @@ class APGD(Attack):
         targets: 0 is untargeted; n ascends towards each of the n most likely wrong classes in turn, where any
             wrong class counts (APGD-T, section 4.2, with 9 and ``dlr``, equation 7).
         rho: share of steps that must raise the loss.
+        widest: radius of the first ball, in eps; none is the norm's own, which is 1, and under L1 3.
     """
 
     norms: ClassVar[tuple[str, ...]] = CONVEX_NORMS
@@ -58,6 +64,7 @@ class APGD(Attack):
     loss: Loss = "ce"
     targets: Annotated[int, Field(ge=0)] = 0
     rho: Annotated[float, Field(gt=0, lt=1)] = 0.75
+    widest: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = None
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
         """See :meth:`Attack.perturb`."""
@@ -84,12 +91,49 @@ class APGD(Attack):
 
         Args and what it returns: as for :func:`auto_ascend`.
         """
-        if self.norm != "l1":
-            start = self.threat.random_start(x, rng) if start is None else start
-            return auto_ascend(model, x, goal, self.threat, start, self.steps, self.rho)
-        if start is None:
-            return shrinking_ascent(model, x, goal, self.threat, rng, self.steps)
-        return sparse_ascend(model, x, goal, self.threat, start, self.steps, _changed(start, x) / _SPARSER)
+        if start is None and (self.norm == "l1" or self.widest is not None):
+            return self._shrink(model, x, goal, rng)
+        start = self.threat.random_start(x, rng) if start is None else start
+        return self._ascend_in(self.threat, model, x, goal, start, self.steps, _changed(start, x) / _SPARSER)
+
+    def _ascend_in(
+        self,
+        ball: ThreatModel,
+        model: nn.Module,
+        x: Tensor,
+        goal: Objective,
+        start: Tensor,
+        steps: int,
+        changed: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Ascend in one ball; ``changed`` (N,) pixels at first under L1. What it returns: as for auto_ascend."""
+        if self.norm == "l1":
+            return sparse_ascend(model, x, goal, ball, start, steps, changed)
+        return auto_ascend(model, x, goal, ball, start, steps, self.rho)
+
+    def _shrink(self, model: nn.Module, x: Tensor, goal: Objective, rng: SampleRNG) -> tuple[Tensor, Tensor, Tensor]:
+        """Ascend in ever smaller balls, from the best image of the one before, made to fit."""
+        most = self.threat.widest(x[:1].numel())
+        (first, _), *_ = balls = self._balls()
+        start = replace(self.threat, eps=min(first * self.eps, most)).random_start(x, rng)
+        changed = torch.full((len(x),), _SPREAD * x[:1].numel(), device=x.device)
+        used, share = 0, 0.0
+        for factor, part in balls:
+            share += part
+            count = max(1, round(share * self.steps) - used)
+            used += count
+            ball = replace(self.threat, eps=min(factor * self.eps, most))
+            # Only in the ball that counts does an image end the search of its sample.
+            aim = goal if factor == 1 else replace(goal, criterion=replace(goal.criterion, patient=True))
+            found = self._ascend_in(ball, model, x, aim, ball.project(start, x), count, changed)
+            start, changed = found[0], _changed(found[0], x) / _SPARSER
+        return found
+
+    def _balls(self) -> tuple[tuple[float, float], ...]:
+        """Radii, in eps, and their shares of the steps; the last radius is 1."""
+        if self.widest is None:
+            return _SPARSE_BALLS
+        return tuple((self.widest ** (1 - k / (_BALLS - 1)), 1 / _BALLS) for k in range(_BALLS))
 
     def _goals(self, logits: Tensor, y: Tensor, patient: bool) -> Iterator[Objective]:
         if not self.targets:
@@ -188,33 +232,6 @@ def auto_ascend(
             s["marked"], s["rises"], last = s["best_value"], torch.zeros_like(s["rises"]), step
     result[rows], values[rows] = state["best"], state["best_value"]
     return result, values, is_adversarial
-
-
-def shrinking_ascent(
-    model: nn.Module, x: Tensor, goal: Objective, threat: ThreatModel, rng: SampleRNG, steps: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Ascend under L1 in balls of three, two and one eps, each from the best image of the one before, made to fit.
-
-    Args and what it returns: as for :func:`auto_ascend`; the random start is drawn here.
-    """
-    widest = threat.widest(x[:1].numel())
-    start: Tensor | None = None
-    used, share = 0, 0.0
-    for factor, part in _WIDER:
-        share += part
-        count = max(1, round(share * steps) - used)
-        used += count
-        ball = ThreatModel(threat.norm, min(factor * threat.eps, widest), threat.box)
-        # Only in the ball that counts does an image end the search of its sample.
-        aim = goal if factor == 1 else replace(goal, criterion=replace(goal.criterion, patient=True))
-        if start is None:
-            start, changed = ball.random_start(x, rng), torch.full((len(x),), _SPREAD * x[:1].numel(), device=x.device)
-        else:
-            changed = _changed(start, x) / _SPARSER
-            start = ball.project(start, x)
-        found = sparse_ascend(model, x, aim, ball, start, count, changed)
-        start = found[0]
-    return found
 
 
 def _changed(images: Tensor, x: Tensor) -> Tensor:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from robgib.attacks.apgd import APGD
@@ -29,6 +31,10 @@ _BLIND = 0.02  # of the samples that a climb left: so many felled from elsewhere
 _SCOUTS = 10  # samples that go through rounds 2 to 4 ahead: a climb that is misled shows before all have paid for it
 _FEW = 3  # of them, felled from elsewhere, are no luck: were it 2% of all, 3 of 10 would come up once in 1,100 times
 _SHORT_WALK = 40  # steps of FAB-T towards each class, on networks that mislead, before AutoAttack's own
+_ROUNDS = 6  # of climbs from afar, at most
+_LAST = 20  # times as many queries of Square, on ten samples at the end, judge the whole
+_LONGER = 5  # times as many queries of Square judge climbs from afar: where climbing has failed once, it may again
+_HALF = 0.5  # of the clean lead: where so many queries take that, Square goes on, whatever the climb says
 _TARGETED_CLASSES = 4  # below so many the DLR loss has no targeted form
 
 
@@ -46,14 +52,17 @@ class FastEnsemble(Attack):
     4. Two looks from elsewhere, since a climb may stand still on a slope that misleads it: FAB-T, which walks along
        ``boundaries`` linearised boundaries, ``boundary_steps`` steps each, and Square, ``probe`` queries.
     5. On the samples of which an image came within ``near`` of the boundary, as a share of the clean image's lead:
-       APGD on from that image, then AutoAttack's APGD-CE, and its APGD-T twice, from other starts (its FAB-T costs more
-       than a second APGD-T and fools fewer of these). Where Square got further than the climb did on a sample, it goes
-       on to AutoAttack's queries.
+       APGD on from that image; six climbs from afar, in balls that shrink from ``widest`` eps, on three losses; then
+       AutoAttack's APGD-CE and APGD-T (its FAB-T fools fewer of these). Where Square got further than the climb did on
+       a sample, it goes on to AutoAttack's queries.
 
-    Where round 4 felled more than 2% of the samples that the climb had left far from the boundary, gradients mislead:
-    all samples that stand are AutoAttack's, with a note. What felled more, FAB-T (a shorter one before AutoAttack's) or
-    Square, comes first, and its members that climb come last. Ten samples go ahead through rounds 2 to 4, and where
-    three of them show it, the others do not climb first.
+    Where round 4 felled more than 2% of the samples that the climb had left far from the boundary, gradients mislead.
+    Ten samples go ahead through rounds 2 to 4, and where three of them show it, the others do not climb so. Rounds 2
+    and 3 are then replaced by climbs from afar, on the cross-entropy and towards a wrong class in turn, until two fell
+    none; so they are where one such climb, at the end, fells two of ten samples that stand far from the boundary.
+    Square takes five times as many queries then, and goes on where they took half of the clean lead. If round 4 belies
+    these climbs too, all samples that stand are AutoAttack's: what felled more, FAB-T (a shorter one before
+    AutoAttack's) or Square, comes first, and its members that climb come last. A note says which it was.
 
     What it can miss is a sample that never came near by any of these and that AutoAttack fools all the same. Since
     round 5 looks at all samples at once, what a sample gets may depend on those that it is attacked with.
@@ -68,6 +77,7 @@ class FastEnsemble(Attack):
         boundary_steps: steps of FAB-T for each class.
         probe: queries of Square in round 4.
         near: lead of the true class, as a share of its lead on the clean image, within which round 5 is run.
+        widest: radius of the first ball of climbs from afar, in eps.
 
     >>> import robgib
     >>> model, data = robgib.load_model("digits-cnn")
@@ -89,6 +99,7 @@ class FastEnsemble(Attack):
     boundary_steps: Count = 20
     probe: Count = 50
     near: NonNegative = 0.05
+    widest: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 8.0
 
     @property
     def cost(self) -> int:
@@ -119,56 +130,90 @@ class FastEnsemble(Attack):
             rows = search.left
             search.offer(rows, black_box.perturb(model, x[rows], y[rows], rng.select(rows)))
             return search.image
-        rows = search.left
-        scouts = torch.zeros_like(search.right)
-        scouts[rows[torch.linspace(0, len(rows) - 1, min(_SCOUTS, len(rows))).long()]] = True
-        seen = _Seen(search, self.near)
-        for group, least in ((scouts, _FEW), (~scouts, 2)):
-            self._explore(search, group, seen, rng)
-            blind = seen.felled >= max(least, _BLIND * seen.stood)
-            if blind:
-                break
-        rows = search.left
-        if not blind:
-            self._onward(search, rows[seen.close[rows]], rng)
-            rows = search.left
-            near = rows[seen.close[rows]]
-            untargeted, targeted, _ = gradients
-            found = cascade((untargeted, targeted, targeted), model, x[near], y[near], rng.select(near))
-            search.offer(near, found)
-            rows = search.left
-            ahead = rows[seen.ahead[rows]]
-            search.offer(ahead, black_box.perturb(model, x[ahead], y[ahead], rng.select(ahead)))
+        untargeted, targeted, _ = gradients
+        afar = [replace(self._afar, loss=loss) for loss in ("ce", "margin", search.loss)]
+        seen = self._rounds(search, _Seen(search, self.near), rng)
+        if not seen.blind:
+            self._finish(search, seen, [*afar, *afar, untargeted, targeted], black_box, rng)
+            if not seen.blind:
+                return search.image
+        told = f"{seen.felled} of {seen.stood} images that climbing left right, and far from the boundary, fell to "
+        told += "FAB-T, Square or a climb from afar"
+        seen = self._rounds(search, _Seen(search, self.near, from_afar=True), rng)
+        if not seen.blind:
+            towards = replace(self._afar, loss=search.loss, targets=self.targets)
+            self._finish(search, seen, [*afar, towards], black_box, rng)
+        instead = "AutoAttack was run on the rest" if seen.blind else f"climbs began in balls of {self.widest:g} eps"
+        warnings.warn(f"{told}: gradients mislead here, and {instead}", RobGIBWarning, stacklevel=2)
+        if not seen.blind:
             return search.image
-        warnings.warn(
-            f"{seen.felled} of {seen.stood} images that climbing left right, and far from the boundary, fell to FAB-T "
-            "or Square: gradients mislead here, and AutoAttack was run on the rest",
-            RobGIBWarning,
-            stacklevel=2,
-        )
         # What felled more goes first, and what climbs last: it would spend all its steps on images that others fell.
         *climbs, along = gradients
         walks = [replace(self._along, targets=self.targets, steps=_SHORT_WALK), along]
         others = [*walks, black_box] if seen.by_walks >= seen.by_probes else [black_box, *walks]
-        members = [*others, *climbs]
-        search.offer(rows, cascade(members, model, x[rows], y[rows], rng.select(rows)))
+        rows = search.left
+        search.offer(rows, cascade([*others, *climbs], model, x[rows], y[rows], rng.select(rows)))
         return search.image
+
+    def _rounds(self, search: _Search, seen: _Seen, rng: SampleRNG) -> _Seen:
+        """Climb, and look from elsewhere: ten samples ahead, and the rest where these do not show a climb misled."""
+        scouts = _some(search.right)
+        for group, least in ((scouts, _FEW), (~scouts, 2)):
+            self._explore(search, group, seen, rng)
+            if group is scouts and not seen.from_afar:
+                seen.by_climbs = self._offered(search, self._afar, search.among(group), seen, rng)
+            seen.blind = seen.by_climbs >= 2 or seen.felled >= max(least, _BLIND * seen.stood)
+            if seen.blind:
+                break
+        return seen
+
+    def _finish(
+        self, search: _Search, seen: _Seen, members: Sequence[Attack], black_box: Attack, rng: SampleRNG
+    ) -> None:
+        """Round 5: long members where an image came near, and Square where it got further than the climb.
+
+        Then a last look at ten samples that stand far from the boundary, those that Square took furthest.
+        """
+        model, x, y = search.model, search.x, search.y
+        self._onward(search, search.among(seen.close), rng)
+        for group, attacks in ((seen.close, members), (seen.ahead, [black_box])):
+            rows = search.among(group)
+            search.offer(rows, cascade(attacks, model, x[rows], y[rows], rng.select(rows)))
+        rows = search.among(~seen.close & ~seen.ahead)
+        rows = rows[seen.share[rows].argsort(stable=True)[:_SCOUTS]]
+        looks: list[Attack] = [Square(self.norm, self.eps, queries=_LAST * self.probe, eot=self.eot)]
+        if not seen.from_afar:
+            looks.append(self._afar)
+        seen.late = sum(self._offered(search, look, rows, seen, rng) for look in looks)
+        seen.blind = seen.late >= 2
+
+    @staticmethod
+    def _offered(search: _Search, attack: Attack, rows: Tensor, seen: _Seen, rng: SampleRNG) -> int:
+        """Run an attack on the samples ``rows`` that stand; return how many fell that the climb had left far."""
+        rows = rows[search.right[rows]]
+        search.offer(rows, attack.perturb(search.model, search.x[rows], search.y[rows], rng.select(rows)))
+        return seen.afar(rows)
 
     @property
     def _along(self) -> FAB:
         """FAB-T of round 4."""
         return FAB(self.norm, self.eps, targeted=True, targets=self.boundaries, steps=self.boundary_steps)
 
+    @property
+    def _afar(self) -> APGD:
+        """A climb that begins far out."""
+        return APGD(self.norm, self.eps, steps=2 * self.long, widest=self.widest)
+
     def _explore(self, search: _Search, group: Tensor, seen: _Seen, rng: SampleRNG) -> None:
-        """Rounds 2 to 4 on the samples of a group (N,) that stand."""
+        """Climb, and round 4, on the samples of a group (N,) that stand."""
         model, x, y = search.model, search.x, search.y
-        self._climb(search, group, rng)
+        (self._climb_from_afar if seen.from_afar else self._climb)(search, group, rng)
         stood = search.among(group)
         seen.climbed(stood)
-        search.offer(stood, self._along.perturb(model, x[stood], y[stood], rng.select(stood)))
-        seen.by_walks += seen.afar(stood)
+        seen.by_walks += self._offered(search, self._along, stood, seen, rng)
         rows = search.among(group)
-        probe = Square(self.norm, self.eps, queries=self.probe, eot=self.eot)
+        queries = _LONGER * self.probe if seen.from_afar else self.probe
+        probe = Square(self.norm, self.eps, queries=queries, eot=self.eot)
         seen.sought(rows, search.offer(rows, probe.perturb(model, x[rows], y[rows], rng.select(rows))))
         seen.by_probes += seen.afar(rows)
 
@@ -187,6 +232,22 @@ class FastEnsemble(Attack):
         goal = Objective(search.loss, targets, Criterion(search.y[rows]), targeted=True)
         climb = APGD(self.norm, self.eps, steps=steps)
         return climb.ascend(search.model, search.x[rows], goal, rng.select(rows), start)[0]
+
+    def _climb_from_afar(self, search: _Search, group: Tensor, rng: SampleRNG) -> None:
+        """Climb in shrinking balls, on the cross-entropy and towards a likely wrong class in turn."""
+        model, x, y = search.model, search.x, search.y
+        classes = wrong_classes(search.logits, y)
+        vain = 0
+        for turn in range(_ROUNDS):
+            rows = search.among(group)
+            if not len(rows) or vain == 2:
+                return
+            rank = turn // 2 % classes.shape[1]
+            goal = Objective.untargeted(y[rows], "ce")
+            if turn % 2:
+                goal = Objective(search.loss, classes[rows, rank], Criterion(y[rows]), targeted=True)
+            search.offer(rows, self._afar.ascend(model, x[rows], goal, rng.select(rows))[0])
+            vain = 0 if len(search.among(group)) < len(rows) else vain + 1
 
     def _climb(self, search: _Search, group: Tensor, rng: SampleRNG) -> None:
         """Rounds 2 and 3."""
@@ -219,6 +280,14 @@ class FastEnsemble(Attack):
                 return
             which = ranked[rows, place]
             towards(targets[rows, which], rows, self.long, images[rows, which])
+
+
+def _some(which: Tensor) -> Tensor:
+    """Up to ten of the samples of a mask (N,), at even distances, as a mask."""
+    rows = which.nonzero().squeeze(1)
+    some = torch.zeros_like(which)
+    some[rows[torch.linspace(0, len(rows) - 1, min(_SCOUTS, len(rows))).long()]] = True
+    return some
 
 
 class _Search:
@@ -262,18 +331,26 @@ class _Seen:
     """What rounds 2 to 4 came to, for the choice of round 5.
 
     Attributes:
+        from_afar: whether the climbs begin far out.
         stood: how many samples the climb left right.
         by_walks: how many of them, far from the boundary, FAB-T fooled.
         by_probes: how many Square did.
+        by_climbs: how many a climb from afar did.
+        late: how many fell to the last look.
+        share: what Square left of the clean lead (N,).
         close: where an image of the climb came near the boundary (N,).
-        ahead: where Square got further than the climb (N,).
+        ahead: where Square got further than the climb (N,), or half as far as needed after a climb from afar.
+        blind: whether the looks from elsewhere show that the climb was misled.
     """
 
-    def __init__(self, search: _Search, near: float) -> None:
-        self.search, self.near = search, near
-        self.stood = self.by_walks = self.by_probes = 0
+    blind = False
+
+    def __init__(self, search: _Search, near: float, from_afar: bool = False) -> None:
+        self.search, self.near, self.from_afar = search, near, from_afar
+        self.stood = self.by_walks = self.by_probes = self.by_climbs = self.late = 0
         self.close, self.ahead = (torch.zeros_like(search.right) for _ in range(2))
         self.lead = search.lead.clone()
+        self.share = torch.ones_like(self.lead)
 
     @property
     def felled(self) -> int:
@@ -281,7 +358,7 @@ class _Seen:
 
         A few are luck; more show a slope that misleads the climb, and then what it says of the others is worth no more.
         """
-        return self.by_walks + self.by_probes
+        return self.by_walks + self.by_probes + self.by_climbs + self.late
 
     def climbed(self, rows: Tensor) -> None:
         """Note how far the climb came on the samples that it left right."""
@@ -295,7 +372,10 @@ class _Seen:
 
     def sought(self, rows: Tensor, lead: Tensor) -> None:
         """Note the leads (N,) at which Square ended."""
+        self.share[rows] = lead / self.search.clean[rows]
         self.ahead[rows] = lead < self.lead[rows]
+        if self.from_afar:
+            self.ahead[rows] |= self.share[rows] < _HALF
 
 
 class _Front:
