@@ -76,6 +76,7 @@ def built(base: nn.Module) -> dict[str, tuple[list[nn.Module], str]]:
             "images rounded; logits × 1,000; a branch without gradient; the image detached",
         ),
         "boundary steps beat climbing": ([rough("narrow gap")], "a gap that all steps jump over"),
+        "climbs from afar lead further": ([unusual.HardOfHearing()], "pixels unheard up to 0.2 from grey; L2 0.4"),
         "more effort still helps": ([rough("gap")], "a gap that long steps jump over"),
         "weaker than a short attack": ([base], "an ordinary network, attacked with steps that do not reach the edge"),
     }
@@ -101,6 +102,8 @@ def hits(name: str, model: nn.Module, data: Dataset, draws: int) -> tuple[int, i
             generator = torch.Generator().manual_seed(seed)
             x = 0.5 + 1e-3 * (2 * torch.rand(50, generator=generator) - 1)[:, None, None, None].expand(-1, 1, 2, 2)
             y, threat = torch.zeros(50).long(), ThreatModel("linf", 0.14)
+        elif name == "climbs from afar lead further":
+            x, y, threat = torch.full((50, 1, 8, 8), 0.5), torch.zeros(50).long(), ThreatModel("l2", 0.4)
         else:
             labels = (data.test.y > 4).long() if isinstance(model, unusual.OneLogit) else data.test.y
             x, y = draw(model, data.test.x, labels, 50, seed)

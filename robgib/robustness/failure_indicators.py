@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from robgib.attacks.apgd import APGD
 from robgib.attacks.base import Attack, objective_gradient, projected_gradient_ascent
 from robgib.attacks.fab import FAB
 from robgib.attacks.fgsm import FGSM
@@ -45,6 +46,7 @@ CHECKS = (
     "unbounded eps does not reach 0",
     "black box beats gradients",
     "boundary steps beat climbing",
+    "climbs from afar lead further",
     "more effort still helps",
     "weaker than a short attack",
 )
@@ -56,6 +58,7 @@ _RARE = 0.01  # of the samples: what an attack with any image allowed may miss
 _LEVEL = 0.01  # of each check's test: how often chance alone may raise it
 _QUERIES = 200
 _WALKS = 3  # classes that FAB-T walks towards
+_WIDEST = 8.0  # eps: the first ball of the climb from afar
 _CALLS = 60  # on the same images: a model that answers at random in one call of twenty is seen in 19 cases of 20
 _CALLED = 2  # images of each call
 _DRAWS = 5  # over which a model that answers at random is averaged here
@@ -206,6 +209,7 @@ def _costly(look: _Look, attacks: Mapping[str, tuple[Attack, np.ndarray]]) -> di
         "unbounded eps does not reach 0": lambda: _unbounded(look),
         "black box beats gradients": lambda: _black_box(look),
         "boundary steps beat climbing": lambda: _boundary_steps(look, attacks),
+        "climbs from afar lead further": lambda: _from_afar(look, attacks),
         "more effort still helps": lambda: _more_effort(look, attacks),
     }
 
@@ -389,6 +393,21 @@ def _boundary_steps(look: _Look, attacks: Mapping[str, tuple[Attack, np.ndarray]
         f"{int((right & ~walked).sum())} fall to the latter alone, {int((walked & ~right).sum())} to the former",
         "climbing a loss stands still here, with more steps too, where steps onto the linearised boundary do not: add "
         "fab-t or the fast ensemble",
+    )
+
+
+def _from_afar(look: _Look, attacks: Mapping[str, tuple[Attack, np.ndarray]]) -> FailureIndicator:
+    name, right = _strongest(look, attacks)
+    norm = look.threat.norm
+    far = look.right("afar", APGD(norm, look.threat.eps, widest=_WIDEST))
+    return FailureIndicator(
+        "climbs from afar lead further",
+        _more(right, far),
+        f"{name} leaves {_percent(right)} right, APGD of 100 steps in balls that shrink from {_WIDEST:g} eps "
+        f"{_percent(far)}; {int((right & ~far).sum())} fall to the latter alone, {int((far & ~right).sum())} to the "
+        "former",
+        "the slopes around the clean images mislead, and AutoAttack's climbs with them: add the fast ensemble, or "
+        f"apgd-ce-{norm}:widest={_WIDEST:g}",
     )
 
 

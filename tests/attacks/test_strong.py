@@ -25,6 +25,7 @@ from robgib.attacks.square import _patterns, _pyramid, _sides, _window
 from robgib.errors import NoGradientError
 from robgib.models.inference import BatchedModel, count_queries
 from tests.attacks.test_minimal import advlib_or_skip
+from tests.unusual import HardOfHearing
 
 torchattacks = pytest.importorskip("torchattacks")
 
@@ -86,15 +87,6 @@ def test_apgd_is_at_least_as_strong_as_pgd(digits_cnn, right_digits, norm):
     pgd = robust(digits_cnn, *right_digits, PGD(threat.norm, threat.eps, steps=50))
     assert apgd <= pgd + 0.02
     assert targeted <= pgd + 0.02
-
-
-class HardOfHearing(nn.Module):
-    """Hears a pixel only beyond 0.2 from grey, the first best of all: flat where the clean image is."""
-
-    def forward(self, x):
-        heard = torch.relu((x.flatten(1) - 0.5).abs() - 0.2)
-        weights = 0.5 ** torch.arange(heard.shape[1], dtype=x.dtype)
-        return torch.stack([torch.full((len(x),), 0.05, dtype=x.dtype), heard @ weights], dim=1)
 
 
 def test_apgd_from_afar_finds_what_no_slope_around_the_clean_image_shows():

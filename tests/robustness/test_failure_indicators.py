@@ -17,6 +17,7 @@ from tests.unusual import (
     Company,
     Cut,
     Detached,
+    HardOfHearing,
     Noisy,
     Optimises,
     OwnNoise,
@@ -176,6 +177,15 @@ def test_an_attack_that_has_not_converged():
     # A narrow gap, over which long steps jump to and fro.
     gap = OnePixel(lambda u: 10 * (u - 0.0513).abs() - 0.01)
     assert "more effort still helps" in names(gap, *greys(), ThreatModel("linf", 0.14))
+
+
+def test_a_slope_that_begins_beyond_the_ball():
+    deaf, x, y = HardOfHearing(), torch.full((40, 1, 8, 8), 0.5), torch.zeros(40).long()
+    threat = ThreatModel("l2", 0.4)
+    assert "climbs from afar lead further" in names(deaf, x, y, threat)
+    afar = make_attack("apgd-ce-l2:eps=0.4,widest=8")
+    left = (deaf(afar(deaf, x, y)).argmax(1) == y).numpy().astype(float)
+    assert "climbs from afar lead further" not in names(deaf, x, y, threat, attacks={"afar": (afar, left)})
 
 
 def test_a_gap_that_every_climb_jumps_over():
