@@ -32,6 +32,7 @@ _SCOUTS = 10  # samples that go through rounds 2 to 4 ahead: a climb that is mis
 _FEW = 3  # of them, felled from elsewhere, are no luck: were it 2% of all, 3 of 10 would come up once in 1,100 times
 _SHORT_WALK = 40  # steps of FAB-T towards each class, on networks that mislead, before AutoAttack's own
 _ROUNDS = 6  # of climbs from afar, at most
+_NEXT = 5  # samples, beyond those near the boundary, that get the long members to show whether more would fall
 _LAST = 20  # times as many queries of Square, on ten samples at the end, judge the whole
 _LONGER = 5  # times as many queries of Square judge climbs from afar: where climbing has failed once, it may again
 _HALF = 0.5  # of the clean lead: where so many queries take that, Square goes on, whatever the climb says
@@ -53,16 +54,18 @@ class FastEnsemble(Attack):
        ``boundaries`` linearised boundaries, ``boundary_steps`` steps each, and Square, ``probe`` queries.
     5. On the samples of which an image came within ``near`` of the boundary, as a share of the clean image's lead:
        APGD on from that image; six climbs from afar, in balls that shrink from ``widest`` eps, on three losses; then
-       AutoAttack's APGD-CE and APGD-T (its FAB-T fools fewer of these). Where Square got further than the climb did on
+       AutoAttack's APGD-CE and APGD-T (its FAB-T fools fewer of these). The next five follow, and the next, for as
+       long as any of them falls. Where Square got further than the climb did on
        a sample, it goes on to AutoAttack's queries.
 
     Where round 4 felled more than 2% of the samples that the climb had left far from the boundary, gradients mislead.
-    Ten samples go ahead through rounds 2 to 4, and where three of them show it, the others do not climb so. Rounds 2
-    and 3 are then replaced by climbs from afar, on the cross-entropy and towards a wrong class in turn, until two fell
-    none; so they are where one such climb, at the end, fells two of ten samples that stand far from the boundary.
-    Square takes five times as many queries then, and goes on where they took half of the clean lead. If round 4 belies
-    these climbs too, all samples that stand are AutoAttack's: what felled more, FAB-T (a shorter one before
-    AutoAttack's) or Square, comes first, and its members that climb come last. A note says which it was.
+    Ten samples go ahead through rounds 2 to 4, and through a climb from afar: where three of them show it, or two by
+    that climb, the others do not climb so. Ten more are looked at when all is done, those that Square took furthest,
+    with twenty times its queries and a climb from afar; two that fall show it too. Rounds 2 and 3 are then replaced by
+    climbs from afar, on the cross-entropy and towards a wrong class in turn, until two fell none. Square takes five
+    times as many queries in that round 4, and goes on where they took half of the clean lead. If round 4 belies these
+    climbs too, all samples that stand are AutoAttack's: what felled more, FAB-T (a shorter one before AutoAttack's) or
+    Square, comes first, and its members that climb come last. A note says which it was.
 
     What it can miss is a sample that never came near by any of these and that AutoAttack fools all the same. Since
     round 5 looks at all samples at once, what a sample gets may depend on those that it is attacked with.
@@ -172,15 +175,23 @@ class FastEnsemble(Attack):
     ) -> None:
         """Round 5: long members where an image came near, and Square where it got further than the climb.
 
-        Then a last look at ten samples that stand far from the boundary, those that Square took furthest.
+        Then a last look at a few samples that stand far from the boundary, those that Square took furthest.
         """
         model, x, y = search.model, search.x, search.y
-        self._onward(search, search.among(seen.close), rng)
-        for group, attacks in ((seen.close, members), (seen.ahead, [black_box])):
-            rows = search.among(group)
-            search.offer(rows, cascade(attacks, model, x[rows], y[rows], rng.select(rows)))
-        rows = search.among(~seen.close & ~seen.ahead)
-        rows = rows[seen.share[rows].argsort(stable=True)[:_SCOUTS]]
+        tried, felled = seen.close.clone(), True
+        rows = search.among(tried)
+        self._push(search, rows, members, rng)
+        # How near is near enough differs between networks: the next few follow for as long as some of them fall.
+        while felled:
+            rows = search.among(~tried)
+            rows = rows[search.lead[rows].argsort(stable=True)[: _part(rows, 10, _NEXT)]]
+            tried[rows] = True
+            self._push(search, rows, members, rng)
+            felled = not bool(search.right[rows].all())
+        rows = search.among(seen.ahead)
+        search.offer(rows, black_box.perturb(model, x[rows], y[rows], rng.select(rows)))
+        rows = search.among(~tried & ~seen.ahead)
+        rows = rows[seen.share[rows].argsort(stable=True)[: _part(rows, 3, _SCOUTS)]]
         looks: list[Attack] = [Square(self.norm, self.eps, queries=_LAST * self.probe, eot=self.eot)]
         if not seen.from_afar:
             looks.append(self._afar)
@@ -217,13 +228,16 @@ class FastEnsemble(Attack):
         seen.sought(rows, search.offer(rows, probe.perturb(model, x[rows], y[rows], rng.select(rows))))
         seen.by_probes += seen.afar(rows)
 
-    def _onward(self, search: _Search, rows: Tensor, rng: SampleRNG) -> None:
-        """Climb on from the best images of samples, towards the class that is nearest there."""
+    def _push(self, search: _Search, rows: Tensor, members: Sequence[Attack], rng: SampleRNG) -> None:
+        """Climb on from the best images of samples, towards the class that is nearest there; then long members."""
         if not len(rows):
             return
+        model, x, y = search.model, search.x, search.y
         with torch.no_grad():
-            nearest = wrong_classes(search.model(search.image[rows]), search.y[rows])[:, 0]
+            nearest = wrong_classes(model(search.image[rows]), y[rows])[:, 0]
         search.offer(rows, self._towards(search, rows, nearest, 2 * self.long, rng, search.image[rows]))
+        rows = rows[search.right[rows]]
+        search.offer(rows, cascade(members, model, x[rows], y[rows], rng.select(rows)))
 
     def _towards(
         self, search: _Search, rows: Tensor, targets: Tensor, steps: int, rng: SampleRNG, start: Tensor | None
@@ -280,6 +294,11 @@ class FastEnsemble(Attack):
                 return
             which = ranked[rows, place]
             towards(targets[rows, which], rows, self.long, images[rows, which])
+
+
+def _part(rows: Tensor, of: int, most: int) -> int:
+    """How many make one in ``of`` samples, rounded up, ``most`` at most."""
+    return min(most, -(-len(rows) // of))
 
 
 def _some(which: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ _PICTURES = 6
 _FEWEST = 25  # images on which signs are looked for, at least
 _RADII = 5  # at which a curve is measured beside the attack's own
 _STEPS = 10  # of the attack there, at least
-_SIGN = 1400  # forward passes that the search for signs takes for an image, about, at most
+_SIGN = 1700  # forward passes that the search for signs takes for an image, about, at most
 _WATCHED = 10  # images on which attacks are watched step by step, at least
 _CORRUPTED = 20  # likewise under common corruptions
 

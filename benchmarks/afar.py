@@ -1,0 +1,70 @@
+"""Climbs that begin far out against the strongest attacks, where gradients mislead: the table of docs/attacks.md.
+
+    python benchmarks/afar.py --data-root DATA [--models fashion-cnn-at,f24-cnn-at --norm l2 --eps 1 --images 100]
+
+How many of the images that a network labels right each attack leaves right, all attacks on all images, and the passes
+that it takes for an image: forward passes, a gradient counted as two. Prints Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+
+import robgib
+from robgib.attacks import make_attack
+from robgib.models.inference import count_queries
+from robgib.runtime import SampleRNG
+
+ATTACKS = {
+    "APGD-CE, 100 steps": "apgd-ce-{}",
+    "APGD-T, 9 classes, 100 steps": "apgd-t-{}",
+    "FAB-T, 9 classes, 100 steps": "fab-t-{}",
+    "Square, 5,000 queries": "square-{}:queries=5000",
+    "PDPGD, 500 steps": "pdpgd-{}:steps=500",
+    "APGD-CE, `widest=3`": "apgd-ce-{}:widest=3",
+    "`widest=5`": "apgd-ce-{}:widest=5",
+    "`widest=8`": "apgd-ce-{}:widest=8",
+    "`widest=12`": "apgd-ce-{}:widest=12",
+    "`widest=8`, five runs": "apgd-ce-{}:widest=8,restarts=5",
+    "APGD-T, 3 classes, `widest=8`": "apgd-t-{}:widest=8,targets=3",
+}
+AUTOATTACK = tuple(ATTACKS)[:4]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--models", default="fashion-cnn-at,f24-cnn-at")
+    parser.add_argument("--norm", default="l2")
+    parser.add_argument("--eps", type=float, default=1.0)
+    parser.add_argument("--images", type=int, default=100)
+    parser.add_argument("--data-root", default=None)
+    options = parser.parse_args()
+    rows: dict[str, list[str]] = {}
+    heads = []
+    for name in options.models.split(","):
+        model, data = robgib.load_model(name, data_root=options.data_root)
+        x, y = data.test.x[: options.images], data.test.y[: options.images]
+        with torch.no_grad():
+            right = model(x).argmax(1) == y
+        x, y = x[right], y[right]
+        heads.append(f"{name} ({len(x)})")
+        fooled: dict[str, torch.Tensor] = {}
+        for label, spec in ATTACKS.items():
+            attack = make_attack(spec.format(options.norm)).at(options.eps)
+            with count_queries(model) as passes:
+                found = attack.perturb(model, x, y, SampleRNG(0, range(len(x))))
+            with torch.no_grad():
+                fooled[label] = (model(found).argmax(1) != y) & attack.threat.allows(found, x)
+            rows.setdefault(label, []).append(f"{int((~fooled[label]).sum())}, {passes.cost / len(x):,.0f}")
+        for label, some in {"AutoAttack's four together": AUTOATTACK, "all together": tuple(ATTACKS)}.items():
+            union = torch.stack([fooled[one] for one in some]).any(0)
+            rows.setdefault(label, []).append(f"{int((~union).sum())}")
+    print(f"| attack | {' | passes | '.join(heads)} | passes |\n| --- |{' --: | --: |' * len(heads)}")
+    for label, cells in rows.items():
+        print(f"| {label} | {' | '.join(c.replace(', ', ' | ', 1) if ', ' in c else c + ' | ' for c in cells)} |")
+
+
+if __name__ == "__main__":
+    main()
