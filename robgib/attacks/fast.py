@@ -144,7 +144,7 @@ class FastEnsemble(Attack):
         told += "FAB-T, Square or a climb from afar"
         seen = self._rounds(search, _Seen(search, self.near, from_afar=True), rng)
         if not seen.blind:
-            towards = replace(self._afar, loss=search.loss, targets=self.targets)
+            towards = replace(self._afar, loss=search.loss, targets=self.finalists)
             self._finish(search, seen, [*afar, towards], black_box, rng)
         instead = "AutoAttack was run on the rest" if seen.blind else f"climbs began in balls of {self.widest:g} eps"
         warnings.warn(f"{told}: gradients mislead here, and {instead}", RobGIBWarning, stacklevel=2)
