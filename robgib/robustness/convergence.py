@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -91,7 +92,8 @@ def convergence(
 
     Returns:
         A row a step, 40 at most: ``step``; ``samples`` watched; ``right``, the share of them still right; ``lead``, the
-        true class's smallest lead in logits so far as a share of that on the clean image, the mean (0 where fooled);
+        true class's smallest lead in logits so far as a share of that on the clean image, the mean (0 where fooled; in
+        the ball, but for an attack that looks for the nearest image);
         ``distance``, the mean of the images at that step or a sample's last. None for an attack that takes no
         gradient of a loss.
 
@@ -122,19 +124,24 @@ def convergence(
         end = distance(found, x, attack.threat.norm)
     if not any(watched.leads):
         return []
-    for row, leads in enumerate(watched.leads):
+    edge = attack.threat.eps * (1 + 1e-4)
+    # Who looks for the nearest image comes from outside; of others' images only those in the ball count, since a climb
+    # may begin far out.
+    counted = math.inf if isinstance(attack, MinimumNormAttack) else edge
+    for row, (leads, far) in enumerate(zip(watched.leads, watched.reach, strict=True)):
         # What the last step led to has no gradient of its own: the image that came back tells.
-        if not leads or leads[-1] > 0:
-            leads.append(0.0 if bool(fooled[row]) else min(leads, default=float(clean[row])))
-            watched.reach[row].append(float(end[row]))
+        if not leads or leads[-1] > 0 or far[-1] > counted:
+            inside = [lead for lead, size in zip(leads, far, strict=True) if size <= counted]
+            leads.append(0.0 if bool(fooled[row]) else min(inside, default=float(clean[row])))
+            far.append(float(end[row]))
     steps = max(map(len, watched.leads)) - 1
     lead, reach, right = (np.zeros((len(x), steps + 1)) for _ in range(3))
     for row, (leads, far) in enumerate(zip(watched.leads, watched.reach, strict=True)):
-        held, inside = np.array(leads), np.array(far)
-        within = inside <= attack.threat.eps * (1 + 1e-4)
-        whole = np.maximum(np.minimum.accumulate(held), 0) / max(float(clean[row]), 1e-12)
-        stands = np.minimum.accumulate(np.where(within, held, np.inf)) > 0
-        for kept, values in ((lead, whole), (reach, inside), (right, stands)):
+        held, size = np.array(leads), np.array(far)
+        least = np.minimum.accumulate(np.where(size <= counted, held, float(clean[row])))
+        whole = np.maximum(least, 0) / max(float(clean[row]), 1e-12)
+        stands = np.minimum.accumulate(np.where(size <= edge, held, np.inf)) > 0
+        for kept, values in ((lead, whole), (reach, size), (right, stands)):
             kept[row, : len(values)], kept[row, len(values) :] = values, values[-1]
     shown = _spread(steps)
     return [
