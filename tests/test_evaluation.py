@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+import robgib
 from robgib import Attack, RobGIBError, evaluate, load_run, make_attack, write_report
 from robgib.information import Binned
 from robgib.models.adapt import as_module
@@ -242,6 +243,20 @@ def robustness(model, data, attacks, **options):
     settings = {"estimators": [], "corruptions": False, "curve": False, "samples": 100, **options}
     run = evaluate(model, data, attacks=attacks, **settings)
     return run.robustness.set_index("attack"), run
+
+
+def test_a_curve_climbs_from_afar_where_the_cheapest_attack_stood_still():
+    x, y = torch.full((30, 1, 8, 8), 0.5), torch.zeros(30, dtype=torch.long)
+    attacks = ["apgd-ce-l2:eps=0.4", "fast-l2:eps=0.4"]
+    tables = robgib.robustness.evaluate(
+        unusual.HardOfHearing(), x, y, attacks, cascade=True, corruptions=False, signs=False
+    )
+    right = dict(zip(tables["robustness"]["attack"], tables["robustness"]["robust_accuracy"], strict=True))
+    assert right["apgd-ce-l2:eps=0.4"] == 1
+    assert right["fast-l2:eps=0.4"] < 0.2
+    # No climb that begins in the ball finds anything at 0.3.
+    at = tables["curve"]["at"]
+    assert tables["curve"]["accuracy"][np.isclose(at, 0.3)].max() < 0.8
 
 
 def test_a_cascades_curve_is_its_last_attacks_own(digits, digits_cnn):
