@@ -520,6 +520,31 @@ def test_the_fast_ensemble_climbs_from_afar_where_the_clean_image_stands_on_a_te
         assert robust(model, x, y, FastEnsemble("l2", 0.7)) <= reference
 
 
+class Rippled(nn.Module):
+    """The network behind ripples on every pixel: climbs end in many places, the nearest to the boundary by luck."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net(x + 0.01 * torch.sin(600 * x))
+
+
+@pytest.mark.slow
+def test_the_fast_ensemble_goes_on_for_as_long_as_samples_fall(digits, digits_cnn):
+    x, y = digits.test.x[:60], digits.test.y[:60]
+    model = Rippled(digits_cnn).eval()
+    with count_queries(model) as full:
+        reference = robust(model, x, y, AutoAttack("l2", 0.5))
+    with count_queries(model) as few:
+        fast = robust(model, x, y, FastEnsemble("l2", 0.5))
+    assert 0.1 < reference < 0.5
+    # Those within 5% of the boundary alone left three more.
+    assert fast <= reference + 1 / len(x)
+    assert few.cost < full.cost / 2
+
+
 def test_the_fast_ensemble_without_gradients_and_with_few_classes(digits_cnn, right_digits):
     class Silent(nn.Module):
         def forward(self, x):
