@@ -55,17 +55,18 @@ class FastEnsemble(Attack):
     5. On the samples of which an image came within ``near`` of the boundary, as a share of the clean image's lead:
        APGD on from that image; six climbs from afar, in balls that shrink from ``widest`` eps, on three losses; then
        AutoAttack's APGD-CE and APGD-T (its FAB-T fools fewer of these). The next five follow, and the next, for as
-       long as any of them falls. Where Square got further than the climb did on
-       a sample, it goes on to AutoAttack's queries.
+       long as any of them falls. Where Square got further than the climb did on a sample, it goes on to AutoAttack's
+       queries.
 
     Where round 4 felled more than 2% of the samples that the climb had left far from the boundary, gradients mislead.
     Ten samples go ahead through rounds 2 to 4, and through a climb from afar: where three of them show it, or two by
     that climb, the others do not climb so. Ten more are looked at when all is done, those that Square took furthest,
-    with twenty times its queries and a climb from afar; two that fall show it too. Rounds 2 and 3 are then replaced by
-    climbs from afar, on the cross-entropy and towards a wrong class in turn, until two fell none. Square takes five
-    times as many queries in that round 4, and goes on where they took half of the clean lead. If round 4 belies these
-    climbs too, all samples that stand are AutoAttack's: what felled more, FAB-T (a shorter one before AutoAttack's) or
-    Square, comes first, and its members that climb come last. A note says which it was.
+    with twenty times its queries and a climb from afar; two that fall show it too. If a climb from afar fooled any of
+    those that it was tried on, such climbs then replace rounds 2 and 3, on the cross-entropy and towards a wrong class
+    in turn, until two fell none. Square takes five times as many queries in that round 4, and goes on where they took
+    half of the clean lead. If round 4 belies these climbs too, all samples that stand are AutoAttack's: what felled
+    more, FAB-T (a shorter one before AutoAttack's) or Square, comes first, and its members that climb come last. A note
+    says which it was.
 
     What it can miss is a sample that never came near by any of these and that AutoAttack fools all the same. Since
     round 5 looks at all samples at once, what a sample gets may depend on those that it is attacked with.
@@ -142,7 +143,8 @@ class FastEnsemble(Attack):
                 return search.image
         told = f"{seen.felled} of {seen.stood} images that climbing left right, and far from the boundary, fell to "
         told += "FAB-T, Square or a climb from afar"
-        seen = self._rounds(search, _Seen(search, self.near, from_afar=True), rng)
+        if seen.helped:
+            seen = self._rounds(search, _Seen(search, self.near, from_afar=True), rng)
         if not seen.blind:
             towards = replace(self._afar, loss=search.loss, targets=self.finalists)
             self._finish(search, seen, [*afar, towards], black_box, rng)
@@ -164,7 +166,7 @@ class FastEnsemble(Attack):
         for group, least in ((scouts, _FEW), (~scouts, 2)):
             self._explore(search, group, seen, rng)
             if group is scouts and not seen.from_afar:
-                seen.by_climbs = self._offered(search, self._afar, search.among(group), seen, rng)
+                seen.by_climbs = self._look_from_afar(search, search.among(group), seen, rng)
             seen.blind = seen.by_climbs >= 2 or seen.felled >= max(least, _BLIND * seen.stood)
             if seen.blind:
                 break
@@ -192,10 +194,11 @@ class FastEnsemble(Attack):
         search.offer(rows, black_box.perturb(model, x[rows], y[rows], rng.select(rows)))
         rows = search.among(~tried & ~seen.ahead)
         rows = rows[seen.share[rows].argsort(stable=True)[: _part(rows, 3, _SCOUTS)]]
-        looks: list[Attack] = [Square(self.norm, self.eps, queries=_LAST * self.probe, eot=self.eot)]
+        seen.late = self._offered(
+            search, Square(self.norm, self.eps, queries=_LAST * self.probe, eot=self.eot), rows, seen, rng
+        )
         if not seen.from_afar:
-            looks.append(self._afar)
-        seen.late = sum(self._offered(search, look, rows, seen, rng) for look in looks)
+            seen.late += self._look_from_afar(search, rows, seen, rng)
         seen.blind = seen.late >= 2
 
     @staticmethod
@@ -204,6 +207,13 @@ class FastEnsemble(Attack):
         rows = rows[search.right[rows]]
         search.offer(rows, attack.perturb(search.model, search.x[rows], search.y[rows], rng.select(rows)))
         return seen.afar(rows)
+
+    def _look_from_afar(self, search: _Search, rows: Tensor, seen: _Seen, rng: SampleRNG) -> int:
+        """Climb from afar on the samples ``rows`` that stand; return how many fell that the climb had left far."""
+        before = int(search.right[rows].sum())
+        fell = self._offered(search, self._afar, rows, seen, rng)
+        seen.helped |= int(search.right[rows].sum()) < before
+        return fell
 
     @property
     def _along(self) -> FAB:
@@ -360,9 +370,10 @@ class _Seen:
         close: where an image of the climb came near the boundary (N,).
         ahead: where Square got further than the climb (N,), or half as far as needed after a climb from afar.
         blind: whether the looks from elsewhere show that the climb was misled.
+        helped: whether a climb from afar fooled any sample that it was tried on.
     """
 
-    blind = False
+    blind = helped = False
 
     def __init__(self, search: _Search, near: float, from_afar: bool = False) -> None:
         self.search, self.near, self.from_afar = search, near, from_afar
