@@ -57,13 +57,13 @@ def main() -> None:
                 found = attack.perturb(model, x, y, SampleRNG(0, range(len(x))))
             with torch.no_grad():
                 fooled[label] = (model(found).argmax(1) != y) & attack.threat.allows(found, x)
-            rows.setdefault(label, []).append(f"{int((~fooled[label]).sum())}, {passes.cost / len(x):,.0f}")
+            rows.setdefault(label, []).append(f"{int((~fooled[label]).sum())} | {passes.cost / len(x):,.0f}")
         for label, some in {"AutoAttack's four together": AUTOATTACK, "all together": tuple(ATTACKS)}.items():
             union = torch.stack([fooled[one] for one in some]).any(0)
-            rows.setdefault(label, []).append(f"{int((~union).sum())}")
+            rows.setdefault(label, []).append(f"{int((~union).sum())} | ")
     print(f"| attack | {' | passes | '.join(heads)} | passes |\n| --- |{' --: | --: |' * len(heads)}")
     for label, cells in rows.items():
-        print(f"| {label} | {' | '.join(c.replace(', ', ' | ', 1) if ', ' in c else c + ' | ' for c in cells)} |")
+        print(f"| {label} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from robgib.errors import RobGIBError, sentence_of, unknown_name
 
 __all__ = [
+    "AtLeastOne",
     "Count",
     "NonNegative",
     "Positive",
@@ -33,6 +34,8 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 """A finite number above 0."""
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 """A finite number of at least 0."""
+AtLeastOne = Annotated[float, Field(ge=1, allow_inf_nan=False)]
+"""A finite number of at least 1."""
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """A whole number that every generator takes."""
 

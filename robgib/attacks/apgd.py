@@ -14,12 +14,16 @@ from torch import Tensor, nn
 from robgib.attacks.base import Attack, objective_gradient
 from robgib.attacks.objective import Criterion, Loss, Objective, answers_at_random, misled
 from robgib.attacks.threat_model import CONVEX_NORMS, ThreatModel, per_sample
-from robgib.options import Count
+from robgib.options import AtLeastOne, Count
 from robgib.runtime import SampleRNG
 
 __all__ = [
     "APGD",
+    "WIDEST",
 ]
+
+WIDEST = 8.0
+"""Radius, in eps, in which climbs from afar begin where nothing else is said (docs/attacks.md)."""
 
 _MOMENTUM = 0.75  # weight of the new step; the rest goes on in the former direction
 _SPARSE_BALLS = ((3.0, 0.3), (2.0, 0.3), (1.0, 0.4))  # under L1: radii, in eps, and their shares of the steps
@@ -64,7 +68,7 @@ class APGD(Attack):
     loss: Loss = "ce"
     targets: Annotated[int, Field(ge=0)] = 0
     rho: Annotated[float, Field(gt=0, lt=1)] = 0.75
-    widest: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = None
+    widest: AtLeastOne | None = None
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
         """See :meth:`Attack.perturb`."""
@@ -94,7 +98,7 @@ class APGD(Attack):
         if start is None and (self.norm == "l1" or self.widest is not None):
             return self._shrink(model, x, goal, rng)
         start = self.threat.random_start(x, rng) if start is None else start
-        return self._ascend_in(self.threat, model, x, goal, start, self.steps, _changed(start, x) / _SPARSER)
+        return self._ascend_in(self.threat, model, x, goal, start, self.steps, start)
 
     def _ascend_in(
         self,
@@ -104,29 +108,33 @@ class APGD(Attack):
         goal: Objective,
         start: Tensor,
         steps: int,
-        changed: Tensor,
+        like: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Ascend in one ball; ``changed`` (N,) pixels at first under L1. What it returns: as for auto_ascend."""
-        if self.norm == "l1":
-            return sparse_ascend(model, x, goal, ball, start, steps, changed)
-        return auto_ascend(model, x, goal, ball, start, steps, self.rho)
+        """Ascend in one ball. Under L1 first steps are as sparse as the images ``like`` (N, …), less a third, if any.
+
+        What it returns: as for :func:`auto_ascend`.
+        """
+        if self.norm != "l1":
+            return auto_ascend(model, x, goal, ball, start, steps, self.rho)
+        spread = torch.full((len(x),), _SPREAD * x[:1].numel(), device=x.device)
+        changed = spread if like is None else _changed(like, x) / _SPARSER
+        return sparse_ascend(model, x, goal, ball, start, steps, changed)
 
     def _shrink(self, model: nn.Module, x: Tensor, goal: Objective, rng: SampleRNG) -> tuple[Tensor, Tensor, Tensor]:
         """Ascend in ever smaller balls, from the best image of the one before, made to fit."""
         most = self.threat.widest(x[:1].numel())
-        (first, _), *_ = balls = self._balls()
-        start = replace(self.threat, eps=min(first * self.eps, most)).random_start(x, rng)
-        changed = torch.full((len(x),), _SPREAD * x[:1].numel(), device=x.device)
+        best: Tensor | None = None
         used, share = 0, 0.0
-        for factor, part in balls:
+        for factor, part in self._balls():
             share += part
             count = max(1, round(share * self.steps) - used)
             used += count
             ball = replace(self.threat, eps=min(factor * self.eps, most))
             # Only in the ball that counts does an image end the search of its sample.
             aim = goal if factor == 1 else replace(goal, criterion=replace(goal.criterion, patient=True))
-            found = self._ascend_in(ball, model, x, aim, ball.project(start, x), count, changed)
-            start, changed = found[0], _changed(found[0], x) / _SPARSER
+            start = ball.random_start(x, rng) if best is None else ball.project(best, x)
+            found = self._ascend_in(ball, model, x, aim, start, count, best)
+            best = found[0]
         return found
 
     def _balls(self) -> tuple[tuple[float, float], ...]:

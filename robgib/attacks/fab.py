@@ -13,7 +13,7 @@ from robgib.attacks.base import MinimumNormAttack
 from robgib.attacks.linearization import hyperplane_step, nearest_boundary, wrong_classes
 from robgib.attacks.objective import misled, wrong_by
 from robgib.attacks.threat_model import CONVEX_NORMS, distance, per_sample
-from robgib.options import Count
+from robgib.options import AtLeastOne, Count
 from robgib.runtime import SampleRNG
 
 __all__ = [
@@ -45,7 +45,7 @@ class FAB(MinimumNormAttack):
     steps: Count = 100
     restarts: Count = 1
     alpha_max: Annotated[float, Field(ge=0, le=1)] = 0.1
-    eta: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.05
+    eta: AtLeastOne = 1.05
     beta: Annotated[float, Field(gt=0, lt=1)] = 0.9
     targeted: bool = False
     targets: Count = 9

@@ -5,13 +5,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from robgib.attacks.apgd import APGD
+from robgib.attacks.apgd import APGD, WIDEST
 from robgib.attacks.autoattack import AutoAttack, cascade
 from robgib.attacks.base import Attack
 from robgib.attacks.fab import FAB
@@ -20,7 +19,7 @@ from robgib.attacks.objective import Criterion, Loss, Objective, answers_at_rand
 from robgib.attacks.square import Square
 from robgib.attacks.threat_model import CONVEX_NORMS
 from robgib.errors import NoGradientError, RobGIBWarning
-from robgib.options import Count, NonNegative
+from robgib.options import AtLeastOne, Count, NonNegative
 from robgib.runtime import SampleRNG
 
 __all__ = [
@@ -103,7 +102,7 @@ class FastEnsemble(Attack):
     boundary_steps: Count = 20
     probe: Count = 50
     near: NonNegative = 0.05
-    widest: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 8.0
+    widest: AtLeastOne = WIDEST
 
     @property
     def cost(self) -> int:
@@ -131,12 +130,11 @@ class FastEnsemble(Attack):
             search.offer(rows, ascent.ascend(model, x[rows], goal, rng.select(rows))[0])
         except NoGradientError as error:
             warnings.warn(f"only Square was run: {error}", RobGIBWarning, stacklevel=2)
-            rows = search.left
-            search.offer(rows, black_box.perturb(model, x[rows], y[rows], rng.select(rows)))
+            search.run(black_box, search.left, rng)
             return search.image
         untargeted, targeted, _ = gradients
         afar = [replace(self._afar, loss=loss) for loss in ("ce", "margin", search.loss)]
-        seen = self._rounds(search, _Seen(search, self.near), rng)
+        seen = self._rounds(search, rng)
         if not seen.blind:
             self._finish(search, seen, [*afar, *afar, untargeted, targeted], black_box, rng)
             if not seen.blind:
@@ -144,7 +142,7 @@ class FastEnsemble(Attack):
         told = f"{seen.felled} of {seen.stood} images that climbing left right, and far from the boundary, fell to "
         told += "FAB-T, Square or a climb from afar"
         if seen.helped:
-            seen = self._rounds(search, _Seen(search, self.near, from_afar=True), rng)
+            seen = self._rounds(search, rng, from_afar=True)
         if not seen.blind:
             towards = replace(self._afar, loss=search.loss, targets=self.finalists)
             self._finish(search, seen, [*afar, towards], black_box, rng)
@@ -160,12 +158,13 @@ class FastEnsemble(Attack):
         search.offer(rows, cascade([*others, *climbs], model, x[rows], y[rows], rng.select(rows)))
         return search.image
 
-    def _rounds(self, search: _Search, seen: _Seen, rng: SampleRNG) -> _Seen:
+    def _rounds(self, search: _Search, rng: SampleRNG, from_afar: bool = False) -> _Seen:
         """Climb, and look from elsewhere: ten samples ahead, and the rest where these do not show a climb misled."""
+        seen = _Seen(search, self.near, from_afar)
         scouts = _some(search.right)
         for group, least in ((scouts, _FEW), (~scouts, 2)):
             self._explore(search, group, seen, rng)
-            if group is scouts and not seen.from_afar:
+            if group is scouts and not from_afar:
                 seen.by_climbs = self._look_from_afar(search, search.among(group), seen, rng)
             seen.blind = seen.by_climbs >= 2 or seen.felled >= max(least, _BLIND * seen.stood)
             if seen.blind:
@@ -179,10 +178,8 @@ class FastEnsemble(Attack):
 
         Then a last look at a few samples that stand far from the boundary, those that Square took furthest.
         """
-        model, x, y = search.model, search.x, search.y
         tried, felled = seen.close.clone(), True
-        rows = search.among(tried)
-        self._push(search, rows, members, rng)
+        self._push(search, search.among(tried), members, rng)
         # How near is near enough differs between networks: the next few follow for as long as some of them fall.
         while felled:
             rows = search.among(~tried)
@@ -190,13 +187,11 @@ class FastEnsemble(Attack):
             tried[rows] = True
             self._push(search, rows, members, rng)
             felled = not bool(search.right[rows].all())
-        rows = search.among(seen.ahead)
-        search.offer(rows, black_box.perturb(model, x[rows], y[rows], rng.select(rows)))
+        search.run(black_box, search.among(seen.ahead), rng)
         rows = search.among(~tried & ~seen.ahead)
         rows = rows[seen.share[rows].argsort(stable=True)[: _part(rows, 3, _SCOUTS)]]
-        seen.late = self._offered(
-            search, Square(self.norm, self.eps, queries=_LAST * self.probe, eot=self.eot), rows, seen, rng
-        )
+        long_probe = Square(self.norm, self.eps, queries=_LAST * self.probe, eot=self.eot)
+        seen.late = self._offered(search, long_probe, rows, seen, rng)
         if not seen.from_afar:
             seen.late += self._look_from_afar(search, rows, seen, rng)
         seen.blind = seen.late >= 2
@@ -205,7 +200,7 @@ class FastEnsemble(Attack):
     def _offered(search: _Search, attack: Attack, rows: Tensor, seen: _Seen, rng: SampleRNG) -> int:
         """Run an attack on the samples ``rows`` that stand; return how many fell that the climb had left far."""
         rows = rows[search.right[rows]]
-        search.offer(rows, attack.perturb(search.model, search.x[rows], search.y[rows], rng.select(rows)))
+        search.run(attack, rows, rng)
         return seen.afar(rows)
 
     def _look_from_afar(self, search: _Search, rows: Tensor, seen: _Seen, rng: SampleRNG) -> int:
@@ -227,7 +222,6 @@ class FastEnsemble(Attack):
 
     def _explore(self, search: _Search, group: Tensor, seen: _Seen, rng: SampleRNG) -> None:
         """Climb, and round 4, on the samples of a group (N,) that stand."""
-        model, x, y = search.model, search.x, search.y
         (self._climb_from_afar if seen.from_afar else self._climb)(search, group, rng)
         stood = search.among(group)
         seen.climbed(stood)
@@ -235,7 +229,7 @@ class FastEnsemble(Attack):
         rows = search.among(group)
         queries = _LONGER * self.probe if seen.from_afar else self.probe
         probe = Square(self.norm, self.eps, queries=queries, eot=self.eot)
-        seen.sought(rows, search.offer(rows, probe.perturb(model, x[rows], y[rows], rng.select(rows))))
+        seen.sought(rows, search.run(probe, rows, rng))
         seen.by_probes += seen.afar(rows)
 
     def _push(self, search: _Search, rows: Tensor, members: Sequence[Attack], rng: SampleRNG) -> None:
@@ -354,6 +348,10 @@ class _Search:
         self.image[rows[better]], self.lead[rows[better]] = images[better], lead[better]
         self.right[rows[fooled]] = False
         return lead
+
+    def run(self, attack: Attack, rows: Tensor, rng: SampleRNG) -> Tensor:
+        """Run an attack on the samples ``rows``, and take what is better; what it returns: as for :meth:`offer`."""
+        return self.offer(rows, attack.perturb(self.model, self.x[rows], self.y[rows], rng.select(rows)))
 
 
 class _Seen:

@@ -131,8 +131,7 @@ def convergence(
     for row, (leads, far) in enumerate(zip(watched.leads, watched.reach, strict=True)):
         # What the last step led to has no gradient of its own: the image that came back tells.
         if not leads or leads[-1] > 0 or far[-1] > counted:
-            inside = [lead for lead, size in zip(leads, far, strict=True) if size <= counted]
-            leads.append(0.0 if bool(fooled[row]) else min(inside, default=float(clean[row])))
+            leads.append(0.0 if bool(fooled[row]) else float(clean[row]))
             far.append(float(end[row]))
     steps = max(map(len, watched.leads)) - 1
     lead, reach, right = (np.zeros((len(x), steps + 1)) for _ in range(3))

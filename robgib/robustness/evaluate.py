@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from robgib.attacks.apgd import APGD
+from robgib.attacks.apgd import APGD, WIDEST
 from robgib.attacks.autoattack import AutoAttack
 from robgib.attacks.base import Attack, MinimumNormAttack
 from robgib.attacks.registry import make_attack
@@ -46,7 +46,6 @@ _FEWEST = 25  # images on which signs are looked for, at least
 _RADII = 5  # at which a curve is measured beside the attack's own
 _STEPS = 10  # of the attack there, at least
 _STOOD = 0.2  # of what a cascade's first attack left: where so many fell to others, the curve's climbs begin far out
-_WIDEST = 8.0  # eps: the first ball of these
 _SIGN = 1700  # forward passes that the search for signs takes for an image, about, at most
 _WATCHED = 10  # images on which attacks are watched step by step, at least
 _CORRUPTED = 20  # likewise under common corruptions
@@ -336,7 +335,7 @@ def _attack_all(
             name, other = cheapest
             stuck = cascade and earlier and _stood_still(earlier[0], found)
             if stuck and isinstance(other, APGD) and other.widest is None:
-                other = dataclasses.replace(other, widest=_WIDEST)
+                other = dataclasses.replace(other, widest=WIDEST)
             points, distance = accuracy_curve(
                 model, x, y, _shortened(other, count, before_it + found.passes.cost), found, label=name, clean=clean,
                 seed=seed, device=device, parts=parts.at("curve", label), progress=progress,

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robgib.attacks.apgd import APGD
+from robgib.attacks.apgd import APGD, WIDEST
 from robgib.attacks.base import Attack, objective_gradient, projected_gradient_ascent
 from robgib.attacks.fab import FAB
 from robgib.attacks.fgsm import FGSM
@@ -58,7 +58,6 @@ _RARE = 0.01  # of the samples: what an attack with any image allowed may miss
 _LEVEL = 0.01  # of each check's test: how often chance alone may raise it
 _QUERIES = 200
 _WALKS = 3  # classes that FAB-T walks towards
-_WIDEST = 8.0  # eps: the first ball of the climb from afar
 _CALLS = 60  # on the same images: a model that answers at random in one call of twenty is seen in 19 cases of 20
 _CALLED = 2  # images of each call
 _DRAWS = 5  # over which a model that answers at random is averaged here
@@ -382,43 +381,57 @@ def _strongest(look: _Look, attacks: Mapping[str, tuple[Attack, np.ndarray]]) ->
     return name, torch.as_tensor(attacks[name][1][: len(look.x)] >= 0.5).to(look.x.device)
 
 
-def _boundary_steps(look: _Look, attacks: Mapping[str, tuple[Attack, np.ndarray]]) -> FailureIndicator:
+def _outdone(
+    look: _Look,
+    attacks: Mapping[str, tuple[Attack, np.ndarray]],
+    sign: str,
+    other: Attack,
+    told: str,
+    meaning: str,
+) -> FailureIndicator:
+    """Whether clearly more images fall to another attack alone than to the strongest that ran."""
     name, right = _strongest(look, attacks)
-    walk = FAB(look.threat.norm, look.threat.eps, targeted=True, targets=_WALKS, steps=20)
-    walked = look.right("walk", walk)
+    left = look.right(sign, other)
     return FailureIndicator(
+        sign,
+        _more(right, left),
+        f"{name} leaves {_percent(right)} right, {told} {_percent(left)}; {int((right & ~left).sum())} fall to the "
+        f"latter alone, {int((left & ~right).sum())} to the former",
+        meaning,
+    )
+
+
+def _boundary_steps(look: _Look, attacks: Mapping[str, tuple[Attack, np.ndarray]]) -> FailureIndicator:
+    return _outdone(
+        look,
+        attacks,
         "boundary steps beat climbing",
-        _more(right, walked),
-        f"{name} leaves {_percent(right)} right, FAB-T of {_WALKS} classes and 20 steps {_percent(walked)}; "
-        f"{int((right & ~walked).sum())} fall to the latter alone, {int((walked & ~right).sum())} to the former",
+        FAB(look.threat.norm, look.threat.eps, targeted=True, targets=_WALKS, steps=20),
+        f"FAB-T of {_WALKS} classes and 20 steps",
         "climbing a loss stands still here, with more steps too, where steps onto the linearised boundary do not: add "
         "fab-t or the fast ensemble",
     )
 
 
 def _from_afar(look: _Look, attacks: Mapping[str, tuple[Attack, np.ndarray]]) -> FailureIndicator:
-    name, right = _strongest(look, attacks)
-    norm = look.threat.norm
-    far = look.right("afar", APGD(norm, look.threat.eps, widest=_WIDEST))
-    return FailureIndicator(
+    return _outdone(
+        look,
+        attacks,
         "climbs from afar lead further",
-        _more(right, far),
-        f"{name} leaves {_percent(right)} right, APGD of 100 steps in balls that shrink from {_WIDEST:g} eps "
-        f"{_percent(far)}; {int((right & ~far).sum())} fall to the latter alone, {int((far & ~right).sum())} to the "
-        "former",
+        APGD(look.threat.norm, look.threat.eps, widest=WIDEST),
+        f"APGD of 100 steps in balls that shrink from {WIDEST:g} eps",
         "the slopes around the clean images mislead, and AutoAttack's climbs with them: add the fast ensemble, or "
-        f"apgd-ce-{norm}:widest={_WIDEST:g}",
+        f"apgd-ce-{look.threat.norm}:widest={WIDEST:g}",
     )
 
 
 def _more_effort(look: _Look, attacks: Mapping[str, tuple[Attack, np.ndarray]]) -> FailureIndicator:
-    name, right = _strongest(look, attacks)
-    more = look.right("more", PGD(look.threat.norm, look.threat.eps, steps=100, restarts=2))
-    return FailureIndicator(
+    return _outdone(
+        look,
+        attacks,
         "more effort still helps",
-        _more(right, more),
-        f"{name} leaves {_percent(right)} right, PGD of 100 steps and 2 restarts {_percent(more)}; "
-        f"{int((right & ~more).sum())} fall to the latter alone, {int((more & ~right).sum())} to the former",
+        PGD(look.threat.norm, look.threat.eps, steps=100, restarts=2),
+        "PGD of 100 steps and 2 restarts",
         "the attack had not converged: the robust accuracy of a longer one will be lower",
     )
 

@@ -25,7 +25,7 @@ from robgib.attacks.square import _patterns, _pyramid, _sides, _window
 from robgib.errors import NoGradientError
 from robgib.models.inference import BatchedModel, count_queries
 from tests.attacks.test_minimal import advlib_or_skip
-from tests.unusual import HardOfHearing
+from tests.unusual import Around, HardOfHearing
 
 torchattacks = pytest.importorskip("torchattacks")
 
@@ -497,17 +497,17 @@ def test_the_fast_ensemble_does_not_climb_in_vain_where_gradients_are_masked(dig
     assert few.cost < full.cost / 5
 
 
-class Terraces(nn.Module):
+class Terraces(Around):
     """The network on coarse colours with soft edges: flat within ``flat`` of each, steep between."""
 
-    def __init__(self, net, flat):
-        super().__init__()
-        self.net, self.flat = net, flat
+    def __init__(self, model, flat):
+        super().__init__(model)
+        self.flat = flat
 
     def forward(self, x):
         near = (x * 4).round() / 4
         away = x - near
-        return self.net(near + away.sign() * torch.relu(away.abs() - self.flat) * 0.125 / (0.125 - self.flat))
+        return self.model(near + away.sign() * torch.relu(away.abs() - self.flat) * 0.125 / (0.125 - self.flat))
 
 
 def test_the_fast_ensemble_climbs_from_afar_where_the_clean_image_stands_on_a_terrace(digits_cnn, right_digits):
@@ -520,15 +520,11 @@ def test_the_fast_ensemble_climbs_from_afar_where_the_clean_image_stands_on_a_te
         assert robust(model, x, y, FastEnsemble("l2", 0.7)) <= reference
 
 
-class Rippled(nn.Module):
+class Rippled(Around):
     """The network behind ripples on every pixel: climbs end in many places, the nearest to the boundary by luck."""
 
-    def __init__(self, net):
-        super().__init__()
-        self.net = net
-
     def forward(self, x):
-        return self.net(x + 0.01 * torch.sin(600 * x))
+        return self.model(x + 0.01 * torch.sin(600 * x))
 
 
 @pytest.mark.slow
