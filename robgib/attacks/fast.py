@@ -29,6 +29,7 @@ __all__ = [
 _BLIND = 0.02  # of the samples that a climb left: so many felled from elsewhere show that it is misled
 _SCOUTS = 10  # samples that go through rounds 2 to 4 ahead: a climb that is misled shows before all have paid for it
 _FEW = 3  # of them, felled from elsewhere, are no luck: were it 2% of all, 3 of 10 would come up once in 1,100 times
+_TWO = 2  # felled by a climb from afar or the last look, or of all that stood: one alone may be luck
 _SHORT_WALK = 40  # steps of FAB-T towards each class, on networks that mislead, before AutoAttack's own
 _ROUNDS = 6  # of climbs from afar, at most
 _NEXT = 5  # samples, beyond those near the boundary, that get the long members to show whether more would fall
@@ -162,11 +163,11 @@ class FastEnsemble(Attack):
         """Climb, and look from elsewhere: ten samples ahead, and the rest where these do not show a climb misled."""
         seen = _Seen(search, self.near, from_afar)
         scouts = _some(search.right)
-        for group, least in ((scouts, _FEW), (~scouts, 2)):
+        for group, least in ((scouts, _FEW), (~scouts, _TWO)):
             self._explore(search, group, seen, rng)
             if group is scouts and not from_afar:
                 seen.by_climbs = self._look_from_afar(search, search.among(group), seen, rng)
-            seen.blind = seen.by_climbs >= 2 or seen.felled >= max(least, _BLIND * seen.stood)
+            seen.blind = seen.by_climbs >= _TWO or seen.felled >= max(least, _BLIND * seen.stood)
             if seen.blind:
                 break
         return seen
@@ -194,7 +195,7 @@ class FastEnsemble(Attack):
         seen.late = self._offered(search, long_probe, rows, seen, rng)
         if not seen.from_afar:
             seen.late += self._look_from_afar(search, rows, seen, rng)
-        seen.blind = seen.late >= 2
+        seen.blind = seen.late >= _TWO
 
     @staticmethod
     def _offered(search: _Search, attack: Attack, rows: Tensor, seen: _Seen, rng: SampleRNG) -> int:
