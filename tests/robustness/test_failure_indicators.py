@@ -188,6 +188,19 @@ def test_a_slope_that_begins_beyond_the_ball():
     assert "climbs from afar lead further" not in names(deaf, x, y, threat, attacks={"afar": (afar, left)})
 
 
+def test_gradients_taken_further_out_are_not_masked():
+    """Square finds what PGD does not, but so does a climb from afar."""
+    deaf, x, y = HardOfHearing(), torch.full((40, 1, 8, 8), 0.5), torch.zeros(40).long()
+    left = {}
+    for spec in ("pgd-l2:eps=0.8", "square-l2:eps=0.8,queries=200"):
+        left[spec] = int((deaf(make_attack(spec)(deaf, x, y)).argmax(1) == y).sum())
+    assert left["pgd-l2:eps=0.8"] >= 36
+    assert left["square-l2:eps=0.8,queries=200"] <= 24
+    seen = names(deaf, x, y, ThreatModel("l2", 0.8))
+    assert "climbs from afar lead further" in seen
+    assert "black box beats gradients" not in seen
+
+
 def test_a_gap_that_every_climb_jumps_over():
     gap = OnePixel(lambda u: 10 * (u - 0.0513).abs() - 0.002)
     x, y = greys()
