@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from robgib.attacks.base import Attack, objective_gradient
+from robgib.attacks.linearization import wrong_classes
 from robgib.attacks.objective import Criterion, Loss, Objective, answers_at_random, misled
 from robgib.attacks.threat_model import CONVEX_NORMS, ThreatModel, per_sample
 from robgib.options import AtLeastOne, Count
@@ -52,7 +53,7 @@ class APGD(Attack):
     below its eps; under L2 such a climb stands still, and one that starts far out does not.
 
     Fields:
-        steps: gradient steps a restart and target.
+        steps: gradient steps a restart and target; each ball takes one at least.
         restarts: independent starts.
         loss: ``ce`` or ``dlr`` (the difference of logits ratio, equation 6), or ``margin``.
         targets: 0 is untargeted; n ascends towards each of the n most likely wrong classes in turn, where any
@@ -69,6 +70,12 @@ class APGD(Attack):
     targets: Annotated[int, Field(ge=0)] = 0
     rho: Annotated[float, Field(gt=0, lt=1)] = 0.75
     widest: AtLeastOne | None = None
+
+    @property
+    def cost(self) -> int:
+        """See :attr:`Attack.cost`."""
+        least = len(self._balls()) if self._shrinks else 1
+        return max(self.steps, least) * self.restarts * max(1, self.targets)
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
         """See :meth:`Attack.perturb`."""
@@ -95,7 +102,7 @@ class APGD(Attack):
 
         Args and what it returns: as for :func:`auto_ascend`.
         """
-        if start is None and (self.norm == "l1" or self.widest is not None):
+        if start is None and self._shrinks:
             return self._shrink(model, x, goal, rng)
         start = self.threat.random_start(x, rng) if start is None else start
         return self._ascend_in(self.threat, model, x, goal, start, self.steps, start)
@@ -137,6 +144,10 @@ class APGD(Attack):
             best = found[0]
         return found
 
+    @property
+    def _shrinks(self) -> bool:
+        return self.norm == "l1" or self.widest is not None
+
     def _balls(self) -> tuple[tuple[float, float], ...]:
         """Radii, in eps, and their shares of the steps; the last radius is 1."""
         if self.widest is None:
@@ -147,8 +158,8 @@ class APGD(Attack):
         if not self.targets:
             yield Objective.untargeted(y, self.loss, patient)
             return
-        order = logits.scatter(1, y[:, None], float("-inf")).argsort(1, descending=True)
-        for rank in range(min(self.targets, logits.shape[1] - 1)):
+        order = wrong_classes(logits, y)
+        for rank in range(min(self.targets, order.shape[1])):
             yield Objective(self.loss, order[:, rank], Criterion(y, patient=patient), targeted=True)
 
 
@@ -179,9 +190,9 @@ def auto_ascend(
         The first iterate that reached the goal, else the best one (N, …); its objective (N,); whether it reached (N,).
     """
     count = len(x)
+    start, gradient, logits = _answered(model, x, goal, start)
     result, is_adversarial = start.clone(), torch.zeros(count, dtype=torch.bool, device=x.device)
     rows = torch.arange(count, device=x.device)
-    gradient, logits = objective_gradient(model, start, goal)
     value = goal.value(logits)
     values = value.clone()
     # One row a sample still in play: where it is and was, its best, and how its steps went since the last checkpoint.
@@ -242,6 +253,21 @@ def auto_ascend(
     return result, values, is_adversarial
 
 
+def _answered(model: nn.Module, x: Tensor, goal: Objective, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The first iterate, the goal's gradient there (both (N, …)), and the logits (N, classes).
+
+    Where the model has no answer to ``start`` (NaN) and the search does not end with that, nothing would ever be
+    better and no gradient leads away: it begins at the clean image ``x``.
+    """
+    gradient, logits = objective_gradient(model, start, goal)
+    lost = goal.value(logits).isnan() & ~goal.criterion(logits)
+    if bool(lost.any()):
+        start, rows = start.clone(), lost.nonzero().squeeze(1)
+        start[rows] = x[rows]
+        gradient[rows], logits[rows] = objective_gradient(model, x[rows], goal.select(rows))
+    return start, gradient, logits
+
+
 def _changed(images: Tensor, x: Tensor) -> Tensor:
     """How many pixels (N,) differ."""
     return (images != x).flatten(1).sum(1).float()
@@ -255,9 +281,9 @@ def sparse_ascend(
     Args and what it returns: as for :func:`auto_ascend`.
     """
     count = len(x)
+    start, gradient, logits = _answered(model, x, goal, start)
     result, is_adversarial = start.clone(), torch.zeros(count, dtype=torch.bool, device=x.device)
     rows = torch.arange(count, device=x.device)
-    gradient, logits = objective_gradient(model, start, goal)
     value = goal.value(logits)
     values = value.clone()
     state = {

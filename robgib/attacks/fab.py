@@ -38,6 +38,7 @@ class FAB(MinimumNormAttack):
         targeted: take one boundary at a time, that to each of the most likely wrong classes in turn (FAB-T): one
             gradient a step in the place of one for each class. Any wrong class counts as success.
         targets: how many classes FAB-T takes.
+        skip: how many of the most likely wrong classes FAB-T leaves out before these.
     """
 
     norms: ClassVar[tuple[str, ...]] = CONVEX_NORMS
@@ -49,6 +50,7 @@ class FAB(MinimumNormAttack):
     beta: Annotated[float, Field(gt=0, lt=1)] = 0.9
     targeted: bool = False
     targets: Count = 9
+    skip: Annotated[int, Field(ge=0)] = 0
 
     def find(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
         """See :meth:`MinimumNormAttack.find`."""
@@ -56,8 +58,15 @@ class FAB(MinimumNormAttack):
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
         """See :meth:`MinimumNormAttack.perturb`; a sample leaves as soon as an image inside the ball fools."""
-        found = self._nearest(model, x, y, rng, enough=True)
+        found = self.approach(model, x, y, rng)
         return torch.where(per_sample(self.threat.allows(found, x), x), found, x)
+
+    def approach(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
+        """As :meth:`perturb`; where nothing inside the ball fools, the nearest image (N, …) outside that does, if any.
+
+        Where none was found at all it is the clean one.
+        """
+        return self._nearest(model, x, y, rng, enough=True)
 
     def _nearest(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG, enough: bool) -> Tensor:
         """Return the nearest adversarial images (N, …); with ``enough`` any inside the ball is near enough."""
@@ -66,7 +75,7 @@ class FAB(MinimumNormAttack):
         result = x.clone()
         left = (~misled(logits, y)).nonzero().squeeze(1)
         classes = wrong_classes(logits, y)
-        groups = classes[:, : self.targets].split(1, dim=1) if self.targeted else (classes,)
+        groups = classes[:, self.skip : self.skip + self.targets].split(1, dim=1) if self.targeted else (classes,)
         size = torch.full((len(x),), float("inf"), dtype=x.dtype, device=x.device)
         for group in groups:
             for restart in range(self.restarts):

@@ -17,7 +17,7 @@ from robgib.attacks.fab import FAB
 from robgib.attacks.linearization import boundary_distances, wrong_classes
 from robgib.attacks.objective import Criterion, Loss, Objective, answers_at_random
 from robgib.attacks.square import Square
-from robgib.attacks.threat_model import CONVEX_NORMS
+from robgib.attacks.threat_model import CONVEX_NORMS, per_sample
 from robgib.errors import NoGradientError, RobGIBWarning
 from robgib.options import AtLeastOne, Count, NonNegative
 from robgib.runtime import SampleRNG
@@ -31,10 +31,12 @@ _SCOUTS = 10  # samples that go through rounds 2 to 4 ahead: a climb that is mis
 _FEW = 3  # of them, felled from elsewhere, are no luck: were it 2% of all, 3 of 10 would come up once in 1,100 times
 _TWO = 2  # felled by a climb from afar or the last look, or of all that stood: one alone may be luck
 _SHORT_WALK = 40  # steps of FAB-T towards each class, on networks that mislead, before AutoAttack's own
-_ROUNDS = 6  # of climbs from afar, at most
+_AFAR = (0.25, 0.5, 1, 1, 1, 1)  # of their steps: climbs from afar, one after the other; short ones fell most already
 _NEXT = 5  # samples, beyond those near the boundary, that get the long members to show whether more would fall
 _LAST = 20  # times as many queries of Square, on ten samples at the end, judge the whole
 _LONGER = 5  # times as many queries of Square judge climbs from afar: where climbing has failed once, it may again
+_YIELD = 0.2  # of the samples: where a climb from afar fells fewer, FAB-T at length may fell more
+_BEYOND = 1.1  # eps: where FAB-T came so near along three boundaries, it may come through along others
 _HALF = 0.5  # of the clean lead: where so many queries take that, Square goes on, whatever the climb says
 _TARGETED_CLASSES = 4  # below so many the DLR loss has no targeted form
 
@@ -58,15 +60,17 @@ class FastEnsemble(Attack):
        long as any of them falls. Where Square got further than the climb did on a sample, it goes on to AutoAttack's
        queries.
 
-    Where round 4 felled more than 2% of the samples that the climb had left far from the boundary, gradients mislead.
-    Ten samples go ahead through rounds 2 to 4, and through a climb from afar: where three of them show it, or two by
-    that climb, the others do not climb so. Ten more are looked at when all is done, those that Square took furthest,
-    with twenty times its queries and a climb from afar; two that fall show it too. If a climb from afar fooled any of
-    those that it was tried on, such climbs then replace rounds 2 and 3, on the cross-entropy and towards a wrong class
-    in turn, until two fell none. Square takes five times as many queries in that round 4, and goes on where they took
-    half of the clean lead. If round 4 belies these climbs too, all samples that stand are AutoAttack's: what felled
-    more, FAB-T (a shorter one before AutoAttack's) or Square, comes first, and its members that climb come last. A note
-    says which it was.
+    Where round 4 felled 2% and more of the samples that the climb had left right (two at least, and far from the
+    boundary), gradients mislead. Ten samples go ahead through rounds 2 to 4, and through a climb from afar: where three
+    of them show it, or two by that climb, the others do not climb so. Ten more are looked at when all is done, those
+    that Square took furthest, with twenty times its queries and a climb from afar; two that fall show it too. If a
+    climb from afar fooled any of those that it was tried on, such climbs then replace rounds 2 and 3, on the
+    cross-entropy and towards a wrong class in turn, short ones first, until two fell none. Where one fells less than a
+    fifth of what stands, FAB-T takes AutoAttack's number of steps on ten samples, and on the next ten for as long as
+    any falls. Square takes five times as many queries in that round 4, and goes on where they took half of the clean
+    lead. If round 4 belies these climbs too, all samples that stand are AutoAttack's: what felled more, FAB-T (a
+    shorter one before AutoAttack's) or Square, comes first, and its members that climb come last. A note says which it
+    was.
 
     What it can miss is a sample that never came near by any of these and that AutoAttack fools all the same. Since
     round 5 looks at all samples at once, what a sample gets may depend on those that it is attacked with.
@@ -107,8 +111,8 @@ class FastEnsemble(Attack):
 
     @property
     def cost(self) -> int:
-        """See :attr:`Attack.cost`."""
-        return self.first + self.targets * (self.short + 1) + self.finalists * self.long + self._looks
+        """See :attr:`Attack.cost`; of a sample that never comes near, on a network that does not mislead."""
+        return self.first + self.targets * (self.short + 2) + self.finalists * self.long + self._looks
 
     @property
     def _looks(self) -> int:
@@ -124,6 +128,8 @@ class FastEnsemble(Attack):
             return replace(full, version="rand").perturb(model, x, y, rng)
         search = _Search(model, x, y)
         *gradients, black_box = full.members(search.classes)
+        if not len(search.left):
+            return search.image
         try:
             rows = search.left
             goal = Objective.untargeted(y[rows], "ce")
@@ -133,14 +139,14 @@ class FastEnsemble(Attack):
             warnings.warn(f"only Square was run: {error}", RobGIBWarning, stacklevel=2)
             search.run(black_box, search.left, rng)
             return search.image
-        untargeted, targeted, _ = gradients
+        untargeted, targeted, along = gradients
         afar = [replace(self._afar, loss=loss) for loss in ("ce", "margin", search.loss)]
         seen = self._rounds(search, rng)
         if not seen.blind:
             self._finish(search, seen, [*afar, *afar, untargeted, targeted], black_box, rng)
             if not seen.blind:
                 return search.image
-        told = f"{seen.felled} of {seen.stood} images that climbing left right, and far from the boundary, fell to "
+        told = f"of {seen.stood} images that climbing left right, {seen.felled}, far from the boundary, fell to "
         told += "FAB-T, Square or a climb from afar"
         if seen.helped:
             seen = self._rounds(search, rng, from_afar=True)
@@ -152,7 +158,7 @@ class FastEnsemble(Attack):
         if not seen.blind:
             return search.image
         # What felled more goes first, and what climbs last: it would spend all its steps on images that others fell.
-        *climbs, along = gradients
+        climbs = [untargeted, targeted]
         walks = [replace(self._along, targets=self.targets, steps=_SHORT_WALK), along]
         others = [*walks, black_box] if seen.by_walks >= seen.by_probes else [black_box, *walks]
         rows = search.left
@@ -164,9 +170,10 @@ class FastEnsemble(Attack):
         seen = _Seen(search, self.near, from_afar)
         scouts = _some(search.right)
         for group, least in ((scouts, _FEW), (~scouts, _TWO)):
+            seen.scouting = group is scouts and bool((search.right & ~scouts).any())
             self._explore(search, group, seen, rng)
             if group is scouts and not from_afar:
-                seen.by_climbs = self._look_from_afar(search, search.among(group), seen, rng)
+                seen.by_climbs += self._look_from_afar(search, search.among(group), seen, rng)
             seen.blind = seen.by_climbs >= _TWO or seen.felled >= max(least, _BLIND * seen.stood)
             if seen.blind:
                 break
@@ -192,10 +199,11 @@ class FastEnsemble(Attack):
         rows = search.among(~tried & ~seen.ahead)
         rows = rows[seen.share[rows].argsort(stable=True)[: _part(rows, 3, _SCOUTS)]]
         long_probe = Square(self.norm, self.eps, queries=_LAST * self.probe, eot=self.eot)
-        seen.late = self._offered(search, long_probe, rows, seen, rng)
+        before = seen.felled
+        seen.by_probes += self._offered(search, long_probe, rows, seen, rng)
         if not seen.from_afar:
-            seen.late += self._look_from_afar(search, rows, seen, rng)
-        seen.blind = seen.late >= _TWO
+            seen.by_climbs += self._look_from_afar(search, rows, seen, rng)
+        seen.blind = seen.felled - before >= _TWO
 
     @staticmethod
     def _offered(search: _Search, attack: Attack, rows: Tensor, seen: _Seen, rng: SampleRNG) -> int:
@@ -211,6 +219,24 @@ class FastEnsemble(Attack):
         seen.helped |= int(search.right[rows].sum()) < before
         return fell
 
+    def _walk(self, search: _Search, seen: _Seen, rng: SampleRNG) -> None:
+        """FAB-T at length, on ten samples that stand, and the next for as long as any of these falls.
+
+        Where it came near along few boundaries, it goes along more.
+        """
+        walk = replace(self._along, steps=2 * self.long)
+        tried, near = seen.walked, torch.zeros_like(search.right)
+        felled = True
+        while felled:
+            rows = search.among(~tried)
+            rows = rows[search.lead[rows].argsort(stable=True)[:_SCOUTS]]
+            tried[rows] = True
+            found = search.approach(walk, rows, rng)
+            near[rows] = found <= _BEYOND * self.eps
+            felled = not bool(search.right[rows].all())
+        if bool((tried & ~search.right).any()):
+            search.run(replace(walk, targets=self.targets, skip=self.boundaries), search.among(near), rng)
+
     @property
     def _along(self) -> FAB:
         """FAB-T of round 4."""
@@ -223,10 +249,10 @@ class FastEnsemble(Attack):
 
     def _explore(self, search: _Search, group: Tensor, seen: _Seen, rng: SampleRNG) -> None:
         """Climb, and round 4, on the samples of a group (N,) that stand."""
-        (self._climb_from_afar if seen.from_afar else self._climb)(search, group, rng)
+        (self._climb_from_afar if seen.from_afar else self._climb)(search, group, seen, rng)
         stood = search.among(group)
         seen.climbed(stood)
-        seen.by_walks += self._offered(search, self._along, stood, seen, rng)
+        seen.by_walks += self._offered(search, self._along, search.among(group & ~seen.walked), seen, rng)
         rows = search.among(group)
         queries = _LONGER * self.probe if seen.from_afar else self.probe
         probe = Square(self.norm, self.eps, queries=queries, eot=self.eot)
@@ -252,23 +278,28 @@ class FastEnsemble(Attack):
         climb = APGD(self.norm, self.eps, steps=steps)
         return climb.ascend(search.model, search.x[rows], goal, rng.select(rows), start)[0]
 
-    def _climb_from_afar(self, search: _Search, group: Tensor, rng: SampleRNG) -> None:
+    def _climb_from_afar(self, search: _Search, group: Tensor, seen: _Seen, rng: SampleRNG) -> None:
         """Climb in shrinking balls, on the cross-entropy and towards a likely wrong class in turn."""
         model, x, y = search.model, search.x, search.y
         classes = wrong_classes(search.logits, y)
-        vain = 0
-        for turn in range(_ROUNDS):
+        vain, walked = 0, False
+        for turn, share in enumerate(_AFAR):
             rows = search.among(group)
             if not len(rows) or vain == 2:
                 return
+            climb = replace(self._afar, steps=max(1, round(share * self._afar.steps)))
             rank = turn // 2 % classes.shape[1]
             goal = Objective.untargeted(y[rows], "ce")
             if turn % 2:
                 goal = Objective(search.loss, classes[rows, rank], Criterion(y[rows]), targeted=True)
-            search.offer(rows, self._afar.ascend(model, x[rows], goal, rng.select(rows))[0])
-            vain = 0 if len(search.among(group)) < len(rows) else vain + 1
+            search.offer(rows, climb.ascend(model, x[rows], goal, rng.select(rows))[0])
+            felled = len(rows) - len(search.among(group))
+            vain = 0 if felled else vain + 1
+            if not seen.scouting and not walked and share == 1 and felled < _YIELD * len(rows):
+                walked = True
+                self._walk(search, seen, rng)
 
-    def _climb(self, search: _Search, group: Tensor, rng: SampleRNG) -> None:
+    def _climb(self, search: _Search, group: Tensor, seen: _Seen, rng: SampleRNG) -> None:
         """Rounds 2 and 3."""
         model, x, y = search.model, search.x, search.y
         rows = search.among(group)
@@ -352,7 +383,19 @@ class _Search:
 
     def run(self, attack: Attack, rows: Tensor, rng: SampleRNG) -> Tensor:
         """Run an attack on the samples ``rows``, and take what is better; what it returns: as for :meth:`offer`."""
+        if not len(rows):  # a network need not take an empty batch
+            return self.lead[rows]
         return self.offer(rows, attack.perturb(self.model, self.x[rows], self.y[rows], rng.select(rows)))
+
+    def approach(self, walk: FAB, rows: Tensor, rng: SampleRNG) -> Tensor:
+        """As :meth:`run`; return how far (N,) the nearest image that fools is, in or out of the ball."""
+        if not len(rows):
+            return self.lead[rows]
+        x = self.x[rows]
+        found = walk.approach(self.model, x, self.y[rows], rng.select(rows))
+        self.offer(rows, torch.where(per_sample(walk.threat.allows(found, x), x), found, x))
+        reach = walk.threat.distance(found, x)
+        return torch.where(reach > 0, reach, torch.inf)
 
 
 class _Seen:
@@ -364,20 +407,21 @@ class _Seen:
         by_walks: how many of them, far from the boundary, FAB-T fooled.
         by_probes: how many Square did.
         by_climbs: how many a climb from afar did.
-        late: how many fell to the last look.
         share: what Square left of the clean lead (N,).
         close: where an image of the climb came near the boundary (N,).
+        walked: where FAB-T went at length already (N,).
         ahead: where Square got further than the climb (N,), or half as far as needed after a climb from afar.
         blind: whether the looks from elsewhere show that the climb was misled.
+        scouting: whether the samples that go ahead are at it, and others are to follow.
         helped: whether a climb from afar fooled any sample that it was tried on.
     """
 
-    blind = helped = False
+    blind = helped = scouting = False
 
     def __init__(self, search: _Search, near: float, from_afar: bool = False) -> None:
         self.search, self.near, self.from_afar = search, near, from_afar
-        self.stood = self.by_walks = self.by_probes = self.by_climbs = self.late = 0
-        self.close, self.ahead = (torch.zeros_like(search.right) for _ in range(2))
+        self.stood = self.by_walks = self.by_probes = self.by_climbs = 0
+        self.walked, self.close, self.ahead = (torch.zeros_like(search.right) for _ in range(3))
         self.lead = search.lead.clone()
         self.share = torch.ones_like(self.lead)
 
@@ -387,7 +431,7 @@ class _Seen:
 
         A few are luck; more show a slope that misleads the climb, and then what it says of the others is worth no more.
         """
-        return self.by_walks + self.by_probes + self.by_climbs + self.late
+        return self.by_walks + self.by_probes + self.by_climbs
 
     def climbed(self, rows: Tensor) -> None:
         """Note how far the climb came on the samples that it left right."""
@@ -419,6 +463,8 @@ class _Front:
     def offer(self, rows: Tensor, targets: Tensor, images: Tensor, lead: Tensor) -> None:
         """Take ``images`` towards ``targets`` for the samples ``rows`` where they are better than the worst held."""
         worst, place = self.lead[rows].max(1)
+        # Where no wrong class has a finite logit the lead is infinite too, and yet better than none.
+        lead = lead.clamp_max(torch.finfo(lead.dtype).max)
         better = lead < worst
         rows, place = rows[better], place[better]
         self.lead[rows, place], self.target[rows, place] = lead[better], targets[better]

@@ -21,7 +21,9 @@ __all__ = [
 
 def wrong_classes(logits: Tensor, y: Tensor) -> Tensor:
     """Return the wrong classes (N, C - 1), most likely first, for logits (N, C) and true labels (N,)."""
-    return logits.scatter(1, y[:, None], float("-inf")).sort(dim=1, descending=True, stable=True).indices[:, :-1]
+    order = logits.sort(dim=1, descending=True, stable=True).indices
+    # By number, not by a logit of -inf: a model may mask classes with that itself.
+    return order[order != y[:, None]].view(len(y), logits.shape[1] - 1)
 
 
 Watch = Callable[[Tensor], None]
