@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
+import numpy as np
 import torch
 from pydantic import BeforeValidator, PositiveFloat
 from torch import Tensor
@@ -37,6 +38,7 @@ def _number(value: Any) -> Any:
 
 Radius = Annotated[PositiveFloat, BeforeValidator(_number)]
 """A radius in a YAML file, pixel scale: a positive number, or a fraction such as 8/255."""
+Sizes = TypeVar("Sizes", Tensor, np.ndarray)
 _TINY = 1e-10
 _SPARSE = 0.01
 _HAIR = 1e-6  # of eps: by how much projections stay inside, so that rounding an image to float32 keeps it there
@@ -56,6 +58,12 @@ def _length(delta: Tensor, norm: str) -> Tensor:
     if norm == "l0":
         return (flat != 0).sum(1).double()
     return torch.linalg.vector_norm(flat, ord=1 if norm == "l1" else 2, dim=1, dtype=torch.float64)
+
+
+def within(size: Sizes, eps: float, tolerance: float = 1e-6) -> Sizes:
+    """Whether sizes (N,) are at most ``eps``, up to rounding (see :meth:`ThreatModel.allows`)."""
+    inside: Sizes = size <= eps * (1 + _ROUNDING) + tolerance
+    return inside
 
 
 def distance(x_adv: Tensor, x: Tensor, norm: str) -> Tensor:
@@ -220,4 +228,4 @@ class ThreatModel:
         flat = x_adv.flatten(1)
         low, high = self.box
         inside = (flat >= low - tolerance).all(1) & (flat <= high + tolerance).all(1)  # NaN compares false
-        return inside & (_length(x_adv - x, self.norm) <= self.eps * (1 + _ROUNDING) + tolerance)
+        return inside & within(_length(x_adv - x, self.norm), self.eps, tolerance)

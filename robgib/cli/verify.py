@@ -33,6 +33,7 @@ from robgib.cli.common import (
     sizing_of,
 )
 from robgib.errors import RobGIBError
+from robgib.robustness.verify import UNCHECKED
 from robgib.robustness.verify import verify as claims_of
 
 
@@ -64,7 +65,9 @@ def verify(
     device: Device = "auto",
     catalogue: Catalogue = None,
 ) -> None:
-    """Recompute a run's claims from its images: labels, budgets, predictions, figures; exit 1 names what does not hold.
+    """Recompute a run's claims from its images: outcomes, accuracies, intervals, distances, curves.
+
+    Exit 1 names the first that does not hold. Of a model that answers at random nothing can be recomputed.
 
     The options that say how a model or its pictures are read are those that the evaluation was given.
 
@@ -105,3 +108,4 @@ def verify(
         out.print(f"[green]holds[/]  {escape(claim.what)}", highlight=False)
     images = sum(len(v) for n, v in saved.items() if n.endswith("/rows"))
     out.print(f"\nAll {held_ones} claims hold, of {count} samples and {images} adversarial images.", highlight=False)
+    out.print(UNCHECKED, highlight=False)

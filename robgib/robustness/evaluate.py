@@ -30,7 +30,19 @@ from robgib.robustness.until import attack_until
 from robgib.runtime import Progress
 from robgib.statistics import clopper_pearson
 
-__all__ = ["BUDGETS", "DEFAULT_ATTACKS", "check_budgets", "evaluate", "in_cascade", "named_attacks"]
+__all__ = [
+    "BUDGETS",
+    "DEFAULT_ATTACKS",
+    "check_budgets",
+    "curve_rows",
+    "evaluate",
+    "in_cascade",
+    "named_attacks",
+    "outcome_rows",
+    "summary_row",
+    "unattacked_row",
+    "worst_row",
+]
 
 BUDGETS = {
     "quick": ("fgsm-linf", "pgd-linf", "pgd-l2"),
@@ -345,46 +357,17 @@ def _attack_all(
 
         attacked = _guarded(run, label)
         if isinstance(attacked, Exception):
-            summary.append(_summary(base, clean, None, str(attacked)))
+            summary.append(summary_row(base, clean, None, str(attacked)))
             failures.append(attacked)
             continue
         outcome, points, nearest = attacked
         before[budget] = outcome
         spent[budget] = spent.get(budget, 0) + outcome.passes.cost
         left[label] = outcome.right
-        summary.append(_summary(base, clean, outcome, "", nearest))
+        summary.append(summary_row(base, clean, outcome, "", nearest))
         standing.setdefault(budget, []).append(outcome)
-        outcome_tables.append(
-            pd.DataFrame(
-                {
-                    "index": np.arange(count),
-                    "label": truth,
-                    **base,
-                    "clean_prediction": clean.prediction,
-                    "adversarial_prediction": outcome.prediction,
-                    "robust": (clean.right > 0) & (outcome.prediction == truth),
-                    "right": outcome.right,
-                    "right_8bit": outcome.right_8bit,
-                    "linf": outcome.linf,
-                    "l2": outcome.l2,
-                    "distance": nearest,
-                    "certified_lead": np.nan,
-                }
-            )
-        )
-        for eps, hits in points:
-            low, high = clopper_pearson(hits, count)
-            curves.append(
-                {
-                    **base,
-                    "at": eps,
-                    "right": hits,
-                    "samples": count,
-                    "accuracy": hits / count,
-                    "low": low,
-                    "high": high,
-                }
-            )
+        outcome_tables.append(outcome_rows(base, truth, clean, outcome, nearest))
+        curves += curve_rows(base, points, count)
         if save_adversarial:
             every = {**(images.get(budget, {}) if cascade else {}), **outcome.pictures}
             images[budget] = every
@@ -405,21 +388,9 @@ def _attack_all(
         raise RobGIBError(f"every attack failed; the first: {summary[0]['reason']}")
     for (norm, eps), outcomes in standing.items():
         if len(outcomes) > 1 and not cascade:
-            base = {"attack": f"worst of {len(outcomes)}", "norm": norm, "eps": eps}
-            worst = dataclasses.replace(
-                outcomes[0],
-                prediction=_worst_answer(outcomes),
-                right=np.minimum.reduce([o.right for o in outcomes]),
-                right_8bit=np.minimum.reduce([o.right_8bit for o in outcomes]),
-                passes=QueryCount(),
-                seconds=0.0,
-                notes=(),
-            )
-            summary.append(_summary(base, clean, worst, ""))
+            summary.append(worst_row(norm, eps, clean, outcomes))
     if not summary:  # no attacks: the clean accuracy still stands
-        nowhere = np.zeros(count)
-        unharmed = AttackResult(clean.prediction, clean.right, clean.right, nowhere, nowhere, nowhere, {}, QueryCount())
-        summary = [_summary({"attack": "none", "norm": "", "eps": 0.0}, clean, unharmed, "")]
+        summary = [unattacked_row(clean)]
     outcomes_table = pd.concat(outcome_tables, ignore_index=True) if outcome_tables else table("outcomes")
     tables = {
         "robustness": table("robustness", summary),
@@ -577,8 +548,62 @@ def _guarded(run: Callable[[], _Attacked], label: str) -> _Attacked | Exception:
         return RobGIBError(f"attack {label!r} raised {type(error).__name__}: {error}")
 
 
-def _summary(
-    base: dict[str, Any],
+def outcome_rows(
+    base: Mapping[str, Any], truth: np.ndarray, clean: Answers, outcome: AttackResult, nearest: np.ndarray
+) -> pd.DataFrame:
+    """An attack's rows of the outcomes table, one a sample; ``base`` is its label and budget."""
+    return pd.DataFrame(
+        {
+            "index": np.arange(len(truth)),
+            "label": truth,
+            **base,
+            "clean_prediction": clean.prediction,
+            "adversarial_prediction": outcome.prediction,
+            "robust": (clean.right > 0) & (outcome.prediction == truth),
+            "right": outcome.right,
+            "right_8bit": outcome.right_8bit,
+            "linf": outcome.linf,
+            "l2": outcome.l2,
+            "distance": nearest,
+            "certified_lead": np.nan,
+        }
+    )
+
+
+def curve_rows(base: Mapping[str, Any], points: Sequence[tuple[float, float]], count: int) -> list[dict[str, Any]]:
+    """An attack's rows of the curve table, one for each of its points (eps, samples right of ``count``)."""
+    rows = []
+    for eps, hits in points:
+        low, high = clopper_pearson(hits, count)
+        rows.append(
+            {**base, "at": eps, "right": hits, "samples": count, "accuracy": hits / count, "low": low, "high": high}
+        )
+    return rows
+
+
+def worst_row(norm: str, eps: float, clean: Answers, outcomes: Sequence[AttackResult]) -> dict[str, Any]:
+    """The row of what attacks at one budget, each run on all samples, left together."""
+    worst = dataclasses.replace(
+        outcomes[0],
+        prediction=_worst_answer(outcomes),
+        right=np.minimum.reduce([o.right for o in outcomes]),
+        right_8bit=np.minimum.reduce([o.right_8bit for o in outcomes]),
+        passes=QueryCount(),
+        seconds=0.0,
+        notes=(),
+    )
+    return summary_row({"attack": f"worst of {len(outcomes)}", "norm": norm, "eps": eps}, clean, worst, "")
+
+
+def unattacked_row(clean: Answers) -> dict[str, Any]:
+    """The row of a run without attacks."""
+    nowhere = np.zeros(len(clean.right))
+    unharmed = AttackResult(clean.prediction, clean.right, clean.right, nowhere, nowhere, nowhere, {}, QueryCount())
+    return summary_row({"attack": "none", "norm": "", "eps": 0.0}, clean, unharmed, "")
+
+
+def summary_row(
+    base: Mapping[str, Any],
     clean: Answers,
     outcome: AttackResult | None,
     reason: str,

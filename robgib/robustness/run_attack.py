@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from robgib.attacks.base import Attack, MinimumNormAttack, projected_gradient_ascent, reach_note, verified
 from robgib.attacks.objective import Objective
-from robgib.attacks.threat_model import ThreatModel, distance, per_sample
+from robgib.attacks.threat_model import ThreatModel, distance, per_sample, within
 from robgib.errors import AttackContractError, NoGradientError, RobGIBWarning
 from robgib.files import Parts
 from robgib.models.adapt import put_random_state, random_state, seeded
@@ -37,6 +37,8 @@ __all__ = [
     "AttackResult",
     "accuracy_curve",
     "after",
+    "curve_points",
+    "in_8_bits",
     "joined",
     "run_attack",
 ]
@@ -45,6 +47,7 @@ _POOL = 2**24  # pixels that an attack holds at once, at most
 _BATCHES = 16  # that it holds at once: survivors then leave one in sixteen ragged, and the bar still moves
 _KEPT = 20.0  # seconds after which an attack that goes on puts away what it has
 _LEVEL = 0.01  # of the test that tells a faster form that misleads from rounding
+_FACTORS = (0.25, 0.5, 0.75, 1.5, 2.0)  # of an attack's eps, at which a curve is measured too
 _CHECKED = (16, 32)  # samples, at least and at most, on which that is looked at: one in 32 of those attacked
 
 
@@ -422,13 +425,18 @@ def _judge(attack: Attack, label: str, model: nn.Module, found: object, x: Tenso
         return _Judged(found.clone(), image.clone(), *ask(model, found, y, draws))
 
 
+def in_8_bits(images: Tensor) -> Tensor:
+    """Images as files of 8 bits keep them."""
+    return (images * 255).round() / 255
+
+
 def _after_rounding(model: nn.Module, image: Tensor, y: Tensor, right: np.ndarray, draws: int) -> np.ndarray:
     """Share (N,) of right answers to adversarial images rounded to 255ths; those that fooled nobody stay right."""
     kept = right.copy()
     fooled = np.flatnonzero(right < 1)
     if len(fooled):
         with torch.no_grad():
-            kept[fooled] = ask(model, (image[fooled] * 255).round() / 255, y[fooled], draws)[1].cpu().numpy()
+            kept[fooled] = ask(model, in_8_bits(image[fooled]), y[fooled], draws)[1].cpu().numpy()
     return kept
 
 
@@ -441,7 +449,7 @@ def accuracy_curve(
     *,
     label: str = "attack",
     clean: np.ndarray | Answers,
-    factors: Sequence[float] = (0.25, 0.5, 0.75, 1.5, 2.0),
+    factors: Sequence[float] = _FACTORS,
     attacked: np.ndarray | None = None,
     index: np.ndarray | None = None,
     seed: int = 0,
@@ -452,11 +460,12 @@ def accuracy_curve(
 ) -> tuple[list[tuple[float, float]], np.ndarray]:
     """Return (eps, samples still right) at 0, at the attack's eps and at multiples of it, ascending; and distances.
 
-    What is known is used: an image found at a distance fools at every eps above it, and a sample that ``known`` (the
-    outcome at the attack's own eps) did not fool counts as right at every smaller one. A minimal-norm attack's
-    distances give the whole curve without another step, for the samples that it was run on: in a cascade those that
-    fell before it are given to it now (``attacked`` (N,) is false for them; None is true for all). Against a model that
-    answers at random each eps is attacked anew, and samples count by their shares of right answers.
+    What is known is used: an image found at a distance fools at every eps above it, at whichever eps it was found, and
+    a sample that ``known`` (the outcome at the attack's own eps) did not fool counts as right at every smaller one. A
+    minimal-norm attack's distances give the whole curve without another step, for the samples that it was run on: in a
+    cascade those that fell before it are given to it now (``attacked`` (N,) is false for them; None is true for all).
+    Against a model that answers at random each eps is attacked anew, and samples count by their shares of right
+    answers.
 
     Returns:
         The curve, and the distance (N,) of the nearest image found for each sample (see :class:`AttackResult`).
@@ -467,7 +476,6 @@ def accuracy_curve(
     right = held.right > 0
     fooled_here = right & (known.right < 1)
     nearest = known.distance.copy()
-    curve: list[tuple[float, float]] = [(0.0, _count(held.right))]
     prepared = model if isinstance(model, Prepared) else prepare(model, x, batch_size=batch_size, device=device)
     random = prepared.random
 
@@ -492,26 +500,64 @@ def accuracy_curve(
         unseen = np.flatnonzero(right & ~attacked)
         if len(unseen):
             attack_at(eps, unseen)
-    widest = attack.threat.widest(x[0].numel()) if len(x) else eps
-    for at in sorted({min(eps * factor, widest) for factor in (*factors, 1.0)}):
-        if random:
+    radii = _radii(attack.threat, x[0].numel() if len(x) else 0, factors)
+    if random:
+        curve: list[tuple[float, float]] = [(0.0, _count(held.right))]
+        todo = np.flatnonzero(right)
+        for at in radii:
             shares = held.right.copy()
-            todo = np.flatnonzero(right)
             if at == eps:
                 shares = known.right
             elif len(todo):
                 shares[todo] = attack_at(at, todo).right
             curve.append((at, min(curve[-1][1], _count(shares))))
-            continue
-        fooled = ~right | (nearest <= at + 1e-6)
-        if at == eps:
-            fooled |= fooled_here
-        elif not isinstance(attack, MinimumNormAttack):
-            todo = np.flatnonzero((fooled_here if at < eps else right) & ~fooled)
-            if len(todo):
-                fooled[todo] |= attack_at(at, todo).right < 1
-        curve.append((at, _count(~fooled)))
-    return curve, nearest
+        return curve, nearest
+    if not isinstance(attack, MinimumNormAttack):
+        for at in radii:
+            left = _standing(at, eps, right, fooled_here, nearest) & (fooled_here | (at > eps))
+            if at != eps and left.any():
+                attack_at(at, np.flatnonzero(left))
+    return curve_points(attack.threat, x, held.right, known.right, nearest, factors), nearest
+
+
+def curve_points(
+    threat: ThreatModel,
+    x: Tensor,
+    clean: np.ndarray,
+    known: np.ndarray,
+    nearest: np.ndarray,
+    factors: Sequence[float] = _FACTORS,
+) -> list[tuple[float, float]]:
+    """The curve (eps, samples still right) of a model that does not answer at random.
+
+    Args:
+        threat: of the attack.
+        x: images (N, …).
+        clean: which (N,) the model labels right.
+        known: which (N,) it labels right at the attack's eps.
+        nearest: distances (N,) of the nearest images found.
+        factors: of eps, at which points lie too.
+    """
+    right, fooled = clean > 0, (clean > 0) & (known < 1)
+    radii = _radii(threat, x[0].numel() if len(x) else 0, factors)
+    return [
+        (0.0, _count(clean)),
+        *((at, _count(_standing(at, threat.eps, right, fooled, nearest))) for at in radii),
+    ]
+
+
+def _radii(threat: ThreatModel, pixels: int, factors: Sequence[float]) -> list[float]:
+    """Where a curve's points lie, 0 apart: no ball is larger than the box."""
+    widest = threat.widest(pixels) if pixels else threat.eps
+    return sorted({min(threat.eps * factor, widest) for factor in (*factors, 1.0)})
+
+
+def _standing(at: float, eps: float, right: np.ndarray, fooled: np.ndarray, nearest: np.ndarray) -> np.ndarray:
+    """Which samples (N,) stand at one radius, ``fooled`` being those that fell at the attack's own ``eps``."""
+    reached = within(nearest, at)
+    fell = fooled & reached if at < eps else fooled if at == eps else fooled | reached
+    standing: np.ndarray = right & ~fell
+    return standing
 
 
 def _count(right: np.ndarray) -> float:

@@ -4,22 +4,57 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
-from robgib.attacks.threat_model import ThreatModel, distance
+import robgib.attacks
+from robgib.attacks.base import Attack, MinimumNormAttack
+from robgib.attacks.threat_model import ThreatModel, distance, within
 from robgib.errors import RobGIBError
 from robgib.models.checkpoint import weights_digest
-from robgib.models.inference import UNDECIDED, answers, prepare
+from robgib.models.inference import UNDECIDED, Answers, Prepared, QueryCount, answers, prepare
 from robgib.results import Run
 from robgib.robustness.certification import certify
-from robgib.statistics import clopper_pearson
+from robgib.robustness.evaluate import curve_rows, outcome_rows, summary_row, unattacked_row, worst_row
+from robgib.robustness.run_attack import AttackResult, curve_points, in_8_bits
 
-__all__ = ["Claim", "verify"]
+__all__ = ["UNCHECKED", "Claim", "verify"]
 
+UNCHECKED = (
+    "Not checked, since nothing in the folder shows it: that the samples that stand cannot be fooled, how large the "
+    "changes that did not fool them were, distances other than those of the images kept (of nearer ones that the curve "
+    "found, and of farther ones), how large a proof's lead is, seconds, passes, reasons and notes; nor the other "
+    "tables, the pictures and the page."
+)
+"""What :func:`verify` does not recompute, in a sentence."""
 _SIZE = 1e-4  # of a distance: what it may be off by in a table
+_ANSWERS = {
+    "adversarial_prediction": "answers to adversarial images",
+    "robust": "which samples are robust",
+    "right": "shares of right answers",
+    "right_8bit": "answers to 8-bit copies",
+}
+"""Columns of the outcomes that the model's answers give, and what they are called."""
+_FIGURES = {
+    "norm and eps": ("norm", "eps"),
+    "clean accuracy and its interval": ("correct", "clean_accuracy", "clean_low", "clean_high"),
+    "robust accuracy and its interval": ("samples", "robust", "robust_accuracy", "low", "high"),
+    "robust accuracy in 8 bits": ("robust_accuracy_8bit",),
+    "certified accuracy": ("certified", "certified_accuracy"),
+    "undecided samples": ("undecided",),
+    "median distance": ("median_distance",),
+    "status": ("attack", "status"),
+}
+"""Columns of the robustness table by what they tell."""
+_POINTS = {
+    "radii of the curve": ("norm", "eps", "at"),
+    "accuracy at each radius, by the distances": ("right", "samples", "accuracy", "low", "high"),
+}
+"""Likewise of the curve's."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +76,8 @@ def verify(
 ) -> Iterator[Claim]:
     """Recompute what a run says of its model from the images that were saved with it.
 
-    That an image fools is shown by the image. That one stands cannot be: another attack may fell it.
+    That an image fools is shown by the image. That one stands cannot be: another attack may fell it. What else is not
+    recomputed :data:`UNCHECKED` says.
 
     Args:
         run: of :func:`robgib.results.load_run`.
@@ -51,13 +87,16 @@ def verify(
         device: where the model is.
 
     Yields:
-        The claims in order: weights, data, clean answers; then for each attack its images' budgets, the answers to
-        them and to their 8-bit copies, their sizes, the samples proven robust, and the table's counts and intervals.
+        The claims in order: weights, data; then for each attack every column of its outcomes, its images' budgets, the
+        samples proven robust, and its row of the robustness table; then the rows of attacks that failed and of the
+        worst of several; then the curves.
 
     Raises:
-        RobGIBError: the model answers at random, so that its answers cannot be repeated.
+        RobGIBError: the model answers at random, so that its answers cannot be repeated, or the run does not say what
+            its attacks were.
     """
     x, y = (torch.from_numpy(saved[name]) for name in ("clean", "labels"))
+    truth = y.numpy()
     own = weights_digest(model)
     yield Claim(
         "the model has the weights that were attacked", own == run.config["weights"],
@@ -66,85 +105,217 @@ def verify(
     if data is not None:
         same = len(data[0]) >= len(x) and torch.equal(data[0][: len(x)], x) and torch.equal(data[1][: len(x)], y)
         yield Claim("the images and labels are those of the data", same, "another image or label is there")
+    threats, cascade = _threats(run), bool(run.config.get("cascade"))
     prepared = prepare(model, x, classes=len(run.config["data"]["classes"]), device=device)
     if prepared.random:
         raise RobGIBError("the model answers at random: what it said cannot be repeated, and is not verified.")
-
-    def asked(images: Tensor, labels: Tensor) -> np.ndarray:
-        return answers(prepared, images, labels, device=device).prediction
-
-    told = asked(x, y)
-    leads: dict[ThreatModel, np.ndarray] = {}
+    clean = answers(prepared, x, y, device=device)
+    summaries = run.robustness.iloc[: max(1, len(threats))]  # an attack each; below stand the worst of several
+    standing: dict[ThreatModel, list[AttackResult]] = {}
+    proofs: dict[ThreatModel, tuple[np.ndarray, np.ndarray]] = {}
+    distances: dict[str, np.ndarray] = {}
+    told: dict[str, AttackResult] = {}
     for label, rows in run.outcomes.groupby("attack", sort=False):
+        yield Claim(f"{label}: it is an attack of the run", label in threats, "its configuration names no such one")
         rows = rows.sort_values("index")
-        yield _equal(f"{label}: labels", rows["label"].to_numpy(), y.numpy())
-        yield _equal(f"{label}: answers to clean images", rows["clean_prediction"].to_numpy(), told)
-        here = saved.get(f"{label}/rows")
-        found = saved.get(f"{label}/images")
-        fooled = (rows["clean_prediction"] == rows["label"]) & (rows["adversarial_prediction"] != rows["label"])
-        if here is None or found is None:
-            yield Claim(f"{label}: images", not fooled.any(), f"none is kept of {int(fooled.sum())} that it claims")
+        lined = _equal(f"{label}: a row for each sample", rows["index"].to_numpy(), np.arange(len(y)))
+        yield lined
+        if label not in threats or not lined.holds:
             continue
+        threat = threats[label]
+        base = {"attack": label, "norm": threat.norm, "eps": threat.eps}
+        yield _same(f"{label}: norm and eps of each sample", rows, [base] * len(y), ("norm", "eps"))
+        yield _equal(f"{label}: labels", rows["label"].to_numpy(), truth)
+        yield _equal(f"{label}: answers to clean images", rows["clean_prediction"].to_numpy(), clean.prediction)
+        fooled = ((clean.right > 0) & (rows["adversarial_prediction"] != rows["label"])).to_numpy()
+        if f"{label}/rows" not in saved or f"{label}/images" not in saved:
+            yield Claim(f"{label}: images", not fooled.any(), f"none is kept of {int(fooled.sum())} that it claims")
+        here = saved.get(f"{label}/rows", np.zeros(0, np.int64))
+        images = torch.from_numpy(saved.get(f"{label}/images", np.zeros((0, *x.shape[1:]), np.float32)))
         yield Claim(
-            f"{label}: an image for each sample that it fooled", set(here) == set(np.flatnonzero(fooled)),
+            f"{label}: an image for each sample that it fooled", np.array_equal(here, np.flatnonzero(fooled)),
             f"{len(here)} images, {int(fooled.sum())} samples",
         )  # fmt: skip
-        threat = ThreatModel(str(rows["norm"].iloc[0]), float(rows["eps"].iloc[0]))  # type: ignore[arg-type]
-        images, centres = torch.from_numpy(found), x[here]
-        inside = threat.allows(images, centres).numpy()
+        inside = threat.allows(images, x[here]).numpy()
         yield Claim(
             f"{label}: images within {threat.norm} {threat.eps:.4g} and the box", bool(inside.all()),
             f"image {_first(here, ~inside)} lies outside",
         )  # fmt: skip
-        given = rows.iloc[here]
-        said = asked(images, y[here])
-        yield _equal(f"{label}: answers to adversarial images", given["adversarial_prediction"].to_numpy(), said, here)
-        wrong = (said == y[here].numpy()) & (said != UNDECIDED)
+        result = _shown(prepared, x, y, clean, threat, here, images, device)
+        wrong = (result.prediction[here] == truth[here]) & (result.prediction[here] != UNDECIDED)
+        expected = outcome_rows(base, truth, clean, result, result.distance)
+        for column, what in _ANSWERS.items():
+            yield _equal(f"{label}: {what}", rows[column].to_numpy(), expected[column].to_numpy())
         yield Claim(
             f"{label}: these answers are wrong", not wrong.any(), f"that to image {_first(here, wrong)} is right"
         )
-        if images.ndim == 4:
-            coarse = asked((images * 255).round() / 255, y[here]) == y[here].numpy()
-            yield _equal(f"{label}: answers to 8-bit copies", given["right_8bit"].to_numpy() > 0.5, coarse, here)
+        known = clean.right == 0  # such samples are not attacked: their images are the clean ones
+        known[here] = True
         for norm in ("linf", "l2"):
-            size = distance(images, centres, norm).numpy()
-            off = np.abs(size - given[norm].to_numpy()) > _SIZE * size + 1e-7
-            yield Claim(f"{label}: sizes in {norm}", not off.any(), f"image {_first(here, off)} is of another size")
-        table = run.robustness[run.robustness["attack"] == label]
-        proven = np.flatnonzero(rows["certified_lead"].to_numpy() > 0)
+            size, stated = expected[norm].to_numpy(), rows[norm].to_numpy()
+            held = (np.abs(size - stated) <= _SIZE * size + 1e-7) | ~known
+            yield Claim(f"{label}: sizes in {norm}", bool(held.all()), _off(norm, held, stated, size))
+        if threat.norm in ("linf", "l2"):
+            stated = rows[threat.norm].to_numpy()
+            held = within(stated, threat.eps)
+            detail = _off(threat.norm, held, stated, np.full(len(y), threat.eps), "at most")
+            yield Claim(f"{label}: no size is beyond the budget", bool(held.all()), detail)
+        nearest = rows["distance"].to_numpy()
+        held = _possible(run, label, threats, clean, result, nearest)
+        yield Claim(f"{label}: distances", bool(held.all()), _off("distance", held, nearest, result.distance))
+        lead = rows["certified_lead"].to_numpy()
+        proven = np.flatnonzero(lead > 0)
         if len(proven):
-            if threat not in leads:
-                leads[threat] = certify(prepared, x[proven], y[proven], threat, device=device)
+            before = proofs.get(threat)
+            if before is None or not np.array_equal(before[0], proven):
+                before = proofs[threat] = proven, certify(prepared, x[proven], y[proven], threat, device=device)
+            found = before[1] > 0
             yield Claim(
-                f"{label}: {len(proven)} samples are proven robust",
-                len(leads[threat]) == len(proven) and bool((leads[threat] > 0).all()),
-                f"sample {_first(proven, ~(leads[threat] > 0))} is not",
-            )
-            yield Claim(
-                f"{label}: certified accuracy",
-                bool((table["certified"] == len(proven)).all())
-                and np.allclose(table["certified_accuracy"], len(proven) / len(y), rtol=1e-6),
-                f"the samples say {len(proven)} of {len(y)}",
-            )
-        standing = int(((told == y.numpy()) & ~fooled.to_numpy()).sum())
-        low, high = clopper_pearson(standing, len(y))
-        expected = [len(y), standing, standing / len(y), low, high]
-        stated = table[["samples", "robust", "robust_accuracy", "low", "high"]].to_numpy(dtype=float)
-        yield Claim(
-            f"{label}: robust accuracy and its interval",
-            len(stated) == 1 and np.allclose(stated[0], expected, rtol=1e-6, atol=1e-9),
-            f"the samples say {standing} of {len(y)}",
-        )
+                f"{label}: {len(proven)} samples are proven robust", bool(found.all()),
+                f"sample {_first(proven, ~found)} is not",
+            )  # fmt: skip
+        told[label], distances[label] = result, nearest
+        standing.setdefault(threat, []).append(result)
+        wanted = summary_row(base, clean, result, "", nearest)
+        yield from _summarised(label, summaries[summaries["attack"] == label], wanted, lead)
+    if not threats:
+        yield from _summarised("none", summaries, unattacked_row(clean), None)
+    for label, threat in threats.items():
+        if label not in set(run.outcomes["attack"]):
+            base = {"attack": label, "norm": threat.norm, "eps": threat.eps}
+            failed = summary_row(base, clean, None, "")
+            yield from _summarised(label, summaries[summaries["attack"] == label], failed, None)
+    several = [] if cascade else [(t, results) for t, results in standing.items() if len(results) > 1]
+    below = run.robustness.iloc[len(summaries) :]
+    yield Claim(
+        "the robustness table has a row for each attack and for the worst of several",
+        len(summaries) == max(1, len(threats)) and len(below) == len(several),
+        f"{len(run.robustness)} rows, of {len(threats)} attacks",
+    )
+    for number, (threat, results) in enumerate(several):
+        row, lead = worst_row(threat.norm, threat.eps, clean, results), _leads(run, threat)
+        name = f"{row['attack']}, {threat.norm} {threat.eps:.4g}"
+        yield from _summarised(name, below.iloc[number : number + 1], row, lead)
+    if run.config.get("curve") and not cascade and told:
+        curved = set(run.curve["attack"])
+        yield Claim("each attack has a curve", curved == set(told), f"{len(curved)} curves, {len(told)} attacks")
+    for label, rows in run.curve.groupby("attack", sort=False):
+        yield Claim(f"{label}: its curve is of an attack that ran", label in told, "it has no outcomes")
+        if label in told:
+            threat = threats[label]
+            base = {"attack": label, "norm": threat.norm, "eps": threat.eps}
+            points = curve_points(threat, x, clean.right, told[label].right, distances[label])
+            for what, columns in _POINTS.items():
+                yield _same(f"{label}: {what}", rows.sort_values("at"), curve_rows(base, points, len(y)), columns)
+
+
+def _threats(run: Run) -> dict[str, ThreatModel]:
+    """The threat models of a run's attacks, by label."""
+    try:
+        specs = {label: spec["threat"] for label, spec in run.config["attacks"].items()}
+        return {label: ThreatModel(t["norm"], float(t["eps"]), tuple(t["box"])) for label, t in specs.items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RobGIBError("the run's configuration does not say what its attacks were.") from error
+
+
+def _shown(
+    model: Prepared,
+    x: Tensor,
+    y: Tensor,
+    clean: Answers,
+    threat: ThreatModel,
+    here: np.ndarray,
+    images: Tensor,
+    device: torch.device | str,
+) -> AttackResult:
+    """What an attack did, as far as the images (n, …) that it left of the samples ``here`` (n,) show.
+
+    Nothing is known of the images that fooled nobody: as sizes of their changes stand zeros, and inf as distances.
+    """
+    prediction, right = clean.prediction.copy(), clean.right.astype(float)
+    coarse, nearest = right.copy(), np.where(right > 0, np.inf, 0.0)
+    sizes = {norm: np.zeros(len(x)) for norm in ("linf", "l2")}
+    if len(here):
+        said = answers(model, images, y[here], device=device)
+        prediction[here], right[here], coarse[here] = said.prediction, said.right, said.right
+        if images.ndim == 4:
+            coarse[here] = answers(model, in_8_bits(images), y[here], device=device).right
+        nearest[here] = threat.distance(images, x[here]).numpy()
+        for norm, values in sizes.items():
+            values[here] = distance(images, x[here], norm).numpy()
+    return AttackResult(prediction, right, coarse, sizes["linf"], sizes["l2"], nearest, {}, QueryCount())
+
+
+def _possible(
+    run: Run, label: str, threats: Mapping[str, ThreatModel], clean: Answers, shown: AttackResult, stated: np.ndarray
+) -> np.ndarray:
+    """Which stated distances (N,) can be, beside those of the images kept.
+
+    A curve's attacks may have found nearer images, which are not kept, and images outside the ball; so may an attack
+    that looks there, and in a cascade those before it.
+    """
+    same = np.isclose(stated, shown.distance, rtol=_SIZE, atol=1e-7)
+    nearer = (stated > 0) & (stated <= shown.distance * (1 + _SIZE) + 1e-7)
+    group = [n for n, t in threats.items() if t == threats[label]] if run.config.get("cascade") else [label]
+    beyond = any(_looks_outside(str(run.config["attacks"][name].get("class"))) for name in group)
+    curved = label in set(run.curve["attack"])
+    elsewhere = (clean.right > 0) & (curved | (beyond & (shown.right > 0)))
+    possible: np.ndarray = same | (elsewhere & nearer)
+    return possible
+
+
+def _looks_outside(name: str) -> bool:
+    """Whether attacks of a class look outside their ball, or may: of others' classes nothing is known."""
+    kind = getattr(robgib.attacks, name, None)
+    return not (isinstance(kind, type) and issubclass(kind, Attack)) or issubclass(kind, MinimumNormAttack)
+
+
+def _leads(run: Run, threat: ThreatModel) -> np.ndarray:
+    """The leads (N,) that are stated at a budget: they are the same for all of its attacks."""
+    rows = run.outcomes
+    here = rows[(rows["norm"] == threat.norm) & np.isclose(rows["eps"], threat.eps, rtol=1e-9)]
+    return here.groupby("index")["certified_lead"].max().to_numpy()
+
+
+def _summarised(name: str, stated: pd.DataFrame, row: dict[str, Any], lead: np.ndarray | None) -> Iterator[Claim]:
+    """A row of the robustness table beside what it should be; ``lead`` (N,) is what was proven of the samples."""
+    asked = lead is not None and bool(np.isfinite(lead).any())
+    if lead is not None and (asked or (stated["certified"] == 0).all()):  # 0, where no sample was left to prove
+        row = {**row, "certified": int((lead > 0).sum()), "certified_accuracy": float((lead > 0).mean())}
+    for what, columns in _FIGURES.items():
+        if what != "certified accuracy" or asked or stated[list(columns)].notna().any(axis=None):
+            yield _same(f"{name}: {what}", stated, [row], columns)
+
+
+def _same(what: str, stated: pd.DataFrame, rows: list[dict[str, Any]], columns: tuple[str, ...]) -> Claim:
+    """Whether some columns of a table are those of ``rows``; numbers to the rounding of a text file."""
+    if len(stated) != len(rows):
+        return Claim(what, False, f"{len(stated)} rows are stated, there should be {len(rows)}")
+    for column in columns:
+        for number, (one, row) in enumerate(zip(stated[column], rows, strict=True)):
+            two = row[column]
+            alike = one == two if isinstance(two, str) else np.isclose(float(one), two, 1e-6, 1e-9, equal_nan=True)
+            if not alike:
+                place = f" in row {number}" if len(rows) > 1 else ""
+                return Claim(what, False, f"{column}{place} is stated as {one}, it is {two}")
+    return Claim(what, True)
+
+
+def _off(column: str, held: np.ndarray, stated: np.ndarray, seen: np.ndarray, how: str = "") -> str:
+    if held.all():
+        return ""
+    first = _first(np.arange(len(held)), ~held)
+    return f"{column} of image {first} is stated as {stated[first]:.6g}, it is {f'{how} {seen[first]:.6g}'.strip()}"
 
 
 def _first(rows: np.ndarray, mask: np.ndarray) -> int:
     return int(rows[mask][0]) if mask.any() else -1
 
 
-def _equal(what: str, stated: np.ndarray, seen: np.ndarray, rows: np.ndarray | None = None) -> Claim:
+def _equal(what: str, stated: np.ndarray, seen: np.ndarray) -> Claim:
     if len(stated) != len(seen):
         return Claim(what, False, f"{len(stated)} are stated for {len(seen)} images")
     off = stated != seen
-    first = _first(np.arange(len(stated)) if rows is None else rows, off)
+    first = _first(np.arange(len(stated)), off)
     detail = f"image {first}: {stated[off][0]} is stated, it is {seen[off][0]}" if off.any() else ""
     return Claim(what, not off.any(), detail)

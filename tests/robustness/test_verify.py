@@ -1,8 +1,10 @@
 """A run's claims, recomputed from its images; each that is made false is found, and named."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -12,6 +14,7 @@ import robgib
 from robgib import RobGIBError
 from robgib.cli.app import app
 from robgib.results import ADVERSARIAL, load_adversarial, load_run
+from robgib.robustness.evaluate import curve_rows
 from robgib.robustness.verify import verify
 
 ATTACKS = ["fast-linf:eps=0.1", "ddn-l2:eps=0.5,steps=50"]
@@ -33,7 +36,7 @@ def broken(run, images, model, data=None):
 def test_all_claims_hold(saved, digits_cnn, digits):
     run, images = load_run(saved), load_adversarial(saved)
     claims = list(verify(run, images, digits_cnn, (digits.test.x, digits.test.y)))
-    assert len(claims) == 22
+    assert len(claims) == 49
     assert not [c for c in claims if not c.holds]
     fooled = {
         label: int(((rows["clean_prediction"] == rows["label"]) & ~rows["robust"]).sum())
@@ -56,35 +59,182 @@ def test_a_cascade_keeps_every_image(digits_cnn, digits):
     assert not broken(run, run.adversarial, digits_cnn)
 
 
-@pytest.mark.parametrize(
-    ("column", "change", "expected"),
-    [
-        ("label", lambda v: (v + 1) % 10, "labels"),
-        ("clean_prediction", lambda v: (v + 1) % 10, "answers to clean images"),
-        ("adversarial_prediction", lambda v: (v + 1) % 10, "answers to adversarial images"),
-        ("right_8bit", lambda v: 1 - v, "answers to 8-bit copies"),
-        ("linf", lambda v: v * 0.9, "sizes in linf"),
-        ("l2", lambda v: v * 1.1, "sizes in l2"),
-    ],
-)
-def test_a_changed_outcome_is_found(saved, digits_cnn, column, change, expected):
-    run, images = load_run(saved), load_adversarial(saved)
-    label = ATTACKS[1]
-    row = images[f"{label}/rows"][3]
-    table = run.outcomes.copy()
-    here = (table["attack"] == label) & (table["index"] == row)
-    table.loc[here, column] = change(table.loc[here, column])
-    assert f"{label}: {expected}" in broken(replace(run, outcomes=table), images, digits_cnn)
+COLUMNS = {
+    "outcomes": {
+        "index": "a row for each sample",
+        "label": "labels",
+        "attack": "an attack of the run",
+        "norm": "norm and eps of each sample",
+        "eps": "norm and eps of each sample",
+        "clean_prediction": "answers to clean images",
+        "adversarial_prediction": "answers to adversarial images",
+        "robust": "which samples are robust",
+        "right": "shares of right answers",
+        "right_8bit": "answers to 8-bit copies",
+        "linf": "sizes in linf",
+        "l2": "sizes in l2",
+        "distance": "distances",
+    },
+    "robustness": {
+        "attack": "status",
+        "norm": "norm and eps",
+        "eps": "norm and eps",
+        "samples": "robust accuracy and its interval",
+        "correct": "clean accuracy and its interval",
+        "robust": "robust accuracy and its interval",
+        "clean_accuracy": "clean accuracy and its interval",
+        "clean_low": "clean accuracy and its interval",
+        "clean_high": "clean accuracy and its interval",
+        "robust_accuracy": "robust accuracy and its interval",
+        "low": "robust accuracy and its interval",
+        "high": "robust accuracy and its interval",
+        "robust_accuracy_8bit": "robust accuracy in 8 bits",
+        "certified": "certified accuracy",
+        "certified_accuracy": "certified accuracy",
+        "undecided": "undecided samples",
+        "median_distance": "median distance",
+        "status": "status",
+    },
+    "curve": {
+        "attack": "of an attack that ran",
+        "norm": "radii of the curve",
+        "eps": "radii of the curve",
+        "at": "radii of the curve",
+        "right": "accuracy at each radius",
+        "samples": "accuracy at each radius",
+        "accuracy": "accuracy at each radius",
+        "low": "accuracy at each radius",
+        "high": "accuracy at each radius",
+    },
+}
+"""Every column that can be recomputed, and the claim that it breaks."""
 
 
-@pytest.mark.parametrize("column", ["robust", "robust_accuracy", "low", "high", "samples"])
-def test_a_changed_figure_is_found(saved, digits_cnn, column):
-    run, images = load_run(saved), load_adversarial(saved)
-    table = run.robustness.copy()
-    table[column] = table[column].where(table["attack"] != ATTACKS[0], table[column] * 0.5 + 1)
-    assert broken(replace(run, robustness=table), images, digits_cnn) == [
-        f"{ATTACKS[0]}: robust accuracy and its interval"
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, digits_cnn, digits):
+    """A run with all there is: two attacks at one budget, their curves, and the worst of them."""
+    run = robgib.evaluate(
+        digits_cnn, digits, attacks=["fgsm-linf:eps=0.1", "pgd-linf:eps=0.1,steps=5"], estimators=[], samples=30,
+        save_adversarial=True, signs=False, corruptions=False, progress=False,
+    )  # fmt: skip
+    return run.save(tmp_path_factory.mktemp("runs"))
+
+
+def changed(value):
+    if isinstance(value, str):
+        return "l1" if value == "linf" else f"{value}x"
+    if isinstance(value, bool | np.bool_):
+        return not value
+    return 1.0 if np.isnan(value) else value + 1
+
+
+@pytest.mark.parametrize("place", ["first", "last"])
+@pytest.mark.parametrize(("name", "column"), [(name, column) for name in COLUMNS for column in COLUMNS[name]])
+def test_a_changed_column_is_found(whole, tmp_path, digits_cnn, name, column, place):
+    """In the table's first row, or its last: of the robustness table that of the worst of both attacks."""
+    folder = shutil.copytree(whole, tmp_path / "run")
+    table = pd.read_csv(folder / f"{name}.csv")
+    assert set(table.columns) - set(COLUMNS[name]) <= {
+        "certified_lead", "seconds", "forward", "backward", "reason", "note",
+    }  # fmt: skip
+    rows = table["attack"] == table["attack"].iloc[0 if place == "first" else -1]
+    if name == "curve" and column in ("right", "samples"):  # one point is enough
+        rows &= table["at"] > 0.1
+    table[column] = table[column].astype(object)
+    table.loc[rows, column] = table.loc[rows, column].map(changed)
+    table.to_csv(folder / f"{name}.csv", index=False)
+    found = broken(load_run(folder), load_adversarial(folder), digits_cnn)
+    assert any(COLUMNS[name][column] in what for what in found), found
+
+
+def test_the_command_line_names_the_column(whole, tmp_path):
+    folder = shutil.copytree(whole, tmp_path / "run")
+    asked = ["verify", str(folder), "--model", "digits-cnn"]
+    told = CliRunner().invoke(app, asked)
+    assert told.exit_code == 0, told.output
+    assert "Not checked" in told.output
+    table = pd.read_csv(folder / "robustness.csv")
+    table.loc[2, "clean_low"] = 0.5
+    table.to_csv(folder / "robustness.csv", index=False)
+    told = CliRunner().invoke(app, asked)
+    assert told.exit_code == 1
+    assert "worst of 2, linf 0.1: clean accuracy and its interval: clean_low is stated as 0.5" in " ".join(
+        told.output.split()
+    )
+
+
+def test_a_curve_that_agrees_with_itself_is_held_against_the_distances(whole, digits_cnn):
+    run, images = load_run(whole), load_adversarial(whole)
+    base = {"attack": "fgsm-linf:eps=0.1", "norm": "linf", "eps": 0.1}
+    own = run.curve[run.curve["attack"] == base["attack"]]
+    points = list(zip(own["at"], own["right"], strict=True))
+    raised = [(at, right + (at == points[2][0])) for at, right in points]
+    table = pd.concat([pd.DataFrame(curve_rows(base, raised, 30)), run.curve[run.curve["attack"] != base["attack"]]])
+    assert broken(replace(run, curve=table), images, digits_cnn) == [
+        "fgsm-linf:eps=0.1: accuracy at each radius, by the distances"
     ]
+
+
+def test_distances_of_samples_that_stand(saved, whole, digits_cnn):
+    """A bounded attack alone finds none; one that looks outside its ball, or a curve, may."""
+    for folder, label, expected in ((saved, ATTACKS[0], True), (saved, ATTACKS[1], False)):
+        run, images = load_run(folder), load_adversarial(folder)
+        table = run.outcomes.copy()
+        table.loc[(table["attack"] == label) & table["robust"], "distance"] = 0.9
+        found = broken(replace(run, outcomes=table), images, digits_cnn)
+        assert (f"{label}: distances" in found) == expected
+    run, images = load_run(whole), load_adversarial(whole)
+    table = run.outcomes.copy()
+    table["distance"] *= 0.5  # nearer than the images kept: a curve may have found such, but would show them
+    found = broken(replace(run, outcomes=table), images, digits_cnn)
+    assert any("accuracy at each radius" in what for what in found)
+    assert any("median distance" in what for what in found)
+
+
+class Unsure(torch.nn.Module):
+    """Has no answer to bright images, and another to dark ones."""
+
+    def __init__(self, net, bright):
+        super().__init__()
+        self.net, self.bright = net, bright
+
+    def forward(self, x):
+        logits, mean = self.net(x), x.flatten(1).mean(1)
+        logits = torch.where((mean > self.bright)[:, None], torch.nan, logits)
+        return torch.where((mean < 0.26)[:, None], logits.flip(1), logits)
+
+
+@pytest.mark.parametrize("cascade", [False, True])
+def test_undecided_wrong_and_failed(digits_cnn, digits, tmp_path, cascade):
+    net = Unsure(digits_cnn, 0.34)
+    run = robgib.evaluate(
+        net, digits, attacks=["fgsm-linf:eps=0.1", "ddn-l2:eps=0.5,steps=30", "torchattacks:TIFGSM:eps=0.1",
+        "fmn-l0:eps=3,steps=30", "pgd-l2:eps=0.5,steps=5", "pgd-linf:eps=0.1,steps=5"], cascade=cascade, estimators=[],
+        samples=60, save_adversarial=True, signs=False, corruptions=False, progress=False,
+    )  # fmt: skip
+    folder = run.save(tmp_path)
+    loaded, images = load_run(folder), load_adversarial(folder)
+    table = loaded.robustness
+    assert "failed" in set(table["status"])
+    assert table["undecided"].max() > 0
+    assert table["correct"].iloc[0] < 60 - (loaded.outcomes["clean_prediction"].iloc[:60] < 0).sum()
+    assert not broken(loaded, images, net)
+    failed = table.copy()
+    failed.loc[failed["status"] == "failed", "correct"] -= 1
+    assert broken(replace(loaded, robustness=failed), images, net) == [
+        "torchattacks:TIFGSM:eps=0.1: clean accuracy and its interval"
+    ]
+
+
+def test_a_run_without_attacks(digits_cnn, digits, tmp_path):
+    run = robgib.evaluate(
+        digits_cnn, digits, attacks=[], estimators=[], samples=30, save_adversarial=True, corruptions=False,
+        progress=False,
+    )  # fmt: skip
+    loaded, images = load_run(run.save(tmp_path)), run.adversarial
+    assert not broken(loaded, images, digits_cnn)
+    table = loaded.robustness.assign(clean_accuracy=0.9)
+    assert broken(replace(loaded, robustness=table), images, digits_cnn) == ["none: clean accuracy and its interval"]
 
 
 def test_changed_images_are_found(saved, digits_cnn, digits):
@@ -137,7 +287,7 @@ def test_from_the_command_line(tmp_path, monkeypatch):
     folder = next(p for p in tmp_path.iterdir())
     told = call(app, ["verify", str(folder)])
     assert told.exit_code == 0
-    assert "All 12 claims hold, of 30 samples" in told.output
+    assert "All 26 claims hold, of 30 samples" in told.output
     wrong = call(app, ["verify", str(folder), "--model", "digits-mlp-relu"])
     assert wrong.exit_code == 1
     table = (folder / "robustness.csv").read_text()
