@@ -71,8 +71,13 @@ def test_it_is_strict():
             {"attacks": ["autoattack-linf:eps=0.1"], "estimators": ["infonce:steps=30"]},
             marks=pytest.mark.slow,
         ),
+        pytest.param(
+            {"attacks": ["fast-l2:eps=0.3,short=3,long=5", "apgd-ce-l2:eps=0.3,steps=10,widest=8"], "estimators": [],
+             "curve": False},
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["default", "others", "full"],
+    ids=["default", "others", "full", "fast"],
 )  # fmt: skip
 def test_an_evaluation_there_gives_the_tables_of_the_cpu(second, digits, digits_cnn, options):
     home = next(digits_cnn.parameters()).device
