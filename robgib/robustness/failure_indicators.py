@@ -350,11 +350,13 @@ def _fewer_steps(look: _Look) -> FailureIndicator:
 
 def _unbounded(look: _Look) -> FailureIndicator:
     whole = replace(look.threat, eps=look.threat.widest(look.x[0].numel()))
-    stands = look.right("unbounded", PGD(whole.norm, whole.eps, steps=50))
+    # Steps of one length may end in a corner of the box, on an honest network of few pixels too; and restarts would
+    # fool by chance, since any image is allowed.
+    stands = look.right("unbounded", APGD(whole.norm, whole.eps, steps=50))
     return FailureIndicator(
         "unbounded eps does not reach 0",
         _many(stands, _RARE),
-        f"PGD of 50 steps with the whole box as its ball leaves {_percent(stands)} right",
+        f"APGD of 50 steps with the whole box as its ball leaves {_percent(stands)} right",
         "with any image allowed an attack must reach every class: it does not follow the model's gradient",
     )
 
