@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robgib.attacks.objective import Objective
-from robgib.attacks.threat_model import Norm, ThreatModel
+from robgib.attacks.threat_model import Norm, ThreatModel, per_sample
 from robgib.errors import AttackContractError, RobGIBError, unknown_name
 from robgib.models.inference import BatchedModel, eval_mode, finite, gradient_of
 from robgib.options import Count, check
@@ -158,8 +158,11 @@ class MinimumNormAttack(Attack):
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
         """Return what :meth:`find` found inside the ball, and the clean image elsewhere."""
-        found = self.find(model, x, y, rng)
-        return torch.where(self.threat.allows(found, x).view(-1, *([1] * (x.ndim - 1))), found, x)
+        return self.kept(self.find(model, x, y, rng), x)
+
+    def kept(self, found: Tensor, x: Tensor) -> Tensor:
+        """What lies inside the ball of the images ``found`` (N, …), and the clean image of ``x`` elsewhere."""
+        return torch.where(per_sample(self.threat.allows(found, x), x), found, x)
 
 
 def verified(attack: Attack, label: str, x_adv: object, x: Tensor) -> Tensor:

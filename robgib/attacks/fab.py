@@ -58,8 +58,7 @@ class FAB(MinimumNormAttack):
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
         """See :meth:`MinimumNormAttack.perturb`; a sample leaves as soon as an image inside the ball fools."""
-        found = self.approach(model, x, y, rng)
-        return torch.where(per_sample(self.threat.allows(found, x), x), found, x)
+        return self.kept(self.approach(model, x, y, rng), x)
 
     def approach(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
         """As :meth:`perturb`; where nothing inside the ball fools, the nearest image (N, …) outside that does, if any.
@@ -99,7 +98,7 @@ class FAB(MinimumNormAttack):
         noise = noise.to(x.dtype)
         length = distance(noise, torch.zeros_like(noise), self.threat.norm)
         scale = size.clamp_max(self.threat.eps) / 2 / length
-        return (x + noise * scale.view(-1, *([1] * len(shape)))).clamp(*self.threat.box)
+        return (x + noise * per_sample(scale, noise)).clamp(*self.threat.box)
 
     def _run(self, model: nn.Module, x: Tensor, y: Tensor, classes: Tensor, start: Tensor, enough: bool) -> Tensor:
         """Return the nearest adversarial images (N, …) of one restart, the clean one where there is none.

@@ -17,7 +17,7 @@ from robgib.attacks.fab import FAB
 from robgib.attacks.linearization import boundary_distances, wrong_classes
 from robgib.attacks.objective import Criterion, Loss, Objective, answers_at_random
 from robgib.attacks.square import Square
-from robgib.attacks.threat_model import CONVEX_NORMS, per_sample
+from robgib.attacks.threat_model import CONVEX_NORMS
 from robgib.errors import NoGradientError, RobGIBWarning
 from robgib.options import AtLeastOne, Count, NonNegative
 from robgib.runtime import SampleRNG
@@ -158,11 +158,10 @@ class FastEnsemble(Attack):
         if not seen.blind:
             return search.image
         # What felled more goes first, and what climbs last: it would spend all its steps on images that others fell.
-        climbs = [untargeted, targeted]
         walks = [replace(self._along, targets=self.targets, steps=_SHORT_WALK), along]
         others = [*walks, black_box] if seen.by_walks >= seen.by_probes else [black_box, *walks]
         rows = search.left
-        search.offer(rows, cascade([*others, *climbs], model, x[rows], y[rows], rng.select(rows)))
+        search.offer(rows, cascade([*others, untargeted, targeted], model, x[rows], y[rows], rng.select(rows)))
         return search.image
 
     def _rounds(self, search: _Search, rng: SampleRNG, from_afar: bool = False) -> _Seen:
@@ -282,7 +281,7 @@ class FastEnsemble(Attack):
         """Climb in shrinking balls, on the cross-entropy and towards a likely wrong class in turn."""
         model, x, y = search.model, search.x, search.y
         classes = wrong_classes(search.logits, y)
-        vain, walked = 0, False
+        vain = 0
         for turn, share in enumerate(_AFAR):
             rows = search.among(group)
             if not len(rows) or vain == 2:
@@ -295,8 +294,8 @@ class FastEnsemble(Attack):
             search.offer(rows, climb.ascend(model, x[rows], goal, rng.select(rows))[0])
             felled = len(rows) - len(search.among(group))
             vain = 0 if felled else vain + 1
-            if not seen.scouting and not walked and share == 1 and felled < _YIELD * len(rows):
-                walked = True
+            due = share == 1 and felled < _YIELD * len(rows)
+            if due and not seen.scouting and not bool(seen.walked.any()):
                 self._walk(search, seen, rng)
 
     def _climb(self, search: _Search, group: Tensor, seen: _Seen, rng: SampleRNG) -> None:
@@ -393,7 +392,7 @@ class _Search:
             return self.lead[rows]
         x = self.x[rows]
         found = walk.approach(self.model, x, self.y[rows], rng.select(rows))
-        self.offer(rows, torch.where(per_sample(walk.threat.allows(found, x), x), found, x))
+        self.offer(rows, walk.kept(found, x))
         reach = walk.threat.distance(found, x)
         return torch.where(reach > 0, reach, torch.inf)
 
