@@ -32,7 +32,15 @@ _FEW = 3  # of them, felled from elsewhere, are no luck: were it 2% of all, 3 of
 _TWO = 2  # felled by a climb from afar or the last look, or of all that stood: one alone may be luck
 _SHORT_WALK = 40  # steps of FAB-T towards each class, on networks that mislead, before AutoAttack's own
 _AFAR = (0.25, 0.5, 1, 1, 1, 1)  # of their steps: climbs from afar, one after the other; short ones fell most already
-_NEXT = 5  # samples, beyond those near the boundary, that get the long members to show whether more would fall
+_FADING = 0.05  # of the samples: where a climb from afar fells fewer, half of them get the next, and then none
+_LOOKED = 20  # samples, or a tenth, that FAB-T looks at: the others follow where any falls
+_RESTARTS = 8  # climbs from what a short Square found, near the boundary
+_PIECES = 5  # of Square, on from the best image
+_PIECE = 500  # queries; in pieces of 250 they find less
+_SETTLE = 30  # steps of a climb after each, since squares leave the pixels at the ball's faces
+_GAIN = 0.8  # of the lead: where a piece left more, random search has no more to give
+_NEXT = 5  # samples, beyond those near the boundary, that get the same to show whether more would fall
+_EVERY = 25  # of so many that stand one at least is among these
 _LAST = 20  # times as many queries of Square, on ten samples at the end, judge the whole
 _LONGER = 5  # times as many queries of Square judge climbs from afar: where climbing has failed once, it may again
 _YIELD = 0.2  # of the samples: where a climb from afar fells fewer, FAB-T at length may fell more
@@ -53,24 +61,25 @@ class FastEnsemble(Attack):
        over gradient norm, as in MALT, Melamed et al. 2024), ``short`` steps each.
     3. The ``finalists`` best of these targets again, from their best images, ``long`` steps each.
     4. Two looks from elsewhere, since a climb may stand still on a slope that misleads it: FAB-T, which walks along
-       ``boundaries`` linearised boundaries, ``boundary_steps`` steps each, and Square, ``probe`` queries.
+       ``boundaries`` linearised boundaries, ``boundary_steps`` steps each, and Square, ``probe`` queries. FAB-T looks
+       at twenty samples (or a tenth), and at the others where any of these falls.
     5. On the samples of which an image came within ``near`` of the boundary, as a share of the clean image's lead:
-       APGD on from that image; six climbs from afar, in balls that shrink from ``widest`` eps, on three losses; then
-       AutoAttack's APGD-CE and APGD-T (its FAB-T fools fewer of these). The next five follow, and the next, for as
-       long as any of them falls. Where Square got further than the climb did on a sample, it goes on to AutoAttack's
-       queries.
+       APGD on from that image; eight climbs from what Square finds in ``probe`` queries; random search and a short
+       climb in turn, on from the best image, for as long as they take a fifth of the lead; APGD-T towards the
+       ``finalists`` likeliest classes. The next five (or one in 25 that stand) follow, and the next, for as long as any
+       of them falls. Where Square got further than the climb did on a sample, it goes on to AutoAttack's queries.
 
     Where round 4 felled 2% and more of the samples that the climb had left right (two at least, and far from the
-    boundary), gradients mislead. Ten samples go ahead through rounds 2 to 4, and through a climb from afar: where three
-    of them show it, or two by that climb, the others do not climb so. Ten more are looked at when all is done, those
-    that Square took furthest, with twenty times its queries and a climb from afar; two that fall show it too. If a
-    climb from afar fooled any of those that it was tried on, such climbs then replace rounds 2 and 3, on the
-    cross-entropy and towards a wrong class in turn, short ones first, until two fell none. Where one fells less than a
-    fifth of what stands, FAB-T takes AutoAttack's number of steps on ten samples, and on the next ten for as long as
-    any falls. Square takes five times as many queries in that round 4, and goes on where they took half of the clean
-    lead. If round 4 belies these climbs too, all samples that stand are AutoAttack's: what felled more, FAB-T (a
-    shorter one before AutoAttack's) or Square, comes first, and its members that climb come last. A note says which it
-    was.
+    boundary), gradients mislead. Ten samples go ahead through rounds 2 to 4, and through a climb from afar, in balls
+    that shrink from ``widest`` eps: where three of them show it, or two by that climb, the others do not climb so. Ten
+    more, those that Square took furthest, are looked at with a climb from afar before round 5, and ten with twenty
+    times the queries of Square after it; two that fall show it too. If a climb from afar fooled any of those that it
+    was tried on, such climbs then replace rounds 2 and 3, short ones first, and round 5's random search. Where a short
+    one fells less than 5%, the nearer half gets the next; where a full one does, none follows. Where a full one fells
+    less than a fifth of what stands, FAB-T takes AutoAttack's number of steps on five samples, and on the next five for
+    as long as any falls. Square takes five times as many queries in that round 4, and goes on where they took half of
+    the clean lead. If round 4 belies these climbs too, all samples that stand are AutoAttack's: what felled more, FAB-T
+    (a shorter one before AutoAttack's) or Square, comes first, and its members that climb come last. A note says which.
 
     What it can miss is a sample that never came near by any of these and that AutoAttack fools all the same. Since
     round 5 looks at all samples at once, what a sample gets may depend on those that it is attacked with.
@@ -140,10 +149,10 @@ class FastEnsemble(Attack):
             search.run(black_box, search.left, rng)
             return search.image
         untargeted, targeted, along = gradients
-        afar = [replace(self._afar, loss=loss) for loss in ("ce", "margin", search.loss)]
+        towards = APGD(self.norm, self.eps, loss=search.loss, targets=self.finalists)
         seen = self._rounds(search, rng)
         if not seen.blind:
-            self._finish(search, seen, [*afar, *afar, untargeted, targeted], black_box, rng)
+            self._finish(search, seen, [towards], black_box, rng)
             if not seen.blind:
                 return search.image
         told = f"of {seen.stood} images that climbing left right, {seen.felled}, far from the boundary, fell to "
@@ -151,8 +160,8 @@ class FastEnsemble(Attack):
         if seen.helped:
             seen = self._rounds(search, rng, from_afar=True)
         if not seen.blind:
-            towards = replace(self._afar, loss=search.loss, targets=self.finalists)
-            self._finish(search, seen, [*afar, towards], black_box, rng)
+            afar = [replace(self._afar, loss="margin"), replace(towards, widest=self.widest)]
+            self._finish(search, seen, afar, black_box, rng)
         instead = "AutoAttack was run on the rest" if seen.blind else f"climbs began in balls of {self.widest:g} eps"
         warnings.warn(f"{told}: gradients mislead here, and {instead}", RobGIBWarning, stacklevel=2)
         if not seen.blind:
@@ -167,7 +176,7 @@ class FastEnsemble(Attack):
     def _rounds(self, search: _Search, rng: SampleRNG, from_afar: bool = False) -> _Seen:
         """Climb, and look from elsewhere: ten samples ahead, and the rest where these do not show a climb misled."""
         seen = _Seen(search, self.near, from_afar)
-        scouts = _some(search.right)
+        scouts = _some(search.right, _SCOUTS)
         for group, least in ((scouts, _FEW), (~scouts, _TWO)):
             seen.scouting = group is scouts and bool((search.right & ~scouts).any())
             self._explore(search, group, seen, rng)
@@ -183,25 +192,27 @@ class FastEnsemble(Attack):
     ) -> None:
         """Round 5: long members where an image came near, and Square where it got further than the climb.
 
-        Then a last look at a few samples that stand far from the boundary, those that Square took furthest.
+        Before and after it, a look at a few samples that stand far from the boundary, those that Square took furthest.
         """
+        before = seen.felled
+        if not seen.from_afar:
+            rows = seen.taken(~seen.close & ~seen.ahead)
+            seen.by_climbs += self._look_from_afar(search, rows, seen, rng)
+            seen.blind = seen.felled - before >= _TWO
+            if seen.blind:
+                return
         tried, felled = seen.close.clone(), True
-        self._push(search, search.among(tried), members, rng)
+        self._push(search, search.among(tried), seen, members, rng)
         # How near is near enough differs between networks: the next few follow for as long as some of them fall.
         while felled:
             rows = search.among(~tried)
-            rows = rows[search.lead[rows].argsort(stable=True)[: _part(rows, 10, _NEXT)]]
+            rows = search.nearer(rows, max(_part(rows, 10, _NEXT), len(rows) // _EVERY))
             tried[rows] = True
-            self._push(search, rows, members, rng)
+            self._push(search, rows, seen, members, rng)
             felled = not bool(search.right[rows].all())
         search.run(black_box, search.among(seen.ahead), rng)
-        rows = search.among(~tried & ~seen.ahead)
-        rows = rows[seen.share[rows].argsort(stable=True)[: _part(rows, 3, _SCOUTS)]]
         long_probe = Square(self.norm, self.eps, queries=_LAST * self.probe, eot=self.eot)
-        before = seen.felled
-        seen.by_probes += self._offered(search, long_probe, rows, seen, rng)
-        if not seen.from_afar:
-            seen.by_climbs += self._look_from_afar(search, rows, seen, rng)
+        seen.by_probes += self._offered(search, long_probe, seen.taken(~tried & ~seen.ahead), seen, rng)
         seen.blind = seen.felled - before >= _TWO
 
     @staticmethod
@@ -219,7 +230,7 @@ class FastEnsemble(Attack):
         return fell
 
     def _walk(self, search: _Search, seen: _Seen, rng: SampleRNG) -> None:
-        """FAB-T at length, on ten samples that stand, and the next for as long as any of these falls.
+        """FAB-T at length, on five samples that stand, and the next for as long as any of these falls.
 
         Where it came near along few boundaries, it goes along more.
         """
@@ -228,7 +239,7 @@ class FastEnsemble(Attack):
         felled = True
         while felled:
             rows = search.among(~tried)
-            rows = rows[search.lead[rows].argsort(stable=True)[:_SCOUTS]]
+            rows = rows[search.lead[rows].argsort(stable=True)[:_NEXT]]
             tried[rows] = True
             found = search.approach(walk, rows, rng)
             near[rows] = found <= _BEYOND * self.eps
@@ -251,23 +262,62 @@ class FastEnsemble(Attack):
         (self._climb_from_afar if seen.from_afar else self._climb)(search, group, seen, rng)
         stood = search.among(group)
         seen.climbed(stood)
-        seen.by_walks += self._offered(search, self._along, search.among(group & ~seen.walked), seen, rng)
+        along = search.right & group & ~seen.walked
+        few = _some(along, max(_LOOKED, int(along.sum()) // 10))
+        for part in (few, along & ~few):
+            rows = search.among(part)
+            seen.by_walks += self._offered(search, self._along, rows, seen, rng)
+            if bool(search.right[rows].all()):
+                break
         rows = search.among(group)
         queries = _LONGER * self.probe if seen.from_afar else self.probe
         probe = Square(self.norm, self.eps, queries=queries, eot=self.eot)
         seen.sought(rows, search.run(probe, rows, rng))
         seen.by_probes += seen.afar(rows)
 
-    def _push(self, search: _Search, rows: Tensor, members: Sequence[Attack], rng: SampleRNG) -> None:
-        """Climb on from the best images of samples, towards the class that is nearest there; then long members."""
-        if not len(rows):
-            return
-        model, x, y = search.model, search.x, search.y
-        with torch.no_grad():
-            nearest = wrong_classes(model(search.image[rows]), y[rows])[:, 0]
-        search.offer(rows, self._towards(search, rows, nearest, 2 * self.long, rng, search.image[rows]))
+    def _push(self, search: _Search, rows: Tensor, seen: _Seen, members: Sequence[Attack], rng: SampleRNG) -> None:
+        """All that is left for samples near the boundary: climbs, random search, then long members."""
+        self._climb_on(search, rows, 2 * self.long, rng)
+        if not seen.from_afar:
+            self._restart(search, rows, rng)
+            self._polish(search, rows, rng)
         rows = rows[search.right[rows]]
-        search.offer(rows, cascade(members, model, x[rows], y[rows], rng.select(rows)))
+        if len(rows):
+            x, y = search.x[rows], search.y[rows]
+            search.offer(rows, cascade(members, search.model, x, y, rng.select(rows)))
+
+    def _restart(self, search: _Search, rows: Tensor, rng: SampleRNG) -> None:
+        """Climb from what a short Square found, towards the class likeliest on the clean image or on the best."""
+        probe = Square(self.norm, self.eps, queries=self.probe, eot=self.eot)
+        for turn in range(_RESTARTS):
+            rows = rows[search.right[rows]]
+            if not len(rows):
+                return
+            start = probe.perturb(search.model, search.x[rows], search.y[rows], rng.select(rows))
+            targets = search.nearest(rows) if turn % 2 else search.likeliest[rows]
+            search.offer(rows, self._towards(search, rows, targets, self.long, rng, start))
+
+    def _polish(self, search: _Search, rows: Tensor, rng: SampleRNG) -> None:
+        """Search at random on from the best images, and climb a little, in turn, on the samples that it takes further.
+
+        A climb that stands still between folds of the network is one square away from a way on.
+        """
+        walk = Square(self.norm, self.eps, queries=_PIECE, eot=self.eot)
+        for _ in range(_PIECES):
+            rows = rows[search.right[rows]]
+            if not len(rows):
+                return
+            before = search.lead[rows]
+            goal = Objective.untargeted(search.y[rows], "margin")
+            search.offer(rows, walk.search(search.model, search.x[rows], goal, rng.select(rows), search.image[rows])[0])
+            self._climb_on(search, rows[search.right[rows]], _SETTLE, rng)
+            rows = rows[search.lead[rows] < _GAIN * before]
+
+    def _climb_on(self, search: _Search, rows: Tensor, steps: int, rng: SampleRNG) -> None:
+        """Climb from the best images, towards the class that is likeliest there."""
+        if len(rows):
+            targets, start = search.nearest(rows), search.image[rows]
+            search.offer(rows, self._towards(search, rows, targets, steps, rng, start))
 
     def _towards(
         self, search: _Search, rows: Tensor, targets: Tensor, steps: int, rng: SampleRNG, start: Tensor | None
@@ -278,25 +328,24 @@ class FastEnsemble(Attack):
         return climb.ascend(search.model, search.x[rows], goal, rng.select(rows), start)[0]
 
     def _climb_from_afar(self, search: _Search, group: Tensor, seen: _Seen, rng: SampleRNG) -> None:
-        """Climb in shrinking balls, on the cross-entropy and towards a likely wrong class in turn."""
-        model, x, y = search.model, search.x, search.y
-        classes = wrong_classes(search.logits, y)
-        vain = 0
-        for turn, share in enumerate(_AFAR):
+        """Climb in shrinking balls, on the cross-entropy, again and again until it fells little."""
+        fading = False
+        for share in _AFAR:
             rows = search.among(group)
-            if not len(rows) or vain == 2:
+            if fading:
+                rows = search.nearer(rows, max(_SCOUTS, len(rows) // 2))
+            if not len(rows):
                 return
             climb = replace(self._afar, steps=max(1, round(share * self._afar.steps)))
-            rank = turn // 2 % classes.shape[1]
-            goal = Objective.untargeted(y[rows], "ce")
-            if turn % 2:
-                goal = Objective(search.loss, classes[rows, rank], Criterion(y[rows]), targeted=True)
-            search.offer(rows, climb.ascend(model, x[rows], goal, rng.select(rows))[0])
-            felled = len(rows) - len(search.among(group))
-            vain = 0 if felled else vain + 1
+            search.run(climb, rows, rng)
+            felled = len(rows) - len(rows[search.right[rows]])
             due = share == 1 and felled < _YIELD * len(rows)
             if due and not seen.scouting and not bool(seen.walked.any()):
                 self._walk(search, seen, rng)
+            if felled < _FADING * len(rows):
+                if fading or share == 1:
+                    return
+                fading = True
 
     def _climb(self, search: _Search, group: Tensor, seen: _Seen, rng: SampleRNG) -> None:
         """Rounds 2 and 3."""
@@ -336,11 +385,11 @@ def _part(rows: Tensor, of: int, most: int) -> int:
     return min(most, -(-len(rows) // of))
 
 
-def _some(which: Tensor) -> Tensor:
-    """Up to ten of the samples of a mask (N,), at even distances, as a mask."""
+def _some(which: Tensor, most: int) -> Tensor:
+    """Up to ``most`` of the samples of a mask (N,), at even distances, as a mask."""
     rows = which.nonzero().squeeze(1)
     some = torch.zeros_like(which)
-    some[rows[torch.linspace(0, len(rows) - 1, min(_SCOUTS, len(rows))).long()]] = True
+    some[rows[torch.linspace(0, len(rows) - 1, min(most, len(rows))).long()]] = True
     return some
 
 
@@ -356,6 +405,7 @@ class _Search:
         self.clean = -goal.value(self.logits)
         self.image, self.lead = x.clone(), self.clean.clone()
         self.right = ~goal.criterion(self.logits)
+        self.likeliest = wrong_classes(self.logits, y)[:, 0]
         self.loss: Loss = "dlr" if self.classes >= _TARGETED_CLASSES else "margin"
 
     @property
@@ -366,6 +416,15 @@ class _Search:
     def among(self, group: Tensor) -> Tensor:
         """The samples (indices) of a group (N,) that are still right."""
         return (self.right & group).nonzero().squeeze(1)
+
+    def nearer(self, rows: Tensor, most: int) -> Tensor:
+        """Those of the samples ``rows``, ``most`` of them, of which least is left of the lead on the clean image."""
+        return rows[(self.lead[rows] / self.clean[rows]).argsort(stable=True)[:most]]
+
+    def nearest(self, rows: Tensor) -> Tensor:
+        """The wrong class (N,) that is likeliest on the best image."""
+        with torch.no_grad():
+            return wrong_classes(self.model(self.image[rows]), self.y[rows])[:, 0]
 
     def offer(self, rows: Tensor, images: Tensor) -> Tensor:
         """Take what is better of ``images`` for the samples ``rows``; return the true class's lead there (N,)."""
@@ -431,6 +490,11 @@ class _Seen:
         A few are luck; more show a slope that misleads the climb, and then what it says of the others is worth no more.
         """
         return self.by_walks + self.by_probes + self.by_climbs
+
+    def taken(self, group: Tensor) -> Tensor:
+        """Of a group (N,) that stands, the ten (or a third, if that is less) that Square took furthest."""
+        rows = self.search.among(group)
+        return rows[self.share[rows].argsort(stable=True)[: _part(rows, 3, _SCOUTS)]]
 
     def climbed(self, rows: Tensor) -> None:
         """Note how far the climb came on the samples that it left right."""

@@ -69,17 +69,34 @@ class Square(Attack):
             for _ in range(self.restarts):
                 if not len(left):
                     break
-                found, value, fooled = self._search(model, x[left], goal.select(left), rng.select(left))
+                found, value, fooled = self.search(model, x[left], goal.select(left), rng.select(left))
                 better = fooled | (value > best[left])
                 result[left[better]], best[left[better]] = found[better], value[better]
                 left = left[~fooled]
         return result
 
-    def _search(self, model: nn.Module, x: Tensor, goal: Objective, rng: SampleRNG) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the best images found (N, …), their margins (N,), and whether they fool (N,)."""
+    @torch.no_grad()
+    def search(
+        self, model: nn.Module, x: Tensor, goal: Objective, rng: SampleRNG, start: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Search once, from ``start`` or else from the paper's patterns.
+
+        Args:
+            model: classifier, frozen.
+            x: clean images (N, …), right so far.
+            goal: what to increase.
+            rng: a sample's random numbers.
+            start: first images (N, …), inside the ball, such as those that a climb left.
+
+        Returns:
+            The best images found (N, …); their objective (N,); whether they fool (N,).
+        """
         shape = x.shape
         x = _as_images(x)
-        best = (self._stripes if self.threat.norm == "linf" else self._tiles)(x, rng)
+        if start is None:
+            best = (self._stripes if self.threat.norm == "linf" else self._tiles)(x, rng)
+        else:
+            best = start.reshape(x.shape).clone()
         logits = model(best.view(shape))
         value, fooled = goal.value(logits), goal.criterion(logits)
         left = (~fooled).nonzero().squeeze(1)
