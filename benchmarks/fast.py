@@ -24,11 +24,11 @@ CASES = [
     "digits-mlp-relu,linf,0.05,1000", "digits-mlp-tanh,linf,0.05,1000", "digits-mlp-tanh,l2,0.3,1000",
     "digits-vit,linf,0.05,400", "digits-vit,l2,0.3,250", "fashion-cnn,linf,0.02,300", "fashion-vit,linf,0.02,150",
     "fashion-cnn-at,l2,1.0,150", "fashion-cnn-at,l2,1.5,300", "fashion-cnn-at,linf,0.1,400",
-    "f24-cnn-at,l2,1.0,200", "f24-cnn-narrow-at,l2,1.0,200", "f24-cnn-narrow-at,linf,0.1,200",
-    "f24-cnn-trades,l2,1.0,200", "f24-cnn-trades,linf,0.1,200", "f24-resnet-at,l2,1.0,200",
-    "f24-resnet-at,linf,0.1,100", "f24-resnet-trades,l2,1.0,200", "f24-resnet-trades,linf,0.1,200",
-    "f24-vgg-at,l2,1.0,200", "f24-vgg-trades,l2,1.0,200", "f24-vgg-trades,linf,0.1,200", "f24-vit-at,l2,1.0,100",
-    "f24-vit-trades,l2,1.0,100", "f24-vit-trades,linf,0.1,100",
+    "f24-cnn-at,l2,1.0,400", "f24-cnn-narrow-at,l2,1.0,400", "f24-cnn-narrow-at,linf,0.1,400",
+    "f24-cnn-trades,l2,1.0,400", "f24-cnn-trades,linf,0.1,400", "f24-resnet-at,l2,1.0,400",
+    "f24-resnet-at,linf,0.1,400", "f24-resnet-trades,l2,1.0,400", "f24-resnet-trades,linf,0.1,400",
+    "f24-vgg-at,l2,1.0,400", "f24-vgg-trades,l2,1.0,400", "f24-vgg-trades,linf,0.1,400", "f24-vit-at,l2,1.0,400",
+    "f24-vit-trades,l2,1.0,400", "f24-vit-trades,linf,0.1,400",
 ]  # fmt: skip
 
 
