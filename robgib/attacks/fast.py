@@ -65,21 +65,23 @@ class FastEnsemble(Attack):
        at twenty samples (or a tenth), and at the others where any of these falls.
     5. On the samples of which an image came within ``near`` of the boundary, as a share of the clean image's lead:
        APGD on from that image; eight climbs from what Square finds in ``probe`` queries; random search and a short
-       climb in turn, on from the best image, for as long as they take a fifth of the lead; APGD-T towards the
-       ``finalists`` likeliest classes. The next five (or one in 25 that stand) follow, and the next, for as long as any
-       of them falls. Where Square got further than the climb did on a sample, it goes on to AutoAttack's queries.
+       climb in turn, on from the best image, for as long as they take a fifth of the lead, five times at most; APGD-T
+       towards the ``finalists`` likeliest classes. The next five follow (one in 25 that stand, if that is more; one in
+       ten, if that is less), and the next, for as long as any of them falls. Where Square got further than the climb
+       did on a sample, it is run with AutoAttack's queries.
 
     Where round 4 felled 2% and more of the samples that the climb had left right (two at least, and far from the
     boundary), gradients mislead. Ten samples go ahead through rounds 2 to 4, and through a climb from afar, in balls
     that shrink from ``widest`` eps: where three of them show it, or two by that climb, the others do not climb so. Ten
-    more, those that Square took furthest, are looked at with a climb from afar before round 5, and ten with twenty
-    times the queries of Square after it; two that fall show it too. If a climb from afar fooled any of those that it
-    was tried on, such climbs then replace rounds 2 and 3, short ones first, and round 5's random search. Where a short
-    one fells less than 5%, the nearer half gets the next; where a full one does, none follows. Where a full one fells
-    less than a fifth of what stands, FAB-T takes AutoAttack's number of steps on five samples, and on the next five for
-    as long as any falls. Square takes five times as many queries in that round 4, and goes on where they took half of
-    the clean lead. If round 4 belies these climbs too, all samples that stand are AutoAttack's: what felled more, FAB-T
-    (a shorter one before AutoAttack's) or Square, comes first, and its members that climb come last. A note says which.
+    (a third of what stands, if that is less), those that Square took furthest, are looked at with a climb from afar
+    before round 5, and ten with twenty times the queries of Square after it; two that fall show it too. If a climb from
+    afar fooled any of those that it was tried on, such climbs then replace rounds 2 and 3, short ones first, and all
+    but the first step of round 5. After a short one that fells less than 5% only the nearer half is climbed for; where
+    that, or a full climb, fells less than 5%, none follows. Where a full one fells less than a fifth of those that it
+    was tried on, FAB-T takes AutoAttack's number of steps on five samples, and on the next five for as long as any
+    falls. Square takes five times as many queries in that round 4, and goes on where they took half of the clean lead.
+    If round 4 belies these climbs too, all samples that stand are AutoAttack's: what felled more, FAB-T (a shorter one
+    before AutoAttack's) or Square, comes first, and its members that climb come last. A note says which.
 
     What it can miss is a sample that never came near by any of these and that AutoAttack fools all the same. Since
     round 5 looks at all samples at once, what a sample gets may depend on those that it is attacked with.
@@ -419,7 +421,11 @@ class _Search:
 
     def nearer(self, rows: Tensor, most: int) -> Tensor:
         """Those of the samples ``rows``, ``most`` of them, of which least is left of the lead on the clean image."""
-        return rows[(self.lead[rows] / self.clean[rows]).argsort(stable=True)[:most]]
+        return rows[self.share(rows, self.lead[rows]).argsort(stable=True)[:most]]
+
+    def share(self, rows: Tensor, lead: Tensor) -> Tensor:
+        """Leads (N,) of the samples ``rows`` as shares of the clean image's; 0 where the true class ties there."""
+        return lead / self.clean[rows].clamp_min(torch.finfo(lead.dtype).tiny)
 
     def nearest(self, rows: Tensor) -> Tensor:
         """The wrong class (N,) that is likeliest on the best image."""
@@ -500,7 +506,7 @@ class _Seen:
         """Note how far the climb came on the samples that it left right."""
         self.stood += len(rows)
         self.lead[rows] = self.search.lead[rows]
-        self.close[rows] = self.lead[rows] < self.near * self.search.clean[rows]
+        self.close[rows] = (self.lead[rows] < self.near * self.search.clean[rows]) | (self.lead[rows] <= 0)
 
     def afar(self, rows: Tensor) -> int:
         """How many of these samples are fooled now that the climb left far from the boundary."""
@@ -508,7 +514,7 @@ class _Seen:
 
     def sought(self, rows: Tensor, lead: Tensor) -> None:
         """Note the leads (N,) at which Square ended."""
-        self.share[rows] = lead / self.search.clean[rows]
+        self.share[rows] = self.search.share(rows, lead)
         self.ahead[rows] = lead < self.lead[rows]
         if self.from_afar:
             self.ahead[rows] |= self.share[rows] < _HALF

@@ -1,6 +1,7 @@
 """Auto-PGD, Square, R+FGSM, MI-FGSM: the papers' rules, their peers, and what they find."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -578,17 +579,64 @@ def test_random_search_goes_on_only_where_it_gains(digits_cnn, right_digits, mon
         return search_of(self, model, x, goal, rng, start)
 
     monkeypatch.setattr(Square, "search", counted)
-    for eps in (1e-5, 0.3):
-        took.clear()
-        attack = FastEnsemble("linf", eps)
-        search = _Search(digits_cnn, x, y)
-        attack._polish(search, search.left, SampleRNG(0, range(len(x))))
-        if eps == 1e-5:
-            assert took == [12]
-            assert bool(search.right.all())
-        else:
-            assert len(took) < 5
-            assert not bool(search.right.any())
+    attack = FastEnsemble("linf", 1e-5)
+    search = _Search(digits_cnn, x, y)
+    attack._polish(search, search.left, SampleRNG(0, range(len(x))))
+    assert took == [12]
+    assert bool(search.right.all())
+    took.clear()
+    attack = FastEnsemble("linf", 0.08)
+    search = _Search(digits_cnn, x, y)
+    attack._polish(search, search.left, SampleRNG(0, range(len(x))))
+    assert took[0] == 12
+    assert 1 < len(took) <= 5
+    assert all(later < earlier for earlier, later in pairwise(took))
+
+
+def test_a_sample_that_ties_on_the_clean_image_counts_as_nearest(right_digits):
+    class Tied(nn.Module):
+        def forward(self, x):
+            lead = torch.where(x.flatten(1)[:, 0] > 0.5, 0.0, 1.0)
+            return torch.stack([lead, torch.zeros_like(lead), torch.zeros_like(lead)], 1)
+
+    x, y = torch.zeros(6, 1, 4, 4), torch.zeros(6, dtype=torch.long)
+    x[3:, 0, 0, 0] = 0.9
+    search = _Search(Tied(), x, y)
+    assert search.left.tolist() == list(range(6))
+    assert search.nearer(search.left, 3).tolist() == [3, 4, 5]
+    seen = _Seen(search, 0.05)
+    seen.climbed(search.left)
+    assert seen.close.tolist() == [False] * 3 + [True] * 3
+
+
+@pytest.mark.parametrize(
+    ("falls", "given"),
+    [
+        ((0.0,) * 6, [(25, 100), (50, 50)]),
+        ((0.5, 0.0, 0.0), [(25, 100), (50, 50), (100, 25)]),
+        ((0.1, 0.1, 0.1, 0.0), [(25, 100), (50, 90), (100, 81), (100, 73)]),
+    ],
+)
+def test_climbs_from_afar_end_where_they_fell_little(falls, given, monkeypatch):
+    """The nearer half after a short one in vain; none after that, or after a full one."""
+
+    class Flat(nn.Module):
+        def forward(self, x):
+            return torch.tensor([1.0, 0.0, 0.0]).expand(len(x), 3)
+
+    attack = FastEnsemble("l2", 0.5)
+    search = _Search(Flat(), torch.zeros(100, 1, 2, 2), torch.zeros(100, dtype=torch.long))
+    seen = _Seen(search, attack.near, from_afar=True)
+    calls, shares = [], iter(falls)
+
+    def run(climb, rows, rng):
+        calls.append((climb.steps, len(rows)))
+        search.right[rows[: round(next(shares) * len(rows))]] = False
+
+    monkeypatch.setattr(search, "run", run)
+    monkeypatch.setattr(FastEnsemble, "_walk", lambda *_: None)
+    attack._climb_from_afar(search, torch.ones(100, dtype=torch.bool), seen, SampleRNG(0, range(100)))
+    assert calls == given
 
 
 def test_random_search_on_from_a_climb_goes_where_a_longer_climb_does_not(digits_cnn, right_digits):
