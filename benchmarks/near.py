@@ -101,9 +101,8 @@ def nearest(case: str, data_root: str | None, count: int) -> tuple[Samples, Samp
     keep = (network(x).argmax(1) == y).nonzero().squeeze(1)
     rng = SampleRNG(0, keep)
     x, y = x[keep], y[keep]
-    loss = "dlr"
     rows, best = torch.arange(len(x)), x.clone()
-    for attack in (APGD(norm, float(eps), steps=50), APGD(norm, float(eps), steps=50, loss=loss, targets=3)):
+    for attack in (APGD(norm, float(eps), steps=50), APGD(norm, float(eps), steps=50, loss="dlr", targets=3)):
         best[rows] = attack.perturb(network, x[rows], y[rows], rng.select(rows))
         rows = (network(best).argmax(1) == y).nonzero().squeeze(1)
     samples = Samples(network, norm, float(eps), x, y, best)

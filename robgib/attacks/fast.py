@@ -220,7 +220,7 @@ class FastEnsemble(Attack):
     @staticmethod
     def _offered(search: _Search, attack: Attack, rows: Tensor, seen: _Seen, rng: SampleRNG) -> int:
         """Run an attack on the samples ``rows`` that stand; return how many fell that the climb had left far."""
-        rows = rows[search.right[rows]]
+        rows = search.still(rows)
         search.run(attack, rows, rng)
         return seen.afar(rows)
 
@@ -261,7 +261,10 @@ class FastEnsemble(Attack):
 
     def _explore(self, search: _Search, group: Tensor, seen: _Seen, rng: SampleRNG) -> None:
         """Climb, and round 4, on the samples of a group (N,) that stand."""
-        (self._climb_from_afar if seen.from_afar else self._climb)(search, group, seen, rng)
+        if seen.from_afar:
+            self._climb_from_afar(search, group, seen, rng)
+        else:
+            self._climb(search, group, rng)
         stood = search.among(group)
         seen.climbed(stood)
         along = search.right & group & ~seen.walked
@@ -283,7 +286,7 @@ class FastEnsemble(Attack):
         if not seen.from_afar:
             self._restart(search, rows, rng)
             self._polish(search, rows, rng)
-        rows = rows[search.right[rows]]
+        rows = search.still(rows)
         if len(rows):
             x, y = search.x[rows], search.y[rows]
             search.offer(rows, cascade(members, search.model, x, y, rng.select(rows)))
@@ -292,7 +295,7 @@ class FastEnsemble(Attack):
         """Climb from what a short Square found, towards the class likeliest on the clean image or on the best."""
         probe = Square(self.norm, self.eps, queries=self.probe, eot=self.eot)
         for turn in range(_RESTARTS):
-            rows = rows[search.right[rows]]
+            rows = search.still(rows)
             if not len(rows):
                 return
             start = probe.perturb(search.model, search.x[rows], search.y[rows], rng.select(rows))
@@ -306,13 +309,13 @@ class FastEnsemble(Attack):
         """
         walk = Square(self.norm, self.eps, queries=_PIECE, eot=self.eot)
         for _ in range(_PIECES):
-            rows = rows[search.right[rows]]
+            rows = search.still(rows)
             if not len(rows):
                 return
             before = search.lead[rows]
             goal = Objective.untargeted(search.y[rows], "margin")
             search.offer(rows, walk.search(search.model, search.x[rows], goal, rng.select(rows), search.image[rows])[0])
-            self._climb_on(search, rows[search.right[rows]], _SETTLE, rng)
+            self._climb_on(search, search.still(rows), _SETTLE, rng)
             rows = rows[search.lead[rows] < _GAIN * before]
 
     def _climb_on(self, search: _Search, rows: Tensor, steps: int, rng: SampleRNG) -> None:
@@ -340,7 +343,7 @@ class FastEnsemble(Attack):
                 return
             climb = replace(self._afar, steps=max(1, round(share * self._afar.steps)))
             search.run(climb, rows, rng)
-            felled = len(rows) - len(rows[search.right[rows]])
+            felled = len(rows) - len(search.still(rows))
             due = share == 1 and felled < _YIELD * len(rows)
             if due and not seen.scouting and not bool(seen.walked.any()):
                 self._walk(search, seen, rng)
@@ -349,7 +352,7 @@ class FastEnsemble(Attack):
                     return
                 fading = True
 
-    def _climb(self, search: _Search, group: Tensor, seen: _Seen, rng: SampleRNG) -> None:
+    def _climb(self, search: _Search, group: Tensor, rng: SampleRNG) -> None:
         """Rounds 2 and 3."""
         model, x, y = search.model, search.x, search.y
         rows = search.among(group)
@@ -418,6 +421,10 @@ class _Search:
     def among(self, group: Tensor) -> Tensor:
         """The samples (indices) of a group (N,) that are still right."""
         return (self.right & group).nonzero().squeeze(1)
+
+    def still(self, rows: Tensor) -> Tensor:
+        """Those of the samples ``rows`` that are still right."""
+        return rows[self.right[rows]]
 
     def nearer(self, rows: Tensor, most: int) -> Tensor:
         """Those of the samples ``rows``, ``most`` of them, of which least is left of the lead on the clean image."""
