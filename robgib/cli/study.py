@@ -6,9 +6,8 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
-import pandas as pd
 import typer
 from rich.markup import escape
 from rich.table import Table
@@ -17,6 +16,9 @@ import robgib
 from robgib.cli.common import Catalogue, DataRoot, Quiet, help_when_alone, out
 from robgib.errors import RobGIBError, unknown_name
 from robgib.files import atomic_directory, check_writable
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 app = typer.Typer(help="Studies over many models: plan, run, verdict.")
 app.callback(invoke_without_command=True)(help_when_alone)
@@ -202,6 +204,8 @@ def _run_phases(
     rows = robgib.studies.phases_rows(study, traced)
     claim = robgib.studies.phases_claim(study, rows)
     version = robgib.__version__
+    import pandas as pd
+
     traces = [
         t.table.assign(network=t.network.name, control=t.network.control or "") for t in traced if t.table is not None
     ]

@@ -33,8 +33,6 @@ from robgib.cli.common import (
     sizing_of,
 )
 from robgib.errors import RobGIBError
-from robgib.robustness.verify import UNCHECKED
-from robgib.robustness.verify import verify as claims_of
 
 
 def verify(
@@ -100,7 +98,7 @@ def verify(
     test = subject.data.test
     known = (test.x[:count], test.y[:count]) if tuple(subject.data.shape) == saved["clean"].shape[1:] else None
     held_ones = 0
-    for claim in claims_of(held, saved, subject.model, known, device=where):
+    for claim in robgib.robustness.verify(held, saved, subject.model, known, device=where):
         if not claim.holds:
             err.print(f"[bold red]does not hold[/]  {escape(claim.what)}: {escape(claim.detail)}.", highlight=False)
             raise typer.Exit(1)
@@ -108,4 +106,4 @@ def verify(
         out.print(f"[green]holds[/]  {escape(claim.what)}", highlight=False)
     images = sum(len(v) for n, v in saved.items() if n.endswith("/rows"))
     out.print(f"\nAll {held_ones} claims hold, of {count} samples and {images} adversarial images.", highlight=False)
-    out.print(UNCHECKED, highlight=False)
+    out.print(robgib.robustness.UNCHECKED, highlight=False)

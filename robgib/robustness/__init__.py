@@ -5,11 +5,14 @@ from robgib.robustness.corruptions import corruption_accuracy
 from robgib.robustness.evaluate import BUDGETS, DEFAULT_ATTACKS, evaluate
 from robgib.robustness.failure_indicators import FailureIndicator, failure_indicators, weaker_than_reference
 from robgib.robustness.run_attack import AttackResult, accuracy_curve, run_attack
+from robgib.robustness.verify import UNCHECKED, Claim, verify
 
 __all__ = [
     "BUDGETS",
     "DEFAULT_ATTACKS",
+    "UNCHECKED",
     "AttackResult",
+    "Claim",
     "FailureIndicator",
     "NotCertifiableError",
     "accuracy_curve",
@@ -18,5 +21,6 @@ __all__ = [
     "evaluate",
     "failure_indicators",
     "run_attack",
+    "verify",
     "weaker_than_reference",
 ]
