@@ -14,6 +14,7 @@ import warnings
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 import robgib
 from robgib.attacks import AutoAttack, FastEnsemble
@@ -32,6 +33,15 @@ CASES = [
 ]  # fmt: skip
 
 
+def read_case(case: str, data_root: str | None) -> tuple[nn.Module, str, float, Tensor, Tensor]:
+    """A case's model, norm, eps, images and labels."""
+    name, norm, eps, count = case.split(",")
+    model, data = robgib.load_model(name, data_root=data_root)
+    splits = (data.test, data.val, data.train) if name.startswith("digits") else (data.test,)
+    x, y = (torch.cat([getattr(s, part)[:] for s in splits])[: int(count)] for part in ("x", "y"))
+    return model, norm, float(eps), x, y
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--cases", nargs="+", default=CASES)
@@ -42,16 +52,13 @@ def main() -> None:
     print(f"| {' | '.join(columns.split())} |")
     print("| --- | --- | --: | --: | --: | --: | --: | --: | --: | --: | --- | --- |", flush=True)
     for case in options.cases:
-        name, norm, eps, count = case.split(",")
-        model, data = robgib.load_model(name, data_root=options.data_root)
-        splits = (data.test, data.val, data.train) if name.startswith("digits") else (data.test,)
-        x, y = (torch.cat([getattr(s, part)[:] for s in splits])[: int(count)] for part in ("x", "y"))
-        one, two = (run_attack(model, x, y, kind(norm, float(eps))) for kind in (AutoAttack, FastEnsemble))
+        model, norm, eps, x, y = read_case(case, options.data_root)
+        one, two = (run_attack(model, x, y, kind(norm, eps)) for kind in (AutoAttack, FastEnsemble))
         alone = (
             ", ".join(map(str, np.flatnonzero((a.right == 0) & (b.right > 0)))) for a, b in ((two, one), (one, two))
         )
         print(
-            f"| {name} | {norm} {eps} | {len(x)} | {one.right.mean():.2%} | {two.right.mean():.2%} "
+            f"| {case.split(',')[0]} | {norm} {eps} | {len(x)} | {one.right.mean():.2%} | {two.right.mean():.2%} "
             f"| {one.passes.cost:,} | {two.passes.cost:,} | {one.passes.cost / two.passes.cost:.1f} "
             f"| {one.seconds:.0f} | {two.seconds:.0f} | {' | '.join(alone)} |",
             flush=True,

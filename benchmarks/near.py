@@ -15,9 +15,9 @@ import warnings
 from collections.abc import Callable
 
 import torch
+from fast import read_case
 from torch import Tensor, nn
 
-import robgib
 from robgib.attacks import APGD, Square
 from robgib.attacks.linearization import wrong_classes
 from robgib.attacks.objective import Criterion, Objective
@@ -93,22 +93,19 @@ ATTACKS: dict[str, tuple[int, Callable[[Samples, SampleRNG], Tensor]]] = {
 
 def nearest(case: str, data_root: str | None, count: int) -> tuple[Samples, SampleRNG, int]:
     """The samples of a case that come nearest to the boundary and stand; how many stand in all."""
-    name, norm, eps, images = case.split(",")
-    model, data = robgib.load_model(name, data_root=data_root)
-    splits = (data.test, data.val, data.train) if name.startswith("digits") else (data.test,)
-    x, y = (torch.cat([getattr(s, part)[:] for s in splits])[: int(images)] for part in ("x", "y"))
+    model, norm, eps, x, y = read_case(case, data_root)
     network = prepare(model, x[:16]).model.eval().requires_grad_(False)
     keep = (network(x).argmax(1) == y).nonzero().squeeze(1)
     rng = SampleRNG(0, keep)
     x, y = x[keep], y[keep]
     rows, best = torch.arange(len(x)), x.clone()
-    for attack in (APGD(norm, float(eps), steps=50), APGD(norm, float(eps), steps=50, loss="dlr", targets=3)):
+    for attack in (APGD(norm, eps, steps=50), APGD(norm, eps, steps=50, loss="dlr", targets=3)):
         best[rows] = attack.perturb(network, x[rows], y[rows], rng.select(rows))
         rows = (network(best).argmax(1) == y).nonzero().squeeze(1)
-    samples = Samples(network, norm, float(eps), x, y, best)
+    samples = Samples(network, norm, eps, x, y, best)
     share = samples.value(best) / samples.value(x)
     near = rows[share[rows].argsort()[:count]]
-    return Samples(network, norm, float(eps), x[near], y[near], best[near]), SampleRNG(1, keep[near]), len(rows)
+    return Samples(network, norm, eps, x[near], y[near], best[near]), SampleRNG(1, keep[near]), len(rows)
 
 
 def main() -> None:
