@@ -4,9 +4,9 @@ Names and sub-packages are imported when they are first used, so that ``import r
 
 >>> import robgib
 >>> model, data = robgib.load_model("digits-cnn")
->>> run = robgib.evaluate(model, data, samples=32, estimators=[], corruptions=False)
->>> run.robustness["attack"].tolist()
-['apgd-ce-linf', 'fast-linf', 'apgd-ce-l2', 'fast-l2']
+>>> run = robgib.evaluate(model, data, attacks=["pgd-linf"], samples=32, estimators=[], corruptions=False)
+>>> bool(run.robustness["robust_accuracy"].item() < run.robustness["clean_accuracy"].item())
+True
 """
 
 import importlib

@@ -609,6 +609,58 @@ def test_a_sample_that_ties_on_the_clean_image_counts_as_nearest(right_digits):
     assert seen.close.tolist() == [False] * 3 + [True] * 3
 
 
+class Flat(nn.Module):
+    """The same answer everywhere."""
+
+    def forward(self, x):
+        return torch.tensor([2.0, 1.0, 0.0, 0.0]).expand(len(x), 4)
+
+
+def test_all_is_tried_on_a_sample_near_the_boundary(monkeypatch):
+    """Up from the best image; up from what Square finds, eight times; random search and up; the long members."""
+    calls = []
+
+    def ascend(self, model, x, goal, rng, start=None):
+        calls.append(("climb", self.steps, start is not None))
+        return (x if start is None else start,)
+
+    def search_of(self, model, x, goal, rng, start=None):
+        calls.append(("square", self.queries, start is not None))
+        kept = x if start is None else start
+        value = goal.value(model(kept))
+        return kept, value, torch.zeros(len(x), dtype=torch.bool)
+
+    monkeypatch.setattr(APGD, "ascend", ascend)
+    monkeypatch.setattr(Square, "search", search_of)
+    attack = FastEnsemble("l2", 0.5)
+    search = _Search(Flat(), torch.zeros(3, 1, 2, 2), torch.zeros(3, dtype=torch.long))
+    attack._push(
+        search, search.left, _Seen(search, attack.near), [Square("l2", 0.5, queries=7)], SampleRNG(0, range(3))
+    )
+    begun = [("climb", 100, True), *[("square", 50, False), ("climb", 50, True)] * 8]
+    assert calls == [*begun, ("square", 500, True), ("climb", 30, True), ("square", 7, False)]
+
+
+@pytest.mark.parametrize(("falls", "given"), [(0, [20]), (1, [20, 80])])
+def test_fab_looks_at_all_where_one_of_twenty_falls(falls, given, monkeypatch):
+    attack = FastEnsemble("l2", 0.5)
+    search = _Search(Flat(), torch.zeros(100, 1, 2, 2), torch.zeros(100, dtype=torch.long))
+    walked, probed = [], []
+
+    def run(attack, rows, rng):
+        (walked if isinstance(attack, FAB) else probed).append(len(rows))
+        search.right[rows[:falls]] = False
+        return search.lead[rows]
+
+    monkeypatch.setattr(search, "run", run)
+    monkeypatch.setattr(FastEnsemble, "_climb", lambda *_: None)
+    seen = _Seen(search, attack.near)
+    attack._explore(search, torch.ones(100, dtype=torch.bool), seen, SampleRNG(0, range(100)))
+    assert walked == given
+    assert seen.by_walks == falls * len(given)
+    assert probed == [100 - falls * len(given)]
+
+
 @pytest.mark.parametrize(
     ("falls", "given"),
     [
@@ -619,11 +671,6 @@ def test_a_sample_that_ties_on_the_clean_image_counts_as_nearest(right_digits):
 )
 def test_climbs_from_afar_end_where_they_fell_little(falls, given, monkeypatch):
     """The nearer half after a short one in vain; none after that, or after a full one."""
-
-    class Flat(nn.Module):
-        def forward(self, x):
-            return torch.tensor([1.0, 0.0, 0.0]).expand(len(x), 3)
-
     attack = FastEnsemble("l2", 0.5)
     search = _Search(Flat(), torch.zeros(100, 1, 2, 2), torch.zeros(100, dtype=torch.long))
     seen = _Seen(search, attack.near, from_afar=True)
