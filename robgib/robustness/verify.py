@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -96,7 +96,6 @@ def verify(
             its attacks were.
     """
     x, y = (torch.from_numpy(saved[name]) for name in ("clean", "labels"))
-    truth = y.numpy()
     own = weights_digest(model)
     yield Claim(
         "the model has the weights that were attacked", own == run.config["weights"],
@@ -105,108 +104,165 @@ def verify(
     if data is not None:
         same = len(data[0]) >= len(x) and torch.equal(data[0][: len(x)], x) and torch.equal(data[1][: len(x)], y)
         yield Claim("the images and labels are those of the data", same, "another image or label is there")
-    threats, cascade = _threats(run), bool(run.config.get("cascade"))
+    threats = _threats(run)
     prepared = prepare(model, x, classes=len(run.config["data"]["classes"]), device=device)
     if prepared.random:
         raise RobGIBError("the model answers at random: what it said cannot be repeated, and is not verified.")
-    clean = answers(prepared, x, y, device=device)
-    summaries = run.robustness.iloc[: max(1, len(threats))]  # an attack each; below stand the worst of several
-    standing: dict[ThreatModel, list[AttackResult]] = {}
-    proofs: dict[ThreatModel, tuple[np.ndarray, np.ndarray]] = {}
-    distances: dict[str, np.ndarray] = {}
-    told: dict[str, AttackResult] = {}
+    case = _Case(run, saved, prepared, x, y, answers(prepared, x, y, device=device), threats, device)
+    shown: dict[str, _Evidence] = {}
     for label, rows in run.outcomes.groupby("attack", sort=False):
         yield Claim(f"{label}: it is an attack of the run", label in threats, "its configuration names no such one")
         rows = rows.sort_values("index")
         lined = _equal(f"{label}: a row for each sample", rows["index"].to_numpy(), np.arange(len(y)))
         yield lined
-        if label not in threats or not lined.holds:
-            continue
-        threat = threats[label]
-        base = {"attack": label, "norm": threat.norm, "eps": threat.eps}
-        yield _same(f"{label}: norm and eps of each sample", rows, [base] * len(y), ("norm", "eps"))
-        yield _equal(f"{label}: labels", rows["label"].to_numpy(), truth)
-        yield _equal(f"{label}: answers to clean images", rows["clean_prediction"].to_numpy(), clean.prediction)
-        fooled = ((clean.right > 0) & (rows["adversarial_prediction"] != rows["label"])).to_numpy()
-        if f"{label}/rows" not in saved or f"{label}/images" not in saved:
-            yield Claim(f"{label}: images", not fooled.any(), f"none is kept of {int(fooled.sum())} that it claims")
-        here = saved.get(f"{label}/rows", np.zeros(0, np.int64))
-        images = torch.from_numpy(saved.get(f"{label}/images", np.zeros((0, *x.shape[1:]), np.float32)))
-        yield Claim(
-            f"{label}: an image for each sample that it fooled", np.array_equal(here, np.flatnonzero(fooled)),
-            f"{len(here)} images, {int(fooled.sum())} samples",
-        )  # fmt: skip
-        inside = threat.allows(images, x[here]).numpy()
-        yield Claim(
-            f"{label}: images within {threat.norm} {threat.eps:.4g} and the box", bool(inside.all()),
-            f"image {_first(here, ~inside)} lies outside",
-        )  # fmt: skip
-        result = _shown(prepared, x, y, clean, threat, here, images, device)
-        wrong = (result.prediction[here] == truth[here]) & (result.prediction[here] != UNDECIDED)
-        expected = outcome_rows(base, truth, clean, result, result.distance)
-        for column, what in _ANSWERS.items():
-            yield _equal(f"{label}: {what}", rows[column].to_numpy(), expected[column].to_numpy())
-        yield Claim(
-            f"{label}: these answers are wrong", not wrong.any(), f"that to image {_first(here, wrong)} is right"
-        )
-        known = clean.right == 0  # such samples are not attacked: their images are the clean ones
-        known[here] = True
-        for norm in ("linf", "l2"):
-            size, stated = expected[norm].to_numpy(), rows[norm].to_numpy()
-            held = (np.abs(size - stated) <= _SIZE * size + 1e-7) | ~known
-            yield Claim(f"{label}: sizes in {norm}", bool(held.all()), _off(norm, held, stated, size))
-        if threat.norm in ("linf", "l2"):
-            stated = rows[threat.norm].to_numpy()
-            held = within(stated, threat.eps)
-            detail = _off(threat.norm, held, stated, np.full(len(y), threat.eps), "at most")
-            yield Claim(f"{label}: no size is beyond the budget", bool(held.all()), detail)
-        nearest = rows["distance"].to_numpy()
-        held = _possible(run, label, threats, clean, result, nearest)
-        yield Claim(f"{label}: distances", bool(held.all()), _off("distance", held, nearest, result.distance))
-        lead = rows["certified_lead"].to_numpy()
-        proven = np.flatnonzero(lead > 0)
-        if len(proven):
-            before = proofs.get(threat)
-            if before is None or not np.array_equal(before[0], proven):
-                before = proofs[threat] = proven, certify(prepared, x[proven], y[proven], threat, device=device)
-            found = before[1] > 0
-            yield Claim(
-                f"{label}: {len(proven)} samples are proven robust", bool(found.all()),
-                f"sample {_first(proven, ~found)} is not",
-            )  # fmt: skip
-        told[label], distances[label] = result, nearest
-        standing.setdefault(threat, []).append(result)
-        wanted = summary_row(base, clean, result, "", nearest)
-        yield from _summarised(label, summaries[summaries["attack"] == label], wanted, lead)
+        if label in threats and lined.holds:
+            shown[label] = yield from _attacked(case, label, rows)
+    yield from _table(case, shown)
+    yield from _curves(case, shown)
+
+
+@dataclass(frozen=True)
+class _Case:
+    """What claims are held against: a run, its images, and the model with its answers to the clean ones."""
+
+    run: Run
+    saved: Mapping[str, np.ndarray]
+    model: Prepared
+    x: Tensor
+    y: Tensor
+    clean: Answers
+    threats: Mapping[str, ThreatModel]
+    device: torch.device | str
+    proofs: dict[ThreatModel, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    """By budget: samples that were proven again, and by how much: the same for all of its attacks."""
+
+    def base(self, label: str) -> dict[str, Any]:
+        """The columns that name an attack."""
+        return {"attack": label, "norm": self.threats[label].norm, "eps": self.threats[label].eps}
+
+    def summary(self, label: str) -> pd.DataFrame:
+        """An attack's row of the robustness table: those of the worst of several stand below all attacks'."""
+        own = self.run.robustness.iloc[: max(1, len(self.threats))]
+        return own[own["attack"] == label]
+
+
+@dataclass(frozen=True)
+class _Evidence:
+    """What the images of an attack show, and the distances (N,) that the run states."""
+
+    result: AttackResult
+    stated: np.ndarray
+
+
+def _attacked(case: _Case, label: str, rows: pd.DataFrame) -> Generator[Claim, None, _Evidence]:
+    """What is claimed of an attack, a row a sample, and its row of the robustness table."""
+    threat, clean, truth = case.threats[label], case.clean, case.y.numpy()
+    base = case.base(label)
+    yield _same(f"{label}: norm and eps of each sample", rows, [base] * len(truth), ("norm", "eps"))
+    yield _equal(f"{label}: labels", rows["label"].to_numpy(), truth)
+    yield _equal(f"{label}: answers to clean images", rows["clean_prediction"].to_numpy(), clean.prediction)
+    fooled = ((clean.right > 0) & (rows["adversarial_prediction"] != rows["label"])).to_numpy()
+    if f"{label}/rows" not in case.saved or f"{label}/images" not in case.saved:
+        yield Claim(f"{label}: images", not fooled.any(), f"none is kept of {int(fooled.sum())} that it claims")
+    here = case.saved.get(f"{label}/rows", np.zeros(0, np.int64))
+    images = torch.from_numpy(case.saved.get(f"{label}/images", np.zeros((0, *case.x.shape[1:]), np.float32)))
+    yield Claim(
+        f"{label}: an image for each sample that it fooled", np.array_equal(here, np.flatnonzero(fooled)),
+        f"{len(here)} images, {int(fooled.sum())} samples",
+    )  # fmt: skip
+    inside = threat.allows(images, case.x[here]).numpy()
+    yield Claim(
+        f"{label}: images within {threat.norm} {threat.eps:.4g} and the box", bool(inside.all()),
+        f"image {_first(here, ~inside)} lies outside",
+    )  # fmt: skip
+    result = _shown(case, threat, here, images)
+    wrong = (result.prediction[here] == truth[here]) & (result.prediction[here] != UNDECIDED)
+    expected = outcome_rows(base, truth, clean, result, result.distance)
+    for column, what in _ANSWERS.items():
+        yield _equal(f"{label}: {what}", rows[column].to_numpy(), expected[column].to_numpy())
+    yield Claim(f"{label}: these answers are wrong", not wrong.any(), f"that to image {_first(here, wrong)} is right")
+    known = clean.right == 0  # such samples are not attacked: their images are the clean ones
+    known[here] = True
+    yield from _sized(case, label, rows, expected, known)
+    nearest = rows["distance"].to_numpy()
+    held = _possible(case, label, result, nearest)
+    yield Claim(f"{label}: distances", bool(held.all()), _off("distance", held, nearest, result.distance))
+    lead = rows["certified_lead"].to_numpy()
+    yield from _proven(case, label, np.flatnonzero(lead > 0))
+    yield from _summarised(label, case.summary(label), summary_row(base, clean, result, "", nearest), lead)
+    return _Evidence(result, nearest)
+
+
+def _sized(case: _Case, label: str, rows: pd.DataFrame, expected: pd.DataFrame, known: np.ndarray) -> Iterator[Claim]:
+    """The sizes of changes, of the samples (N,) whose images are known, and all of them beside the budget."""
+    threat = case.threats[label]
+    for norm in ("linf", "l2"):
+        size, stated = expected[norm].to_numpy(), rows[norm].to_numpy()
+        held = (np.abs(size - stated) <= _SIZE * size + 1e-7) | ~known
+        yield Claim(f"{label}: sizes in {norm}", bool(held.all()), _off(norm, held, stated, size))
+    if threat.norm in ("linf", "l2"):
+        stated = rows[threat.norm].to_numpy()
+        held = within(stated, threat.eps)
+        detail = _off(threat.norm, held, stated, np.full(len(stated), threat.eps), "at most")
+        yield Claim(f"{label}: no size is beyond the budget", bool(held.all()), detail)
+
+
+def _proven(case: _Case, label: str, proven: np.ndarray) -> Iterator[Claim]:
+    """That the samples ``proven`` (indices) are: the proof is made again."""
+    if not len(proven):
+        return
+    threat = case.threats[label]
+    before = case.proofs.get(threat)
+    if before is None or not np.array_equal(before[0], proven):
+        again = certify(case.model, case.x[proven], case.y[proven], threat, device=case.device)
+        before = case.proofs[threat] = proven, again
+    found = before[1] > 0
+    yield Claim(
+        f"{label}: {len(proven)} samples are proven robust", bool(found.all()),
+        f"sample {_first(proven, ~found)} is not",
+    )  # fmt: skip
+
+
+def _table(case: _Case, shown: Mapping[str, _Evidence]) -> Iterator[Claim]:
+    """The rows of the robustness table beside those of attacks that ran: failed ones, and the worst of several."""
+    run, threats = case.run, case.threats
+    attacks = max(1, len(threats))
     if not threats:
-        yield from _summarised("none", summaries, unattacked_row(clean), None)
-    for label, threat in threats.items():
+        yield from _summarised("none", run.robustness.iloc[:attacks], unattacked_row(case.clean), None)
+    for label in threats:
         if label not in set(run.outcomes["attack"]):
-            base = {"attack": label, "norm": threat.norm, "eps": threat.eps}
-            failed = summary_row(base, clean, None, "")
-            yield from _summarised(label, summaries[summaries["attack"] == label], failed, None)
-    several = [] if cascade else [(t, results) for t, results in standing.items() if len(results) > 1]
-    below = run.robustness.iloc[len(summaries) :]
+            failed = summary_row(case.base(label), case.clean, None, "")
+            yield from _summarised(label, case.summary(label), failed, None)
+    standing: dict[ThreatModel, list[AttackResult]] = {}
+    for label, one in shown.items():
+        standing.setdefault(threats[label], []).append(one.result)
+    several = [] if run.config.get("cascade") else [(t, found) for t, found in standing.items() if len(found) > 1]
+    below = run.robustness.iloc[attacks:]
     yield Claim(
         "the robustness table has a row for each attack and for the worst of several",
-        len(summaries) == max(1, len(threats)) and len(below) == len(several),
+        len(run.robustness) >= attacks and len(below) == len(several),
         f"{len(run.robustness)} rows, of {len(threats)} attacks",
     )
     for number, (threat, results) in enumerate(several):
-        row, lead = worst_row(threat.norm, threat.eps, clean, results), _leads(run, threat)
+        row, lead = worst_row(threat.norm, threat.eps, case.clean, results), _leads(run, threat)
         name = f"{row['attack']}, {threat.norm} {threat.eps:.4g}"
         yield from _summarised(name, below.iloc[number : number + 1], row, lead)
-    if run.config.get("curve") and not cascade and told:
+
+
+def _curves(case: _Case, shown: Mapping[str, _Evidence]) -> Iterator[Claim]:
+    """The curves: each point follows from the distances."""
+    run = case.run
+    if run.config.get("curve") and not run.config.get("cascade") and shown:
         curved = set(run.curve["attack"])
-        yield Claim("each attack has a curve", curved == set(told), f"{len(curved)} curves, {len(told)} attacks")
+        yield Claim("each attack has a curve", curved == set(shown), f"{len(curved)} curves, {len(shown)} attacks")
     for label, rows in run.curve.groupby("attack", sort=False):
-        yield Claim(f"{label}: its curve is of an attack that ran", label in told, "it has no outcomes")
-        if label in told:
-            threat = threats[label]
-            base = {"attack": label, "norm": threat.norm, "eps": threat.eps}
-            points = curve_points(threat, x, clean.right, told[label].right, distances[label])
+        yield Claim(f"{label}: its curve is of an attack that ran", label in shown, "it has no outcomes")
+        if label in shown:
+            one = shown[label]
+            points = curve_points(case.threats[label], case.x, case.clean.right, one.result.right, one.stated)
+            expected = curve_rows(case.base(label), points, len(case.y))
             for what, columns in _POINTS.items():
-                yield _same(f"{label}: {what}", rows.sort_values("at"), curve_rows(base, points, len(y)), columns)
+                yield _same(f"{label}: {what}", rows.sort_values("at"), expected, columns)
 
 
 def _threats(run: Run) -> dict[str, ThreatModel]:
@@ -218,42 +274,33 @@ def _threats(run: Run) -> dict[str, ThreatModel]:
         raise RobGIBError("the run's configuration does not say what its attacks were.") from error
 
 
-def _shown(
-    model: Prepared,
-    x: Tensor,
-    y: Tensor,
-    clean: Answers,
-    threat: ThreatModel,
-    here: np.ndarray,
-    images: Tensor,
-    device: torch.device | str,
-) -> AttackResult:
+def _shown(case: _Case, threat: ThreatModel, here: np.ndarray, images: Tensor) -> AttackResult:
     """What an attack did, as far as the images (n, …) that it left of the samples ``here`` (n,) show.
 
     Nothing is known of the images that fooled nobody: as sizes of their changes stand zeros, and inf as distances.
     """
+    x, y, clean = case.x, case.y, case.clean
     prediction, right = clean.prediction.copy(), clean.right.astype(float)
     coarse, nearest = right.copy(), np.where(right > 0, np.inf, 0.0)
     sizes = {norm: np.zeros(len(x)) for norm in ("linf", "l2")}
     if len(here):
-        said = answers(model, images, y[here], device=device)
+        said = answers(case.model, images, y[here], device=case.device)
         prediction[here], right[here], coarse[here] = said.prediction, said.right, said.right
         if images.ndim == 4:
-            coarse[here] = answers(model, in_8_bits(images), y[here], device=device).right
+            coarse[here] = answers(case.model, in_8_bits(images), y[here], device=case.device).right
         nearest[here] = threat.distance(images, x[here]).numpy()
         for norm, values in sizes.items():
             values[here] = distance(images, x[here], norm).numpy()
     return AttackResult(prediction, right, coarse, sizes["linf"], sizes["l2"], nearest, {}, QueryCount())
 
 
-def _possible(
-    run: Run, label: str, threats: Mapping[str, ThreatModel], clean: Answers, shown: AttackResult, stated: np.ndarray
-) -> np.ndarray:
+def _possible(case: _Case, label: str, shown: AttackResult, stated: np.ndarray) -> np.ndarray:
     """Which stated distances (N,) can be, beside those of the images kept.
 
     A curve's attacks may have found nearer images, which are not kept, and images outside the ball; so may an attack
     that looks there, and in a cascade those before it.
     """
+    run, threats, clean = case.run, case.threats, case.clean
     same = np.isclose(stated, shown.distance, rtol=_SIZE, atol=1e-7)
     nearer = (stated > 0) & (stated <= shown.distance * (1 + _SIZE) + 1e-7)
     group = [n for n, t in threats.items() if t == threats[label]] if run.config.get("cascade") else [label]
