@@ -11,7 +11,7 @@ _FENCE = re.compile(r"```(python|yaml|console)\n(.*?)```", re.S)
 
 
 @pytest.mark.parametrize(
-    "guide", ["estimator", "model", *(pytest.param(g, marks=pytest.mark.slow) for g in ("attack", "data"))]
+    "guide", ["model", *(pytest.param(g, marks=pytest.mark.slow) for g in ("estimator", "attack", "data"))]
 )
 def test_guide(guide, cli, tmp_path):
     ran = []

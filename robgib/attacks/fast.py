@@ -100,7 +100,7 @@ class FastEnsemble(Attack):
 
     >>> import robgib
     >>> model, data = robgib.load_model("digits-cnn")
-    >>> x, y = data.test.x[:40], data.test.y[:40]
+    >>> x, y = data.test.x[:16], data.test.y[:16]
     >>> images = robgib.attacks.FastEnsemble("linf", 0.1)(model, x, y)
     >>> bool((model(images).argmax(1) == y).float().mean() < 0.3)
     True

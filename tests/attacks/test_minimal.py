@@ -170,8 +170,8 @@ def test_proximal_steps_are_minima(seed):
         ("pdgd-l2:steps=200", lambda a, m, x, y: a.pdgd(m, x, y, num_steps=200)),
         ("pdpgd-l1:steps=200", lambda a, m, x, y: a.pdpgd(m, x, y, norm=1, num_steps=200)),
         ("alma-l2:steps=200", lambda a, m, x, y: a.alma(m, x, y, num_steps=200)),
-        ("superdeepfool-l2", lambda a, m, x, y: a.sdf(m, x, y)),
-        ("sigma-zero-l0", lambda a, m, x, y: a.sigma_zero(m, x, y, num_steps=1000)),
+        pytest.param("superdeepfool-l2", lambda a, m, x, y: a.sdf(m, x, y), marks=pytest.mark.slow),
+        pytest.param("sigma-zero-l0", lambda a, m, x, y: a.sigma_zero(m, x, y, num_steps=1000), marks=pytest.mark.slow),
     ],
 )
 def test_minimal_attacks_come_as_near_as_those_of_adv_lib(spec, peer, right_digits, digits_cnn):

@@ -26,6 +26,7 @@ SHORT = {
     "apgd-t": "steps=20",
     **dict.fromkeys(("ddn", "fmn", "pdgd", "pdpgd", "alma", "sigma"), "steps=60"),
     "superdeepfool": "steps=3",
+    "fast": "first=3,short=2,long=5,probe=5",
 }
 
 

@@ -268,7 +268,7 @@ def run(digits, trained, tmp_path_factory):
     return save_run(made, tmp_path_factory.mktemp("runs"))
 
 
-@EVERY
+@pytest.mark.parametrize("every", [30, pytest.param(1, marks=pytest.mark.slow)])
 def test_run_folders(run, tmp_path, every):
     tally, rng = Tally(every), np.random.default_rng(0)
     parts = sorted(p.name for p in run.iterdir())

@@ -93,7 +93,8 @@ def tasks(tmp_path, deaths):
     return [Task(name, tmp_path / "out" / name, recipe, work) for name in ("a", "b", "c", "d", "e", "f")]
 
 
-@pytest.mark.parametrize("deaths", [{"b": 99}, pytest.param({"b": 99, "d": 1}, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("deaths", [{"b": 99}, {"b": 99, "d": 1}])
 def test_a_process_that_dies_fails_alone(tmp_path, digits, deaths):
     (tmp_path / "out").mkdir()
     found = dict(run_tasks(tasks(tmp_path, deaths), Engine(jobs=2)))

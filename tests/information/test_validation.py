@@ -112,6 +112,7 @@ def test_the_goals_hold_for_closed_forms():
     assert found["null"].min() >= 0.93
 
 
+@pytest.mark.slow
 def test_processes_share_the_repeats_and_change_nothing(tmp_path):
     (tmp_path / "far.py").write_text(
         "from dataclasses import dataclass\n"

@@ -57,7 +57,7 @@ def test_processes_share_the_models_and_change_nothing(tmp_path, monkeypatch):
     assert Parallel(n_jobs=2)(delayed(abs)(value) for value in (-1, -2)) == [1, 2]
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_view_of_a_study_shows_what_runs(jobs, tmp_path, monkeypatch):
     monkeypatch.setenv("ROBGIB_CACHE", str(tmp_path / "cache"))
     study = read_study(written(tmp_path, SMALL))

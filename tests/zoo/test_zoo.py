@@ -534,15 +534,16 @@ def test_brackets_in_a_file_are_text(invoke, tmp_path):
     assert "hidden: [8]" in shown
 
 
-def test_one_broken_recipe_leaves_the_others_usable(process, tmp_path):
+@pytest.mark.filterwarnings("default::robgib.RobGIBWarning")
+def test_one_broken_recipe_leaves_the_others_usable(cli, tmp_path):
     (tmp_path / "zoo").mkdir()
     (tmp_path / "zoo" / "broken.yaml").write_text("data: digits\narchitecture: 7\n")
     (tmp_path / "zoo" / "whole.yaml").write_text("data: digits\narchitecture: {name: mlp, hidden: [8]}\n")
-    done = process("zoo", "list", "--catalogue", str(tmp_path))
+    done = cli("zoo", "list", "--catalogue", str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert "whole" in done.stdout
     assert "warning: recipe left out: " in done.stderr
     assert "broken.yaml, line 2" in done.stderr
-    named = process("train", "broken", "--catalogue", str(tmp_path))
+    named = cli("train", "broken", "--catalogue", str(tmp_path))
     assert named.returncode == 2
     assert "broken.yaml, line 2" in named.stderr
