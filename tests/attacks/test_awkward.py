@@ -45,8 +45,12 @@ def awkward(request, digits_cnn):
 EPS = {"linf": 0.1, "l2": 1.0, "l1": 4.0, "l0": 6}
 
 
-@pytest.mark.parametrize("spec", SPECS)
-@pytest.mark.parametrize("share", [0.05, 4])
+FEW_FALL = [
+    pytest.param(0.05, s, marks=pytest.mark.slow) if s.startswith(("fast-l1", "fast-l2")) else (0.05, s) for s in SPECS
+]
+
+
+@pytest.mark.parametrize(("share", "spec"), [*FEW_FALL, *((4, s) for s in SPECS)])
 def test_every_attack_ends_where_few_or_all_fall(awkward, digits, spec, share):
     x, y = digits.test.x[:5], digits.test.y[:5]
     attack = make_attack(spec)
@@ -62,7 +66,7 @@ def test_every_attack_ends_where_few_or_all_fall(awkward, digits, spec, share):
 
 
 @pytest.mark.filterwarnings("ignore::robgib.RobGIBWarning")
-@pytest.mark.parametrize("eps", [0.02, 0.4])
+@pytest.mark.parametrize("eps", [pytest.param(0.02, marks=pytest.mark.slow), 0.4])
 def test_the_fast_ensemble_on_a_network_that_takes_no_empty_batch(digits_cnn, digits, eps):
     x, y = digits.test.x[:6], digits.test.y[:6]
     usual = run_attack(digits_cnn, x, y, FastEnsemble("linf", eps))

@@ -466,6 +466,7 @@ def test_the_fast_ensemble_says_what_autoattack_says_in_a_fifth_of_its_passes(di
     assert few.forward + few.backward < (full.forward + full.backward) / 5
 
 
+@pytest.mark.slow
 def test_the_fast_ensemble_leaves_no_more_than_its_long_members(digits_cnn, right_digits):
     x, y = (v[:32] for v in right_digits)
     reference = robust(digits_cnn, x, y, APGD("linf", 0.06, loss="dlr", targets=9))
@@ -761,7 +762,7 @@ def test_the_fast_ensemble_without_gradients_and_with_few_classes(digits_cnn, ri
 
 
 @pytest.mark.filterwarnings("ignore:.*gradients mislead")  # climbs of two steps do seem misled
-@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+@pytest.mark.parametrize("norm", ["linf", "l2", pytest.param("l1", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("share", [0, 0.02, 0.5, 1])
 def test_the_fast_ensemble_ends_wherever_all_are_fooled(digits_cnn, right_digits, norm, share):
     x, y = (v[:6] for v in right_digits)

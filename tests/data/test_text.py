@@ -62,14 +62,14 @@ def test_neighbours_make_vectors(folder):
 def test_learnt_attacked_and_measured(folder):
     data = load_data(f"text:{folder}")
     make = lambda: build("text-transformer", data.shape, 3, {"dim": 32, "depth": 2})  # noqa: E731
-    model, result = train(make, data, Training(epochs=8, batch_size=64, learning_rate=0.003))
+    model, result = train(make, data, Training(epochs=5, batch_size=64, learning_rate=0.003))
     assert result["test_accuracy"] > 0.9
-    attacks = ["pgd-linf:eps=0.2", "pgd-l2", "square-linf:eps=0.2,queries=300"]
-    run = evaluate(model, data, attacks=attacks, estimators=["gaussian"], samples=60, curve=False)
+    attacks = ["pgd-linf:eps=0.2", "pgd-l2", "square-linf:eps=0.2,queries=100"]
+    run = evaluate(model, data, attacks=attacks, estimators=["gaussian"], samples=40, curve=False)
     table = run.robustness.set_index("attack")
     assert table.loc["pgd-linf:eps=0.2", "robust_accuracy"] < table.loc["pgd-linf:eps=0.2", "clean_accuracy"] - 0.1
     assert table.loc["pgd-l2", "status"] == "ok"
-    assert table.loc["square-linf:eps=0.2,queries=300", "status"] == "ok"  # sequences as images of one channel
+    assert table.loc["square-linf:eps=0.2,queries=100", "status"] == "ok"  # sequences as images of one channel
     assert set(run.layers["layer"]) == {"project", "blocks.0", "blocks.1", "logits", "Ŷ", "Y"}
     assert set(run.layers["partition"]) == {"tokens:4", "tokens:8"}
     assert run.features["feature"].iloc[0] == "tokens 0-15"

@@ -337,6 +337,7 @@ def test_two_processes_at_one_evaluation(filled, tmp_path):
     assert not strangers(tmp_path)
 
 
+@pytest.mark.slow
 def test_two_processes_at_one_network_of_the_zoo(tmp_path):
     (tmp_path / "both.yaml").write_text(RECIPE)
     both = [start(tmp_path / "cache", "zoo", "train", "both", "--catalogue", str(tmp_path)) for _ in range(2)]

@@ -63,7 +63,7 @@ def right(model, digits):
     return x[keep][:100], y[keep][:100]
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", pytest.param("l2", marks=pytest.mark.slow)])
 def test_silent_on_an_adversarially_trained_model(trained_adversarially, digits, norm):
     x, y = right(trained_adversarially, digits)
     assert len(x) >= 90
@@ -115,6 +115,7 @@ def test_an_attack_weaker_than_a_short_one_is_named(digits_cnn, digits):
     assert found["more effort still helps"].seen
 
 
+@pytest.mark.slow
 def test_a_few_samples_raise_no_sign_by_chance(trained_adversarially, digits):
     """A share above 5% of 19 images is one image: "more effort" was seen in half of such draws."""
     x, y = digits.test.x, digits.test.y

@@ -62,7 +62,10 @@ def test_an_effect_that_turns_round_within_cells_is_told():
     assert "Within cells (seeds) it is the opposite: -0." in found.words
 
 
-@pytest.mark.parametrize(("seeds", "keys"), [(2, _CELL), (3, _CELL), (2, ["architecture"])])
+@pytest.mark.parametrize(
+    ("seeds", "keys"),
+    [(2, _CELL), *(pytest.param(*p, marks=pytest.mark.slow) for p in ((3, _CELL), (2, ["architecture"])))],
+)
 def test_intervals_within_groups_hold_nothing_about_as_often_as_they_say(seeds, keys):
     """Two models of a cell deviate from their mean as one, mirrored: taken for two, 77% of the intervals held 0."""
     held = []
