@@ -515,6 +515,7 @@ class Terraces(Around):
         return self.model(near + away.sign() * torch.relu(away.abs() - self.flat) * 0.125 / (0.125 - self.flat))
 
 
+@pytest.mark.slow
 def test_the_fast_ensemble_climbs_from_afar_where_the_clean_image_stands_on_a_terrace(digits_cnn, right_digits):
     x, y = (v[:48] for v in right_digits)
     model = Terraces(digits_cnn, 0.08).eval()
@@ -806,7 +807,7 @@ def test_apgd_under_l1_finds_what_sparse_descent_and_fab_do_not(digits_cnn, righ
     assert targeted <= robust(digits_cnn, x, y, FAB("l1", 1.0, targeted=True)) + 0.01
 
 
-@pytest.mark.parametrize("targets", [0, 5])
+@pytest.mark.parametrize("targets", [0, pytest.param(5, marks=pytest.mark.slow)])
 def test_apgd_under_l1_leaves_no_more_than_adv_lib(digits_cnn, right_digits, targets):
     library = advlib_or_skip()
     x, y = (v[:64] for v in right_digits)
