@@ -52,13 +52,14 @@ def main() -> None:
     print(f"| {' | '.join(columns.split())} |")
     print("| --- | --- | --: | --: | --: | --: | --: | --: | --: | --: | --- | --- |", flush=True)
     for case in options.cases:
+        name, _, budget, _ = case.split(",")
         model, norm, eps, x, y = read_case(case, options.data_root)
         one, two = (run_attack(model, x, y, kind(norm, eps)) for kind in (AutoAttack, FastEnsemble))
         alone = (
             ", ".join(map(str, np.flatnonzero((a.right == 0) & (b.right > 0)))) for a, b in ((two, one), (one, two))
         )
         print(
-            f"| {case.split(',')[0]} | {norm} {eps} | {len(x)} | {one.right.mean():.2%} | {two.right.mean():.2%} "
+            f"| {name} | {norm} {budget} | {len(x)} | {one.right.mean():.2%} | {two.right.mean():.2%} "
             f"| {one.passes.cost:,} | {two.passes.cost:,} | {one.passes.cost / two.passes.cost:.1f} "
             f"| {one.seconds:.0f} | {two.seconds:.0f} | {' | '.join(alone)} |",
             flush=True,

@@ -1,6 +1,6 @@
 """What fells the samples nearest to the boundary: the table of docs/attacks.md behind the fast ensemble's last round.
 
-    python benchmarks/near.py --data-root DATA [--cases f24-resnet-trades,linf,0.1,400 … --samples 24 --seeds 2]
+    python -m benchmarks.near --data-root DATA [--cases f24-resnet-trades,linf,0.1,400 … --samples 24 --seeds 2]
 
 A case is a model of the zoo, a norm, an eps and a number of images. On what APGD-CE and APGD-T of three classes leave,
 the samples with least of their lead on the clean image go through each of the attacks, from the best image so far where
@@ -15,9 +15,9 @@ import warnings
 from collections.abc import Callable
 
 import torch
-from fast import read_case
 from torch import Tensor, nn
 
+from benchmarks.fast import read_case
 from robgib.attacks import APGD, Square
 from robgib.attacks.linearization import wrong_classes
 from robgib.attacks.objective import Criterion, Objective

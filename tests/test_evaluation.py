@@ -474,6 +474,14 @@ def test_what_stands_beside_the_attacks_does_not_outgrow_them(digits, digits_cnn
     assert list(signs.index) == list(CHECKS)
 
 
+def test_by_default_the_fast_ensembles_judge(digits, digits_cnn):
+    """As a cascade, cheapest first, at the data set's budgets."""
+    options = {"estimators": [], "samples": 8, "signs": False, "corruptions": False, "curve": False}
+    table = evaluate(digits_cnn, digits, progress=False, **options).robustness
+    assert table["attack"].tolist() == ["apgd-ce-linf", "fast-linf", "apgd-ce-l2", "fast-l2"]
+    assert table["eps"].tolist() == [digits.eps["linf"]] * 2 + [digits.eps["l2"]] * 2
+
+
 def test_a_plan_is_told_before_the_work(digits, digits_cnn):
     told = []
     options = {"attacks": ["pgd-linf"], "samples": 30, "signs": False, "curve": False, "device": "cpu"}

@@ -194,6 +194,8 @@ def _run_phases(
     extra: list[Path],
     quiet: bool,
 ) -> None:
+    import pandas as pd
+
     networks = robgib.studies.followed(study, extra)
     target = folder or Path("runs") / f"study-{study.name}"
     check_writable(target)
@@ -204,8 +206,6 @@ def _run_phases(
     rows = robgib.studies.phases_rows(study, traced)
     claim = robgib.studies.phases_claim(study, rows)
     version = robgib.__version__
-    import pandas as pd
-
     traces = [
         t.table.assign(network=t.network.name, control=t.network.control or "") for t in traced if t.table is not None
     ]

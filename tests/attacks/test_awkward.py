@@ -68,7 +68,7 @@ def test_every_attack_ends_where_few_or_all_fall(awkward, digits, spec, share):
 @pytest.mark.filterwarnings("ignore::robgib.RobGIBWarning")
 @pytest.mark.parametrize("eps", [pytest.param(0.02, marks=pytest.mark.slow), 0.4])
 def test_the_fast_ensemble_on_a_network_that_takes_no_empty_batch(digits_cnn, digits, eps):
-    x, y = digits.test.x[:6], digits.test.y[:6]
+    x, y = digits.test.x[:12], digits.test.y[:12]
     usual = run_attack(digits_cnn, x, y, FastEnsemble("linf", eps))
     found = run_attack(Full(digits_cnn).eval(), x, y, FastEnsemble("linf", eps))
     assert (found.right == usual.right).all()

@@ -37,6 +37,12 @@ def test_every_catalogue_attack_keeps_the_contract(name):
     assert not [c for c in check_attack(attack) if not c.passed]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fast-linf", "fast-l2", "fast-l1"])
+def test_the_fast_ensembles_keep_it_at_length(name):
+    assert not [c for c in check_attack(make_attack(f"{name}:eps=0.2")) if not c.passed]
+
+
 @pytest.mark.parametrize("name", ["PGD:steps=3", "PGDL2:steps=3", "CW:steps=5", "APGD:steps=3,n_restarts=1", "FGSM"])
 def test_adapted_attacks_keep_the_contract(name):
     assert not [c for c in check_attack(make_attack(f"torchattacks:{name}")) if not c.passed]

@@ -620,10 +620,19 @@ class Flat(nn.Module):
 
 def test_all_is_tried_on_a_sample_near_the_boundary(monkeypatch):
     """Up from the best image; up from what Square finds, eight times; random search and up; the long members."""
-    calls = []
+
+    class Turning(nn.Module):
+        """Class 1 comes second on black images, class 2 on white ones."""
+
+        def forward(self, x):
+            white = x[:, 0, 0, 0, None] > 0.5
+            return torch.where(white, torch.tensor([3.0, 1, 2, 0]), torch.tensor([3.0, 2, 1, 0]))
+
+    calls, towards = [], []
 
     def ascend(self, model, x, goal, rng, start=None):
         calls.append(("climb", self.steps, start is not None))
+        towards.append(goal.labels.tolist())
         return (x if start is None else start,)
 
     def search_of(self, model, x, goal, rng, start=None):
@@ -635,32 +644,40 @@ def test_all_is_tried_on_a_sample_near_the_boundary(monkeypatch):
     monkeypatch.setattr(APGD, "ascend", ascend)
     monkeypatch.setattr(Square, "search", search_of)
     attack = FastEnsemble("l2", 0.5)
-    search = _Search(Flat(), torch.zeros(3, 1, 2, 2), torch.zeros(3, dtype=torch.long))
-    attack._push(
-        search, search.left, _Seen(search, attack.near), [Square("l2", 0.5, queries=7)], SampleRNG(0, range(3))
-    )
+    search = _Search(Turning(), torch.zeros(1, 1, 2, 2), torch.zeros(1, dtype=torch.long))
+    search.image[:] = 1
+    attack._push(search, search.left, _Seen(search, attack.near), [Square("l2", 0.5, queries=7)], SampleRNG(0, [0]))
     begun = [("climb", 100, True), *[("square", 50, False), ("climb", 50, True)] * 8]
     assert calls == [*begun, ("square", 500, True), ("climb", 30, True), ("square", 7, False)]
+    # The class likeliest on the clean image and on the best, in turn.
+    assert towards == [[2], *[[1], [2]] * 4, [2]]
 
 
-@pytest.mark.parametrize(("falls", "given"), [(0, [20]), (1, [20, 80])])
-def test_fab_looks_at_all_where_one_of_twenty_falls(falls, given, monkeypatch):
+@pytest.mark.parametrize(
+    ("count", "falls", "given"), [(100, 0, [20]), (100, 1, [20, 80]), (300, 0, [30]), (300, 2, [30, 270])]
+)
+@pytest.mark.parametrize("from_afar", [False, True])
+def test_fab_looks_at_all_where_one_of_few_falls(count, falls, given, from_afar, monkeypatch):
+    """Of twenty, or a tenth; Square looks at all that stand, five times longer after climbs from afar."""
     attack = FastEnsemble("l2", 0.5)
-    search = _Search(Flat(), torch.zeros(100, 1, 2, 2), torch.zeros(100, dtype=torch.long))
+    search = _Search(Flat(), torch.zeros(count + 7, 1, 2, 2), torch.zeros(count + 7, dtype=torch.long))
     walked, probed = [], []
 
     def run(attack, rows, rng):
-        (walked if isinstance(attack, FAB) else probed).append(len(rows))
+        walks = isinstance(attack, FAB)
+        (walked if walks else probed).append(len(rows) if walks else (len(rows), attack.queries))
         search.right[rows[:falls]] = False
         return search.lead[rows]
 
     monkeypatch.setattr(search, "run", run)
-    monkeypatch.setattr(FastEnsemble, "_climb", lambda *_: None)
-    seen = _Seen(search, attack.near)
-    attack._explore(search, torch.ones(100, dtype=torch.bool), seen, SampleRNG(0, range(100)))
+    monkeypatch.setattr(FastEnsemble, "_climb_from_afar" if from_afar else "_climb", lambda *_: None)
+    seen = _Seen(search, attack.near, from_afar=from_afar)
+    seen.walked[:7] = True  # at length, before
+    attack._explore(search, torch.ones(count + 7, dtype=torch.bool), seen, SampleRNG(0, range(count + 7)))
     assert walked == given
     assert seen.by_walks == falls * len(given)
-    assert probed == [100 - falls * len(given)]
+    assert probed == [(count + 7 - falls * len(given), 250 if from_afar else 50)]
+    assert seen.by_probes == falls
 
 
 @pytest.mark.parametrize(

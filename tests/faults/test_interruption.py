@@ -291,7 +291,7 @@ COMMANDS = {
 }
 
 
-def check_kills(what, cache, tmp_path, kills, seed=0):
+def check_kills(what, cache, tmp_path, kills, seed):
     """Kill a command so many times and hold what ends against one left in peace; again, until the kills are done.
 
     The cache has what was there before; each round ends by itself after three kills.
@@ -316,7 +316,7 @@ def check_kills(what, cache, tmp_path, kills, seed=0):
     lasts, killed, number = time.monotonic() - at, 0, 0
     while killed < kills:
         place = tmp_path / f"round-{number}"
-        for _ in range(min(3, kills)):
+        for _ in range(3):
             killed += kill_at(began(place), lasts * rng.uniform(0.1, 0.9))
         ended = began(place)
         said = ended.communicate()
