@@ -140,9 +140,14 @@ class _Case:
         """The columns that name an attack."""
         return {"attack": label, "norm": self.threats[label].norm, "eps": self.threats[label].eps}
 
+    @property
+    def attacks(self) -> int:
+        """How many rows of the robustness table are attacks': those of the worst of several stand below."""
+        return max(1, len(self.threats))
+
     def summary(self, label: str) -> pd.DataFrame:
-        """An attack's row of the robustness table: those of the worst of several stand below all attacks'."""
-        own = self.run.robustness.iloc[: max(1, len(self.threats))]
+        """An attack's row of the robustness table."""
+        own = self.run.robustness.iloc[: self.attacks]
         return own[own["attack"] == label]
 
 
@@ -226,9 +231,8 @@ def _proven(case: _Case, label: str, proven: np.ndarray) -> Iterator[Claim]:
 def _table(case: _Case, shown: Mapping[str, _Evidence]) -> Iterator[Claim]:
     """The rows of the robustness table beside those of attacks that ran: failed ones, and the worst of several."""
     run, threats = case.run, case.threats
-    attacks = max(1, len(threats))
     if not threats:
-        yield from _summarised("none", run.robustness.iloc[:attacks], unattacked_row(case.clean), None)
+        yield from _summarised("none", run.robustness.iloc[: case.attacks], unattacked_row(case.clean), None)
     for label in threats:
         if label not in set(run.outcomes["attack"]):
             failed = summary_row(case.base(label), case.clean, None, "")
@@ -237,10 +241,10 @@ def _table(case: _Case, shown: Mapping[str, _Evidence]) -> Iterator[Claim]:
     for label, one in shown.items():
         standing.setdefault(threats[label], []).append(one.result)
     several = [] if run.config.get("cascade") else [(t, found) for t, found in standing.items() if len(found) > 1]
-    below = run.robustness.iloc[attacks:]
+    below = run.robustness.iloc[case.attacks :]
     yield Claim(
         "the robustness table has a row for each attack and for the worst of several",
-        len(run.robustness) >= attacks and len(below) == len(several),
+        len(run.robustness) >= case.attacks and len(below) == len(several),
         f"{len(run.robustness)} rows, of {len(threats)} attacks",
     )
     for number, (threat, results) in enumerate(several):

@@ -786,7 +786,7 @@ def test_the_fast_ensemble_ends_wherever_all_are_fooled(digits_cnn, right_digits
     x, y = (v[:6] for v in right_digits)
     eps = ThreatModel(norm, 1.0).widest(64) * max(share, 1e-3)
     attack = FastEnsemble(norm, eps, first=1, short=2, long=2, probe=2, near=0)
-    for count in (0, 1, len(x)):
+    for count in (0, 1, 3, len(x)):
         found = attack.perturb(digits_cnn, x[:count], y[:count], SampleRNG(0, range(count)))
         assert found.shape == x[:count].shape
         assert attack.threat.allows(found, x[:count]).all()

@@ -116,14 +116,7 @@ def test_where_nothing_can_be_kept_the_work_goes_on(tmp_path):
         assert not locked
 
 
-OPTIONS = {
-    "estimators": ["gaussian"],
-    "layers": ["hidden", "logits"],
-    "samples": 30,
-    "seed": 1,
-    "device": "cpu",
-    "progress": False,
-}
+OPTIONS = {"estimators": ["gaussian"], "samples": 30, "seed": 1, "device": "cpu", "progress": False}
 ATTACKS = ["pgd-linf:eps=0.05", "fgsm-l2:eps=0.5"]
 
 
