@@ -113,7 +113,8 @@ def sentence_of(error: ValidationError, what: str) -> str:
     kind, found = first["type"], first["input"]
     if kind == "literal_error":
         wanted = first["ctx"]["expected"].replace("'", "")
-        return str(unknown_name(f"{where} of {what}:", str(found), wanted.replace(" or ", ", ").split(", ")))
+        whole = f"{where} of {what}:" if what else where
+        return str(unknown_name(whole, str(found), wanted.replace(" or ", ", ").split(", ")))
     if kind in _BOUNDS:
         word, key = _BOUNDS[kind]
         return f"{whose} must be {word} {first['ctx'][key]:g}, not {found!r}."

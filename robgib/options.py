@@ -1,7 +1,10 @@
-"""Options of attacks and estimators: what each may be is declared with its type, and checked here for all of them.
+"""Options: what each may be is declared with its type, once, and checked here for all of them.
 
 A class of options is a frozen dataclass whose types carry their bounds (pydantic's ``Annotated[int, Field(ge=1)]``),
-and whose ``__post_init__`` calls :func:`check`.
+and whose ``__post_init__`` calls :func:`check`. Attacks and estimators declare theirs in this way.
+
+The options of an evaluation are five such classes. The command line, ``robgib.evaluate``, the configuration file and
+the record of a run are made from them: an option is defined here and used in one other place.
 """
 
 from __future__ import annotations
@@ -10,22 +13,36 @@ import dataclasses
 import functools
 import inspect
 import typing
-from collections.abc import Callable, Mapping
-from typing import Annotated, Any, ParamSpec, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt, ValidationError, create_model
 
 from robgib.errors import RobGIBError, sentence_of, unknown_name
 
 __all__ = [
     "AtLeastOne",
+    "AttackOptions",
+    "Context",
     "Count",
+    "InformationOptions",
+    "ModelOptions",
     "NonNegative",
+    "Option",
     "Positive",
+    "ReportOptions",
     "Seed",
+    "Share",
+    "Width",
     "check",
     "checked_arguments",
     "construct",
+    "gather",
+    "option",
+    "option_of",
+    "plain_options",
 ]
 
 Count = Annotated[int, Field(ge=1)]
@@ -153,3 +170,221 @@ def _fitted(model: type[BaseModel], given: Mapping[str, Any], what: str) -> dict
 def _plain(value: Any) -> Any:
     """A NumPy number as Python's."""
     return value.item() if type(value).__module__ == "numpy" and getattr(value, "shape", None) == () else value
+
+
+def _share(value: Any) -> Any:
+    """A share as a number, where it was given as ``40%``."""
+    if isinstance(value, str) and value.strip().endswith("%"):
+        try:
+            return float(value.strip().removesuffix("%")) / 100
+        except ValueError:
+            return value
+    return value
+
+
+Share = Annotated[float, BeforeValidator(_share), Field(ge=0, le=1)]
+"""A share of 1, also written as 40%."""
+Width = Annotated[float, BeforeValidator(_share), Field(gt=0, lt=1)]
+"""The width of an interval of shares, also written as 2%."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """How an option is offered on the command line and in a configuration file.
+
+    Attributes:
+        help: one sentence.
+        flag: on the command line; None is the field's name with hyphens.
+        shown: the default as the help shows it; None shows the value.
+        text: the command line takes it as text, and :func:`check` reads it.
+        runs_code: it names code; a configuration file may give it only with ``--allow-code``.
+        from_file: a configuration file may give it at all.
+    """
+
+    help: str
+    flag: str | None = None
+    shown: str | None = None
+    text: bool = False
+    runs_code: bool = False
+    from_file: bool = True
+
+
+def option(default: Any, help: str, **how: Any) -> Any:
+    """Declare a field of a class of options: its default, its help, and the rest of :class:`Option`."""
+    return dataclasses.field(default=default, metadata={"option": Option(help, **how)})
+
+
+def option_of(field: dataclasses.Field[Any]) -> Option | None:
+    """How a field is offered; None where the command line and files do not have it."""
+    return field.metadata.get("option")
+
+
+class _Checked:
+    """Dataclass whose fields are held to their types when it is made."""
+
+    _called: typing.ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        check(self, self._called)
+
+
+@dataclass(frozen=True)
+class ModelOptions(_Checked):
+    """How a model and its pictures are read.
+
+    >>> ModelOptions(normalize="cifar10").input_size is None
+    True
+    """
+
+    arch: str | None = option(
+        None, "Architecture of checkpoint files: package.module:factory, or a name.", runs_code=True
+    )
+    data: str | None = option(None, "Data set, in place of the model's own.")
+    data_root: Path | None = option(None, "Folder with the data files.", shown="the cache")
+    classes: str | None = option(
+        None, "The model's classes in its order, where folders number theirs otherwise: imagenet, or a file."
+    )
+    class_subset: bool = option(False, "Let the model choose among the classes of the data only.")
+    weights_key: str | None = option(None, "Which of several state dicts in a checkpoint file, such as state_dict_ema.")
+    normalize: str | None = option(
+        None,
+        "How inputs were normalised in training: imagenet, cifar10, half, … or none.",
+        shown="what the architecture does",
+    )
+    mean: str | None = option(None, "Mean of each channel, as 0.5,0.5,0.5, in place of --normalize.")
+    std: str | None = option(None, "Standard deviation of each channel.")
+    bounds: str | None = option(
+        None, "The values of black and white that the network expects, as -1,1 or 0,255.", shown="0,1"
+    )
+    input_size: Count | None = option(None, "Resize the shorter side to this, then crop the middle square.")
+    resize: Count | None = option(None, "Length of the images' shorter side.")
+    crop: Count | None = option(None, "Side of the middle square that is kept.")
+    interpolation: str = option("bilinear", "nearest, bilinear, bicubic or lanczos.")
+    allow_pickle: bool = option(
+        False,
+        "Unpickle .pt and .pth files that hold more than weights. [red]They can run any code.",
+        from_file=False,
+    )
+    allow_code: bool = option(
+        False,
+        "Take package.module:factory from recipes and records. [red]It imports and runs code that a file names.",
+        from_file=False,
+    )
+
+
+@dataclass(frozen=True)
+class AttackOptions(_Checked):
+    """What is attacked, and what is measured beside the attacks.
+
+    >>> AttackOptions(until_width="2%").until_width
+    0.02
+    """
+
+    attacks: Any = option("standard", "Attack, as NAME[:key=value,…]; repeatable.", flag="--attack", shown="--standard")
+    samples: Count | None = option(None, "Test images to attack.", shown="all")
+    cascade: bool | None = option(None, "Run the cheapest attack first, each later one on the samples still right.")
+    curve: bool = option(True, "Measure accuracy against eps.")
+    signs: bool = option(True, "Run the attack-failure indicators.")
+    corruptions: bool = option(True, "Measure accuracy under common corruptions.")
+    certify: bool = option(False, "Also prove samples robust, by bounds on the network (small ones).")
+    until_width: Width | None = option(
+        None, "Attack until the 95% intervals are this narrow, as 2% or 0.02, and no longer.", text=True
+    )
+    save_adversarial: bool = option(False, "Keep every adversarial image, for `robgib verify`.")
+    precision: Literal["float32", "bfloat16"] = option(
+        "float32", "float32, or bfloat16 for the attacks' gradients (float32 judges the adversarial images)."
+    )
+
+
+@dataclass(frozen=True)
+class InformationOptions(_Checked):
+    """What is estimated of the layers.
+
+    >>> InformationOptions(codes=40).beta
+    1.0
+    """
+
+    estimators: Any = option(
+        ("imputation",), "Estimator, as NAME[:key=value,…]; repeatable.", flag="--estimator", shown="imputation"
+    )
+    layers: Sequence[str] | None = option(
+        None, "Layer, by module name or 'logits'; repeatable.", flag="--layer", shown="every block and the logits"
+    )
+    information_samples: Count | None = option(
+        None, "Most images for information estimates.", shown="--samples, 5000 at most"
+    )
+    features: str | Sequence[str] = option(
+        "auto", "patches:G, pca:N, pixels, channels, tokens:G or groups:G; repeatable.", shown="two sizes"
+    )
+    feature_dims: Count = 4
+    layer_dims: Count = 8
+    codes: Annotated[int, Field(ge=2)] | None = option(
+        None, "Symbols of a layer's code.", shown="four per class, at least 16"
+    )
+    sigma: Positive = option(0.3, "Noise of the noise view, as a share of a layer's total standard deviation.")
+    unit_groups: NonNegativeInt = option(0, "Groups of units as the features of S(Z;Y); 0: none.")
+    beta: NonNegative = option(1.0, "Trade-off of the IB and GIB objectives.")
+    pmi: bool = option(False, "Weigh samples by 1[ŷ = y]·max(0, pmi(ŷ;y)).")
+
+
+@dataclass(frozen=True)
+class ReportOptions(_Checked):
+    """Where results go and how they are shown; nothing here changes a figure."""
+
+    out: Path = option(Path("runs"), "Folder of the run folders.")
+    verbose: bool = option(False, "Also print the bits of every layer.")
+    as_json: bool = option(False, "Print the result as JSON, for scripts.", flag="--json")
+    fail_under: Share | None = option(None, "Exit with 1 where a robust accuracy is lower, as 40% or 0.4.", text=True)
+    log: Sequence[str] = option(
+        (), "Send parameters, figures, tables and the page to mlflow or tensorboard; repeatable.", shown=""
+    )
+    fresh: bool = option(False, "Measure again what a run folder below --out holds already.")
+    quiet: bool = option(False, "Show no progress bars.")
+
+
+@dataclass(frozen=True)
+class Context(_Checked):
+    """The context of a computation: what it draws from, where it runs, and which plug-ins it sees."""
+
+    seed: Seed = option(0, "Seed of every random number.")
+    device: Any = option("auto", "auto, cpu, cuda or cuda:N.", text=True)
+    batch_size: Count | None = option(None, "Images per batch.", shown="found")
+    catalogue: Sequence[Path] = option(
+        (), "Further folder of attacks, recipes and plug-ins; repeatable.", shown="", runs_code=True
+    )
+
+
+def gather(what: str, fields: Mapping[str, Any], *defaults: Any) -> tuple[Any, ...]:
+    """Return options with some fields replaced, each by its own name whatever class it belongs to.
+
+    Args:
+        what: takes them, for the message.
+        fields: new values by name.
+        defaults: one object of each class.
+
+    Raises:
+        RobGIBError: no class has a field of that name, or a value is out of its bounds.
+
+    >>> attack, context = gather("evaluate", {"seed": 3, "curve": False}, AttackOptions(), Context())
+    >>> attack.curve, context.seed
+    (False, 3)
+    """
+    known = {f.name: i for i, made in enumerate(defaults) for f in dataclasses.fields(made)}
+    for name in fields:
+        if name not in known:
+            raise unknown_name(f"option of {what}:", name, known)
+    return tuple(
+        dataclasses.replace(made, **{k: v for k, v in fields.items() if known[k] == i})
+        for i, made in enumerate(defaults)
+    )
+
+
+def plain_options(made: Any) -> dict[str, Any]:
+    """Options as a configuration file and a run's record hold them: numbers, texts and lists by name."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Path):
+            return str(value)
+        return [plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+    return {f.name: plain(getattr(made, f.name)) for f in dataclasses.fields(made)}

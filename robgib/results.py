@@ -51,6 +51,10 @@ class Column:
         unit: ``bits``, ``share`` (of 1), ``pixel`` (pixel scale [0, 1], in the row's norm), ``s``, or nothing.
         since: the schema version that brought it.
         missing: what stands for it in folders that are older.
+        label: its heading where it is shown; empty is not shown.
+        form: how a value is written: ``percent``, ``interval`` (from the table's ``low`` and ``high``), ``distance``,
+            ``seconds`` or ``text``.
+        shown: where: ``terminal``, ``page``. A column without a value in any row is left out there.
     """
 
     name: str
@@ -59,6 +63,9 @@ class Column:
     unit: str = ""
     since: int = 1
     missing: Any = None
+    label: str = ""
+    form: Literal["percent", "interval", "distance", "seconds", "text"] = "text"
+    shown: tuple[Literal["terminal", "page"], ...] = ()
 
 
 _INTERVAL = (
@@ -96,18 +103,63 @@ SCHEMA: Mapping[str, tuple[Column, ...]] = {
         Column("clean_accuracy", "number", "accuracy on clean samples", "share"),
         Column("clean_low", "number", "lower end of its 95% Clopper-Pearson interval", "share"),
         Column("clean_high", "number", "upper end", "share"),
-        Column("robust_accuracy", "number", "accuracy under the attack", "share"),
-        *_INTERVAL,
-        Column("robust_accuracy_8bit", "number", "the same, adversarial images rounded to 8 bits", "share", 2, np.nan),
+        Column(
+            "robust_accuracy",
+            "number",
+            "accuracy under the attack",
+            "share",
+            label="robust accuracy",
+            form="percent",
+            shown=("terminal",),
+        ),
+        Column(
+            "low",
+            "number",
+            "lower end of the 95% Clopper-Pearson interval",
+            "share",
+            label="95% interval",
+            form="interval",
+            shown=("terminal",),
+        ),
+        Column("high", "number", "upper end", "share"),
+        Column(
+            "robust_accuracy_8bit",
+            "number",
+            "the same, adversarial images rounded to 8 bits",
+            "share",
+            2,
+            np.nan,
+            label="quantized",
+            form="percent",
+            shown=("terminal", "page"),
+        ),
         Column(
             "certified", "count", "samples proven robust at this budget; empty: not asked, or no proof", "", 5, np.nan
         ),
-        Column("certified_accuracy", "number", "their share: what no attack can go below", "share", 5, np.nan),
+        Column(
+            "certified_accuracy",
+            "number",
+            "their share: what no attack can go below",
+            "share",
+            5,
+            np.nan,
+            label="certified",
+            form="percent",
+            shown=("terminal", "page"),
+        ),
         Column("undecided", "integer", "samples to which the model has no finite answer; none is robust", "", 2, 0),
-        Column("seconds", "number", "time that the attack took", "s"),
+        Column("seconds", "number", "time that the attack took", "s", label="time", form="seconds", shown=("page",)),
         Column("forward", "integer", "samples that went forward through the model"),
         Column("backward", "integer", "gradients that came back"),
-        Column("median_distance", "number", "median distance of the nearest adversarial images", "pixel"),
+        Column(
+            "median_distance",
+            "number",
+            "median distance of the nearest adversarial images",
+            "pixel",
+            label="median minimum norm",
+            form="distance",
+            shown=("page",),
+        ),
         Column("status", "text", "ok or failed"),
         Column("reason", "text", "why it failed"),
         Column("note", "text", "what must be known beside the figure", "", 2, ""),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from robgib.reporting.cells import cell, shown_columns
 from robgib.reporting.summary import LEAST_MODELS, display_names, sections
 from robgib.results import Run, plain_rows
 
@@ -28,30 +30,8 @@ def print_runs(runs: Sequence[Run], out: Console, err: Console, layers: bool = F
     names = display_names(runs)
     for run, name in zip(runs, names, strict=True):
         _print_verdict(run, name, out)
-    left = ", each attack on what those before it left" if any(r.config.get("cascade") for r in runs) else ""
     for run, name in zip(runs, names, strict=True):
-        table = Table(title=escape(f"{name}: accuracy, clean and under attack{left}"), title_justify="left")
-        table.add_column("attack", overflow="fold", min_width=12)
-        table.add_column("budget", no_wrap=True)
-        proven = run.robustness["certified_accuracy"].notna().any()
-        for column in ("accuracy", "95% interval", "in 8 bits", *(["proven"] if proven else [])):
-            table.add_column(column, justify="right", no_wrap=True)
-        first = run.robustness.iloc[0]
-        interval = f"[{100 * first['clean_low']:.1f}, {100 * first['clean_high']:.1f}]"
-        table.add_row("none", "", f"{100 * first['clean_accuracy']:.1f}%", escape(interval), "")
-        for r in run.robustness.itertuples():
-            if r.attack == "none":
-                continue
-            ok = r.status == "ok"
-            table.add_row(
-                escape(str(r.attack)),
-                f"{r.norm} {r.eps:.4g}",
-                f"{100 * r.robust_accuracy:.1f}%" if ok else "[red]failed",
-                escape(f"[{100 * r.low:.1f}, {100 * r.high:.1f}]") if ok else "",
-                f"{100 * r.robust_accuracy_8bit:.1f}%" if r.robust_accuracy_8bit == r.robust_accuracy_8bit else "",
-                *([f"{100 * r.certified_accuracy:.1f}%" if r.certified_accuracy >= 0 else ""] if proven else []),
-            )
-        out.print(table)
+        out.print(_accuracy_table(run, name))
     for run, name in zip(runs, names, strict=True):
         for told in run.config.get("reading", ()):
             out.print(f"[yellow]{escape(name)}[/yellow]: {escape(told)}.", highlight=False)
@@ -88,6 +68,31 @@ def print_runs(runs: Sequence[Run], out: Console, err: Console, layers: bool = F
             _print_layers(run.layers[chosen], f"{name}: bits by layer, {estimator}, {partition}".rstrip(", "), out)
     if 1 < len(runs) < LEAST_MODELS:
         out.print(f"{len(runs)} models are too few to correlate (at least {LEAST_MODELS}).", highlight=False)
+
+
+def _accuracy_table(run: Run, name: str) -> Table:
+    """Clean accuracy, and a row an attack."""
+    left = ", each attack on the samples still right" if run.config.get("cascade") else ""
+    table = Table(title=escape(f"{name}: accuracy, clean and under attack{left}"), title_justify="left")
+    table.add_column("attack", overflow="fold", min_width=12)
+    table.add_column("budget", no_wrap=True)
+    columns = shown_columns("robustness", "terminal", [run.robustness])
+    for column in columns:
+        table.add_column(column.label, justify="right", no_wrap=True)
+    first = run.robustness.iloc[:1]
+    clean = {"robust_accuracy": first["clean_accuracy"], "low": first["clean_low"], "high": first["clean_high"]}
+    blank = {column.name: math.nan for column in columns if column.name not in clean}
+    for r in first.assign(**blank, **clean).itertuples():
+        table.add_row("none", "", *(escape(cell(column, r)) for column in columns))
+    for r in run.robustness[run.robustness["attack"] != "none"].itertuples():
+        cells = [cell(column, r) for column in columns] if r.status == "ok" else ["failed"]
+        style = "red" if r.status != "ok" else ""
+        table.add_row(
+            escape(str(r.attack)),
+            f"{r.norm} {r.eps:.4g}",
+            *(f"[{style}]{escape(c)}" if style else escape(c) for c in cells),
+        )
+    return table
 
 
 def _print_verdict(run: Run, name: str, out: Console) -> None:

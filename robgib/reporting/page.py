@@ -15,6 +15,7 @@ from plotly.offline import get_plotlyjs
 from robgib.errors import RobGIBError, visible
 from robgib.files import write_file
 from robgib.reporting import figures
+from robgib.reporting.cells import cell, shown_columns
 from robgib.reporting.summary import (
     ALIKE,
     LEAST_MODELS,
@@ -25,7 +26,7 @@ from robgib.reporting.summary import (
     summarise,
     told_apart,
 )
-from robgib.results import Run
+from robgib.results import Column, Run
 
 __all__ = [
     "page",
@@ -48,15 +49,7 @@ def _bits(value: float, low: float, high: float) -> str:
     return f"{value:.2f} ± {(high - low) / 2:.2f}"
 
 
-def _distance(row: Any) -> str:
-    """The median distance of the nearest images found, or the last eps at which most samples still stood."""
-    value = float(getattr(row, "median_distance", math.nan))  # missing from folders of early versions
-    if math.isnan(value):
-        return ""
-    return "not found" if math.isinf(value) else f"{value:.3g}"
-
-
-def _summary_table(runs: Sequence[Run], names: Sequence[str]) -> list[dict[str, Any]]:
+def _summary_table(runs: Sequence[Run], names: Sequence[str], columns: Sequence[Column]) -> list[dict[str, Any]]:
     rows = []
     for run, name in zip(runs, names, strict=True):
         first = run.robustness.iloc[0]
@@ -68,12 +61,10 @@ def _summary_table(runs: Sequence[Run], names: Sequence[str]) -> list[dict[str, 
                 "share": 0.0 if math.isnan(r.robust_accuracy) else r.robust_accuracy,
                 "value": "failed" if r.status != "ok" else _percent(r.robust_accuracy),
                 "interval": "" if r.status != "ok" else f"[{_percent(r.low)}, {_percent(r.high)}]",
-                "coarse": "" if math.isnan(r.robust_accuracy_8bit) else _percent(r.robust_accuracy_8bit),
-                "proven": "" if math.isnan(r.certified_accuracy) else _percent(r.certified_accuracy),
+                "certified": "" if math.isnan(r.certified_accuracy) else _percent(r.certified_accuracy),
+                "cells": [cell(column, r) for column in columns],
                 "undecided": int(r.undecided),
                 "note": r.note,
-                "nearest": _distance(r),
-                "seconds": f"{r.seconds:.1f} s" if r.seconds else "",
                 "reason": r.reason,
             }
             for r in run.robustness.itertuples()
@@ -226,6 +217,7 @@ def page(template: str, **content: Any) -> str:
 def render(runs: Sequence[Run]) -> str:
     """Return the page of one or several runs as HTML that needs no network."""
     names = display_names(runs)
+    columns = shown_columns("robustness", "page", [run.robustness for run in runs])
     summary = summarise(runs)
     correlations = [
         {
@@ -257,9 +249,10 @@ def render(runs: Sequence[Run]) -> str:
             }
             for r, n in zip(runs, names, strict=True)
         ],
-        table=_summary_table(runs, names),
+        table=_summary_table(runs, names, columns),
+        columns=columns,
         norms=figures.TITLES,
-        proven=any(r.robustness["certified_accuracy"].notna().any() for r in runs),
+        certified=any(r.robustness["certified_accuracy"].notna().any() for r in runs),
         cascade=any(r.config.get("cascade") for r in runs),
         curves=Markup(figures.accuracy_curves(runs)),
         converged=Markup(figures.attack_convergence(runs)),

@@ -1,0 +1,195 @@
+"""Command-line options made from the classes that define them, and the configuration file with the same fields."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+import yaml
+
+from robgib import registry
+from robgib.errors import RobGIBError, unknown_name
+from robgib.options import Option, option_of, plain_options
+
+__all__ = [
+    "configuration",
+    "configuration_text",
+    "section_of",
+    "with_options",
+]
+
+_SECTION = "Options"  # what a class of options is called after: ModelOptions are the section `model`
+
+
+def with_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options of each parameter whose type is a class of options.
+
+    The command is called with objects. What the command line does not give comes from ``--config``, where the command
+    has a parameter of that name, and else from the class.
+
+    >>> from robgib.options import Context
+    >>> @with_options
+    ... def command(*, context: Context): ...
+    >>> list(inspect.signature(command).parameters)
+    ['seed', 'device', 'batch_size', 'catalogue']
+    """
+    hints = typing.get_type_hints(function, include_extras=True)
+    signature = inspect.signature(function)
+    classes = {name: hints[name] for name in signature.parameters if _is_options(hints[name])}
+    parameters = []
+    for name, parameter in signature.parameters.items():
+        if name in classes:
+            parameters += [_parameter(f, kind) for kind in [classes[name]] for f in _offered(kind)]
+        else:
+            parameters.append(parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY))
+
+    @functools.wraps(function)
+    def call(**given: Any) -> Any:
+        configured = configuration(given["config"], classes.values()) if given.get("config") else {}
+        made = {}
+        for name, kind in classes.items():
+            own = {f.name: given.pop(f.name) for f in _offered(kind)}
+            _refuse_code(kind, configured.get(kind, {}), bool(given.get("allow_code") or own.get("allow_code")))
+            stated = {key: value for key, value in own.items() if value is not None}
+            made[name] = kind(**{**configured.get(kind, {}), **stated})
+        return function(**given, **made)
+
+    call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    call.__annotations__ = {p.name: p.annotation for p in parameters}
+    del call.__wrapped__  # else the signature of the function shows through
+    return call
+
+
+def _is_options(kind: Any) -> bool:
+    return dataclasses.is_dataclass(kind) and any(option_of(f) for f in dataclasses.fields(kind))
+
+
+def _offered(kind: type[Any]) -> list[dataclasses.Field[Any]]:
+    return [f for f in dataclasses.fields(kind) if option_of(f)]
+
+
+def _parameter(field: dataclasses.Field[Any], kind: type[Any]) -> inspect.Parameter:
+    """An option as Typer reads it; its default is None, so that what was not given is known."""
+    how = option_of(field)
+    assert how is not None
+    held, bounds = _shape(typing.get_type_hints(kind, include_extras=True)[field.name], field, how)
+    flag = how.flag or f"--{field.name.replace('_', '-')}"
+    if held is bool:
+        flag = f"{flag}/--no-{flag[2:]}" if field.default is True else flag
+    panel = f"{section_of(kind).capitalize()} options"
+    info = typer.Option(flag, help=how.help, show_default=_shown(field, how), rich_help_panel=panel, **bounds)
+    return inspect.Parameter(
+        field.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[Optional[held], info],  # noqa: UP045
+    )
+
+
+def _shown(field: dataclasses.Field[Any], how: Option) -> str | bool:
+    if how.shown is not None:
+        return how.shown or False
+    if field.default is None or field.default is False or field.default is True:
+        return False
+    return str(field.default)
+
+
+def _shape(hint: Any, field: dataclasses.Field[Any], how: Option) -> tuple[Any, dict[str, Any]]:
+    """The type that Typer parses, and a number's bounds."""
+    if how.text:
+        return str, {}
+    bounds: dict[str, Any] = {}
+    while typing.get_origin(hint) in (Annotated, typing.Union, types.UnionType):
+        if typing.get_origin(hint) is Annotated:
+            hint, *extra = typing.get_args(hint)
+            for limit in (m for e in extra for m in getattr(e, "metadata", [e])):
+                bounds |= {to: getattr(limit, of) for of, to in (("ge", "min"), ("le", "max")) if hasattr(limit, of)}
+        else:
+            kinds = [k for k in typing.get_args(hint) if k is not type(None)]
+            hint = next((k for k in kinds if typing.get_origin(k) is not None), kinds[0])
+    if hint is Any or typing.get_origin(hint) is not None:  # several of them
+        inner = typing.get_args(hint)
+        if typing.get_origin(hint) is typing.Literal:
+            return str, {}
+        return list[Path] if inner and inner[0] is Path else list[str], {}
+    return hint, bounds if hint in (int, float) else {}
+
+
+def section_of(kind: type[Any]) -> str:
+    """What a configuration file calls a class of options.
+
+    >>> from robgib.options import ModelOptions
+    >>> section_of(ModelOptions)
+    'model'
+    """
+    return kind.__name__.removesuffix(_SECTION).lower()
+
+
+def configuration(
+    path: Path, kinds: Sequence[type[Any]] | typing.ValuesView[type[Any]]
+) -> dict[type[Any], dict[str, Any]]:
+    """Read a configuration file: a section for each class of options, with its fields.
+
+    Raises:
+        RobGIBError: there is no such file, section or field, or a field that only the command line may give.
+    """
+    if not path.is_file():
+        raise RobGIBError(f"configuration file {str(path)!r} does not exist.")
+    content = registry.read_yaml(path)
+    sections = {section_of(kind): kind for kind in kinds}
+    found: dict[type[Any], dict[str, Any]] = {}
+    for name, fields in content.items():
+        if name == "models":
+            continue
+        if name not in sections:
+            raise unknown_name(f"section of {path}:", str(name), [*sections, "models"])
+        if not isinstance(fields, Mapping):
+            raise RobGIBError(f"{path}: section {name!r} must map options to values.")
+        known = {f.name: option_of(f) for f in dataclasses.fields(sections[name])}
+        for key in fields:
+            if key not in known:
+                raise unknown_name(f"option in section {name!r} of {path}:", str(key), known)
+            how = known[key]
+            if how is not None and not how.from_file and fields[key]:
+                raise RobGIBError(f"{path}: {key} may only be given on the command line; remove it from the file.")
+        found[sections[name]] = dict(fields)
+    return found
+
+
+def _refuse_code(kind: type[Any], fields: Mapping[str, Any], allowed: bool) -> None:
+    """Raise where a configuration file names code to run and the command line does not allow that."""
+    for field in _offered(kind):
+        how = option_of(field)
+        if how is not None and how.runs_code and fields.get(field.name) and not allowed:
+            raise RobGIBError(
+                f"the configuration file gives {field.name}, which can name code to run; give --allow-code if you "
+                "trust whoever made the file."
+            )
+
+
+def configuration_text(models: Sequence[str], *made: Any) -> str:
+    """The configuration file that repeats a command: what differs from the defaults.
+
+    >>> from robgib.options import AttackOptions
+    >>> print(configuration_text(["digits-cnn"], AttackOptions(samples=10)), end="")
+    models:
+    - digits-cnn
+    attack:
+      samples: 10
+    """
+    content: dict[str, Any] = {"models": list(models)}
+    for one in made:
+        default = plain_options(type(one)())
+        changed = {key: value for key, value in plain_options(one).items() if value != default[key]}
+        forbidden = {f.name for f in _offered(type(one)) if not (option_of(f) or Option("")).from_file}
+        kept = {key: value for key, value in changed.items() if key not in forbidden}
+        if kept:
+            content[section_of(type(one))] = kept
+    return yaml.safe_dump(content, sort_keys=False)

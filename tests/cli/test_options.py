@@ -1,0 +1,128 @@
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Optional
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from robgib import RobGIBError
+from robgib.cli.options import configuration_text, with_options
+from robgib.options import (
+    AttackOptions,
+    Context,
+    InformationOptions,
+    ModelOptions,
+    ReportOptions,
+    gather,
+    plain_options,
+)
+
+KINDS = (ModelOptions, AttackOptions, InformationOptions, ReportOptions, Context)
+
+
+@pytest.fixture
+def command():
+    """Run a command of all options; it returns what it was called with."""
+    app, calls = typer.Typer(), []
+
+    @app.command()
+    @with_options
+    def evaluate(
+        models: Annotated[list[str], typer.Argument()],
+        config: Annotated[Optional[Path], typer.Option()] = None,  # noqa: UP045
+        *,
+        model: ModelOptions,
+        attack: AttackOptions,
+        information: InformationOptions,
+        report: ReportOptions,
+        context: Context,
+    ):
+        calls.append((model, attack, information, report, context))
+
+    def run(*arguments):
+        done = CliRunner().invoke(app, ["net", *arguments])
+        if isinstance(done.exception, RobGIBError):
+            raise done.exception
+        assert done.exit_code == 0, done.output
+        return calls[-1]
+
+    return run
+
+
+def test_without_options_a_command_has_the_defaults(command):
+    assert command() == tuple(kind() for kind in KINDS)
+
+
+def test_every_option_reaches_its_object(command):
+    model, attack, information, report, context = command(
+        "--attack", "pgd-linf", "--attack", "fgsm-linf", "--no-curve", "--until-width", "2%", "--certify",
+        "--codes", "40", "--features", "patches:2", "--input-size", "32", "--out", "here", "--json", "--fail-under", "40%",
+        "--seed", "3", "--catalogue", "a", "--catalogue", "b", "--normalize", "cifar10",
+    )  # fmt: skip
+    assert list(attack.attacks) == ["pgd-linf", "fgsm-linf"]
+    assert (attack.curve, attack.signs, attack.until_width, attack.certify) == (False, True, 0.02, True)
+    assert (information.codes, list(information.features)) == (40, ["patches:2"])
+    assert (model.input_size, model.normalize) == (32, "cifar10")
+    assert (report.out, report.as_json, report.fail_under) == (Path("here"), True, 0.4)
+    assert (context.seed, list(context.catalogue)) == (3, [Path("a"), Path("b")])
+
+
+def test_the_command_line_goes_before_the_file_and_the_file_before_the_default(command, tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("models: [net]\nattack:\n  samples: 7\n  curve: false\ncontext:\n  seed: 5\n")
+    _, attack, _, _, context = command("--config", str(file), "--seed", "9")
+    assert (attack.samples, attack.curve, attack.signs, context.seed) == (7, False, True, 9)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("attak: {samples: 7}", "unknown section of .*'attak'; did you mean 'attack'"),
+        ("attack: {sample: 7}", "unknown option in section 'attack' of .*: 'sample'; did you mean 'samples'"),
+        ("attack: {samples: 0}", "samples must be at least 1, not 0"),
+        ("attack: 7", "section 'attack' must map options to values"),
+        ("model: {allow_pickle: true}", "allow_pickle may only be given on the command line"),
+        ("model: {allow_code: true}", "allow_code may only be given on the command line"),
+        ("model: {arch: 'os:system'}", "the configuration file gives arch, which can name code to run"),
+        ("context: {catalogue: [.]}", "the configuration file gives catalogue, which can name code to run"),
+    ],
+)
+def test_a_wrong_file_is_one_sentence(command, tmp_path, text, sentence):
+    file = tmp_path / "run.yaml"
+    file.write_text(text)
+    with pytest.raises(RobGIBError, match=sentence):
+        command("--config", str(file))
+
+
+def test_a_file_that_is_not_there_is_named(command):
+    with pytest.raises(RobGIBError, match=r"configuration file 'none\.yaml' does not exist"):
+        command("--config", "none.yaml")
+
+
+def test_a_file_may_name_code_where_the_command_line_allows_it(command, tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("model: {arch: 'nets:make'}")
+    assert command("--config", str(file), "--allow-code")[0].arch == "nets:make"
+
+
+def test_the_written_configuration_repeats_the_command(command, tmp_path):
+    made = command(
+        "--attack", "pgd-linf:eps=8/255", "--samples", "7", "--until-width", "2%", "--out", "x", "--seed", "3"
+    )
+    file = tmp_path / "run.yaml"
+    file.write_text(configuration_text(["net"], *made))
+    again = command("--config", str(file))
+    assert [plain_options(one) for one in again] == [plain_options(one) for one in made]
+
+
+def test_every_name_means_one_option():
+    names = [field.name for kind in KINDS for field in dataclasses.fields(kind)]
+    assert len(names) == len(set(names))
+
+
+def test_flat_names_are_routed_to_their_objects():
+    attack, context = gather("evaluate", {"samples": "5", "seed": 2}, AttackOptions(), Context())
+    assert (attack.samples, context.seed) == (5, 2)
+    with pytest.raises(RobGIBError, match="unknown option of evaluate: 'sample'; did you mean 'samples'"):
+        gather("evaluate", {"sample": 5}, AttackOptions(), Context())
