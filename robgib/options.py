@@ -240,7 +240,6 @@ class ModelOptions(_Checked):
         None, "Architecture of checkpoint files: package.module:factory, or a name.", runs_code=True
     )
     data: str | None = option(None, "Data set, in place of the model's own.")
-    data_root: Path | None = option(None, "Folder with the data files.", shown="the cache")
     classes: str | None = option(
         None, "The model's classes in its order, where folders number theirs otherwise: imagenet, or a file."
     )
@@ -349,9 +348,14 @@ class Context(_Checked):
     seed: Seed = option(0, "Seed of every random number.")
     device: Any = option("auto", "auto, cpu, cuda or cuda:N.", text=True)
     batch_size: Count | None = option(None, "Images per batch.", shown="found")
+    data_root: Path | None = option(None, "Folder with the data files.", shown="the cache")
     catalogue: Sequence[Path] = option(
         (), "Further folder of attacks, recipes and plug-ins; repeatable.", shown="", runs_code=True
     )
+    parts: Any = None
+    """:class:`~robgib.files.Parts` in which finished parts are kept and looked for."""
+    progress: Any = None
+    """Called with (task, done, total, note)."""
 
 
 def gather(what: str, fields: Mapping[str, Any], *defaults: Any) -> tuple[Any, ...]:

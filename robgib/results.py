@@ -36,7 +36,7 @@ __all__ = [
     "table",
 ]
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 """Kept in every run folder. Folders without one are of version 1."""
 
 
@@ -337,7 +337,8 @@ class Run:
 
     Attributes:
         name: the model's name.
-        config: everything that determines the result.
+        config: everything that determines the result: ``options`` (those of attacks, information and the context, each
+            by name), the digests of the model and the data, and what was found out about them.
         environment: versions and machine.
         robustness: a row an attack: eps, samples, correct, robust, clean and robust accuracy with 95%
             Clopper–Pearson intervals (``low``, ``high``), robust accuracy when adversarial images are rounded to 8
@@ -356,6 +357,7 @@ class Run:
         corruptions: a row a common corruption and severity: samples right, accuracy with its interval.
         convergence: a row an attack and gradient step, on some samples: how many were still right, by how much.
         pictures: per attack the rows, clean and adversarial images of some fooled samples.
+        place: name of the folder that it was read from.
         adversarial: where they were asked for, ``clean`` images (N, …), ``labels`` (N,), and by attack's label
             ``…/rows`` and ``…/images`` of all fooled samples; not read back with the run (:func:`load_adversarial`).
     """
@@ -373,10 +375,25 @@ class Run:
     convergence: pd.DataFrame = field(default_factory=lambda: table("convergence"))
     pictures: dict[str, np.ndarray] = field(default_factory=dict)
     adversarial: dict[str, np.ndarray] = field(default_factory=dict)
+    place: str = ""
+
+    @property
+    def attack_options(self) -> Mapping[str, Any]:
+        """What was attacked and measured beside it, by the names of :class:`~robgib.options.AttackOptions`."""
+        held: Mapping[str, Any] = self.config["options"]["attack"]
+        return held
+
+    @property
+    def information_options(self) -> Mapping[str, Any]:
+        """What was estimated, by the names of :class:`~robgib.options.InformationOptions`."""
+        held: Mapping[str, Any] = self.config["options"]["information"]
+        return held
 
     @property
     def folder(self) -> str:
         """Name of the run's folder: the model's name and the digest of the configuration."""
+        if self.place:
+            return self.place
         safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in self.name).strip(".-") or "model"
         return f"{safe}-{digest(self.config)[:8]}"
 
@@ -499,13 +516,14 @@ def load_run(folder: str | Path) -> Run:
             raise RobGIBError(f"{str(folder)!r} is not a whole run folder: {part} is no regular file.")
     try:
         config = read_json(folder / "config.json")
-        _Config.model_validate(config)
         version = int(config.pop("schema", 1))
         if version > SCHEMA_VERSION:
             raise RobGIBError(
                 f"{str(folder)!r} was written by a newer RobGIB (schema {version}; this one reads up to "
                 f"{SCHEMA_VERSION}); update robgib."
             )
+        config = _upgraded(config)
+        _Config.model_validate(config)
         name = str(config.pop("name"))
         tables = {one: _read_table(folder / f"{one}.csv", one, version) for one in RUN_TABLES}
         for one, count in config.pop("rows", {}).items():
@@ -528,7 +546,7 @@ def load_run(folder: str | Path) -> Run:
         raise RobGIBError(
             f"{str(folder)!r} is not a whole run folder ({type(error).__name__}: {error}); evaluate the model again."
         ) from error
-    return Run(name, config, surroundings, pictures=pictures, **tables)
+    return Run(name, config, surroundings, pictures=pictures, place=folder.resolve().name, **tables)
 
 
 _UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
@@ -539,19 +557,63 @@ class _Data(BaseModel):
     classes: list[str]
 
 
-class _Cut(BaseModel):
-    input: str | list[str]
+class _AttackOptions(BaseModel):
+    attacks: dict[str, Any]
+    cascade: bool = False
+    curve: bool = False
+    certify: bool | None = None
+
+
+class _InformationOptions(BaseModel):
+    beta: float = 1.0
+    pmi: bool = False
+
+
+class _Options(BaseModel):
+    attack: _AttackOptions
+    information: _InformationOptions
 
 
 class _Config(BaseModel):
     """What readers of a run's configuration rely on."""
 
     data: _Data
-    features: _Cut
+    options: _Options
+    partitions: list[str]
     rows: dict[str, int] = {}
     reading: list[str] = []
-    cascade: bool = False
-    beta: float = 1.0
+
+
+_FORMER_ATTACK = ("attacks", "cascade", "curve", "precision")
+_FORMER_INFORMATION = ("estimators", "layers", "beta", "pmi")
+_FORMER_FEATURES = {
+    "dims": "feature_dims",
+    "layer_dims": "layer_dims",
+    "codes": "codes",
+    "sigma": "sigma",
+    "groups": "unit_groups",
+}
+
+
+def _upgraded(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration as this version writes it: before version 6 it held some of the options, each elsewhere."""
+    if "options" in config:
+        return config
+    cut = config["features"]
+    information = {new: cut.get(old) for old, new in _FORMER_FEATURES.items()}
+    information |= {key: config[key] for key in _FORMER_INFORMATION if key in config}
+    partitions = [cut["input"]] if isinstance(cut["input"], str) else cut["input"]
+    options = {
+        "attack": {"attacks": {}, **{key: config[key] for key in _FORMER_ATTACK if key in config}},
+        "information": {**information, "features": partitions},
+        "context": {"seed": config.get("seed")},
+    }
+    former = {*_FORMER_ATTACK, *_FORMER_INFORMATION, "features", "seed"} - {"layers"}
+    return {
+        **{key: value for key, value in config.items() if key not in former},
+        "options": options,
+        "partitions": partitions,
+    }
 
 
 class _Environment(BaseModel):

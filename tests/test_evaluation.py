@@ -152,7 +152,7 @@ def test_any_module_and_arrays():
     assert found.robustness.iloc[0]["clean_accuracy"] == 1
     assert list(found.layers["layer"].unique()) == ["2", "logits", "Ŷ", "Y"]
     assert found.config["fit_samples"] == found.config["information_samples"] == 150
-    assert found.config["estimators"]["binned"]["codes"] == 4
+    assert found.information_options["estimators"]["binned"]["codes"] == 4
 
 
 class Explodes(Attack):
@@ -326,7 +326,7 @@ def test_checks_that_run_out_of_memory_take_nothing_with_them(digits, digits_cnn
     def no_memory(*arguments, **options):
         raise torch.OutOfMemoryError("no")
 
-    monkeypatch.setattr(sys.modules["robgib.robustness.evaluate"], "failure_indicators", no_memory)
+    monkeypatch.setattr(sys.modules["robgib.robustness.beside"], "failure_indicators", no_memory)
     table, run = robustness(digits_cnn, digits, ["pgd-linf:eps=0.1"])
     assert table["status"].tolist() == ["ok"]
     assert run.signs["name"].tolist() == ["checks did not end"]

@@ -51,6 +51,11 @@ class ALMA(NearestAttack):
     growth: Annotated[float, Field(gt=1)] = 1.2
     mean: Annotated[float, Field(ge=0, lt=1)] = 0.9
 
+    @property
+    def cost(self) -> int:
+        """See :attr:`Attack.cost`."""
+        return self.steps
+
     def search(self, model: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> Tensor:
         """See :meth:`NearestAttack.search`."""
         loss = "dlr" if logits.shape[1] > 2 else "margin"

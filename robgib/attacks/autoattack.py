@@ -54,7 +54,7 @@ class AutoAttack(Attack):
     @property
     def cost(self) -> int:
         """See :attr:`Attack.cost`."""
-        return sum(member.cost for member in self.members(self.targets + 1))
+        return sum(member.cost or 1 for member in self.members(self.targets + 1))
 
     def members(self, classes: int) -> tuple[Attack, ...]:
         """Return the attacks, in order, for a model of so many classes."""

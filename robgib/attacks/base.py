@@ -116,13 +116,12 @@ class Attack(ABC):
         return torch.cat(parts)
 
     @property
-    def cost(self) -> int:
-        """About how many gradients a sample costs at most: what a cascade is ordered by."""
-        whole = 1
-        for name in ("steps", "restarts", "targets", "binary_steps"):
-            value = getattr(self, name, 1)
-            whole *= max(1, value) if isinstance(value, int) else 1
-        return whole
+    def cost(self) -> int | None:
+        """About how many gradients a sample takes at most; None where the attack does not state it.
+
+        It orders a cascade. The passes of an attack that does not state it are counted on a few samples.
+        """
+        return None
 
     def at(self, eps: float) -> Attack:
         """The same attack with another radius; a step size given in absolute terms scales along."""

@@ -43,6 +43,11 @@ class CarliniWagner(NearestAttack):
     initial_c: Positive = 0.01
     confidence: NonNegative = 0.0
 
+    @property
+    def cost(self) -> int:
+        """See :attr:`Attack.cost`."""
+        return self.steps * self.binary_steps
+
     def search(self, model: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> Tensor:
         """See :meth:`NearestAttack.search`."""
         best, size = x.clone(), torch.full((len(x),), float("inf"), dtype=x.dtype, device=x.device)

@@ -40,6 +40,11 @@ class DDN(NearestAttack):
     gamma: Annotated[float, Field(gt=0, lt=1)] = 0.05
     first: Positive = 1.0
 
+    @property
+    def cost(self) -> int:
+        """See :attr:`Attack.cost`."""
+        return self.steps
+
     def search(self, model: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> Tensor:
         """See :meth:`NearestAttack.search`."""
         goal = Objective.untargeted(y, "ce")

@@ -35,6 +35,11 @@ class DeepFool(NearestAttack):
     overshoot: NonNegative = 0.02
     candidates: Count = 10
 
+    @property
+    def cost(self) -> int:
+        """See :attr:`Attack.cost`."""
+        return self.steps * self.candidates
+
     def search(self, model: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> Tensor:
         """See :meth:`NearestAttack.search`."""
         result = x.clone()

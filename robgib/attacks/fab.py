@@ -52,6 +52,11 @@ class FAB(MinimumNormAttack):
     targets: Count = 9
     skip: Annotated[int, Field(ge=0)] = 0
 
+    @property
+    def cost(self) -> int:
+        """See :attr:`Attack.cost`."""
+        return self.steps * self.restarts * self.targets
+
     def find(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
         """See :meth:`MinimumNormAttack.find`."""
         return self._nearest(model, x, y, rng, enough=False)

@@ -29,6 +29,11 @@ class FGSM(Attack):
     loss: Loss = "ce"
     target: Target = "none"
 
+    @property
+    def cost(self) -> int:
+        """See :attr:`Attack.cost`."""
+        return 1
+
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
         """See :meth:`Attack.perturb`."""
         goal = make_objective(model, x, y, self.target, self.loss, rng)

@@ -45,6 +45,11 @@ class FMN(NearestAttack):
     gamma: Annotated[float, Field(gt=0, lt=1)] = 0.05
     gamma_last: Annotated[float, Field(gt=0, lt=1)] = 0.001
 
+    @property
+    def cost(self) -> int:
+        """See :attr:`Attack.cost`."""
+        return self.steps
+
     def search(self, model: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> Tensor:
         """See :meth:`NearestAttack.search`."""
         # Without it a step that lands on the boundary would be the last to move.

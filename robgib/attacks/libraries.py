@@ -257,10 +257,10 @@ class _Door(Attack):
         return f"{self.library}:{self.name}"
 
     @property
-    def cost(self) -> int:
-        """Gradients a sample, as far as the parameters tell; 100 where they do not."""
-        told = [self.parameters[n] for n in _COUNTS if isinstance(self.parameters.get(n), int)]
-        return max(1, told[0]) if told else 100
+    def cost(self) -> int | None:
+        """Gradients a sample, where a parameter states the number of steps; see :attr:`Attack.cost`."""
+        stated = [self.parameters[n] for n in _COUNTS if isinstance(self.parameters.get(n), int)]
+        return max(1, stated[0]) if stated else None
 
     def at(self, eps: float) -> Attack:
         """See :meth:`Attack.at`."""

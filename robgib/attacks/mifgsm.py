@@ -38,6 +38,11 @@ class MIFGSM(Attack):
     loss: Loss = "ce"
     target: Target = "none"
 
+    @property
+    def cost(self) -> int:
+        """See :attr:`Attack.cost`."""
+        return self.steps
+
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
         """See :meth:`Attack.perturb`."""
         goal = make_objective(model, x, y, self.target, self.loss, rng)

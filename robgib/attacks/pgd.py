@@ -45,6 +45,11 @@ class PGD(Attack):
     target: Target = "none"
     keep: Literal["best", "last"] = "best"
 
+    @property
+    def cost(self) -> int:
+        """See :attr:`Attack.cost`."""
+        return self.steps * self.restarts
+
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
         """See :meth:`Attack.perturb`."""
         goal = make_objective(model, x, y, self.target, self.loss, rng)

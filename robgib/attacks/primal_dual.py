@@ -51,6 +51,11 @@ class PDGD(NearestAttack):
     ratio: Positive = 0.01
     mean: Annotated[float, Field(ge=0, lt=1)] = 0.9
 
+    @property
+    def cost(self) -> int:
+        """See :attr:`Attack.cost`."""
+        return self.steps
+
     def search(self, model: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> Tensor:
         """See :meth:`NearestAttack.search`."""
         goal = Objective.untargeted(y, "margin")

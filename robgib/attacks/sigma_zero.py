@@ -51,6 +51,11 @@ class SigmaZero(NearestAttack):
     threshold_rate: Positive = 0.01
     trims: Annotated[int, Field(ge=0)] = 30
 
+    @property
+    def cost(self) -> int:
+        """See :attr:`Attack.cost`."""
+        return self.steps
+
     def search(self, model: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> Tensor:
         """See :meth:`NearestAttack.search`."""
         goal = Objective.untargeted(y, "margin")

@@ -43,6 +43,11 @@ class SuperDeepFool(NearestAttack):
     candidates: Count = 10
     searches: Count = 10
 
+    @property
+    def cost(self) -> int:
+        """See :attr:`Attack.cost`."""
+        return self.steps * (1 + self.deepfool_steps * self.candidates)
+
     def search(self, model: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> Tensor:
         """See :meth:`NearestAttack.search`."""
         classes = wrong_classes(logits, y)[:, : self.candidates]

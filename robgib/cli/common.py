@@ -11,6 +11,7 @@ from rich.text import Text
 
 import robgib
 from robgib.errors import RobGIBError, unknown_name, visible
+from robgib.options import ModelOptions
 
 
 class Console(console.Console):
@@ -45,44 +46,6 @@ AllowCode = Annotated[
         help="Take package.module:factory from recipes and records. [red]It imports and runs code that a file names.",
     ),
 ]
-Arch = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option(help="Architecture of checkpoint files: package.module:factory, or a name."),
-]
-Classes = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option(help="The model's classes in its order, where folders number theirs otherwise: imagenet, or a file."),
-]
-ClassSubset = Annotated[
-    bool, typer.Option("--class-subset", help="Let the model choose among the classes of the data alone.")
-]
-WeightsKey = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option(help="Which of several state dicts in a checkpoint file, such as state_dict_ema."),
-]
-Normalize = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option(
-        help="What a checkpoint file's network was trained with: imagenet, cifar10, half, … or none.",
-        show_default="what its architecture does",
-    ),
-]
-Mean = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option(help="The same by numbers: mean by channel, as 0.5,0.5,0.5."),
-]
-Std = Annotated[Optional[str], typer.Option(help="Standard deviation by channel.")]  # noqa: UP045
-Bounds = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option(help="What the network takes black and white for, as -1,1 or 0,255.", show_default="0,1"),
-]
-InputSize = Annotated[
-    Optional[int],  # noqa: UP045
-    typer.Option(min=1, help="Shorter side to this, then the middle square: --resize and --crop in one."),
-]
-Resize = Annotated[Optional[int], typer.Option(min=1, help="Images' shorter side.")]  # noqa: UP045
-Crop = Annotated[Optional[int], typer.Option(min=1, help="Side of the middle square that is kept.")]  # noqa: UP045
-Interpolation = Annotated[str, typer.Option(help="nearest, bilinear, bicubic or lanczos.")]
 Names = Annotated[Optional[list[str]], typer.Argument(help="Zoo names.", show_default="those of --group")]  # noqa: UP045
 Group = Annotated[Optional[str], typer.Option(help="All models of a group, such as fashion-24.")]  # noqa: UP045
 TraceEstimators = Annotated[
@@ -101,10 +64,9 @@ def _numbers(option: str, text: str) -> tuple[float, ...]:
         raise RobGIBError(f"{option} must be numbers such as 0.5,0.5,0.5, not {text!r}.") from error
 
 
-def normalization_of(
-    name: str | None, mean: str | None, std: str | None, bounds: str | None
-) -> robgib.models.Normalization | None:
-    """What the options say of normalisation, or None where they say nothing."""
+def normalization_of(options: ModelOptions) -> robgib.models.Normalization | None:
+    """Return the normalisation that the options name, or None where they name none."""
+    name, mean, std, bounds = options.normalize, options.mean, options.std, options.bounds
     if name is not None and (mean or std):
         raise RobGIBError("--normalize names a mean and std; give it or the numbers, not both.")
     if (mean is None) != (std is None):
@@ -122,18 +84,17 @@ def normalization_of(
     return robgib.models.Normalization(made.mean, made.std, (low, high[0]))
 
 
-def sizing_of(
-    input_size: int | None, resize: int | None, crop: int | None, interpolation: str
-) -> robgib.data.Sizing | None:
-    """What the options say of the images' size, or None where they say nothing."""
-    if input_size is not None and (resize or crop):
+def sizing_of(options: ModelOptions) -> robgib.data.Sizing | None:
+    """Return the images' size that the options give, or None where they give none."""
+    if options.input_size is not None and (options.resize or options.crop):
         raise RobGIBError("--input-size is --resize and --crop in one; give it or them.")
-    if interpolation not in robgib.data.INTERPOLATIONS:
-        raise unknown_name("interpolation", interpolation, robgib.data.INTERPOLATIONS)
-    side = crop or input_size
-    if resize is None and side is None:
+    if options.interpolation not in robgib.data.INTERPOLATIONS:
+        raise unknown_name("interpolation", options.interpolation, robgib.data.INTERPOLATIONS)
+    side = options.crop or options.input_size
+    if options.resize is None and side is None:
         return None
-    return robgib.data.Sizing(resize or input_size, (side, side) if side else None, interpolation)  # type: ignore[arg-type]
+    crop = (side, side) if side else None
+    return robgib.data.Sizing(options.resize or options.input_size, crop, options.interpolation)  # type: ignore[arg-type]
 
 
 def help_when_alone(context: typer.Context) -> None:

@@ -21,6 +21,7 @@ from robgib.options import Option, option_of, plain_options
 __all__ = [
     "configuration",
     "configuration_text",
+    "configured_models",
     "section_of",
     "with_options",
 ]
@@ -161,6 +162,18 @@ def configuration(
                 raise RobGIBError(f"{path}: {key} may only be given on the command line; remove it from the file.")
         found[sections[name]] = dict(fields)
     return found
+
+
+def configured_models(path: Path | None) -> list[str]:
+    """Return the models that a configuration file names; without a file none.
+
+    Raises:
+        RobGIBError: they are not a list of names.
+    """
+    names = registry.read_yaml(path).get("models", []) if path is not None else []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise RobGIBError(f"{path}: models must be a list of names.")
+    return names
 
 
 def _refuse_code(kind: type[Any], fields: Mapping[str, Any], allowed: bool) -> None:

@@ -9,59 +9,22 @@ import typer
 from rich.markup import escape
 
 import robgib
-from robgib.cli.common import (
-    AllowCode,
-    AllowPickle,
-    Arch,
-    Bounds,
-    Catalogue,
-    Classes,
-    ClassSubset,
-    Crop,
-    DataRoot,
-    Device,
-    InputSize,
-    Interpolation,
-    Mean,
-    Normalize,
-    Resize,
-    Std,
-    WeightsKey,
-    err,
-    normalization_of,
-    out,
-    sizing_of,
-)
+from robgib.cli.common import err, normalization_of, out, sizing_of
+from robgib.cli.options import with_options
 from robgib.errors import RobGIBError
+from robgib.options import Context, ModelOptions
 
 
+@with_options
 def verify(
     run: Annotated[Path, typer.Argument(help="Run folder of an evaluation with --save-adversarial.")],
     model: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(help="The model, as evaluate takes it.", show_default="the zoo's or library's that the run names"),
     ] = None,
-    arch: Arch = None,
-    data: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="Data set, where the model needs one to be loaded.", show_default="the run's"),
-    ] = None,
-    classes: Classes = None,
-    class_subset: ClassSubset = False,
-    weights_key: WeightsKey = None,
-    normalize: Normalize = None,
-    mean: Mean = None,
-    std: Std = None,
-    bounds: Bounds = None,
-    input_size: InputSize = None,
-    resize: Resize = None,
-    crop: Crop = None,
-    interpolation: Interpolation = "bilinear",
-    allow_pickle: AllowPickle = False,
-    allow_code: AllowCode = False,
-    data_root: DataRoot = None,
-    device: Device = "auto",
-    catalogue: Catalogue = None,
+    *,
+    options: ModelOptions,
+    context: Context,
 ) -> None:
     """Recompute a run's claims from its images: outcomes, accuracies, intervals, distances, curves.
 
@@ -73,25 +36,25 @@ def verify(
     """
     held = robgib.results.load_run(run)
     saved = robgib.results.load_adversarial(run)
-    where = robgib.runtime.resolve_device(device)
+    where = robgib.runtime.resolve_device(context.device)
     source = held.config.get("source", {})
     name = model or source.get("recipe") or source.get("name")
     if not name:
         raise RobGIBError(f"{str(run)!r} is of {source.get('file') or 'a model in Python'}; give it with --model.")
     subject = robgib.zoo.load(
         name,
-        arch=arch or source.get("arch"),
-        data=data or (None if source.get("kind") == "zoo" else str(held.config["data"]["name"])),
-        data_root=data_root,
-        classes=classes,
-        class_subset=class_subset,
-        weights_key=weights_key,
-        normalization=normalization_of(normalize, mean, std, bounds),
-        sizing=sizing_of(input_size, resize, crop, interpolation),
-        catalogue=list(catalogue or []),
+        arch=options.arch or source.get("arch"),
+        data=options.data or (None if source.get("kind") == "zoo" else str(held.config["data"]["name"])),
+        data_root=context.data_root,
+        classes=options.classes,
+        class_subset=options.class_subset,
+        weights_key=options.weights_key,
+        normalization=normalization_of(options),
+        sizing=sizing_of(options),
+        catalogue=list(context.catalogue),
         progress=False,
-        allow_pickle=allow_pickle,
-        allow_code=allow_code,
+        allow_pickle=options.allow_pickle,
+        allow_code=options.allow_code,
         device=where,
     )
     count = len(saved["clean"])

@@ -72,7 +72,7 @@ def print_runs(runs: Sequence[Run], out: Console, err: Console, layers: bool = F
 
 def _accuracy_table(run: Run, name: str) -> Table:
     """Clean accuracy, and a row an attack."""
-    left = ", each attack on the samples still right" if run.config.get("cascade") else ""
+    left = ", each attack on the samples still right" if run.attack_options["cascade"] else ""
     table = Table(title=escape(f"{name}: accuracy, clean and under attack{left}"), title_justify="left")
     table.add_column("attack", overflow="fold", min_width=12)
     table.add_column("budget", no_wrap=True)

@@ -253,7 +253,7 @@ def render(runs: Sequence[Run]) -> str:
         columns=columns,
         norms=figures.TITLES,
         certified=any(r.robustness["certified_accuracy"].notna().any() for r in runs),
-        cascade=any(r.config.get("cascade") for r in runs),
+        cascade=any(r.attack_options["cascade"] for r in runs),
         curves=Markup(figures.accuracy_curves(runs)),
         converged=Markup(figures.attack_convergence(runs)),
         watched=max((int(r.convergence["samples"].max()) for r in runs if len(r.convergence)), default=0),

@@ -2,7 +2,7 @@
 
 from robgib.robustness.certification import NotCertifiableError, certify
 from robgib.robustness.corruptions import corruption_accuracy
-from robgib.robustness.evaluate import BUDGETS, DEFAULT_ATTACKS, evaluate
+from robgib.robustness.evaluate import BUDGETS, DEFAULT_ATTACKS, evaluate, named_attacks
 from robgib.robustness.failure_indicators import FailureIndicator, failure_indicators, weaker_than_reference
 from robgib.robustness.run_attack import AttackResult, accuracy_curve, run_attack
 from robgib.robustness.verify import UNCHECKED, Claim, verify
@@ -20,6 +20,7 @@ __all__ = [
     "corruption_accuracy",
     "evaluate",
     "failure_indicators",
+    "named_attacks",
     "run_attack",
     "verify",
     "weaker_than_reference",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,13 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from robgib.attacks.base import Attack
 from robgib.attacks.objective import Objective
 from robgib.attacks.threat_model import CONVEX_NORMS, ThreatModel
 from robgib.errors import RobGIBError, first_line
-from robgib.files import Parts
-from robgib.models.inference import Answers, Prepared, eval_mode
-from robgib.runtime import Progress, SampleRNG
+from robgib.models.inference import Prepared, eval_mode
+from robgib.robustness.attacking import Subject
+from robgib.runtime import SampleRNG
 
 __all__ = ["NotCertifiableError", "certify", "certify_tables"]
 
@@ -537,44 +536,34 @@ def _hold_against(net: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, bou
             raise NotCertifiableError("its answers within a ball lie below the bounds: it does more than can be seen")
 
 
-def certify_tables(
-    model: Prepared,
-    x: Tensor,
-    y: Tensor,
-    clean: Answers,
-    attacks: Mapping[str, Attack],
-    tables: dict[str, Any],
-    *,
-    device: torch.device | str = "cpu",
-    parts: Parts,
-    progress: Progress | None = None,
-) -> None:
-    """Enter in the tables of attacks which of the samples that they left are proven robust, once a budget.
+def certify_tables(subject: Subject, tables: dict[str, Any]) -> None:
+    """Enter in the tables of attacks which of the samples that remain robust are certified, once a budget.
 
     Where nothing can be proven a note beside the figures says why.
     """
     outcomes, robustness = tables["outcomes"], tables["robustness"]
-    threats = dict.fromkeys(a.threat for a in attacks.values())
+    x, y, progress = subject.x, subject.y, subject.context.progress
+    threats = dict.fromkeys(a.threat for a in subject.attacks.values())
     for threat in threats:
         own = (outcomes["norm"] == threat.norm) & (outcomes["eps"] == threat.eps)
         here = (robustness["norm"] == threat.norm) & (robustness["eps"] == threat.eps) & (robustness["status"] == "ok")
         if not own.any():
             continue
         left = outcomes[own].groupby("index")["right"].min().reindex(range(len(x))).to_numpy()
-        standing = np.flatnonzero((left > 0) & (clean.right > 0))
+        remaining = np.flatnonzero((left > 0) & (subject.clean.right > 0))
         lead = np.full(len(x), np.nan)
         try:
-            for start in range(0, len(standing), _KEPT):
-                rows = standing[start : start + _KEPT]
-                kept = parts.at("certified", threat.norm, f"{threat.eps:.9g}", str(start))
+            for start in range(0, len(remaining), _KEPT):
+                rows = remaining[start : start + _KEPT]
+                kept = subject.context.parts.at("certified", threat.norm, f"{threat.eps:.9g}", str(start))
                 known = kept.read()
                 if known is None:
-                    known = {"lead": certify(model, x[rows], y[rows], threat, device=device)}
+                    known = {"lead": certify(subject.model, x[rows], y[rows], threat, device=subject.device)}
                     kept.write(known)
                 lead[rows] = known["lead"]
                 if progress:
-                    done = min(start + _KEPT, len(standing))
-                    progress("certifying", done, len(standing), f"{threat.norm} {threat.eps:.4g}")
+                    done = min(start + _KEPT, len(remaining))
+                    progress("certifying", done, len(remaining), f"{threat.norm} {threat.eps:.4g}")
         except NotCertifiableError as error:
             told = str(error).rstrip(".")
             notes = robustness.loc[here, "note"]

@@ -87,6 +87,7 @@ def failure_indicators(
     threat: ThreatModel,
     *,
     attacks: Mapping[str, tuple[Attack, np.ndarray]] | None = None,
+    costs: Mapping[str, int] | None = None,
     samples: int = SAMPLES,
     seed: int = 0,
     device: torch.device | str = "cpu",
@@ -109,6 +110,7 @@ def failure_indicators(
         attacks: the attacks that ran under it, by name, each with the shares (N,) of right answers that it left on
             ``x``. The last two checks judge them; without any the check's own PGD is judged. Where one left none right,
             the checks that attack are not made: an attack that failed would have left some.
+        costs: gradients a sample that an attack takes, by name, where it does not state them.
         samples: how many images are looked at.
         seed: of random numbers.
         device: where the model is.
@@ -136,7 +138,7 @@ def failure_indicators(
         if threat.norm in CONVEX_NORMS:  # no attack of the checks' own is defined under L0
             costly = _costly(look, attacks or {}).items()
             checks += [partial(_moot, name, whole) if whole else check for name, check in costly]
-            checks.append(lambda: _weaker(look, attacks) if attacks else None)
+            checks.append(lambda: _weaker(look, attacks, costs or {}) if attacks else None)
         signs: list[FailureIndicator] = []
         for number, check in enumerate(checks):
             try:
@@ -160,6 +162,7 @@ def weaker_than_reference(
     threat: ThreatModel,
     attacks: Mapping[str, tuple[Attack, np.ndarray]],
     *,
+    costs: Mapping[str, int] | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> dict[str, str]:
@@ -172,7 +175,7 @@ def weaker_than_reference(
         return {}
     with eval_mode(prepared.model), seeded(seed, device):
         try:
-            return _named(_Look(prepared, x, y, threat, seed), attacks)
+            return _named(_Look(prepared, x, y, threat, seed), attacks, costs or {})
         except NoGradientError:
             return {}
 
@@ -442,11 +445,12 @@ def _more_effort(look: _Look, attacks: Mapping[str, tuple[Attack, np.ndarray]]) 
     )
 
 
-def _named(look: _Look, attacks: Mapping[str, tuple[Attack, np.ndarray]]) -> dict[str, str]:
+def _named(look: _Look, attacks: Mapping[str, tuple[Attack, np.ndarray]], costs: Mapping[str, int]) -> dict[str, str]:
     pgd = look.pgd()
     found = {}
     for label, (attack, shares) in attacks.items():
-        if attack.cost <= 1:
+        cost = costs.get(label, attack.cost)
+        if cost is not None and cost <= 1:  # one step is weaker than twenty, and nobody thinks otherwise
             continue
         right = torch.as_tensor(shares[: len(pgd)] >= 0.5).to(pgd.device)
         if _more(right, pgd):
@@ -457,8 +461,10 @@ def _named(look: _Look, attacks: Mapping[str, tuple[Attack, np.ndarray]]) -> dic
     return found
 
 
-def _weaker(look: _Look, attacks: Mapping[str, tuple[Attack, np.ndarray]]) -> FailureIndicator:
-    found = _named(look, attacks)
+def _weaker(
+    look: _Look, attacks: Mapping[str, tuple[Attack, np.ndarray]], costs: Mapping[str, int]
+) -> FailureIndicator:
+    found = _named(look, attacks, costs)
     return FailureIndicator(
         "weaker than a short attack",
         bool(found),

@@ -30,6 +30,7 @@ from robgib.models.inference import (
     eval_mode,
     prepare,
 )
+from robgib.options import Context
 from robgib.runtime import Progress, SampleRNG
 from robgib.statistics import sign_test
 
@@ -38,6 +39,7 @@ __all__ = [
     "accuracy_curve",
     "after",
     "curve_points",
+    "gradient_cost",
     "in_8_bits",
     "joined",
     "run_attack",
@@ -300,6 +302,28 @@ def run_attack(
         time.monotonic() - began,
         tuple(dict.fromkeys(notes)),
     )
+
+
+_COUNTED = 4  # samples on which an attack's passes are counted
+
+
+def gradient_cost(
+    model: Prepared, x: Tensor, y: Tensor, clean: Answers, attack: Attack, label: str, context: Context
+) -> int:
+    """Return about how many gradients a sample an attack takes, counted on a few samples that the model labels right.
+
+    An attack that fails on them fails again where it is run, which says why: here it costs one.
+    """
+    some = np.flatnonzero(clean.right > 0)[:_COUNTED]
+    if not len(some):
+        return 1
+    held = Answers(clean.prediction[some], clean.right[some])
+    try:
+        found = run_attack(model, x[some], y[some], attack, label=label, clean=held, index=some, seed=context.seed,
+                           device=context.device)  # fmt: skip
+    except Exception:
+        return 1
+    return max(1, round(found.passes.cost / 3 / len(some)))  # a gradient comes with a pass forward: three together
 
 
 @contextmanager

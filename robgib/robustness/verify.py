@@ -19,7 +19,7 @@ from robgib.models.checkpoint import weights_digest
 from robgib.models.inference import UNDECIDED, Answers, Prepared, QueryCount, answers, prepare
 from robgib.results import Run
 from robgib.robustness.certification import certify
-from robgib.robustness.evaluate import curve_rows, outcome_rows, summary_row, unattacked_row, worst_row
+from robgib.robustness.rows import curve_rows, outcome_rows, summary_row, unattacked_row, worst_row
 from robgib.robustness.run_attack import AttackResult, curve_points, in_8_bits
 
 __all__ = ["UNCHECKED", "Claim", "verify"]
@@ -240,7 +240,7 @@ def _table(case: _Case, shown: Mapping[str, _Evidence]) -> Iterator[Claim]:
     standing: dict[ThreatModel, list[AttackResult]] = {}
     for label, one in shown.items():
         standing.setdefault(threats[label], []).append(one.result)
-    several = [] if run.config.get("cascade") else [(t, found) for t, found in standing.items() if len(found) > 1]
+    several = [] if run.attack_options["cascade"] else [(t, found) for t, found in standing.items() if len(found) > 1]
     below = run.robustness.iloc[case.attacks :]
     yield Claim(
         "the robustness table has a row for each attack and for the worst of several",
@@ -256,7 +256,7 @@ def _table(case: _Case, shown: Mapping[str, _Evidence]) -> Iterator[Claim]:
 def _curves(case: _Case, shown: Mapping[str, _Evidence]) -> Iterator[Claim]:
     """The curves: each point follows from the distances."""
     run = case.run
-    if run.config.get("curve") and not run.config.get("cascade") and shown:
+    if run.attack_options["curve"] and not run.attack_options["cascade"] and shown:
         curved = set(run.curve["attack"])
         yield Claim("each attack has a curve", curved == set(shown), f"{len(curved)} curves, {len(shown)} attacks")
     for label, rows in run.curve.groupby("attack", sort=False):
@@ -272,7 +272,7 @@ def _curves(case: _Case, shown: Mapping[str, _Evidence]) -> Iterator[Claim]:
 def _threats(run: Run) -> dict[str, ThreatModel]:
     """The threat models of a run's attacks, by label."""
     try:
-        specs = {label: spec["threat"] for label, spec in run.config["attacks"].items()}
+        specs = {label: spec["threat"] for label, spec in run.attack_options["attacks"].items()}
         return {label: ThreatModel(t["norm"], float(t["eps"]), tuple(t["box"])) for label, t in specs.items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RobGIBError("the run's configuration does not say what its attacks were.") from error
@@ -307,8 +307,8 @@ def _possible(case: _Case, label: str, shown: AttackResult, stated: np.ndarray) 
     run, threats, clean = case.run, case.threats, case.clean
     same = np.isclose(stated, shown.distance, rtol=_SIZE, atol=1e-7)
     nearer = (stated > 0) & (stated <= shown.distance * (1 + _SIZE) + 1e-7)
-    group = [n for n, t in threats.items() if t == threats[label]] if run.config.get("cascade") else [label]
-    beyond = any(_looks_outside(str(run.config["attacks"][name].get("class"))) for name in group)
+    group = [n for n, t in threats.items() if t == threats[label]] if run.attack_options["cascade"] else [label]
+    beyond = any(_looks_outside(str(run.attack_options["attacks"][name].get("class"))) for name in group)
     curved = label in set(run.curve["attack"])
     elsewhere = (clean.right > 0) & (curved | (beyond & (shown.right > 0)))
     possible: np.ndarray = same | (elsewhere & nearer)

@@ -43,6 +43,7 @@ __all__ = [
 COVARIATES = ("clean_accuracy", "weight_norm", "gradient_norm", "linear_r2")
 """What else is known of a model, and may stand behind a correlation."""
 _TIMED = 64  # images of a pass that is timed
+_UNSTATED = 100  # gradients a sample of an attack that does not state them
 _IMAGES = 256  # on which the gradient's norm and the linear fit are taken
 
 
@@ -127,7 +128,7 @@ def estimated_seconds(
             adversary = recipe.training.adversary
             inner = adversary.steps if adversary else 0
             total += recipe.training.epochs * len(data.train) * (1 + inner) * both
-        total += 2 * study.samples * sum(a.cost for a in attacks) * both
+        total += 2 * study.samples * sum(a.cost or _UNSTATED for a in attacks) * both
         total += 2 * forward * passes_of(makers, data, study.partitions, study.information_samples)
     return total
 

@@ -57,7 +57,8 @@ def test_without_options_a_command_has_the_defaults(command):
 def test_every_option_reaches_its_object(command):
     model, attack, information, report, context = command(
         "--attack", "pgd-linf", "--attack", "fgsm-linf", "--no-curve", "--until-width", "2%", "--certify",
-        "--codes", "40", "--features", "patches:2", "--input-size", "32", "--out", "here", "--json", "--fail-under", "40%",
+        "--codes", "40", "--features", "patches:2", "--input-size", "32", "--out", "here", "--json",
+        "--fail-under", "40%",
         "--seed", "3", "--catalogue", "a", "--catalogue", "b", "--normalize", "cifar10",
     )  # fmt: skip
     assert list(attack.attacks) == ["pgd-linf", "fgsm-linf"]

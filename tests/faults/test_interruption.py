@@ -138,11 +138,11 @@ def test_an_evaluation_goes_on_from_every_moment(moment, digits, digits_cnn, tmp
     place = tmp_path / "unfinished"
     calls = {
         "layers": ("robgib.evaluation", "evaluate_robustness", 1),
-        "first attack": ("robgib.robustness.evaluate", "accuracy_curve", 1),
-        "second attack": ("robgib.robustness.evaluate", "run_attack", 2),
+        "first attack": ("robgib.robustness.attacking", "accuracy_curve", 1),
+        "second attack": ("robgib.robustness.attacking", "run_attack", 2),
         "curve": ("robgib.robustness.run_attack", "run_attack", 3),
-        "corruptions": ("robgib.robustness.evaluate", "failure_indicators", 1),
-        "signs": ("robgib.robustness.evaluate", "failure_indicators", 2),
+        "corruptions": ("robgib.robustness.beside", "failure_indicators", 1),
+        "signs": ("robgib.robustness.beside", "failure_indicators", 2),
         "save": None,
     }
 

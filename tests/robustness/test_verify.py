@@ -14,7 +14,7 @@ import robgib
 from robgib import RobGIBError
 from robgib.cli.app import app
 from robgib.results import ADVERSARIAL, load_adversarial, load_run
-from robgib.robustness.evaluate import curve_rows
+from robgib.robustness.rows import curve_rows
 from robgib.robustness.verify import verify
 
 ATTACKS = ["fast-linf:eps=0.1", "ddn-l2:eps=0.5,steps=50"]

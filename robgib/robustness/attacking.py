@@ -1,0 +1,336 @@
+"""Every attack of an evaluation on one model, in turn or as a cascade, and what they found together."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from robgib.attacks.apgd import APGD, WIDEST
+from robgib.attacks.autoattack import AutoAttack
+from robgib.attacks.base import Attack, MinimumNormAttack
+from robgib.errors import NoGradientError, RobGIBError
+from robgib.models.inference import Answers, Prepared
+from robgib.options import AttackOptions, Context
+from robgib.results import column_names, table
+from robgib.robustness.rows import curve_rows, outcome_rows, summary_row, unattacked_row, worst_row
+from robgib.robustness.run_attack import AttackResult, accuracy_curve, after, gradient_cost, run_attack
+from robgib.robustness.until import attack_until
+
+__all__ = ["Budget", "Findings", "Subject", "attack_all", "attack_costs", "attack_until_narrow"]
+
+Budget = tuple[str, float]
+"""Norm and eps."""
+Ready = Mapping[str, "AttackResult | Exception"]
+"""What attacks did that have run already, by label."""
+_PICTURES = 6  # adversarial images that are kept for the page
+_RADII = 5  # at which a curve is measured beside the attack's own
+_STEPS = 10  # of the attack there, at least
+_STALLED = 0.2  # share of what a cascade's first attack left: where others fooled more, the curve starts from large eps
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model under evaluation, the samples that it is attacked on, and how.
+
+    Attributes:
+        model: on the context's device.
+        x: images (N, …) in [0, 1].
+        y: labels (N,).
+        clean: the model's answers to them.
+        attacks: by label.
+        costs: gradients a sample that each attack takes at most, by label.
+        options: what is attacked and measured; ``cascade`` is a truth value here.
+        context: of the computation; ``device`` is torch's here.
+    """
+
+    model: Prepared
+    x: Tensor
+    y: Tensor
+    clean: Answers
+    attacks: Mapping[str, Attack]
+    costs: Mapping[str, int]
+    options: AttackOptions
+    context: Context
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return torch.device(self.context.device)
+
+    @property
+    def pictures(self) -> int:
+        """Adversarial images to keep for each attack."""
+        return len(self) if self.options.save_adversarial else _PICTURES
+
+    def first(self, count: int) -> Subject:
+        """The same with the first samples alone."""
+        held = Answers(self.clean.prediction[:count], self.clean.right[:count])
+        return replace(self, x=self.x[:count], y=self.y[:count], clean=held)
+
+    def in_order(self) -> list[tuple[str, Attack]]:
+        """Attacks as they run: in a cascade one threat model after the other, the cheapest first."""
+        order = list(self.attacks.items())
+        if self.options.cascade:
+            threats = list(dict.fromkeys(a.threat for _, a in order))
+            order.sort(key=lambda item: (threats.index(item[1].threat), self.costs[item[0]]))
+        return order
+
+    def attack(self, label: str, clean: Answers | AttackResult, rows: slice | None = None) -> AttackResult:
+        """Run one attack on the samples that ``clean`` holds right, on some ``rows`` of them where these are given."""
+        whole = rows is None
+        chosen = slice(0, len(self)) if rows is None else rows
+        parts = self.context.parts.at("attack", label)
+        return run_attack(
+            self.model,
+            self.x[chosen],
+            self.y[chosen],
+            self.attacks[label],
+            label=label,
+            clean=Answers(clean.prediction, clean.right),
+            index=np.arange(len(self))[chosen],
+            seed=self.context.seed,
+            device=self.device,
+            pictures=self.pictures,
+            parts=parts if whole else parts.at(str(chosen.start), str(chosen.stop)),
+            progress=self.context.progress,
+        )
+
+
+def attack_costs(
+    model: Prepared, x: Tensor, y: Tensor, clean: Answers, attacks: Mapping[str, Attack], context: Context
+) -> dict[str, int]:
+    """Return about how many gradients a sample each attack takes, as it states or as counted on a few samples."""
+    found = {}
+    for label, attack in attacks.items():
+        stated = attack.cost
+        found[label] = gradient_cost(model, x, y, clean, attack, label, context) if stated is None else stated
+    return found
+
+
+@dataclass
+class Findings:
+    """What the attacks on one subject found so far, and the tables of it.
+
+    Attributes:
+        subject: that is attacked.
+        left: by attack the shares (N,) of right answers that remain.
+        spent: by budget the passes of its attacks.
+    """
+
+    subject: Subject
+    left: dict[str, np.ndarray] = field(default_factory=dict)
+    spent: dict[Budget, int] = field(default_factory=dict)
+    _summary: list[dict[str, Any]] = field(default_factory=list)
+    _outcomes: list[pd.DataFrame] = field(default_factory=list)
+    _curves: list[dict[str, Any]] = field(default_factory=list)
+    _pictures: dict[str, np.ndarray] = field(default_factory=dict)
+    _adversarial: dict[str, np.ndarray] = field(default_factory=dict)
+    _images: dict[Budget, dict[int, np.ndarray]] = field(default_factory=dict)
+    _failures: list[Exception] = field(default_factory=list)
+    results: dict[Budget, list[AttackResult]] = field(default_factory=dict)
+    """By budget what its attacks did, in turn."""
+
+    def fail(self, label: str, error: Exception) -> None:
+        """Record an attack that failed."""
+        self._summary.append(summary_row(self._base(label), self.subject.clean, None, str(error)))
+        self._failures.append(error)
+
+    def add(self, number: int, label: str, attacked: Attacked) -> None:
+        """Record what an attack, the ``number``-th, did."""
+        subject, outcome = self.subject, attacked.outcome
+        base, budget, truth = self._base(label), budget_of(subject.attacks[label]), subject.y.numpy()
+        self.results.setdefault(budget, []).append(outcome)
+        self.spent[budget] = self.spent.get(budget, 0) + outcome.passes.cost
+        self.left[label] = outcome.right
+        self._summary.append(summary_row(base, subject.clean, outcome, "", attacked.nearest))
+        self._outcomes.append(outcome_rows(base, truth, subject.clean, outcome, attacked.nearest))
+        self._curves += curve_rows(base, attacked.points, len(subject))
+        if subject.options.save_adversarial:
+            self._keep(label, budget, outcome)
+        rows = sorted(outcome.pictures)[:_PICTURES]
+        if rows:
+            self._pictures |= {
+                f"{number}/attack": np.array(label),
+                f"{number}/rows": np.array(rows),
+                f"{number}/clean": subject.x[rows].numpy(),
+                f"{number}/adversarial": np.stack([outcome.pictures[r] for r in rows]),
+                f"{number}/labels": truth[rows],
+                f"{number}/clean_prediction": subject.clean.prediction[rows],
+                f"{number}/adversarial_prediction": outcome.prediction[rows],
+            }
+
+    def _keep(self, label: str, budget: Budget, outcome: AttackResult) -> None:
+        """Keep all adversarial images of an attack, in a cascade with those of the attacks before it."""
+        subject = self.subject
+        if not self._adversarial:
+            self._adversarial = {"clean": subject.x[:].numpy(), "labels": subject.y.numpy()}
+        former = self._images.get(budget, {}) if subject.options.cascade else {}
+        every = {**former, **outcome.pictures}
+        self._images[budget] = every
+        made = [every[row] for row in sorted(every)]
+        self._adversarial[f"{label}/rows"] = np.array(sorted(every), dtype=np.int64)
+        self._adversarial[f"{label}/images"] = (
+            np.stack(made) if made else np.zeros((0, *subject.x.shape[1:]), np.float32)
+        )
+
+    def _base(self, label: str) -> dict[str, Any]:
+        threat = self.subject.attacks[label].threat
+        return {"attack": label, "norm": threat.norm, "eps": threat.eps}
+
+    def tables(self) -> dict[str, Any]:
+        """The tables ``robustness``, ``outcomes`` and ``curve``, and the arrays ``pictures`` and ``adversarial``.
+
+        Raises:
+            RobGIBError: every attack failed, by something else than missing gradients.
+        """
+        subject, summary = self.subject, list(self._summary)
+        # Without gradients nothing is found out about robustness, but the indicators say why, and what to do.
+        if subject.attacks and not self._outcomes and not all(isinstance(f, NoGradientError) for f in self._failures):
+            raise RobGIBError(f"every attack failed; the first: {summary[0]['reason']}")
+        for (norm, eps), results in self.results.items():
+            if len(results) > 1 and not subject.options.cascade:
+                summary.append(worst_row(norm, eps, subject.clean, results))
+        if not summary:  # without attacks there is still the clean accuracy
+            summary = [unattacked_row(subject.clean)]
+        outcomes = pd.concat(self._outcomes, ignore_index=True) if self._outcomes else table("outcomes")
+        adversarial = self._adversarial
+        if subject.options.save_adversarial and not adversarial:
+            adversarial = {"clean": subject.x[:].numpy(), "labels": subject.y.numpy()}
+        return {
+            "robustness": table("robustness", summary),
+            "outcomes": outcomes[column_names("outcomes")],
+            "curve": table("curve", self._curves),
+            "pictures": self._pictures,
+            "adversarial": adversarial,
+        }
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """An attack's outcome, the points of its curve, and the distances (N,) of the nearest images found on the way."""
+
+    outcome: AttackResult
+    points: Sequence[tuple[float, float]]
+    nearest: np.ndarray
+
+
+def budget_of(attack: Attack) -> Budget:
+    """The norm and eps of an attack."""
+    return attack.threat.norm, attack.threat.eps
+
+
+def attack_all(subject: Subject, ready: Ready) -> Findings:
+    """Run every attack of a subject; ``ready`` are those that have run, as they are in a cascade."""
+    findings = Findings(subject)
+    order = subject.in_order()
+    for number, (label, attack) in enumerate(order):
+        attacked = _guarded(partial(_attack, subject, label, attack, findings, ready), label)
+        if isinstance(attacked, Exception):
+            findings.fail(label, attacked)
+        else:
+            findings.add(number, label, attacked)
+    return findings
+
+
+def _attack(subject: Subject, label: str, attack: Attack, findings: Findings, ready: Ready) -> Attacked:
+    """Run one attack, in a cascade after those of its budget, and measure its curve where it is the last of them."""
+    earlier = findings.results.get(budget_of(attack), [])
+    known = earlier[-1] if earlier and subject.options.cascade else None
+    found = ready.get(label)
+    if isinstance(found, Exception):
+        raise found
+    if found is None:
+        found = subject.attack(label, known or subject.clean)
+        found = after(known, found) if known else found
+    order = subject.in_order()
+    later = [a for name, a in order[[name for name, _ in order].index(label) + 1 :] if a.threat == attack.threat]
+    if not subject.options.curve or (subject.options.cascade and later):
+        return Attacked(found, [], found.distance)
+    # A cascade's curve is its cheapest attack's, beside what all found at their own eps: at small eps nearly every
+    # sample remains robust, and the dearest attack would be run on all of them.
+    name, other = label, attack
+    if known and not isinstance(attack, MinimumNormAttack):
+        name, other = next((n, a) for n, a in order if a.threat == attack.threat)
+    stalled = subject.options.cascade and earlier and _stalled(earlier[0], found)
+    if stalled and isinstance(other, APGD) and other.widest is None:
+        other = replace(other, widest=WIDEST)
+    spent = findings.spent.get(budget_of(attack), 0) + found.passes.cost
+    points, distance = accuracy_curve(
+        subject.model,
+        subject.x,
+        subject.y,
+        _shortened(other, subject.costs[name], len(subject), spent),
+        found,
+        label=name,
+        clean=subject.clean,
+        seed=subject.context.seed,
+        device=subject.device,
+        parts=subject.context.parts.at("curve", label),
+        progress=subject.context.progress,
+        attacked=known.right > 0 if known and name == label else None,
+    )
+    return Attacked(found, points, distance)
+
+
+def attack_until_narrow(subject: Subject, width: float) -> tuple[int, dict[str, AttackResult | Exception]]:
+    """See :func:`attack_until`."""
+
+    def attacker(label: str, attack: Attack, rows: slice, known: AttackResult | None) -> AttackResult | Exception:
+        held = known or Answers(subject.clean.prediction[rows], subject.clean.right[rows])
+
+        def run() -> Attacked:
+            found = subject.attack(label, held, rows)
+            return Attacked(found, [], found.distance)
+
+        attacked = _guarded(run, label)
+        return attacked if isinstance(attacked, Exception) else attacked.outcome
+
+    return attack_until(attacker, subject.in_order(), bool(subject.options.cascade), len(subject), width)
+
+
+def _stalled(first: AttackResult, found: AttackResult) -> bool:
+    """Whether others fooled a fifth of what a cascade's first attack left: its own curve would be far too high."""
+    left = first.right > 0
+    return bool((found.right[left] < 1).mean() > _STALLED) if left.any() else False
+
+
+def _shortened(attack: Attack, cost: int, count: int, allowed: int) -> Attack:
+    """The attack for the curve's other radii: with fewer steps where it might take more passes than are allowed.
+
+    Of AutoAttack it is then the first member. Passes do not depend on the machine, as seconds would; and the accuracy
+    at the attack's own eps is known already.
+    """
+    share = allowed / max(_RADII * 3 * cost * count, 1)
+    if share >= 1 or isinstance(attack, MinimumNormAttack):
+        return attack
+    if isinstance(attack, AutoAttack):
+        first = attack.members(attack.targets + 1)[0]
+        return _shortened(first, first.cost or 1, count, allowed)
+    steps = getattr(attack, "steps", None)
+    if not isinstance(steps, int) or steps <= _STEPS:
+        return attack
+    shorter: Attack = dataclasses.replace(attack, steps=max(_STEPS, int(steps * share)))  # type: ignore[call-arg]
+    return shorter
+
+
+def _guarded(run: Callable[[], Attacked], label: str) -> Attacked | Exception:
+    """Run one attack; what it raises is the reason of its failure, in a sentence, and the others go on."""
+    try:
+        return run()
+    except torch.OutOfMemoryError as error:
+        raise RobGIBError("the device's memory does not suffice even for one image; use another --device.") from error
+    except RobGIBError as error:
+        return error
+    except (Exception, SystemExit) as error:
+        return RobGIBError(f"attack {label!r} raised {type(error).__name__}: {error}")

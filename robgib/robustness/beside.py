@@ -1,0 +1,163 @@
+"""What is measured beside the attacks: indicators of failed ones, their convergence, common corruptions."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from robgib.errors import RobGIBError, first_line
+from robgib.results import table
+from robgib.robustness.attacking import Budget, Findings, Subject
+from robgib.robustness.convergence import TRACKED, convergence
+from robgib.robustness.corruptions import corruption_accuracy
+from robgib.robustness.failure_indicators import SAMPLES, failure_indicators, weaker_than_reference
+
+__all__ = ["add_indicators", "convergence_table", "corruption_table"]
+
+_FEWEST = 25  # images on which indicators are measured, at least
+_SIGN = 1700  # forward passes that the indicators take for an image, about, at most
+_WATCHED = 10  # images on which attacks are watched step by step, at least
+_CORRUPTED = 20  # likewise under common corruptions
+
+
+def _afforded(count: int, spent: float, each: float, fewest: int = _FEWEST) -> int:
+    """How many of ``count`` images can be afforded at ``each`` passes, where ``spent`` are allowed: a few at least."""
+    return min(count, max(fewest, int(spent / max(each, 1))))
+
+
+def corruption_table(subject: Subject, spent: Mapping[Budget, int]) -> pd.DataFrame:
+    """Accuracy under common corruptions, with at most half as many passes as the attacks took."""
+    if not subject.options.corruptions or subject.x.ndim != 4:
+        return table("corruptions")
+    here = subject.context.parts.at("corruptions")
+    known = here.read()
+    if known is None:
+        count = len(subject)  # without attacks it is what was asked for
+        some = _afforded(count, sum(spent.values()) / 2, _CORRUPTED, 4 * _FEWEST) if spent else count
+        measured = corruption_accuracy(
+            subject.model,
+            subject.x[:some],
+            subject.y[:some],
+            seed=subject.context.seed,
+            batch_size=subject.model.batch_size,
+            device=subject.device,
+            progress=subject.context.progress,
+        )
+        known = {"rows": measured.to_dict("records")}
+        here.write(known)
+    return table("corruptions", known["rows"])
+
+
+def add_indicators(findings: Findings, robustness: pd.DataFrame) -> pd.DataFrame:
+    """Return the table of attack-failure indicators, and put their notes on single attacks into ``robustness``.
+
+    They are measured once a norm, at the largest eps of its attacks; at other eps an attack is only held against the
+    reference. What goes wrong in one threat model takes nothing from the others.
+    """
+    subject = findings.subject
+    if not subject.options.signs:
+        return table("signs")
+    threats = {(a.threat.norm, a.threat.eps): a.threat for a in subject.attacks.values()}
+    largest = {norm: max(eps for n, eps in threats if n == norm) for norm, _ in threats}
+    rows: list[dict[str, Any]] = []
+    for norm, eps in threats:
+        kept = subject.context.parts.at("signs", norm, f"{eps:.9g}")
+        known = kept.read()
+        if known is None:
+            try:
+                known = _indicators(findings, (norm, eps), whole=eps == largest[norm])
+                kept.write(known)
+            except (RuntimeError, RobGIBError) as error:
+                known = {"rows": [_unfinished(norm, eps, error)], "beside": {}}
+        rows += known["rows"]
+        _note(robustness, known["beside"])
+    return table("signs", rows)
+
+
+def _indicators(findings: Findings, budget: Budget, whole: bool) -> dict[str, Any]:
+    """Rows of the indicators at one budget, the ``whole`` set or none; and notes on attacks by label."""
+    subject, spent = findings.subject, findings.spent
+    right = subject.clean.right >= 0.5
+    x, y = subject.x[right], subject.y[right]
+    here = {
+        label: (subject.attacks[label], left[right])
+        for label, left in findings.left.items()
+        if (subject.attacks[label].threat.norm, subject.attacks[label].threat.eps) == budget
+    }
+    threat = next(a.threat for a in subject.attacks.values() if (a.threat.norm, a.threat.eps) == budget)
+    rows: list[dict[str, Any]] = []
+    if whole:
+        found = failure_indicators(
+            subject.model,
+            x,
+            y,
+            threat,
+            attacks=here,
+            costs=subject.costs,
+            seed=subject.context.seed,
+            device=subject.device,
+            progress=subject.context.progress,
+            samples=_afforded(SAMPLES, spent.get(budget, 0) / 2, _SIGN) if spent else SAMPLES,
+        )
+        rows = [{"norm": budget[0], "eps": budget[1], **dataclasses.asdict(sign)} for sign in found]
+    beside = weaker_than_reference(
+        subject.model, x, y, threat, here, costs=subject.costs, seed=subject.context.seed, device=subject.device
+    )
+    return {"rows": rows, "beside": beside}
+
+
+def _unfinished(norm: str, eps: float, error: Exception) -> dict[str, Any]:
+    return {
+        "norm": norm,
+        "eps": eps,
+        "name": "checks did not end",
+        "seen": True,
+        "detail": f"{type(error).__name__}: {first_line(error)}",
+        "meaning": "nothing is known of failed attacks under this threat model; the other results hold",
+    }
+
+
+def convergence_table(findings: Findings) -> pd.DataFrame:
+    """Where each attack stood step by step, on a tenth of the samples; what goes wrong takes nothing from the rest."""
+    subject = findings.subject
+    if not subject.options.signs:
+        return table("convergence")
+    right = np.flatnonzero(subject.clean.right >= 0.5)
+    some = right[: min(TRACKED, max(_WATCHED, len(subject) // 10))]
+    rows: list[dict[str, Any]] = []
+    for number, label in enumerate(findings.left):
+        attack = subject.attacks[label]
+        kept = subject.context.parts.at("convergence", label)
+        known = kept.read()
+        if known is None:
+            try:
+                found: Sequence[Mapping[str, Any]] = convergence(
+                    subject.model,
+                    subject.x[some],
+                    subject.y[some],
+                    attack,
+                    seed=subject.context.seed,
+                    device=subject.device,
+                )
+            except (Exception, SystemExit):  # a plug-in's own may be anything, and the attack itself ended well
+                found = []
+            base = {"attack": label, "norm": attack.threat.norm, "eps": attack.threat.eps}
+            known = {"rows": [{**base, **row} for row in found]}
+            kept.write(known)
+        rows += known["rows"]
+        if subject.context.progress:
+            subject.context.progress("watching attacks", number + 1, len(findings.left), label)
+    return table("convergence", rows)
+
+
+def _note(robustness: pd.DataFrame, beside: Mapping[str, str]) -> None:
+    """Put notes on attacks beside their figures."""
+    for label, text in beside.items():
+        here = robustness["attack"] == label
+        robustness.loc[here, "note"] = robustness.loc[here, "note"].map(
+            lambda note, text=text: "; ".join(filter(None, (note, text)))
+        )
