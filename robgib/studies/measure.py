@@ -28,6 +28,7 @@ from robgib.results import Run, load_run, save_run
 from robgib.runtime import Progress
 from robgib.studies.design import FIGURES, Cell, Figure, Study
 from robgib.studies.engines import HERE, Engine, Task, finish
+from robgib.training.loop import accuracy
 from robgib.training.tracing import control
 from robgib.zoo.loading import checkpoint_path, data_of, load_recipe
 from robgib.zoo.recipe import Recipe
@@ -44,6 +45,7 @@ COVARIATES = ("clean_accuracy", "weight_norm", "gradient_norm", "linear_r2")
 """What else is known of a model, and may stand behind a correlation."""
 _TIMED = 64  # images of a pass that is timed
 _UNSTATED = 100  # gradients a sample of an attack that does not state them
+_BATCH = 64  # images of one pass
 _IMAGES = 256  # on which the gradient's norm and the linear fit are taken
 
 
@@ -208,9 +210,12 @@ def _one(
 def _covariates(model: nn.Module, data: Dataset, study: Study) -> dict[str, float]:
     """The norm of the weights, the mean norm of the loss's input gradient, and how linear the last layer is."""
     weights = float(np.sqrt(sum(float((p.detach() ** 2).sum()) for p in model.parameters())))
-    x, y = data.test.x[:_IMAGES].clone().requires_grad_(), data.test.y[:_IMAGES]
-    loss = nn.functional.cross_entropy(model(x), y, reduction="sum")
-    (slope,) = torch.autograd.grad(loss, x)
+    slopes = []
+    for start in range(0, _IMAGES, _BATCH):
+        rows = slice(start, min(start + _BATCH, _IMAGES))
+        x, y = data.test.x[rows].clone().requires_grad_(), data.test.y[rows]
+        loss = nn.functional.cross_entropy(model(x), y, reduction="sum")
+        slopes.append(torch.autograd.grad(loss, x)[0].flatten(1).norm(dim=1))
     (inputs, _), (fit, _) = split_information(data, _IMAGES, study.seed)
     try:
         held, then = (collect_activations(model, part, [LOGITS])[LOGITS] for part in (inputs, fit))
@@ -223,7 +228,7 @@ def _covariates(model: nn.Module, data: Dataset, study: Study) -> dict[str, floa
         linear = 1 - float(((held - own @ coefficients) ** 2).sum() / max(((held - held.mean(0)) ** 2).sum(), 1e-30))
     return {
         "weight_norm": weights,
-        "gradient_norm": float(slope.flatten(1).norm(dim=1).mean()),
+        "gradient_norm": float(torch.cat(slopes).mean()),
         "linear_r2": linear,
     }
 
@@ -233,9 +238,7 @@ def _gap(model: nn.Module, data: Dataset) -> dict[str, float]:
     held = data.val if data.enumerated else data.test  # where all inputs are listed, the test ones are among them
     if not len(data.train) or not len(held):
         raise RobGIBError(f"{data.name!r} has no training or no held-out samples; a gap needs both.")
-    with torch.no_grad():
-        trained, told = (float((model(s.x).argmax(1) == s.y).float().mean()) for s in (data.train, held))
-    return {"trained": trained, "held_out": told, "samples": len(held)}
+    return {"trained": accuracy(model, data.train), "held_out": accuracy(model, held), "samples": len(held)}
 
 
 def measured_rows(study: Study, measured: Sequence[Measured]) -> pd.DataFrame:
