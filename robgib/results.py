@@ -491,11 +491,22 @@ class _Cut(BaseModel):
     input: str | list[str]
 
 
+class _Source(BaseModel):
+    """What tells where the model came from, for :mod:`robgib.cli.verify`."""
+
+    kind: str | None = None
+    recipe: str | None = None
+    name: str | None = None
+    file: str | None = None
+    arch: str | None = None
+
+
 class _Config(BaseModel):
     """What readers of a run's configuration rely on."""
 
     data: _Data
     features: _Cut
+    source: _Source = _Source()
     rows: dict[str, int] = {}
     reading: list[str] = []
     cascade: bool = False

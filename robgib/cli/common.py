@@ -42,7 +42,8 @@ AllowCode = Annotated[
     bool,
     typer.Option(
         "--allow-code",
-        help="Take package.module:factory from recipes and records. [red]It imports and runs code that a file names.",
+        help="Take package.module:factory from recipes, records and studies. "
+        "[red]It imports and runs code that a file names.",
     ),
 ]
 Arch = Annotated[

@@ -78,9 +78,12 @@ def verify(
     name = model or source.get("recipe") or source.get("name")
     if not name:
         raise RobGIBError(f"{str(run)!r} is of {source.get('file') or 'a model in Python'}; give it with --model.")
+    told = source.get("arch")
+    if arch is None and told is not None:
+        robgib.models.check_file_architecture(told, {}, f"the configuration of the run {str(run)!r}", allow_code)
     subject = robgib.zoo.load(
         name,
-        arch=arch or source.get("arch"),
+        arch=arch or told,
         data=data or (None if source.get("kind") == "zoo" else str(held.config["data"]["name"])),
         data_root=data_root,
         classes=classes,

@@ -67,7 +67,14 @@ def check_file_architecture(arch: str, options: dict[str, Any], file: str, allow
         _check_options(arch, options, f"{file}: ")
 
 
-def build(arch: str, shape: tuple[int, ...], classes: int, options: dict[str, Any] | None = None) -> nn.Module:
+def build(
+    arch: str,
+    shape: tuple[int, ...],
+    classes: int,
+    options: dict[str, Any] | None = None,
+    *,
+    allow_code: bool = False,
+) -> nn.Module:
     """Build an untrained model.
 
     Args:
@@ -77,14 +84,16 @@ def build(arch: str, shape: tuple[int, ...], classes: int, options: dict[str, An
         classes: number of classes.
         options: keyword arguments of the factory; ``bottleneck``, for a registered name, is the number of units of a
             stochastic code before the classes (:class:`~robgib.models.bottleneck.VariationalHead`).
-
-    Building ``package.module:factory`` imports and calls what it names; a name that comes from a file goes through
-    :func:`check_file_architecture` first.
+        allow_code: import and call what ``package.module:factory`` names. Leave it out for a name from a file.
 
     Raises:
-        RobGIBError: unknown name, an import that fails, options the factory does not take.
+        RobGIBError: unknown name, code that is not allowed, an import that fails, options the factory does not take.
     """
     options = dict(options or {})
+    if runs_code(arch) and not allow_code:
+        raise RobGIBError(
+            f"architecture {arch!r} imports and runs code; give --allow-code (allow_code=True) to take it."
+        )
     library, _, name = arch.partition(":")
     if arch not in ARCHITECTURES and library in _LIBRARIES:
         return _ported(library, name, shape, classes, options)

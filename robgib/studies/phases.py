@@ -140,8 +140,8 @@ def read_phases(path: Path, catalogue: Sequence[Path] = ()) -> Phases:
     return study
 
 
-def followed(study: Phases, catalogue: Sequence[Path] = ()) -> list[Followed]:
-    """Return the networks of a study, each once."""
+def followed(study: Phases, catalogue: Sequence[Path] = (), *, allow_code: bool = False) -> list[Followed]:
+    """Return the networks of a study, each once; ``allow_code`` as in :func:`~robgib.studies.cells`."""
     known = recipes(catalogue)
     found: list[Followed] = []
     parts: tuple[tuple[Sequence[Grid], Control | Literal["bijective"] | None], ...] = (
@@ -153,7 +153,8 @@ def followed(study: Phases, catalogue: Sequence[Path] = ()) -> list[Followed]:
     )
     for grids, how in parts:
         for grid in grids:
-            found += [Followed(r, grid.recipe, how) for r in chosen_recipes(Models(train=[grid]), known)]
+            models = chosen_recipes(study.name, Models(train=[grid]), known, allow_code)
+            found += [Followed(r, grid.recipe, how) for r in models]
     for one in found:
         built = one.recipe.architecture.name if one.recipe.architecture else "a checkpoint"
         if one.control == "bijective" and built != "bijective":

@@ -17,7 +17,16 @@ from robgib.zoo.loading import (
     trace_recipe,
     train_recipe,
 )
-from robgib.zoo.recipe import Architecture, PretrainedWeights, Recipe, chosen, find_recipe, list_models, recipes
+from robgib.zoo.recipe import (
+    Architecture,
+    PretrainedWeights,
+    Recipe,
+    chosen,
+    find_recipe,
+    list_models,
+    read_recipe,
+    recipes,
+)
 
 __all__ = [
     "ROBUSTBENCH",
@@ -38,6 +47,7 @@ __all__ = [
     "load_recipe",
     "load_robustbench",
     "measure",
+    "read_recipe",
     "recipes",
     "stored_checkpoint",
     "table_markdown",

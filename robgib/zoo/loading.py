@@ -94,7 +94,6 @@ def trace_recipe(
     features: str = "auto",
     device: torch.device | str = "cpu",
     catalogue: Sequence[Path] = (),
-    allow_code: bool = False,
     progress: Progress | None = None,
 ) -> tuple[Trace, dict[str, Any]]:
     """Train a recipe's model and follow the information in its layers (:func:`~robgib.training.trace`).
@@ -110,7 +109,6 @@ def trace_recipe(
         features: partition of the input.
         device: where to compute.
         catalogue: further folders of plug-ins.
-        allow_code: whether a record may name code to run.
         progress: called with (task, done, total, note).
 
     Returns:
@@ -121,7 +119,8 @@ def trace_recipe(
     _, record, _ = train_recipe(recipe, data, out, device=device, progress=progress, watch=snapshots(folder, at, told))
 
     def load(path: Path) -> nn.Module:
-        return load_checkpoint(path, None, None, None, data=data, extra=list(catalogue), allow_code=allow_code).model
+        allowed = recipe.allows_code
+        return load_checkpoint(path, None, None, None, data=data, extra=list(catalogue), allow_code=allowed).model
 
     networks = {e: partial(load, f) for e, f in saved_epochs(folder).items() if e in at}
     found = trace(
@@ -462,7 +461,9 @@ def load_recipe(
                 f"model {recipe.name!r}: {path.name} holds weights alone; give the recipe an architecture."
             )
         recipe.check_architecture()
-        model, _ = _assemble(content, architecture.name, architecture.options, data, str(path))
+        model, _ = _assemble(
+            content, architecture.name, architecture.options, data, str(path), allow_code=recipe.allows_code
+        )
         return model.to(device).eval(), read_record(path) or {}
     path = checkpoint_path(recipe, data)
     if not path.is_file():
@@ -617,7 +618,15 @@ def load_checkpoint(
         if name is None:
             raise RobGIBError(f"{path} has no record beside it that tells its data; give --data NAME.")
         data = load_data(name, root, seed, catalogue=extra)
-    model, notes = _assemble(content, arch or architecture.get("name", ""), options, data, str(path), normalization)
+    model, notes = _assemble(
+        content,
+        arch or architecture.get("name", ""),
+        options,
+        data,
+        str(path),
+        normalization,
+        allow_code=allow_code or arch is not None,
+    )
     return Loaded(path.stem, model, data, {}, notes)
 
 
@@ -628,6 +637,8 @@ def _assemble(
     data: Dataset,
     source: str,
     normalization: Normalization | None = None,
+    *,
+    allow_code: bool = False,
 ) -> tuple[nn.Module, tuple[str, ...]]:
     """Make the network of what a checkpoint holds, see that it takes the data, and say how it was read."""
 
@@ -639,7 +650,7 @@ def _assemble(
         return normalization.before(net, data.shape[0]).eval()
 
     if content.network is None:
-        model = build(arch, data.shape, len(data.classes), options)
+        model = build(arch, data.shape, len(data.classes), options, allow_code=allow_code)
         notes = load_into(model, content.weights, source)
         model = behind(model.eval())
         return model, (*content.notes, *notes, *_normalizing(model))
