@@ -489,11 +489,13 @@ def stored_checkpoint(recipe: Recipe, progress: Progress | None = None) -> Path:
         check_name("download", stored.download_name)
         path = cache_folder() / "downloads" / stored.sha256[:16] / stored.download_name
         if not path.is_file():
-            download(stored.url, path, stored.sha256, recipe.name, progress)
+            download(stored.url, path, stored.sha256, recipe.name, progress, stored.size)
     else:
         path = Path(recipe.folder or ".") / stored.file
         if not path.is_file():
             raise RobGIBError(f"model {recipe.name!r}: its checkpoint {path} does not exist.")
+    if stored.size not in (None, path.stat().st_size):
+        raise RobGIBError(f"model {recipe.name!r}: {path} is of {path.stat().st_size} bytes, not {stored.size}.")
     found = sha256(path)
     if found != stored.sha256:
         raise RobGIBError(

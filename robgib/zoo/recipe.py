@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    PrivateAttr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from torch import nn
 
 from robgib import registry
@@ -52,8 +62,17 @@ class PretrainedWeights(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     file: str | None = None
     """Path, relative to the recipe's folder or absolute."""
-    url: str | None = Field(default=None, pattern=r"^(https?|file)://.+")
+    url: str | None = None
+    size: PositiveInt | None = None
+    """Bytes of the file: a download goes no further, and one of another size is refused."""
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+    @field_validator("url")
+    @classmethod
+    def _of_the_web(cls, url: str | None) -> str | None:
+        if url is not None and not re.match(r"https?://[^/]", url):
+            raise ValueError("a url begins with https:// or http://; give a file of this machine as file")
+        return url
 
     @model_validator(mode="after")
     def _one_place(self) -> PretrainedWeights:
