@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import glob
 import hashlib
 import http.client
@@ -28,23 +27,21 @@ import platformdirs
 from filelock import FileLock, Timeout
 
 from robgib.errors import RobGIBError, RobGIBWarning
+from robgib.reading import DEEPEST, check_regular, too_deep
 
 __all__ = [
-    "DEEPEST",
     "MOST_BYTES",
     "Parts",
     "alone",
     "atomic_directory",
     "cache_folder",
     "check_file",
-    "check_regular",
     "check_writable",
     "digest",
     "download",
     "parts_in",
     "read_json",
     "sha256",
-    "too_deep",
     "write_file",
 ]
 
@@ -69,29 +66,6 @@ def read_json(path: Path) -> Any:
     if too_deep(content):
         raise ValueError(f"it is nested more than {DEEPEST} levels deep")
     return content
-
-
-DEEPEST = 50
-"""Levels of nesting that a file may have: what walks through its content calls itself for each."""
-
-
-def too_deep(content: object) -> bool:
-    """Whether lists and mappings lie in each other more than :data:`DEEPEST` levels deep."""
-    level = [content]
-    for _ in range(DEEPEST):
-        seen = {id(one): one for one in level if isinstance(one, Mapping | list | tuple)}  # aliases: each once
-        level = [part for one in seen.values() for part in (one.values() if isinstance(one, Mapping) else one)]
-    return any(isinstance(one, Mapping | list | tuple) for one in level)
-
-
-def check_regular(path: Path) -> None:
-    """Raise where there is something at ``path`` that is no regular file: a pipe would be waited for.
-
-    Raises:
-        OSError: it is a pipe, a device, a folder; the same as where it cannot be read.
-    """
-    if path.exists() and not path.is_file():
-        raise OSError(errno.EINVAL, "it is no regular file", str(path))
 
 
 _LONGEST_NAME = 200  # bytes: file systems take 255, and names in the making are longer

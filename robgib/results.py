@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
+import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,6 +22,7 @@ from safetensors.numpy import load_file, save
 
 from robgib.errors import RobGIBError, sentence_of, visible
 from robgib.files import atomic_directory, digest, read_json
+from robgib.reading import check_regular
 
 __all__ = [
     "RUN_TABLES",
@@ -28,10 +31,12 @@ __all__ = [
     "Column",
     "Run",
     "column_names",
+    "csv_text",
     "find_run",
     "load_adversarial",
     "load_run",
     "plain_rows",
+    "read_csv",
     "save_run",
     "table",
 ]
@@ -259,6 +264,53 @@ def plain_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
     return [{k: plain(v) for k, v in row.items()} for row in frame.to_dict("records")]
 
 
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")
+"""What a spreadsheet takes for a formula, behind the marks of text that may stand there already."""
+
+
+def csv_text(frame: pd.DataFrame) -> str:
+    """Return a table as CSV of which a spreadsheet computes nothing.
+
+    A text that begins as a formula does, as with ``=``, gets an apostrophe before it, which spreadsheets know as the
+    mark of text, and :func:`read_csv` takes away. Numbers stay as they are.
+
+    >>> print(csv_text(pd.DataFrame({"attack": ["=1+1", "pgd-linf"], "change": [-0.5, 0.5]})))
+    attack,change
+    '=1+1,-0.5
+    pgd-linf,0.5
+    <BLANKLINE>
+    """
+
+    def marked(value: Any) -> Any:
+        return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
+
+    texts = [name for name in frame.columns if not pd.api.types.is_numeric_dtype(frame[name])]
+    plain = frame.assign(**{name: frame[name].map(marked) for name in texts}) if texts else frame
+    broken = any(isinstance(value, str) and "\r" in value for name in texts for value in frame[name])
+    # By itself the writer leaves a carriage return without quotes, and readers end the row there.
+    quoting = csv.QUOTE_NONNUMERIC if broken else csv.QUOTE_MINIMAL
+    return str(plain.rename(columns=marked).to_csv(index=False, quoting=quoting))
+
+
+def read_csv(file: Path) -> pd.DataFrame:
+    """Read a table that :func:`csv_text` wrote.
+
+    Raises:
+        OSError: it cannot be read, or is no regular file.
+        ValueError: it is no CSV.
+    """
+
+    def plain(value: Any) -> Any:
+        return value[1:] if isinstance(value, str) and value[:1] == "'" and _FORMULA.match(value) else value
+
+    check_regular(file)
+    held = pd.read_csv(file, keep_default_na=True)
+    for name in held.columns:
+        if not pd.api.types.is_numeric_dtype(held[name]):
+            held[name] = held[name].map(plain)
+    return held.rename(columns=plain)
+
+
 def column_names(name: str) -> list[str]:
     """Names of a table's columns, in order."""
     own = [column.name for column in SCHEMA[name]]
@@ -387,7 +439,7 @@ def save_run(run: Run, root: Path, also: Callable[[Path], None] | None = None) -
         (folder / "config.json").write_text(json.dumps(config, indent=2, default=str) + "\n")
         (folder / "environment.json").write_text(json.dumps(run.environment, indent=2) + "\n")
         for name in RUN_TABLES:
-            getattr(run, name).to_csv(folder / f"{name}.csv", index=False)
+            (folder / f"{name}.csv").write_text(csv_text(getattr(run, name)), encoding="utf-8", newline="")
         np.savez_compressed(folder / "pictures.npz", **run.pictures)  # type: ignore[arg-type]
         if run.adversarial:
             arrays = {k: np.ascontiguousarray(v) for k, v in run.adversarial.items()}
@@ -524,7 +576,7 @@ _COUNTED = {"I(Z;Y)", "I(X;Z)"}
 def _read_table(file: Path, name: str, version: int) -> pd.DataFrame:
     if version < _SINCE.get(name, 1) and not file.exists():
         return table(name)
-    held = pd.read_csv(file, keep_default_na=True)
+    held = read_csv(file)
     for column in SCHEMA[name]:
         if column.name not in held:
             if column.missing is None or version >= column.since:

@@ -321,7 +321,8 @@ def _write_page(run: robgib.Run, folder: Path) -> None:
 def _write_study(runs: list[robgib.Run], folder: Path) -> None:
 
     (folder / "runs.txt").write_text("".join(f"{run.folder}\n" for run in runs))
-    robgib.reporting.summary.summarise(runs).to_csv(folder / "summary.csv", index=False)
+    summary = robgib.results.csv_text(robgib.reporting.summary.summarise(runs))
+    (folder / "summary.csv").write_text(summary, encoding="utf-8", newline="")
     robgib.reporting.write_report(runs, folder / "report.html")
 
 

@@ -162,7 +162,7 @@ def _write(
         for form in formats:
             (folder / _FILES[form]).write_text(texts[form](), encoding="utf-8")
         for name, table in tables.items():
-            table.to_csv(folder / name, index=False)
+            (folder / name).write_text(robgib.results.csv_text(table), encoding="utf-8", newline="")
 
 
 def _tell(claim: robgib.studies.Claim | robgib.studies.PhasesClaim, target: Path, formats: Sequence[Format]) -> None:

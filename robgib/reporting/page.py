@@ -25,7 +25,7 @@ from robgib.reporting.summary import (
     summarise,
     told_apart,
 )
-from robgib.results import Run
+from robgib.results import Run, csv_text
 
 __all__ = [
     "page",
@@ -335,8 +335,8 @@ def write_trace(table: pd.DataFrame, compression: pd.DataFrame, checkpoint: Path
     Returns:
         The page's path.
     """
-    write_file(checkpoint.with_suffix(".trace.csv"), table.to_csv(index=False).encode())
-    write_file(checkpoint.with_suffix(".compression.csv"), compression.to_csv(index=False).encode())
+    write_file(checkpoint.with_suffix(".trace.csv"), csv_text(table).encode())
+    write_file(checkpoint.with_suffix(".compression.csv"), csv_text(compression).encode())
     page = checkpoint.with_suffix(".trace.html")
     write_file(page, trace_page(table, compression, name).encode())
     return page

@@ -19,7 +19,7 @@ from robgib.errors import RobGIBError, unknown_name
 from robgib.files import cache_folder, digest
 from robgib.information.activations import LOGITS
 from robgib.information.registry import make_estimator
-from robgib.results import SCHEMA_VERSION
+from robgib.results import SCHEMA_VERSION, csv_text, read_csv
 from robgib.runtime import Progress
 from robgib.studies.design import Grid, Models, chosen_recipes, read_design
 from robgib.studies.engines import HERE, Engine, Task, finish
@@ -213,8 +213,8 @@ def _one(
         catalogue=catalogue,
         progress=progress,
     )
-    found.table.to_csv(folder / "trace.csv", index=False)
-    found.compression.to_csv(folder / "compression.csv", index=False)
+    for name, table in (("trace.csv", found.table), ("compression.csv", found.compression)):
+        (folder / name).write_text(csv_text(table), encoding="utf-8", newline="")
     (folder / "record.json").write_text(json.dumps(record, default=str))
     shutil.rmtree(work, ignore_errors=True)
 
@@ -223,7 +223,7 @@ def _read(network: Followed, study: Phases, error: str) -> Traced:
     folder = network.folder(study)
     if error or not (folder / "trace.csv").is_file():
         return Traced(network, None, None, error=error or "it was not traced")
-    table, compression = (pd.read_csv(folder / name) for name in ("trace.csv", "compression.csv"))
+    table, compression = (read_csv(folder / name) for name in ("trace.csv", "compression.csv"))
     return Traced(network, table, compression, float(table["test_accuracy"].iloc[-1]))
 
 

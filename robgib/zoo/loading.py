@@ -39,6 +39,7 @@ from robgib.models.normalization import Normalization, Ported
 from robgib.models.pretrained import is_pretrained, is_transformers_folder, load_pretrained
 from robgib.models.programs import is_program
 from robgib.models.registry import build, check_file_architecture
+from robgib.results import csv_text
 from robgib.runtime import Progress, environment, progress_bars
 from robgib.training.loop import accuracy, train
 from robgib.training.tracing import Trace, saved_epochs, snapshots, trace
@@ -191,7 +192,7 @@ def train_recipe(
         **result,
         "environment": environment(device),
     }
-    write_file(path.with_suffix(".log.csv"), history.to_csv(index=False).encode())
+    write_file(path.with_suffix(".log.csv"), csv_text(history).encode())
     save_checkpoint(model, path, record)
     unfinished.unlink(missing_ok=True)
     return model, record, path

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from robgib import RobGIBError, files
-from robgib.files import alone, atomic_directory, download, read_json, too_deep, write_file
+from robgib.files import alone, atomic_directory, download, read_json, write_file
+from robgib.reading import too_deep
 from robgib.zoo.loading import stored_checkpoint
 from robgib.zoo.recipe import find_recipe
 from tests.faults.test_pipes_and_aliases import in_time
@@ -53,7 +54,7 @@ def test_temporary_files_have_names_of_chance_and_are_never_opened_where_somethi
     assert all(flags & os.O_EXCL and flags & os.O_NOFOLLOW for path, flags in opened if path in names)
     monkeypatch.setattr("secrets.token_hex", lambda _: "0")
     (tmp_path / f".a.{files._mark()}.0").symlink_to(victim)
-    with pytest.raises(RobGIBError, match="cannot write .*a: File exists"):
+    with pytest.raises(RobGIBError, match=r"cannot write .*a: File exists"):
         write_file(tmp_path / "a", b"y")
     assert victim.read_bytes() == b"mine"
     assert (tmp_path / "a").read_bytes() == b"x"
@@ -134,7 +135,7 @@ def test_a_download_without_a_length_ends_at_the_most(server, tmp_path, monkeypa
     server.body = itertools.repeat(bytes(100_000))
     with (
         in_time(),
-        pytest.raises(RobGIBError, match="gives more than 3,000,000 bytes, and says no size; nothing of it"),
+        pytest.raises(RobGIBError, match="gives more than 3,000,000 bytes, and says no size"),
     ):
         download(server.url, tmp_path / "net.pt", SHA, "net")
     assert not list(tmp_path.iterdir())
