@@ -45,6 +45,8 @@ def read_texts(folder: Path) -> tuple[list[list[str]], Array, tuple[str, ...]]:
     for one in classes:
         if not any(p.is_file() for p in one.iterdir()):
             raise RobGIBError(f"{one} holds no texts.")
+        if strange := next((p for p in sorted(one.iterdir()) if not p.is_file()), None):  # a pipe would be waited for
+            raise RobGIBError(f"{strange} is no regular file; remove it, or give texts alone.")
     try:
         held = load_files(str(folder), encoding="utf-8", decode_error="replace", shuffle=False)
     except OSError as error:

@@ -276,7 +276,7 @@ def read_design(path: Path, kind: type[Design]) -> Design:
     Raises:
         RobGIBError: it is no such study; the sentence names the line and the key.
     """
-    if not path.is_file():
+    if not path.exists():
         raise RobGIBError(f"study file {str(path)!r} does not exist.")
     content = registry.read_yaml(path)
     name = path.resolve().parent.name if path.stem == "study" else path.stem
