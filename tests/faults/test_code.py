@@ -18,6 +18,7 @@ from robgib import RobGIBError
 from robgib.models import build
 from robgib.results import save_run
 from robgib.studies import Cell, Study, cells, followed, read_phases, read_study
+from robgib.studies.design import Models, chosen_recipes
 from robgib.studies.engines import Task, _here, _there
 from robgib.studies.measure import _one
 from robgib.zoo.loading import add_recipe, load, load_checkpoint, load_recipe, trace_recipe, train_recipe
@@ -118,7 +119,7 @@ def _run(place, source):
 
 
 def _study(part="confirm", **vary):
-    """Write a study of which a key of a recipe's architecture names the code, and others allow it."""
+    """Write a study that varies a recipe's architecture to the code."""
     return lambda place: place.study({"architecture": [{"name": place.name}], **vary}, part)
 
 
@@ -140,8 +141,6 @@ STUDIES = {
     ),
     "compression": lambda place: place.phases({"architecture": [{"name": place.name}]}),
 }  # fmt: skip
-ALLOWING = {key: _study(**{key: [True]}) for key in ("allow_code", "allows_code", "_allows_code", "folder", "group")}
-"""Keys with which a study would allow it by itself."""
 COMMANDS = {
     "zoo YAML, evaluate": (Place.recipe, ("evaluate", "own", *FAST)),
     "zoo YAML, train": (Place.recipe, ("train", "own")),
@@ -198,10 +197,13 @@ def test_a_study_runs_nothing(way, command, place, invoke):
     assert not (place.folder / "runs").exists()
 
 
-@pytest.mark.parametrize("key", ALLOWING)
-def test_a_study_allows_nothing_by_itself(key, place, invoke):
-    ALLOWING[key](place)
-    assert f"has no key {key!r} to vary" in invoke("study", "plan", "asked.yaml")
+def test_a_study_allows_nothing_by_itself(place):
+    known = {"digits-mlp-relu": find_recipe("digits-mlp-relu")}
+    for key in ("allow_code", "allows_code", "_allows_code", "folder", "group"):
+        grid = {"recipe": "digits-mlp-relu", "vary": {"architecture": [{"name": place.name}], key: [True]}}
+        models = Models.model_validate({"train": [grid]})
+        with pytest.raises(RobGIBError, match=f"has no key {key!r} to vary"):
+            chosen_recipes("asked", models, known)
     assert not place.mark.exists()
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 import pytest
 import yaml
@@ -11,7 +12,8 @@ from robgib import RobGIBError
 from robgib.models import build
 from robgib.registry import plugin_modules, read_yaml
 from robgib.reporting import read_validation
-from robgib.studies import cells, read_study
+from robgib.studies import read_study
+from robgib.studies.design import Models, chosen_recipes
 from robgib.zoo.loading import load_checkpoint
 from robgib.zoo.recipe import find_recipe
 from tests.faults.test_pipes_and_aliases import in_time
@@ -45,10 +47,11 @@ def test_values_that_nothing_can_use(kind, invoke, tmp_path):
         (tmp_path / "asked.yaml").write_text(f"{before}confirm: {{{grid % (key, value)}}}\n")
         with in_time(), pytest.raises(RobGIBError, match=words):
             read_study(tmp_path / "asked.yaml")
+    (tmp_path / "zoo").mkdir()
     for content in (f"data: digits\narchitecture: {{name: mlp, hidden: {text}}}\n", f"data: {text}\n"):
-        (tmp_path / "mine.yaml").write_text(content)
+        (tmp_path / "zoo" / "mine.yaml").write_text(content)
         with in_time(), pytest.raises(RobGIBError, match=words):
-            find_recipe("mine", [tmp_path])
+            find_recipe("mine", [tmp_path / "zoo"])
     if kind in ("a set", "a list of 400 levels"):
         said = invoke("study", "plan", "asked.yaml")
         assert len(said.splitlines()) == 1
@@ -61,15 +64,14 @@ def test_values_that_nothing_can_use(kind, invoke, tmp_path):
         ("training.epochs.x", 1), ("training.seed.x.y", 1), ("name", "a"), ("folder", "/"), ("", 1), (".", 1),
     ],
 )  # fmt: skip
-def test_keys_that_a_recipe_does_not_have(key, value, tmp_path):
-    grid = {"recipe": "digits-mlp-relu", "vary": {key: [value]}}
-    (tmp_path / "asked.yaml").write_text(yaml.safe_dump({**STUDY, "confirm": {"train": [grid]}}))
-    study = read_study(tmp_path / "asked.yaml")
+def test_keys_that_a_recipe_does_not_have(key, value):
+    models = Models.model_validate({"train": [{"recipe": "digits-mlp-relu", "vary": {key: [value]}}]})
+    known = {"digits-mlp-relu": find_recipe("digits-mlp-relu")}
     if key == "architecture.":  # of an option without a name the factory speaks
-        assert len(cells(study)) == 1
+        assert len(chosen_recipes("asked", models, known)) == 1
         return
-    with pytest.raises(RobGIBError, match=f"has no key {key!r} to vary".replace(".", r"\.")):
-        cells(study)
+    with pytest.raises(RobGIBError, match=re.escape(f"has no key {key!r} to vary")):
+        chosen_recipes("asked", models, known)
 
 
 @pytest.mark.parametrize(
