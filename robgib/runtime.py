@@ -207,7 +207,7 @@ def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
         try:
             versions[package] = version(package)
         except PackageNotFoundError:
-            versions[package] = "unknown"
+            versions[package] = "not installed"
     device = torch.device(device)
     return {
         "python": platform.python_version(),

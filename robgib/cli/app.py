@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 
 import robgib
-from robgib.cli import attacks, data, estimators, evaluate, study, train, verify, zoo
+from robgib.cli import attacks, data, doctor, estimators, evaluate, study, train, verify, zoo
 from robgib.cli.common import err, help_when_alone
 from robgib.errors import RobGIBError, RobGIBWarning
 
@@ -26,6 +26,7 @@ app.command()(evaluate.report)
 app.command()(verify.verify)
 app.command()(train.train)
 app.command()(train.trace)
+app.command()(doctor.doctor)
 app.command("validate-estimators")(estimators.validate_estimators)
 app.add_typer(zoo.app, name="zoo")
 app.add_typer(attacks.app, name="attacks")

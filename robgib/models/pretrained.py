@@ -150,7 +150,7 @@ def _transformers(name: str) -> Pretrained:
     try:
         library = importlib.import_module("transformers")
     except ImportError as error:
-        raise RobGIBError(f"transformers is not installed ({error}); `pip install robgib[hf]` adds it.") from error
+        raise RobGIBError(f'transformers is not installed ({error}); `pip install "robgib[hf]"` adds it.') from error
     folder = Path(name)
     local = folder.is_dir()
     if local and not is_transformers_folder(folder):

@@ -258,7 +258,7 @@ def _onnx(path: Path) -> nn.Module:
         onnx, converter = importlib.import_module("onnx"), importlib.import_module("onnx2torch")
     except ImportError as error:
         raise RobGIBError(
-            f"reading ONNX needs onnx and onnx2torch ({error}); `pip install robgib[onnx]` adds them."
+            f'reading ONNX needs onnx and onnx2torch ({error}); `pip install "robgib[onnx]"` adds them.'
         ) from error
     try:
         model = onnx.load(str(path))

@@ -173,7 +173,7 @@ def load_timm() -> Any:
     try:
         return importlib.import_module("timm")
     except ImportError as error:
-        raise RobGIBError(f"timm is not installed ({error}); `pip install robgib[timm]` adds it.") from error
+        raise RobGIBError(f'timm is not installed ({error}); `pip install "robgib[timm]"` adds it.') from error
 
 
 def _import_factory(arch: str) -> Callable[..., nn.Module]:

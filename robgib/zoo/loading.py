@@ -703,7 +703,7 @@ def load_robustbench(name: str, root: Path | None) -> tuple[nn.Module, Dataset]:
                 "robustbench needs pkg_resources, which newer setuptools lack; `pip install 'setuptools<81'` adds it."
             ) from error
         raise RobGIBError(
-            f"robustbench is not installed ({error}); `pip install robgib[robustbench]` adds it."
+            f'robustbench is not installed ({error}); `pip install "robgib[robustbench]"` adds it.'
         ) from error
     data = load_data(parts[0], root)
     try:

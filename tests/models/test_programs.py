@@ -313,7 +313,7 @@ def test_damaged_files(name, message, tmp_path):
 def test_onnx_without_its_package(tmp_path, monkeypatch):
     (tmp_path / "net.onnx").touch()
     monkeypatch.setitem(sys.modules, "onnx2torch", None)
-    with pytest.raises(RobGIBError, match=r"pip install robgib\[onnx\]"):
+    with pytest.raises(RobGIBError, match=r'pip install "robgib\[onnx\]"'):
         network_in(tmp_path / "net.onnx")
 
 
