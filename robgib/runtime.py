@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +25,7 @@ __all__ = [
     "INSIDE",
     "Progress",
     "SampleRNG",
+    "end_with",
     "environment",
     "faults_of",
     "network_faults",
@@ -259,6 +263,44 @@ def never_ends(function: Callable[P, R]) -> Callable[P, R]:
             raise
 
     return call
+
+
+_WATCH = 0.5  # seconds between two looks
+_KILLED_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux's prctl
+_watched: set[int] = set()
+
+
+def end_with(parent: int) -> None:
+    """End this process when the process ``parent`` ends, however that does: also where it is killed (POSIX).
+
+    Its own children are told by it in turn. In the process ``parent`` itself nothing happens.
+
+    Args:
+        parent: number of the process that this one works for.
+    """
+    if os.name != "posix" or os.getpid() == parent or os.getpid() in _watched:
+        return
+    _watched.add(os.getpid())
+    first = os.getppid()
+    if first == parent and sys.platform == "linux":  # at once, whatever this process computes
+        ctypes.CDLL(None).prctl(_KILLED_WITH_PARENT, signal.SIGKILL)
+
+    def watch() -> None:
+        while os.getppid() == first and _lives(parent):
+            time.sleep(_WATCH)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True, name="ends with its parent").start()
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
