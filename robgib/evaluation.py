@@ -33,13 +33,13 @@ from robgib.information.analysis import (
 from robgib.information.base import Estimator
 from robgib.models.adapt import as_module
 from robgib.models.checkpoint import weights_digest
-from robgib.models.inference import Prepared, answers, check_decided, prepare
+from robgib.models.inference import Prepared, answers, check_decided, one_thread_measures, prepare
 from robgib.options import Count, NonNegative, Positive, Seed, checked_arguments
 from robgib.results import SCHEMA_VERSION, Run
 from robgib.robustness.chance import chance_doubts
 from robgib.robustness.evaluate import DEFAULT_ATTACKS, check_budgets, in_cascade, named_attacks
 from robgib.robustness.evaluate import evaluate as evaluate_robustness
-from robgib.runtime import Progress, environment, progress_bars, resolve_device
+from robgib.runtime import Progress, environment, faults_of, never_ends, progress_bars, resolve_device
 
 __all__ = [
     "evaluate",
@@ -49,6 +49,7 @@ Codes = Annotated[int, Field(ge=2)]
 TorchData = torch.utils.data.Dataset[Any] | torch.utils.data.DataLoader[Any]
 
 
+@never_ends
 @checked_arguments(
     "layers", "name", "data_root", "samples", "information_samples", "features", "feature_dims", "layer_dims", "codes",
     "sigma", "unit_groups", "beta", "pmi", "cascade", "curve", "signs", "corruptions", "save_adversarial",
@@ -187,6 +188,7 @@ def evaluate(
         }
     )  # fmt: skip
     with progress_bars(progress) as told, ExitStack() as stack:
+        stack.enter_context(one_thread_measures())
         parts = Parts()
         if unfinished:
             place = unfinished / request[:32]
@@ -316,7 +318,7 @@ def _information_samples(data: Dataset, samples: int | None) -> int:
 
 def _outputs(model: Prepared, x: Tensor) -> int:
     """How many classes a model tells."""
-    with torch.no_grad():
+    with torch.no_grad(), faults_of("the model"):
         return int(model.model(x).shape[1])
 
 

@@ -12,9 +12,30 @@ from rich.text import Text
 import robgib
 from robgib.errors import RobGIBError, unknown_name, visible
 
+_NARROWEST, _USUAL = 40, 80  # columns
+
 
 class Console(console.Console):
     """A console that writes control characters out, whatever names hold them: in cells and titles of tables too."""
+
+    @property
+    def size(self) -> console.ConsoleDimensions:
+        """See rich; wide enough for something to be seen, whatever the terminal says of itself."""
+        width, height = super().size
+        return console.ConsoleDimensions(width if width >= _NARROWEST else _USUAL, height)
+
+    @size.setter
+    def size(self, new_size: tuple[int, int]) -> None:
+        self._width, self._height = new_size
+
+    @property
+    def width(self) -> int:
+        """See rich."""
+        return self.size.width
+
+    @width.setter
+    def width(self, width: int) -> None:
+        self._width = width
 
     def render_str(self, text: str, **options: Any) -> Text:
         """See rich."""

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from robgib.errors import RobGIBError, unknown_name
 from robgib.information.features import WIDE, directions
 from robgib.models.adapt import Classifier, network_of
-from robgib.runtime import Progress, network_faults
+from robgib.runtime import Progress, faults_of, network_faults
 
 __all__ = [
     "LOGITS",
@@ -72,7 +72,8 @@ def _call(model: nn.Module, x: Tensor, names: Sequence[str]) -> dict[str, Any]:
             stack.callback(modules[name].register_forward_hook(keep(name)).remove)
         model.eval()
         try:
-            found[LOGITS] = model(x)
+            with faults_of(f"the model, given images of shape {tuple(x.shape)},"):
+                found[LOGITS] = model(x)
         finally:
             for module, mode in modes:
                 module.training = mode

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.special import softmax
-from torch import Tensor
+from torch import Tensor, nn
 
 from robgib.data.dataset import Dataset, split_information
 from robgib.errors import RobGIBError, RobGIBWarning
@@ -39,9 +40,11 @@ from robgib.information.views import (
     View,
     entropy_estimate,
 )
+from robgib.models.adapt import seeded
 from robgib.models.inference import Prepared, predict, prepare
+from robgib.models.state import State, settings_kept
 from robgib.results import table
-from robgib.runtime import Progress
+from robgib.runtime import Progress, faults_of, never_ends
 
 __all__ = [
     "DEFAULT_ESTIMATORS",
@@ -82,6 +85,7 @@ _FEW_EFFECTIVE = 0.2
 """Share of the samples below which the effective sample size of PMI weights marks the figures."""
 
 
+@never_ends
 def layer_information(
     model: object,
     data: Dataset,
@@ -190,7 +194,8 @@ def layer_information(
                     inputs,
                     codes_of(model, seen[estimator.view], size, device, reduced=not unit_groups),
                 )
-            with about(estimator, partition):
+            guard = _unchanged(model.model, estimator, (x, x_fit, y), inputs, wanted)
+            with about(estimator, partition), guard, seeded(seed, device):
                 prepared = estimator.prepare(inputs.values, inputs.fit)
                 found = estimator.of_network(prepared, wanted, network, weights, progress)
             for target, decomposition in zip(wanted, found, strict=True):
@@ -383,9 +388,37 @@ def about(estimator: Estimator, what: str) -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RobGIBWarning)
-            yield
+            with faults_of("it"):
+                yield
     except RobGIBError as error:
         raise RobGIBError(f"estimator {estimator.name!r}, {what}: {error}") from error
+
+
+@contextmanager
+def _unchanged(
+    model: nn.Module, estimator: Estimator, samples: Sequence[Tensor], inputs: Features, targets: Sequence[Target]
+) -> Iterator[None]:
+    """See that a plug-in estimator changes neither the model, which is put back, nor what the others estimate on."""
+    if type(estimator).__module__.startswith("robgib."):
+        yield
+        return
+
+    def sums() -> list[int]:
+        arrays = [*(s.numpy() for s in samples), *inputs.values, *inputs.fit]
+        arrays += [a for t in targets for a in (t.values, t.fit)]
+        return [zlib.crc32(np.ascontiguousarray(a).tobytes()) for a in arrays]
+
+    before, held = State([model]), sums()
+    try:
+        with settings_kept():
+            yield
+    finally:
+        changed = [*before.changed(), *(f"mode of {name or type(model).__name__}" for name in before.modes())]
+        before.restore()
+    if changed:
+        raise RobGIBError(f"it changed the model ({', '.join(changed[:3])}), which was put back; work on a copy.")
+    if sums() != held:
+        raise RobGIBError("it changed the samples that it was given, which others estimate on too; work on copies.")
 
 
 def term_rows(target: Target, found: Decomposition, inputs: Features, beta: float) -> list[dict[str, Any]]:

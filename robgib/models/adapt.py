@@ -11,11 +11,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 from robgib.errors import RobGIBError, first_line
-from robgib.runtime import network_faults
+from robgib.models.state import State
+from robgib.runtime import faults_of, network_faults
 
 __all__ = [
     "Adapted",
@@ -31,6 +33,7 @@ __all__ = [
 ]
 
 Reading = Literal["logits", "softmax", "sigmoid"]
+Fixed = Literal["", "buffers", "weights"]
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 10, 20, 25, 50, 100, 200, 250, 500, 1000)
 _CALLS = 64  # that a model which draws random numbers gets to show it: one draw in 20 would be missed once in 27 times
 _FEW_CALLS = 8  # that a model gets which draws none: it may still hold a generator of its own
@@ -127,6 +130,8 @@ class Classifier(nn.Module):
         reading: what its output is: ``logits``, or a ``softmax`` or ``sigmoid`` of them, which is taken off.
         single: one logit z an image, of two classes; it is read as [0, z].
         masked: it masks classes with -inf, which is read as a number below all others.
+        fixed: what it changes when it answers, and gets a copy of for each call: its ``buffers``, or ``weights`` too.
+            An answer then does not depend on what was asked before. Its modes are put back after each call.
     """
 
     def __init__(
@@ -140,11 +145,12 @@ class Classifier(nn.Module):
         reading: Reading = "logits",
         single: bool = False,
         masked: bool = False,
+        fixed: Fixed = "",
     ) -> None:
         super().__init__()
         self.net = net
         self.dtype, self.rows, self.alone, self.copies = dtype, rows, alone, copies
-        self.reading, self.single, self.masked = reading, single, masked
+        self.reading, self.single, self.masked, self.fixed = reading, single, masked, fixed
         self.training = bool(getattr(net, "training", False))
 
     def train(self, mode: bool = True) -> Classifier:
@@ -173,7 +179,19 @@ class Classifier(nn.Module):
     def raw(self, x: Tensor) -> Any:
         """What the network itself says of images (N, …), called as it wants to be."""
         given = x if self.dtype is None else x.to(self.dtype)
-        return self.net(given.clone() if self.copies else given)
+        given = given.clone() if self.copies else given
+        if not self.fixed or not isinstance(self.net, nn.Module):
+            return self.net(given)
+        scripted: Any = torch.jit.ScriptModule
+        plain = not any(isinstance(m, scripted) for m in self.net.modules())
+        before = State([self.net], weights=not plain, buffers=not plain)
+        held: dict[str, Tensor] = {name: b.clone() for name, b in self.net.named_buffers()} if plain else {}
+        if self.fixed == "weights" and plain:
+            held |= {name: p.detach().clone() for name, p in self.net.named_parameters()}
+        try:
+            return functional_call(self.net, held, (given,)) if plain else self.net(given)
+        finally:
+            before.restore()
 
     def _answer(self, x: Tensor) -> Tensor:
         if self.reading == "logits":
@@ -283,7 +301,8 @@ def adapt(model: object, sample: Tensor, classes: int | None = None) -> Adapted:
     """
     net = as_module(model)
     raw = net.net if isinstance(net, Classifier) else net
-    with torch.no_grad(), seeded(0, sample.device):
+    before = State([raw]) if isinstance(raw, nn.Module) else None
+    with torch.no_grad(), seeded(0, sample.device), faults_of("the model"):
         form, told, where = _form(raw, sample)
         options: dict[str, Any] = dict(form)
         notes: list[str] = []
@@ -293,7 +312,18 @@ def adapt(model: object, sample: Tensor, classes: int | None = None) -> Adapted:
             notes.append(f"it takes batches of {form['rows']} only: they are filled up")
         if where:
             notes.append(f"its output is a {type(told).__name__}, of which {where} is read")
-        options["copies"] = _overwrites(Classifier(raw, **form), sample)
+        if before is not None and isinstance(raw, nn.Module):
+            tensors = before.changed()
+            changed = [*tensors, *(f"mode of {name or type(raw).__name__}" for name in before.modes())]
+            if changed:
+                of_weights = not set(tensors).isdisjoint(name for name, _ in raw.named_parameters())
+                options["fixed"] = "weights" if of_weights else "buffers"
+                before.restore()
+                notes.append(
+                    f"it changes itself when it answers ({', '.join(changed[:3])}): what it changes is put back after "
+                    "each call"
+                )
+        options["copies"] = _overwrites(Classifier(raw, **options), sample)
         if options["copies"]:
             notes.append("it changes the images that it is given: it gets copies")
         logits = _tensor(told)[0].float()
@@ -319,7 +349,9 @@ def adapt(model: object, sample: Tensor, classes: int | None = None) -> Adapted:
             found.rows, found.alone = found.rows or 1, True
             notes.append("its answer to an image depends on the others of the batch: images are given one at a time")
     as_it_is = (
-        not any([*form.values(), options["copies"], options["single"], options["masked"], found.alone, where])
+        not any(
+            [*form.values(), *(options[n] for n in ("copies", "single", "masked")), found.fixed, found.alone, where]
+        )
         and options["reading"] == "logits"
         and logits.ndim == 2
         and _tensor(told)[0].dtype == sample.dtype
@@ -395,7 +427,7 @@ def _overwrites(net: Classifier, sample: Tensor) -> bool:
     given = sample.clone() if net.rows is None else sample[torch.arange(net.rows, device=sample.device) % len(sample)]
     given = given if net.dtype is None else given.to(net.dtype)
     before = given.clone()
-    net.net(given)
+    net.raw(given)
     return not torch.equal(given, before)
 
 

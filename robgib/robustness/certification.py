@@ -19,7 +19,7 @@ from robgib.attacks.threat_model import CONVEX_NORMS, ThreatModel
 from robgib.errors import RobGIBError, first_line
 from robgib.files import Parts
 from robgib.models.inference import Answers, Prepared, eval_mode
-from robgib.runtime import Progress, SampleRNG
+from robgib.runtime import Progress, SampleRNG, network_faults
 
 __all__ = ["NotCertifiableError", "certify", "certify_tables"]
 
@@ -322,7 +322,7 @@ def certify(
         return np.zeros(0)
     try:
         net = copy.deepcopy(model.model).double()
-        with eval_mode(net):
+        with eval_mode(net), network_faults():
             found = []
             for start in range(0, len(x), _TOGETHER):
                 rows = slice(start, start + _TOGETHER)

@@ -27,7 +27,7 @@ from robgib.robustness.corruptions import corruption_accuracy
 from robgib.robustness.failure_indicators import SAMPLES, failure_indicators, weaker_than_reference
 from robgib.robustness.run_attack import AttackResult, accuracy_curve, after, run_attack
 from robgib.robustness.until import attack_until
-from robgib.runtime import Progress
+from robgib.runtime import Progress, faults_of, never_ends
 from robgib.statistics import clopper_pearson
 
 __all__ = [
@@ -68,6 +68,7 @@ def _afforded(count: int, spent: float, each: float, fewest: int = _FEWEST) -> i
     return min(count, max(fewest, int(spent / max(each, 1))))
 
 
+@never_ends
 def evaluate(
     model: object,
     x: Tensor,
@@ -509,8 +510,9 @@ def _converged(
         known = kept.read()
         if known is None:
             try:
-                found = convergence(model, x[some], y[some], attack, seed=seed, device=device)
-            except (Exception, SystemExit):  # a plug-in's own may be anything, and the attack itself ended well
+                with faults_of(label):
+                    found = convergence(model, x[some], y[some], attack, seed=seed, device=device)
+            except Exception:  # a plug-in's own may be anything, and the attack itself ended well
                 found = []
             base = {"attack": label, "norm": attack.threat.norm, "eps": attack.threat.eps}
             known = {"rows": [{**base, **row} for row in found]}
@@ -539,13 +541,12 @@ _Attacked = tuple[AttackResult, list[tuple[float, float]], np.ndarray]
 def _guarded(run: Callable[[], _Attacked], label: str) -> _Attacked | Exception:
     """Run one attack; what it raises is the reason of its failure, in a sentence, and the others go on."""
     try:
-        return run()
+        with faults_of(f"attack {label!r}"):
+            return run()
     except torch.OutOfMemoryError as error:
         raise RobGIBError("the device's memory does not suffice even for one image; use another --device.") from error
     except RobGIBError as error:
         return error
-    except (Exception, SystemExit) as error:
-        return RobGIBError(f"attack {label!r} raised {type(error).__name__}: {error}")
 
 
 def outcome_rows(

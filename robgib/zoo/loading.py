@@ -40,7 +40,7 @@ from robgib.models.pretrained import is_pretrained, is_transformers_folder, load
 from robgib.models.programs import is_program
 from robgib.models.registry import build, check_file_architecture
 from robgib.results import csv_text
-from robgib.runtime import Progress, environment, progress_bars
+from robgib.runtime import Progress, environment, network_faults, progress_bars
 from robgib.training.loop import accuracy, train
 from robgib.training.tracing import Trace, saved_epochs, snapshots, trace
 from robgib.zoo.recipe import Architecture, Recipe, check_name, find_recipe, recipes
@@ -667,7 +667,7 @@ def _check_takes(content: nn.Module, data: Dataset, source: str) -> None:
     for count in (2, 3):  # of no fixed number
         x = data.test.x[:count]
         try:
-            with torch.no_grad():
+            with torch.no_grad(), network_faults():
                 logits = content(x)
         except Exception as error:
             hint = "" if count == 2 else "; export it with a dynamic batch dimension"
