@@ -98,7 +98,8 @@ def evaluate(
     Args:
         model: maps images (N, C, H, W) in [0, 1] to logits (N, classes): a module, an exported program or any function.
             Its modes, parameters and device are left as they were. Where its output is something else (a dictionary,
-            probabilities, one logit, half precision …) it is read as logits, and ``config["reading"]`` says how.
+            several tensors, probabilities, one logit, half precision …) it is read as logits, and
+            ``config["reading"]`` says how.
         data: name of a data set, a :class:`~robgib.data.Dataset`, ``(images, labels)``
             (:meth:`~robgib.data.Dataset.from_arrays`), or a Dataset or DataLoader of torch. Attacks take the test
             images. Information is estimated on test images too; codes and components are fitted on training images, or,

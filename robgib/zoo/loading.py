@@ -26,6 +26,7 @@ from robgib.data.loaders import check_data, load_data, load_data_sets
 from robgib.data.sizing import Sizing
 from robgib.errors import RobGIBError, first_line
 from robgib.files import alone, cache_folder, download, sha256, write_file
+from robgib.models.adapt import logits_in
 from robgib.models.checkpoint import (
     CHECKPOINT_SUFFIXES,
     Checkpoint,
@@ -415,22 +416,22 @@ def _chosen_classes(model: Loaded, data: Dataset | None, own: Sequence[tuple[str
     if own is None or data is None or not subset:
         return model
     numbers = class_indices(data.classes, own)
-    return replace(model, model=Subset(model.model, numbers).eval(), data=replace(data, by_name=False))
+    return replace(model, model=Subset(model.model, numbers, len(own)).eval(), data=replace(data, by_name=False))
 
 
 class Subset(nn.Module):
-    """A classifier that chooses among some of its classes."""
+    """A classifier that chooses among some of its ``total`` classes."""
 
     classes: Tensor
 
-    def __init__(self, model: nn.Module, classes: Sequence[int]) -> None:
+    def __init__(self, model: nn.Module, classes: Sequence[int], total: int | None = None) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.total = model, total
         self.register_buffer("classes", torch.tensor(list(classes)))
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, classes) of images (N, …)."""
-        logits: Tensor = self.model(x)
+        logits, _ = logits_in(self.model(x), len(x), self.total)
         return logits[:, self.classes]
 
 
@@ -654,15 +655,17 @@ def _check_takes(content: nn.Module, data: Dataset, source: str) -> None:
         x = data.test.x[:count]
         try:
             with torch.no_grad():
-                logits = content(x)
+                logits, _ = logits_in(content(x), len(x), len(data.classes))
+        except RobGIBError as error:
+            raise RobGIBError(f"{source}: {error}") from error
         except Exception as error:
             hint = "" if count == 2 else "; export it with a dynamic batch dimension"
             raise RobGIBError(
                 f"{source} does not take {count} images {data.shape} of {data.name} "
                 f"({type(error).__name__}: {first_line(error)}){hint}."
             ) from error
-        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
-            shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        if logits.ndim != 2 or len(logits) != len(x):
+            shape = tuple(logits.shape)
             raise RobGIBError(f"{source} gives {shape} for {count} images; a classifier gives logits (N, classes).")
 
 
