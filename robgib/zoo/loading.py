@@ -24,18 +24,18 @@ from robgib.data.classes import class_indices, map_classes, read_classes
 from robgib.data.dataset import Dataset
 from robgib.data.loaders import check_data, load_data, load_data_sets
 from robgib.data.sizing import Sizing
-from robgib.errors import RobGIBError, first_line
+from robgib.errors import RobGIBError, RobGIBWarning, first_line
 from robgib.files import alone, cache_folder, download, sha256, write_file
 from robgib.models.adapt import logits_in
 from robgib.models.checkpoint import (
     CHECKPOINT_SUFFIXES,
     Checkpoint,
-    load_into,
     read_checkpoint,
     read_record,
     read_state,
     save_checkpoint,
 )
+from robgib.models.fitting import fit, load_into
 from robgib.models.normalization import Normalization, Ported
 from robgib.models.pretrained import is_pretrained, is_transformers_folder, load_pretrained
 from robgib.models.programs import is_program
@@ -209,6 +209,7 @@ class Loaded:
         data: its data set.
         source: what a run records about where it came from.
         notes: how its file was read and what is done to images before they reach it, a sentence each.
+        left_out: those of them that say what the file holds and the network does not.
     """
 
     name: str
@@ -216,10 +217,13 @@ class Loaded:
     data: Dataset
     source: dict[str, Any]
     notes: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
 def load_model(name: str | Path, **options: Any) -> tuple[nn.Module, Dataset]:
     """Load a model with its data, trained first where need be.
+
+    What a checkpoint file holds and the network does not is warned of (:class:`~robgib.RobGIBWarning`).
 
     Args:
         name: a zoo name, a checkpoint file, or a trained network of a library (:func:`load`).
@@ -236,6 +240,8 @@ def load_model(name: str | Path, **options: Any) -> tuple[nn.Module, Dataset]:
     (1, 8, 8)
     """
     found = load(name, **options)
+    for told in found.left_out:
+        warnings.warn(f"{found.name}: {told}", RobGIBWarning, stacklevel=2)
     return found.model, found.data
 
 
@@ -271,9 +277,10 @@ def load(
         classes: of the model, in its order, where the data number theirs otherwise
             (:func:`~robgib.data.read_classes`). A library's trained network brings its own.
         class_subset: whether the model then chooses among the data's classes alone.
-        weights_key: which of several state dicts in a checkpoint file, such as ``state_dict_ema``.
-        normalization: what a checkpoint's network wants done to images in [0, 1]; None is what its architecture does
-            by itself.
+        weights_key: which of several sets of weights in a checkpoint file: the key of a state dict, such as
+            ``state_dict_ema``, a prefix, such as ``teacher``, or both with a dot between.
+        normalization: what a checkpoint's network wants done to images in [0, 1]; None is what its file says (a
+            normaliser beside the network, a configuration), or what its architecture does by itself.
         sizing: how images are resized and cropped; None is as a library's trained network wants it, or not at all.
         catalogue: further folders of recipes and plug-ins.
         device: where the model goes.
@@ -322,7 +329,8 @@ def load(
         )
         source = {"kind": "checkpoint", "file": path.name, "arch": arch}
         model, found, notes = with_data.model.to(device), with_data.data, (*with_data.notes, *resized)
-        return _chosen_classes(Loaded(path.stem, model, found, source, notes), given, own, class_subset)
+        made = Loaded(path.stem, model, found, source, notes, with_data.left_out)
+        return _chosen_classes(made, given, own, class_subset)
     if arch is not None or weights_key is not None or normalization is not None:
         raise RobGIBError(
             f"{'--arch' if arch else '--weights-key' if weights_key else 'a normalisation'} is of checkpoint files; "
@@ -341,7 +349,9 @@ def load(
         model, record = load_recipe(recipe, found, device=device, progress=told)
     accuracy_told = record.get("test_accuracy")
     source = {"kind": "zoo", "recipe": text, "recipe_digest": recipe.digest, "test_accuracy": accuracy_told, **other}
-    return _chosen_classes(Loaded(text, model, used, source, resized), given, own, class_subset)
+    notes, left_out = (tuple(record.get(key, ())) for key in ("notes", "left_out"))
+    made = Loaded(text, model, used, source, (*notes, *resized), left_out)
+    return _chosen_classes(made, given, own, class_subset)
 
 
 def _library(
@@ -463,8 +473,9 @@ def load_recipe(
                 f"model {recipe.name!r}: {path.name} holds weights alone; give the recipe an architecture."
             )
         recipe.check_architecture()
-        model, _ = _assemble(content, architecture.name, architecture.options, data, str(path))
-        return model.to(device).eval(), read_record(path) or {}
+        model, notes, left_out = _assemble(content, architecture.name, architecture.options, data, str(path))
+        told = {"notes": list(notes), "left_out": list(left_out)}
+        return model.to(device).eval(), {**(read_record(path) or {}), **told}
     path = checkpoint_path(recipe, data)
     if not path.is_file():
         with alone(path.with_suffix(".unfinished"), f"trains {recipe.name}", progress):
@@ -582,7 +593,7 @@ def load_checkpoint(
         allow_pickle: unpickle what cannot be read otherwise. That can run any code.
         extra: further folders of plug-ins, which may register the architecture.
         allow_code: import and run what the record names as ``package.module:factory``; ``arch`` always may.
-        weights_key: which of several state dicts in the file.
+        weights_key: which of several sets of weights in the file, by key or prefix.
         normalization: what the network wants done to images in [0, 1], where its architecture does not do it.
 
     Raises:
@@ -618,8 +629,9 @@ def load_checkpoint(
         if name is None:
             raise RobGIBError(f"{path} has no record beside it that tells its data; give --data NAME.")
         data = load_data(name, root, seed, catalogue=extra)
-    model, notes = _assemble(content, arch or architecture.get("name", ""), options, data, str(path), normalization)
-    return Loaded(path.stem, model, data, {}, notes)
+    kind = arch or architecture.get("name", "")
+    model, notes, left_out = _assemble(content, kind, options, data, str(path), normalization)
+    return Loaded(path.stem, model, data, {}, notes, left_out)
 
 
 def _assemble(
@@ -629,24 +641,31 @@ def _assemble(
     data: Dataset,
     source: str,
     normalization: Normalization | None = None,
-) -> tuple[nn.Module, tuple[str, ...]]:
-    """Make the network of what a checkpoint holds, see that it takes the data, and say how it was read."""
+) -> tuple[nn.Module, tuple[str, ...], tuple[str, ...]]:
+    """Make the network of what a checkpoint holds, see that it takes the data, and say how it was read.
 
-    def behind(net: nn.Module) -> nn.Module:
-        if normalization is None:
+    Returns:
+        The network, all notes, and those of them on what was left out.
+    """
+
+    def behind(net: nn.Module, how: Normalization | None) -> nn.Module:
+        if how is None:
             return net
         if isinstance(net, Ported):  # another library's, whose own is replaced
-            return normalization.before(net.net, data.shape[0], net.widen).eval()
-        return normalization.before(net, data.shape[0]).eval()
+            return how.before(net.net, data.shape[0], net.widen).eval()
+        return how.before(net, data.shape[0]).eval()
 
     if content.network is None:
         model = build(arch, data.shape, len(data.classes), options)
-        notes = load_into(model, content.weights, source)
-        model = behind(model.eval())
-        return model, (*content.notes, *notes, *_normalizing(model))
-    network = behind(content.network)
+        asked = normalization is not None
+        sets = content.sets or {"": content.weights}
+        found = fit(model, sets, source, wanted=content.wanted, said=content.said, normalized=asked)
+        model = behind(model.eval(), normalization if asked else found.normalization)
+        notes = (*content.notes, *found.notes, *found.left_out, *_normalizing(model))
+        return model, notes, found.left_out
+    network = behind(content.network, normalization)
     _check_takes(network, data, source)
-    return network.eval(), (*content.notes, *_normalizing(network))
+    return network.eval(), (*content.notes, *_normalizing(network)), ()
 
 
 def _check_takes(content: nn.Module, data: Dataset, source: str) -> None:
