@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from importlib.metadata import version
@@ -20,7 +21,7 @@ from torch import Tensor
 from robgib.attacks.base import Attack
 from robgib.data.dataset import Dataset
 from robgib.data.loaders import load_data
-from robgib.errors import RobGIBError
+from robgib.errors import RobGIBError, RobGIBWarning
 from robgib.files import Parts, alone, digest, parts_in
 from robgib.information.analysis import (
     DEFAULT_ESTIMATORS,
@@ -217,6 +218,9 @@ def evaluate(
                 cuts = partitions_of(features, dataset.shape)
                 planned(_plan(named, makers, dataset, cuts, information_samples, count, forward, corruptions))
             doubts = chance_doubts(prepared, x, y, clean.right, where)
+            for doubt in doubts:
+                if doubt.explained:  # worth stopping for: all that follows would be of a network that is read wrongly
+                    warnings.warn(f"{name}: {doubt.text}", RobGIBWarning, stacklevel=2)
             found = layer_information(
                 prepared, dataset, makers, layers=layers, samples=information_samples, features=features,
                 feature_dims=feature_dims, layer_dims=layer_dims, codes=codes, sigma=sigma, unit_groups=unit_groups,
@@ -257,11 +261,13 @@ def evaluate(
             "precision": precision,
             "seed": seed,
         }
-        reading = [*doubts, *(source or {}).get("notes", ()), *_reading(prepared)]
+        reading = [*(source or {}).get("notes", ()), *_reading(prepared)]
         if found.undecided:
             reading.append(f"it has no answer to {found.undecided} of the images for information estimates: left out")
         if reading:
             config["reading"] = reading
+        if doubts:
+            config["doubts"] = [doubt.text for doubt in doubts]
         run = Run(
             name=name,
             config=config,

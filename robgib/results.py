@@ -498,6 +498,7 @@ class _Config(BaseModel):
     features: _Cut
     rows: dict[str, int] = {}
     reading: list[str] = []
+    doubts: list[str] = []
     cascade: bool = False
     beta: float = 1.0
 
