@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from importlib.metadata import version
@@ -20,7 +21,7 @@ from torch import Tensor
 from robgib.attacks.base import Attack
 from robgib.data.dataset import Dataset
 from robgib.data.loaders import load_data
-from robgib.errors import RobGIBError
+from robgib.errors import RobGIBError, RobGIBWarning
 from robgib.files import Parts, alone, digest, parts_in
 from robgib.information.analysis import (
     DEFAULT_ESTIMATORS,
@@ -99,7 +100,8 @@ def evaluate(
     Args:
         model: maps images (N, C, H, W) in [0, 1] to logits (N, classes): a module, an exported program or any function.
             Its modes, parameters and device are left as they were. Where its output is something else (a dictionary,
-            probabilities, one logit, half precision …) it is read as logits, and ``config["reading"]`` says how.
+            several tensors, probabilities, one logit, half precision …) it is read as logits, and
+            ``config["reading"]`` says how.
         data: name of a data set, a :class:`~robgib.data.Dataset`, ``(images, labels)``
             (:meth:`~robgib.data.Dataset.from_arrays`), or a Dataset or DataLoader of torch. Attacks take the test
             images. Information is estimated on test images too; codes and components are fitted on training images, or,
@@ -218,6 +220,9 @@ def evaluate(
                 cuts = partitions_of(features, dataset.shape)
                 planned(_plan(named, makers, dataset, cuts, information_samples, count, forward, corruptions))
             doubts = chance_doubts(prepared, x, y, clean.right, where)
+            for doubt in doubts:
+                if doubt.explained:  # worth stopping for: all that follows would be of a network that is read wrongly
+                    warnings.warn(f"{name}: {doubt.text}", RobGIBWarning, stacklevel=2)
             found = layer_information(
                 prepared, dataset, makers, layers=layers, samples=information_samples, features=features,
                 feature_dims=feature_dims, layer_dims=layer_dims, codes=codes, sigma=sigma, unit_groups=unit_groups,
@@ -258,11 +263,13 @@ def evaluate(
             "precision": precision,
             "seed": seed,
         }
-        reading = [*doubts, *(source or {}).get("notes", ()), *_reading(prepared)]
+        reading = [*(source or {}).get("notes", ()), *_reading(prepared)]
         if found.undecided:
             reading.append(f"it has no answer to {found.undecided} of the images for information estimates: left out")
         if reading:
             config["reading"] = reading
+        if doubts:
+            config["doubts"] = [doubt.text for doubt in doubts]
         run = Run(
             name=name,
             config=config,

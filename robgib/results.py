@@ -561,6 +561,7 @@ class _Config(BaseModel):
     source: _Source = _Source()
     rows: dict[str, int] = {}
     reading: list[str] = []
+    doubts: list[str] = []
     cascade: bool = False
     beta: float = 1.0
 

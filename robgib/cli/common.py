@@ -80,7 +80,9 @@ ClassSubset = Annotated[
 ]
 WeightsKey = Annotated[
     Optional[str],  # noqa: UP045
-    typer.Option(help="Which of several state dicts in a checkpoint file, such as state_dict_ema."),
+    typer.Option(
+        help="Which of several networks in a checkpoint file, by key or prefix, such as state_dict_ema or teacher."
+    ),
 ]
 Normalize = Annotated[
     Optional[str],  # noqa: UP045

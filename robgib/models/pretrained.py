@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from robgib._torchvision import load_torchvision
 from robgib.errors import RobGIBError, first_line, unknown_name
 from robgib.files import read_json
-from robgib.models.checkpoint import load_into, read_state
+from robgib.models.checkpoint import read_state
+from robgib.models.fitting import load_into
 from robgib.models.normalization import IMAGENET, Ported
 from robgib.models.registry import load_timm
 

@@ -246,6 +246,7 @@ def render(runs: Sequence[Run]) -> str:
             {
                 "name": n,
                 "config": r.config,
+                "doubts": r.config.get("doubts", ()),
                 "reading": r.config.get("reading", ()),
                 "environment": r.environment,
                 "pictures": figures.picture_rows(r),

@@ -24,17 +24,18 @@ from robgib.data.classes import class_indices, map_classes, read_classes
 from robgib.data.dataset import Dataset
 from robgib.data.loaders import check_data, load_data, load_data_sets
 from robgib.data.sizing import Sizing
-from robgib.errors import RobGIBError, first_line
+from robgib.errors import RobGIBError, RobGIBWarning, first_line
 from robgib.files import alone, cache_folder, download, sha256, write_file
+from robgib.models.adapt import logits_in
 from robgib.models.checkpoint import (
     CHECKPOINT_SUFFIXES,
     Checkpoint,
-    load_into,
     read_checkpoint,
     read_record,
     read_state,
     save_checkpoint,
 )
+from robgib.models.fitting import fit, load_into
 from robgib.models.normalization import Normalization, Ported
 from robgib.models.pretrained import is_pretrained, is_transformers_folder, load_pretrained
 from robgib.models.programs import is_program
@@ -208,6 +209,7 @@ class Loaded:
         data: its data set.
         source: what a run records about where it came from.
         notes: how its file was read and what is done to images before they reach it, a sentence each.
+        left_out: those of them that say what the file holds and the network does not.
     """
 
     name: str
@@ -215,10 +217,13 @@ class Loaded:
     data: Dataset
     source: dict[str, Any]
     notes: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
 def load_model(name: str | Path, **options: Any) -> tuple[nn.Module, Dataset]:
     """Load a model with its data, trained first where need be.
+
+    What a checkpoint file holds and the network does not is warned of (:class:`~robgib.RobGIBWarning`).
 
     Args:
         name: a zoo name, a checkpoint file, or a trained network of a library (:func:`load`).
@@ -235,6 +240,8 @@ def load_model(name: str | Path, **options: Any) -> tuple[nn.Module, Dataset]:
     (1, 8, 8)
     """
     found = load(name, **options)
+    for told in found.left_out:
+        warnings.warn(f"{found.name}: {told}", RobGIBWarning, stacklevel=2)
     return found.model, found.data
 
 
@@ -270,9 +277,10 @@ def load(
         classes: of the model, in its order, where the data number theirs otherwise
             (:func:`~robgib.data.read_classes`). A library's trained network brings its own.
         class_subset: whether the model then chooses among the data's classes alone.
-        weights_key: which of several state dicts in a checkpoint file, such as ``state_dict_ema``.
-        normalization: what a checkpoint's network wants done to images in [0, 1]; None is what its architecture does
-            by itself.
+        weights_key: which of several sets of weights in a checkpoint file: the key of a state dict, such as
+            ``state_dict_ema``, a prefix, such as ``teacher``, or both with a dot between.
+        normalization: what a checkpoint's network wants done to images in [0, 1]; None is what its file says (a
+            normaliser beside the network, a configuration), or what its architecture does by itself.
         sizing: how images are resized and cropped; None is as a library's trained network wants it, or not at all.
         catalogue: further folders of recipes and plug-ins.
         device: where the model goes.
@@ -321,7 +329,8 @@ def load(
         )
         source = {"kind": "checkpoint", "file": path.name, "arch": arch}
         model, found, notes = with_data.model.to(device), with_data.data, (*with_data.notes, *resized)
-        return _chosen_classes(Loaded(path.stem, model, found, source, notes), given, own, class_subset)
+        made = Loaded(path.stem, model, found, source, notes, with_data.left_out)
+        return _chosen_classes(made, given, own, class_subset)
     if arch is not None or weights_key is not None or normalization is not None:
         raise RobGIBError(
             f"{'--arch' if arch else '--weights-key' if weights_key else 'a normalisation'} is of checkpoint files; "
@@ -340,7 +349,9 @@ def load(
         model, record = load_recipe(recipe, found, device=device, progress=told)
     accuracy_told = record.get("test_accuracy")
     source = {"kind": "zoo", "recipe": text, "recipe_digest": recipe.digest, "test_accuracy": accuracy_told, **other}
-    return _chosen_classes(Loaded(text, model, used, source, resized), given, own, class_subset)
+    notes, left_out = (tuple(record.get(key, ())) for key in ("notes", "left_out"))
+    made = Loaded(text, model, used, source, (*notes, *resized), left_out)
+    return _chosen_classes(made, given, own, class_subset)
 
 
 def _library(
@@ -415,22 +426,22 @@ def _chosen_classes(model: Loaded, data: Dataset | None, own: Sequence[tuple[str
     if own is None or data is None or not subset:
         return model
     numbers = class_indices(data.classes, own)
-    return replace(model, model=Subset(model.model, numbers).eval(), data=replace(data, by_name=False))
+    return replace(model, model=Subset(model.model, numbers, len(own)).eval(), data=replace(data, by_name=False))
 
 
 class Subset(nn.Module):
-    """A classifier that chooses among some of its classes."""
+    """A classifier that chooses among some of its ``total`` classes."""
 
     classes: Tensor
 
-    def __init__(self, model: nn.Module, classes: Sequence[int]) -> None:
+    def __init__(self, model: nn.Module, classes: Sequence[int], total: int | None = None) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.total = model, total
         self.register_buffer("classes", torch.tensor(list(classes)))
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, classes) of images (N, …)."""
-        logits: Tensor = self.model(x)
+        logits, _ = logits_in(self.model(x), len(x), self.total)
         return logits[:, self.classes]
 
 
@@ -462,10 +473,11 @@ def load_recipe(
                 f"model {recipe.name!r}: {path.name} holds weights alone; give the recipe an architecture."
             )
         recipe.check_architecture()
-        model, _ = _assemble(
+        model, notes, left_out = _assemble(
             content, architecture.name, architecture.options, data, str(path), allow_code=recipe.allows_code
         )
-        return model.to(device).eval(), read_record(path) or {}
+        told = {"notes": list(notes), "left_out": list(left_out)}
+        return model.to(device).eval(), {**(read_record(path) or {}), **told}
     path = checkpoint_path(recipe, data)
     if not path.is_file():
         with alone(path.with_suffix(".unfinished"), f"trains {recipe.name}", progress):
@@ -585,7 +597,7 @@ def load_checkpoint(
         allow_pickle: unpickle what cannot be read otherwise. That can run any code.
         extra: further folders of plug-ins, which may register the architecture.
         allow_code: import and run what the record names as ``package.module:factory``; ``arch`` always may.
-        weights_key: which of several state dicts in the file.
+        weights_key: which of several sets of weights in the file, by key or prefix.
         normalization: what the network wants done to images in [0, 1], where its architecture does not do it.
 
     Raises:
@@ -621,7 +633,7 @@ def load_checkpoint(
         if name is None:
             raise RobGIBError(f"{path} has no record beside it that tells its data; give --data NAME.")
         data = load_data(name, root, seed, catalogue=extra)
-    model, notes = _assemble(
+    model, notes, left_out = _assemble(
         content,
         arch or architecture.get("name", ""),
         options,
@@ -630,7 +642,7 @@ def load_checkpoint(
         normalization,
         allow_code=allow_code or arch is not None,
     )
-    return Loaded(path.stem, model, data, {}, notes)
+    return Loaded(path.stem, model, data, {}, notes, left_out)
 
 
 def _assemble(
@@ -642,24 +654,31 @@ def _assemble(
     normalization: Normalization | None = None,
     *,
     allow_code: bool = False,
-) -> tuple[nn.Module, tuple[str, ...]]:
-    """Make the network of what a checkpoint holds, see that it takes the data, and say how it was read."""
+) -> tuple[nn.Module, tuple[str, ...], tuple[str, ...]]:
+    """Make the network of what a checkpoint holds, see that it takes the data, and say how it was read.
 
-    def behind(net: nn.Module) -> nn.Module:
-        if normalization is None:
+    Returns:
+        The network, all notes, and those of them on what was left out.
+    """
+
+    def behind(net: nn.Module, how: Normalization | None) -> nn.Module:
+        if how is None:
             return net
         if isinstance(net, Ported):  # another library's, whose own is replaced
-            return normalization.before(net.net, data.shape[0], net.widen).eval()
-        return normalization.before(net, data.shape[0]).eval()
+            return how.before(net.net, data.shape[0], net.widen).eval()
+        return how.before(net, data.shape[0]).eval()
 
     if content.network is None:
         model = build(arch, data.shape, len(data.classes), options, allow_code=allow_code)
-        notes = load_into(model, content.weights, source)
-        model = behind(model.eval())
-        return model, (*content.notes, *notes, *_normalizing(model))
-    network = behind(content.network)
+        asked = normalization is not None
+        sets = content.sets or {"": content.weights}
+        found = fit(model, sets, source, wanted=content.wanted, said=content.said, normalized=asked)
+        model = behind(model.eval(), normalization if asked else found.normalization)
+        notes = (*content.notes, *found.notes, *found.left_out, *_normalizing(model))
+        return model, notes, found.left_out
+    network = behind(content.network, normalization)
     _check_takes(network, data, source)
-    return network.eval(), (*content.notes, *_normalizing(network))
+    return network.eval(), (*content.notes, *_normalizing(network)), ()
 
 
 def _check_takes(content: nn.Module, data: Dataset, source: str) -> None:
@@ -668,15 +687,17 @@ def _check_takes(content: nn.Module, data: Dataset, source: str) -> None:
         x = data.test.x[:count]
         try:
             with torch.no_grad(), network_faults():
-                logits = content(x)
+                logits, _ = logits_in(content(x), len(x), len(data.classes))
+        except RobGIBError as error:
+            raise RobGIBError(f"{source}: {error}") from error
         except Exception as error:
             hint = "" if count == 2 else "; export it with a dynamic batch dimension"
             raise RobGIBError(
                 f"{source} does not take {count} images {data.shape} of {data.name} "
                 f"({type(error).__name__}: {first_line(error)}){hint}."
             ) from error
-        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
-            shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        if logits.ndim != 2 or len(logits) != len(x):
+            shape = tuple(logits.shape)
             raise RobGIBError(f"{source} gives {shape} for {count} images; a classifier gives logits (N, classes).")
 
 
