@@ -6,7 +6,7 @@ import hashlib
 import json
 import pickle
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,12 +42,14 @@ class Checkpoint:
         weights: a state dict (empty where there is a network).
         notes: what else there is to know of how it was read, a sentence each.
         pickled: the class of a network that was pickled whole, and of which only the weights were taken.
+        check: compares the network's answer to images with another reader's of the same file, and gives notes.
     """
 
     network: nn.Module | None
     weights: dict[str, Tensor]
     notes: tuple[str, ...] = ()
     pickled: str = ""
+    check: Callable[[Tensor, Any], tuple[str, ...]] | None = None
 
 
 def save_checkpoint(model: nn.Module, path: Path, record: dict[str, Any]) -> None:
@@ -92,7 +94,9 @@ def _check_looks(path: Path) -> None:
         raise RobGIBError(f"{path} is a pointer of Git LFS, not the file itself; fetch it with `git lfs pull`.")
 
 
-def read_checkpoint(path: Path, *, allow_pickle: bool = False, weights_key: str | None = None) -> Checkpoint:
+def read_checkpoint(
+    path: Path, *, allow_pickle: bool = False, weights_key: str | None = None, allow_code: bool = False
+) -> Checkpoint:
     """Read a checkpoint of any kind: a network that needs no architecture, or a state dict that does.
 
     Args:
@@ -102,12 +106,14 @@ def read_checkpoint(path: Path, *, allow_pickle: bool = False, weights_key: str 
         allow_pickle: unpickle a file that holds a network whole. That can run any code.
         weights_key: which of several state dicts in a file, such as ``state_dict_ema``; None takes the first of the
             usual names and notes the others.
+        allow_code: read TorchScript and torch.export programs whatever they hold. That can run any code.
 
     Raises:
         RobGIBError: the file is missing, damaged, of another kind, or holds no weights.
     """
     if is_program(path):
-        return Checkpoint(read_program(path), {})
+        network, check = read_program(path, allow_code=allow_code)
+        return Checkpoint(network, {}, check=check)
     if path.is_dir():
         path = _in_folder(path)
     if not path.exists():
