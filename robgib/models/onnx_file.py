@@ -1,4 +1,4 @@
-"""ONNX files: a stranger's names are replaced before anything is made of them; answers are compared with onnxruntime."""
+"""ONNX files: their names are replaced before anything is made of them; answers are compared with onnxruntime."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def _plain(model: Any, path: Path) -> Any:
 
 
 def _own_weights(graph: Any) -> None:
-    """Give each of several layers with the same weights its copy: torch's exporter writes them once, with Identities."""
+    """Give each layer its copy of weights that several share: torch's exporter writes them once, with Identities."""
     held = {tensor.name: tensor for tensor in graph.initializer}
     ends = {value.name for value in graph.output}
     for node in [n for n in graph.node if n.op_type == "Identity" and n.input[0] in held and n.output[0] not in ends]:

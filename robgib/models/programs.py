@@ -215,7 +215,8 @@ def _exported(path: Path, allow_code: bool) -> nn.Module:
             "code; export it anew with `torch.export.save`, or give --allow-code if you trust whoever made the file."
         ) from error
     except Exception as error:
-        raise RobGIBError(f"{path} is not a file that torch.export can read: {visible(first_line(error))}.") from error
+        why = visible(first_line(error)).partition(". Please check the warnings above")[0]  # which are not shown
+        raise RobGIBError(f"{path} is not a file that torch.export can read: {why}.") from error
     for parameter in network.parameters():
         if parameter.is_floating_point():
             parameter.requires_grad_(True)
