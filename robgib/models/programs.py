@@ -42,8 +42,10 @@ def is_program(path: Path) -> bool:
         return True
     if path.suffix not in PICKLED_SUFFIXES or not path.is_file() or not zipfile.is_zipfile(path):
         return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.split("/")[1:2] == ["constants.pkl"] for name in archive.namelist())
+    try:  # as torch.load does, which hands such a file on to torch.jit.load
+        return "constants.pkl" in torch._C.PyTorchFileReader(str(path)).get_all_records()
+    except RuntimeError:
+        return False
 
 
 @contextmanager
