@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from robgib.errors import RobGIBError, first_line, unknown_name
 from robgib.files import read_json, write_file
 from robgib.models.programs import PICKLED_SUFFIXES, PROGRAM_SUFFIXES, is_program, read_program
+from robgib.models.transformers_files import check_parts
 from robgib.models.unpickle import StandIn, read_pickled
 
 __all__ = [
@@ -172,17 +173,15 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
 def _sharded(index: Path) -> dict[str, Tensor]:
     """The weights of several files beside their index, which maps each weight's name to its file."""
     try:
-        told = read_json(index)["weight_map"]
-        files = sorted(set(told.values()))
-        if not files or not all(isinstance(f, str) for f in files):
-            raise TypeError("no files")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        content = read_json(index)
+    except (OSError, ValueError) as error:
         raise RobGIBError(f"{index} is not an index of weights with a weight_map; fetch it again.") from error
     weights: dict[str, Tensor] = {}
-    for name in files:
-        if Path(name).name != name or not (index.parent / name).is_file():
+    for name in check_parts(content, str(index)):
+        if not (index.parent / name).is_file():
             raise RobGIBError(f"{index} names the file {name!r}, which is not beside it; fetch all parts.")
         weights |= read_checkpoint(index.parent / name).weights
+    told = content["weight_map"]
     missing = [key for key in told if key not in weights]
     if missing:
         raise RobGIBError(
