@@ -142,6 +142,8 @@ def read_processing(config: Any, image_size: Any, name: str) -> Processing:
     if not isinstance(config, Mapping):
         raise _wrong(name, "", config, "a mapping")
     told = dict(config)
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     mean, std = IMAGENET
     if _switch(told, "do_normalize", name):
         mean, std = _numbers(told, "image_mean", mean, name), _numbers(told, "image_std", std, name)
