@@ -19,7 +19,7 @@ from rich.markup import escape
 import robgib
 from robgib.cli import INTERRUPTS, attacks, data, doctor, estimators, evaluate, study, train, verify, zoo
 from robgib.cli.common import err, help_when_alone
-from robgib.errors import RobGIBError, RobGIBWarning
+from robgib.errors import RobGIBError, RobGIBWarning, visible
 from robgib.runtime import never_ends
 
 app = typer.Typer(
@@ -66,7 +66,7 @@ def run() -> None:
         if issubclass(category, RobGIBWarning):
             err.print(f"[yellow]warning:[/] {escape(str(message))}", highlight=False, soft_wrap=True)
         else:
-            plain(message, category, *where, **more)
+            plain(visible(str(message)), category, *where, **more)  # its text may be of a file's
 
     warnings.showwarning = tell
     try:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import pickle
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from robgib.files import read_json, write_file
 from robgib.models.fitting import part_of, said_normalizations, tidy
 from robgib.models.normalization import Normalization
 from robgib.models.programs import PICKLED_SUFFIXES, PROGRAM_SUFFIXES, is_program, read_program
+from robgib.models.transformers_files import check_parts
 from robgib.models.unpickle import StandIn, read_pickled
 
 __all__ = [
@@ -48,6 +49,7 @@ class Checkpoint:
             the one that was asked for. :func:`~robgib.models.fit` finds the one that fits a network.
         wanted: which of them was asked for.
         said: the normalisations that the file tells of beside its weights.
+        check: compares the network's answer to images with another reader's of the same file, and gives notes.
     """
 
     network: nn.Module | None
@@ -57,6 +59,7 @@ class Checkpoint:
     sets: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     wanted: str | None = None
     said: tuple[Normalization, ...] = ()
+    check: Callable[[Tensor, Any], tuple[str, ...]] | None = None
 
 
 def save_checkpoint(model: nn.Module, path: Path, record: dict[str, Any]) -> None:
@@ -101,7 +104,9 @@ def _check_looks(path: Path) -> None:
         raise RobGIBError(f"{path} is a pointer of Git LFS, not the file itself; fetch it with `git lfs pull`.")
 
 
-def read_checkpoint(path: Path, *, allow_pickle: bool = False, weights_key: str | None = None) -> Checkpoint:
+def read_checkpoint(
+    path: Path, *, allow_pickle: bool = False, weights_key: str | None = None, allow_code: bool = False
+) -> Checkpoint:
     """Read a checkpoint of any kind: a network that needs no architecture, or a state dict that does.
 
     Args:
@@ -111,12 +116,14 @@ def read_checkpoint(path: Path, *, allow_pickle: bool = False, weights_key: str 
         allow_pickle: unpickle a file that holds a network whole. That can run any code.
         weights_key: which of several sets of weights in a file: the key of a state dict, such as ``state_dict_ema``, a
             prefix of its keys, such as ``teacher``, or both with a dot between.
+        allow_code: read TorchScript and torch.export programs whatever they hold. That can run any code.
 
     Raises:
         RobGIBError: the file is missing, damaged, of another kind, or holds no weights.
     """
     if is_program(path):
-        return Checkpoint(read_program(path), {})
+        program, check = read_program(path, allow_code=allow_code)
+        return Checkpoint(program, {}, check=check)
     if path.is_dir():
         path = _in_folder(path)
     if not path.exists():
@@ -219,17 +226,15 @@ def _said_beside(path: Path) -> list[Normalization]:
 def _sharded(index: Path) -> dict[str, Tensor]:
     """The weights of several files beside their index, which maps each weight's name to its file."""
     try:
-        told = read_json(index)["weight_map"]
-        files = sorted(set(told.values()))
-        if not files or not all(isinstance(f, str) for f in files):
-            raise TypeError("no files")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        content = read_json(index)
+    except (OSError, ValueError) as error:
         raise RobGIBError(f"{index} is not an index of weights with a weight_map; fetch it again.") from error
     weights: dict[str, Tensor] = {}
-    for name in files:
-        if Path(name).name != name or not (index.parent / name).is_file():
+    for name in check_parts(content, str(index)):
+        if not (index.parent / name).is_file():
             raise RobGIBError(f"{index} names the file {name!r}, which is not beside it; fetch all parts.")
         weights |= read_checkpoint(index.parent / name).weights
+    told = content["weight_map"]
     missing = [key for key in told if key not in weights]
     if missing:
         raise RobGIBError(

@@ -466,7 +466,7 @@ def load_recipe(
     """Return a recipe's model from the cache, trained or downloaded first if it is not there, with its record."""
     if recipe.checkpoint is not None:
         path = stored_checkpoint(recipe, progress)
-        content = read_checkpoint(path)
+        content = read_checkpoint(path, allow_code=recipe.allows_code)
         architecture = recipe.architecture or Architecture(name="")
         if content.network is None and not architecture.name:
             raise RobGIBError(
@@ -604,7 +604,7 @@ def load_checkpoint(
         RobGIBError: the file or its record is missing, damaged or of another network, or the record names code to run
             and that is not allowed.
     """
-    content = read_checkpoint(path, allow_pickle=allow_pickle, weights_key=weights_key)
+    content = read_checkpoint(path, allow_pickle=allow_pickle, weights_key=weights_key, allow_code=allow_code)
     whole = content.network is not None
     record = read_record(path) or {}
     beside = path.with_suffix(".json")
@@ -678,7 +678,21 @@ def _assemble(
         return model, notes, found.left_out
     network = behind(content.network, normalization)
     _check_takes(network, data, source)
-    return network.eval(), (*content.notes, *_normalizing(network)), ()
+    return network.eval(), (*content.notes, *_compared(content, network, data), *_normalizing(network)), ()
+
+
+def _compared(content: Checkpoint, network: nn.Module, data: Dataset) -> tuple[str, ...]:
+    """Hold the answers of a network that came whole against another reader's, on images as they reach it."""
+    if content.check is None or content.network is None:
+        return ()
+    seen: list[tuple[Tensor, Any]] = []
+    hook = content.network.register_forward_hook(lambda _, given, made: seen.append((given[0], made)))
+    try:
+        with torch.no_grad():
+            network(data.test.x[:4])
+    finally:
+        hook.remove()
+    return content.check(*seen[0])
 
 
 def _check_takes(content: nn.Module, data: Dataset, source: str) -> None:

@@ -121,6 +121,10 @@ class TestShards:
         index.write_text(json.dumps({"weight_map": dict.fromkeys(told, "../../etc/passwd")}))
         with pytest.raises(RobGIBError, match="which is not beside it"):
             read_checkpoint(index)
+        for other in (index.name, "/etc/passwd", "..\\a.bin", "a\0.bin", "a\x1b[31m.bin", ".", ""):
+            index.write_text(json.dumps({"weight_map": dict.fromkeys(told, other)}))
+            with pytest.raises(RobGIBError, match="which is not beside it, or no weights"):
+                read_checkpoint(index)
         for content in ("[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 1}}', "[" * 100000):
             index.write_text(content)
             with pytest.raises(RobGIBError, match="not an index of weights"):
