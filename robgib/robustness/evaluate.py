@@ -97,7 +97,8 @@ def evaluate(
 
     Args:
         model: classifier on ``device``, or what :func:`~robgib.models.inference.prepare` made of it.
-        x: images (N, …) in [0, 1].
+        x: images (N, …) in [0, 1]. Signs, corruptions and ``until_width`` take the first of them: draw their order
+            where they lie class by class (:meth:`~robgib.data.Split.sample`).
         y: labels (N,).
         attacks: as for :func:`named_attacks`.
         default_eps: the customary budget per norm, for specifications that give none.
