@@ -32,6 +32,7 @@ from robgib.information.analysis import (
     passes_of,
 )
 from robgib.information.base import Estimator
+from robgib.information.features import check_features
 from robgib.information.registry import make_estimator
 from robgib.models.adapt import as_module
 from robgib.models.checkpoint import weights_digest
@@ -175,6 +176,8 @@ def evaluate(
     named = named_attacks(attacks, dataset.eps, catalogue)
     check_budgets(named, dataset.shape)
     makers = make_estimators(estimators, dataset, information_samples, seed, catalogue)
+    for cut in partitions_of(features, dataset.shape) if makers else ():
+        check_features(cut, dataset.shape)
     home = next(iter(net.parameters()), torch.zeros(())).device
     weights, content = weights_digest(net), dataset.digest
     request = digest(
