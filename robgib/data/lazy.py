@@ -38,8 +38,8 @@ class Source(Protocol):
 
 def in_memory(x: Tensor) -> Tensor:
     """Read lazy images where they are few; others, and a tensor, come back as they are."""
-    few = isinstance(x, LazyImages) and 4 * x.numel() <= _FEW
-    return x.read() if few else x
+    lazy: Any = x
+    return lazy.read() if isinstance(lazy, LazyImages) and 4 * lazy.numel() <= _FEW else x
 
 
 class LazyImages:

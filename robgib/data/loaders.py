@@ -309,8 +309,8 @@ def _function(name: str, seed: int) -> Dataset:
     eps = {"linf": 0.25, "l2": 0.5, "l1": 1.0}
     if chosen.real:
         train, val, test = (
-            Split(*map(torch.from_numpy, chosen.draw(size, 3 * seed + i)), shuffled=True)
-            for i, size in enumerate((8192, 1024, 4096))
+            Split(torch.from_numpy(x), torch.from_numpy(y), shuffled=True)
+            for x, y in (chosen.draw(size, 3 * seed + i) for i, size in enumerate((8192, 1024, 4096)))
         )
         return Dataset(f"function:{name}", train, val, test, names, eps)
     x, y = chosen.draw(4096, 0)
@@ -397,12 +397,14 @@ def _named_source(name: str, path: Path) -> Callable[[Path | None, int], Dataset
         eps[norm] = float(budget)
     if names is not None and not (isinstance(names, list) and all(isinstance(n, str) for n in names)):
         raise RobGIBError(f"{path}: classes must be a list of names, not {names!r}.")
-    bounds = content.get("bounds")
-    if bounds is not None and not (isinstance(bounds, list) and all(type(b) in (int, float) for b in bounds)):
-        raise RobGIBError(f"{path}: bounds must be two numbers such as [0, 16], not {bounds!r}.")
+    told, bounds = content.get("bounds"), None
+    if told is not None:
+        if not (isinstance(told, list) and len(told) == 2 and all(type(b) in (int, float) for b in told)):
+            raise RobGIBError(f"{path}: bounds must be two numbers such as [0, 16], not {told!r}.")
+        bounds = float(told[0]), float(told[1])
 
     def load(root: Path | None, seed: int) -> Dataset:
-        data = load_data(source, root, seed, bounds=bounds and tuple(bounds), lazy=True)
+        data = load_data(source, root, seed, bounds=bounds, lazy=True)
         if names is not None and len(names) != len(data.classes):
             raise RobGIBError(f"{path} names {len(names)} classes and the data have {len(data.classes)}.")
         classes = data.classes if names is None else tuple(names)

@@ -125,14 +125,15 @@ def reduce(values: npt.ArrayLike, fit: npt.ArrayLike, dims: int) -> tuple[Vector
 def check_features(spec: str, shape: tuple[int, ...]) -> None:
     """Raise where samples of this shape cannot be cut so; see :func:`group_inputs`."""
     kind, _, size = spec.partition(":")
+    found = f"(N, {', '.join(map(str, shape))})"
     if kind not in _KINDS:
         raise unknown_name("kind of features", kind, _KINDS)
     if kind in ("patches", "channels") and len(shape) != 3:
-        raise RobGIBError(f"features {spec!r} need images (C, H, W), not {shape}; use pca:N.")
+        raise RobGIBError(f"features {spec!r} need images (N, C, H, W), not {found}; use pca:N.")
     if kind == "tokens" and len(shape) != 2:
-        raise RobGIBError(f"features {spec!r} need sequences (L, D), not {shape}; use pca:N.")
+        raise RobGIBError(f"features {spec!r} need sequences (N, L, D), not {found}; use pca:N.")
     if kind == "groups" and len(shape) != 1:
-        raise RobGIBError(f"features {spec!r} need vectors (D,), not {shape}; use patches:G or tokens:G.")
+        raise RobGIBError(f"features {spec!r} need vectors (N, D), not {found}; use patches:G or tokens:G.")
     if _KINDS[kind]:
         if not size.isdigit() or int(size) < 1:
             raise RobGIBError(f"features {spec!r}: give a whole number, as in {kind}:{_KINDS[kind]}.")

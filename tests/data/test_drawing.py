@@ -171,3 +171,14 @@ class TestStreams:
 
         with pytest.raises(RobGIBError, match=r"the loader must give pairs of images and labels.*7\.png"):
             Dataset.from_torch(Gone(torch.zeros(3, 1, 2, 2), torch.zeros(3).long()))
+
+
+def test_a_label_that_the_model_has_no_logit_of(by_class):
+    """It counted as an error of the model's."""
+    x, y = by_class
+    for use in (
+        lambda: robgib.robustness.evaluate(Level(), x, y + 2, ["fgsm-linf:eps=0.1"]),
+        lambda: robgib.evaluate(Level(), (x, y + 2), **ASKED),
+    ):
+        with pytest.raises(RobGIBError, match="the model gives 5 logits and the data have 7 classes"):
+            use()
