@@ -19,10 +19,11 @@ from pydantic import Field, NonNegativeInt
 from torch import Tensor
 
 from robgib.attacks.base import Attack
-from robgib.data.dataset import Dataset
+from robgib.data.dataset import COLOUR_EPS, Dataset
 from robgib.data.loaders import load_data
 from robgib.errors import RobGIBError, RobGIBWarning
 from robgib.files import Parts, alone, digest, parts_in
+from robgib.information.activations import check_layers
 from robgib.information.analysis import (
     DEFAULT_ESTIMATORS,
     SIGMA,
@@ -32,6 +33,8 @@ from robgib.information.analysis import (
     passes_of,
 )
 from robgib.information.base import Estimator
+from robgib.information.features import check_features
+from robgib.information.registry import make_estimator
 from robgib.models.adapt import as_module
 from robgib.models.checkpoint import weights_digest
 from robgib.models.inference import Prepared, answers, check_decided, one_thread_measures, prepare
@@ -112,7 +115,10 @@ def evaluate(
         layers: module names, or ``logits``; None takes every block's output and the logits.
         name: what the model is called.
         data_root: folder of the data files.
-        samples: test images to attack; None takes all.
+        samples: test images to attack; None takes all. They are drawn by ``seed``, each class by its share
+            (:meth:`~robgib.data.Split.rows`), and ``config["drawn"]`` lists which; of data sets by name, which are
+            shuffled as they are loaded, they are the first. Signs, corruptions and ``until_width`` take the first of
+            those that were drawn.
         information_samples: most images on which information is estimated (and likewise fitted); None is 5,000, or
             ``samples`` where they are fewer, or as many as half a GiB holds.
         features: how the input is cut, one partition or several: ``patches:G``, ``pca:N``, ``pixels``, ``channels``,
@@ -163,23 +169,24 @@ def evaluate(
     """
     net = as_module(model)
     where = resolve_device(device)
-    dataset = _dataset(data, data_root, seed, catalogue)
+    # Everything that can be refused is refused before any work; names before images are read, which can take long.
+    _check_names(net, attacks, estimators, layers, catalogue)
+    dataset = _dataset(data, data_root, seed, catalogue, samples, information_samples)
     if information_samples is None:
         information_samples = _information_samples(dataset, samples)
-    if layers is not None and not all(layers):
-        raise RobGIBError("layers must be named by their modules; one of the names is empty.")
-    # Everything that can be refused is refused before any work.
     cascade = in_cascade(attacks, cascade)
     named = named_attacks(attacks, dataset.eps, catalogue)
     check_budgets(named, dataset.shape)
     makers = make_estimators(estimators, dataset, information_samples, seed, catalogue)
+    for cut in partitions_of(features, dataset.shape) if makers else ():
+        check_features(cut, dataset.shape)
     home = next(iter(net.parameters()), torch.zeros(())).device
     weights, content = weights_digest(net), dataset.digest
     request = digest(
         {
             "robgib": [version("robgib"), SCHEMA_VERSION, torch.__version__],
             "model": [weights, _code(net), dict(source or {})],
-            "data": [dataset.name, content],
+            "data": [dataset.name, content, dataset.test.shuffled, dataset.train.shuffled],
             "attacks": {label: [_describe(a), _code(a)] for label, a in named.items()},
             "estimators": [[_describe(e), _code(e)] for e in makers],
             "options": [
@@ -202,8 +209,8 @@ def evaluate(
             return former
         net.to(where)
         try:
-            count = len(dataset.test) if samples is None else min(samples, len(dataset.test))
-            x, y, classes = dataset.test.x[:count], dataset.test.y[:count], len(dataset.classes)
+            drawn = dataset.test.rows(samples, seed)
+            (x, y), count, classes = dataset.test.at(drawn), len(drawn), len(dataset.classes)
             prepared = prepare(net, x, classes=classes, batch_size=batch_size, precision=precision, device=where)
             outputs = _outputs(prepared, x[:2].to(where)) if dataset.by_name else classes
             if outputs > classes:
@@ -237,12 +244,14 @@ def evaluate(
         finally:
             net.to(home)
         count = int(tables["robustness"]["samples"].iloc[0])
+        _number_as_given(tables, drawn)
         config = {
             "request": request,
             "source": dict(source or {"kind": "python"}),
             "weights": weights,
             "data": {"name": dataset.name, "digest": content, "classes": list(dataset.classes)},
             "samples": count,
+            "drawn": None if dataset.test.shuffled else drawn[:count].tolist(),
             "attacks": {label: _describe(a) for label, a in named.items()},
             "cascade": cascade,
             "curve": curve,
@@ -263,7 +272,7 @@ def evaluate(
             "precision": precision,
             "seed": seed,
         }
-        reading = [*(source or {}).get("notes", ()), *_reading(prepared)]
+        reading = [*(source or {}).get("notes", ()), *_reading(prepared), *_missing(dataset, y[:count])]
         if found.undecided:
             reading.append(f"it has no answer to {found.undecided} of the images for information estimates: left out")
         if reading:
@@ -288,6 +297,43 @@ def evaluate(
                 raise RobGIBError(f"{str(error).rstrip('.')}; {kept}.") from error
         parts.clear()
         return run
+
+
+def _check_names(
+    model: torch.nn.Module, attacks: Any, estimators: Any, layers: Sequence[str] | None, catalogue: Sequence[Path]
+) -> None:
+    """Raise where an attack, an estimator or a layer is none."""
+    named_attacks(attacks, COLOUR_EPS, catalogue)
+    for spec in estimators if isinstance(estimators, list | tuple) else ():
+        if isinstance(spec, str):
+            make_estimator(spec, catalogue)
+    if layers is not None and not all(layers):
+        raise RobGIBError("layers must be named by their modules; one of the names is empty.")
+    check_layers(model, layers or ())
+
+
+def _number_as_given(tables: dict[str, Any], drawn: np.ndarray) -> None:
+    """Number the samples in tables and pictures as the data do, by which rows (n,) of them were attacked."""
+    outcomes = tables["outcomes"]
+    tables["outcomes"] = outcomes.assign(index=drawn[outcomes["index"].to_numpy(dtype=np.int64)])
+    for key in [k for k in tables["pictures"] if k.endswith("/rows")]:
+        tables["pictures"][key] = drawn[tables["pictures"][key]]
+
+
+_NAMED = 10  # classes in a sentence
+
+
+def _missing(data: Dataset, drawn: Tensor) -> list[str]:
+    """Which classes of the test images are not among the labels (n,) that were drawn; a sentence, or none."""
+    every = sorted(set(data.test.y.tolist()))
+    missing = [data.classes[k] for k in sorted(set(every) - set(drawn.tolist()))]
+    if not missing:
+        return []
+    more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
+    return [
+        f"{len(missing)} of the {len(every)} classes are not among the {len(drawn)} images that were drawn: "
+        f"{', '.join(missing[:_NAMED])}{more}"
+    ]
 
 
 def _plan(
@@ -343,15 +389,19 @@ def _dataset(
     root: str | Path | None,
     seed: int,
     catalogue: Sequence[Path],
+    samples: int | None,
+    information_samples: int | None,
 ) -> Dataset:
     if isinstance(data, Dataset):
         return data
     if isinstance(data, str):
-        return load_data(data, root, seed, catalogue=catalogue)
+        return load_data(data, root, seed, catalogue=catalogue, lazy=True)
     if isinstance(data, tuple) and len(data) == 2:
         return Dataset.from_arrays(*data)
     if isinstance(data, torch.utils.data.Dataset | torch.utils.data.DataLoader):
-        return Dataset.from_torch(data)
+        # Information takes one half of them, and fits codes on the other.
+        most = None if samples is None else max(samples, 2 * (information_samples or min(samples, _INFORMATION)))
+        return Dataset.from_torch(data, most=most)
     raise RobGIBError(
         "data must be the name of a data set, a Dataset, a pair (images, labels), or a Dataset or DataLoader of torch."
     )

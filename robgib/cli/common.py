@@ -76,7 +76,20 @@ Classes = Annotated[
     typer.Option(help="The model's classes in its order, where folders number theirs otherwise: imagenet, or a file."),
 ]
 ClassSubset = Annotated[
-    bool, typer.Option("--class-subset", help="Let the model choose among the classes of the data alone.")
+    Optional[bool],  # noqa: UP045
+    typer.Option(
+        "--class-subset/--no-class-subset",
+        help="Let the model choose among the classes of the data alone.",
+        show_default="where --classes names more than the data have",
+    ),
+]
+DataBounds = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--data-bounds",
+        help="What the numbers of npz: and folder: data mean by black and white, as 0,16.",
+        show_default="0,255 for 8 bits, else 0,1",
+    ),
 ]
 WeightsKey = Annotated[
     Optional[str],  # noqa: UP045
@@ -140,10 +153,19 @@ def normalization_of(
         made = robgib.models.Normalization(_numbers("--mean", mean), _numbers("--std", std))
     if bounds is None:
         return made
-    low, *high = _numbers("--bounds", bounds)
+    return robgib.models.Normalization(made.mean, made.std, _pair("--bounds", bounds))
+
+
+def _pair(option: str, text: str) -> tuple[float, float]:
+    low, *high = _numbers(option, text)
     if len(high) != 1:
-        raise RobGIBError(f"--bounds must be two numbers such as -1,1, not {bounds!r}.")
-    return robgib.models.Normalization(made.mean, made.std, (low, high[0]))
+        raise RobGIBError(f"{option} must be two numbers such as -1,1, not {text!r}.")
+    return low, high[0]
+
+
+def data_bounds_of(text: str | None) -> tuple[float, float] | None:
+    """What --data-bounds says, or None where it says nothing."""
+    return None if text is None else _pair("--data-bounds", text)
 
 
 def sizing_of(

@@ -21,6 +21,7 @@ from robgib.cli.common import (
     Classes,
     ClassSubset,
     Crop,
+    DataBounds,
     DataRoot,
     Device,
     InputSize,
@@ -31,6 +32,7 @@ from robgib.cli.common import (
     Resize,
     Std,
     WeightsKey,
+    data_bounds_of,
     err,
     normalization_of,
     out,
@@ -63,7 +65,7 @@ def evaluate(
     arch: Arch = None,
     data: Annotated[Optional[str], typer.Option(help="Data set, in the place of a model's own.")] = None,  # noqa: UP045
     classes: Classes = None,
-    class_subset: ClassSubset = False,
+    class_subset: ClassSubset = None,
     weights_key: WeightsKey = None,
     normalize: Normalize = None,
     mean: Mean = None,
@@ -73,6 +75,7 @@ def evaluate(
     resize: Resize = None,
     crop: Crop = None,
     interpolation: Interpolation = "bilinear",
+    data_bounds: DataBounds = None,
     allow_pickle: AllowPickle = False,
     allow_code: AllowCode = False,
     data_root: DataRoot = None,
@@ -158,8 +161,13 @@ def evaluate(
     where = robgib.runtime.resolve_device(device)
     normalization = normalization_of(normalize, mean, std, bounds)
     sizing = sizing_of(input_size, resize, crop, interpolation)
+    bounds_of_data = data_bounds_of(data_bounds)
+    robgib.data.load_data_sets(extra)
     for name in models:
-        if name.startswith(robgib.zoo.ROBUSTBENCH) or robgib.models.is_pretrained(name):
+        if robgib.models.is_pretrained(name):
+            continue
+        robgib.zoo.check_named(name, arch, weights_key, normalization)
+        if name.startswith(robgib.zoo.ROBUSTBENCH):
             continue
         if not robgib.zoo.is_file(name):
             robgib.zoo.find_recipe(name, extra, allow_code=allow_code)
@@ -168,7 +176,6 @@ def evaluate(
     if precision not in robgib.models.inference.PRECISIONS:
         raise unknown_name("precision", precision, robgib.models.inference.PRECISIONS)
     if data is not None:
-        robgib.data.load_data_sets(extra)
         robgib.data.check_data(data)
     if len(set(models)) < len(models):
         raise RobGIBError("a model is named twice; name each one once.")
@@ -203,6 +210,7 @@ def evaluate(
                 weights_key=weights_key,
                 normalization=normalization,
                 sizing=sizing,
+                data_bounds=bounds_of_data,
                 catalogue=extra,
                 loaded=loaded,
                 progress=progress or False,

@@ -18,6 +18,7 @@ from robgib.cli.common import (
     Classes,
     ClassSubset,
     Crop,
+    DataBounds,
     DataRoot,
     Device,
     InputSize,
@@ -27,6 +28,7 @@ from robgib.cli.common import (
     Resize,
     Std,
     WeightsKey,
+    data_bounds_of,
     err,
     normalization_of,
     out,
@@ -47,7 +49,7 @@ def verify(
         typer.Option(help="Data set, where the model needs one to be loaded.", show_default="the run's"),
     ] = None,
     classes: Classes = None,
-    class_subset: ClassSubset = False,
+    class_subset: ClassSubset = None,
     weights_key: WeightsKey = None,
     normalize: Normalize = None,
     mean: Mean = None,
@@ -57,6 +59,7 @@ def verify(
     resize: Resize = None,
     crop: Crop = None,
     interpolation: Interpolation = "bilinear",
+    data_bounds: DataBounds = None,
     allow_pickle: AllowPickle = False,
     allow_code: AllowCode = False,
     data_root: DataRoot = None,
@@ -91,6 +94,7 @@ def verify(
         weights_key=weights_key,
         normalization=normalization_of(normalize, mean, std, bounds),
         sizing=sizing_of(input_size, resize, crop, interpolation),
+        data_bounds=data_bounds_of(data_bounds),
         catalogue=list(catalogue or []),
         progress=False,
         allow_pickle=allow_pickle,
@@ -99,7 +103,7 @@ def verify(
     )
     count = len(saved["clean"])
     test = subject.data.test
-    known = (test.x[:count], test.y[:count]) if tuple(subject.data.shape) == saved["clean"].shape[1:] else None
+    known = (test.x, test.y) if tuple(subject.data.shape) == saved["clean"].shape[1:] else None
     held_ones = 0
     for claim in robgib.robustness.verify(held, saved, subject.model, known, device=where):
         if not claim.holds:

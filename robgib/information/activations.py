@@ -19,6 +19,7 @@ from robgib.runtime import Progress, faults_of, network_faults
 
 __all__ = [
     "LOGITS",
+    "check_layers",
     "collect_activations",
     "default_layers",
     "layer_shapes",
@@ -198,6 +199,15 @@ def _compact(output: Tensor, pool: int, class_token: bool, module: nn.Module | N
     return output
 
 
+def check_layers(model: nn.Module, layers: Sequence[str]) -> tuple[str, ...]:
+    """Return the layers, each once; raise where a model has no module of such a name."""
+    modules = dict(network_of(model).named_modules())
+    for name in layers:
+        if name != LOGITS and name not in modules:
+            raise unknown_name("layer", name, [*(n for n in modules if n), LOGITS])
+    return tuple(dict.fromkeys(layers))
+
+
 def collect_activations(
     model: nn.Module,
     x: Tensor,
@@ -234,10 +244,7 @@ def collect_activations(
         RobGIBError: an unknown name, a layer that the forward pass does not reach, that gives no tensor, that
             is constant over the samples, or that holds NaN or infinite values.
     """
-    modules, layers = dict(network_of(model).named_modules()), tuple(dict.fromkeys(layers))
-    for name in layers:
-        if name != LOGITS and name not in modules:
-            raise unknown_name("layer", name, [*(n for n in modules if n), LOGITS])
+    layers, modules = check_layers(model, layers), dict(network_of(model).named_modules())
     class_token = any(n.rpartition(".")[2] in ("class_token", "cls_token") for n, _ in model.named_parameters())
     parts: dict[str, list[Tensor]] = {name: [] for name in layers}
     start = 0

@@ -19,7 +19,7 @@ from robgib.attacks.base import Attack, MinimumNormAttack
 from robgib.attacks.registry import make_attack
 from robgib.errors import NoGradientError, RobGIBError, first_line
 from robgib.files import Parts
-from robgib.models.inference import Answers, Prepared, QueryCount, answers, check_decided, prepare
+from robgib.models.inference import Answers, Prepared, QueryCount, answers, check_decided, check_logits, prepare
 from robgib.results import column_names, table
 from robgib.robustness.certification import certify_tables
 from robgib.robustness.convergence import TRACKED, convergence
@@ -97,7 +97,8 @@ def evaluate(
 
     Args:
         model: classifier on ``device``, or what :func:`~robgib.models.inference.prepare` made of it.
-        x: images (N, …) in [0, 1].
+        x: images (N, …) in [0, 1]. Signs, corruptions and ``until_width`` take the first of them: draw their order
+            where they lie class by class (:meth:`~robgib.data.Split.sample`).
         y: labels (N,).
         attacks: as for :func:`named_attacks`.
         default_eps: the customary budget per norm, for specifications that give none.
@@ -138,6 +139,9 @@ def evaluate(
     check_budgets(named, tuple(x.shape[1:]))
     if not isinstance(model, Prepared):
         model = prepare(model, x, classes=classes, batch_size=batch_size, precision=precision, device=device)
+        if classes is None and len(y):  # a label that the model has no logit of would count as an error of its
+            with torch.no_grad():
+                check_logits(model.model(x[:2].to(device)), x[:2], 1 + int(y.max()))
     where = torch.device(device)
     if clean is None:
         clean = answers(model, x, y, classes=classes, seed=seed, device=where)

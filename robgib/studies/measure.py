@@ -207,7 +207,8 @@ def _one(
 def _covariates(model: nn.Module, data: Dataset, study: Study) -> dict[str, float]:
     """The norm of the weights, the mean norm of the loss's input gradient, and how linear the last layer is."""
     weights = float(np.sqrt(sum(float((p.detach() ** 2).sum()) for p in model.parameters())))
-    x, y = data.test.x[:_IMAGES].clone().requires_grad_(), data.test.y[:_IMAGES]
+    x, y = data.test.sample(_IMAGES, study.seed)
+    x = x.clone().requires_grad_()
     loss = nn.functional.cross_entropy(model(x), y, reduction="sum")
     (slope,) = torch.autograd.grad(loss, x)
     (inputs, _), (fit, _) = split_information(data, _IMAGES, study.seed)

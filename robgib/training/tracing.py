@@ -99,8 +99,8 @@ def control(kind: Control, data: Dataset, training: Training) -> tuple[Dataset, 
 
     def shuffled(part: Split) -> Split:
         if kind == "random-labels":
-            return Split(part.x, part.y[torch.randperm(len(part), generator=generator)])
-        return Split(_permuted(part.x, cut, generator), part.y)
+            return replace(part, y=part.y[torch.randperm(len(part), generator=generator)])
+        return replace(part, x=_permuted(part.x, cut, generator))
 
     cut = 1
     if kind == "permuted-patches":

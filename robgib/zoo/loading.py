@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from robgib._absent import stand_in
 from robgib._torchvision import load_torchvision
 from robgib.data.classes import class_indices, map_classes, read_classes
-from robgib.data.dataset import Dataset
+from robgib.data.dataset import Bounds, Dataset, read_images
 from robgib.data.loaders import check_data, load_data, load_data_sets
 from robgib.data.sizing import Sizing
 from robgib.errors import RobGIBError, RobGIBWarning, first_line
@@ -39,7 +39,7 @@ from robgib.models.fitting import fit, load_into
 from robgib.models.normalization import Normalization, Ported
 from robgib.models.pretrained import is_pretrained, is_transformers_folder, load_pretrained
 from robgib.models.programs import is_program
-from robgib.models.registry import build, check_file_architecture
+from robgib.models.registry import build, check_architecture, check_file_architecture
 from robgib.results import csv_text
 from robgib.runtime import Progress, environment, network_faults, progress_bars
 from robgib.training.loop import accuracy, train
@@ -50,6 +50,7 @@ __all__ = [
     "ROBUSTBENCH",
     "Loaded",
     "add_recipe",
+    "check_named",
     "checkpoint_path",
     "data_of",
     "is_file",
@@ -242,7 +243,7 @@ def load_model(name: str | Path, **options: Any) -> tuple[nn.Module, Dataset]:
     found = load(name, **options)
     for told in found.left_out:
         warnings.warn(f"{found.name}: {told}", RobGIBWarning, stacklevel=2)
-    return found.model, found.data
+    return found.model, read_images(found.data)
 
 
 def load(
@@ -253,10 +254,11 @@ def load(
     data_root: str | Path | None = None,
     seed: int = 0,
     classes: str | Path | Sequence[str] | None = None,
-    class_subset: bool = False,
+    class_subset: bool | None = None,
     weights_key: str | None = None,
     normalization: Normalization | None = None,
     sizing: Sizing | None = None,
+    data_bounds: Bounds | None = None,
     catalogue: Sequence[Path] = (),
     device: torch.device | str = "cpu",
     loaded: dict[str, Dataset] | None = None,
@@ -276,12 +278,14 @@ def load(
         seed: of the data split, for checkpoint files.
         classes: of the model, in its order, where the data number theirs otherwise
             (:func:`~robgib.data.read_classes`). A library's trained network brings its own.
-        class_subset: whether the model then chooses among the data's classes alone.
+        class_subset: whether the model then chooses among the data's classes alone; None is where ``classes`` are given
+            and the data's are some of them.
         weights_key: which of several sets of weights in a checkpoint file: the key of a state dict, such as
             ``state_dict_ema``, a prefix, such as ``teacher``, or both with a dot between.
         normalization: what a checkpoint's network wants done to images in [0, 1]; None is what its file says (a
             normaliser beside the network, a configuration), or what its architecture does by itself.
         sizing: how images are resized and cropped; None is as a library's trained network wants it, or not at all.
+        data_bounds: the numbers of the data that mean black and white (:func:`~robgib.data.load_data`).
         catalogue: further folders of recipes and plug-ins.
         device: where the model goes.
         loaded: data sets that are loaded already, by name; what is loaded here is added.
@@ -300,16 +304,26 @@ def load(
             raise RobGIBError(f"{text!r} has its own architecture, weights and normalisation; leave these options out.")
         if data is None:
             raise RobGIBError(f"{text!r} brings no data; give --data, such as folder:DIR.")
-        return _library(text, data, root, seed, own, class_subset, sizing, catalogue, device)
+
+        def read(size: Sizing) -> Dataset:
+            return load_data(data, root, seed, catalogue=catalogue, sizing=size, bounds=data_bounds, lazy=True)
+
+        load_data_sets(catalogue)
+        check_data(data)  # refused before anything is downloaded
+        return _library(text, read, own, class_subset, sizing, device)
     if class_subset and own is None:
         raise RobGIBError("a subset of the classes needs to know them all; give --classes imagenet or a file.")
+    load_data_sets(catalogue)
+    check_named(name, arch, weights_key, normalization)
     given = None
     if data is not None:
-        given = load_data(data, root, seed, catalogue=catalogue, sizing=sizing)
+        given = load_data(data, root, seed, catalogue=catalogue, sizing=sizing, bounds=data_bounds, lazy=True)
     elif own is not None:
         raise RobGIBError("--classes says what the classes of --data are; give that too.")
     elif sizing is not None and sizing.changes:
         raise RobGIBError("resizing and cropping are of --data; give that too.")
+    elif data_bounds is not None:
+        raise RobGIBError("bounds are of --data; give that too.")
     known = given if given is None or own is None else map_classes(given, own)
     resized = _resizing(sizing)
     if is_file(name):
@@ -331,11 +345,6 @@ def load(
         model, found, notes = with_data.model.to(device), with_data.data, (*with_data.notes, *resized)
         made = Loaded(path.stem, model, found, source, notes, with_data.left_out)
         return _chosen_classes(made, given, own, class_subset)
-    if arch is not None or weights_key is not None or normalization is not None:
-        raise RobGIBError(
-            f"{'--arch' if arch else '--weights-key' if weights_key else 'a normalisation'} is of checkpoint files; "
-            f"{text!r} has its own {'architecture' if arch else 'weights' if weights_key else 'normalisation'}."
-        )
     if text.startswith(ROBUSTBENCH):
         model, found = load_robustbench(text.removeprefix(ROBUSTBENCH), root)
         used, other = _other_data(text, found, known)
@@ -354,25 +363,35 @@ def load(
     return _chosen_classes(made, given, own, class_subset)
 
 
+def check_named(
+    name: str | Path, arch: str | None, weights_key: str | None, normalization: Normalization | None
+) -> None:
+    """Raise where the options are not of such a model, or name no architecture."""
+    file = is_file(name)
+    if not file and (arch is not None or weights_key is not None or normalization is not None):
+        raise RobGIBError(
+            f"{'--arch' if arch else '--weights-key' if weights_key else 'a normalisation'} is of checkpoint files; "
+            f"{name!r} has its own {'architecture' if arch else 'weights' if weights_key else 'normalisation'}."
+        )
+    if file and arch:
+        check_architecture(arch)
+
+
 def _library(
     name: str,
-    data: str,
-    root: Path | None,
-    seed: int,
+    read: Callable[[Sizing], Dataset],
     own: Sequence[tuple[str, ...]] | None,
-    subset: bool,
+    subset: bool | None,
     sizing: Sizing | None,
-    catalogue: Sequence[Path],
     device: torch.device | str,
 ) -> Loaded:
     """A network that a library holds trained, on data that are brought to what it takes."""
-    load_data_sets(catalogue)
-    check_data(data)  # refused before anything is downloaded
+    asked = own is not None
     found = load_pretrained(name if is_pretrained(name) else f"hf:{name}")
     size = sizing
     if size is None:
         size = Sizing(found.resize, found.crop, found.interpolation)  # type: ignore[arg-type]
-    given = load_data(data, root, seed, catalogue=catalogue, sizing=size)
+    given = read(size)
     own = own or _with_ids(found.classes)
     known = map_classes(given, own) if given.by_name and own else given
     if subset and not (given.by_name and own):
@@ -380,7 +399,7 @@ def _library(
     source = {"kind": "library", "name": name, "weights": found.source}
     notes = (*_resizing(size), *_normalizing(found.model))
     made = Loaded(name.rpartition(":")[2].replace("/", "-"), found.model.to(device), known, source, notes)
-    return _chosen_classes(made, given, own if subset else None, subset)
+    return _chosen_classes(made, given, own if subset or (asked and given.by_name) else None, subset)
 
 
 _ALIKE = 0.9  # of the names that ImageNet's classes go by; libraries write some of them in other ways
@@ -421,12 +440,25 @@ def _other_data(name: str, own: Dataset, asked: Dataset | None) -> tuple[Dataset
     return asked, {"data": asked.name}
 
 
-def _chosen_classes(model: Loaded, data: Dataset | None, own: Sequence[tuple[str, ...]] | None, subset: bool) -> Loaded:
-    """The model as it is, or with the logits of the data's classes alone."""
-    if own is None or data is None or not subset:
+def _chosen_classes(
+    model: Loaded, data: Dataset | None, own: Sequence[tuple[str, ...]] | None, subset: bool | None
+) -> Loaded:
+    """The model as it is, or with the logits of the data's classes alone.
+
+    Where nothing is asked, it is so where the data's classes are some of the model's ``own``.
+    """
+    if own is None or data is None or subset is False:
+        return model
+    few = len(data.classes) < len(own)
+    if not subset and not few:
         return model
     numbers = class_indices(data.classes, own)
-    return replace(model, model=Subset(model.model, numbers, len(own)).eval(), data=replace(data, by_name=False))
+    notes = model.notes
+    if few:
+        told = f"it chooses among the {len(numbers)} classes of the data alone, of its {len(own)}"
+        notes = (*notes, told + ("" if subset else " (--no-class-subset: among all)"))
+    chosen = Subset(model.model, numbers, len(own)).eval()
+    return replace(model, model=chosen, data=replace(data, by_name=False), notes=notes)
 
 
 class Subset(nn.Module):
@@ -434,14 +466,17 @@ class Subset(nn.Module):
 
     classes: Tensor
 
-    def __init__(self, model: nn.Module, classes: Sequence[int], total: int | None = None) -> None:
+    def __init__(self, model: nn.Module, classes: Sequence[int], count: int | None = None) -> None:
         super().__init__()
-        self.model, self.total = model, total
+        self.model = model
+        self.count = count
         self.register_buffer("classes", torch.tensor(list(classes)))
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, classes) of images (N, …)."""
-        logits, _ = logits_in(self.model(x), len(x), self.total)
+        logits, _ = logits_in(self.model(x), len(x), self.count)
+        if self.count not in (None, logits.shape[1]):
+            raise RobGIBError(f"the model has {logits.shape[1]} classes, and --classes names {self.count}.")
         return logits[:, self.classes]
 
 
@@ -632,7 +667,7 @@ def load_checkpoint(
     if data is None:
         if name is None:
             raise RobGIBError(f"{path} has no record beside it that tells its data; give --data NAME.")
-        data = load_data(name, root, seed, catalogue=extra)
+        data = load_data(name, root, seed, catalogue=extra, lazy=True)
     model, notes, left_out = _assemble(
         content,
         arch or architecture.get("name", ""),
@@ -698,7 +733,7 @@ def _compared(content: Checkpoint, network: nn.Module, data: Dataset) -> tuple[s
 def _check_takes(content: nn.Module, data: Dataset, source: str) -> None:
     """Raise unless a network that came whole takes the data."""
     for count in (2, 3):  # of no fixed number
-        x = data.test.x[:count]
+        x = data.test.x[:count].to(torch.float32)
         try:
             with torch.no_grad(), network_faults():
                 logits, _ = logits_in(content(x), len(x), len(data.classes))
