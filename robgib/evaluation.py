@@ -259,6 +259,7 @@ def evaluate(
         reading = [*doubts, *(source or {}).get("notes", ()), *_reading(prepared)]
         if found.undecided:
             reading.append(f"it has no answer to {found.undecided} of the images for information estimates: left out")
+        reading += found.left_out
         if reading:
             config["reading"] = reading
         run = Run(

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,12 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.special import softmax
-from torch import Tensor
+from torch import Tensor, nn
 
 from robgib.data.dataset import Dataset, split_information
 from robgib.errors import RobGIBError, RobGIBWarning
 from robgib.files import Parts
-from robgib.information.activations import LOGITS, collect_activations, default_layers
+from robgib.information.activations import LOGITS, collect_activations, find_layers, functions_of
 from robgib.information.base import Decomposition, Estimator
 from robgib.information.estimate import Estimate
 from robgib.information.exact import Exact
@@ -38,6 +39,7 @@ from robgib.information.views import (
     Target,
     View,
     entropy_estimate,
+    mark_processing,
 )
 from robgib.models.inference import Prepared, predict, prepare
 from robgib.results import table
@@ -144,7 +146,7 @@ def layer_information(
     if not isinstance(model, Prepared):
         model = prepare(model, data.test.x, classes=len(data.classes), batch_size=batch_size, device=device)
     size = model.batch_size
-    chosen = tuple(dict.fromkeys(layers)) if layers else default_layers(model.model, data.test.x[:2].to(device))
+    chosen, left_out = find_layers(model.model, data.test.x[:2].to(device), layers or None)
     halves, undecided = split_information(data, samples, seed), 0
     if makers:
         halves, predicted, undecided = _decided_parts(model, halves, size, device)
@@ -166,7 +168,8 @@ def layer_information(
             seen[view] = {n: fit_view(view, then[n], layer_dims, count, sigma, seed, bins_of(makers)) for n in chosen}
             of_layers = [seen[view][n].target(n, now[n], then[n], y.numpy(), weights) for n in chosen]
             beside = _labels(view, predicted, (y.numpy(), y_fit.numpy()), weights)
-            targets[view] = [*of_layers, *beside]
+            computed = partial(_computed_from, model.model, x[:8].to(device), view)
+            targets[view] = mark_processing([*of_layers, *beside], computed)
         for number, (estimator, partition) in enumerate((e, p) for e in makers for p in partitions):
             if progress:
                 progress(
@@ -222,6 +225,7 @@ def layer_information(
         len(halves[0][0]),
         len(halves[1][0]),
         undecided,
+        left_out,
     )
 
 
@@ -237,6 +241,7 @@ class LayerInformation:
         samples: images that were estimated on.
         fit_samples: images that codes and components were fitted on.
         undecided: images left out, since the model has no finite answer to them.
+        left_out: blocks that cannot be layers, a sentence each.
     """
 
     layers: pd.DataFrame
@@ -246,6 +251,7 @@ class LayerInformation:
     samples: int
     fit_samples: int
     undecided: int
+    left_out: tuple[str, ...] = ()
 
 
 def make_estimators(
@@ -358,6 +364,16 @@ def _labels(
     unknown = Estimate(np.nan, np.nan, np.nan, note="what the input tells of the label is learnt, not counted")
     own = entropy_estimate(truth, weights, exact)
     return [seen, Target(LABEL, view, truth, labels[1], unknown, own, "the true label", code=False)]
+
+
+def _computed_from(network: nn.Module, x: Tensor, view: View, layer: str, others: Sequence[str]) -> set[str]:
+    """Which of the targets the network computes from a layer: the class predicted is one where the logits are.
+
+    In noise it is not: the class predicted has none.
+    """
+    asked = [n for n in others if n not in (PREDICTION, LABEL)]
+    found = {LOGITS} if layer == LOGITS else set(functions_of(network, x, layer, [*asked, LOGITS]))
+    return found | ({PREDICTION} if LOGITS in found and view != NOISE else set())
 
 
 def codes_of(

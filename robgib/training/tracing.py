@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from robgib.data.dataset import Dataset, Split, split_information
 from robgib.errors import RobGIBError
-from robgib.information.activations import collect_activations, default_layers
+from robgib.information.activations import collect_activations, find_layers
 from robgib.information.analysis import (
     DEFAULT_ESTIMATORS,
     SIGMA,
@@ -178,7 +178,7 @@ def trace(
     pooled: dict[str, list[np.ndarray]] = {}
     for epoch, load in networks.items():  # once to fit on all epochs
         model = _prepared(load, data, device)
-        chosen = chosen or default_layers(model.model, data.test.x[:2].to(device))
+        chosen = chosen if pooled else find_layers(model.model, data.test.x[:2].to(device), chosen or None)[0]
         for name, values in _activations(model, pool, chosen, device).items():
             pooled.setdefault(name, []).append(values)
         if progress:
