@@ -60,7 +60,7 @@ def _module_of(layer: str, modules: Mapping[str, nn.Module]) -> str:
     if layer in modules:
         return layer
     found = _LABEL.fullmatch(layer)
-    return found["module"] if found else layer
+    return str(found["module"]) if found else layer
 
 
 def _modules(model: nn.Module) -> dict[str, nn.Module]:
@@ -91,9 +91,10 @@ def _record(model: nn.Module, x: Tensor, names: Sequence[str], keep: Keep) -> di
 
     def joined(name: str) -> Any:
         held = [part.get(name) for part in parts]
-        if not all(isinstance(h, Tensor) and h.ndim for h in held):
+        tensors = [h for h in held if isinstance(h, Tensor) and h.ndim]
+        if len(tensors) < len(held):
             return held[0]
-        return torch.cat([h[: len(part)] for h, part in zip(held, calls, strict=True)])  # less what filled it up
+        return torch.cat([h[: len(part)] for h, part in zip(tensors, calls, strict=True)])  # less what filled it up
 
     return {name: joined(name) for name in parts[0]}
 

@@ -377,16 +377,25 @@ def _computed_from(network: nn.Module, x: Tensor, view: View, layer: str, others
 
 
 def codes_of(
-    model: Prepared, seen: Mapping[str, Seen], batch_size: int, device: torch.device | str, reduced: bool = False
+    model: Prepared,
+    seen: Mapping[str, Seen],
+    batch_size: int,
+    device: torch.device | str,
+    reduced: bool = False,
+    layers: Mapping[str, str] | None = None,
 ) -> Any:
-    """From inputs to the codes of every layer, the class predicted, and the classes' probabilities."""
-    names, wanted = tuple(seen), tuple(dict.fromkeys([*seen, LOGITS]))
+    """From inputs to the codes of every target, the class predicted, and the classes' probabilities.
+
+    ``layers`` says of which layer each target is, where some layers are seen in several ways.
+    """
+    of = layers or {n: n for n in seen}
+    names, wanted = tuple(seen), tuple(dict.fromkeys([*of.values(), LOGITS]))
 
     def codes(x: Tensor) -> dict[str, np.ndarray]:
         held = collect_activations(
             model.model, x, wanted, batch_size=batch_size, device=device, check=False, reduced=reduced
         )
-        told = {n: seen[n](held[n]) for n in names}
+        told = {n: seen[n](held[of[n]]) for n in names}
         logits = held[LOGITS]
         return {**told, PREDICTION: logits.argmax(1).astype(np.int64), LABEL: softmax(logits, axis=1)}
 

@@ -32,6 +32,7 @@ __all__ = [
     "Dominance",
     "Network",
     "NoisyLayer",
+    "Rescaled",
     "Seen",
     "Target",
     "View",
@@ -366,6 +367,43 @@ class NoisyLayer:
         noisy = (self(z), self(fit, 1))
         made = Target(name, NOISE, *noisy, total, bits[1], resolution, (note,) if full else ())
         return _marked(made, self.dominance, "the others drown in noise of its scale")
+
+
+@dataclass(frozen=True)
+class Rescaled:
+    """A view of a layer in units of its own: its mean taken off, divided by a scale, then seen as another view does.
+
+    The same function may be computed by layers of different scale, each undone by the weights after it.
+
+    Attributes:
+        seen: the view, fitted on such units.
+        centre: the layer's mean (U, …).
+        scale: its total standard deviation.
+    """
+
+    seen: Seen
+    centre: Array
+    scale: float
+
+    @classmethod
+    def of(cls, z: Array) -> tuple[Array, float]:
+        """The centre and the scale of activations (N, …); of a layer that does not vary the scale is 1."""
+        deviation = float(np.sqrt(z.reshape(len(z), -1).var(0, dtype=np.float64).sum()))
+        return z.mean(0), deviation or 1.0
+
+    @property
+    def view(self) -> View:
+        """See :attr:`Seen.view`."""
+        return self.seen.view
+
+    def __call__(self, z: Array) -> Array:
+        """T of the activations (N, …)."""
+        return self.seen((z - self.centre) / self.scale)
+
+    def target(self, name: str, z: Array, fit: Array, y: Array, weights: Array | None = None) -> Target:
+        """See :meth:`Seen.target`."""
+        ours, theirs = ((part - self.centre) / self.scale for part in (z, fit))
+        return self.seen.target(name, ours, theirs, y, weights)
 
 
 def _mean(values: Array, weights: Array | None) -> Estimate:
