@@ -340,8 +340,8 @@ def _resolved(target: Target, others: Sequence[Target]) -> Target:
     if target.view != RATE or target.total.value >= _RESOLVED * most:
         return target
     note = (
-        f"the code pooled over the epochs holds {abs(target.total.value):.2f} bits here, and {most:.2f} in units of this "
-        "epoch's own spread: the layer is small beside that of other epochs"
+        f"the code pooled over the epochs holds {abs(target.total.value):.2f} bits here, and {most:.2f} in units of "
+        "this epoch's own spread: the layer is small beside that of other epochs"
     )
     total, label = (replace(e, saturated=True) for e in (target.total, target.label))
     return replace(target, total=total, label=label, notes=(*target.notes, note))
