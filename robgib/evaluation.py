@@ -275,6 +275,7 @@ def evaluate(
         reading = [*(source or {}).get("notes", ()), *_reading(prepared), *_missing(dataset, y[:count])]
         if found.undecided:
             reading.append(f"it has no answer to {found.undecided} of the images for information estimates: left out")
+        reading += found.left_out
         if reading:
             config["reading"] = reading
         if doubts:

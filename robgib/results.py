@@ -198,13 +198,19 @@ SCHEMA: Mapping[str, tuple[Column, ...]] = {
         *_LAYER,
         Column("term", "text", "which quantity: I(X;Z), counted, or C(X;Z)"),
         Column("resolution", "text", "at which the layer was seen at every epoch"),
+        Column("units", "text", "of the layer: pooled over the epochs, or each epoch's own spread"),
         Column("peak_epoch", "integer", "the epoch of its highest value"),
         Column("peak", "number", "its highest value", "bits"),
         Column("final", "number", "its value at the last epoch", "bits"),
         Column("compression", "number", "(peak - final)/peak", "share"),
         Column("low", "number", "lower end of its 95% interval", "share"),
         Column("high", "number", "upper end", "share"),
-        Column("verdict", "text", "compresses, does not compress, or cannot be told"),
+        Column(
+            "verdict",
+            "text",
+            "compresses, does not compress, or cannot be told; of a term's first row, on which all others must agree, "
+            "also rescaling (the units do not) or depends on the resolution (codes or bins do not)",
+        ),
     ),
     "summary": (
         Column("model", "text", "name of the model"),

@@ -298,6 +298,7 @@ def trace_page(table: pd.DataFrame, compression: pd.DataFrame, name: str) -> str
             "term": r.term,
             "estimator": r.estimator,
             "resolution": r.resolution,
+            "units": r.units,
             "peak": f"{r.peak:.2f} (epoch {r.peak_epoch})",
             "final": f"{r.final:.2f}",
             "fall": "not estimable"

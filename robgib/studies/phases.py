@@ -294,7 +294,7 @@ def phases_claim(study: Phases, rows: pd.DataFrame) -> PhasesClaim:
                 "networks": len(g),
                 COMPRESSES: int(counts.get(COMPRESSES, 0)),
                 KEEPS: int(counts.get(KEEPS, 0)),
-                UNTOLD: int(counts.get(UNTOLD, 0)),
+                UNTOLD: int(counts.drop([COMPRESSES, KEEPS], errors="ignore").sum()),
                 "fall": float(g["compression"].mean()),
                 "sd": float(g["compression"].std(ddof=1)) if len(g) > 1 else float("nan"),
                 "primary": bool(g["primary"].any()),
