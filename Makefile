@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 
 $(BIN)/robgib: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -e .
+	$(BIN)/python -m pip install --disable-pip-version-check -e ".[torchattacks]"
 	@touch $(BIN)/robgib
 
 $(VENV)/.test: pyproject.toml $(BIN)/robgib

@@ -11,11 +11,15 @@ import importlib
 import logging
 import sys
 from functools import cache
+from importlib.util import find_spec
 from types import ModuleType
+from typing import Literal
 
 import torch
 
-__all__ = ["load_torchvision"]
+__all__ = ["State", "load_torchvision", "torchvision_state"]
+
+State = Literal["works", "mended", "absent", "broken"]
 
 _SCHEMAS = {
     "nms": "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -44,3 +48,22 @@ def load_torchvision() -> ModuleType:
         ", ".join(_SCHEMAS),
     )
     return module
+
+
+def torchvision_state() -> tuple[State, str]:
+    """Whether torchvision can be imported, and the first line of the error where it cannot.
+
+    Returns:
+        ``works``; ``mended``: only RobGIB can import it; ``absent``: it is not installed; ``broken``: it cannot be
+        imported at all.
+
+    >>> torchvision_state()[0] in ("works", "mended")
+    True
+    """
+    if find_spec("torchvision") is None:
+        return "absent", ""
+    try:
+        load_torchvision()
+    except Exception as error:
+        return "broken", (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+    return ("works" if _library is None else "mended"), ""

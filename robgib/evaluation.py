@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -18,22 +19,25 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from robgib.attacks.base import Attack
-from robgib.data.dataset import Dataset
+from robgib.data.dataset import COLOUR_EPS, Dataset
 from robgib.data.loaders import load_data
-from robgib.errors import RobGIBError
+from robgib.errors import RobGIBError, RobGIBWarning
 from robgib.files import Parts, alone, digest, parts_in
+from robgib.information.activations import check_layers
 from robgib.information.analysis import layer_information, make_estimators, partitions_of, passes_of
 from robgib.information.base import Estimator
+from robgib.information.features import check_features
+from robgib.information.registry import make_estimator
 from robgib.models.adapt import as_module
 from robgib.models.checkpoint import weights_digest
-from robgib.models.inference import Prepared, answers, check_decided, prepare
+from robgib.models.inference import Prepared, answers, check_decided, one_thread_measures, prepare
 from robgib.options import AttackOptions, Context, InformationOptions, gather, plain_options
 from robgib.results import SCHEMA_VERSION, Run
 from robgib.robustness.attacking import attack_costs
 from robgib.robustness.chance import chance_doubts
 from robgib.robustness.evaluate import check_budgets, in_cascade, named_attacks
 from robgib.robustness.evaluate import evaluate as evaluate_robustness
-from robgib.runtime import Progress, environment, progress_bars, resolve_device
+from robgib.runtime import Progress, environment, faults_of, never_ends, progress_bars, resolve_device
 
 __all__ = [
     "Record",
@@ -66,6 +70,7 @@ class Record:
     planned: Callable[[Mapping[str, float]], None] | None = None
 
 
+@never_ends
 def evaluate(
     model: object,
     data: str | Dataset | tuple[ArrayLike | Tensor, ArrayLike | Tensor] | TorchData,
@@ -85,7 +90,8 @@ def evaluate(
     Args:
         model: maps images (N, C, H, W) in [0, 1] to logits (N, classes): a module, an exported program or any function.
             Its modes, parameters and device are left as they were. Where its output is something else (a dictionary,
-            probabilities, one logit, half precision …) it is read as logits, and ``config["reading"]`` says how.
+            several tensors, probabilities, one logit, half precision …) it is read as logits, and
+            ``config["reading"]`` says how.
         data: name of a data set, a :class:`~robgib.data.Dataset`, ``(images, labels)``
             (:meth:`~robgib.data.Dataset.from_arrays`), or a Dataset or DataLoader of torch. Attacks take the test
             images. Information is estimated on test images too; codes and components are fitted on training images, or,
@@ -101,6 +107,10 @@ def evaluate(
         record: how the run is recorded, found again and resumed.
         progress: whether bars show in a terminal or a notebook; or called with (task, done, total, note).
         fields: fields of these four objects by name, such as ``samples=500``, ``layers=["logits"]`` or ``seed=1``.
+
+    Samples are drawn by ``seed``, each class by its share (:meth:`~robgib.data.Split.rows`), and ``config["drawn"]``
+    lists which; of data sets by name, which are shuffled as they are loaded, they are the first. Indicators,
+    corruptions and ``until_width`` take the first of those that were drawn.
 
     Returns:
         A :class:`~robgib.results.Run`, whose tables are pandas DataFrames.
@@ -128,6 +138,7 @@ def evaluate(
         information = replace(information, estimators=estimators)
     work = _work(model, data, str(name), attack, information, context, record)
     with progress_bars(progress) as bars, ExitStack() as stack:
+        stack.enter_context(one_thread_measures())
         parts = Parts()
         if record.unfinished:
             place = record.unfinished / work.request[:32]
@@ -188,16 +199,18 @@ def _work(
     net = as_module(model)
     where = resolve_device(context.device)
     context = replace(context, device=where)
-    dataset = _dataset(data, context.data_root, context.seed, context.catalogue)
+    # Names before images are read, which can take long.
+    _check_names(net, attack.attacks, information.estimators, information.layers, context.catalogue)
     samples = information.information_samples
+    dataset = _dataset(data, context.data_root, context.seed, context.catalogue, attack.samples, samples)
     if samples is None:
         samples = _information_samples(dataset, attack.samples)
-    if information.layers is not None and not all(information.layers):
-        raise RobGIBError("layers must be named by their modules; one of the names is empty.")
     attack = replace(attack, cascade=in_cascade(attack.attacks, attack.cascade))
     named = named_attacks(attack.attacks, dataset.eps, context.catalogue)
     check_budgets(named, dataset.shape)
     makers = make_estimators(information.estimators, dataset, samples, context.seed, context.catalogue)
+    for cut in partitions_of(information.features, dataset.shape) if makers else ():
+        check_features(cut, dataset.shape)
     information = replace(information, information_samples=samples)
     weights, source = weights_digest(net), dict(record.source or {})
     work = _Work(net, dataset, name, named, makers, attack, information, context, record, weights, "", source)
@@ -205,7 +218,7 @@ def _work(
         {
             "robgib": [version("robgib"), SCHEMA_VERSION, torch.__version__],
             "model": [name, weights, _code(net), source],
-            "data": [dataset.name, dataset.digest],
+            "data": [dataset.name, dataset.digest, dataset.test.shuffled, dataset.train.shuffled],
             "code": [_code(thing) for thing in (*named.values(), *makers)],
             "options": work.options,
             "device": where.type,
@@ -226,8 +239,8 @@ def _measure(work: _Work, context: Context) -> Run:
 
 def _measured(work: _Work, context: Context) -> Run:
     attack, information, dataset, where = work.attack, work.information, work.data, context.device
-    count = len(dataset.test) if attack.samples is None else min(attack.samples, len(dataset.test))
-    x, y, classes = dataset.test.x[:count], dataset.test.y[:count], len(dataset.classes)
+    drawn = dataset.test.rows(attack.samples, context.seed)
+    (x, y), count, classes = dataset.test.at(drawn), len(drawn), len(dataset.classes)
     prepared = prepare(
         work.net, x, classes=classes, batch_size=context.batch_size, precision=attack.precision, device=where
     )
@@ -240,6 +253,9 @@ def _measured(work: _Work, context: Context) -> Run:
     if work.record.planned:
         work.record.planned(_plan(work, costs, count, forward))
     doubts = chance_doubts(prepared, x, y, clean.right, where)
+    for doubt in doubts:
+        if doubt.explained:  # worth stopping for: all that follows would be of a network that is read wrongly
+            warnings.warn(f"{work.name}: {doubt.text}", RobGIBWarning, stacklevel=2)
     assert information.information_samples is not None
     found = layer_information(
         prepared, dataset, work.estimators, layers=information.layers, samples=information.information_samples,
@@ -251,21 +267,26 @@ def _measured(work: _Work, context: Context) -> Run:
     tables = evaluate_robustness(
         prepared, x, y, work.attacks, options=attack, context=context, classes=classes, clean=clean, costs=costs
     )
-    reading = [*doubts, *work.source.get("notes", ()), *_reading(prepared)]
+    count = int(tables["robustness"]["samples"].iloc[0])
+    _number_as_given(tables, drawn)
+    reading = [*work.source.get("notes", ()), *_reading(prepared), *_missing(dataset, y[:count])]
     if found.undecided:
         reading.append(f"it has no answer to {found.undecided} of the images for information estimates: left out")
+    reading += found.left_out
     config = {
         "request": work.request,
         "source": dict(work.source or {"kind": "python"}),
         "weights": work.weights,
         "data": {"name": dataset.name, "digest": dataset.digest, "classes": list(dataset.classes)},
-        "samples": int(tables["robustness"]["samples"].iloc[0]),
+        "samples": count,
+        "drawn": None if dataset.test.shuffled else drawn[:count].tolist(),
         "options": work.options,
         "information_samples": found.samples,
         "fit_samples": found.fit_samples,
         "layers": list(found.names),
         "partitions": list(found.partitions),
         **({"reading": reading} if reading else {}),
+        **({"doubts": [doubt.text for doubt in doubts]} if doubts else {}),
     }
     return Run(
         name=work.name,
@@ -314,6 +335,43 @@ def _plan(work: _Work, costs: Mapping[str, int], count: int, forward: float) -> 
     }
 
 
+def _check_names(
+    model: torch.nn.Module, attacks: Any, estimators: Any, layers: Sequence[str] | None, catalogue: Sequence[Path]
+) -> None:
+    """Raise where an attack, an estimator or a layer is none."""
+    named_attacks(attacks, COLOUR_EPS, catalogue)
+    for spec in estimators if isinstance(estimators, list | tuple) else ():
+        if isinstance(spec, str):
+            make_estimator(spec, catalogue)
+    if layers is not None and not all(layers):
+        raise RobGIBError("layers must be named by their modules; one of the names is empty.")
+    check_layers(model, layers or ())
+
+
+def _number_as_given(tables: dict[str, Any], drawn: np.ndarray) -> None:
+    """Number the samples in tables and pictures as the data do, by which rows (n,) of them were attacked."""
+    outcomes = tables["outcomes"]
+    tables["outcomes"] = outcomes.assign(index=drawn[outcomes["index"].to_numpy(dtype=np.int64)])
+    for key in [k for k in tables["pictures"] if k.endswith("/rows")]:
+        tables["pictures"][key] = drawn[tables["pictures"][key]]
+
+
+_NAMED = 10  # classes in a sentence
+
+
+def _missing(data: Dataset, drawn: Tensor) -> list[str]:
+    """Which classes of the test images are not among the labels (n,) that were drawn; a sentence, or none."""
+    every = sorted(set(data.test.y.tolist()))
+    missing = [data.classes[k] for k in sorted(set(every) - set(drawn.tolist()))]
+    if not missing:
+        return []
+    more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
+    return [
+        f"{len(missing)} of the {len(every)} classes are not among the {len(drawn)} images that were drawn: "
+        f"{', '.join(missing[:_NAMED])}{more}"
+    ]
+
+
 _INFORMATION = 5000
 _LEAST_INFORMATION = 200  # below which no estimate would tell anything
 _ROOM = 2**29  # bytes of images
@@ -330,7 +388,7 @@ def _information_samples(data: Dataset, samples: int | None) -> int:
 
 def _outputs(model: Prepared, x: Tensor) -> int:
     """How many classes a model tells."""
-    with torch.no_grad():
+    with torch.no_grad(), faults_of("the model"):
         return int(model.model(x).shape[1])
 
 
@@ -348,15 +406,19 @@ def _dataset(
     root: str | Path | None,
     seed: int,
     catalogue: Sequence[Path],
+    samples: int | None,
+    information_samples: int | None,
 ) -> Dataset:
     if isinstance(data, Dataset):
         return data
     if isinstance(data, str):
-        return load_data(data, root, seed, catalogue=catalogue)
+        return load_data(data, root, seed, catalogue=catalogue, lazy=True)
     if isinstance(data, tuple) and len(data) == 2:
         return Dataset.from_arrays(*data)
     if isinstance(data, torch.utils.data.Dataset | torch.utils.data.DataLoader):
-        return Dataset.from_torch(data)
+        # Information takes one half of them, and fits codes on the other.
+        most = None if samples is None else max(samples, 2 * (information_samples or min(samples, _INFORMATION)))
+        return Dataset.from_torch(data, most=most)
     raise RobGIBError(
         "data must be the name of a data set, a Dataset, a pair (images, labels), or a Dataset or DataLoader of torch."
     )

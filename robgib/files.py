@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import http.client
 import io
 import json
 import os
 import platform
+import secrets
 import shutil
+import stat
 import tempfile
 import time
 import urllib.error
@@ -17,15 +20,17 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import platformdirs
 from filelock import FileLock, Timeout
 
 from robgib.errors import RobGIBError, RobGIBWarning
+from robgib.reading import DEEPEST, check_regular, too_deep
 
 __all__ = [
+    "MOST_BYTES",
     "Parts",
     "alone",
     "atomic_directory",
@@ -53,10 +58,14 @@ def read_json(path: Path) -> Any:
         OSError: it cannot be read.
         ValueError: it is no JSON, or nested so deeply that it cannot be read.
     """
+    check_regular(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+    if too_deep(content):
+        raise ValueError(f"it is nested more than {DEEPEST} levels deep")
+    return content
 
 
 _LONGEST_NAME = 200  # bytes: file systems take 255, and names in the making are longer
@@ -97,15 +106,30 @@ _HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:6]  # a folder may
 
 
 def _mark() -> str:
-    """What the names of unfinished things end in: the machine and the process that make them."""
+    """What the names of unfinished things end in before some letters of chance: the machine and process of theirs."""
     return f"{_HOST}-{os.getpid()}"
+
+
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # Windows has none; there links need a right of their own
+
+
+def _fresh(target: Path) -> tuple[int, Path]:
+    """A new file beside ``target``, open to write: under a name that nobody can foresee, and through no link."""
+    place = target.with_name(f".{target.name}.{_mark()}.{secrets.token_hex(8)}")
+    return os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINK, 0o666), place
+
+
+def _ours(place: Path) -> bool:
+    """Whether a file or folder, no link, is this user's: others may put what they like into a shared folder."""
+    held = place.lstat()
+    return not stat.S_ISLNK(held.st_mode) and (not hasattr(os, "geteuid") or held.st_uid == os.geteuid())
 
 
 def _sweep(target: Path) -> None:
     """Remove what processes that were killed left of ``target``; put back what one had just moved aside."""
     for left in target.parent.glob(f".{glob.escape(target.name)}.{_HOST}-*"):
         owner = left.name.rpartition(f"{_HOST}-")[2].partition(".")[0]
-        if not owner.isdigit() or _lives(int(owner)):
+        if not owner.isdigit() or _lives(int(owner)) or not _ours(left):
             continue
         former = left / "former"
         if former.exists() and not target.exists():
@@ -130,12 +154,13 @@ def write_file(target: Path, content: bytes) -> None:
     """Write a file and its folder, the file whole or not at all."""
     if not target.name or target.is_dir():
         raise RobGIBError(f"cannot write {target}: it is a folder.")
-    temporary = target.with_name(f".{target.name}.{_mark()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _sweep(target)
+        opened, temporary = _fresh(target)
         try:
-            temporary.write_bytes(content)
+            with open(opened, "wb") as file:
+                file.write(content)
             os.replace(temporary, target)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -292,28 +317,44 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+MOST_BYTES = 4 * 2**30
+"""Of a download whose size nobody states."""
+
+
 def download(
-    url: str, target: Path, digest: str, name: str, progress: Callable[[str, int, int, str], None] | None = None
+    url: str,
+    target: Path,
+    digest: str,
+    name: str,
+    progress: Callable[[str, int, int, str], None] | None = None,
+    size: int | None = None,
 ) -> None:
     """Download ``url`` to ``target``, there whole or not at all.
 
     What comes is kept beside it as ``.part``, and the next try goes on after it.
 
     Args:
-        url: http, https or file.
+        url: http or https; what it redirects to, too.
         target: where it goes.
         digest: its SHA-256 digest.
         name: of what it is, for messages.
         progress: called with the bytes so far.
+        size: its bytes; None takes what the server says, and :data:`MOST_BYTES` at most.
 
     Raises:
-        RobGIBError: it cannot be downloaded, or is another file than was promised.
+        RobGIBError: it cannot be downloaded, is larger than was promised or than the disk, or another file.
     """
     part = target.with_name(f"{target.name}.part")
     try:
         part.parent.mkdir(parents=True, exist_ok=True)
-        _fetch(url, part, name, progress)
-    except (OSError, ValueError) as error:
+        _fetch(url, part, name, progress, size)
+    except _TooMuch as error:
+        part.unlink(missing_ok=True)
+        raise RobGIBError(f"model {name!r}: {url} {error}; nothing of it was kept.") from error
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        with suppress(OSError):
+            if part.lstat().st_size == 0:
+                part.unlink()
         raise RobGIBError(
             f"model {name!r}: {url} could not be downloaded ({error}); what came is kept for the next try."
         ) from error
@@ -327,20 +368,85 @@ def download(
     os.replace(part, target)
 
 
-def _fetch(url: str, part: Path, name: str, progress: Callable[[str, int, int, str], None] | None) -> None:
-    held = part.stat().st_size if part.is_file() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={held}-"} if held else {})
-    try:
-        answer = urllib.request.urlopen(request, timeout=60)
-    except urllib.error.HTTPError as error:
-        if error.code == 416:  # there is nothing after what is held: the digest will tell whether that is all
-            return
-        raise
-    with answer, part.open("ab" if held and answer.status == 206 else "wb") as file:
-        total = file.tell() + int(answer.headers.get("Content-Length") or 0)
-        while chunk := answer.read(1 << 20):
-            file.write(chunk)
-            if progress:
-                progress(f"downloading {name}", min(file.tell(), total), total, f"{file.tell() / 1e6:.1f} MB")
-    if total and part.stat().st_size < total:
-        raise OSError(f"it ended after {part.stat().st_size} of {total} bytes")
+class _TooMuch(Exception):
+    """More bytes than were promised, or than there is room for."""
+
+
+class _Redirected(urllib.request.HTTPRedirectHandler):
+    """Goes where a server redirects to, by http and https alone."""
+
+    def redirect_request(self, req: Any, fp: Any, code: Any, msg: Any, headers: Any, newurl: str) -> Any:
+        """See urllib."""
+        if not newurl.lower().startswith(("http://", "https://")):
+            raise ValueError(f"it redirects to {newurl!r}, which is no http or https")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _opener() -> urllib.request.OpenerDirector:
+    """What opens http and https, and nothing else: urllib's own also reads files and FTP."""
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler, urllib.request.HTTPHandler, urllib.request.HTTPSHandler, _Redirected,
+        urllib.request.HTTPDefaultErrorHandler, urllib.request.HTTPErrorProcessor, urllib.request.UnknownHandler,
+    ):  # fmt: skip
+        opener.add_handler(handler())
+    return opener
+
+
+def _to_go_on(part: Path) -> IO[bytes]:
+    """The file of what came before, open to read and to append; a new one where there is none that is our own."""
+    if os.path.lexists(part):
+        held = part.lstat()
+        if not stat.S_ISREG(held.st_mode) or held.st_nlink > 1 or not _ours(part):
+            part.unlink()
+    # In the folder of downloads nothing else has this name, and nobody who may not write there can put a link in.
+    return open(os.open(part, os.O_RDWR | os.O_CREAT | os.O_APPEND | _NO_LINK, 0o666), "a+b")
+
+
+def _fetch(
+    url: str,
+    part: Path,
+    name: str,
+    progress: Callable[[str, int, int, str], None] | None,
+    size: int | None,
+) -> None:
+    with _to_go_on(part) as file:
+        held = os.fstat(file.fileno()).st_size
+        if size is not None and held > size:  # of another file
+            held = 0
+        request = urllib.request.Request(url, headers={"Range": f"bytes={held}-"} if held else {})
+        try:
+            answer = _opener().open(request, timeout=60)
+        except urllib.error.HTTPError as error:
+            if error.code == 416:  # there is nothing after what is held: the digest will tell whether that is all
+                return
+            raise
+        with answer:
+            if not held or answer.status != 206:
+                file.truncate(0)
+                held = 0
+            total = _promised(answer, held, size, part)
+            most = total or MOST_BYTES
+            while chunk := answer.read(1 << 20):
+                held += len(chunk)
+                if held > most:
+                    raise _TooMuch(f"gives more than {most:,} bytes{'' if total else ', and says no size'}")
+                file.write(chunk)
+                if progress:
+                    progress(f"downloading {name}", held, total or held, f"{held / 1e6:.1f} MB")
+    if total and held < total:
+        raise OSError(f"it ended after {held} of {total} bytes")
+
+
+def _promised(answer: http.client.HTTPResponse, held: int, size: int | None, part: Path) -> int:
+    """The bytes of the whole file: those stated, or the server's word, 0 where it gives none."""
+    told = str(answer.headers.get("Content-Length") or "")
+    coming = held + int(told) if told.isdecimal() and len(told) < 20 else 0
+    if size is not None and coming and coming != size:
+        raise _TooMuch(f"is of {coming:,} bytes, and its size is stated as {size:,}")
+    if size is None and coming > MOST_BYTES:
+        raise _TooMuch(f"is of {coming:,} bytes, more than {MOST_BYTES:,}: state its size in the recipe")
+    total = coming if size is None else size
+    if total - held > (free := shutil.disk_usage(part.parent).free):
+        raise _TooMuch(f"is of {total:,} bytes, and {part.parent} has room for {free:,}")
+    return total

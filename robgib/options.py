@@ -243,8 +243,15 @@ class ModelOptions(_Checked):
     classes: str | None = option(
         None, "The model's classes in its order, where folders number theirs otherwise: imagenet, or a file."
     )
-    class_subset: bool = option(False, "Let the model choose among the classes of the data only.")
-    weights_key: str | None = option(None, "Which of several state dicts in a checkpoint file, such as state_dict_ema.")
+    class_subset: bool | None = option(
+        None,
+        "Let the model choose among the classes of the data only.",
+        flag="--class-subset/--no-class-subset",
+        shown="where --classes names more than the data have",
+    )
+    weights_key: str | None = option(
+        None, "Which of several networks in a checkpoint file, by key or prefix, such as state_dict_ema or teacher."
+    )
     normalize: str | None = option(
         None,
         "How inputs were normalised in training: imagenet, cifar10, half, … or none.",
@@ -254,6 +261,11 @@ class ModelOptions(_Checked):
     std: str | None = option(None, "Standard deviation of each channel.")
     bounds: str | None = option(
         None, "The values of black and white that the network expects, as -1,1 or 0,255.", shown="0,1"
+    )
+    data_bounds: str | None = option(
+        None,
+        "The numbers of npz: and folder: data that mean black and white, as 0,16.",
+        shown="0,255 for 8 bits, else 0,1",
     )
     input_size: Count | None = option(None, "Resize the shorter side to this, then crop the middle square.")
     resize: Count | None = option(None, "Length of the images' shorter side.")
@@ -266,7 +278,8 @@ class ModelOptions(_Checked):
     )
     allow_code: bool = option(
         False,
-        "Take package.module:factory from recipes and records. [red]It imports and runs code that a file names.",
+        "Take package.module:factory from recipes, records and studies. "
+        "[red]It imports and runs code that a file names.",
         from_file=False,
     )
 

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 import yaml
 
 from robgib.errors import RobGIBError, RobGIBWarning, unknown_name
+from robgib.reading import DEEPEST, check_regular, too_deep
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -181,23 +182,42 @@ def folders(kind: Kind, extra: Sequence[Path] = ()) -> list[Path]:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file that must hold a mapping."""
-    if path.exists() and not path.is_file():  # a pipe, which would be waited for
-        raise RobGIBError(f"cannot read {path}: it is no regular file.")
     try:
+        check_regular(path)
         content = yaml.load(path.read_text(encoding="utf-8"), _Once)
     except (OSError, UnicodeDecodeError) as error:
-        raise RobGIBError(f"cannot read {path}: {error}.") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # also a date that is none
+        reason = getattr(error, "strerror", None) or error
+        raise RobGIBError(f"cannot read {path}: {reason}.") from error
+    except Exception as error:  # yaml raises of all kinds where a value is not of the kind that its tag says
         raise RobGIBError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(content, dict):
         raise RobGIBError(f"{path} must hold a mapping of keys to values, not {type(content).__name__}.")
-    if _values(content, {}) > _MOST_VALUES:
-        raise RobGIBError(f"{path} holds more than {_MOST_VALUES:,} values, its aliases written out; make it smaller.")
+    try:
+        if _values(content, {}) > _MOST_VALUES:
+            raise RobGIBError(
+                f"{path} holds more than {_MOST_VALUES:,} values, its aliases written out; make it smaller."
+            )
+        deep = too_deep(content)
+    except RecursionError:
+        deep = True
+    if deep:
+        raise RobGIBError(f"{path} is nested more than {DEEPEST} levels deep; make it flatter.")
     return content
 
 
 class _Once(yaml.SafeLoader):
-    """Takes each key of a mapping once: YAML would silently take the last."""
+    """Takes plain values alone, and each key of a mapping once: YAML would silently take the last."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """See yaml; what JSON has no word for is refused: nothing that reads these files knows what to do with it."""
+        kind = str(node.tag).removeprefix("tag:yaml.org,2002:")
+        if kind not in _PLAIN:
+            hint = "; put it in quotes" if kind == "timestamp" else ""
+            value = super().construct_object(node, deep) if kind == "timestamp" else None  # says so where it is none
+            told = f"a date ({value})" if kind == "timestamp" else f"a value of the kind {kind}"
+            line = node.start_mark.line + 1
+            raise yaml.YAMLError(f"line {line} holds {told}, which is no text, number or list{hint}")
+        return super().construct_object(node, deep)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [k.value for k, _ in node.value if isinstance(k, yaml.ScalarNode) and k.tag != "tag:yaml.org,2002:merge"]
@@ -207,6 +227,7 @@ class _Once(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+_PLAIN = ("map", "seq", "str", "int", "float", "bool", "null", "merge", "value")
 _MOST_VALUES = 100_000
 
 
@@ -289,6 +310,8 @@ def plugin_modules(extra: Sequence[Path] = ()) -> Iterator[ModuleType]:
         for path in sorted(folder.glob("*.py")):
             if path.stem.startswith(("_", "test_")) or path.stem == "conftest":
                 continue
+            if not path.is_file():  # a pipe would be waited for
+                raise RobGIBError(f"plug-in {path} is no regular file; remove it.")
             resolved = str(path.resolve())
             key = f"{_PLUGIN}{path.stem}_{hashlib.sha256(resolved.encode()).hexdigest()[:8]}"
             if key not in sys.modules:

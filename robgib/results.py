@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
+import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,6 +22,7 @@ from safetensors.numpy import load_file, save
 
 from robgib.errors import RobGIBError, sentence_of, visible
 from robgib.files import atomic_directory, digest, read_json
+from robgib.reading import check_regular
 
 __all__ = [
     "RUN_TABLES",
@@ -28,10 +31,12 @@ __all__ = [
     "Column",
     "Run",
     "column_names",
+    "csv_text",
     "find_run",
     "load_adversarial",
     "load_run",
     "plain_rows",
+    "read_csv",
     "save_run",
     "table",
 ]
@@ -245,13 +250,19 @@ SCHEMA: Mapping[str, tuple[Column, ...]] = {
         *_LAYER,
         Column("term", "text", "which quantity: I(X;Z), counted, or C(X;Z)"),
         Column("resolution", "text", "at which the layer was seen at every epoch"),
+        Column("units", "text", "of the layer: pooled over the epochs, or each epoch's own spread"),
         Column("peak_epoch", "integer", "the epoch of its highest value"),
         Column("peak", "number", "its highest value", "bits"),
         Column("final", "number", "its value at the last epoch", "bits"),
         Column("compression", "number", "(peak - final)/peak", "share"),
         Column("low", "number", "lower end of its 95% interval", "share"),
         Column("high", "number", "upper end", "share"),
-        Column("verdict", "text", "compresses, does not compress, or cannot be told"),
+        Column(
+            "verdict",
+            "text",
+            "compresses, does not compress, or cannot be told; of a term's first row, on which all others must agree, "
+            "also rescaling (the units do not) or depends on the resolution (codes or bins do not)",
+        ),
     ),
     "summary": (
         Column("model", "text", "name of the model"),
@@ -309,6 +320,53 @@ def plain_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
         return value.item() if hasattr(value, "item") else value
 
     return [{k: plain(v) for k, v in row.items()} for row in frame.to_dict("records")]
+
+
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")
+"""What a spreadsheet takes for a formula, behind the marks of text that may stand there already."""
+
+
+def csv_text(frame: pd.DataFrame) -> str:
+    """Return a table as CSV of which a spreadsheet computes nothing.
+
+    A text that begins as a formula does, as with ``=``, gets an apostrophe before it, which spreadsheets know as the
+    mark of text, and :func:`read_csv` takes away. Numbers stay as they are.
+
+    >>> print(csv_text(pd.DataFrame({"attack": ["=1+1", "pgd-linf"], "change": [-0.5, 0.5]})))
+    attack,change
+    '=1+1,-0.5
+    pgd-linf,0.5
+    <BLANKLINE>
+    """
+
+    def marked(value: Any) -> Any:
+        return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
+
+    texts = [name for name in frame.columns if not pd.api.types.is_numeric_dtype(frame[name])]
+    plain = frame.assign(**{name: frame[name].map(marked) for name in texts}) if texts else frame
+    broken = any(isinstance(value, str) and "\r" in value for name in texts for value in frame[name])
+    # By itself the writer leaves a carriage return without quotes, and readers end the row there.
+    quoting = csv.QUOTE_NONNUMERIC if broken else csv.QUOTE_MINIMAL
+    return str(plain.rename(columns=marked).to_csv(index=False, quoting=quoting))
+
+
+def read_csv(file: Path) -> pd.DataFrame:
+    """Read a table that :func:`csv_text` wrote.
+
+    Raises:
+        OSError: it cannot be read, or is no regular file.
+        ValueError: it is no CSV.
+    """
+
+    def plain(value: Any) -> Any:
+        return value[1:] if isinstance(value, str) and value[:1] == "'" and _FORMULA.match(value) else value
+
+    check_regular(file)
+    held = pd.read_csv(file, keep_default_na=True)
+    for name in held.columns:
+        if not pd.api.types.is_numeric_dtype(held[name]):
+            held[name] = held[name].map(plain)
+    return held.rename(columns=plain)
 
 
 def column_names(name: str) -> list[str]:
@@ -456,7 +514,7 @@ def save_run(run: Run, root: Path, also: Callable[[Path], None] | None = None) -
         (folder / "config.json").write_text(json.dumps(config, indent=2, default=str) + "\n")
         (folder / "environment.json").write_text(json.dumps(run.environment, indent=2) + "\n")
         for name in RUN_TABLES:
-            getattr(run, name).to_csv(folder / f"{name}.csv", index=False)
+            (folder / f"{name}.csv").write_text(csv_text(getattr(run, name)), encoding="utf-8", newline="")
         np.savez_compressed(folder / "pictures.npz", **run.pictures)  # type: ignore[arg-type]
         if run.adversarial:
             arrays = {k: np.ascontiguousarray(v) for k, v in run.adversarial.items()}
@@ -574,14 +632,26 @@ class _Options(BaseModel):
     information: _InformationOptions
 
 
+class _Source(BaseModel):
+    """What tells where the model came from, for :mod:`robgib.cli.verify`."""
+
+    kind: str | None = None
+    recipe: str | None = None
+    name: str | None = None
+    file: str | None = None
+    arch: str | None = None
+
+
 class _Config(BaseModel):
     """What readers of a run's configuration rely on."""
 
     data: _Data
     options: _Options
     partitions: list[str]
+    source: _Source = _Source()
     rows: dict[str, int] = {}
     reading: list[str] = []
+    doubts: list[str] = []
 
 
 _FORMER_ATTACK = ("attacks", "cascade", "curve", "precision")
@@ -627,7 +697,7 @@ _COUNTED = {"I(Z;Y)", "I(X;Z)"}
 def _read_table(file: Path, name: str, version: int) -> pd.DataFrame:
     if version < _SINCE.get(name, 1) and not file.exists():
         return table(name)
-    held = pd.read_csv(file, keep_default_na=True)
+    held = read_csv(file)
     for column in SCHEMA[name]:
         if column.name not in held:
             if column.missing is None or version >= column.since:

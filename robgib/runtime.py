@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
+import signal
 import sys
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from functools import wraps
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from robgib.errors import RobGIBError, visible
+from robgib.errors import RobGIBError, first_line, visible
 
 __all__ = [
     "INSIDE",
     "Progress",
     "SampleRNG",
+    "end_with",
     "environment",
+    "faults_of",
     "network_faults",
+    "never_ends",
     "one_thread",
     "progress_bars",
     "resolve_device",
@@ -181,12 +188,119 @@ def network_faults() -> Iterator[None]:
         yield
     except torch.OutOfMemoryError:
         raise
-    except SystemExit as error:
-        raise RuntimeError("it would end the program (SystemExit)") from error
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, MemoryError) or any(words in str(error).lower() for words in _LACKING):
             raise torch.OutOfMemoryError(str(error)) from error
         raise
+    except BaseException as error:
+        if _ends(error):
+            raise RuntimeError(f"it would end the program ({type(error).__name__})") from error
+        raise
+
+
+def _ends(error: BaseException) -> bool:
+    """Whether an exception would end the program past all that catches errors, and is no interrupt by its user."""
+    return not isinstance(error, Exception | KeyboardInterrupt)
+
+
+@contextmanager
+def faults_of(who: str) -> Iterator[None]:
+    """Run a stranger's code (a network, a plug-in), and say whatever it raises in one sentence that names it.
+
+    Errors of RobGIB, warnings and interrupts stay what they are, and a lack of memory is ``torch.OutOfMemoryError``.
+
+    Raises:
+        RobGIBError: the code raised anything else, or would have ended the program.
+
+    >>> with faults_of("the model"):
+    ...     raise SystemExit(0)
+    Traceback (most recent call last):
+    robgib.errors.RobGIBError: the model would end the program (SystemExit); take that out of it.
+    """
+    try:
+        with network_faults():
+            yield
+    except (RobGIBError, Warning, torch.OutOfMemoryError):
+        raise
+    except RecursionError as error:
+        raise RobGIBError(
+            f"{who} nests or calls itself too deeply (RecursionError); flatten it, or raise sys.setrecursionlimit."
+        ) from error
+    except Exception as error:
+        if error.__cause__ is not None and _ends(error.__cause__):
+            ends = type(error.__cause__).__name__
+            raise RobGIBError(f"{who} would end the program ({ends}); take that out of it.") from error.__cause__
+        raise RobGIBError(f"{who} raised {type(error).__name__}: {first_line(error)}.") from error
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def never_ends(function: Callable[P, R]) -> Callable[P, R]:
+    """Make a function raise RobGIBError where code that it is given would end the program.
+
+    The model, plug-ins and data that a user names are run in many places; whichever of them ends it, the caller of the
+    function is told, and never gets the exit code of a program that is done.
+
+    >>> @never_ends
+    ... def measure(model):
+    ...     return model()
+    >>> measure(exit)
+    Traceback (most recent call last):
+    robgib.errors.RobGIBError: code that was given (a model, a plug-in or data) would end the program (SystemExit).
+    """
+
+    @wraps(function)
+    def call(*arguments: P.args, **options: P.kwargs) -> R:
+        try:
+            return function(*arguments, **options)
+        except BaseException as error:
+            if _ends(error):
+                raise RobGIBError(
+                    f"code that was given (a model, a plug-in or data) would end the program ({type(error).__name__})."
+                ) from error
+            raise
+
+    return call
+
+
+_WATCH = 0.5  # seconds between two looks
+_KILLED_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux's prctl
+_watched: set[int] = set()
+
+
+def end_with(parent: int) -> None:
+    """End this process when the process ``parent`` ends, however that does: also where it is killed (POSIX).
+
+    Its own children are told by it in turn. In the process ``parent`` itself nothing happens.
+
+    Args:
+        parent: number of the process that this one works for.
+    """
+    if os.name != "posix" or os.getpid() == parent or os.getpid() in _watched:
+        return
+    _watched.add(os.getpid())
+    first = os.getppid()
+    if first == parent and sys.platform == "linux":  # at once, whatever this process computes
+        ctypes.CDLL(None).prctl(_KILLED_WITH_PARENT, signal.SIGKILL)
+
+    def watch() -> None:
+        while os.getppid() == first and _lives(parent):
+            time.sleep(_WATCH)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True, name="ends with its parent").start()
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -207,7 +321,7 @@ def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
         try:
             versions[package] = version(package)
         except PackageNotFoundError:
-            versions[package] = "unknown"
+            versions[package] = "not installed"
     device = torch.device(device)
     return {
         "python": platform.python_version(),

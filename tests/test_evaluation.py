@@ -167,7 +167,7 @@ def test_a_failing_attack_is_marked_and_the_others_delivered(digits, digits_cnn,
     found = evaluate(digits_cnn, digits, attacks=attacks, estimators=[], samples=50)
     table = found.robustness.set_index("attack")
     assert table.loc["bad", "status"] == "failed"
-    assert table.loc["bad", "reason"] == "attack 'bad' raised ValueError: no luck"
+    assert table.loc["bad", "reason"] == "attack 'bad' raised ValueError: no luck."
     assert np.isnan(table.loc["bad", "robust_accuracy"])
     assert table.loc["good", "status"] == "ok"
     page = write_report(found, tmp_path / "r.html").read_text()

@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from robgib.attacks.objective import Objective
 from robgib.attacks.threat_model import Norm, ThreatModel, per_sample
+from robgib.data.dataset import _as_tensor
+from robgib.data.lazy import LazyImages
 from robgib.errors import AttackContractError, RobGIBError, unknown_name
-from robgib.models.inference import BatchedModel, eval_mode, finite, gradient_of
+from robgib.models.adapt import as_module, seeded
+from robgib.models.inference import BatchedModel, check_logits, eval_mode, finite, gradient_of
+from robgib.models.state import State, settings_kept
 from robgib.options import Count, check
-from robgib.runtime import SampleRNG
+from robgib.runtime import SampleRNG, faults_of
 
 __all__ = [
     "Attack",
     "MinimumNormAttack",
+    "images_and_labels",
     "objective_gradient",
     "projected_gradient_ascent",
     "reach_note",
     "reaching",
+    "running",
+    "unchanged",
     "verified",
 ]
 
@@ -80,40 +90,51 @@ class Attack(ABC):
         threat: ThreatModel = self.__dict__["_threat"]
         return threat
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, *, seed: int = 0, batch_size: int = 256) -> Tensor:
+    def __call__(
+        self, model: nn.Module, x: Tensor | ArrayLike, y: Tensor | ArrayLike, *, seed: int = 0, batch_size: int = 256
+    ) -> Tensor:
         """Return adversarial images (N, …) for the images ``x`` (N, …) in [0, 1] with labels ``y`` (N,).
 
         The model is attacked as it is, in eval mode, where its weights are. For accuracies that are checked, with what
         makes an attack fail unseen, use :func:`robgib.robustness.evaluate`.
 
         Args:
-            model: from images (N, …) to logits (N, classes).
-            x: images; a copy is attacked.
-            y: their true labels.
+            model: from images (N, …) to logits (N, classes); any callable.
+            x: images, a tensor or an array; a copy is attacked.
+            y: their true labels, class numbers from 0.
             seed: of the random numbers, which depend on it and on a sample's place in ``x``.
             batch_size: images at once.
 
         Raises:
-            RobGIBError: images outside [0, 1], labels of another number, or an eps larger than the box.
-            AttackContractError: images came back of another shape, or outside the ball or the box.
+            RobGIBError: images outside [0, 1] or of no floating-point numbers, labels of another number or that the
+                model has no logit of, an eps larger than the box, or whatever the model or the attack raises.
+            AttackContractError: images came back of another shape, or outside the ball or the box, or the attack
+                changed the model (which is mended).
         """
-        if len(x) != len(y):
-            raise RobGIBError(f"{len(x)} images came with {len(y)} labels; give one label an image.")
+        x, y = images_and_labels(x, y)
+        x = x.read() if isinstance(x, LazyImages) else x
         if not len(x):
             return x.clone()
         self.threat.check(x[0].numel())
         low, high = self.threat.box
         if not bool(((x >= low - 1e-6) & (x <= high + 1e-6)).all()):  # NaN compares false
             raise RobGIBError(f"the images have values outside [{low:g}, {high:g}]; scale them to it (eps is too).")
-        near = next((v.device for v in (*model.parameters(), *model.buffers())), x.device)
-        parts = []
-        with eval_mode(model):
+        net, name, parts = as_module(model), type(self).__name__, []
+        near = next((v.device for v in (*net.parameters(), *net.buffers())), x.device)
+        with eval_mode(net), seeded(seed, near), unchanged([net], name, self.doubted):
+            _check_labels(net, x[:batch_size].to(near), y)
             for start in range(0, len(x), batch_size):
                 rows = slice(start, start + batch_size)
                 images, labels = x[rows].to(near), y[rows].to(near)
-                found = self.perturb(model, images.clone(), labels, SampleRNG(seed, range(len(x))[rows]))
-                parts.append(verified(self, type(self).__name__, found, images).to(x.device))
+                with running(name, net):
+                    found = self.perturb(net, images.clone(), labels, SampleRNG(seed, range(len(x))[rows]))
+                parts.append(verified(self, name, found, images).to(x.device))
         return torch.cat(parts)
+
+    @property
+    def doubted(self) -> bool:
+        """Whether it could change the model: it gets the model itself, or its code is a stranger's."""
+        return not self.pooled or not type(self).__module__.startswith("robgib.")
 
     @property
     def cost(self) -> int | None:
@@ -162,6 +183,93 @@ class MinimumNormAttack(Attack):
     def kept(self, found: Tensor, x: Tensor) -> Tensor:
         """What lies inside the ball of the images ``found`` (N, …), and the clean image of ``x`` elsewhere."""
         return torch.where(per_sample(self.threat.allows(found, x), x), found, x)
+
+
+def images_and_labels(x: Tensor | ArrayLike, y: Tensor | ArrayLike) -> tuple[Tensor, Tensor]:
+    """Images (N, …) and labels (N,) as tensors.
+
+    Raises:
+        RobGIBError: sparse tensors or such without content, images of no floating-point numbers, labels of no whole
+            ones, or of another number.
+
+    >>> x, y = images_and_labels([[0.0, 0.5]], [1])
+    >>> x.shape, y.dtype
+    (torch.Size([1, 2]), torch.int64)
+    """
+    images: Any = x if isinstance(x, LazyImages) else _as_tensor(x, "images")
+    labels = _as_tensor(y, "labels")
+    if not images.is_floating_point() or images.ndim < 2:
+        kind = f"{str(images.dtype).removeprefix('torch.')} of shape {tuple(images.shape)}"
+        raise RobGIBError(f"images must be floating-point numbers in [0, 1] of shape (N, …), not {kind}.")
+    if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex():
+        kind = f"{str(labels.dtype).removeprefix('torch.')} of shape {tuple(labels.shape)}"
+        raise RobGIBError(f"labels must be class numbers of shape (N,), not {kind}.")
+    if len(images) != len(labels):
+        raise RobGIBError(f"{len(images)} images came with {len(labels)} labels; give one label an image.")
+    if not isinstance(x, Tensor | LazyImages):
+        images = images.to(torch.get_default_dtype())
+    return images, labels.long()
+
+
+def _check_labels(model: nn.Module, x: Tensor, y: Tensor) -> None:
+    """Raise where the model has no logit of a label: on a GPU nothing could be computed after that."""
+    few = x[:1]
+    with torch.no_grad(), faults_of("the model"):
+        try:
+            with faults_of("the model"):
+                logits = model(few)
+        except RobGIBError:  # perhaps it takes more images only
+            few = x
+            logits = model(few)
+    check_logits(logits, few)
+    low, high, classes = int(y.min()), int(y.max()), logits.shape[1]
+    if low < 0 or high >= classes:
+        raise RobGIBError(
+            f"label {low if low < 0 else high} is none of the model's {classes} classes, which count from 0 to "
+            f"{classes - 1}."
+        )
+
+
+@contextmanager
+def running(label: str, model: nn.Module) -> Iterator[None]:
+    """Run an attack's code: whatever it raises is one sentence that names it, or the model where that raised it."""
+    try:
+        with settings_kept():
+            yield
+    except BaseException as error:
+        with faults_of("the model" if _passed(error, model) else f"attack {label!r}"):
+            raise
+
+
+def _passed(error: BaseException, model: nn.Module) -> bool:
+    """Whether an exception came out of a call of the model."""
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_locals.get("self") is model:
+            return True
+        trace = trace.tb_next
+    return False
+
+
+@contextmanager
+def unchanged(models: list[nn.Module], label: str, doubted: bool = True) -> Iterator[State]:
+    """See that an attack leaves models as they were; put them back if not. Modes and gradients are put back unsaid.
+
+    Yields:
+        What the models were.
+
+    Raises:
+        AttackContractError: it changed weights or buffers, or left hooks.
+    """
+    before = State(models, weights=doubted, buffers=doubted)
+    changed: list[str] = []
+    try:
+        yield before
+    finally:
+        changed = before.changed()
+        before.restore()
+    if changed:
+        raise AttackContractError(f"attack {label!r} changed the model ({', '.join(changed[:3])}).")
 
 
 def verified(attack: Attack, label: str, x_adv: object, x: Tensor) -> Tensor:

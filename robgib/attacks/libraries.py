@@ -147,7 +147,7 @@ def _library(name: str, package: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        wanted = {"torchattacks": package, "adv-lib": "--no-deps adv-lib tqdm"}.get(package, f"robgib[{package}]")
+        wanted = "--no-deps adv-lib tqdm" if package == "adv-lib" else f'"robgib[{package}]"'
         raise RobGIBError(f"{package} is not installed ({error}); `pip install {wanted}` adds it.") from error
 
 

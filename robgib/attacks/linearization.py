@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from robgib.models.inference import BatchedModel, finite, gradient_of
+from robgib.runtime import faults_of
 
 __all__ = [
     "boundary_distances",
@@ -136,7 +137,8 @@ def _linearised(
     """Yield the differences z_k - z_y (N,) and their gradients (N, D), one of the K ``classes`` after the other."""
     with torch.enable_grad():
         leaf = x.detach().requires_grad_(True)
-        logits = model(leaf)
+        with faults_of("the model"):
+            logits = model(leaf)
         differences = logits.gather(1, classes) - logits.gather(1, y[:, None])
         sums = differences.sum(0).unbind()
     for k, total in enumerate(sums):

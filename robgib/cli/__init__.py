@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import importlib
+import os
 import signal
 import sys
 from types import FrameType
 
-__all__ = ["main"]
+__all__ = ["INTERRUPTS", "main"]
 
-_INTERRUPTS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+INTERRUPTS: list[int] = []
+"""The signals that came."""
+_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+_NARROWEST = 40  # columns
+
+
+def _check_columns() -> None:
+    """Forget a width of the terminal, as the environment gives it, into which no output would fit."""
+    columns = os.environ.get("COLUMNS")
+    if columns is not None and not (columns.isascii() and columns.isdigit() and int(columns) >= _NARROWEST):
+        del os.environ["COLUMNS"]
 
 
 def main() -> None:
@@ -17,13 +28,20 @@ def main() -> None:
 
     Nothing is imported before interrupts are cared for: whoever stops it in its first second gets a sentence too.
     """
-    told: list[int] = []
+    _check_columns()
+    try:
+        os.getcwd()
+    except OSError:  # numeric libraries end the program there, while they are imported
+        print("error: the working folder is gone; change into one that is there.", file=sys.stderr)
+        sys.exit(2)
+    told = INTERRUPTS
+    told.clear()
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         told.append(number)
         raise KeyboardInterrupt
 
-    for number in _INTERRUPTS:
+    for number in _SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup sets it
             signal.signal(number, interrupt)  # ends as Ctrl-C does: nothing half-written stays
     try:

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
+import signal
 import sys
 import warnings
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 
 import robgib
-from robgib.cli import attacks, data, estimators, evaluate, study, train, verify, zoo
+from robgib.cli import INTERRUPTS, attacks, data, doctor, estimators, evaluate, study, train, verify, zoo
 from robgib.cli.common import err, help_when_alone
-from robgib.errors import RobGIBError, RobGIBWarning
+from robgib.errors import RobGIBError, RobGIBWarning, visible
+from robgib.runtime import never_ends
 
 app = typer.Typer(
     add_completion=False,
@@ -26,12 +33,14 @@ app.command()(evaluate.report)
 app.command()(verify.verify)
 app.command()(train.train)
 app.command()(train.trace)
+app.command()(doctor.doctor)
 app.command("validate-estimators")(estimators.validate_estimators)
 app.add_typer(zoo.app, name="zoo")
 app.add_typer(attacks.app, name="attacks")
 app.add_typer(data.app, name="data")
 app.add_typer(estimators.app, name="estimators")
 app.add_typer(study.app, name="study")
+_HOME = re.compile(r"([a-z]+:)?(~(?:/.*)?)", re.DOTALL)
 
 
 @app.callback(invoke_without_command=True)
@@ -57,7 +66,7 @@ def run() -> None:
         if issubclass(category, RobGIBWarning):
             err.print(f"[yellow]warning:[/] {escape(str(message))}", highlight=False, soft_wrap=True)
         else:
-            plain(message, category, *where, **more)
+            plain(visible(str(message)), category, *where, **more)  # its text may be of a file's
 
     warnings.showwarning = tell
     try:
@@ -66,10 +75,12 @@ def run() -> None:
         err.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(2)
     except OSError as error:
-        if error.filename is None:
+        if error.errno is None:
             raise
-        named = escape(str(error.filename)[-200:])
-        err.print(f"[bold red]error:[/] {named}: {error.strerror}.", highlight=False, soft_wrap=True)
+        what = "" if error.filename is None else f"{escape(str(error.filename)[-200:])}: "
+        if error.filename is None and not _has_working_folder():
+            what = "the working folder is gone; change into one that is there: "
+        err.print(f"[bold red]error:[/] {what}{error.strerror}.", highlight=False, soft_wrap=True)
         sys.exit(2)
     except MemoryError:
         _lack_of_memory()
@@ -77,6 +88,48 @@ def run() -> None:
         if type(error).__name__ != "OutOfMemoryError":  # torch need not be there to ask
             raise
         _lack_of_memory()
+
+
+def _guard(commands: typer.Typer) -> None:
+    """See that no command ends the program but as it does itself, and that paths may begin with ``~``."""
+    for group in commands.registered_groups:
+        if group.typer_instance is not None:
+            _guard(group.typer_instance)
+    for command in commands.registered_commands:
+        if command.callback is not None:
+            command.callback = never_ends(_called(command.callback))
+
+
+def _called(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Take ``~`` in paths for the user's home folder, as a shell does only where it begins a word; and tell the user's
+    interrupt from one that other code raises."""
+
+    def expanded(value: Any) -> Any:
+        if isinstance(value, list):
+            return [expanded(one) for one in value]
+        if isinstance(value, Path | str) and (found := _HOME.fullmatch(str(value))):
+            return type(value)(f"{found[1] or ''}{os.path.expanduser(found[2])}")
+        return value
+
+    @wraps(function)
+    def call(*arguments: Any, **options: Any) -> Any:
+        try:
+            return function(*map(expanded, arguments), **{name: expanded(value) for name, value in options.items()})
+        except KeyboardInterrupt as error:
+            ours = getattr(signal.getsignal(signal.SIGINT), "__module__", "") == "robgib.cli"
+            if INTERRUPTS or not ours:
+                raise
+            raise RobGIBError("code that was given (a model, a plug-in or data) raised KeyboardInterrupt.") from error
+
+    return call
+
+
+def _has_working_folder() -> bool:
+    try:
+        os.getcwd()
+    except OSError:
+        return False
+    return True
 
 
 def _lack_of_memory() -> None:
@@ -87,3 +140,6 @@ def _lack_of_memory() -> None:
         soft_wrap=True,
     )
     sys.exit(2)
+
+
+_guard(app)

@@ -13,9 +13,30 @@ import robgib
 from robgib.errors import RobGIBError, unknown_name, visible
 from robgib.options import ModelOptions
 
+_NARROWEST, _USUAL = 40, 80  # columns
+
 
 class Console(console.Console):
     """A console that writes control characters out, whatever names hold them: in cells and titles of tables too."""
+
+    @property
+    def size(self) -> console.ConsoleDimensions:
+        """See rich; wide enough for something to be seen, whatever the terminal says of itself."""
+        width, height = super().size
+        return console.ConsoleDimensions(width if width >= _NARROWEST else _USUAL, height)
+
+    @size.setter
+    def size(self, new_size: tuple[int, int]) -> None:
+        self._width, self._height = new_size
+
+    @property
+    def width(self) -> int:
+        """See rich."""
+        return self.size.width
+
+    @width.setter
+    def width(self, width: int) -> None:
+        self._width = width
 
     def render_str(self, text: str, **options: Any) -> Text:
         """See rich."""
@@ -43,7 +64,8 @@ AllowCode = Annotated[
     bool,
     typer.Option(
         "--allow-code",
-        help="Take package.module:factory from recipes and records. [red]It imports and runs code that a file names.",
+        help="Take package.module:factory from recipes, records and studies. "
+        "[red]It imports and runs code that a file names.",
     ),
 ]
 Names = Annotated[Optional[list[str]], typer.Argument(help="Zoo names.", show_default="those of --group")]  # noqa: UP045
@@ -78,10 +100,19 @@ def normalization_of(options: ModelOptions) -> robgib.models.Normalization | Non
         made = robgib.models.Normalization(_numbers("--mean", mean), _numbers("--std", std))
     if bounds is None:
         return made
-    low, *high = _numbers("--bounds", bounds)
+    return robgib.models.Normalization(made.mean, made.std, _pair("--bounds", bounds))
+
+
+def _pair(option: str, text: str) -> tuple[float, float]:
+    low, *high = _numbers(option, text)
     if len(high) != 1:
-        raise RobGIBError(f"--bounds must be two numbers such as -1,1, not {bounds!r}.")
-    return robgib.models.Normalization(made.mean, made.std, (low, high[0]))
+        raise RobGIBError(f"{option} must be two numbers such as -1,1, not {text!r}.")
+    return low, high[0]
+
+
+def data_bounds_of(text: str | None) -> tuple[float, float] | None:
+    """What --data-bounds says, or None where it says nothing."""
+    return None if text is None else _pair("--data-bounds", text)
 
 
 def sizing_of(options: ModelOptions) -> robgib.data.Sizing | None:

@@ -90,7 +90,7 @@ def validate_estimators(
     told = {*whole["estimator"], *(e.name for e in makers)}
     kinds = [kind for name, kind in classes.items() if name in told]
     with atomic_directory(out_folder) as folder:
-        whole.to_csv(folder / "validation.csv", index=False)
+        (folder / "validation.csv").write_text(robgib.results.csv_text(whole), encoding="utf-8", newline="")
         (folder / "validation.html").write_text(
             robgib.reporting.validation_page(kinds, whole, robgib.__version__), encoding="utf-8"
         )

@@ -13,7 +13,7 @@ import typer
 from rich.markup import escape
 
 import robgib
-from robgib.cli.common import err, normalization_of, out, sizing_of
+from robgib.cli.common import data_bounds_of, err, normalization_of, out, sizing_of
 from robgib.cli.options import configuration_text, configured_models, with_options
 from robgib.errors import RobGIBError
 from robgib.files import atomic_directory, cache_folder, check_file, check_writable, digest
@@ -94,17 +94,21 @@ class _Evaluation:
         if not self.models:
             raise RobGIBError("name at least one model, such as digits-cnn; `robgib zoo list` lists those of the zoo.")
         robgib.runtime.resolve_device(self.context.device)
-        normalization_of(self.model)
+        normalization = normalization_of(self.model)
         sizing_of(self.model)
+        data_bounds_of(self.model.data_bounds)
+        robgib.data.load_data_sets(extra)
         for name in self.models:
-            if name.startswith(robgib.zoo.ROBUSTBENCH) or robgib.models.is_pretrained(name):
+            if robgib.models.is_pretrained(name):
+                continue
+            robgib.zoo.check_named(name, self.model.arch, self.model.weights_key, normalization)
+            if name.startswith(robgib.zoo.ROBUSTBENCH):
                 continue
             if not robgib.zoo.is_file(name):
                 robgib.zoo.find_recipe(name, extra, allow_code=self.model.allow_code)
             elif not Path(name).exists():
                 raise RobGIBError(f"checkpoint {name!r} does not exist.")
         if self.model.data is not None:
-            robgib.data.load_data_sets(extra)
             robgib.data.check_data(self.model.data)
         if len(set(self.models)) < len(self.models):
             raise RobGIBError("a model is named twice; name each one once.")
@@ -130,6 +134,7 @@ class _Evaluation:
             weights_key=options.weights_key,
             normalization=normalization_of(options),
             sizing=sizing_of(options),
+            data_bounds=data_bounds_of(options.data_bounds),
             catalogue=list(self.context.catalogue),
             loaded=self.loaded,
             progress=progress,
@@ -231,7 +236,8 @@ _STUDIES = {"runs.txt", "study.json"}
 def _write_study(runs: list[robgib.Run], folder: Path) -> None:
 
     (folder / "runs.txt").write_text("".join(f"{run.folder}\n" for run in runs))
-    robgib.reporting.summary.summarise(runs).to_csv(folder / "summary.csv", index=False)
+    summary = robgib.results.csv_text(robgib.reporting.summary.summarise(runs))
+    (folder / "summary.csv").write_text(summary, encoding="utf-8", newline="")
     robgib.reporting.write_report(runs, folder / "report.html")
 
 

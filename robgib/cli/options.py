@@ -82,7 +82,7 @@ def _parameter(field: dataclasses.Field[Any], kind: type[Any]) -> inspect.Parame
     assert how is not None
     held, bounds = _shape(typing.get_type_hints(kind, include_extras=True)[field.name], field, how)
     flag = how.flag or f"--{field.name.replace('_', '-')}"
-    if held is bool:
+    if held is bool and "/" not in flag:
         flag = f"{flag}/--no-{flag[2:]}" if field.default is True else flag
     panel = f"{section_of(kind).capitalize()} options"
     info = typer.Option(flag, help=how.help, show_default=_shown(field, how), rich_help_panel=panel, **bounds)

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import robgib
-from robgib.cli.common import Catalogue, DataRoot, Quiet, help_when_alone, out
+from robgib.cli.common import AllowCode, Catalogue, DataRoot, Quiet, help_when_alone, out
 from robgib.errors import RobGIBError, unknown_name
 from robgib.files import atomic_directory, check_writable
 
@@ -37,17 +37,18 @@ File = Annotated[Path, typer.Argument(help="The study's YAML file.")]
 
 
 @app.command()
-def plan(file: File, data_root: DataRoot = None, catalogue: Catalogue = None) -> None:
+def plan(file: File, allow_code: AllowCode = False, data_root: DataRoot = None, catalogue: Catalogue = None) -> None:
     """Show a study's models and what is measured already, before anything runs."""
     extra = list(catalogue or [])
     if _kind(file) == "compression":
-        _plan_phases(robgib.studies.read_phases(file, extra), extra)
+        phases = robgib.studies.read_phases(file, extra)
+        _plan_phases(phases, robgib.studies.followed(phases, extra, allow_code=allow_code))
         return
     study = robgib.studies.read_study(file, extra)
     table = Table(title=escape(study.name), title_justify="left")
     for column in ("model", "part", "architecture", "regime", "dose", "seed", "measured"):
         table.add_column(column, no_wrap=column != "model", overflow="fold")
-    found = robgib.studies.cells(study, extra)
+    found = robgib.studies.cells(study, extra, allow_code=allow_code)
     there = 0
     for cell in found:
         done = robgib.studies.stored(cell, study).is_dir()
@@ -88,6 +89,7 @@ def run(
         Optional[list[Format]],  # noqa: UP045
         typer.Option("--format", help="What is written beside the tables; repeatable.", show_default="all"),
     ] = None,
+    allow_code: AllowCode = False,
     data_root: DataRoot = None,
     catalogue: Catalogue = None,
     quiet: Quiet = False,
@@ -96,10 +98,12 @@ def run(
     extra, wanted = list(catalogue or []), formats or list(Format)
     where = _engine(engine, jobs, device, address)
     if _kind(file) == "compression":
-        _run_phases(robgib.studies.read_phases(file, extra), out_folder, where, wanted, data_root, extra, quiet)
+        phases = robgib.studies.read_phases(file, extra)
+        networks = robgib.studies.followed(phases, extra, allow_code=allow_code)
+        _run_phases(phases, networks, out_folder, where, wanted, data_root, extra, quiet)
         return
     study = robgib.studies.read_study(file, extra)
-    found = robgib.studies.cells(study, extra)
+    found = robgib.studies.cells(study, extra, allow_code=allow_code)
     target = out_folder or Path("runs") / f"study-{study.name}"
     check_writable(target)
     with robgib.runtime.progress_bars(not quiet, always=True) as progress:
@@ -158,7 +162,7 @@ def _write(
         for form in formats:
             (folder / _FILES[form]).write_text(texts[form](), encoding="utf-8")
         for name, table in tables.items():
-            table.to_csv(folder / name, index=False)
+            (folder / name).write_text(robgib.results.csv_text(table), encoding="utf-8", newline="")
 
 
 def _tell(claim: robgib.studies.Claim | robgib.studies.PhasesClaim, target: Path, formats: Sequence[Format]) -> None:
@@ -170,11 +174,10 @@ def _tell(claim: robgib.studies.Claim | robgib.studies.PhasesClaim, target: Path
     out.print(f"\n{what}: [bold]{escape(str(written))}[/bold]", soft_wrap=True, highlight=False)
 
 
-def _plan_phases(study: robgib.studies.Phases, extra: list[Path]) -> None:
+def _plan_phases(study: robgib.studies.Phases, networks: Sequence[robgib.studies.Followed]) -> None:
     table = Table(title=escape(study.name), title_justify="left")
     for column in ("network", "group", "control", "epochs", "traced"):
         table.add_column(column, no_wrap=column != "network", overflow="fold")
-    networks = robgib.studies.followed(study, extra)
     there = 0
     for one in networks:
         done = (one.folder(study) / "trace.csv").is_file()
@@ -187,6 +190,7 @@ def _plan_phases(study: robgib.studies.Phases, extra: list[Path]) -> None:
 
 def _run_phases(
     study: robgib.studies.Phases,
+    networks: Sequence[robgib.studies.Followed],
     folder: Path | None,
     where: robgib.studies.Engine,
     formats: Sequence[Format],
@@ -196,7 +200,6 @@ def _run_phases(
 ) -> None:
     import pandas as pd
 
-    networks = robgib.studies.followed(study, extra)
     target = folder or Path("runs") / f"study-{study.name}"
     check_writable(target)
     with robgib.runtime.progress_bars(not quiet, always=True) as progress:

@@ -78,7 +78,7 @@ def train(
         if trace:
             found, record = robgib.zoo.trace_recipe(
                 recipe, data, path, at, _estimators(data, estimator), keep=snapshots, device=where, catalogue=extra,
-                allow_code=allow_code, progress=progress,
+                progress=progress,
             )  # fmt: skip
             written = robgib.reporting.page.write_trace(found.table, found.compression, path, name)
         else:

@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 import robgib
-from robgib.cli.common import err, normalization_of, out, sizing_of
+from robgib.cli.common import data_bounds_of, err, normalization_of, out, sizing_of
 from robgib.cli.options import with_options
 from robgib.errors import RobGIBError
 from robgib.options import Context, ModelOptions
@@ -41,9 +41,13 @@ def verify(
     name = model or source.get("recipe") or source.get("name")
     if not name:
         raise RobGIBError(f"{str(run)!r} is of {source.get('file') or 'a model in Python'}; give it with --model.")
+    arch = source.get("arch")
+    if options.arch is None and arch is not None:
+        where_named = f"the configuration of the run {str(run)!r}"
+        robgib.models.check_file_architecture(arch, {}, where_named, options.allow_code)
     subject = robgib.zoo.load(
         name,
-        arch=options.arch or source.get("arch"),
+        arch=options.arch or arch,
         data=options.data or (None if source.get("kind") == "zoo" else str(held.config["data"]["name"])),
         data_root=context.data_root,
         classes=options.classes,
@@ -51,6 +55,7 @@ def verify(
         weights_key=options.weights_key,
         normalization=normalization_of(options),
         sizing=sizing_of(options),
+        data_bounds=data_bounds_of(options.data_bounds),
         catalogue=list(context.catalogue),
         progress=False,
         allow_pickle=options.allow_pickle,
@@ -59,7 +64,7 @@ def verify(
     )
     count = len(saved["clean"])
     test = subject.data.test
-    known = (test.x[:count], test.y[:count]) if tuple(subject.data.shape) == saved["clean"].shape[1:] else None
+    known = (test.x, test.y) if tuple(subject.data.shape) == saved["clean"].shape[1:] else None
     held_ones = 0
     for claim in robgib.robustness.verify(held, saved, subject.model, known, device=where):
         if not claim.holds:

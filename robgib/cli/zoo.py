@@ -158,7 +158,7 @@ def zoo_show(name: Annotated[str, typer.Argument(help="Zoo name.")], catalogue: 
     """Show one recipe whole, with its digest and the checkpoints in the cache."""
     import yaml
 
-    recipe = robgib.zoo.find_recipe(name, list(catalogue or []), allow_code=True)  # it is shown, not built
+    recipe = robgib.zoo.read_recipe(name, list(catalogue or []))
     out.print(
         escape(yaml.safe_dump(recipe.model_dump(), sort_keys=False, default_flow_style=None).rstrip()),
         highlight=False,
@@ -192,7 +192,7 @@ def zoo_layers(
             size = ()
         if len(size) != 3 or min(size) < 1:
             raise RobGIBError(f"--shape must be three numbers such as 3,32,32, not {shape!r}.")
-        model = robgib.models.build(name, size, 10)
+        model = robgib.models.build(name, size, 10, allow_code=True)  # named by hand, as with --arch
     else:
         recipe = robgib.zoo.find_recipe(name, list(catalogue or []), allow_code=allow_code)
         data = robgib.data.load_data(recipe.data, data_root)

@@ -118,7 +118,7 @@ def map_classes(data: Dataset, classes: Sequence[tuple[str, ...]]) -> Dataset:
     numbers = torch.tensor(class_indices(data.classes, classes))
 
     def mapped(part: Split) -> Split:
-        return Split(part.x, numbers[part.y])
+        return replace(part, y=numbers[part.y])
 
     return replace(
         data,

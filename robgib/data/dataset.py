@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
-from robgib.data.lazy import LazyImages
-from robgib.errors import RobGIBError, first_line
+from robgib.data.lazy import LazyImages, in_memory
+from robgib.errors import RobGIBError, RobGIBWarning, first_line
 
 __all__ = [
     "COLOUR_EPS",
+    "Bounds",
     "Dataset",
     "Split",
+    "as_images",
+    "check_bounds",
+    "check_brightness",
+    "drawn_order",
+    "read_images",
+    "split_information",
     "stratified",
 ]
 
@@ -27,6 +36,14 @@ COLOUR_EPS = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0}
 """The customary perturbation budgets of coloured pictures, by norm."""
 _ROUNDING = 1e-6
 """How far outside [0, 1] an image may lie: what float32 leaves when a normalisation is taken back."""
+_DARK = 128
+"""Half of what 8 bits hold: where no number reaches it, 255 is hardly what the data mean by white."""
+_ENDLESS = (100_000, 2**33)
+"""Images, and bytes of them, after which an iterable of unknown length is taken for one without an end."""
+_ITERATED = 10_000  # images that are read of such a one, at least, where only some are asked for
+
+Bounds = tuple[float, float]
+"""What data mean by black and by white."""
 
 
 def stratified(y: np.ndarray, sizes: tuple[float, ...], seed: int) -> list[np.ndarray]:
@@ -41,16 +58,34 @@ def stratified(y: np.ndarray, sizes: tuple[float, ...], seed: int) -> list[np.nd
     return [rng.permutation(np.concatenate(part)) for part in parts]
 
 
+def drawn_order(labels: np.ndarray, seed: int) -> np.ndarray:
+    """Return a random order (N,) of samples by which every beginning holds the classes by their shares.
+
+    >>> drawn_order(np.repeat([0, 1], 50), 0)[:20].tolist().count(0) < 50
+    True
+    >>> np.bincount(np.repeat([0, 1], 50)[drawn_order(np.repeat([0, 1], 50), 0)][:20]).tolist()
+    [10, 10]
+    """
+    rng = np.random.default_rng(seed)
+    place = np.zeros(len(labels))
+    for label in np.unique(labels):
+        rows = rng.permutation(np.flatnonzero(labels == label))
+        place[rows] = (np.arange(len(rows)) + rng.random()) / len(rows)
+    return np.argsort(place, kind="stable")
+
+
 @dataclass(frozen=True)
 class Split:
     """Images ``x``: float32 (N, C, H, W) in [0, 1]; labels ``y``: int64 (N,).
 
     Images outside [0, 1] by no more than 1e-6, as rounding leaves them, are clamped to it; labels of any integer kind,
-    or booleans (0 and 1), become int64.
+    or booleans (0 and 1), become int64. ``shuffled`` says that the samples lie in an order that was drawn, so that the
+    first N are a fair draw of N; of others, which may lie class by class, samples are drawn (:meth:`rows`).
     """
 
     x: Tensor
     y: Tensor
+    shuffled: bool = False
 
     def __post_init__(self) -> None:
         x, y = self.x, self.y
@@ -83,6 +118,30 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.x)
+
+    def rows(self, count: int | None = None, seed: int = 0) -> np.ndarray:
+        """Return which samples (n,) are used where ``count`` are asked for; None is all, in the order of use.
+
+        They are the first of a shuffled split. Of any other they are drawn, each class by its share; of a smaller count
+        they are the first of those of a larger one.
+
+        >>> split = Split(torch.zeros(100, 1, 2, 2), torch.arange(100) // 50)
+        >>> np.bincount(split.y[split.rows(20)]).tolist()
+        [10, 10]
+        """
+        count = len(self) if count is None else min(count, len(self))
+        return np.arange(count) if self.shuffled else drawn_order(self.y.numpy(), seed)[:count]
+
+    def sample(self, count: int | None = None, seed: int = 0) -> tuple[Tensor, Tensor]:
+        """Return the images and labels of :meth:`rows`, in memory where they are few."""
+        return self.at(self.rows(count, seed))
+
+    def at(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Return the images and labels of some rows (n,), in memory where they are few."""
+        if np.array_equal(rows, np.arange(len(rows))):  # no copy
+            return in_memory(self.x[: len(rows)]), self.y[: len(rows)]
+        index = torch.from_numpy(rows)
+        return in_memory(self.x[index]), self.y[index]
 
 
 @dataclass(frozen=True)
@@ -122,53 +181,153 @@ class Dataset:
         return sha.hexdigest()
 
     @staticmethod
-    def from_arrays(x: ArrayLike | Tensor, y: ArrayLike | Tensor, name: str = "arrays") -> Dataset:
+    def from_arrays(
+        x: ArrayLike | Tensor,
+        y: ArrayLike | Tensor,
+        name: str = "arrays",
+        *,
+        bounds: Bounds | None = None,
+        channels: Literal["first", "last"] | None = None,
+    ) -> Dataset:
         """Wrap your own images and labels as a test set.
 
         Args:
-            x: images (N, C, H, W), floating point in [0, 1] or 8-bit: a tensor, an array or nested lists. (N, H, W, C)
-                of 1 or 3 colours, where the second side is neither, is turned round; 8-bit (N, H, W) has one channel.
+            x: images, floating point in [0, 1] or 8-bit: a tensor, an array or nested lists, (N, C, H, W) or
+                (N, H, W, C) (:func:`as_images`); 8-bit (N, H, W) has one channel.
             y: labels (N,), class numbers from 0 of any integer kind, booleans for 0 and 1, or one-hot rows (N, K).
             name: of the data.
+            bounds: the numbers that mean black and white; None is 0 and 1, and 0 and 255 for 8-bit images.
+            channels: whether they are the second axis or the last; None is as the sides tell.
 
         Raises:
-            RobGIBError: they hold no samples, do not fit each other, or are of another kind or range.
+            RobGIBError: they hold no samples, do not fit each other, or are of another kind or range; or 8-bit images
+                hold no number above 127, so that 255 is hardly their white, and ``bounds`` does not say what is.
 
-        >>> x = np.zeros((5, 8, 8, 3), np.uint8)
+        >>> x = np.full((5, 8, 8, 3), 200, np.uint8)
         >>> Dataset.from_arrays(x, np.eye(5)).shape
         (3, 8, 8)
         """
         images, labels = _as_tensor(x, "images"), _as_tensor(y, "labels")
         if images.ndim == 0 or len(images) == 0:
             raise RobGIBError("the data hold no samples; give at least one image with its label.")
-        if images.dtype == torch.uint8:
-            images = (images[:, None] if images.ndim == 3 else images).float() / 255
-        if images.ndim == 4 and images.shape[3] in (1, 3) and images.shape[1] not in (1, 3):
-            images = images.permute(0, 3, 1, 2).contiguous()
+        if images.ndim == 3 and images.dtype == torch.uint8:
+            images = images[:, None]
         if labels.ndim == 2 and labels.shape[1] > 1 and bool(((labels == 0) | (labels == 1)).all()):
             if not bool((labels.sum(1) == 1).all()):
                 raise RobGIBError("labels (N, K) must be one-hot: a single 1 in each row.")
             labels = labels.argmax(1)
-        test = Split(images.float() if images.is_floating_point() else images, labels)
+        test = Split(as_images(images, "images", bounds, channels), labels)
         none = Split(test.x[:0], test.y[:0])
         return Dataset(name, none, none, test, tuple(str(i) for i in range(int(test.y.max()) + 1)))
 
     @staticmethod
-    def from_torch(source: object, name: str = "loader") -> Dataset:
+    def from_torch(source: object, name: str = "loader", most: int | None = None) -> Dataset:
         """Wrap a ``torch.utils.data`` Dataset of (image, label), or a DataLoader of batches of them, as a test set.
 
+        Args:
+            source: what is read whole, from first to last.
+            name: of the data.
+            most: how many samples will be used. An iterable of unknown length is then read until it has given enough to
+                draw from, 10,000 at least, and a warning says so where it has more.
+
         Raises:
-            RobGIBError: what it gives are no pairs of images and labels of one size.
+            RobGIBError: what it gives are no pairs of images and labels of one size, or it gives them without end.
         """
-        loader = source if isinstance(source, DataLoader) else DataLoader(source, batch_size=256)  # type: ignore[arg-type]
         try:
-            parts = [(torch.as_tensor(x), torch.as_tensor(y)) for x, y, *_ in loader]
-            images, labels = (torch.cat(part) for part in zip(*parts, strict=True))
-        except (TypeError, ValueError, RuntimeError) as error:
+            loader = source if isinstance(source, DataLoader) else DataLoader(source, batch_size=256)  # type: ignore[arg-type]
+            images, labels = (torch.cat(part) for part in zip(*_batches(loader, most), strict=True))
+        except RobGIBError:
+            raise
+        except (Exception, SystemExit) as error:  # of the loader's own code, whatever it is
             raise RobGIBError(
-                f"the loader must give pairs of images and labels, as tensors of one size: {first_line(error)}."
+                f"the loader must give pairs of images and labels, as tensors of one size: {first_line(error)}."  # type: ignore[arg-type]
             ) from error
         return Dataset.from_arrays(images, labels, name)
+
+
+def _batches(loader: DataLoader[Any], most: int | None) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of a loader; of one that may have no end, as many as are enough to draw ``most`` samples from."""
+    held = loader.dataset
+    known = 0 if isinstance(held, IterableDataset) else len(held)  # type: ignore[arg-type]
+    seen = size = 0
+    for x, y, *_ in loader:
+        images, labels = torch.as_tensor(x), torch.as_tensor(y)
+        seen, size = seen + len(images), size + 4 * images.numel()
+        yield images, labels
+        if seen < known:
+            continue
+        if most is not None and seen >= max(_ITERATED, most, known):
+            if not known:
+                warnings.warn(
+                    f"the loader has no length: samples are drawn from the first {seen:,} that it gives, in its own "
+                    "order; where that is class by class, the classes after them are missing.",
+                    RobGIBWarning,
+                    stacklevel=4,
+                )
+            return
+        if seen > known and (seen > _ENDLESS[0] or size > _ENDLESS[1]):
+            raise RobGIBError(
+                f"the loader has given {seen:,} images and goes on; give samples= to say how many are to be used."
+            )
+
+
+def check_bounds(bounds: Bounds | None) -> None:
+    """Raise unless ``bounds`` are two finite numbers, black and white."""
+    if bounds is not None and (len(bounds) != 2 or not all(math.isfinite(b) for b in bounds) or bounds[0] == bounds[1]):
+        raise RobGIBError(f"the bounds of images must be two different numbers, black and white, not {bounds}.")
+
+
+def check_brightness(largest: int, what: str) -> None:
+    """Raise where the ``largest`` number of 8-bit images is so small that 255 is hardly their white."""
+    if 0 < largest < _DARK:
+        raise RobGIBError(
+            f"{what} are of 8 bits and no number is above {largest}, so that 255 is hardly white: say what is, "
+            f"with --data-bounds 0,{largest} (bounds=(0, {largest}) of Dataset.from_arrays and load_data), or 0,255."
+        )
+
+
+def as_images(
+    x: Tensor, what: str, bounds: Bounds | None = None, channels: Literal["first", "last"] | None = None
+) -> Tensor:
+    """Bring images to (N, C, H, W), floating point in [0, 1].
+
+    Where ``channels`` does not say which axis is theirs, it is the second (as documented), unless the last has a side
+    of 1 or 3 and the second has not. Where neither has one, it is the one of the two that leaves square images, or the
+    only one of at most 4.
+
+    Args:
+        x: images of any kind of number, or vectors and the like, which have no channels.
+        what: they are, for messages.
+        bounds: the numbers that mean black and white; None is 0 and 255 for 8-bit images, and else 0 and 1.
+        channels: which axis they are.
+
+    Raises:
+        RobGIBError: it cannot be told which axis or which number is meant.
+    """
+    check_bounds(bounds)
+    if x.ndim == 4 and (channels or _channels(tuple(x.shape), what)) == "last":
+        x = x.permute(0, 3, 1, 2)
+    if bounds is not None and not x.is_complex():
+        x = (x.float() - bounds[0]) / (bounds[1] - bounds[0])
+        if x.numel() and not (float(x.min()) >= -_ROUNDING and float(x.max()) <= 1 + _ROUNDING):
+            raise RobGIBError(f"{what} hold numbers outside the bounds {bounds[0]:g} and {bounds[1]:g}; give others.")
+    elif x.dtype == torch.uint8:
+        check_brightness(int(x.max()) if x.numel() else 0, what)
+        x = x.float() / 255
+    return (x.float() if x.is_floating_point() else x).contiguous()
+
+
+def _channels(shape: tuple[int, ...], what: str) -> str:
+    _, a, b, c = shape
+    if a in (1, 3) or c in (1, 3):
+        return "first" if a in (1, 3) else "last"
+    first, last = (b == c != a, a == b != c) if b in (a, c) else (a <= 4 < c, c <= 4 < a)
+    if first == last:
+        raise RobGIBError(
+            f"{what} {shape} may have their channels first or last; say so with Dataset.from_arrays(x, y, "
+            "channels='first') or 'last'."
+        )
+    return "first" if first else "last"
 
 
 def _as_tensor(value: ArrayLike | Tensor, what: str) -> Tensor:
@@ -185,11 +344,18 @@ def _as_tensor(value: ArrayLike | Tensor, what: str) -> Tensor:
         raise RobGIBError(f"{what} must be an array of numbers: {first_line(error)}.") from error
 
 
+def read_images(data: Dataset) -> Dataset:
+    """Return the data with their images in memory, split by split, where they are few."""
+    train, val, test = (replace(part, x=in_memory(part.x)) for part in (data.train, data.val, data.test))
+    return replace(data, train=train, val=val, test=test)
+
+
 def split_information(data: Dataset, limit: int, seed: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """The samples to estimate on, and those to fit codes on: disjoint."""
-    test, train = data.test, data.train
-    if len(train):
-        return (test.x[:limit], test.y[:limit]), (train.x[:limit], train.y[:limit])
-    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(test)))
-    ours, theirs = order[::2][:limit], order[1::2][:limit]
-    return (test.x[ours], test.y[ours]), (test.x[theirs], test.y[theirs])
+    """The samples to estimate on, and those to fit codes on: disjoint, and each drawn by the classes' shares."""
+    if len(data.train):
+        return data.test.sample(limit, seed), data.train.sample(limit, seed)
+    labels = data.test.y.numpy()
+    order = np.random.default_rng(seed).permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]
+    ours, theirs = (half[drawn_order(labels[half], seed)][:limit] for half in (order[::2], order[1::2]))
+    return data.test.at(ours), data.test.at(theirs)

@@ -1,58 +1,76 @@
-"""Pictures in folders named for their classes, read at once where they are few, else when they are asked for."""
+"""Pictures in folders named for their classes, read when they are asked for."""
 
 from __future__ import annotations
 
+import hashlib
+import io
+import os
 import re
-from collections.abc import Mapping
+import time
+import warnings
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
-from robgib._torchvision import load_torchvision
-from robgib.data.dataset import COLOUR_EPS, Dataset, Split, stratified
+from robgib.data.dataset import COLOUR_EPS, Bounds, Dataset, Split, check_brightness, drawn_order, stratified
 from robgib.data.lazy import LazyImages
 from robgib.data.sizing import Sizing
-from robgib.errors import RobGIBError, first_line
+from robgib.errors import RobGIBError, RobGIBWarning, first_line, visible
+from robgib.files import cache_folder, digest, write_file
 
 __all__ = ["read_folder"]
 
-_EAGER = 2**28  # bytes of float32 up to which pictures are read at once
 _THREADS = 4
 _TESTS = ("test", "val", "validation", "valid")
+_ENDINGS = (
+    ".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp",
+)  # fmt: skip
+"""Endings of pictures' names: torchvision's, and .gif."""
+_SETTLED = 2.0  # seconds after which a file that changes again gets another time stamp, whatever its file system
+_LOOKED_AT = 32  # pictures in which a white is looked for
+_READER = 1  # version of how pictures are read, of which what is kept about a folder is a part
 
 
-def read_folder(path: Path, seed: int, sizing: Sizing | None = None) -> Dataset:
+def read_folder(path: Path, seed: int, sizing: Sizing | None = None, bounds: Bounds | None = None) -> Dataset:
     """Read pictures in folders named for their classes: below ``train`` and ``test`` (or ``val``), or all for testing.
 
     8-bit pictures, 1-bit ones and those with a palette, 16-bit greys (of which 65535 is 1) and floats in [0, 1] are
     taken for what they are; what has no one meaning, such as transparency, is refused. Grey pictures among coloured
-    ones get three equal channels. The test pictures are in an order of which every beginning holds the classes by their
-    shares.
+    ones get three equal channels. Pictures are turned upright as their EXIF orientation says. The test pictures are in
+    an order of which every beginning holds the classes by their shares.
+
+    A class is a folder, as torchvision's ImageFolder has it, with all pictures below it. Left out, which one warning
+    says, are names that begin with a dot, files whose ending is no picture's, folders inside a class that are symbolic
+    links, and all frames but the first.
+
+    Only the pictures' heads are read, and not even those where the cache knows the folder: by the names, sizes and
+    times of its files.
 
     Args:
         path: the folder.
         seed: of the order, and of the split for validation.
         sizing: how pictures are resized and cropped; needed where they differ in size.
+        bounds: the numbers of 8-bit pictures that mean black and white; None is 0 and 255.
 
     Raises:
-        RobGIBError: no pictures, or such as cannot be read, or of several sizes.
+        RobGIBError: no pictures, a class without any, or such as cannot be read, or of several sizes.
     """
-    try:
-        inside = {p.name for p in path.iterdir() if p.is_dir()}
-    except OSError as error:
-        raise RobGIBError(f"{path} cannot be read: {error.strerror or error}.") from error
-    parts_of = inside <= {"train", *_TESTS}
-    tests = [name for name in _TESTS if name in inside and parts_of]
-    if parts_of and "train" in inside and not tests:
+    notes = _Notes()
+    inside = {p.name for p in _folders(path)}
+    tests = [name for name in _TESTS if name in inside and ("train" in inside or inside <= set(_TESTS))]
+    if inside == {"train"}:
         raise RobGIBError(f"{path} holds train/ and no test/ or val/; name the folder of the pictures to test on.")
-    unseen = _Pictures(path / tests[0] if tests else path, sizing)
-    learnt = _Pictures(path / "train", sizing) if tests and "train" in inside else None
+    if tests:
+        notes.folders += [str(path / name) for name in sorted(inside - {"train", tests[0]})]
+    unseen = _Pictures(path / tests[0] if tests else path, sizing, bounds, notes)
+    learnt = _Pictures(path / "train", sizing, bounds, notes) if tests and "train" in inside else None
     if learnt is not None and learnt.classes != unseen.classes:
         raise RobGIBError(f"{path / 'train'} and {path / tests[0]} do not hold the same classes.")
     if learnt is not None and learnt.shape != unseen.shape:
@@ -60,53 +78,156 @@ def read_folder(path: Path, seed: int, sizing: Sizing | None = None) -> Dataset:
             f"the pictures of {path / 'train'} are {learnt.shape} and those of {path / tests[0]} {unseen.shape}; "
             "bring all to one size (--input-size) and mode."
         )
+    notes.warn(path)
     none = Split(torch.zeros((0, *unseen.shape)), torch.zeros(0, dtype=torch.int64))
     train, val = none, none
     if learnt is not None:
         parts = stratified(learnt.labels, (11 / 12, 1 / 12), seed)
         train, val = (learnt.split(part) for part in parts)
-    test = unseen.split(_interleaved(unseen.labels, seed))
+    test = unseen.split(drawn_order(unseen.labels, seed))
     return Dataset(f"folder:{path.name}", train, val, test, unseen.classes, COLOUR_EPS, by_name=True)
 
 
-def _interleaved(labels: np.ndarray, seed: int) -> np.ndarray:
-    """An order of the samples by which every beginning holds the classes by their shares."""
-    rng = np.random.default_rng(seed)
-    place = np.zeros(len(labels))
-    for label in np.unique(labels):
-        rows = rng.permutation(np.flatnonzero(labels == label))
-        place[rows] = (np.arange(len(rows)) + rng.random()) / len(rows)
-    return np.argsort(place, kind="stable")
+@dataclass
+class _Notes:
+    """What was left out of folders, and what was done to pictures."""
+
+    hidden: list[str] = field(default_factory=list)
+    links: list[str] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
+    frames: list[str] = field(default_factory=list)
+    turned: list[str] = field(default_factory=list)
+
+    def warn(self, path: Path) -> None:
+        """Say all of it in one warning."""
+        kinds = (
+            (self.hidden, "whose names begin with a dot"),
+            (self.folders, "that are neither train nor test"),
+            (self.links, "that are symbolic links to folders"),
+            (self.others, f"whose endings are no pictures' ({', '.join(_ENDINGS)})"),
+        )
+        told = [f"{len(names)} {what} ({_some(names, path)})" for names, what in kinds if names]
+        parts = [f"left out: {', '.join(told)}"] if told else []
+        if self.frames:
+            parts.append(f"only the first frame is read of {len(self.frames)} ({_some(self.frames, path)})")
+        if self.turned:
+            parts.append(
+                f"{len(self.turned)} are turned as their EXIF orientation says ({_some(self.turned, path)}), which "
+                "torchvision's ImageFolder does not do"
+            )
+        if parts:
+            warnings.warn(f"folder {path}: {'; '.join(parts)}.", RobGIBWarning, stacklevel=3)
+
+
+def _some(names: Sequence[str], path: Path) -> str:
+    shown = [visible(os.path.relpath(name, path)) for name in names[:3]]
+    return ", ".join(shown) + (", …" if len(names) > len(shown) else "")
+
+
+def _folders(path: Path, notes: _Notes | None = None) -> list[Path]:
+    """The folders in one, by name, but for hidden ones and links to what holds them."""
+    try:
+        inside = sorted(p for p in path.iterdir() if p.is_dir())
+    except OSError as error:
+        raise RobGIBError(f"{path} cannot be read: {error.strerror or error}.") from error
+    found = []
+    for one in inside:
+        if one.name.startswith("."):
+            if notes:
+                notes.hidden.append(str(one))
+        elif one.is_symlink() and path.resolve().is_relative_to(one.resolve()):  # it would hold all classes
+            if notes:
+                notes.links.append(str(one))
+        else:
+            found.append(one)
+    return found
+
+
+def _files_of(folder: Path, notes: _Notes) -> list[str]:
+    """The pictures below the folder of a class, in order."""
+    found: list[str] = []
+
+    def stop(error: OSError) -> None:
+        raise RobGIBError(f"{error.filename} cannot be read: {error.strerror or error}.") from error
+
+    for where, inside, files in os.walk(folder, onerror=stop):
+        links = [name for name in inside if os.path.islink(os.path.join(where, name))]
+        hidden = [name for name in (*inside, *files) if name.startswith(".")]
+        notes.hidden += [os.path.join(where, name) for name in hidden]
+        notes.links += [os.path.join(where, name) for name in links if name not in hidden]
+        inside[:] = sorted(set(inside) - set(links) - set(hidden))
+        for name in sorted(set(files) - set(hidden)):
+            whole = os.path.join(where, name)
+            (found if name.lower().endswith(_ENDINGS) else notes.others).append(whole)
+    if not found:
+        raise RobGIBError(
+            f"{folder} holds no pictures ({', '.join(_ENDINGS)}), and would be a class: remove the folder, or put "
+            "pictures there."
+        )
+    return sorted(found)
+
+
+_Mark = tuple[int, int, int, int, int]
+
+
+def _mark(name: str) -> _Mark:
+    """By what it is seen that a file is the same as before."""
+    try:
+        told = os.stat(name)
+    except OSError as error:
+        raise RobGIBError(f"picture {name} cannot be read: {error.strerror or error}.") from error
+    return told.st_dev, told.st_ino, told.st_size, told.st_mtime_ns, told.st_ctime_ns
 
 
 class _Pictures:
     """The pictures of one folder: a source of images."""
 
-    def __init__(self, folder: Path, sizing: Sizing | None) -> None:
-        torchvision = load_torchvision()
-        try:
-            listed = torchvision.datasets.ImageFolder(str(folder))
-        except (FileNotFoundError, OSError) as error:
-            raise RobGIBError(f"{folder} holds no folders of pictures named for their classes.") from error
-        self._files = [name for name, _ in listed.samples]
-        self._sizing = sizing or Sizing()
-        self.labels = np.array(listed.targets)
-        self.classes = tuple(listed.classes)
+    def __init__(self, folder: Path, sizing: Sizing | None, bounds: Bounds | None, notes: _Notes) -> None:
+        classes = _folders(folder, notes)
+        if not classes:
+            raise RobGIBError(f"{folder} holds no folders of pictures named for their classes.")
+        listed = [_files_of(one, notes) for one in classes]
+        self._files = [name for names in listed for name in names]
+        self._sizing, self._bounds = sizing or Sizing(), bounds
+        self.labels = np.repeat(np.arange(len(classes)), [len(names) for names in listed])
+        self.classes = tuple(one.name for one in classes)
+        self._marks = [_mark(name) for name in self._files]
+        self._kept = _Kept(folder, self._files, self._marks, f"{self._sizing} {bounds}")
+        if self._kept.found is None:
+            self._kept.found = self._look()
+            self._kept.write()
+        found = self._kept.found
+        self._colours = found["shape"][0]
+        self.shape: tuple[int, ...] = tuple(found["shape"])
+        notes.frames += [self._files[i] for i in found["frames"]]
+        notes.turned += [self._files[i] for i in found["turned"]]
+
+    def _look(self) -> dict[str, Any]:
+        """What the heads of the files say, and a few of the pictures."""
         with ThreadPoolExecutor(_THREADS) as pool:
             looks = list(pool.map(_look, self._files))
-        sizes = {(height, width) for height, width, _ in looks}
-        out = sorted(
-            {self._size(name, height, width) for name, (height, width, _) in zip(self._files, looks, strict=True)}
-        )
+        sizes = {look.size for look in looks}
+        out = sorted({self._size(name, *look.size) for name, look in zip(self._files, looks, strict=True)})
         if len(out) > 1:
-            first = next(n for n, look in zip(self._files, looks, strict=True) if look[:2] != looks[0][:2])
+            other = next(i for i, look in enumerate(looks) if look.size != looks[0].size)
             raise RobGIBError(
-                f"{first} is {'x'.join(map(str, looks[self._files.index(first)][:2]))} and {self._files[0]} is "
-                f"{'x'.join(map(str, looks[0][:2]))} ({len(sizes)} sizes in all); bring them to one, with --input-size "
-                "or --resize and --crop."
+                f"{self._files[other]} is {'x'.join(map(str, looks[other].size))} and {self._files[0]} is "
+                f"{'x'.join(map(str, looks[0].size))} ({len(sizes)} sizes in all); bring them to one, with "
+                "--input-size or --resize and --crop."
             )
-        self._colours = 3 if any(coloured for _, _, coloured in looks) else 1
-        self.shape: tuple[int, ...] = (self._colours, *out[0])
+        self._colours = 3 if any(look.coloured for look in looks) else 1
+        self.shape = (self._colours, *out[0])
+        if self._bounds is None:
+            some = [self.read(row) for row in drawn_order(self.labels, 0)[:_LOOKED_AT]]
+            if all(pixels.dtype == np.uint8 for pixels in some):
+                what = f"the pictures of {Path(self._files[0]).parent.parent}"
+                check_brightness(max(int(pixels.max()) for pixels in some), what)
+        return {
+            "shape": list(self.shape),
+            "frames": [i for i, look in enumerate(looks) if look.frames],
+            "turned": [i for i, look in enumerate(looks) if look.turned],
+        }
 
     def _size(self, name: str, height: int, width: int) -> tuple[int, int]:
         try:
@@ -115,47 +236,156 @@ class _Pictures:
             raise RobGIBError(f"{name}: {error}") from error
 
     def split(self, rows: np.ndarray) -> Split:
-        """Some of them with their labels; unread where all are too many to hold."""
-        lazy = LazyImages(self, rows)
-        few = 4 * len(self._files) * int(np.prod(self.shape)) <= _EAGER
-        images: Any = lazy.read() if few else lazy
-        held: Tensor = images
-        return Split(held, torch.from_numpy(self.labels[rows]))
+        """Some of them with their labels, unread, in an order that was drawn."""
+        images: Any = LazyImages(self, rows)
+        return Split(images, torch.from_numpy(self.labels[rows]), shuffled=True)
 
-    def content(self, row: int) -> bytes:
-        """The file, and how it is resized."""
-        return Path(self._files[row]).read_bytes() + str(self._sizing).encode()
+    def digests(self, rows: Sequence[int]) -> list[bytes]:
+        """Of the files, and how they are resized."""
+        if self._kept.digests is None:
+            with ThreadPoolExecutor(_THREADS) as pool:
+                told = list(pool.map(self._digest, range(len(self._files))))
+            self._kept.digests = told
+            self._kept.write()
+        return [self._kept.digests[row] for row in rows]
+
+    def _digest(self, row: int) -> bytes:
+        self._check(row)
+        try:
+            content = Path(self._files[row]).read_bytes()
+        except OSError as error:
+            raise RobGIBError(f"picture {self._files[row]} cannot be read: {error.strerror or error}.") from error
+        how = str(self._sizing) + ("" if self._bounds is None else str(self._bounds))
+        return hashlib.sha256(content + how.encode()).digest()
+
+    def _check(self, row: int) -> None:
+        if _mark(self._files[row]) != self._marks[row]:
+            raise RobGIBError(
+                f"picture {self._files[row]} has changed since its folder was listed; leave the pictures as they are "
+                "while they are used, and start again."
+            )
 
     def read(self, row: int) -> np.ndarray:
         """Pixels (C, H, W) of one picture."""
         name = self._files[row]
+        self._check(row)
         with _opened(name) as picture:
-            pixels = _pixels(picture, name)
+            pixels = _upright(_pixels(picture, name), picture)
         if self._sizing.changes:
             if pixels.dtype == np.uint8:
                 pixels = np.asarray(self._sizing.picture(Image.fromarray(pixels)))
             else:
                 pixels = self._sizing.images(torch.from_numpy(np.array(pixels))[None, None])[0, 0].numpy()
         planes = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+        if self._bounds is not None and planes.dtype == np.uint8:
+            low, high = self._bounds
+            planes = ((planes - np.float32(low)) / np.float32(high - low)).astype(np.float32)
+            if planes.min() < 0 or planes.max() > 1:
+                raise RobGIBError(f"{name} holds numbers outside the bounds {low:g} and {high:g}; give others.")
         return np.array(np.broadcast_to(planes, (self._colours, *planes.shape[1:])))
+
+
+class _Kept:
+    """What the cache holds about the pictures of a folder: their shape, and their digests once they were asked for.
+
+    It is true as long as the files are the same by name, size and times, which :func:`_mark` has.
+    """
+
+    def __init__(self, folder: Path, files: Sequence[str], marks: Sequence[_Mark], how: str) -> None:
+        names = [os.path.relpath(name, folder) for name in files]
+        self._key = digest([_READER, how, names, marks])
+        self._path = cache_folder() / "folders" / f"{digest([str(folder.resolve()), how])[:32]}.npz"
+        self._settled = time.time() - max(max(m[3:]) for m in marks) / 1e9 > _SETTLED
+        self.found: dict[str, Any] | None = None
+        self.digests: list[bytes] | None = None
+        try:
+            with np.load(self._path, allow_pickle=False) as archive:
+                if str(archive["key"]) != self._key:
+                    return
+                found = {name: archive[name].tolist() for name in ("shape", "frames", "turned")}
+                told = archive["digests"]
+        except Exception:  # not there or damaged: it is made anew
+            return
+        self.found = found
+        self.digests = [row.tobytes() for row in told] if len(told) == len(files) else None
+
+    def write(self) -> None:
+        """Keep it, unless a file is so new that it may yet change unseen."""
+        if not self._settled or self.found is None:
+            return
+        told = np.frombuffer(b"".join(self.digests or ()), np.uint8).reshape(-1, 32)
+        numbers = {name: np.array(values, dtype=np.int64) for name, values in self.found.items()}
+        content = io.BytesIO()
+        np.savez(content, key=np.array(self._key), digests=told, **numbers)  # type: ignore[arg-type]
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            write_file(self._path, content.getvalue())
+        except (OSError, RobGIBError):  # a cache that cannot be written to is done without
+            return
 
 
 @contextmanager
 def _opened(name: str) -> Any:
     try:
-        with Image.open(name, formats=_FORMATS) as picture:
+        # By a file, not its name: Pillow maps files that it opens itself into memory, and then takes rows of a turned
+        # TIFF for columns.
+        with open(name, "rb") as file, Image.open(file, formats=_FORMATS) as picture:
             yield picture
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise RobGIBError(f"{name} is not a readable picture: {first_line(error)}.") from error
 
 
-def _look(name: str) -> tuple[int, int, bool]:
-    """Height, width and whether a picture is coloured, by its file's head."""
+@dataclass(frozen=True)
+class _Look:
+    """What a picture's head says: its size upright, and whether it is coloured, turned, or the first of several."""
+
+    size: tuple[int, int]
+    coloured: bool
+    turned: bool
+    frames: bool
+
+
+def _look(name: str) -> _Look:
     if not Path(name).is_file():  # a pipe, which would be waited for
         raise RobGIBError(f"picture {name} is no regular file; remove it.")
     with _opened(name) as picture:
         grey = picture.mode in ("1", "L", "LA", "La") or picture.mode.startswith(("I", "F"))
-        return picture.height, picture.width, not grey
+        turn = _orientation(picture)
+        if turn > 1 and picture.format == "TIFF":
+            picture.load()  # Pillow turns these itself
+        swapped = turn >= 5 and picture.format != "TIFF"
+        size = (picture.width, picture.height) if swapped else (picture.height, picture.width)
+        several = picture.format in _ANIMATED and bool(getattr(picture, "is_animated", False))
+        return _Look(size, not grey, turn > 1, several)
+
+
+_ANIMATED = ("GIF", "PNG", "TIFF", "WEBP")
+
+
+def _orientation(picture: Image.Image) -> int:
+    """The EXIF orientation of a picture: 1 is upright, 5 to 8 change height and width."""
+    try:
+        told = picture.getexif().get(0x0112, 1)
+    except Exception:  # of whatever kind its damaged metadata raise
+        return 1
+    return told if told in _TURNS else 1
+
+
+_TURNS: dict[Any, Any] = {
+    2: lambda p: p[:, ::-1],
+    3: lambda p: p[::-1, ::-1],
+    4: lambda p: p[::-1],
+    5: lambda p: p.swapaxes(0, 1),
+    6: lambda p: p[::-1].swapaxes(0, 1),
+    7: lambda p: p[::-1, ::-1].swapaxes(0, 1),
+    8: lambda p: p[:, ::-1].swapaxes(0, 1),
+}
+"""What turns pixels (H, W, ...) of an EXIF orientation upright."""
+
+
+def _upright(pixels: np.ndarray, picture: Image.Image) -> np.ndarray:
+    turn = _TURNS.get(_orientation(picture))
+    return pixels if turn is None else np.ascontiguousarray(turn(pixels))
 
 
 _FORMATS = ("PNG", "JPEG", "PPM", "BMP", "TIFF", "WEBP", "GIF")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,9 +14,11 @@ from torch import Tensor
 __all__ = [
     "LazyImages",
     "Source",
+    "in_memory",
 ]
 
 _HELD = 2**28  # bytes of images that are kept as they were read
+_FEW = 2**28  # bytes of float32 up to which images are read at once
 _THREADS = 4
 
 
@@ -31,8 +32,14 @@ class Source(Protocol):
     def read(self, row: int) -> np.ndarray:
         """Pixels (C, H, W) of one: bytes, or float32 in [0, 1]."""
 
-    def content(self, row: int) -> bytes:
-        """Bytes that its digest is taken of."""
+    def digests(self, rows: Sequence[int]) -> list[bytes]:
+        """Digests (32 bytes each) of some: of their files, or their pixels."""
+
+
+def in_memory(x: Tensor) -> Tensor:
+    """Read lazy images where they are few; others, and a tensor, come back as they are."""
+    lazy: Any = x
+    return lazy.read() if isinstance(lazy, LazyImages) and 4 * lazy.numel() <= _FEW else x
 
 
 class LazyImages:
@@ -122,9 +129,8 @@ class LazyImages:
 
     def update_digest(self, sha: Any) -> None:
         """Add what the images' files hold to a digest."""
-        with ThreadPoolExecutor(_THREADS) as pool:
-            for told in pool.map(lambda row: hashlib.sha256(self._source.content(row)).digest(), self._rows.tolist()):
-                sha.update(told)
+        for told in self._source.digests(self._rows.tolist()):
+            sha.update(told)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):

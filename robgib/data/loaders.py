@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 import struct
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,17 @@ import torch
 from torch import Tensor
 
 from robgib._torchvision import load_torchvision
-from robgib.data.dataset import COLOUR_EPS, Dataset, Split, stratified
+from robgib.data.dataset import (
+    COLOUR_EPS,
+    Bounds,
+    Dataset,
+    Split,
+    as_images,
+    check_bounds,
+    drawn_order,
+    read_images,
+    stratified,
+)
 from robgib.data.folder import read_folder
 from robgib.data.sizing import Sizing, resized
 from robgib.data.synthetic import function
@@ -41,9 +52,12 @@ def _digits(root: Path | None, seed: int) -> Dataset:
     x = torch.from_numpy((raw.images / 16).astype(np.float32))[:, None]
     y = torch.from_numpy(raw.target.astype(np.int64))
     train, val, test = (
-        Split(x[i], y[i]) for i in map(torch.from_numpy, stratified(raw.target, (0.6, 0.07, 0.33), seed))
+        Split(x[i], y[i], shuffled=True) for i in map(torch.from_numpy, stratified(raw.target, (0.6, 0.07, 0.33), seed))
     )
     return Dataset("digits", train, val, test, tuple("0123456789"), {"linf": 0.1, "l2": 0.5, "l1": 1.0})
+
+
+_SIDES = 4  # of an array in an IDX file: labels have one, images three
 
 
 def read_idx(path: Path) -> np.ndarray:
@@ -56,9 +70,11 @@ def read_idx(path: Path) -> np.ndarray:
         raise RobGIBError(f"{path} cannot be read ({error}): it may be cut short; fetch the file again.") from error
     if len(raw) < 4 or raw[:3] != b"\x00\x00\x08" or len(raw) < 4 + 4 * raw[3]:
         raise RobGIBError(f"{path} is not an IDX file of unsigned bytes; fetch the file again.")
+    if not 1 <= raw[3] <= _SIDES:
+        raise RobGIBError(f"{path} is damaged: its header has {raw[3]} sides, not 1 to {_SIDES}; fetch the file again.")
     shape = struct.unpack(f">{raw[3]}I", raw[4 : 4 + 4 * raw[3]])
     body = np.frombuffer(raw, dtype=np.uint8, offset=4 + 4 * raw[3])
-    if body.size != int(np.prod(shape, dtype=np.int64)):
+    if body.size != math.prod(shape):
         raise RobGIBError(
             f"{path} is truncated: its header promises {'x'.join(map(str, shape))} bytes "
             f"and {body.size} are there; fetch the file again."
@@ -76,19 +92,19 @@ _GREY = {"linf": 0.1, "l2": 1.0, "l1": 10.0}
 _CLOTHES = ("T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Boot")
 
 
-def _as_images(x: np.ndarray, what: str) -> Tensor:
+def _as_images(x: np.ndarray, what: str, bounds: Bounds | None = None) -> Tensor:
     """Turn (N, H, W), (N, H, W, C) or (N, C, H, W), 8-bit or floating point, into float32 (N, C, H, W)."""
     if x.ndim == 3:
         x = x[:, None]
-    elif x.ndim == 4 and x.shape[3] in (1, 3) and x.shape[1] not in (1, 3):
-        x = x.transpose(0, 3, 1, 2)
     if x.ndim != 4:
         raise RobGIBError(f"{what} must be images (N, H, W), (N, H, W, C) or (N, C, H, W), not {x.shape}.")
-    if x.dtype == np.uint8:
-        return torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32) / 255)
-    if not np.issubdtype(x.dtype, np.floating):
-        raise RobGIBError(f"{what} must be 8-bit or floating point in [0, 1], not {x.dtype}.")
-    return torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32))
+    numbers = np.issubdtype(x.dtype, np.floating) or x.dtype == np.uint8
+    if not numbers and not (bounds is not None and np.issubdtype(x.dtype, np.integer)):
+        raise RobGIBError(
+            f"{what} must be 8-bit or floating point in [0, 1], not {x.dtype}; give --data-bounds for other numbers."
+        )
+    kind = x.dtype if x.dtype == np.uint8 else np.float32
+    return as_images(torch.from_numpy(np.require(x, kind, ["C", "W"])), what, bounds)
 
 
 def _assembled(
@@ -98,24 +114,29 @@ def _assembled(
     classes: tuple[str, ...],
     eps: Mapping[str, float],
     seed: int,
+    bounds: Bounds | None = None,
+    by_share: bool = False,
 ) -> Dataset:
-    """Make a data set of arrays: a twelfth of the training images for validation, the test images shuffled."""
+    """Make a data set of arrays: a twelfth of the training images for validation, the test images shuffled.
+
+    ``by_share`` shuffles them so that every beginning holds the classes by their shares, whatever they are.
+    """
     y = test[1].astype(np.int64)
-    whole = Split(_as_images(test[0], f"{name}'s test images"), torch.from_numpy(y))
+    whole = Split(_as_images(test[0], f"{name}'s test images", bounds), torch.from_numpy(y))
     # A fixed shuffle: the first n test images are then a fair draw of any size n.
-    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(y)))
-    shuffled = Split(whole.x[order], whole.y[order])
+    order = torch.from_numpy(drawn_order(y, seed) if by_share else np.random.default_rng(seed).permutation(len(y)))
+    shuffled = Split(whole.x[order], whole.y[order], shuffled=True)
     if train is None:
         none = Split(whole.x[:0], whole.y[:0])
         return Dataset(name, none, none, shuffled, classes, eps)
     labels = train[1].astype(np.int64)
-    learnt = Split(_as_images(train[0], f"{name}'s training images"), torch.from_numpy(labels))
+    learnt = Split(_as_images(train[0], f"{name}'s training images", bounds), torch.from_numpy(labels))
     if learnt.x.shape[1:] != whole.x.shape[1:]:
         raise RobGIBError(
             f"{name}'s training images are {tuple(learnt.x.shape[1:])} and its test images {tuple(whole.x.shape[1:])}."
         )
     parts = [torch.from_numpy(i) for i in stratified(labels, (11 / 12, 1 / 12), seed)]
-    ours, held = (Split(learnt.x[i], learnt.y[i]) for i in parts)
+    ours, held = (Split(learnt.x[i], learnt.y[i], shuffled=True) for i in parts)
     return Dataset(name, ours, held, shuffled, classes, eps)
 
 
@@ -245,7 +266,7 @@ for _name, _loader in {
 _MOST_CLASSES = 100_000
 
 
-def _npz(path: Path, seed: int) -> Dataset:
+def _npz(path: Path, seed: int, bounds: Bounds | None = None) -> Dataset:
     """Arrays of an .npz file: ``x_test`` and ``y_test``, with ``x_train`` and ``y_train`` if there are; or x and y."""
     try:
         with np.load(path, allow_pickle=False) as archive:
@@ -256,17 +277,19 @@ def _npz(path: Path, seed: int) -> Dataset:
         raise RobGIBError(f"{path} is not a readable .npz file of arrays: {first_line(error)}.") from error
     if not all(isinstance(part, np.ndarray) for part in held.values()):
         raise RobGIBError(f"{path} holds members that are no arrays; save it with numpy.savez.")
-    names = ("x_test", "y_test") if "x_test" in held else ("x", "y")
-    missing = [n for n in names if n not in held]
+    wanted = ("x_test", "y_test") if "x_test" in held else ("x", "y")
+    missing = [n for n in wanted if n not in held]
     if missing:
         raise RobGIBError(
             f"{path} holds {', '.join(sorted(held)) or 'nothing'}; it must hold x_test and y_test (and may hold "
             "x_train and y_train), or x and y."
         )
-    pairs = [(held[a], held[b]) for a, b in (names, ("x_train", "y_train")) if a in held and b in held]
+    pairs = [(held[a], held[b]) for a, b in (wanted, ("x_train", "y_train")) if a in held and b in held]
     for x, y in pairs:
         whole = np.issubdtype(y.dtype, np.integer) or y.dtype == np.bool_
-        if y.ndim != 1 or x.ndim == 0 or len(x) != len(y) or not whole or not len(y):
+        if x.ndim == 0:
+            raise RobGIBError(f"{path}: the images must be an array (N, H, W) or (N, C, H, W), not one number.")
+        if y.ndim != 1 or len(x) != len(y) or not whole or not len(y):
             raise RobGIBError(f"{path}: labels must be integers, one an image, not {y.dtype} {y.shape} for {len(x)}.")
         if y.min() < 0:
             raise RobGIBError(f"{path}: labels must be class numbers from 0, not {y.min()}.")
@@ -274,7 +297,8 @@ def _npz(path: Path, seed: int) -> Dataset:
             raise RobGIBError(f"{path}: labels must be class numbers below {_MOST_CLASSES:,}, not {y.max()}.")
     count = 1 + max(int(y.max()) for _, y in pairs)
     train = pairs[1] if len(pairs) > 1 else None
-    return _assembled(f"npz:{path.name}", train, pairs[0], tuple(map(str, range(count))), COLOUR_EPS, seed)
+    names = tuple(map(str, range(count)))
+    return _assembled(f"npz:{path.name}", train, pairs[0], names, COLOUR_EPS, seed, bounds, by_share=True)
 
 
 def _function(name: str, seed: int) -> Dataset:
@@ -285,16 +309,17 @@ def _function(name: str, seed: int) -> Dataset:
     eps = {"linf": 0.25, "l2": 0.5, "l1": 1.0}
     if chosen.real:
         train, val, test = (
-            Split(*map(torch.from_numpy, chosen.draw(size, 3 * seed + i))) for i, size in enumerate((8192, 1024, 4096))
+            Split(torch.from_numpy(x), torch.from_numpy(y), shuffled=True)
+            for x, y in (chosen.draw(size, 3 * seed + i) for i, size in enumerate((8192, 1024, 4096)))
         )
         return Dataset(f"function:{name}", train, val, test, names, eps)
     x, y = chosen.draw(4096, 0)
     order = np.random.default_rng(seed).permutation(len(y))
     learnt, held = (
-        Split(torch.from_numpy(x[i]), torch.from_numpy(y[i]))
+        Split(torch.from_numpy(x[i]), torch.from_numpy(y[i]), shuffled=True)
         for i in stratified(y, (chosen.learnt, 1 - chosen.learnt), seed)
     )
-    every = Split(torch.from_numpy(x[order]), torch.from_numpy(y[order]))
+    every = Split(torch.from_numpy(x[order]), torch.from_numpy(y[order]), shuffled=True)
     return Dataset(f"function:{name}", learnt, held, every, names, eps, enumerated=True)
 
 
@@ -310,14 +335,14 @@ def _text(path: Path, seed: int) -> Dataset:
     vectors = embed_tokens([learnt[i] for i in ours], seed)
     order = np.random.default_rng(seed).permutation(len(truth))
     train, val, test = (
-        Split(torch.from_numpy(as_vectors([texts[i] for i in index], vectors)), torch.from_numpy(y[index]).long())
+        Split(torch.from_numpy(as_vectors([texts[i] for i in index], vectors)), torch.from_numpy(y[index]).long(), True)
         for texts, y, index in ((learnt, labels, ours), (learnt, labels, held), (unseen, truth, order))
     )
     return Dataset(f"text:{path.name}", train, val, test, classes, {"linf": 0.05, "l2": 1.0, "l1": 10.0})
 
 
-_FILES: dict[str, Callable[[Path, int], Dataset]] = {"npz": _npz, "folder": read_folder, "text": _text}
-"""Data of one's own by prefix; each takes the path after the colon and the split's seed."""
+_FILES = ("npz", "folder", "text")
+"""Data of one's own by prefix, before the colon and the path."""
 
 
 def check_data(name: str) -> None:
@@ -338,7 +363,8 @@ def load_data_sets(catalogue: Sequence[Path] = ()) -> None:
     """Enter the data sets that plug-ins and YAML files of these folders, and entry points, add.
 
     A YAML file's ``source`` is a data set's name or path (``npz:faces.npz``, relative to the file), ``classes`` a list
-    of names, ``eps`` customary budgets by norm, ``description`` a line.
+    of names, ``eps`` customary budgets by norm, ``bounds`` the numbers that mean black and white, ``description`` a
+    line.
 
     Raises:
         RobGIBError: a folder that does not exist, a plug-in that does not import, or a file that says something else.
@@ -350,7 +376,7 @@ def load_data_sets(catalogue: Sequence[Path] = ()) -> None:
         DATASETS.enter(name, _named_source(name, path), str(path))
 
 
-_KEYS = ("source", "classes", "eps", "description")
+_KEYS = ("source", "classes", "eps", "description", "bounds")
 
 
 def _named_source(name: str, path: Path) -> Callable[[Path | None, int], Dataset]:
@@ -371,9 +397,14 @@ def _named_source(name: str, path: Path) -> Callable[[Path | None, int], Dataset
         eps[norm] = float(budget)
     if names is not None and not (isinstance(names, list) and all(isinstance(n, str) for n in names)):
         raise RobGIBError(f"{path}: classes must be a list of names, not {names!r}.")
+    told, bounds = content.get("bounds"), None
+    if told is not None:
+        if not (isinstance(told, list) and len(told) == 2 and all(type(b) in (int, float) for b in told)):
+            raise RobGIBError(f"{path}: bounds must be two numbers such as [0, 16], not {told!r}.")
+        bounds = float(told[0]), float(told[1])
 
     def load(root: Path | None, seed: int) -> Dataset:
-        data = load_data(source, root, seed)
+        data = load_data(source, root, seed, bounds=bounds, lazy=True)
         if names is not None and len(names) != len(data.classes):
             raise RobGIBError(f"{path} names {len(names)} classes and the data have {len(data.classes)}.")
         classes = data.classes if names is None else tuple(names)
@@ -399,6 +430,8 @@ def load_data(
     *,
     catalogue: Sequence[Path] = (),
     sizing: Sizing | None = None,
+    bounds: Bounds | None = None,
+    lazy: bool = False,
 ) -> Dataset:
     """Load a data set by name.
 
@@ -411,21 +444,33 @@ def load_data(
         seed: of the train/validation/test split.
         catalogue: further folders, whose plug-ins and YAML files may add data sets.
         sizing: how images are resized and cropped.
+        bounds: the numbers of npz: and folder: that mean black and white; None is 0 and 255 where they are of 8 bits.
+        lazy: leave the pictures of folder: unread until they are asked for, even where they are few.
 
     Raises:
-        RobGIBError: unknown name, missing folder, missing or damaged file.
+        RobGIBError: unknown name, missing folder, missing or damaged file; or 8-bit images hold no number above 127, so
+            that 255 is hardly their white, and ``bounds`` does not say what is.
     """
     if name not in DATASETS:
         load_data_sets(catalogue)
     check_data(name)
+    check_bounds(bounds)
     kind, _, path = name.partition(":")
+    if bounds is not None and (name in DATASETS or kind not in ("npz", "folder")):
+        raise RobGIBError(f"bounds are of npz: and folder: data; {name!r} knows its own.")
+    if name in DATASETS:
+        data = _registered(name, root, seed)
+        return resized(data if lazy else read_images(data), sizing)
     if kind == "function":
         return resized(_function(path, seed), sizing)
     if kind == "folder":
-        return read_folder(Path(path), seed, sizing)
-    if kind in _FILES:
-        return resized(_FILES[kind](Path(path), seed), sizing)
+        data = read_folder(Path(path), seed, sizing, bounds)
+        return data if lazy else read_images(data)
+    return resized(_npz(Path(path), seed, bounds) if kind == "npz" else _text(Path(path), seed), sizing)
+
+
+def _registered(name: str, root: str | Path | None, seed: int) -> Dataset:
     folder = None if root is None else Path(root)
     if folder is not None and not folder.is_dir():
         raise RobGIBError(f"data folder {str(folder)!r} does not exist; give --data-root an existing folder.")
-    return resized(DATASETS[name](folder, seed), sizing)
+    return DATASETS[name](folder, seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -139,9 +140,10 @@ class _Resized:
         """One image."""
         return np.ascontiguousarray(self._sizing.images(self._x[[row]].to(torch.float32))[0].numpy())
 
-    def content(self, row: int) -> bytes:
-        """Its own bytes."""
-        return self._x[[row]].to(torch.float32).numpy().tobytes() + repr(self._sizing).encode()
+    def digests(self, rows: Sequence[int]) -> list[bytes]:
+        """Of their own pixels, and how they are resized."""
+        how = repr(self._sizing).encode()
+        return [hashlib.sha256(self._x[[r]].to(torch.float32).numpy().tobytes() + how).digest() for r in rows]
 
 
 def resized(data: Dataset, sizing: Sizing | None) -> Dataset:
@@ -155,7 +157,9 @@ def resized(data: Dataset, sizing: Sizing | None) -> Dataset:
 
     def part(split: Split) -> Split:
         rows: Sequence[int] = range(len(split))
-        return Split(LazyImages(_Resized(split.x, sizing), rows), split.y) if len(split) else _none(split, sizing)  # type: ignore[arg-type]
+        if not len(split):
+            return _none(split, sizing)
+        return replace(split, x=LazyImages(_Resized(split.x, sizing), rows))  # type: ignore[arg-type]
 
     return replace(data, train=part(data.train), val=part(data.val), test=part(data.test))
 

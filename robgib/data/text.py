@@ -39,14 +39,18 @@ def read_texts(folder: Path) -> tuple[list[list[str]], Array, tuple[str, ...]]:
     """
     from sklearn.datasets import load_files
 
-    classes = sorted(p for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
+    inside = sorted(folder.iterdir()) if folder.is_dir() else []
+    classes = [p for p in inside if p.is_dir() and not p.name.startswith(".")]
     if not classes:
         raise RobGIBError(f"{folder} holds no folders of texts named for their classes.")
     for one in classes:
         if not any(p.is_file() for p in one.iterdir()):
             raise RobGIBError(f"{one} holds no texts.")
+        if strange := next((p for p in sorted(one.iterdir()) if not p.is_file()), None):  # a pipe would be waited for
+            raise RobGIBError(f"{strange} is no regular file; remove it, or give texts alone.")
     try:
-        held = load_files(str(folder), encoding="utf-8", decode_error="replace", shuffle=False)
+        names = [p.name for p in classes]
+        held = load_files(str(folder), categories=names, encoding="utf-8", decode_error="replace", shuffle=False)
     except OSError as error:
         raise RobGIBError(f"the texts in {folder} cannot be read: {error}.") from error
     return [tokenise(text) for text in held.data], np.asarray(held.target), tuple(held.target_names)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import copy
+import re
+import warnings
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,15 +16,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robgib.errors import RobGIBError, unknown_name
+from robgib.errors import RobGIBError, RobGIBWarning, unknown_name
 from robgib.information.features import WIDE, directions
 from robgib.models.adapt import Classifier, network_of
-from robgib.runtime import Progress, network_faults
+from robgib.runtime import Progress, faults_of, network_faults
 
 __all__ = [
     "LOGITS",
+    "check_layers",
     "collect_activations",
     "default_layers",
+    "find_layers",
+    "functions_of",
     "layer_shapes",
 ]
 
@@ -32,57 +39,163 @@ _NORMS = (
     nn.GroupNorm,
     *((nn.RMSNorm,) if hasattr(nn, "RMSNorm") else ()),
 )
+_SEQUENCES = (
+    nn.RNNBase,
+    nn.MultiheadAttention,
+    nn.TransformerEncoder,
+    nn.TransformerEncoderLayer,
+    nn.TransformerDecoder,
+    nn.TransformerDecoderLayer,
+    nn.Transformer,
+)
 _NORM_NAMES = {f"BatchNorm{d}d" for d in (1, 2, 3)} | {"LayerNorm", "GroupNorm", "RMSNorm"}
 
 
-def _record(model: nn.Module, x: Tensor, names: Sequence[str]) -> dict[str, Any]:
-    """Outputs of the named modules, in the order in which they were last called, then the model's."""
+Keep = Callable[[nn.Module, str, str, Tensor], Any]
+"""What is kept of one tensor that a module gives: of the module, its call, the tensor's place and the tensor."""
+_LABEL = re.compile(r"(?P<module>.+?)(?P<call>\[\d+\])?(?P<part>\([^()]*\))?", re.DOTALL)
+
+
+def _module_of(layer: str, modules: Mapping[str, nn.Module]) -> str:
+    """The module whose output a layer is: ``block[2](hidden)`` is of ``block``."""
+    if layer in modules:
+        return layer
+    found = _LABEL.fullmatch(layer)
+    return str(found["module"]) if found else layer
+
+
+def _modules(model: nn.Module) -> dict[str, nn.Module]:
+    """The network's modules under all of their names."""
+    return dict(network_of(model).named_modules(remove_duplicate=False))
+
+
+def _tensors(output: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a module's output with their places: ``1.0`` is the first of the second."""
+    if isinstance(output, Tensor):
+        yield path, output
+    elif isinstance(output, Mapping):
+        for key, value in output.items():
+            yield from _tensors(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(output, tuple | list):
+        for i, value in enumerate(output):
+            yield from _tensors(value, f"{path}.{i}" if path else str(i))
+
+
+def _record(model: nn.Module, x: Tensor, names: Sequence[str], keep: Keep) -> dict[str, Any]:
+    """What is kept of the named modules' outputs, by layer in order of execution, then of the model's."""
     rows = model.rows if isinstance(model, Classifier) else None
     if rows is None or not len(x):
-        return _call(model, x, names)
+        return _call(model, x, names, keep)
     assert isinstance(model, Classifier)
     calls = x.split(1 if model.alone else rows)
-    parts = [_call(model, part, names) for part in calls]
+    parts = [_call(model, part, names, keep) for part in calls]
 
     def joined(name: str) -> Any:
-        held = [part[name] for part in parts]
-        if not all(isinstance(h, Tensor) and h.ndim for h in held):
+        held = [part.get(name) for part in parts]
+        tensors = [h for h in held if isinstance(h, Tensor) and h.ndim]
+        if len(tensors) < len(held):
             return held[0]
-        return torch.cat([h[: len(part)] for h, part in zip(held, calls, strict=True)])  # less what filled it up
+        return torch.cat([h[: len(part)] for h, part in zip(tensors, calls, strict=True)])  # less what filled it up
 
     return {name: joined(name) for name in parts[0]}
 
 
-def _call(model: nn.Module, x: Tensor, names: Sequence[str]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _call(
+    model: nn.Module, x: Tensor, names: Sequence[str], keep: Keep, instead: Mapping[str, Tensor] | None = None
+) -> dict[str, Any]:
+    """As :func:`_record`, of one call of the model.
 
-    def keep(name: str) -> Any:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            found.pop(name, None)
-            found[name] = output
+    What is kept is taken when the module returns: a module or an operation after it may write over its output. A module
+    that is called k times is k layers, ``block[1]`` to ``block[k]``, and each tensor of several that it gives is one,
+    ``lstm(0)``. ``instead`` replaces the outputs of layers, all named with their call and part.
+    """
+    found: list[tuple[str, int, str, Any]] = []
+    counts: dict[str, int] = {}
+    many: set[str] = set()
+
+    def watch(name: str) -> Any:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
+            counts[name] = counts.get(name, 0) + 1
+            call = f"{name}[{counts[name]}]"
+            held = list(_tensors(output))
+            if len(held) > 1:
+                many.add(name)
+            for path, tensor in held:
+                found.append((name, counts[name], path, keep(module, call, path, tensor)))
+            if not held:
+                found.append((name, counts[name], "", None))
+            return _replaced(output, call, instead) if instead else None
 
         return hook
 
-    modules = dict(network_of(model).named_modules())
+    modules = _modules(model)
     modes = [(m, m.training) for m in model.modules()]
     with ExitStack() as stack, torch.no_grad():
         for name in names:
             if isinstance(modules[name], torch.jit.ScriptModule):
                 raise RobGIBError(f"layer {name!r} is inside a TorchScript file and cannot be watched; use {LOGITS!r}.")
-            stack.callback(modules[name].register_forward_hook(keep(name)).remove)
+            stack.callback(modules[name].register_forward_hook(watch(name)).remove)
         model.eval()
         try:
-            found[LOGITS] = model(x)
+            with faults_of(f"the model, given images of shape {tuple(x.shape)},"):
+                output = model(x)
         finally:
             for module, mode in modes:
                 module.training = mode
-    return found
+    told = {
+        f"{name}{f'[{call}]' if counts[name] > 1 else ''}{f'({path})' if name in many else ''}": kept
+        for name, call, path, kept in found
+    }
+    return {**told, LOGITS: keep(model, LOGITS, "", output)}
+
+
+def _replaced(output: Any, call: str, instead: Mapping[str, Tensor], path: str = "") -> Any:
+    """A module's output with the tensors that are given instead."""
+    if isinstance(output, Tensor):
+        other = instead.get(f"{call}({path})")
+        return output if other is None else other.clone()
+    if isinstance(output, Mapping):
+        changed = copy.copy(output)
+        for key, value in output.items():
+            changed[key] = _replaced(value, call, instead, f"{path}.{key}" if path else str(key))  # type: ignore[index]
+        return changed
+    if isinstance(output, tuple | list):
+        parts = [_replaced(v, call, instead, f"{path}.{i}" if path else str(i)) for i, v in enumerate(output)]
+        return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)
+    return output
+
+
+def _itself(module: nn.Module, call: str, path: str, tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _batch_first(module: nn.Module) -> bool | None:
+    """Whether a module of sequences has the images first; None where it is none."""
+    if not isinstance(module, _SEQUENCES):
+        return None
+    told = [m.batch_first for m in module.modules() if hasattr(m, "batch_first")]
+    return bool(told[0]) if told else None
+
+
+def _images_first(module: nn.Module, path: str, output: Any, images: int) -> tuple[Tensor | None, bool]:
+    """A tensor with a row an image, or None where it has none; and whether another axis might be the images'."""
+    if not isinstance(output, Tensor) or output.ndim < 2 or output.layout != torch.strided:
+        return None, False
+    first = _batch_first(module)
+    if isinstance(module, nn.RNNBase) and path.startswith("1"):  # the last states, a row a level
+        return (output.transpose(0, 1).flatten(1), False) if output.ndim == 3 else (None, False)
+    tokens = output.ndim == 3 and output.shape[1] == images
+    if first is False and tokens and path in ("", "0"):
+        return output.transpose(0, 1), False
+    if len(output) == images:
+        return output, tokens and first is None
+    return (output.transpose(0, 1), False) if tokens else (None, False)
 
 
 def layer_shapes(model: nn.Module, example: Tensor) -> dict[str, tuple[int, ...]]:
     """Shape of every layer's output for one image, in order of execution; the logits last."""
     names = [n for n, m in network_of(model).named_modules() if n and not isinstance(m, torch.jit.ScriptModule)]
-    found = _record(model, example, names)
+    found = _record(model, example, names, _itself)
     return {n: tuple(v.shape[1:]) for n, v in found.items() if isinstance(v, Tensor) and v.ndim >= 2}
 
 
@@ -138,23 +251,123 @@ def _candidates(module: nn.Module, prefix: str) -> Iterator[str]:
 def default_layers(model: nn.Module, example: Tensor) -> tuple[str, ...]:
     """Return every block's output that the forward pass computes, in order, and the logits.
 
-    Where a model is but a wrapper of another (normalisation before a network), the blocks are the inner one's.
+    Where a model is but a wrapper of another (normalisation before a network), the blocks are the inner one's. A block
+    that is called k times is k layers, ``block[1]`` to ``block[k]``; each tensor of several that it gives is one, as
+    ``lstm(0)``. What cannot be a layer is warned of.
     """
-    modules = dict(network_of(model).named_modules())
+    layers, notes = find_layers(model, example)
+    for note in notes:
+        warnings.warn(note, RobGIBWarning, stacklevel=2)
+    return layers
+
+
+def find_layers(
+    model: nn.Module, example: Tensor, names: Sequence[str] | None = None
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The layers that modules' names ask for, every call and tensor of them; and what is left out, a sentence each.
+
+    Args:
+        model: on the device of ``example``.
+        example: a few images (N, …).
+        names: modules, layers or ``logits``; None takes every block (:func:`default_layers`).
+
+    Raises:
+        RobGIBError: an unknown name.
+    """
+    if names is not None:
+        return _asked_layers(model, example, tuple(dict.fromkeys(names))), ()
+    modules = _modules(model)
     prefix = ""
     while True:
-        names = [n for n in _candidates(modules[prefix.rstrip(".")], prefix) if n]
-        found = _record(model, example, names)
+        named = [n for n in _candidates(modules[prefix.rstrip(".")], prefix) if n]
+        once = {id(modules[n]): n for n in reversed(named)}  # a module that has two names is watched under the first
+        found = _record(model, example, list(reversed(once.values())), _itself)
         output = found.pop(LOGITS)
-        blocks = [
-            n
-            for n, v in found.items()
-            if isinstance(v, Tensor) and v.ndim >= 2 and len(v) == len(example) and v is not output
-        ]
-        wrapped = [n for n, v in found.items() if v is output and any(modules[n].children())]
+        held = {n: v for n, v in found.items() if v is not output}
+        usable = {n: _layer_of(modules, n, v, len(example)) for n, v in held.items()}
+        blocks = [n for n, v in usable.items() if v is not None]
+        wrapped = [n for n, v in found.items() if v is output and any(modules[_module_of(n, modules)].children())]
         if blocks or not wrapped:
-            return (*blocks, LOGITS)
-        prefix = f"{wrapped[-1]}."
+            notes = [f"layer {n!r} {_WHY}: left out" for n, v in usable.items() if v is None]
+            return (*blocks, LOGITS), tuple(notes)
+        prefix = f"{_module_of(wrapped[-1], modules)}."
+
+
+_WHY = "gives no tensor of numbers with a row an image that tells images apart"
+
+
+def _layer_of(modules: Mapping[str, nn.Module], layer: str, value: Any, images: int) -> Tensor | None:
+    """A layer's output, images first; None where it has none, or is one of several parts and the same for all."""
+    name = _module_of(layer, modules)
+    part = layer[len(name) :].rpartition("(")[2].rstrip(")")
+    output = _images_first(modules[name], part, value, images)[0]
+    if output is None or (part and images > 1 and bool((output == output[:1]).all())):
+        return None
+    return output
+
+
+def _asked_layers(model: nn.Module, example: Tensor, names: Sequence[str]) -> tuple[str, ...]:
+    """The layers that are asked for by name: every call and every tensor of a module's."""
+    modules = _modules(model)
+    watched = [_watched(n, modules) for n in names if n != LOGITS]
+    found = _record(model, example, list(dict.fromkeys(watched)), _itself)
+    usable = {n for n, v in found.items() if n == LOGITS or _layer_of(modules, n, v, len(example)) is not None}
+    return tuple(dict.fromkeys(layer for name in names for layer in _matching(name, found, usable, modules)))
+
+
+def _watched(layer: str, modules: Mapping[str, nn.Module]) -> str:
+    """The module to watch for a layer."""
+    name = _module_of(layer, modules)
+    if name not in modules:
+        raise unknown_name("layer", layer, [*(n for n in modules if n), LOGITS])
+    return name
+
+
+def _matching(name: str, found: Iterable[str], usable: Container[str], modules: Mapping[str, nn.Module]) -> list[str]:
+    """The layers found that a name asks for; itself where the module never fires, which is told when it is captured."""
+    if name in found:
+        return [name]
+    module = _module_of(name, modules)
+    own = [n for n in found if n != LOGITS and _module_of(n, modules) == module]
+    asked = own if name == module else [n for n in own if n.startswith((f"{name}(", f"{name}["))]
+    if own and not asked:
+        raise unknown_name("layer", name, own)
+    return [n for n in asked if n in usable] or asked or [name]
+
+
+def functions_of(model: nn.Module, x: Tensor, layer: str, others: Sequence[str]) -> frozenset[str]:
+    """Which of the other layers the network computes from ``layer`` alone.
+
+    That is tried: the network is run on the second half of the images with the layer's values of the first half in it.
+    A layer that is a function of it then holds what it holds of the first half.
+
+    Args:
+        model: on the device of ``x``.
+        x: images (N, …), two at least.
+        layer: a layer as :func:`find_layers` names it.
+        others: further ones, or ``logits``.
+    """
+    modules = _modules(model)
+    half = len(x) // 2
+    if isinstance(model, Classifier) and model.rows is not None:
+        half = 1 if model.alone else min(half, model.rows)
+    ours, theirs = x[:half], x[half : 2 * half]
+    watched = list(dict.fromkeys(_watched(n, modules) for n in (layer, *others) if n != LOGITS))
+
+    def copied(module: nn.Module, call: str, path: str, tensor: Tensor) -> tuple[str, Tensor]:
+        return f"{call}({path})", tensor.detach().clone()
+
+    of_ours, of_theirs = (_call(model, part, watched, copied) for part in (ours, theirs))
+    place, values = of_ours[layer]
+    mixed = _call(model, theirs, watched, copied, {place: values})
+    return frozenset(
+        n for n in others if _alike(mixed[n][1], of_ours[n][1]) and not _alike(of_theirs[n][1], of_ours[n][1])
+    )
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    size = float(b.abs().max()) if b.numel() else 0.0
+    return a.shape == b.shape and torch.allclose(a.float(), b.float(), rtol=1e-4, atol=1e-5 * size)
 
 
 _UNITS = {  # what a leaf of this class tells of the number of units that its output has
@@ -197,6 +410,15 @@ def _compact(output: Tensor, pool: int, class_token: bool, module: nn.Module | N
     return output
 
 
+def check_layers(model: nn.Module, layers: Sequence[str]) -> tuple[str, ...]:
+    """Return the layers, each once; raise where a model has no module of such a name."""
+    modules = _modules(model)
+    for name in layers:
+        if name != LOGITS:
+            _watched(name, modules)
+    return tuple(dict.fromkeys(layers))
+
+
 def collect_activations(
     model: nn.Module,
     x: Tensor,
@@ -215,7 +437,8 @@ def collect_activations(
         model: on ``device``; run in eval mode. The layers' names are those of the network itself where it is behind a
             :class:`~robgib.models.adapt.Classifier`.
         x: images (N, …).
-        layers: module names, or ``logits``.
+        layers: module names, or ``logits``. A module that is called k times, or gives several tensors, is several
+            layers, ``block[1]``, ``lstm(0)``; its own name asks for all of them.
         pool: largest side to which convolutional maps are averaged.
         batch_size: images at once; halved where memory does not suffice.
         device: where the model is.
@@ -233,39 +456,39 @@ def collect_activations(
         RobGIBError: an unknown name, a layer that the forward pass does not reach, that gives no tensor, that
             is constant over the samples, or that holds NaN or infinite values.
     """
-    modules, layers = dict(network_of(model).named_modules()), tuple(dict.fromkeys(layers))
-    for name in layers:
-        if name != LOGITS and name not in modules:
-            raise unknown_name("layer", name, [*(n for n in modules if n), LOGITS])
+    modules, names = _modules(model), check_layers(model, layers)
+    watched = list(dict.fromkeys(_watched(n, modules) for n in names if n != LOGITS))
     class_token = any(n.rpartition(".")[2] in ("class_token", "cls_token") for n, _ in model.named_parameters())
-    parts: dict[str, list[Tensor]] = {name: [] for name in layers}
-    start = 0
+    parts: dict[str, list[Tensor]] = {}
+    start, fewer = 0, 0
     while start < len(x):
-        batch = x[start : start + batch_size].to(device)
+        batch = x[start : start + batch_size - fewer].to(device)
+        kept = _Kept(pool, class_token, model.rows if isinstance(model, Classifier) else None, len(batch))
         try:
             with network_faults():
-                found = _record(model, batch, [n for n in layers if n != LOGITS])
+                found = _record(model, batch, watched, kept)
         except torch.OutOfMemoryError:
             if batch_size == 1:
                 raise
             batch_size = max(1, batch_size // 2)
             torch.cuda.empty_cache()
             continue
+        if kept.doubtful and not fewer and len(batch) > 1 and kept.rows is None:
+            fewer = 1 + batch_size - len(batch)  # with one image less the tokens are told from the images
+            continue
+        fewer = 0
         start += len(batch)
-        for name in layers:
-            if name not in found:
-                raise RobGIBError(f"layer {name!r} never fires: the model's forward pass does not call it.")
-            output = found[name]
-            if not isinstance(output, Tensor) or output.ndim < 2 or len(output) != len(batch):
-                raise RobGIBError(f"layer {name!r} does not give one tensor (N, …) for N images; choose another.")
-            kept = _compact(output, pool, class_token, modules.get(name)).float().cpu()
-            if reduced and kept[0].numel() > WIDE:
-                kept = torch.from_numpy(directions(kept[0].numel()).transform(kept.flatten(1).numpy()))
-            parts[name].append(kept)
+        usable = [n for n, v in found.items() if isinstance(v, Tensor) and len(v) == len(batch)]
+        wanted = parts or [layer for n in names for layer in _matching(n, found, usable, modules)]
+        for name in dict.fromkeys(wanted):
+            parts.setdefault(name, []).append(_checked(name, found, modules, len(batch), reduced))
         if progress:
             progress("capturing layers", start, len(x))
     held = {name: torch.cat(chunks).numpy() for name, chunks in parts.items()}
-    for name, values in held.items():
+    for name, values in list(held.items()):
+        if name not in names and name.endswith(")") and not (values != values[:1]).any():
+            del held[name]  # of a module's tensors, one that tells nothing
+            continue
         if not np.isfinite(values).all():
             raise RobGIBError(f"layer {name!r} holds NaN or infinite activations; no estimate would mean anything.")
         if check and np.ptp(values.reshape(len(values), -1), axis=0).max() == 0:
@@ -274,3 +497,51 @@ def collect_activations(
                 "choose other layers with --layer."
             )
     return held
+
+
+@dataclass
+class _Kept:
+    """What :func:`collect_activations` keeps of a tensor: a copy, pooled, units first.
+
+    Attributes:
+        pool: as there.
+        class_token: whether the first token stands for all.
+        rows: images that the network takes at once, where that is fixed.
+        images: how many it is given.
+        doubtful: whether a tensor had as many tokens as images, so that either might be either.
+    """
+
+    pool: int
+    class_token: bool
+    rows: int | None
+    images: int
+    doubtful: bool = False
+
+    def __call__(self, module: nn.Module, call: str, path: str, tensor: Any) -> Tensor | None:
+        if call == LOGITS:
+            return _compact(tensor, self.pool, self.class_token).detach().float().cpu().clone()
+        output, doubt = _images_first(module, path, tensor, self.rows or self.images)
+        self.doubtful |= doubt
+        if output is None:
+            return None
+        return _compact(output, self.pool, self.class_token, module).detach().float().cpu().clone()
+
+
+def _checked(
+    name: str, found: Mapping[str, Any], modules: Mapping[str, nn.Module], images: int, reduced: bool
+) -> Tensor:
+    """What was kept of a layer, on random directions where it is wide and ``reduced``."""
+    if name not in found:
+        fired = any(n != LOGITS and _module_of(n, modules) == _module_of(name, modules) for n in found)
+        if fired:
+            raise RobGIBError(
+                f"layer {name!r} is not there for all images: the forward pass calls its module now more often, now "
+                "less; choose another."
+            )
+        raise RobGIBError(f"layer {name!r} never fires: the model's forward pass does not call it.")
+    kept = found[name]
+    if not isinstance(kept, Tensor) or len(kept) != images:
+        raise RobGIBError(f"layer {name!r} does not give one tensor (N, …) for N images; choose another.")
+    if reduced and kept[0].numel() > WIDE:
+        kept = torch.from_numpy(directions(kept[0].numel()).transform(kept.flatten(1).numpy()))
+    return kept

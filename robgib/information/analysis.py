@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import warnings
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,12 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.special import softmax
-from torch import Tensor
+from torch import Tensor, nn
 
 from robgib.data.dataset import Dataset, split_information
 from robgib.errors import RobGIBError, RobGIBWarning
 from robgib.files import Parts
-from robgib.information.activations import LOGITS, collect_activations, default_layers
+from robgib.information.activations import LOGITS, collect_activations, find_layers, functions_of
 from robgib.information.base import Decomposition, Estimator
 from robgib.information.estimate import Estimate
 from robgib.information.exact import Exact
@@ -38,10 +40,13 @@ from robgib.information.views import (
     Target,
     View,
     entropy_estimate,
+    mark_processing,
 )
+from robgib.models.adapt import seeded
 from robgib.models.inference import Prepared, predict, prepare
+from robgib.models.state import State, settings_kept
 from robgib.results import table
-from robgib.runtime import Progress
+from robgib.runtime import Progress, faults_of, never_ends
 
 __all__ = [
     "DEFAULT_ESTIMATORS",
@@ -82,6 +87,7 @@ _FEW_EFFECTIVE = 0.2
 """Share of the samples below which the effective sample size of PMI weights marks the figures."""
 
 
+@never_ends
 def layer_information(
     model: object,
     data: Dataset,
@@ -144,7 +150,7 @@ def layer_information(
     if not isinstance(model, Prepared):
         model = prepare(model, data.test.x, classes=len(data.classes), batch_size=batch_size, device=device)
     size = model.batch_size
-    chosen = tuple(dict.fromkeys(layers)) if layers else default_layers(model.model, data.test.x[:2].to(device))
+    chosen, left_out = find_layers(model.model, data.test.x[:2].to(device), layers or None)
     halves, undecided = split_information(data, samples, seed), 0
     if makers:
         halves, predicted, undecided = _decided_parts(model, halves, size, device)
@@ -166,7 +172,8 @@ def layer_information(
             seen[view] = {n: fit_view(view, then[n], layer_dims, count, sigma, seed, bins_of(makers)) for n in chosen}
             of_layers = [seen[view][n].target(n, now[n], then[n], y.numpy(), weights) for n in chosen]
             beside = _labels(view, predicted, (y.numpy(), y_fit.numpy()), weights)
-            targets[view] = [*of_layers, *beside]
+            computed = partial(_computed_from, model.model, x[:8].to(device), view)
+            targets[view] = mark_processing([*of_layers, *beside], computed)
         for number, (estimator, partition) in enumerate((e, p) for e in makers for p in partitions):
             if progress:
                 progress(
@@ -190,7 +197,8 @@ def layer_information(
                     inputs,
                     codes_of(model, seen[estimator.view], size, device, reduced=not unit_groups),
                 )
-            with about(estimator, partition):
+            guard = _unchanged(model.model, estimator, (x, x_fit, y), inputs, wanted)
+            with about(estimator, partition), guard, seeded(seed, device):
                 prepared = estimator.prepare(inputs.values, inputs.fit)
                 found = estimator.of_network(prepared, wanted, network, weights, progress)
             for target, decomposition in zip(wanted, found, strict=True):
@@ -222,6 +230,7 @@ def layer_information(
         len(halves[0][0]),
         len(halves[1][0]),
         undecided,
+        left_out,
     )
 
 
@@ -237,6 +246,7 @@ class LayerInformation:
         samples: images that were estimated on.
         fit_samples: images that codes and components were fitted on.
         undecided: images left out, since the model has no finite answer to them.
+        left_out: blocks that cannot be layers, a sentence each.
     """
 
     layers: pd.DataFrame
@@ -246,6 +256,7 @@ class LayerInformation:
     samples: int
     fit_samples: int
     undecided: int
+    left_out: tuple[str, ...] = ()
 
 
 def make_estimators(
@@ -360,17 +371,36 @@ def _labels(
     return [seen, Target(LABEL, view, truth, labels[1], unknown, own, "the true label", code=False)]
 
 
+def _computed_from(network: nn.Module, x: Tensor, view: View, layer: str, others: Sequence[str]) -> set[str]:
+    """Which of the targets the network computes from a layer: the class predicted is one where the logits are.
+
+    In noise it is not: the class predicted has none.
+    """
+    asked = [n for n in others if n not in (PREDICTION, LABEL)]
+    found = {LOGITS} if layer == LOGITS else set(functions_of(network, x, layer, [*asked, LOGITS]))
+    return found | ({PREDICTION} if LOGITS in found and view != NOISE else set())
+
+
 def codes_of(
-    model: Prepared, seen: Mapping[str, Seen], batch_size: int, device: torch.device | str, reduced: bool = False
+    model: Prepared,
+    seen: Mapping[str, Seen],
+    batch_size: int,
+    device: torch.device | str,
+    reduced: bool = False,
+    layers: Mapping[str, str] | None = None,
 ) -> Any:
-    """From inputs to the codes of every layer, the class predicted, and the classes' probabilities."""
-    names, wanted = tuple(seen), tuple(dict.fromkeys([*seen, LOGITS]))
+    """From inputs to the codes of every target, the class predicted, and the classes' probabilities.
+
+    ``layers`` says of which layer each target is, where some layers are seen in several ways.
+    """
+    of = layers or {n: n for n in seen}
+    names, wanted = tuple(seen), tuple(dict.fromkeys([*of.values(), LOGITS]))
 
     def codes(x: Tensor) -> dict[str, np.ndarray]:
         held = collect_activations(
             model.model, x, wanted, batch_size=batch_size, device=device, check=False, reduced=reduced
         )
-        told = {n: seen[n](held[n]) for n in names}
+        told = {n: seen[n](held[of[n]]) for n in names}
         logits = held[LOGITS]
         return {**told, PREDICTION: logits.argmax(1).astype(np.int64), LABEL: softmax(logits, axis=1)}
 
@@ -383,9 +413,37 @@ def about(estimator: Estimator, what: str) -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RobGIBWarning)
-            yield
+            with faults_of("it"):
+                yield
     except RobGIBError as error:
         raise RobGIBError(f"estimator {estimator.name!r}, {what}: {error}") from error
+
+
+@contextmanager
+def _unchanged(
+    model: nn.Module, estimator: Estimator, samples: Sequence[Tensor], inputs: Features, targets: Sequence[Target]
+) -> Iterator[None]:
+    """See that a plug-in estimator changes neither the model, which is put back, nor what the others estimate on."""
+    if type(estimator).__module__.startswith("robgib."):
+        yield
+        return
+
+    def sums() -> list[int]:
+        arrays = [*(s.numpy() for s in samples), *inputs.values, *inputs.fit]
+        arrays += [a for t in targets for a in (t.values, t.fit)]
+        return [zlib.crc32(np.ascontiguousarray(a).tobytes()) for a in arrays]
+
+    before, held = State([model]), sums()
+    try:
+        with settings_kept():
+            yield
+    finally:
+        changed = [*before.changed(), *(f"mode of {name or type(model).__name__}" for name in before.modes())]
+        before.restore()
+    if changed:
+        raise RobGIBError(f"it changed the model ({', '.join(changed[:3])}), which was put back; work on a copy.")
+    if sums() != held:
+        raise RobGIBError("it changed the samples that it was given, which others estimate on too; work on copies.")
 
 
 def term_rows(target: Target, found: Decomposition, inputs: Features, beta: float) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from robgib.errors import RobGIBError, unknown_name
 __all__ = [
     "Features",
     "Projection",
+    "check_features",
     "directions",
     "group_inputs",
     "group_units",
@@ -121,6 +122,27 @@ def reduce(values: npt.ArrayLike, fit: npt.ArrayLike, dims: int) -> tuple[Vector
     return projection(values), projection(fit)
 
 
+def check_features(spec: str, shape: tuple[int, ...]) -> None:
+    """Raise where samples of this shape cannot be cut so; see :func:`group_inputs`."""
+    kind, _, size = spec.partition(":")
+    found = f"(N, {', '.join(map(str, shape))})"
+    if kind not in _KINDS:
+        raise unknown_name("kind of features", kind, _KINDS)
+    if kind in ("patches", "channels") and len(shape) != 3:
+        raise RobGIBError(f"features {spec!r} need images (N, C, H, W), not {found}; use pca:N.")
+    if kind == "tokens" and len(shape) != 2:
+        raise RobGIBError(f"features {spec!r} need sequences (N, L, D), not {found}; use pca:N.")
+    if kind == "groups" and len(shape) != 1:
+        raise RobGIBError(f"features {spec!r} need vectors (N, D), not {found}; use patches:G or tokens:G.")
+    if _KINDS[kind]:
+        if not size.isdigit() or int(size) < 1:
+            raise RobGIBError(f"features {spec!r}: give a whole number, as in {kind}:{_KINDS[kind]}.")
+    elif size:
+        raise RobGIBError(f"features {spec!r}: {kind} takes no number.")
+    if kind == "patches" and int(size) > min(shape[1:]):
+        raise RobGIBError(f"features {spec!r}: images of {shape[1]}x{shape[2]} have no such grid.")
+
+
 def group_inputs(spec: str, x: npt.ArrayLike | LazyImages, fit: npt.ArrayLike | LazyImages, dims: int = 4) -> Features:
     """Cut images into features.
 
@@ -142,21 +164,8 @@ def group_inputs(spec: str, x: npt.ArrayLike | LazyImages, fit: npt.ArrayLike | 
     '4 patches of 4 dimensions'
     """
     kind, _, size = spec.partition(":")
-    if kind not in _KINDS:
-        raise unknown_name("kind of features", kind, _KINDS)
     x, fit = (part if isinstance(part, LazyImages) else np.asarray(part) for part in (x, fit))
-    if kind in ("patches", "channels") and x.ndim != 4:
-        raise RobGIBError(f"features {spec!r} need images (N, C, H, W), not {x.shape}; use pca:N.")
-    if kind == "tokens" and x.ndim != 3:
-        raise RobGIBError(f"features {spec!r} need sequences (N, L, D), not {x.shape}; use pca:N.")
-    if kind == "groups" and x.ndim != 2:
-        raise RobGIBError(f"features {spec!r} need vectors (N, D), not {x.shape}; use patches:G or tokens:G.")
-    if _KINDS[kind]:
-        if not size.isdigit() or int(size) < 1:
-            raise RobGIBError(f"features {spec!r}: give a whole number, as in {kind}:{_KINDS[kind]}.")
-    elif size:
-        raise RobGIBError(f"features {spec!r}: {kind} takes no number.")
-
+    check_features(spec, tuple(x.shape[1:]))
     if kind == "pca":
         (now,), (then,) = (_pieces(part, [(slice(None),)]) for part in (x, fit))
         values, reference = reduce(now, then, int(size))
@@ -193,8 +202,6 @@ def group_inputs(spec: str, x: npt.ArrayLike | LazyImages, fit: npt.ArrayLike | 
         cuts = [(f"{noun} {a}-{b - 1}", (slice(None), slice(a, b))) for a, b in zip(edges[:-1], edges[1:], strict=True)]
     else:
         grid = int(size)
-        if grid > min(x.shape[2:]):
-            raise RobGIBError(f"features {spec!r}: images of {x.shape[2]}x{x.shape[3]} have no such grid.")
         rows, columns = (np.linspace(0, side, grid + 1).round().astype(int) for side in x.shape[2:])
         cuts = [
             (

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from robgib import registry
-from robgib.errors import unknown_name
+from robgib.errors import RobGIBError, unknown_name
 from robgib.information.base import Estimator
 from robgib.information.binned import Binned
 from robgib.information.exact import Exact
@@ -67,11 +67,14 @@ def estimator_catalogue(extra: Sequence[Path] = ()) -> dict[str, EstimatorEntry]
         for key in content:
             if key not in ("estimator", "parameters", "description"):
                 raise unknown_name(f"key in {path}:", str(key), ("estimator", "parameters", "description"))
-        if content["estimator"] not in classes:
+        if str(content["estimator"]) not in classes:
             raise unknown_name(f"estimator in {path}:", str(content["estimator"]), classes)
-        kind = classes[content["estimator"]].value
-        parameters = {k: registry.parse_value(v) for k, v in (content.get("parameters") or {}).items()}
-        described = content.get("description") or kind.summary
+        kind = classes[str(content["estimator"])].value
+        given = content.get("parameters") or {}
+        if not isinstance(given, dict) or not all(isinstance(key, str) for key in given):
+            raise RobGIBError(f"{path}: parameters must map names to values, not {given!r}.")
+        parameters = {k: registry.parse_value(v) for k, v in given.items()}
+        described = str(content.get("description") or kind.summary)
         found[name] = EstimatorEntry(name, kind, parameters, described, str(path))
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +29,7 @@ from robgib.information.measures import functionals
 from robgib.information.validation_tasks import tasks
 from robgib.information.views import EXACT, NOISE, Network, Seen, View
 from robgib.results import table
-from robgib.runtime import Progress
+from robgib.runtime import Progress, end_with
 
 __all__ = [
     "HOLDS",
@@ -110,7 +111,7 @@ def validate(
         fixed = isinstance(task, KnownNetwork) and task.another is None
         views = _views(task, estimator.view) if isinstance(task, KnownNetwork) and fixed else {}
         parallel = Parallel(n_jobs=1 if plug_in else jobs, return_as="generator")
-        for trial in parallel(delayed(_try)(estimator, task, views, seed, r) for r in range(repeats)):
+        for trial in parallel(delayed(_work)(os.getpid(), estimator, task, views, seed, r) for r in range(repeats)):
             trials.append(trial)
             if progress:
                 progress(f"{estimator.name}: {task.name}", len(trials), repeats, f"{number + 1}/{len(work)}")
@@ -135,6 +136,12 @@ class _Trial:
 
 Views = Mapping[str, tuple[Seen, Vector, float]]
 """Of each layer: how it is seen, its true terms, and the true I(T;Y)."""
+
+
+def _work(parent: int, *what: Any) -> dict[str, _Trial]:
+    """:func:`_try` in a process that ends with the one that it works for."""
+    end_with(parent)
+    return _try(*what)
 
 
 def _try(estimator: Estimator, task: Task | KnownNetwork, views: Views, seed: int, repeat: int) -> dict[str, _Trial]:

@@ -7,7 +7,7 @@ I(X;T) then follows from T alone: it is H(T), or the entropy of a Gaussian mixtu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
@@ -29,13 +29,16 @@ __all__ = [
     "RATE",
     "Bins",
     "Codebook",
+    "Dominance",
     "Network",
     "NoisyLayer",
+    "Rescaled",
     "Seen",
     "Target",
     "View",
     "count_information",
     "entropy_estimate",
+    "mark_processing",
     "mixture_information",
 ]
 
@@ -48,6 +51,7 @@ SYMBOLS_A_CLASS = 4
 """Fewer codes a class than this cannot tell what a layer knows of the label."""
 _SALT = 5  # so that data drawn with the same seed do not repeat the noise
 _TAKEN = 0.1  # bits of correction from which a counted I(T;Y) is marked
+_EQUAL = 1e-9  # bits
 _NEAR = 0.95  # of what a figure cannot exceed, from which it is marked
 
 
@@ -76,6 +80,33 @@ class Target:
     resolution: str
     notes: tuple[str, ...] = ()
     code: bool = True
+
+
+def mark_processing(
+    targets: Sequence[Target], functions: Callable[[str, Sequence[str]], Container[str]]
+) -> list[Target]:
+    """Mark each target whose I(T;Y) lies below that of a later one, beyond both intervals, which is a function of it.
+
+    Processing adds no information: what the later layer tells of the label the earlier one holds, and its view lost it.
+
+    Args:
+        targets: in the order of execution.
+        functions: which of some targets, by name, are functions of one.
+    """
+    marked = list(targets)
+    for i, target in enumerate(targets):
+        above = [t for t in targets[i + 1 :] if t.code and t.label.low > target.label.high + _EQUAL]
+        told = functions(target.name, [t.name for t in above]) if above and target.code else ()
+        found = [t for t in above if t.name in told]
+        if found:
+            most = max(found, key=lambda t: t.label.value)
+            note = (
+                f"breaks data processing: {most.name!r} is computed from it and tells {most.label.value:.2f} bits of "
+                "the label, so that I(Z;Y) is no less, and the view of the layer loses it"
+            )
+            note = "; ".join(filter(None, [target.label.note, note]))
+            marked[i] = replace(target, label=replace(target.label, saturated=True, note=note))
+    return marked
 
 
 @dataclass(frozen=True)
@@ -113,16 +144,80 @@ class Seen(Protocol):
 
 
 @dataclass(frozen=True)
+class Dominance:
+    """Units whose values are so large that a view of the layer sees little but them.
+
+    Attributes:
+        scales: (U,) by which each unit is multiplied so that none is larger than the others are on average.
+        units: which are large.
+        share: of the layer's variance that they hold.
+    """
+
+    scales: Array
+    units: tuple[int, ...]
+    share: float
+
+    @classmethod
+    def of(cls, z: Array) -> Dominance | None:
+        """Look for a few large units of activations (N, U, …): a twentieth of them, or one, that hold two thirds of the
+        variance, each above five times the others' root mean square deviation. None where there are none.
+
+        >>> z = np.random.default_rng(0).standard_normal((500, 8))
+        >>> Dominance.of(z) is None, Dominance.of(z * [1, 1, 1, 1, 1, 1, 1, 100]).units
+        (True, (7,))
+        """
+        variance = z.reshape(len(z), z.shape[1], -1).var(0, dtype=np.float64).mean(1)
+        order = variance.argsort()[::-1]
+        few = max(1, len(variance) // _FEW_UNITS)
+        rest = float(variance[order[few:]].mean()) if len(variance) > few else 0.0
+        large = [int(u) for u in order[:few] if variance[u] > _LARGE**2 * rest > 0]
+        share = float(variance[large].sum() / max(variance.sum(), np.finfo(float).tiny))
+        if not large or share < _DOMINANT:
+            return None
+        scales = np.ones(len(variance))
+        scales[large] = np.sqrt(rest / variance[large])
+        return cls(scales, tuple(sorted(large)), share)
+
+    def __call__(self, z: Array) -> Array:
+        """Activations (N, U, …) with the large units scaled down to the others."""
+        return np.asarray(z * self.scales.reshape(1, -1, *[1] * (z.ndim - 2)))
+
+    def __str__(self) -> str:
+        named = ", ".join(map(str, self.units[:_NAMED])) + (" …" if len(self.units) > _NAMED else "")
+        whose = f"unit {named} holds" if len(self.units) == 1 else f"{len(self.units)} units ({named}) hold"
+        return f"{whose} {self.share:.1%} of the layer's variance"
+
+
+_FEW_UNITS = 20
+_LARGE = 5.0
+_DOMINANT = 2 / 3
+_NAMED = 3
+
+
+def _marked(target: Target, dominance: Dominance | None, what: str) -> Target:
+    """A target of a view that sees little but a few large units, marked."""
+    if dominance is None:
+        return target
+    label = replace(target.label, saturated=True)
+    return replace(target, label=label, notes=(*target.notes, f"{dominance}: {what}"))
+
+
+@dataclass(frozen=True)
 class Codebook:
     """The ``rate`` view: a layer's principal components, coded by k-means. I(X;T) of a deterministic network is H(T).
+
+    A few units of large values would take all of the code for themselves: they are scaled down to the others first,
+    which loses nothing of the layer.
 
     Attributes:
         projection: onto the components.
         centres: of the codes (k, d).
+        dominance: the large units, or None.
     """
 
     projection: Projection
     centres: Array
+    dominance: Dominance | None = None
     view: View = RATE
 
     @classmethod
@@ -136,15 +231,17 @@ class Codebook:
             raise RobGIBError(
                 f"{size} codes need at least as many samples to learn them on, not {len(z)}; ask for fewer."
             )
+        dominance = Dominance.of(z)
+        z = z if dominance is None else dominance(z)
         projection = Projection.fit(z, dims)
         scores = projection(z)
         distinct = np.unique(scores, axis=0)
         centres = distinct if len(distinct) <= size else k_means(scores, size, seed).cluster_centers_
-        return cls(projection, np.asarray(centres))
+        return cls(projection, np.asarray(centres), dominance)
 
     def __call__(self, z: Array) -> Array:
         """Codes (N,) of activations (N, …): the nearest centre."""
-        scores = self.projection(z)
+        scores = self.projection(z if self.dominance is None else self.dominance(z))
         # |x|² is the same for all centres.
         return np.asarray(((self.centres**2).sum(1) - 2 * scores @ self.centres.T).argmin(1))
 
@@ -153,6 +250,8 @@ class Codebook:
         size, classes = len(self.centres), len(np.unique(y))
         resolution = f"k-means code of {size} symbols on {self.projection.dims} components"
         made = self.counted(name, self(z), self(fit), y, weights, RATE, resolution)
+        if self.dominance is not None:
+            made = replace(made, notes=(*made.notes, f"{self.dominance}: scaled down for the code"))
         if size >= SYMBOLS_A_CLASS * classes:
             return made
         few = f"{size} codes are few for {classes} classes (at least {SYMBOLS_A_CLASS} a class)"
@@ -179,18 +278,20 @@ class Bins:
         low: lower end of the range.
         high: upper end.
         count: bins; None keeps the values as they are.
+        dominance: large units beside which the bins are too wide for the others, or None.
     """
 
     low: float
     high: float
     count: int | None
+    dominance: Dominance | None = None
     view: View = EXACT
 
     @classmethod
     def fit(cls, z: Array, count: int = 30) -> Bins:
         """Take the range of activations (N, …); few values are kept as they are."""
         few = len(np.unique(z)) <= count
-        return cls(float(z.min()), float(z.max()), None if few else count)
+        return cls(float(z.min()), float(z.max()), None if few else count, None if few else Dominance.of(z))
 
     def __call__(self, z: Array) -> Array:
         """Symbols (N,) of activations (N, …)."""
@@ -209,7 +310,8 @@ class Bins:
         how = (
             "values as they are" if self.count is None else f"{self.count} bins from {self.low:.3g} to {self.high:.3g}"
         )
-        return Target(name, EXACT, codes, codes, h, Estimate(bits, bits, bits), f"every input, units in {how}")
+        made = Target(name, EXACT, codes, codes, h, Estimate(bits, bits, bits), f"every input, units in {how}")
+        return _marked(made, self.dominance, "the bins are too wide for the others")
 
 
 @dataclass(frozen=True)
@@ -225,19 +327,21 @@ class NoisyLayer:
         scale: of the layer.
         sigma: standard deviation of the noise, in scales.
         seed: of the noise.
+        dominance: large units beside which the others drown, or None.
     """
 
     projection: Projection
     scale: float
     sigma: float
     seed: int
+    dominance: Dominance | None = None
     view: View = NOISE
 
     @classmethod
     def fit(cls, z: Array, dims: int, sigma: float, seed: int = 0) -> NoisyLayer:
         """Find the components and the scale of activations (N, …)."""
         projection = Projection.fit(z, dims)
-        return cls(projection, float(np.sqrt(projection(z).var(0).sum())), sigma, seed)
+        return cls(projection, float(np.sqrt(projection(z).var(0).sum())), sigma, seed, Dominance.of(z))
 
     def __call__(self, z: Array, salt: int = 0) -> Array:
         """Noisy scores (N, d) of activations (N, …); the noise is a stream of its own."""
@@ -261,7 +365,45 @@ class NoisyLayer:
         total = Estimate(bits[0].value, bits[0].low, bits[0].high, full, note if full else "")
         resolution = f"noise of {self.sigma:g} total standard deviations on {self.projection.dims} components"
         noisy = (self(z), self(fit, 1))
-        return Target(name, NOISE, *noisy, total, bits[1], resolution, (note,) if full else ())
+        made = Target(name, NOISE, *noisy, total, bits[1], resolution, (note,) if full else ())
+        return _marked(made, self.dominance, "the others drown in noise of its scale")
+
+
+@dataclass(frozen=True)
+class Rescaled:
+    """A view of a layer in units of its own: its mean taken off, divided by a scale, then seen as another view does.
+
+    The same function may be computed by layers of different scale, each undone by the weights after it.
+
+    Attributes:
+        seen: the view, fitted on such units.
+        centre: the layer's mean (U, …).
+        scale: its total standard deviation.
+    """
+
+    seen: Seen
+    centre: Array
+    scale: float
+
+    @classmethod
+    def of(cls, z: Array) -> tuple[Array, float]:
+        """The centre and the scale of activations (N, …); of a layer that does not vary the scale is 1."""
+        deviation = float(np.sqrt(z.reshape(len(z), -1).var(0, dtype=np.float64).sum()))
+        return z.mean(0), deviation or 1.0
+
+    @property
+    def view(self) -> View:
+        """See :attr:`Seen.view`."""
+        return self.seen.view
+
+    def __call__(self, z: Array) -> Array:
+        """T of the activations (N, …)."""
+        return self.seen((z - self.centre) / self.scale)
+
+    def target(self, name: str, z: Array, fit: Array, y: Array, weights: Array | None = None) -> Target:
+        """See :meth:`Seen.target`."""
+        ours, theirs = ((part - self.centre) / self.scale for part in (z, fit))
+        return self.seen.target(name, ours, theirs, y, weights)
 
 
 def _mean(values: Array, weights: Array | None) -> Estimate:

@@ -4,13 +4,13 @@ from robgib.models import bijective, cnn, mlp, resnet, text, vgg, vit
 from robgib.models.checkpoint import (
     CHECKPOINT_SUFFIXES,
     Checkpoint,
-    load_into,
     read_checkpoint,
     read_record,
     read_state,
     save_checkpoint,
     weights_digest,
 )
+from robgib.models.fitting import Fitted, fit, load_into
 from robgib.models.normalization import NORMALIZATIONS, Normalization, Normalize, normalization
 from robgib.models.pretrained import PRETRAINED, Pretrained, is_pretrained, load_pretrained
 from robgib.models.registry import (
@@ -27,6 +27,7 @@ __all__ = [
     "NORMALIZATIONS",
     "PRETRAINED",
     "Checkpoint",
+    "Fitted",
     "Normalization",
     "Normalize",
     "Pretrained",
@@ -34,6 +35,7 @@ __all__ = [
     "build",
     "check_file_architecture",
     "cnn",
+    "fit",
     "is_pretrained",
     "load_into",
     "load_pretrained",

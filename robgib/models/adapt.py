@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 from robgib.errors import RobGIBError, first_line
-from robgib.runtime import network_faults
+from robgib.models.state import State
+from robgib.runtime import faults_of, network_faults
 
 __all__ = [
     "Adapted",
@@ -24,6 +26,7 @@ __all__ = [
     "as_module",
     "decided",
     "differ",
+    "logits_in",
     "network_of",
     "put_random_state",
     "random_state",
@@ -31,9 +34,13 @@ __all__ = [
 ]
 
 Reading = Literal["logits", "softmax", "sigmoid"]
+Fixed = Literal["", "buffers", "weights"]
+Path = tuple[str | int, ...]
+"""Keys, numbers and attributes that lead to a tensor in what a model returns."""
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 10, 20, 25, 50, 100, 200, 250, 500, 1000)
 _CALLS = 64  # that a model which draws random numbers gets to show it: one draw in 20 would be missed once in 27 times
 _FEW_CALLS = 8  # that a model gets which draws none: it may still hold a generator of its own
+_DEEP = 3  # containers in each other that a model may return
 _EQUAL = 1e-3  # of the logits' spread: on a GPU reductions differ from call to call, but not so much
 
 
@@ -127,6 +134,10 @@ class Classifier(nn.Module):
         reading: what its output is: ``logits``, or a ``softmax`` or ``sigmoid`` of them, which is taken off.
         single: one logit z an image, of two classes; it is read as [0, z].
         masked: it masks classes with -inf, which is read as a number below all others.
+        fixed: what it changes when it answers, and gets a copy of for each call: its ``buffers``, or ``weights`` too.
+            An answer then does not depend on what was asked before. Its modes are put back after each call.
+        item: the keys, numbers and attributes that lead to the logits in what it returns, where it returns more than
+            one tensor; None looks for them at every call.
     """
 
     def __init__(
@@ -140,11 +151,13 @@ class Classifier(nn.Module):
         reading: Reading = "logits",
         single: bool = False,
         masked: bool = False,
+        fixed: Fixed = "",
+        item: Path | None = None,
     ) -> None:
         super().__init__()
         self.net = net
         self.dtype, self.rows, self.alone, self.copies = dtype, rows, alone, copies
-        self.reading, self.single, self.masked = reading, single, masked
+        self.reading, self.single, self.masked, self.fixed, self.item = reading, single, masked, fixed, item
         self.training = bool(getattr(net, "training", False))
 
     def train(self, mode: bool = True) -> Classifier:
@@ -173,14 +186,31 @@ class Classifier(nn.Module):
     def raw(self, x: Tensor) -> Any:
         """What the network itself says of images (N, …), called as it wants to be."""
         given = x if self.dtype is None else x.to(self.dtype)
-        return self.net(given.clone() if self.copies else given)
+        given = given.clone() if self.copies else given
+        if not self.fixed or not isinstance(self.net, nn.Module):
+            return self.net(given)
+        scripted: Any = torch.jit.ScriptModule
+        plain = not any(isinstance(m, scripted) for m in self.net.modules())
+        before = State([self.net], weights=not plain, buffers=not plain)
+        held: dict[str, Tensor] = {name: b.clone() for name, b in self.net.named_buffers()} if plain else {}
+        if self.fixed == "weights" and plain:
+            held |= {name: p.detach().clone() for name, p in self.net.named_parameters()}
+        try:
+            return functional_call(self.net, held, (given,)) if plain else self.net(given)
+        finally:
+            before.restore()
+
+    def output(self, x: Tensor) -> Tensor:
+        """The tensor in what the network says of images (N, …) that its logits are read from."""
+        told = self.raw(x)
+        return logits_in(told, len(x))[0] if self.item is None else _at(told, self.item)
 
     def _answer(self, x: Tensor) -> Tensor:
         if self.reading == "logits":
-            logits = _tensor(self.raw(x))[0]
+            logits = self.output(x)
         else:
             with _Ends() as ends:
-                told = _tensor(self.raw(x))[0]
+                told = self.output(x)
             before = ends.before(told)
             if before is not None and before[1] == self.reading:
                 logits = before[0]
@@ -283,20 +313,33 @@ def adapt(model: object, sample: Tensor, classes: int | None = None) -> Adapted:
     """
     net = as_module(model)
     raw = net.net if isinstance(net, Classifier) else net
-    with torch.no_grad(), seeded(0, sample.device):
-        form, told, where = _form(raw, sample)
-        options: dict[str, Any] = dict(form)
+    before = State([raw]) if isinstance(raw, nn.Module) else None
+    with torch.no_grad(), seeded(0, sample.device), faults_of("the model"):
+        form, told, path = _form(raw, sample, classes)
+        options: dict[str, Any] = {**form, "item": path}
         notes: list[str] = []
         if form.get("dtype"):
             notes.append(f"it computes in {str(form['dtype']).removeprefix('torch.')}")
         if form.get("rows"):
             notes.append(f"it takes batches of {form['rows']} only: they are filled up")
-        if where:
-            notes.append(f"its output is a {type(told).__name__}, of which {where} is read")
-        options["copies"] = _overwrites(Classifier(raw, **form), sample)
+        if path:
+            notes.append(f"its output is a {type(told).__name__}, of which {_named(path)} is read")
+        if before is not None and isinstance(raw, nn.Module):
+            tensors = before.changed()
+            changed = [*tensors, *(f"mode of {name or type(raw).__name__}" for name in before.modes())]
+            if changed:
+                of_weights = not set(tensors).isdisjoint(name for name, _ in raw.named_parameters())
+                options["fixed"] = "weights" if of_weights else "buffers"
+                before.restore()
+                notes.append(
+                    f"it changes itself when it answers ({', '.join(changed[:3])}): what it changes is put back after "
+                    "each call"
+                )
+        options["copies"] = _overwrites(Classifier(raw, **options), sample)
         if options["copies"]:
             notes.append("it changes the images that it is given: it gets copies")
-        logits = _tensor(told)[0].float()
+        given = _at(told, path)
+        logits = given.float()
         options["single"] = logits.ndim == 1 or logits.shape[1:].numel() == 1
         if options["single"]:
             if classes not in (None, 2):
@@ -319,10 +362,10 @@ def adapt(model: object, sample: Tensor, classes: int | None = None) -> Adapted:
             found.rows, found.alone = found.rows or 1, True
             notes.append("its answer to an image depends on the others of the batch: images are given one at a time")
     as_it_is = (
-        not any([*form.values(), options["copies"], options["single"], options["masked"], found.alone, where])
+        not any([*form.values(), *(options[n] for n in ("copies", "single", "masked")), found.fixed, found.alone, path])
         and options["reading"] == "logits"
         and logits.ndim == 2
-        and _tensor(told)[0].dtype == sample.dtype
+        and given.dtype == sample.dtype
         and not isinstance(net, Classifier)
     )
     return Adapted(
@@ -334,22 +377,128 @@ def adapt(model: object, sample: Tensor, classes: int | None = None) -> Adapted:
     )
 
 
-def _tensor(told: Any) -> tuple[Tensor, str]:
-    """The logits in what a model returns, and where they are there ("" where they are all of it)."""
+def logits_in(told: Any, count: int, classes: int | None = None) -> tuple[Tensor, Path]:
+    """Return the logits in what a model returns for ``count`` images, and what leads to them (``()``: all of it).
+
+    Of several tensors with a row an image it is the one with a column a class of the data, then what is called
+    ``logits``; the probabilities of another one are left aside.
+
+    Args:
+        told: a tensor, or a tuple, list, mapping, dataclass or object that holds some, also in each other.
+        count: images that it was told of.
+        classes: how many classes the data have, where that is known.
+
+    Raises:
+        TypeError: there is no tensor with a row an image.
+        RobGIBError: several could be the logits, or none has a column for every class.
+
+    >>> logits_in((torch.zeros(5, 64), {"out": torch.ones(5, 10)}), 5, classes=10)[1]
+    (1, 'out')
+    """
     if isinstance(told, Tensor):
-        return told, ""
-    named = told if isinstance(told, Mapping) else {}
-    logits = named.get("logits", getattr(told, "logits", None))
-    if isinstance(logits, Tensor):
-        return logits, "logits"
-    parts = list(named.items()) if named else list(enumerate(told)) if isinstance(told, tuple | list) else []
-    tensors = [(key, part) for key, part in parts if isinstance(part, Tensor) and part.ndim >= 1]
-    if tensors and (len(tensors) == 1 or not named):
-        return tensors[0][1], f"item {tensors[0][0]!r}"
-    raise TypeError(f"it returns {type(told).__name__} without logits")
+        return told, ()
+    kind = type(told).__name__
+    tensors = list(_tensors(told))
+    if not tensors:
+        raise TypeError(f"it returns {kind} without logits")
+    rows = [(path, t) for path, t in tensors if _has_rows(t, count)]
+    if not rows:
+        shapes = ", ".join(str(tuple(t.shape)) for _, t in tensors[:4])
+        raise TypeError(f"it returns {kind} of {shapes} for {count} images, none of which is logits (N, classes)")
+    fit = rows if classes is None else [(path, t) for path, t in rows if _columns(t) == classes]
+    if not fit and classes == 2:
+        fit = [(path, t) for path, t in rows if _columns(t) == 1]
+    fit = fit or [(path, t) for path, t in rows if _columns(t) > (classes or 0)]
+    named = [(path, t) for path, t in fit if path[-1] == "logits"]
+    named = [(path, t) for path, t in named if len(path) == min(len(p) for p, _ in named)]
+    left = _distinct(named if len(named) == 1 else fit)
+    if len(left) == 1:
+        return left[0][1], left[0][0]
+    several = left or rows
+    shapes = ", ".join(f"{_named(path)} {tuple(t.shape)}" for path, t in several[:4])
+    why = "more than one could be its logits" if left else f"none has a column for each of the data's {classes} classes"
+    raise RobGIBError(
+        f"the model returns a {kind} of which {why} ({shapes} for {count} images); wrap it in a module whose forward "
+        f"returns its logits alone, such as `return self.net(x){_code(several[-1][0])}`."
+    )
 
 
-def _form(net: Callable[..., Any], sample: Tensor) -> tuple[dict[str, Any], Any, str]:
+def _tensors(told: Any, deep: int = _DEEP) -> Iterator[tuple[Path, Tensor]]:
+    """Every tensor in what a model returns, and what leads to it."""
+    for key, part in _inside(told):
+        if isinstance(part, Tensor):
+            yield (key,), part
+        elif deep > 1:
+            yield from (((key, *path), tensor) for path, tensor in _tensors(part, deep - 1))
+
+
+def _inside(told: Any) -> Sequence[tuple[str | int, Any]]:
+    """The parts of a container or an object with their keys, numbers or attributes."""
+    if isinstance(told, Mapping):
+        return [(key, part) for key, part in told.items() if isinstance(key, str | int)]
+    if isinstance(told, tuple | list):
+        return list(zip(getattr(told, "_fields", range(len(told))), told, strict=False))
+    if isinstance(told, type | nn.Module | str):
+        return []
+    names = [f.name for f in fields(told)] if is_dataclass(told) else [n for n in _attributes(told) if n[:1] != "_"]
+    return [(name, getattr(told, name, None)) for name in names]
+
+
+def _attributes(told: Any) -> list[str]:
+    own = list(getattr(told, "__dict__", ()))
+    return own if "logits" in own or not hasattr(told, "logits") else [*own, "logits"]  # it may be a property
+
+
+def _at(told: Any, path: Path) -> Any:
+    """What a path leads to."""
+    for key in path:
+        told = told[key] if isinstance(key, int) or isinstance(told, Mapping) else getattr(told, key)
+    return told
+
+
+def _named(path: Path) -> str:
+    """A path in words."""
+    if len(path) == 1:
+        return f"item {path[0]}" if isinstance(path[0], int) else repr(path[0])
+    return f"item {''.join(f'[{key!r}]' for key in path)}"
+
+
+def _code(path: Path) -> str:
+    return "".join(f"[{key!r}]" for key in path)
+
+
+def _has_rows(tensor: Tensor, count: int) -> bool:
+    """Whether a tensor has one row of numbers an image."""
+    if tensor.ndim < 1 or len(tensor) != count or not tensor.is_floating_point():
+        return False
+    return tensor.ndim <= 2 or tensor.shape[2:].numel() == 1
+
+
+def _columns(tensor: Tensor) -> int:
+    return tensor.shape[1] if tensor.ndim > 1 else 1
+
+
+def _distinct(found: list[tuple[Path, Tensor]]) -> list[tuple[Path, Tensor]]:
+    """Those of several answers (N, classes) that are no other one once more, nor its (logarithmic) probabilities."""
+
+    def alike(one: Tensor, two: Tensor) -> bool:
+        near = 1e-5 if one.dtype in (torch.float32, torch.float64) else 1e-2
+        return one.numel() == two.numel() and torch.allclose(one.float().flatten(), two.float().flatten(), atol=near)
+
+    once: list[tuple[Path, Tensor]] = []
+    for path, tensor in found:
+        if not any(alike(tensor, other) for _, other in once):
+            once.append((path, tensor))
+    left = []
+    for path, tensor in once:
+        others = [other.float().reshape(len(other), -1) for p, other in once if p != path]
+        made = [made for o in others for made in (o.softmax(1), o.log_softmax(1), o.sigmoid())]
+        if not any(alike(tensor, other) for other in made):
+            left.append((path, tensor))
+    return left
+
+
+def _form(net: Callable[..., Any], sample: Tensor, classes: int | None) -> tuple[dict[str, Any], Any, Path]:
     """How the net takes images: its dtype and number of rows where they are not any; what it told, and where."""
     tensors = [*net.parameters(), *net.buffers()] if isinstance(net, nn.Module) else []
     own = next((t.dtype for t in tensors if t.is_floating_point()), sample.dtype)
@@ -358,16 +507,20 @@ def _form(net: Callable[..., Any], sample: Tensor) -> tuple[dict[str, Any], Any,
         dtypes.append(torch.float64)
     errors: list[str] = []
 
-    def tried(count: int, dtype: torch.dtype | None) -> tuple[Any, str] | None:
+    def tried(count: int, dtype: torch.dtype | None) -> tuple[Any, Path] | None:
         rows = torch.arange(count, device=sample.device) % len(sample)
         given = sample[rows]
         try:
             with network_faults():
                 told = net(given if dtype is None else given.to(dtype))
-            logits, where = _tensor(told)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whatever a stranger's model says: the caller tells it in a sentence
+            errors.append(first_line(error))
+            return None
+        try:
+            logits, path = logits_in(told, count, classes)
+        except TypeError as error:
             errors.append(first_line(error))
             return None
         if logits.ndim < 1 or len(logits) != count or (logits.ndim > 2 and logits.shape[2:].numel() > 1):
@@ -376,7 +529,7 @@ def _form(net: Callable[..., Any], sample: Tensor) -> tuple[dict[str, Any], Any,
         if not logits.is_floating_point():
             errors.append(f"its output is of type {str(logits.dtype).removeprefix('torch.')}, not logits")
             return None
-        return told, where
+        return told, path
 
     count = min(len(sample), 8)
     for dtype in dtypes:
@@ -395,7 +548,7 @@ def _overwrites(net: Classifier, sample: Tensor) -> bool:
     given = sample.clone() if net.rows is None else sample[torch.arange(net.rows, device=sample.device) % len(sample)]
     given = given if net.dtype is None else given.to(net.dtype)
     before = given.clone()
-    net.net(given)
+    net.raw(given)
     return not torch.equal(given, before)
 
 
@@ -407,7 +560,7 @@ def _read_as(net: Classifier, sample: Tensor, told: Tensor) -> Reading:
         return "softmax"
     given = sample if net.rows is None else sample[torch.arange(net.rows, device=sample.device) % len(sample)]
     with _Ends() as ends:
-        before = ends.before(_tensor(net.raw(given))[0])
+        before = ends.before(net.output(given))
     return "sigmoid" if before is not None and before[1] == "sigmoid" else "logits"
 
 

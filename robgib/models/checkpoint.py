@@ -6,8 +6,9 @@ import hashlib
 import json
 import pickle
 import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,15 @@ from torch import Tensor, nn
 
 from robgib.errors import RobGIBError, first_line, unknown_name
 from robgib.files import read_json, write_file
+from robgib.models.fitting import part_of, said_normalizations, tidy
+from robgib.models.normalization import Normalization
 from robgib.models.programs import PICKLED_SUFFIXES, PROGRAM_SUFFIXES, is_program, read_program
+from robgib.models.transformers_files import check_parts
 from robgib.models.unpickle import StandIn, read_pickled
 
 __all__ = [
     "CHECKPOINT_SUFFIXES",
     "Checkpoint",
-    "load_into",
     "read_checkpoint",
     "read_record",
     "read_state",
@@ -42,12 +45,21 @@ class Checkpoint:
         weights: a state dict (empty where there is a network).
         notes: what else there is to know of how it was read, a sentence each.
         pickled: the class of a network that was pickled whole, and of which only the weights were taken.
+        sets: every state dict in the file by where it lies, the usual names first; ``weights`` are of the first, or of
+            the one that was asked for. :func:`~robgib.models.fit` finds the one that fits a network.
+        wanted: which of them was asked for.
+        said: the normalisations that the file tells of beside its weights.
+        check: compares the network's answer to images with another reader's of the same file, and gives notes.
     """
 
     network: nn.Module | None
     weights: dict[str, Tensor]
     notes: tuple[str, ...] = ()
     pickled: str = ""
+    sets: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    wanted: str | None = None
+    said: tuple[Normalization, ...] = ()
+    check: Callable[[Tensor, Any], tuple[str, ...]] | None = None
 
 
 def save_checkpoint(model: nn.Module, path: Path, record: dict[str, Any]) -> None:
@@ -92,7 +104,9 @@ def _check_looks(path: Path) -> None:
         raise RobGIBError(f"{path} is a pointer of Git LFS, not the file itself; fetch it with `git lfs pull`.")
 
 
-def read_checkpoint(path: Path, *, allow_pickle: bool = False, weights_key: str | None = None) -> Checkpoint:
+def read_checkpoint(
+    path: Path, *, allow_pickle: bool = False, weights_key: str | None = None, allow_code: bool = False
+) -> Checkpoint:
     """Read a checkpoint of any kind: a network that needs no architecture, or a state dict that does.
 
     Args:
@@ -100,14 +114,16 @@ def read_checkpoint(path: Path, *, allow_pickle: bool = False, weights_key: str 
             script's file that holds one, or TorchScript); the index of sharded weights (``….index.json``); ``.ts`` or
             ``.torchscript``, ``.pt2`` (torch.export), ``.onnx``; or a folder that holds one of the first kinds.
         allow_pickle: unpickle a file that holds a network whole. That can run any code.
-        weights_key: which of several state dicts in a file, such as ``state_dict_ema``; None takes the first of the
-            usual names and notes the others.
+        weights_key: which of several sets of weights in a file: the key of a state dict, such as ``state_dict_ema``, a
+            prefix of its keys, such as ``teacher``, or both with a dot between.
+        allow_code: read TorchScript and torch.export programs whatever they hold. That can run any code.
 
     Raises:
         RobGIBError: the file is missing, damaged, of another kind, or holds no weights.
     """
     if is_program(path):
-        return Checkpoint(read_program(path), {})
+        program, check = read_program(path, allow_code=allow_code)
+        return Checkpoint(program, {}, check=check)
     if path.is_dir():
         path = _in_folder(path)
     if not path.exists():
@@ -115,9 +131,10 @@ def read_checkpoint(path: Path, *, allow_pickle: bool = False, weights_key: str 
     if not path.is_file():
         raise RobGIBError(f"checkpoint {str(path)!r} is no file; give one.")
     if path.name.endswith(_INDEX):
-        return Checkpoint(None, _sharded(path))
+        return _of_sets(path, {"": _sharded(path)}, weights_key, _said_beside(path))
     if path.suffix == ".safetensors":
-        return Checkpoint(None, _safetensors(path))
+        weights, metadata = _safetensors(path)
+        return _of_sets(path, {"": weights}, weights_key, [*said_normalizations(metadata), *_said_beside(path)])
     if path.suffix not in PICKLED_SUFFIXES:
         raise RobGIBError(
             f"checkpoint {str(path)!r} has an unknown ending {path.suffix!r}; use {', '.join(CHECKPOINT_SUFFIXES)}."
@@ -126,16 +143,32 @@ def read_checkpoint(path: Path, *, allow_pickle: bool = False, weights_key: str 
     content = _unpickled(path, allow_pickle)
     if isinstance(content, nn.Module):
         return Checkpoint(content.eval(), {})
-    if allow_pickle:
-        inner = [v for k, v in content.items() if isinstance(v, nn.Module)] if isinstance(content, dict) else []
-        if inner:
-            return Checkpoint(inner[0].eval(), {})
+    if allow_pickle and isinstance(content, dict):
+        network = _network_in(path, content, weights_key)
+        if network is not None:
+            return Checkpoint(network.eval(), {})
     return _chosen(path, content, weights_key)
 
 
+def _network_in(path: Path, content: dict[Any, Any], weights_key: str | None) -> nn.Module | None:
+    """The unpickled network among a file's objects; None where there is none, or the key is of something else."""
+    named = {str(k): v for k, v in content.items() if isinstance(v, nn.Module)}
+    if weights_key is not None:
+        return named.get(weights_key)
+    found = {k: v for k, v in named.items() if not any(word in k.lower() for word in (*_OTHERS, "criterion", "loss"))}
+    if len(found) > 1:
+        raise RobGIBError(
+            f"{path} holds {len(found)} networks, {', '.join(map(repr, list(found)[:3]))}; say which is meant with "
+            f"--weights-key {next(iter(found))} (in Python weights_key={next(iter(found))!r})."
+        )
+    return next(iter(found.values()), None)
+
+
 def read_state(path: Path) -> dict[str, Tensor]:
-    """Read a state dict (:func:`read_checkpoint`); nothing is ever unpickled that is no tensor."""
+    """Read a file's only state dict (:func:`read_checkpoint`); nothing is ever unpickled that is no tensor."""
     found = read_checkpoint(path)
+    if len(found.sets) > 1:
+        raise RobGIBError(f"{path} holds several state dicts, {', '.join(map(repr, found.sets))}; give one alone.")
     if found.network is not None:
         raise RobGIBError(f"{path} holds a network whole, not a state dict of tensors.")
     return found.weights
@@ -152,31 +185,56 @@ def _in_folder(folder: Path) -> Path:
     )
 
 
-def _safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
+def _safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a file, and what its metadata say, whose texts may be JSON."""
+    from safetensors import SafetensorError, safe_open
     from safetensors.torch import load_file
 
     _check_looks(path)
     try:
-        return _sound(path, load_file(str(path)))
+        with safe_open(str(path), "pt") as file:
+            metadata = {k: _plain(v) for k, v in (file.metadata() or {}).items()}
+        return _sound(path, load_file(str(path))), metadata
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise RobGIBError(f"{path} is not a whole safetensors file: {first_line(error)}.") from error
+
+
+def _plain(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+_CONFIGURATIONS = ("config.json", "preprocessor_config.json")
+
+
+def _said_beside(path: Path) -> list[Normalization]:
+    """What the configurations of timm and transformers say that lie beside weights as Hugging Face lays them out."""
+    if path.name.removesuffix(_INDEX) not in ("model.safetensors", "pytorch_model.bin"):
+        return []
+    said: list[Normalization] = []
+    for name in _CONFIGURATIONS:
+        if (path.parent / name).is_file():
+            try:
+                said += said_normalizations(read_json(path.parent / name))
+            except (OSError, ValueError, RecursionError):
+                continue  # another library's file, which is not asked for
+    return said
 
 
 def _sharded(index: Path) -> dict[str, Tensor]:
     """The weights of several files beside their index, which maps each weight's name to its file."""
     try:
-        told = read_json(index)["weight_map"]
-        files = sorted(set(told.values()))
-        if not files or not all(isinstance(f, str) for f in files):
-            raise TypeError("no files")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        content = read_json(index)
+    except (OSError, ValueError) as error:
         raise RobGIBError(f"{index} is not an index of weights with a weight_map; fetch it again.") from error
     weights: dict[str, Tensor] = {}
-    for name in files:
-        if Path(name).name != name or not (index.parent / name).is_file():
+    for name in check_parts(content, str(index)):
+        if not (index.parent / name).is_file():
             raise RobGIBError(f"{index} names the file {name!r}, which is not beside it; fetch all parts.")
         weights |= read_checkpoint(index.parent / name).weights
+    told = content["weight_map"]
     missing = [key for key in told if key not in weights]
     if missing:
         raise RobGIBError(
@@ -252,12 +310,8 @@ def _of_module(module: StandIn, prefix: str = "") -> dict[str, Tensor]:
 
 
 def _chosen(path: Path, content: Any, weights_key: str | None) -> Checkpoint:
-    """The state dict among those that a file holds."""
+    """What a file of state dicts, or of networks that were pickled whole, holds."""
     found = {".".join(keys): state for keys, state in _states(content)}
-    if weights_key is not None:
-        if weights_key not in found:
-            raise unknown_name(f"weights in {path}:", weights_key, [k for k in found if k])
-        return Checkpoint(None, _sound(path, found[weights_key]), (f"its weights are those of {weights_key!r}",))
     if not found:
         what = type(content).source if isinstance(content, StandIn) else type(content).__name__
         held = (
@@ -266,21 +320,72 @@ def _chosen(path: Path, content: Any, weights_key: str | None) -> Checkpoint:
         raise RobGIBError(f"{path} holds {held}, not a plain state dict of tensors; save `model.state_dict()`.")
     if isinstance(content, dict) and found.get("") is not None and len(found) > 1 and len(found[""]) < len(content) / 2:
         del found[""]  # some tensor beside the state dicts
-    key, state = next(iter(found.items()))
-    notes = []
-    others = [k for k in found if k != key and len(found[k]) >= len(state) / 2]
-    if others:
-        told = "the top" if not key else repr(key)
-        notes.append(
-            f"its weights are those of {told}; the file also holds {', '.join(map(repr, others[:3]))} (--weights-key)"
-        )
+    said = [*said_normalizations(_configurations(content)), *_said_beside(path)]
+    weights = {k: state for k, state in found.items() if not _only_normalizes(state)}
+    chosen = _of_sets(path, weights or found, weights_key, said)
     at: Any = content
+    key = next(iter(chosen.sets))
     for part in key.split(".") if key and not isinstance(content, StandIn) else ():
         at = at.get(part) if isinstance(at, dict) else None
     pickled = at.source if isinstance(at, StandIn) else ""
-    if pickled:
-        notes.append(f"the file holds a network of the class {pickled!r}, of which only the weights were taken")
-    return Checkpoint(None, _sound(path, state), tuple(notes), pickled)
+    notes = (
+        (f"the file holds a network of the class {pickled!r}, of which only the weights were taken",) if pickled else ()
+    )
+    return replace(chosen, pickled=pickled, notes=notes)
+
+
+def _only_normalizes(state: Mapping[str, Tensor]) -> bool:
+    """Whether a state dict is the mean and standard deviation of a normalisation and nothing more."""
+    return len(state) == 2 and bool(said_normalizations(state))
+
+
+def _configurations(content: Any, deep: int = _DEEPEST) -> Any:
+    """What a file holds beside weights and networks: numbers, text, lists in mappings, also an argument parser's."""
+    if isinstance(content, StandIn) and content.source.rpartition(".")[2] in ("Namespace", "SimpleNamespace"):
+        content = content.state
+    if isinstance(content, dict) and deep:
+        tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)}
+        told = content if _only_normalizes(tensors) else {k: v for k, v in content.items() if k not in tensors}
+        return {k: _configurations(v, deep - 1) for k, v in told.items()}
+    return content if isinstance(content, int | float | str | list | tuple | Tensor) else None
+
+
+def _of_sets(
+    path: Path, sets: dict[str, dict[str, Tensor]], weights_key: str | None, said: Sequence[Normalization] = ()
+) -> Checkpoint:
+    """The sets of weights of a file, or those that a key is of.
+
+    Raises:
+        RobGIBError: there is nothing of this key.
+    """
+    if weights_key is None:
+        weights = _sound(path, next(iter(sets.values())))
+        return Checkpoint(None, weights, sets=_all_sound(path, sets), said=tuple(said))
+    inside = {key: _below(state, key, weights_key) for key, state in sets.items()}
+    held = {key: state for key, state in inside.items() if state}
+    if not held:
+        prefixes = {tidy(k).partition(".")[0] for state in sets.values() for k in state if "." in tidy(k)}
+        raise unknown_name(f"weights in {path}:", weights_key, [k for k in sets if k] or sorted(prefixes))
+    held = {k: v for k, v in held.items() if k == weights_key} or held
+    weights = _sound(path, next(iter(held.values())))
+    sets = _all_sound(path, {**{k: sets[k] for k in held}, **sets})
+    return Checkpoint(None, weights, sets=sets, wanted=weights_key, said=tuple(said))
+
+
+def _all_sound(path: Path, sets: Mapping[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+    """The sets that a network may be filled from."""
+    kept = {}
+    for key, state in sets.items():
+        with suppress(RobGIBError):
+            kept[key] = _sound(path, state)
+    return kept
+
+
+def _below(state: dict[str, Tensor], key: str, wanted: str) -> dict[str, Tensor]:
+    """The part of the state dict at a key that ``wanted`` names: all of it, or what a prefix is of."""
+    if wanted == key or (wanted == "." and not key):
+        return state
+    return part_of(state, wanted.removeprefix(f"{key}.") if key else wanted)
 
 
 def _sound(path: Path, state: Mapping[Any, Tensor]) -> dict[str, Tensor]:
@@ -298,85 +403,6 @@ def _sound(path: Path, state: Mapping[Any, Tensor]) -> dict[str, Tensor]:
     if not state:
         raise RobGIBError(f"{path} holds no weights.")
     return dict(state)
-
-
-_WRAPPERS = ("module", "_orig_mod")
-"""Names that torch's wrappers put into keys: data parallel and averaged models; compiled ones."""
-_BESIDE = ("criterion", "loss", "loss_fn", "metrics", "train_metrics", "val_metrics", "test_metrics", "n_averaged")
-_COUNTS = ("total_ops", "total_params", "n_averaged", "num_batches_tracked")
-
-
-def _matched(state: dict[str, Tensor], own: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str], str]:
-    """The state by the model's keys where a prefix or a wrapper's names stand between; what is left out; the prefix."""
-    plain = {".".join(p for p in key.split(".") if p not in _WRAPPERS): key for key in own}
-    tidy = {".".join(p for p in key.split(".") if p not in _WRAPPERS): key for key in state}
-    firsts = {key.partition(".")[0] for key in plain}
-    common = f"{firsts.pop()}." if len(firsts) == 1 and all("." in key for key in plain) else ""
-    for wanted in dict.fromkeys(("", common)):
-        short = {key.removeprefix(wanted): key for key in plain}
-        counts = {key for key in short if key.rpartition(".")[2] == "num_batches_tracked"}
-        needed = short.keys() - counts or short.keys()
-        first = next(iter(needed)) if needed else ""
-        prefixes = [key.removesuffix(first) for key in tidy if key == first or key.endswith(f".{first}")]
-        for prefix in sorted(prefixes, key=len):
-            inside = {key.removeprefix(prefix): key for key in tidy if key.startswith(prefix)}
-            extra = [k for k in inside if k not in short and not _is_beside(k)]
-            if extra or not needed <= inside.keys():
-                continue
-            found = {plain[short[k]]: state[tidy[inside[k]]] for k in short if k in inside}
-            found |= {plain[short[k]]: own[plain[short[k]]] for k in counts - inside.keys()}
-            used = {tidy[inside[k]] for k in short if k in inside}
-            return found, [key for key in state if key not in used], prefix
-    return state, [], ""
-
-
-def _is_beside(key: str) -> bool:
-    """Whether a key is of what stands beside a network: its loss, metrics, counts of operations."""
-    return key.partition(".")[0] in _BESIDE or key.rpartition(".")[2] in _COUNTS
-
-
-def load_into(model: nn.Module, state: dict[str, Tensor], source: str) -> tuple[str, ...]:
-    """Load a state dict strictly, naming the first keys or shapes that do not fit.
-
-    A prefix that the model's keys have in the file (``module.``, ``model.``, ``backbone.`` …), or that the file's lack,
-    and the names of torch's wrappers may stand between them.
-
-    Returns:
-        What was taken off or left out, a sentence each.
-    """
-    own = model.state_dict()
-    state, left_out, prefix = _matched(state, own)
-
-    def some(keys: list[str]) -> str:
-        return ", ".join(repr(k) for k in keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
-
-    problems = []
-    if missing := [k for k in own if k not in state]:
-        problems.append(f"it lacks {some(missing)}")
-    if extra := [k for k in state if k not in own]:
-        problems.append(f"the architecture has no {some(extra)}")
-    wrong = [k for k in own if k in state and own[k].shape != state[k].shape]
-    if wrong:
-        k = wrong[0]
-        problems.append(
-            f"{some(wrong)} differ in shape ({tuple(state[k].shape)} in the file, {tuple(own[k].shape)} in the model)"
-        )
-    if problems:
-        raise RobGIBError(f"{source} does not fit the architecture: {'; '.join(problems)}.")
-    notes = [f"the prefix {prefix!r} was taken off its weights' names"] if prefix else []
-    if left_out := [k for k in left_out if k.rpartition(".")[2] != "num_batches_tracked"]:
-        notes.append(
-            f"{len(left_out)} of the file's tensors were left out, being none of the network's: {some(left_out)}"
-        )
-    halves = {
-        str(v.dtype).removeprefix("torch.")
-        for k, v in state.items()
-        if v.dtype != own[k].dtype and v.is_floating_point()
-    }
-    if halves:
-        notes.append(f"its weights are {', '.join(sorted(halves))} in the file, and computed with in float32")
-    model.load_state_dict(state)
-    return tuple(notes)
 
 
 def weights_digest(model: nn.Module) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 
 from robgib.errors import NoGradientError, RobGIBError, first_line, unknown_name
 from robgib.models.adapt import Classifier, adapt, as_module, decided, seeded
-from robgib.runtime import network_faults
+from robgib.runtime import faults_of, network_faults
 
 __all__ = [
     "PRECISIONS",
@@ -31,15 +33,42 @@ __all__ = [
     "fitting_batch",
     "fuse_for_inference",
     "gradient_of",
+    "one_thread_measures",
     "predict",
     "prepare",
     "rows_of",
 ]
 
 
+_ONE_THREAD = threading.RLock()
+"""Held by the thread that measures."""
+if hasattr(os, "register_at_fork"):  # a process that was forked meanwhile has not the thread that would let go of it
+    os.register_at_fork(after_in_child=lambda: globals().update(_ONE_THREAD=threading.RLock()))
+
+
+@contextmanager
+def one_thread_measures() -> Iterator[None]:
+    """Let the other threads of this process wait that would measure too.
+
+    A model's modes, the passes counted on it, what is warned of and the global random numbers are the process's own:
+    threads at once would mix them. Measuring in a thread gives what it gives without others; processes run at once.
+    """
+    with _ONE_THREAD:
+        yield
+
+
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Put the model in eval mode with parameters that take no gradients; restore both afterwards."""
+    """Put the model in eval mode with parameters that take no gradients; restore both afterwards.
+
+    One thread of the process at a time is in here (:func:`one_thread_measures`).
+    """
+    with _ONE_THREAD, _eval_mode(model):
+        yield
+
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
     modes = [(m, m.training) for m in model.modules()]
     wanted = [(p, p.requires_grad) for p in model.parameters()]
     model.eval()
@@ -108,13 +137,14 @@ def gradient_of(value: Tensor, leaf: Tensor, keep: bool = False) -> Tensor:
             return torch.autograd.grad(value, leaf, retain_graph=keep)[0]
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError as error:
+    except Exception as error:  # a stranger's backward pass may raise anything
         if "does not require grad" in str(error) or "not have been used in the graph" in str(error):
             raise NoGradientError(
                 "the model gives no gradient: its logits do not depend on the image through differentiable "
                 "operations; use a black-box attack such as square-linf."
             ) from error
-        raise
+        with faults_of("the model's backward pass"):
+            raise
 
 
 def finite(gradient: Tensor) -> Tensor:
@@ -222,7 +252,8 @@ class BatchedModel(nn.Module):
     def _call(self, x: Tensor) -> Tensor:
         if self._last and x.ndim == 4:
             x = x.contiguous(memory_format=torch.channels_last)
-        logits: Tensor = self.model(x)
+        with faults_of(f"the model, given images of shape {tuple(x.shape)},"):
+            logits: Tensor = self.model(x)
         return logits
 
     def _gradient(self, x: Tensor, goal: Climbed) -> tuple[Tensor, Tensor]:
@@ -263,7 +294,7 @@ def fuse_for_inference(model: nn.Module, sample: Tensor) -> nn.Module:
         return model
     try:
         wanted = _probed(model, sample)
-    except NoGradientError:
+    except RobGIBError:  # no gradient, or none that its own code can give
         return model
     for copied in (_traced, copy.deepcopy):
         try:
@@ -463,7 +494,7 @@ def prepare(
             few = sample[:count].to(device)
             try:
                 adapted = adapt(net, few, classes)
-                with eval_mode(adapted.model), network_faults():
+                with eval_mode(adapted.model), faults_of("the model"):
                     quick = adapted.model if adapted.random else fuse_for_inference(adapted.model, few)
                     size = batch_size or rows_of(adapted.model) or fitting_batch(adapted.model, few)
                 break
@@ -514,11 +545,11 @@ def answers(
         for batch, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):
             try:
                 parts.append(ask(housed, batch.to(device), labels.to(device), draws, classes))
-            except RuntimeError as error:
-                if isinstance(error, torch.OutOfMemoryError):
+            except RobGIBError as error:
+                if parts or not isinstance(error.__cause__, RuntimeError):
                     raise
                 raise RobGIBError(
-                    f"the model does not take images of shape {tuple(batch.shape[1:])}: {first_line(error)}."
+                    f"the model does not take images of shape {tuple(batch.shape[1:])}: {first_line(error.__cause__)}."
                 ) from error
     prediction, right = (torch.cat(kind).cpu().numpy() for kind in zip(*parts, strict=True))
     return Answers(prediction, right)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from torch import Tensor, nn
 from robgib._torchvision import load_torchvision
 from robgib.errors import RobGIBError, first_line, unknown_name
 from robgib.files import read_json
-from robgib.models.checkpoint import load_into, read_state
-from robgib.models.normalization import IMAGENET, Ported
+from robgib.models.checkpoint import read_state
+from robgib.models.fitting import load_into
+from robgib.models.normalization import Ported
 from robgib.models.registry import load_timm
+from robgib.models.transformers_files import INDEXES, check_config, check_parts, read_processing
 
 __all__ = [
     "PRETRAINED",
@@ -142,15 +145,12 @@ class Transformer(nn.Module):
         return logits
 
 
-_RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
-
-
 def _transformers(name: str) -> Pretrained:
     load_torchvision()
     try:
         library = importlib.import_module("transformers")
     except ImportError as error:
-        raise RobGIBError(f"transformers is not installed ({error}); `pip install robgib[hf]` adds it.") from error
+        raise RobGIBError(f'transformers is not installed ({error}); `pip install "robgib[hf]"` adds it.') from error
     folder = Path(name)
     local = folder.is_dir()
     if local and not is_transformers_folder(folder):
@@ -160,15 +160,10 @@ def _transformers(name: str) -> Pretrained:
     before = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        # Neither code of the hub's nor anything pickled is run.
-        net, told = _fetched(
-            f"hf:{name}",
-            mend,
-            lambda: library.AutoModelForImageClassification.from_pretrained(
-                where, trust_remote_code=False, local_files_only=local, output_loading_info=True
-            ),
-        )
-        config = _fetched(f"hf:{name}", mend, lambda: _processor(library, where, local))
+        beside = partial(_beside, where, local)
+        _fetched(f"hf:{name}", mend, lambda: _check_files(beside, name))
+        net, told = _fetched(f"hf:{name}", mend, lambda: _classifier(library, where, local))
+        config = _fetched(f"hf:{name}", mend, lambda: beside("preprocessor_config.json", {}))
     finally:
         logging.set_verbosity(before)
     lacking = sorted(told.get("missing_keys", ()))
@@ -178,16 +173,25 @@ def _transformers(name: str) -> Pretrained:
     classes = (
         tuple(_names(str(labels[i])) for i in range(len(labels))) if set(labels) == set(range(len(labels))) else ()
     )
-    mean: Sequence[float]
-    std: Sequence[float]
-    mean, std = IMAGENET
-    if config:
-        plain = config.get("do_normalize", True) is False
-        mean, std = ((0.0,), (1.0,)) if plain else (config.get("image_mean", mean), config.get("image_std", std))
-    made = Ported(Transformer(net.eval()), mean, std).eval()
-    resize, crop = _sizes(config, net.config)
-    how = _RESAMPLE.get(int(config.get("resample", 2)), "bilinear")
-    return Pretrained(made, classes, resize, crop, how, f"Hugging Face's {name}" if not local else f"the folder {name}")
+    done = read_processing(config, getattr(net.config, "image_size", None), f"hf:{name}")
+    made = Ported(Transformer(net.eval()), done.mean, done.std).eval()
+    source = f"Hugging Face's {name}" if not local else f"the folder {name}"
+    return Pretrained(made, classes, done.resize, done.crop, done.interpolation, source)
+
+
+def _classifier(library: Any, where: str, local: bool) -> Any:
+    """The network, and what was told of its loading: nothing pickled and no code of the hub's is run.
+
+    Attention is computed by torch's own operators, whatever the files ask for.
+    """
+    options = {"trust_remote_code": False, "local_files_only": local}
+    config = library.AutoConfig.from_pretrained(where, **options)
+    for part in (config, *(getattr(config, key, None) for key in getattr(config, "sub_configs", ()))):
+        if part is not None:
+            part._attn_implementation = "eager"
+    return library.AutoModelForImageClassification.from_pretrained(
+        where, config=config, attn_implementation="eager", output_loading_info=True, **options
+    )
 
 
 def _names(label: str) -> tuple[str, ...]:
@@ -196,42 +200,27 @@ def _names(label: str) -> tuple[str, ...]:
     return (*parts, label) if len(parts) > 1 else (label,)
 
 
-def _processor(library: Any, where: str, local: bool) -> Mapping[str, Any]:
-    """What ``preprocessor_config.json`` says, where there is one."""
+_ABSENT = object()
+
+
+def _beside(where: str, local: bool, file: str, absent: Any) -> Any:
+    """What a JSON file of a network's holds, or ``absent`` where there is none."""
     cached = importlib.import_module("transformers.utils").cached_file
-    path = cached(
-        where,
-        "preprocessor_config.json",
-        local_files_only=local,
-        _raise_exceptions_for_missing_entries=False,
-    )
-    if path is None:
-        return {}
-    told = read_json(Path(path))
-    return told if isinstance(told, dict) else {}
+    path = cached(where, file, local_files_only=local, _raise_exceptions_for_missing_entries=False)
+    return absent if path is None else read_json(Path(path))
 
 
-def _sizes(config: Mapping[str, Any], network: Any) -> tuple[int | tuple[int, int] | None, tuple[int, int] | None]:
-    """The sides that pictures are resized and cropped to, as processors write them in several ways."""
-    size, crop = config.get("size"), config.get("crop_size")
-    share = config.get("crop_pct")
-    cut = _side(crop) if crop is not None and config.get("do_center_crop", True) else None
-    if size is None:
-        side = getattr(network, "image_size", None)
-        both = _side(side) if side is not None else None
-        return both, None
-    if isinstance(size, Mapping) and "shortest_edge" in size:
-        shorter = int(size["shortest_edge"])
-        if share and cut is None:  # ConvNeXt's
-            return (int(shorter / share), (shorter, shorter)) if shorter < 384 else ((shorter, shorter), None)
-        return shorter, cut
-    return _side(size), cut
-
-
-def _side(value: Any) -> tuple[int, int]:
-    if isinstance(value, Mapping):
-        return int(value.get("height", value.get("shortest_edge", 0))), int(value.get("width", value.get("height", 0)))
-    return _pair(value)
+def _check_files(beside: Callable[..., Any], name: str) -> None:
+    """Raise where a file of a network's would have the library act on more than its weights."""
+    config = beside("config.json", _ABSENT)
+    if config is not _ABSENT:
+        check_config(config, f"hf:{name}")
+    if beside("adapter_config.json", _ABSENT) is not _ABSENT:
+        raise RobGIBError(f"hf:{name} holds an adapter of another network (adapter_config.json), which is not fetched.")
+    for file in INDEXES:
+        index = beside(file, _ABSENT)
+        if index is not _ABSENT:
+            check_parts(index, f"{file} of hf:{name}")
 
 
 def _pair(value: Any) -> tuple[int, int]:

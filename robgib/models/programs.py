@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import pickle
 import re
 import warnings
 import zipfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from robgib._torchvision import load_torchvision
-from robgib.errors import RobGIBError, first_line
+from robgib.errors import RobGIBError, first_line, visible
+from robgib.models.onnx_file import Check, read_onnx
+from robgib.models.operators import operators
+from robgib.models.torchscript import read_torchscript
 
 __all__ = [
     "PICKLED_SUFFIXES",
@@ -33,27 +36,16 @@ PICKLED_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".tar")
 PROGRAM_SUFFIXES = (".ts", ".torchscript", ".pt2", ".onnx")
 
 
-class Program(nn.Module):
-    """A TorchScript program, ``net``, as a module that can be watched; its inner layers cannot."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Whatever the program makes of images (N, …)."""
-        out: Tensor = self.net(x)
-        return out
-
-
 def is_program(path: Path) -> bool:
     """Whether the file holds a network whole; a ``.pt`` may be a TorchScript archive as well as a state dict."""
     if path.suffix in PROGRAM_SUFFIXES:
         return True
     if path.suffix not in PICKLED_SUFFIXES or not path.is_file() or not zipfile.is_zipfile(path):
         return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.split("/")[1:2] == ["constants.pkl"] for name in archive.namelist())
+    try:  # as torch.load does, which hands such a file on to torch.jit.load
+        return "constants.pkl" in torch._C.PyTorchFileReader(str(path)).get_all_records()
+    except RuntimeError:
+        return False
 
 
 @contextmanager
@@ -102,9 +94,9 @@ def _checked(deserialize: Any) -> Any:
 
 _PLAIN = re.compile(r"[\w.+: -]*")
 _STACK = re.compile(r"[\w.,;:@\[\]'() <>-]*")
-_OPERATORS = re.compile(
-    r"torch\.ops\.(aten|prims|torchvision|quantized_decomposed)\.(?!from_file\b)\w+(\.\w+)?"
-    r"|torch\.ops\.higher_order\.(wrap_with_set_grad_enabled|wrap_with_autocast|cond)"
+_OPERATOR = re.compile(r"torch\.ops\.(aten|prims|torchvision|quantized_decomposed)\.(\w+)(\.\w+)?", re.ASCII)
+_FUNCTION = re.compile(
+    r"torch\.ops\.higher_order\.(wrap_with_set_grad_enabled|wrap_with_autocast|cond)"
     r"|_operator\.(getitem|add|sub|mul|truediv|floordiv|mod|pow|neg|pos|abs|eq|ne|lt|le|gt|ge|and_|or_|xor|not_)"
     r"|math\.(ceil|floor|trunc|sqrt)|torch\.sym_(int|float|max|min|not|ite|sqrt|sum)"
 )
@@ -150,7 +142,8 @@ def _check_program(part: Any, key: str = "") -> None:
         elif key == "expr_str":
             sound = _is_expression(part)
         elif key in ("target", "as_operator"):
-            sound = _OPERATORS.fullmatch(part) is not None
+            found = _OPERATOR.fullmatch(part)
+            sound = found[2] in operators(found[1]) if found else _FUNCTION.fullmatch(part) is not None
         elif key in ("as_string", "as_strings"):
             sound = True  # an operator's argument
         else:
@@ -184,39 +177,15 @@ def _is_structure(text: str) -> bool:
         return False
 
 
-_FILE_CALLS = re.compile(r"\b(?:aten::(save|from_file)|image::(\w*file\w*))\b")
-
-
-def _check_torchscript(path: Path) -> None:
-    """Raise where a TorchScript program reads or writes files, which it may do when it is loaded or called.
-
-    What it says is compiled and not run, so that the operators themselves are looked at: their names can be written in
-    many ways. What would run at loading (``__setstate__``) is refused altogether.
-    """
-    reader = torch._C.PyTorchFileReader(str(path))
-    records = reader.get_all_records()
-    if "constants.pkl" not in records:
-        raise RobGIBError(f"{path} is TorchScript of an older kind, which is not read; save it anew.")
-    for name in [n for n in records if n.startswith("code/")]:
-        if re.search(r"\b__setstate__\b", reader.get_record(name).decode(errors="replace")):
-            raise RobGIBError(
-                f"{path} runs code when it is loaded (__setstate__, as quantised modules do); export the network as "
-                "ONNX or without it."
-            )
-    unit: Any = torch._C.CompilationUnit()
-    compiled: Any = torch._C.import_ir_module
-    compiled(unit, str(path), torch.device("cpu"), {}, False)
-    for function in unit.get_functions():
-        found = _FILE_CALLS.search(str(function.graph))
-        if found:
-            raise RobGIBError(
-                f"{path} calls {found[1] or found[2]!r}, which reads or writes files and is no part of a network's "
-                "computation; export the network without it."
-            )
-
-
-def read_program(path: Path) -> nn.Module:
+def read_program(path: Path, *, allow_code: bool = False) -> tuple[nn.Module, Check | None]:
     """Read a network that a file holds whole; nothing is unpickled, and nothing but its computation is run.
+
+    Args:
+        path: of the file.
+        allow_code: read TorchScript and torch.export programs whatever they hold, which can run any code.
+
+    Returns:
+        The network, in eval mode, and for ONNX what compares its answers with onnxruntime's.
 
     Raises:
         RobGIBError: the file is missing or damaged, needs unpickling, or uses what its reader does not know.
@@ -224,57 +193,44 @@ def read_program(path: Path) -> nn.Module:
     if not path.is_file():
         raise RobGIBError(f"checkpoint {str(path)!r} does not exist.")
     if path.suffix == ".onnx":
-        return _onnx(path)
+        return read_onnx(path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on torch's plans for its formats
         if path.suffix != ".pt2":
-            try:
-                _check_torchscript(path)
-                return Program(torch.jit.load(str(path), map_location="cpu")).eval()
-            except (RuntimeError, ValueError) as error:
-                raise RobGIBError(f"{path} is not a whole TorchScript file: {first_line(error)}.") from error
-        try:
-            with _guarded():
-                exported = torch.export.load(str(path))
-                network: nn.Module = torch.export.unflatten(exported)
-        except RobGIBError as error:
-            raise RobGIBError(f"{path} is refused, since reading it could run code: {error}.") from error
-        except pickle.UnpicklingError as error:
-            raise RobGIBError(
-                f"{path} holds more than a program and its weights and would have to be unpickled, which can run any "
-                "code; export it anew with `torch.export.save`."
-            ) from error
-        except Exception as error:
-            raise RobGIBError(f"{path} is not a file that torch.export can read: {first_line(error)}.") from error
+            return read_torchscript(path, allow_code=allow_code), None
+        return _exported(path, allow_code), None
+
+
+def _exported(path: Path, allow_code: bool) -> nn.Module:
+    try:
+        with _quiet(), nullcontext() if allow_code else _guarded():
+            exported = torch.export.load(str(path))
+            network: nn.Module = torch.export.unflatten(exported)
+    except RobGIBError as error:
+        raise RobGIBError(
+            f"{path} is refused, since reading it could run code: {error}; give --allow-code (allow_code=True) if you "
+            "trust whoever made the file."
+        ) from error
+    except pickle.UnpicklingError as error:
+        raise RobGIBError(
+            f"{path} holds more than a program and its weights and would have to be unpickled, which can run any "
+            "code; export it anew with `torch.export.save`, or give --allow-code if you trust whoever made the file."
+        ) from error
+    except Exception as error:
+        why = visible(first_line(error)).partition(". Please check the warnings above")[0]  # which are not shown
+        raise RobGIBError(f"{path} is not a file that torch.export can read: {why}.") from error
     for parameter in network.parameters():
-        parameter.requires_grad_(True)
+        if parameter.is_floating_point():
+            parameter.requires_grad_(True)
     return network.eval()
 
 
-def _onnx(path: Path) -> nn.Module:
-    load_torchvision()  # the converter imports it, and may not be able to alone
-
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Have torch log nothing: its reader writes pages on a damaged file before it says so in a sentence."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
-        onnx, converter = importlib.import_module("onnx"), importlib.import_module("onnx2torch")
-    except ImportError as error:
-        raise RobGIBError(
-            f"reading ONNX needs onnx and onnx2torch ({error}); `pip install robgib[onnx]` adds them."
-        ) from error
-    try:
-        model = onnx.load(str(path))
-        onnx.checker.check_model(model)
-    except Exception as error:
-        raise RobGIBError(f"{path} is not a whole ONNX file: {first_line(error)}.") from error
-    versions = importlib.import_module("onnx.version_converter")
-    first: Exception | None = None
-    # The converter knows some operators in their older versions only.
-    for older in (None, 18, 16, 15, 13):
-        try:
-            network: nn.Module = converter.convert(model if older is None else versions.convert_version(model, older))
-            return network.eval()
-        except Exception as error:
-            first = first or error
-    assert first is not None
-    raise RobGIBError(
-        f"{path} uses what onnx2torch cannot convert ({first_line(first)}); export it with opset 13 or older."
-    ) from first
+        yield
+    finally:
+        logging.disable(before)

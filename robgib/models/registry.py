@@ -21,6 +21,7 @@ from robgib.registry import Registry
 __all__ = [
     "ARCHITECTURES",
     "build",
+    "check_architecture",
     "check_file_architecture",
     "load_timm",
     "register_architecture",
@@ -67,7 +68,43 @@ def check_file_architecture(arch: str, options: dict[str, Any], file: str, allow
         _check_options(arch, options, f"{file}: ")
 
 
-def build(arch: str, shape: tuple[int, ...], classes: int, options: dict[str, Any] | None = None) -> nn.Module:
+def check_architecture(arch: str) -> None:
+    """Raise unless ``arch`` names an architecture, as :func:`build` takes it; the module of a factory is imported.
+
+    It is for a name that a person gave; one from a file goes through :func:`check_file_architecture`.
+
+    Raises:
+        RobGIBError: an unknown name, or an import that fails.
+    """
+    library, colon, name = arch.partition(":")
+    if arch in ARCHITECTURES:
+        return
+    if library in _LIBRARIES:
+        _check_library(library, name)
+    elif colon:
+        _import_factory(arch)
+    else:
+        raise unknown_name("architecture", arch, ARCHITECTURES)
+
+
+def _check_library(library: str, name: str) -> None:
+    if library == "torchvision":
+        models = load_torchvision().models
+        known = models.list_models(module=models)
+    else:
+        known = load_timm().list_models()
+    if name not in known:
+        raise unknown_name(f"{library} model", name, known)
+
+
+def build(
+    arch: str,
+    shape: tuple[int, ...],
+    classes: int,
+    options: dict[str, Any] | None = None,
+    *,
+    allow_code: bool = False,
+) -> nn.Module:
     """Build an untrained model.
 
     Args:
@@ -77,14 +114,16 @@ def build(arch: str, shape: tuple[int, ...], classes: int, options: dict[str, An
         classes: number of classes.
         options: keyword arguments of the factory; ``bottleneck``, for a registered name, is the number of units of a
             stochastic code before the classes (:class:`~robgib.models.bottleneck.VariationalHead`).
-
-    Building ``package.module:factory`` imports and calls what it names; a name that comes from a file goes through
-    :func:`check_file_architecture` first.
+        allow_code: import and call what ``package.module:factory`` names. Leave it out for a name from a file.
 
     Raises:
-        RobGIBError: unknown name, an import that fails, options the factory does not take.
+        RobGIBError: unknown name, code that is not allowed, an import that fails, options the factory does not take.
     """
     options = dict(options or {})
+    if runs_code(arch) and not allow_code:
+        raise RobGIBError(
+            f"architecture {arch!r} imports and runs code; give --allow-code (allow_code=True) to take it."
+        )
     library, _, name = arch.partition(":")
     if arch not in ARCHITECTURES and library in _LIBRARIES:
         return _ported(library, name, shape, classes, options)
@@ -136,16 +175,11 @@ def _ported(library: str, name: str, shape: tuple[int, ...], classes: int, optio
     asked = {key: options.pop(key) for key in ("mean", "std") if key in options}
     if shape[0] not in (1, 3):
         raise RobGIBError(f"{library}:{name} takes images of 1 or 3 channels, not {shape[0]}.")
+    _check_library(library, name)
     if library == "torchvision":
-        torchvision = load_torchvision()
-        known = torchvision.models.list_models(module=torchvision.models)
-        make = partial(torchvision.models.get_model, name, weights=None, num_classes=classes)
+        make = partial(load_torchvision().models.get_model, name, weights=None, num_classes=classes)
     else:
-        timm = load_timm()
-        known = timm.list_models()
-        make = partial(timm.create_model, name, pretrained=False, num_classes=classes)
-    if name not in known:
-        raise unknown_name(f"{library} model", name, known)
+        make = partial(load_timm().create_model, name, pretrained=False, num_classes=classes)
     try:
         net = make(**options)
         told = {"mean": IMAGENET[0], "std": IMAGENET[1], **(getattr(net, "pretrained_cfg", None) or {}), **asked}
@@ -164,7 +198,7 @@ def load_timm() -> Any:
     try:
         return importlib.import_module("timm")
     except ImportError as error:
-        raise RobGIBError(f"timm is not installed ({error}); `pip install robgib[timm]` adds it.") from error
+        raise RobGIBError(f'timm is not installed ({error}); `pip install "robgib[timm]"` adds it.') from error
 
 
 def _import_factory(arch: str) -> Callable[..., nn.Module]:

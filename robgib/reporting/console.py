@@ -19,7 +19,7 @@ __all__ = ["print_runs", "runs_json"]
 
 
 def print_runs(runs: Sequence[Run], out: Console, err: Console, layers: bool = False) -> None:
-    """Print what was found: two lines a model, accuracies and signs; failures of attacks go to ``err``.
+    """Print what was found: doubts, two lines a model, accuracies and signs; failures of attacks go to ``err``.
 
     Args:
         runs: of the models.
@@ -28,6 +28,9 @@ def print_runs(runs: Sequence[Run], out: Console, err: Console, layers: bool = F
         layers: whether the bits of every layer are printed too.
     """
     names = display_names(runs)
+    for run, name in zip(runs, names, strict=True):
+        for doubt in run.config.get("doubts", ()):
+            out.print(f"[bold red]Check first:[/] {escape(name)}: {escape(doubt)}.", highlight=False)
     for run, name in zip(runs, names, strict=True):
         _print_verdict(run, name, out)
     for run, name in zip(runs, names, strict=True):
@@ -151,6 +154,7 @@ def runs_json(runs: Sequence[Run], folders: Sequence[str]) -> dict[str, Any]:
         models.append(
             {
                 "name": name,
+                "doubts": list(run.config.get("doubts", ())),
                 "folder": folder,
                 "data": run.config["data"]["name"],
                 "samples": int(first["samples"]),

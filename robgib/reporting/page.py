@@ -26,7 +26,7 @@ from robgib.reporting.summary import (
     summarise,
     told_apart,
 )
-from robgib.results import Column, Run
+from robgib.results import Column, Run, csv_text
 
 __all__ = [
     "page",
@@ -238,6 +238,7 @@ def render(runs: Sequence[Run]) -> str:
             {
                 "name": n,
                 "config": r.config,
+                "doubts": r.config.get("doubts", ()),
                 "reading": r.config.get("reading", ()),
                 "environment": r.environment,
                 "pictures": figures.picture_rows(r),
@@ -290,6 +291,7 @@ def trace_page(table: pd.DataFrame, compression: pd.DataFrame, name: str) -> str
             "term": r.term,
             "estimator": r.estimator,
             "resolution": r.resolution,
+            "units": r.units,
             "peak": f"{r.peak:.2f} (epoch {r.peak_epoch})",
             "final": f"{r.final:.2f}",
             "fall": "not estimable"
@@ -328,8 +330,8 @@ def write_trace(table: pd.DataFrame, compression: pd.DataFrame, checkpoint: Path
     Returns:
         The page's path.
     """
-    write_file(checkpoint.with_suffix(".trace.csv"), table.to_csv(index=False).encode())
-    write_file(checkpoint.with_suffix(".compression.csv"), compression.to_csv(index=False).encode())
+    write_file(checkpoint.with_suffix(".trace.csv"), csv_text(table).encode())
+    write_file(checkpoint.with_suffix(".compression.csv"), csv_text(compression).encode())
     page = checkpoint.with_suffix(".trace.html")
     write_file(page, trace_page(table, compression, name).encode())
     return page

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from robgib.errors import RobGIBError
 from robgib.reporting import figures
 from robgib.reporting.page import page
-from robgib.results import column_names
+from robgib.results import column_names, read_csv
 
 __all__ = [
     "merge_validations",
@@ -43,7 +43,7 @@ def read_validation(path: Path) -> pd.DataFrame | None:
     if not path.exists():
         return None
     try:
-        table = pd.read_csv(path)
+        table = read_csv(path)
     except (OSError, ValueError) as error:
         raise RobGIBError(f"{path} is not a validation's table ({error}); leave --add away to replace it.") from error
     if tuple(table.columns) != _COLUMNS:

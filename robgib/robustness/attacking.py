@@ -23,6 +23,7 @@ from robgib.results import column_names, table
 from robgib.robustness.rows import curve_rows, outcome_rows, summary_row, unattacked_row, worst_row
 from robgib.robustness.run_attack import AttackResult, accuracy_curve, after, gradient_cost, run_attack
 from robgib.robustness.until import attack_until
+from robgib.runtime import faults_of
 
 __all__ = ["Budget", "Findings", "Subject", "attack_all", "attack_costs", "attack_until_narrow"]
 
@@ -327,10 +328,9 @@ def _shortened(attack: Attack, cost: int, count: int, allowed: int) -> Attack:
 def _guarded(run: Callable[[], Attacked], label: str) -> Attacked | Exception:
     """Run one attack; what it raises is the reason of its failure, in a sentence, and the others go on."""
     try:
-        return run()
+        with faults_of(f"attack {label!r}"):
+            return run()
     except torch.OutOfMemoryError as error:
         raise RobGIBError("the device's memory does not suffice even for one image; use another --device.") from error
     except RobGIBError as error:
         return error
-    except (Exception, SystemExit) as error:
-        return RobGIBError(f"attack {label!r} raised {type(error).__name__}: {error}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from robgib.robustness.attacking import Budget, Findings, Subject
 from robgib.robustness.convergence import TRACKED, convergence
 from robgib.robustness.corruptions import corruption_accuracy
 from robgib.robustness.failure_indicators import SAMPLES, failure_indicators, weaker_than_reference
+from robgib.runtime import faults_of
 
 __all__ = ["add_indicators", "convergence_table", "corruption_table"]
 
@@ -134,16 +135,11 @@ def convergence_table(findings: Findings) -> pd.DataFrame:
         kept = subject.context.parts.at("convergence", label)
         known = kept.read()
         if known is None:
+            x, y = subject.x[some], subject.y[some]
             try:
-                found: Sequence[Mapping[str, Any]] = convergence(
-                    subject.model,
-                    subject.x[some],
-                    subject.y[some],
-                    attack,
-                    seed=subject.context.seed,
-                    device=subject.device,
-                )
-            except (Exception, SystemExit):  # a plug-in's own may be anything, and the attack itself ended well
+                with faults_of(label):
+                    found = convergence(subject.model, x, y, attack, seed=subject.context.seed, device=subject.device)
+            except Exception:  # a plug-in's own may be anything, and the attack itself ended well
                 found = []
             base = {"attack": label, "norm": attack.threat.norm, "eps": attack.threat.eps}
             known = {"rows": [{**base, **row} for row in found]}

@@ -18,7 +18,7 @@ from robgib.attacks.threat_model import CONVEX_NORMS, ThreatModel
 from robgib.errors import RobGIBError, first_line
 from robgib.models.inference import Prepared, eval_mode
 from robgib.robustness.attacking import Subject
-from robgib.runtime import SampleRNG
+from robgib.runtime import SampleRNG, network_faults
 
 __all__ = ["NotCertifiableError", "certify", "certify_tables"]
 
@@ -321,7 +321,7 @@ def certify(
         return np.zeros(0)
     try:
         net = copy.deepcopy(model.model).double()
-        with eval_mode(net):
+        with eval_mode(net), network_faults():
             found = []
             for start in range(0, len(x), _TOGETHER):
                 rows = slice(start, start + _TOGETHER)

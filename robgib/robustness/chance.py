@@ -1,38 +1,88 @@
-"""Why a clean accuracy may be no better than chance: the usual slips between a model and its data, tried out."""
+"""Whether images and classes reach a model as they did in training: the usual slips, tried out on clean images."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 import torch
 from scipy import optimize, stats
-from torch import Tensor
+from torch import Tensor, nn
 
-from robgib.models.inference import Prepared, predict
-from robgib.models.normalization import NORMALIZATIONS
+from robgib.models.inference import Prepared, answers
+from robgib.models.normalization import NORMALIZATIONS, Ported
+from robgib.runtime import network_faults
 
 __all__ = [
+    "Doubt",
     "chance_doubts",
 ]
 
-_TRIED = 500  # images that the alternatives are tried on
 _FEWEST = 20
-_LEVEL = 0.01  # at which an accuracy is told from chance
-_HELPS = 0.2  # by how much an alternative must do better to be named
-_NORMALIZATIONS = {
+_FIRST = 64  # images that every way is tried on
+_MOST = 256  # that those are tried on which look better there
+_LEVEL = 0.001  # of the paired tests, all together
+_BEHIND = 0.02  # of accuracy that a learnt order of the classes must be ahead
+_CHANCE = 0.01  # at which an accuracy is told from chance
+_CALLED = {
     "imagenet": "ImageNet's normalisation",
-    "cifar10": "CIFAR-10's normalisation",
-    "mnist": "MNIST's normalisation",
     "half": "a normalisation to [−1, 1]",
+    "clip": "CLIP's normalisation",
+    "cifar10": "CIFAR-10's normalisation",
+    "cifar100": "CIFAR-100's normalisation",
+    "svhn": "SVHN's normalisation",
+    "mnist": "MNIST's normalisation",
+    "fashion-mnist": "Fashion-MNIST's normalisation",
 }
+_ORDER = "give the names of its classes in its own order (--classes), or put its logits into the data's order"
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """A reason to check how a model and its data are read before its figures are relied on.
+
+    Attributes:
+        text: a sentence.
+        explained: whether another way of reading images or classes does better.
+    """
+
+    text: str
+    explained: bool
+
+
+@dataclass(frozen=True)
+class _Way:
+    """Another way to read images or classes, its name, what would bring it about, and the images it was tried on."""
+
+    called: str
+    remedy: str
+    better: int
+    worse: int
+    share: float
+
+    @property
+    def p(self) -> float:
+        """One-sided exact probability of so many images won among those that changed (McNemar)."""
+        return float(stats.binom.sf(self.better - 1, self.better + self.worse, 0.5))
+
+    def rank(self) -> float:
+        """The share of right answers, by which the way to name is chosen: an order is learnt, and so comes second."""
+        return self.share - (_BEHIND if self.remedy == _ORDER else 0)
 
 
 def chance_doubts(
     model: Prepared, x: Tensor, y: Tensor, right: np.ndarray, device: torch.device | str = "cpu"
-) -> list[str]:
-    """Say it where the clean accuracy is not told from chance, and which of the usual slips would explain it.
+) -> list[Doubt]:
+    """Say it where a usual slip would explain wrong answers, and where the clean accuracy is not told from chance.
+
+    Tried are the usual normalisations and that of the images' own mean and standard deviation, colours from 0 to 255,
+    black and white exchanged, blue, green, red, class numbers one higher or lower, and another order of the classes. A
+    way is named where it does better on the same images by an exact paired test (McNemar) at a level of 0.001 over all
+    that were tried. Where too few answers are wrong for that, nothing is tried. A model that answers at random is asked
+    once.
 
     Args:
         model: the classifier.
@@ -42,56 +92,132 @@ def chance_doubts(
         device: where the model is.
 
     Returns:
-        A sentence, or nothing.
+        A doubt, or nothing.
     """
     count = len(y)
-    if count < _FEWEST:
+    if count < _FEWEST or len(y.unique()) < 2:
         return []
     chance = float(np.bincount(y.numpy()).max()) / count
     hits = round(float(right.sum()))
-    if len(y.unique()) < 2 or stats.binom.sf(hits - 1, count, chance) < _LEVEL:
-        return []
+    by_chance = stats.binom.sf(hits - 1, count, chance) >= _CHANCE
+    shown = np.unique(np.linspace(0, count - 1, min(count, _MOST)).astype(int))
+    changes = list(_changes(model, x))
+    tried = len(changes) + len(_SHIFTS) + 1
+    ways: list[_Way] = []
+    if float((1 - right[shown]).sum()) >= -np.log2(_LEVEL / tried):  # else no test could tell
+        with _buffers_kept(model.model):
+            ways = _ways(replace(model, random=False), x[shown], y[shown].numpy(), changes, device)
+    helps = max((w for w in ways if w.p < _LEVEL / tried), key=_Way.rank, default=None)
     told = f"its clean accuracy of {hits / count:.1%} is no better than chance ({chance:.1%}, the largest class)"
-    shown, wanted = x[:_TRIED], y[:_TRIED].numpy()
-    best, name = 0.0, ""
-    for called, change in _changes(x):
-        share = float((predict(model, change(shown), device=device, batch_size=model.batch_size) == wanted).mean())
-        best, name = max((best, name), (share, f"with {called}"))
-    share = _reordered(predict(model, shown, device=device, batch_size=model.batch_size), wanted)
-    best, name = max((best, name), (share, "with its classes in another order"))
-    if best >= hits / count + _HELPS:
-        option = next((f" (--normalize {key})" for key, what in _NORMALIZATIONS.items() if name == f"with {what}"), "")
-        return [f"{told}; {name} it would be {best:.0%}{option}"]
+    if helps is not None:
+        before = told if by_chance else f"its clean accuracy is {hits / count:.1%}"
+        odds = f"exact paired test on {len(shown)} images, p = {min(1.0, helps.p * tried):.0e}"
+        return [Doubt(f"{before}; with {helps.called} it would be {helps.share:.0%} ({odds}): {helps.remedy}", True)]
     usual = "the usual normalisations, colour scales, channel orders or another order of the classes"
-    return [f"{told}; none of {usual} helps"]
+    return [Doubt(f"{told}; none of {usual} helps", False)] if by_chance else []
 
 
-def _changes(x: Tensor) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
+@contextmanager
+def _buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Put the model's buffers back, where what it is given changes them."""
+    before = [(b, b.clone()) for b in model.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in before:
+                buffer.copy_(value)
+
+
+Change = tuple[str, str, Callable[[Tensor], Tensor]]
+
+
+def _ways(
+    model: Prepared, x: Tensor, wanted: np.ndarray, changes: list[Change], device: torch.device | str
+) -> list[_Way]:
+    """What each way of reading gains and loses on images (N, …) with labels (N,)."""
+    told = _told(model, x, device)
+    if told is None:
+        return []
+    base = told == wanted
+    found = []
+    first = np.arange(0, len(x), max(1, len(x) // _FIRST))
+    for called, remedy, change in changes:
+        some = _told(model, change(x[first]), device)
+        if some is None or int((some == wanted[first]).sum()) <= int(base[first].sum()):
+            continue
+        whole = some if len(first) == len(x) else _told(model, change(x), device)
+        if whole is not None:
+            found.append(_compared(called, remedy, whole == wanted, base))
+    for called, by in _SHIFTS.items():
+        found.append(_compared(called, _ORDER, np.where(told >= 0, told + by, told) == wanted, base))
+    renamed = _reordered(told, wanted)
+    return [*found, _compared("its classes in another order", _ORDER, renamed == wanted[1::2], base[1::2])]
+
+
+_SHIFTS = {"its classes numbered one higher": 1, "its classes numbered one lower": -1}
+
+
+def _compared(called: str, remedy: str, right: np.ndarray, base: np.ndarray) -> _Way:
+    return _Way(called, remedy, int((right & ~base).sum()), int((base & ~right).sum()), float(right.mean()))
+
+
+def _told(model: Prepared, x: Tensor, device: torch.device | str) -> np.ndarray | None:
+    """The model's classes for images (N, …); None where it does not take them."""
+    try:
+        with network_faults():
+            return answers(model, x, torch.zeros(len(x), dtype=torch.long), device=device).prediction
+    except Exception:  # a model may refuse what is not in [0, 1]
+        return None
+
+
+def _changes(model: Prepared, x: Tensor) -> Iterator[Change]:
+    """Ways to give images to a model, each with its name and the option for it.
+
+    An option takes the place of the normalisation that a library's network is behind.
+    """
     if x.ndim != 4:
         return
     channels = x.shape[1]
-    for key, name in _NORMALIZATIONS.items():
-        mean, std = NORMALIZATIONS[key]
-        if len(mean) in (1, channels):
-            m, s = (torch.tensor(v).view(1, -1, 1, 1) for v in (mean, std))
-            yield name, partial(_normalised, mean=m, std=s)
-    yield "colours from 0 to 255", lambda part: part * 255
-    yield "black and white exchanged", lambda part: 1 - part
+    behind = next((m for m in model.model.modules() if isinstance(m, Ported)), None)
+    before = (torch.zeros(1, 1, 1), torch.ones(1, 1, 1)) if behind is None else (behind.mean.cpu(), behind.std.cpu())
+    inside = 3 if behind is not None and behind.widen else channels
+
+    def given(part: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+        return (part - mean) / std * before[1] + before[0]
+
+    kinds = {k: v for k, v in NORMALIZATIONS.items() if len(v[0]) in (1, inside)}
+    if behind is not None:
+        kinds["none"] = ((0.0,), (1.0,))
+    for key, numbers in kinds.items():
+        mean, std = (torch.tensor(v).view(-1, 1, 1) for v in numbers)
+        if not (torch.equal(mean, before[0]) and torch.equal(std, before[1])):
+            python = f"in Python robgib.models.normalization({key!r}).before(model, {channels})"
+            called = _CALLED.get(key, "no normalisation")
+            yield called, f"give --normalize {key} ({python})", partial(given, mean=mean, std=std)
+    some = x[:: max(1, len(x) // _MOST)]
+    mean, std = some.mean((0, 2, 3)), some.std((0, 2, 3))
+    if bool((std > 0).all()):
+        texts = [",".join(f"{v:.3f}" for v in part) for part in (mean, std)]
+        remedy = f"give --mean {texts[0]} --std {texts[1]}"
+        own = partial(given, mean=mean.view(-1, 1, 1), std=std.view(-1, 1, 1))
+        yield "the mean and standard deviation of these images as its normalisation", remedy, own
+    wrap = "wrap the network, so that it takes"
+    scaled = partial(given, mean=torch.zeros(1, 1, 1), std=torch.full((1, 1, 1), 1 / 255))
+    yield "colours from 0 to 255", f"give --bounds 0,255, or {wrap} 255 * x", scaled
     if channels == 3:
-        yield "blue, green, red in the place of red, green, blue", lambda part: part.flip(1)
+        colours = "blue, green, red in the place of red, green, blue"
+        yield colours, f"{wrap} x.flip(1)", lambda part: part.flip(1)
+    yield "black and white exchanged", f"{wrap} 1 - x", lambda part: 1 - part
 
 
-def _normalised(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    return (x - mean) / std
-
-
-def _reordered(told: np.ndarray, wanted: np.ndarray) -> float:
-    """Accuracy once the model's classes are renamed: the names from every second image, the accuracy on the others."""
+def _reordered(told: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Every second answer once the classes are renamed, by names that the other images give."""
     size = int(max(told.max(), wanted.max())) + 1
-    seen = told >= 0
+    seen = told[::2] >= 0
     counts = np.zeros((size, size))
-    np.add.at(counts, (told[::2][seen[::2]], wanted[::2][seen[::2]]), 1)
+    np.add.at(counts, (told[::2][seen], wanted[::2][seen]), 1)
     rows, columns = optimize.linear_sum_assignment(-counts)
-    renamed = np.full(size, -1)
+    renamed = np.full(size + 1, -1)  # no answer stays none
     renamed[rows] = columns
-    return float((renamed[told[1::2]] == wanted[1::2])[seen[1::2]].mean()) if seen[1::2].any() else 0.0
+    return renamed[told[1::2]]

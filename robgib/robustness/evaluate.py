@@ -15,12 +15,13 @@ from robgib.attacks.base import Attack
 from robgib.attacks.registry import make_attack
 from robgib.errors import RobGIBError
 from robgib.files import Parts
-from robgib.models.inference import Answers, Prepared, answers, check_decided, prepare
+from robgib.models.inference import Answers, Prepared, answers, check_decided, check_logits, prepare
 from robgib.options import AttackOptions, Context, gather
 from robgib.robustness.attacking import Subject, attack_all, attack_costs, attack_until_narrow
 from robgib.robustness.beside import add_indicators, convergence_table, corruption_table
 from robgib.robustness.certification import certify_tables
 from robgib.robustness.run_attack import AttackResult
+from robgib.runtime import never_ends
 
 __all__ = [
     "BUDGETS",
@@ -41,6 +42,7 @@ BUDGETS = {
 DEFAULT_ATTACKS = "standard"
 
 
+@never_ends
 def evaluate(
     model: object,
     x: Tensor,
@@ -59,7 +61,8 @@ def evaluate(
 
     Args:
         model: classifier on the context's device, or what :func:`~robgib.models.inference.prepare` made of it.
-        x: images (N, …) in [0, 1].
+        x: images (N, …) in [0, 1]. Indicators, corruptions and ``until_width`` take the first of them: draw their order
+            where they are sorted by class (:meth:`~robgib.data.Split.sample`).
         y: labels (N,).
         attacks: as for :func:`named_attacks`; None takes those of the options.
         options: what is attacked and measured beside it (:class:`~robgib.options.AttackOptions`).
@@ -95,6 +98,9 @@ def evaluate(
         model = prepare(
             model, x, classes=classes, batch_size=context.batch_size, precision=options.precision, device=where
         )
+        if classes is None and len(y):  # a label that the model has no logit of would count as an error of its
+            with torch.no_grad():
+                check_logits(model.model(x[:2].to(where)), x[:2], 1 + int(y.max()))
     if clean is None:
         clean = answers(model, x, y, classes=classes, seed=context.seed, device=where)
         check_decided(clean)

@@ -22,7 +22,7 @@ from robgib.attacks.threat_model import CONVEX_NORMS, ThreatModel
 from robgib.errors import NoGradientError
 from robgib.models.adapt import decided, differ, seeded
 from robgib.models.inference import BatchedModel, Prepared, eval_mode, prepare
-from robgib.runtime import Progress, SampleRNG
+from robgib.runtime import Progress, SampleRNG, faults_of
 from robgib.statistics import share_test, sign_test
 
 __all__ = [
@@ -243,7 +243,7 @@ def _more(one: Tensor, two: Tensor) -> bool:
 
 def _random_outputs(look: _Look) -> FailureIndicator:
     few, gaps = look.x[:_CALLED], []
-    with torch.no_grad():
+    with torch.no_grad(), faults_of("the model"):
         first = look.calls(few)
         for _ in range(_CALLS - 1):
             gaps.append(differ(first, look.calls(few)))
@@ -295,7 +295,7 @@ def _backward_passes() -> Iterator[list[int]]:
 
 
 def _optimises(net: nn.Module, x: Tensor) -> FailureIndicator:
-    with torch.no_grad(), _backward_passes() as made:
+    with torch.no_grad(), faults_of("the model"), _backward_passes() as made:
         net(x)
     return FailureIndicator(
         "optimises inside",

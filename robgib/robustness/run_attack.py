@@ -12,10 +12,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robgib.attacks.base import Attack, MinimumNormAttack, projected_gradient_ascent, reach_note, verified
+from robgib.attacks.base import (
+    Attack,
+    MinimumNormAttack,
+    images_and_labels,
+    projected_gradient_ascent,
+    reach_note,
+    running,
+    unchanged,
+    verified,
+)
 from robgib.attacks.objective import Objective
 from robgib.attacks.threat_model import ThreatModel, distance, per_sample, within
-from robgib.errors import AttackContractError, NoGradientError, RobGIBWarning
+from robgib.errors import NoGradientError, RobGIBWarning
 from robgib.files import Parts
 from robgib.models.adapt import put_random_state, random_state, seeded
 from robgib.models.inference import (
@@ -48,6 +57,7 @@ __all__ = [
 _POOL = 2**24  # pixels that an attack holds at once, at most
 _BATCHES = 16  # that it holds at once: survivors then leave one in sixteen ragged, and the bar still moves
 _KEPT = 20.0  # seconds after which an attack that goes on puts away what it has
+_JUDGE = 20  # sets its seeds apart from those of attacks
 _LEVEL = 0.01  # of the test that tells a faster form that misleads from rounding
 _FACTORS = (0.25, 0.5, 0.75, 1.5, 2.0)  # of an attack's eps, at which a curve is measured too
 _CHECKED = (16, 32)  # samples, at least and at most, on which that is looked at: one in 32 of those attacked
@@ -157,9 +167,11 @@ def run_attack(
 
     Raises:
         AttackContractError: the attack returned a wrong shape, or an image outside the ball or the box, or it changed
-            the model (which is mended).
-        RobGIBError: eps is larger than the box.
+            the model (which is mended; a mode that it left is put back before its images are judged, and noted).
+        RobGIBError: eps is larger than the box, images or labels are no such, or whatever the attack or the model
+            raises.
     """
+    x, y = images_and_labels(x, y)
     if len(x):
         attack.threat.check(x[0].numel())
     if not isinstance(model, Prepared):
@@ -215,10 +227,22 @@ def run_attack(
             told = time.monotonic()
             progress(label, done, len(todo), f"{passes.forward:,} passes")
 
+    def find(climbed: nn.Module, images: Tensor, labels: Tensor, numbers: SampleRNG) -> object:
+        """What the attack finds; modes that it leaves are put back before anything is asked of the model."""
+        look = attack.find if isinstance(attack, MinimumNormAttack) else attack.perturb
+        with running(label, net):
+            # Copies: what an attack writes into its images must not move the centre of the ball.
+            found = look(climbed, images.clone(), labels.clone(), numbers)
+        if left := before.modes():
+            before.restore_modes()
+            notes.append(f"it left the model in training mode ({left[0] or type(net).__name__}): that was put back")
+        return found
+
     prefix = f"{getattr(attack, 'label', label)}: "
     with (
-        _kept(net, label, not attack.pooled),
         eval_mode(net),
+        eval_mode(model.quick),
+        unchanged([net, model.quick], label, attack.doubted) as before,
         seeded(seed, device),
         _heard(prefix) as (notes, caught),
         count_queries(net, model.quick) as passes,
@@ -245,16 +269,15 @@ def run_attack(
         for start in range(done, len(todo), pool):
             rows = todo[start : start + pool]
             batch, labels, numbers = x[rows].to(device), y[rows].to(device), SampleRNG(seed, index[rows])
-            find = attack.find if isinstance(attack, MinimumNormAttack) else attack.perturb
-            # Copies: what an attack writes into its images must not move the centre of the ball.
-            found = find(climbed, batch.clone(), labels.clone(), numbers)
-            judged = _judge(attack, label, judge, found, batch, labels, model.draws)
+            found = find(climbed, batch, labels, numbers)
+            with _judging(model, seed, start, device):
+                judged = _judge(attack, label, judge, found, batch, labels, model.draws)
             if attack.pooled and quick is not net:
                 with torch.no_grad():
                     lost = ((fast(judged.found).argmax(1) != labels) & (judged.answer == labels)).nonzero().squeeze(1)
                 if len(lost):
                     numbers = SampleRNG(seed, index[rows][lost.cpu().numpy()])
-                    again = find(plain, batch[lost], labels[lost].clone(), numbers)
+                    again = find(plain, batch[lost], labels[lost], numbers)
                     judged.put(lost, _judge(attack, label, judge, again, batch[lost], labels[lost], model.draws))
             fooled = judged.answer != labels
             inside = (judged.image == judged.found).flatten(1).all(1)
@@ -262,7 +285,8 @@ def run_attack(
             right[rows] = np.where(inside.cpu().numpy(), judged.right.cpu().numpy(), clean.right[rows])
             coarse[rows] = right[rows]
             if pictured:
-                coarse[rows] = _after_rounding(judge, judged.image, labels, right[rows], model.draws)
+                with _judging(model, seed + 1, start, device):
+                    coarse[rows] = _after_rounding(judge, judged.image, labels, right[rows], model.draws)
             reach = attack.threat.distance(judged.found, batch)
             nearest[rows] = torch.where(fooled, reach, float("inf")).cpu().numpy()
             for norm, values in sizes.items():
@@ -389,31 +413,6 @@ def _misleads(model: Prepared, x: Tensor, y: Tensor, threat: ThreatModel) -> str
     )
 
 
-@contextmanager
-def _kept(model: nn.Module, label: str, doubted: bool) -> Iterator[None]:
-    """See that an attack that gets the model itself leaves its weights as they were; put them back if not."""
-    held = {**dict(model.named_parameters()), **dict(model.named_buffers())} if doubted else {}
-    before = {name: tensor.detach().clone() for name, tensor in held.items()}
-    changed = []
-    try:
-        yield
-    finally:
-        for name, tensor in held.items():
-            if not same(tensor, before[name]):
-                changed.append(name)
-                with torch.no_grad():
-                    tensor.copy_(before[name])
-    if changed:
-        raise AttackContractError(f"attack {label!r} changed the model ({', '.join(changed[:3])}).")
-
-
-def same(one: Tensor, two: Tensor) -> bool:
-    """Whether two tensors hold the same values, NaN in the same places being the same."""
-    if torch.equal(one, two):
-        return True
-    return one.shape == two.shape and bool(((one == two) | ((one != one) & (two != two))).all())
-
-
 @dataclass
 class _Judged:
     """What an attack found (N, …), what of it lies in the ball (else the clean image), and what the model says of it.
@@ -447,6 +446,18 @@ def _judge(attack: Attack, label: str, model: nn.Module, found: object, x: Tenso
     assert isinstance(found, Tensor)
     with torch.no_grad():
         return _Judged(found.clone(), image.clone(), *ask(model, found, y, draws))
+
+
+@contextmanager
+def _judging(model: Prepared, seed: int, start: int, device: torch.device | str) -> Iterator[None]:
+    """Let a model that answers at random draw numbers of its own while it judges: an attack that seeds the global
+    generators does not know them beforehand."""
+    if not model.random:
+        yield
+        return
+    own = np.random.SeedSequence([seed, start, _JUDGE]).generate_state(1, np.uint32)
+    with seeded(int(own[0]), device):
+        yield
 
 
 def in_8_bits(images: Tensor) -> Tensor:

@@ -83,7 +83,7 @@ def verify(
         run: of :func:`robgib.results.load_run`.
         saved: its images, of :func:`robgib.results.load_adversarial`.
         model: the model that it is of.
-        data: the test images (N, …) in [0, 1] and labels (N,) that it is of, where they are at hand.
+        data: all test images (N, …) in [0, 1] and labels (N,), of which it is of some, where they are at hand.
         device: where the model is.
 
     Yields:
@@ -102,7 +102,9 @@ def verify(
         f"their digest is {own[:12]}, that of the run's {str(run.config['weights'])[:12]}",
     )  # fmt: skip
     if data is not None:
-        same = len(data[0]) >= len(x) and torch.equal(data[0][: len(x)], x) and torch.equal(data[1][: len(x)], y)
+        rows = torch.from_numpy(_drawn(run, len(x)))
+        inside = len(rows) == len(x) and bool((rows < len(data[0])).all()) and bool((rows >= 0).all())
+        same = inside and torch.equal(data[0][rows], x) and torch.equal(data[1][rows], y)
         yield Claim("the images and labels are those of the data", same, "another image or label is there")
     threats = _threats(run)
     prepared = prepare(model, x, classes=len(run.config["data"]["classes"]), device=device)
@@ -112,8 +114,9 @@ def verify(
     shown: dict[str, _Evidence] = {}
     for label, rows in run.outcomes.groupby("attack", sort=False):
         yield Claim(f"{label}: it is an attack of the run", label in threats, "its configuration names no such one")
-        rows = rows.sort_values("index")
-        lined = _equal(f"{label}: a row for each sample", rows["index"].to_numpy(), np.arange(len(y)))
+        drawn = _drawn(run, len(y))
+        rows = rows.iloc[rows["index"].map({row: place for place, row in enumerate(drawn)}).argsort(kind="stable")]
+        lined = _equal(f"{label}: a row for each sample", rows["index"].to_numpy(), drawn)
         yield lined
         if label in threats and lined.holds:
             shown[label] = yield from _attacked(case, label, rows)
@@ -269,6 +272,12 @@ def _curves(case: _Case, shown: Mapping[str, _Evidence]) -> Iterator[Claim]:
                 yield _same(f"{label}: {what}", rows.sort_values("at"), expected, columns)
 
 
+def _drawn(run: Run, count: int) -> np.ndarray:
+    """Which of the data's samples (``count``,) the run is of, in the order of its images."""
+    drawn = run.config.get("drawn")
+    return np.arange(count) if drawn is None else np.array(drawn, dtype=np.int64)
+
+
 def _threats(run: Run) -> dict[str, ThreatModel]:
     """The threat models of a run's attacks, by label."""
     try:
@@ -325,7 +334,7 @@ def _leads(run: Run, threat: ThreatModel) -> np.ndarray:
     """The leads (N,) that are stated at a budget: they are the same for all of its attacks."""
     rows = run.outcomes
     here = rows[(rows["norm"] == threat.norm) & np.isclose(rows["eps"], threat.eps, rtol=1e-9)]
-    return here.groupby("index")["certified_lead"].max().to_numpy()
+    return here.groupby("index")["certified_lead"].max().reindex(_drawn(run, here["index"].nunique())).to_numpy()
 
 
 def _summarised(name: str, stated: pd.DataFrame, row: dict[str, Any], lead: np.ndarray | None) -> Iterator[Claim]:

@@ -276,7 +276,7 @@ def read_design(path: Path, kind: type[Design]) -> Design:
     Raises:
         RobGIBError: it is no such study; the sentence names the line and the key.
     """
-    if not path.is_file():
+    if not path.exists():
         raise RobGIBError(f"study file {str(path)!r} does not exist.")
     content = registry.read_yaml(path)
     name = path.resolve().parent.name if path.stem == "study" else path.stem
@@ -303,11 +303,18 @@ def read_study(path: Path, catalogue: Sequence[Path] = ()) -> Study:
     return study
 
 
-def cells(study: Study, catalogue: Sequence[Path] = ()) -> list[Cell]:
+def cells(study: Study, catalogue: Sequence[Path] = (), *, allow_code: bool = False) -> list[Cell]:
     """Return the models of a study, trained or not, each once.
 
+    Args:
+        study: the design.
+        catalogue: further folders of recipes and plug-ins.
+        allow_code: take ``package.module:factory`` from the study and its recipes, whose code is imported and run when
+            a network is built.
+
     Raises:
-        RobGIBError: a model, pattern, group, recipe or key that there is not, a model in both parts, or none at all.
+        RobGIBError: a model, pattern, group, recipe or key that there is not, a model in both parts, none at all, or
+            one that names code to run where that is not allowed.
     """
     known = recipes(catalogue)
     parts: tuple[tuple[str, Models, Control | None], ...] = (
@@ -319,7 +326,7 @@ def cells(study: Study, catalogue: Sequence[Path] = ()) -> list[Cell]:
     )
     found: dict[str, Cell] = {}
     for part, models, how in parts:
-        for recipe in chosen_recipes(models, known):
+        for recipe in chosen_recipes(study.name, models, known, allow_code):
             cell = Cell(recipe, part, *_origin(recipe), how)
             if cell.name in found:
                 former = found[cell.name].part
@@ -333,11 +340,17 @@ def cells(study: Study, catalogue: Sequence[Path] = ()) -> list[Cell]:
     return list(found.values())
 
 
-def chosen_recipes(models: Models, known: Mapping[str, Recipe]) -> list[Recipe]:
+def chosen_recipes(study: str, models: Models, known: Mapping[str, Recipe], allow_code: bool = False) -> list[Recipe]:
     """Return the recipes that a part of a study names.
 
+    Args:
+        study: its name.
+        models: of the part.
+        known: the recipes that there are, by name.
+        allow_code: take ``package.module:factory`` from the study and its recipes.
+
     Raises:
-        RobGIBError: a model, pattern, group, recipe or key that there is not.
+        RobGIBError: a model, pattern, group, recipe or key that there is not, or code to run that is not allowed.
     """
     chosen: list[Recipe] = []
     for pattern in models.models:
@@ -354,7 +367,14 @@ def chosen_recipes(models: Models, known: Mapping[str, Recipe]) -> list[Recipe]:
         if grid.recipe not in known:
             raise unknown_name("model", grid.recipe, known, "robgib zoo list")
         chosen += [_varied(known[grid.recipe], grid.vary, values) for values in itertools.product(*grid.vary.values())]
+    chosen = [recipe.allowing_code(allow_code) for recipe in chosen]
+    for recipe in chosen:
+        recipe.check_architecture(f"study {study!r}, model {recipe.name!r},")
     return list({r.name: r for r in chosen}.values()) if not models.train else chosen
+
+
+_VARIED = ("data", "architecture", "training", "checkpoint")
+"""What of a recipe a study may vary: not its name, nor where it lies."""
 
 
 def _varied(recipe: Recipe, keys: Mapping[str, Any], values: Sequence[Any]) -> Recipe:
@@ -363,13 +383,13 @@ def _varied(recipe: Recipe, keys: Mapping[str, Any], values: Sequence[Any]) -> R
     words = []
     for key, value in zip(keys, values, strict=True):
         *path, last = key.split(".")
-        place: Any = content
+        place: Any = content if (*path, last)[0] in _VARIED else None
         for step in path:
-            if not isinstance(place, dict) or step not in place:
-                raise RobGIBError(f"recipe {recipe.name!r} has no key {key!r} to vary.")
-            if place[step] is None:
+            if isinstance(place, dict) and step in place and place[step] is None:
                 place[step] = {}
-            place = place[step]
+            place = place.get(step) if isinstance(place, dict) else None
+        if not isinstance(place, dict):
+            raise RobGIBError(f"recipe {recipe.name!r} has no key {key!r} to vary.")
         if value is not None:
             place[last] = value
         if len(keys[key]) > 1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import math
-import multiprocessing
+import os
 import tarfile
 import tempfile
 import threading
@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from multiprocessing.managers import SyncManager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +25,7 @@ from robgib.data.dataset import Dataset
 from robgib.data.loaders import load_data
 from robgib.errors import RobGIBError, first_line
 from robgib.files import atomic_directory, cache_folder, write_file
-from robgib.runtime import INSIDE, Progress, one_thread
+from robgib.runtime import INSIDE, Progress, end_with, faults_of, one_thread
 from robgib.zoo.loading import data_of
 from robgib.zoo.recipe import Recipe
 
@@ -155,7 +156,7 @@ def _by_processes(
     suspects: list[tuple[Task, str]] = []
     running: dict[Future[tuple[str, str]], tuple[Task, str]] = {}
     # A pool of its own: the one that loky shares within a process is not what joblib expects to find there.
-    pool = ProcessPoolExecutor(jobs, timeout=_PATIENCE)  # a worker waits while others finish a long task
+    pool = _pool(jobs)
     try:
         while waiting or suspects or running:
             alone = bool(suspects)
@@ -168,7 +169,7 @@ def _by_processes(
                 try:
                     yield future.result()
                 except BrokenProcessPool:
-                    pool = ProcessPoolExecutor(jobs, timeout=_PATIENCE)
+                    pool = _pool(jobs)
                     if alone:
                         yield one[0].name, "its process died: it was killed, or memory did not suffice; use fewer jobs."
                         continue
@@ -177,6 +178,11 @@ def _by_processes(
                     break
     finally:
         pool.shutdown(kill_workers=True)
+
+
+def _pool(jobs: int) -> ProcessPoolExecutor:
+    """So many processes that end with this one; a worker waits while others finish a long task."""
+    return ProcessPoolExecutor(jobs, timeout=_PATIENCE, initializer=end_with, initargs=(os.getpid(),))
 
 
 Tell = Callable[[tuple[str, int, int, str]], None]
@@ -191,7 +197,9 @@ def _heard(progress: Progress | None, jobs: int) -> Iterator[Tell | None]:
     if jobs == 1:
         yield lambda said: progress(*said)
         return
-    with multiprocessing.Manager() as manager:
+    manager = SyncManager()
+    manager.start(end_with, (os.getpid(),))
+    with manager:
         queue = manager.Queue()
 
         def listen() -> None:
@@ -213,7 +221,7 @@ def _here(task: Task, device: str, data_root: Path | None, tell: Tell | None) ->
         if told:
             told("data", 0, 1)
         data = _data(task.recipe.data, data_root)
-        with one_thread(), atomic_directory(task.target) as folder:
+        with one_thread(), atomic_directory(task.target) as folder, _faults():
             task.work(folder, data, device, told)
     except RobGIBError as error:
         return task.name, str(error)
@@ -221,6 +229,18 @@ def _here(task: Task, device: str, data_root: Path | None, tell: Tell | None) ->
         if told:
             told.over()
     return task.name, ""
+
+
+@contextmanager
+def _faults() -> Iterator[None]:
+    """Let a task fail, and not the study, whatever its model raises; where the disk is full all would fail."""
+    try:
+        yield
+    except OSError:
+        raise
+    except BaseException:
+        with faults_of("its measurement"):
+            raise
 
 
 class _Stages:
@@ -323,7 +343,7 @@ def _there(
     _keep(weights)
     with tempfile.TemporaryDirectory() as held:
         try:
-            with one_thread():
+            with one_thread(), _faults():
                 task.work(Path(held), data, device, None)
         except RobGIBError as error:
             return b"", {}, str(error)

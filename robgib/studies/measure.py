@@ -210,10 +210,10 @@ def _one(
 def _covariates(model: nn.Module, data: Dataset, study: Study) -> dict[str, float]:
     """The norm of the weights, the mean norm of the loss's input gradient, and how linear the last layer is."""
     weights = float(np.sqrt(sum(float((p.detach() ** 2).sum()) for p in model.parameters())))
+    images, labels = data.test.sample(_IMAGES, study.seed)
     slopes = []
-    for start in range(0, _IMAGES, _BATCH):
-        rows = slice(start, min(start + _BATCH, _IMAGES))
-        x, y = data.test.x[rows].clone().requires_grad_(), data.test.y[rows]
+    for x, y in zip(images.split(_BATCH), labels.split(_BATCH), strict=True):
+        x = x.clone().requires_grad_()
         loss = nn.functional.cross_entropy(model(x), y, reduction="sum")
         slopes.append(torch.autograd.grad(loss, x)[0].flatten(1).norm(dim=1))
     (inputs, _), (fit, _) = split_information(data, _IMAGES, study.seed)

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from robgib.reporting import figures
 from robgib.reporting.page import page
-from robgib.results import plain_rows
+from robgib.results import csv_text, plain_rows
 from robgib.studies.claims import Claim
 from robgib.studies.design import Study
 from robgib.studies.phases import Phases, PhasesClaim, Traced
@@ -81,7 +81,7 @@ def _shown(study: Study, claim: Claim) -> list[tuple[str, str, pd.DataFrame]]:
 
 def _downloads(rows: pd.DataFrame, told: dict[str, Any]) -> dict[str, str]:
     """What a page offers for download, in base 64."""
-    texts = {"csv": rows.to_csv(index=False), "json": json.dumps(told)}
+    texts = {"csv": csv_text(rows), "json": json.dumps(told)}
     return {kind: base64.b64encode(text.encode()).decode() for kind, text in texts.items()}
 
 

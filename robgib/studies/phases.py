@@ -19,7 +19,7 @@ from robgib.errors import RobGIBError, unknown_name
 from robgib.files import cache_folder, digest
 from robgib.information.activations import LOGITS
 from robgib.information.registry import make_estimator
-from robgib.results import SCHEMA_VERSION
+from robgib.results import SCHEMA_VERSION, csv_text, read_csv
 from robgib.runtime import Progress
 from robgib.studies.design import Grid, Models, chosen_recipes, read_design
 from robgib.studies.engines import HERE, Engine, Task, finish
@@ -140,8 +140,8 @@ def read_phases(path: Path, catalogue: Sequence[Path] = ()) -> Phases:
     return study
 
 
-def followed(study: Phases, catalogue: Sequence[Path] = ()) -> list[Followed]:
-    """Return the networks of a study, each once."""
+def followed(study: Phases, catalogue: Sequence[Path] = (), *, allow_code: bool = False) -> list[Followed]:
+    """Return the networks of a study, each once; ``allow_code`` as in :func:`~robgib.studies.cells`."""
     known = recipes(catalogue)
     found: list[Followed] = []
     parts: tuple[tuple[Sequence[Grid], Control | Literal["bijective"] | None], ...] = (
@@ -153,7 +153,8 @@ def followed(study: Phases, catalogue: Sequence[Path] = ()) -> list[Followed]:
     )
     for grids, how in parts:
         for grid in grids:
-            found += [Followed(r, grid.recipe, how) for r in chosen_recipes(Models(train=[grid]), known)]
+            models = chosen_recipes(study.name, Models(train=[grid]), known, allow_code)
+            found += [Followed(r, grid.recipe, how) for r in models]
     for one in found:
         built = one.recipe.architecture.name if one.recipe.architecture else "a checkpoint"
         if one.control == "bijective" and built != "bijective":
@@ -212,8 +213,8 @@ def _one(
         catalogue=catalogue,
         progress=progress,
     )
-    found.table.to_csv(folder / "trace.csv", index=False)
-    found.compression.to_csv(folder / "compression.csv", index=False)
+    for name, table in (("trace.csv", found.table), ("compression.csv", found.compression)):
+        (folder / name).write_text(csv_text(table), encoding="utf-8", newline="")
     (folder / "record.json").write_text(json.dumps(record, default=str))
     shutil.rmtree(work, ignore_errors=True)
 
@@ -222,7 +223,7 @@ def _read(network: Followed, study: Phases, error: str) -> Traced:
     folder = network.folder(study)
     if error or not (folder / "trace.csv").is_file():
         return Traced(network, None, None, error=error or "it was not traced")
-    table, compression = (pd.read_csv(folder / name) for name in ("trace.csv", "compression.csv"))
+    table, compression = (read_csv(folder / name) for name in ("trace.csv", "compression.csv"))
     return Traced(network, table, compression, float(table["test_accuracy"].iloc[-1]))
 
 
@@ -293,7 +294,7 @@ def phases_claim(study: Phases, rows: pd.DataFrame) -> PhasesClaim:
                 "networks": len(g),
                 COMPRESSES: int(counts.get(COMPRESSES, 0)),
                 KEEPS: int(counts.get(KEEPS, 0)),
-                UNTOLD: int(counts.get(UNTOLD, 0)),
+                UNTOLD: int(counts.drop([COMPRESSES, KEEPS], errors="ignore").sum()),
                 "fall": float(g["compression"].mean()),
                 "sd": float(g["compression"].std(ddof=1)) if len(g) > 1 else float("nan"),
                 "primary": bool(g["primary"].any()),

@@ -166,7 +166,7 @@ class _Learner:
         """
         assert self.config.adversary is not None
         split = data.val if len(data.val) else data.train
-        x, y = split.x[:500].to(device), split.y[:500].to(device)
+        x, y = (part.to(device) for part in split.sample(500, self.config.seed))
         model = self.result.eval()
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(self.config.seed)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from robgib.data.dataset import Dataset, Split, split_information
 from robgib.errors import RobGIBError
-from robgib.information.activations import collect_activations, default_layers
+from robgib.information.activations import collect_activations, find_layers
 from robgib.information.analysis import (
     DEFAULT_ESTIMATORS,
     SIGMA,
@@ -30,7 +30,7 @@ from robgib.information.analysis import (
 )
 from robgib.information.base import Decomposition, Estimator
 from robgib.information.features import group_inputs
-from robgib.information.views import EXACT, RATE, Network, Seen, Target, View
+from robgib.information.views import EXACT, RATE, Network, Rescaled, Seen, Target, View
 from robgib.models.checkpoint import CHECKPOINT_SUFFIXES, read_record, save_checkpoint
 from robgib.models.inference import Prepared, answers, prepare
 from robgib.results import table
@@ -54,7 +54,8 @@ CONTROLS: tuple[Control, ...] = get_args(Control)
 """What must show no compression by learning: a network that learns nothing, one that learns labels without sense, one
 whose pictures have lost their arrangement."""
 _PATCHES = 4  # a side
-_POOLED = 1000  # samples an epoch that codes, components, bins and scales are fitted on
+_POOLED = 1000  # samples an epoch that codes, components and scales are fitted on
+_RESOLVED = 0.5  # of what a code in an epoch's own units holds, below which the pooled one is marked
 _RESAMPLES = 400
 _LEAST = 0.02  # share of the peak: a smaller fall is none
 _NONE = 0.05  # share of the peak that the upper end stays below, where there is no compression
@@ -99,8 +100,8 @@ def control(kind: Control, data: Dataset, training: Training) -> tuple[Dataset, 
 
     def shuffled(part: Split) -> Split:
         if kind == "random-labels":
-            return Split(part.x, part.y[torch.randperm(len(part), generator=generator)])
-        return Split(_permuted(part.x, cut, generator), part.y)
+            return replace(part, y=part.y[torch.randperm(len(part), generator=generator)])
+        return replace(part, x=_permuted(part.x, cut, generator))
 
     cut = 1
     if kind == "permuted-patches":
@@ -143,7 +144,9 @@ def trace(
     """Estimate the information in the layers of one network at several epochs of its training.
 
     Codes, components, bins and scales are fitted once for all epochs, on activations pooled over them: else a layer
-    that shrinks would be scaled back. Compression is (peak − final)/peak of a term over the epochs. Its interval comes
+    that shrinks would be scaled back. They are fitted twice, on the activations as they are and in units of each
+    epoch's own spread: a layer that grows while the weights after it shrink computes the same function. A verdict needs
+    both. Compression is (peak − final)/peak of a term over the epochs. Its interval comes
     from resampling the samples, the same for all epochs: the lower end from a simultaneous band of the falls from every
     epoch to the last, the upper one with the peak chosen anew in each resample.
 
@@ -155,7 +158,8 @@ def trace(
         samples: most samples to estimate on, the same at every epoch; data that list every input are taken whole.
         features: one partition of the input; ``auto`` is the coarser of the usual ones.
         layer_dims: principal components of a layer.
-        codes: symbols of a layer's code; I(X;Z) is also followed with half and with twice as many.
+        codes: symbols of a layer's code; I(X;Z) is also followed with half and with twice as many; with bins all terms,
+            and four times as many too.
         sigma: noise of the ``noise`` view.
         device: where to compute.
         seed: of every random number.
@@ -173,85 +177,174 @@ def trace(
     partition = default_features(data.shape)[0] if features == "auto" else features
     inputs = group_inputs(partition, x, x_fit)
     count = codes or default_codes(len(data.classes), len(x_fit))
-    pool = x_fit[:_POOLED]
-    chosen: tuple[str, ...] = tuple(layers or ())
-    pooled: dict[str, list[np.ndarray]] = {}
-    for epoch, load in networks.items():  # once to fit on all epochs
-        model = _prepared(load, data, device)
-        chosen = chosen or default_layers(model.model, data.test.x[:2].to(device))
-        for name, values in _activations(model, pool, chosen, device).items():
-            pooled.setdefault(name, []).append(values)
-        if progress:
-            progress("pooling epochs", len(pooled[chosen[0]]), len(networks), f"epoch {epoch}")
-    views: dict[View, dict[str, Seen]] = {
-        view: {
-            n: fit_view(view, np.concatenate(pooled[n]), layer_dims, count, sigma, seed, bins_of(makers))
-            for n in chosen
-        }
-        for view in dict.fromkeys(m.view for m in makers)
-    }
-    sizes = sorted({max(2, count // 2), count, 2 * count})
-    sweep = {
-        (n, k): fit_view(RATE, np.concatenate(pooled[n]), layer_dims, k, sigma, seed)
-        for n in chosen
-        for k in sizes
-        if RATE in views and k <= len(np.concatenate(pooled[n]))
-    }
+    chosen, pooled = _pooled(networks, data, tuple(layers or ()), x, x_fit[:_POOLED], makers, device, progress)
+    looks = _looks(pooled, makers, layer_dims, count, sigma, seed)
     prepared = {m.name: m.prepare(inputs.values, inputs.fit) for m in makers}
     rows: list[dict[str, Any]] = []
-    curves: dict[tuple[str, View, str, str, str], dict[int, _Point]] = {}
+    curves: dict[_Curve, dict[int, _Point]] = {}
     for number, (epoch, load) in enumerate(networks.items()):
         model = _prepared(load, data, device)
         told = answers(model, data.test.x, data.test.y, classes=len(data.classes), device=device)
         accuracy = float(told.right.mean())
         now, then = _activations(model, x, chosen, device), _activations(model, x_fit, chosen, device)
-        for view, seen in views.items():
-            targets = [seen[n].target(n, now[n], then[n], y.numpy()) for n in chosen]
-            for m in (m for m in makers if m.view == view):
-                network = None
-                if m.runs_network:
-                    network = Network(
-                        x, x_fit, data.enumerated, inputs, codes_of(model, seen, model.batch_size, device)
-                    )
-                with about(m, f"epoch {epoch}"):
-                    found = m.of_network(prepared[m.name], targets, network)
-                for target, decomposition in zip(targets, found, strict=True):
+        seen = [look.at(epoch) for look in looks]
+        # Those of one layer that are seen in other ways have a name of their own.
+        targets = [
+            {n: held[n].target(f"{n}\n{i}" if i else n, now[n], then[n], y.numpy()) for n in chosen}
+            for i, held in enumerate(seen)
+        ]
+        for look, held in zip(looks, targets, strict=True):
+            for layer, target in held.items():
+                curves.setdefault(_Curve.of(look, "counted", layer, "I(X;Z)", target), {})[epoch] = _counted(target)
+        for m in makers:
+            used = [i for i, look in enumerate(looks) if look.view == m.view and (look.main or m.view == EXACT)]
+            asked = [(i, n, targets[i][n]) for i in used for n in chosen]
+            network = None
+            if m.runs_network:
+                layer_of = {t.name: n for _, n, t in asked}
+                ways: dict[str, Seen] = {t.name: seen[i][n] for i, n, t in asked}
+                network = Network(
+                    x,
+                    x_fit,
+                    data.enumerated,
+                    inputs,
+                    codes_of(model, ways, model.batch_size, device, layers=layer_of),
+                )
+            with about(m, f"epoch {epoch}"):
+                found = m.of_network(prepared[m.name], [t for *_, t in asked], network)
+            for (i, layer, target), decomposition in zip(asked, found, strict=True):
+                cost = _cost(target, decomposition)
+                if cost is not None:
+                    curves.setdefault(_Curve.of(looks[i], m.name, layer, "C(X;Z)", target), {})[epoch] = cost
+                if looks[i].main and looks[i].units == POOLED:
                     base = {
                         "epoch": epoch,
                         "test_accuracy": accuracy,
                         "estimator": m.name,
-                        "layer": target.name,
-                        "depth": chosen.index(target.name),
-                        "view": view,
+                        "layer": layer,
+                        "depth": chosen.index(layer),
+                        "view": m.view,
                         "partition": partition,
                     }
-                    rows += [{**base, **row} for row in term_rows(target, decomposition, inputs, 1.0)]
-                    for term, point in _points(target, decomposition).items():
-                        key = ("counted" if term == "I(X;Z)" else m.name, view, target.name, term, target.resolution)
-                        curves.setdefault(key, {})[epoch] = point
-        for (name, size), book in sweep.items():
-            if size != count:
-                target = book.target(name, now[name], then[name], y.numpy())
-                curves.setdefault(("counted", RATE, name, "I(X;Z)", target.resolution), {})[epoch] = _counted(target)
+                    shown = _resolved(target, [t[layer] for t, look in zip(targets, looks, strict=True) if look.main])
+                    rows += [{**base, **row} for row in term_rows(shown, decomposition, inputs, 1.0)]
         if progress:
             progress("tracing", number + 1, len(networks), f"epoch {epoch}, accuracy {100 * accuracy:.1f}%")
-    verdicts = []
-    for (estimator, view, layer, term, resolution), curve in curves.items():
-        found_here = _verdict(curve, seed)
-        place = {
-            "estimator": estimator,
-            "layer": layer,
-            "depth": chosen.index(layer),
-            "view": view,
-            "partition": partition,
-            "term": term,
-        }
-        verdicts.append({**place, "resolution": resolution, **found_here})
-    _agreed(
-        verdicts, {n: view.target(n, now[n], then[n], y.numpy()).resolution for n, view in views.get(RATE, {}).items()}
+    return Trace(table("trace", rows), table("compression", _verdicts(curves, chosen, partition, seed)))
+
+
+POOLED, OWN = "pooled", "own"
+
+
+@dataclass(frozen=True)
+class _Look:
+    """One way of seeing all layers at all epochs.
+
+    Attributes:
+        units: of the layers: pooled over the epochs, or each epoch's own.
+        main: whether it is the resolution that the estimates are made at.
+        seen: by layer, fitted once for all epochs.
+        scales: by epoch and layer the centre and the scale of its own units.
+    """
+
+    units: str
+    main: bool
+    seen: Mapping[str, Seen]
+    scales: Mapping[int, Mapping[str, tuple[np.ndarray, float]]]
+
+    @property
+    def view(self) -> View:
+        return next(iter(self.seen.values())).view
+
+    def at(self, epoch: int) -> dict[str, Seen]:
+        """How the layers of one epoch are seen."""
+        if self.units == POOLED:
+            return dict(self.seen)
+        return {n: Rescaled(one, *self.scales[epoch][n]) for n, one in self.seen.items()}
+
+
+@dataclass(frozen=True)
+class _Curve:
+    """What is followed over the epochs: a term of a layer, and how it is seen."""
+
+    estimator: str
+    view: View
+    layer: str
+    term: str
+    units: str
+    main: bool
+    resolution: str
+
+    @classmethod
+    def of(cls, look: _Look, estimator: str, layer: str, term: str, target: Target) -> _Curve:
+        return cls(estimator, look.view, layer, term, look.units, look.main, target.resolution)
+
+
+_Pools = Mapping[int, Mapping[str, np.ndarray]]  # activations by epoch and layer
+
+
+def _pooled(
+    networks: Mapping[int, Callable[[], nn.Module]],
+    data: Dataset,
+    layers: tuple[str, ...],
+    x: Tensor,
+    pool: Tensor,
+    makers: Sequence[Estimator],
+    device: torch.device | str,
+    progress: Progress | None,
+) -> tuple[tuple[str, ...], dict[View, _Pools]]:
+    """The layers, and what they hold at every epoch of the samples that each view is fitted on.
+
+    Bins have the range of all inputs, which are counted; codes, components and scales are fitted on other samples.
+    """
+    fitted_on = {view: x if view == EXACT else pool for view in dict.fromkeys(m.view for m in makers)}
+    held: dict[View, dict[int, Mapping[str, np.ndarray]]] = {view: {} for view in fitted_on}
+    for number, (epoch, load) in enumerate(networks.items()):
+        model = _prepared(load, data, device)
+        if not number:
+            layers = find_layers(model.model, data.test.x[:2].to(device), layers or None)[0]
+        for view, part in fitted_on.items():
+            held[view][epoch] = _activations(model, part, layers, device)
+        if progress:
+            progress("pooling epochs", number + 1, len(networks), f"epoch {epoch}")
+    return layers, dict(held)
+
+
+def _looks(
+    pooled: Mapping[View, _Pools], makers: Sequence[Estimator], dims: int, codes: int, sigma: float, seed: int
+) -> list[_Look]:
+    """The ways in which the layers are seen, the main one of each view in pooled units first."""
+    bins = bins_of(makers)
+    sizes = {
+        RATE: [codes, *sorted({max(2, codes // 2), 2 * codes} - {codes})],
+        EXACT: [bins, *sorted({max(2, bins // 2), 2 * bins, 4 * bins} - {bins})],
+    }
+    found = []
+    for view, held in pooled.items():
+        layers = list(next(iter(held.values())))
+        scales = {e: {n: Rescaled.of(z) for n, z in of.items()} for e, of in held.items()}
+        own = {e: {n: (z - scales[e][n][0]) / scales[e][n][1] for n, z in of.items()} for e, of in held.items()}
+        for units, values in ((POOLED, held), (OWN, own)):
+            together = {n: np.concatenate([of[n] for of in values.values()]) for n in layers}
+            for i, size in enumerate(sizes.get(view, [0])):
+                if view == RATE and i and size > len(together[layers[0]]):
+                    continue
+                seen = {n: fit_view(view, z, dims, size, sigma, seed, size) for n, z in together.items()}
+                found.append(_Look(units, not i, seen, scales))
+    return found
+
+
+def _resolved(target: Target, others: Sequence[Target]) -> Target:
+    """The target of a pooled code, marked where the epoch's own units show far more of the layer."""
+    most = max((t.total.value for t in others if t.view == RATE), default=0.0)
+    if target.view != RATE or target.total.value >= _RESOLVED * most:
+        return target
+    note = (
+        f"the code pooled over the epochs holds {abs(target.total.value):.2f} bits here, and {most:.2f} in units of "
+        "this epoch's own spread: the layer is small beside that of other epochs"
     )
-    verdicts.sort(key=lambda v: (v["depth"], v["term"] != "I(X;Z)", v["estimator"]))
-    return Trace(table("trace", rows), table("compression", verdicts))
+    total, label = (replace(e, saturated=True) for e in (target.total, target.label))
+    return replace(target, total=total, label=label, notes=(*target.notes, note))
 
 
 @dataclass(frozen=True)
@@ -272,28 +365,25 @@ class _Point:
 
 
 def _counted(target: Target) -> _Point:
-    return _Point(target.total.value, 0.0, codes=target.values if target.view != "noise" else None)
+    """I(X;Z) as it is counted; of all inputs without an error."""
+    if target.view == RATE:
+        return _Point(target.total.value, 0.0, codes=target.values)
+    return _Point(target.total.value, (target.total.high - target.total.low) / 2 / 1.96)
 
 
-def _points(target: Target, found: Decomposition) -> dict[str, _Point]:
-    """The terms that are followed: I(X;Z) as counted, and C(X;Z) as estimated where there are singles."""
-    if target.view == EXACT:
-        return {"I(X;Z)": _Point(target.total.value, 0.0), "C(X;Z)": _Point(found.complexity.value, 0.0)}
-    told = {"I(X;Z)": _counted(target)}
-    if target.view == "noise":
-        half = (target.total.high - target.total.low) / 2
-        told = {"I(X;Z)": _Point(target.total.value, half / 1.96)}
+def _cost(target: Target, found: Decomposition) -> _Point | None:
+    """C(X;Z) as estimated, where there are singles."""
     c = found.complexity
-    if c.value == c.value:
-        n, pointwise = len(found.singles), found.pointwise
-        whole = (c.high - c.low) / 2 / 1.96
-        if pointwise is None:
-            told["C(X;Z)"] = _Point(c.value, whole)
-        else:
-            own = pointwise[:, 1:].sum(1) / n
-            rest = max(whole**2 - own.var() / len(own), 0.0)
-            told["C(X;Z)"] = _Point(c.value, float(np.sqrt(rest)), pointwise=own)
-    return told
+    if target.view == EXACT:
+        return _Point(c.value, 0.0)
+    if c.value != c.value:
+        return None
+    whole = (c.high - c.low) / 2 / 1.96
+    if found.pointwise is None:
+        return _Point(c.value, whole)
+    own = found.pointwise[:, 1:].sum(1) / len(found.singles)
+    rest = max(whole**2 - own.var() / len(own), 0.0)
+    return _Point(c.value, float(np.sqrt(rest)), pointwise=own)
 
 
 def compression_of(values: Sequence[float]) -> float:
@@ -369,13 +459,49 @@ def _verdict(curve: Mapping[int, _Point], seed: int) -> dict[str, Any]:
     return {**told, "low": low, "high": high, "verdict": verdict}
 
 
-def _agreed(verdicts: Sequence[dict[str, Any]], main: Mapping[str, str]) -> None:
-    """Take back what a layer's code is said to show where half or twice as many symbols show the opposite."""
-    for own in verdicts:
-        if own["estimator"] == "counted" and own["resolution"] == main.get(own["layer"]):
-            others = {v["verdict"] for v in verdicts if v["estimator"] == "counted" and v["layer"] == own["layer"]}
-            if {"compresses", "does not compress"} <= others:
-                own["verdict"] = "cannot be told"
+def _verdicts(
+    curves: Mapping[_Curve, Mapping[int, _Point]], layers: Sequence[str], partition: str, seed: int
+) -> list[dict[str, Any]]:
+    """A row a curve; the first of each term of a layer says on what all of them agree."""
+    groups: dict[tuple[str, str, str, str], list[tuple[_Curve, dict[str, Any]]]] = {}
+    for curve, points in curves.items():
+        key = (curve.layer, curve.term, curve.estimator, curve.view)
+        groups.setdefault(key, []).append((curve, _verdict(points, seed)))
+    rows = []
+    for (layer, term, estimator, view), held in groups.items():
+        held.sort(key=lambda one: (one[0].units != POOLED, not one[0].main))
+        place = {
+            "estimator": estimator,
+            "layer": layer,
+            "depth": layers.index(layer),
+            "view": view,
+            "partition": partition,
+            "term": term,
+        }
+        agreed = _agreed([(curve.units, told["verdict"]) for curve, told in held])
+        for i, (curve, told) in enumerate(held):
+            verdict = told["verdict"] if i else agreed
+            rows.append({**place, "resolution": curve.resolution, "units": curve.units, **told, "verdict": verdict})
+    return sorted(rows, key=lambda r: (r["depth"], r["term"] != "I(X;Z)", r["estimator"]))
+
+
+def _agreed(told: Sequence[tuple[str, str]]) -> str:
+    """What the verdicts of one term say together, each with its units, the main one of each units first.
+
+    >>> _agreed([("pooled", "compresses"), ("own", "compresses")])
+    'compresses'
+    >>> _agreed([("pooled", "compresses"), ("own", "does not compress")])
+    'rescaling'
+    >>> _agreed([("pooled", "compresses"), ("pooled", "does not compress"), ("own", "compresses")])
+    'depends on the resolution'
+    """
+    by_units = {u: [v for units, v in told if units == u] for u, _ in told}
+    if any({"compresses", "does not compress"} <= set(own) for own in by_units.values()):
+        return "depends on the resolution"
+    first = {own[0] for own in by_units.values()}
+    if len(first) == 1:
+        return first.pop()
+    return "cannot be told" if "cannot be told" in first else "rescaling"
 
 
 def _prepared(load: Callable[[], nn.Module], data: Dataset, device: torch.device | str) -> Prepared:

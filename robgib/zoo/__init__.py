@@ -5,6 +5,7 @@ from robgib.zoo.loading import (
     ROBUSTBENCH,
     Loaded,
     add_recipe,
+    check_named,
     checkpoint_path,
     data_of,
     is_file,
@@ -17,7 +18,16 @@ from robgib.zoo.loading import (
     trace_recipe,
     train_recipe,
 )
-from robgib.zoo.recipe import Architecture, PretrainedWeights, Recipe, chosen, find_recipe, list_models, recipes
+from robgib.zoo.recipe import (
+    Architecture,
+    PretrainedWeights,
+    Recipe,
+    chosen,
+    find_recipe,
+    list_models,
+    read_recipe,
+    recipes,
+)
 
 __all__ = [
     "ROBUSTBENCH",
@@ -26,6 +36,7 @@ __all__ = [
     "PretrainedWeights",
     "Recipe",
     "add_recipe",
+    "check_named",
     "checkpoint_path",
     "chosen",
     "data_of",
@@ -38,6 +49,7 @@ __all__ = [
     "load_recipe",
     "load_robustbench",
     "measure",
+    "read_recipe",
     "recipes",
     "stored_checkpoint",
     "table_markdown",

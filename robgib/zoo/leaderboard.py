@@ -34,7 +34,7 @@ def measure(
 
     Returns:
         A row a model: name, description, weights in MB, clean and robust accuracy in percent with the latter's 95%
-        interval, on the first ``samples`` test images, and the seconds that training took.
+        interval, on ``samples`` test images (:meth:`~robgib.data.Split.rows`), and the seconds that training took.
     """
     loaded: dict[str, Dataset] = {}
     rows = []
@@ -43,8 +43,7 @@ def measure(
         model, record = load_recipe(recipe, data, device=device, progress=progress)
         tables = evaluate(
             model,
-            data.test.x[:samples],
-            data.test.y[:samples],
+            *data.test.sample(samples),
             [attack],
             default_eps=data.eps,
             classes=len(data.classes),

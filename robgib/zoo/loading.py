@@ -21,25 +21,27 @@ from torch import Tensor, nn
 from robgib._absent import stand_in
 from robgib._torchvision import load_torchvision
 from robgib.data.classes import class_indices, map_classes, read_classes
-from robgib.data.dataset import Dataset
+from robgib.data.dataset import Bounds, Dataset, read_images
 from robgib.data.loaders import check_data, load_data, load_data_sets
 from robgib.data.sizing import Sizing
-from robgib.errors import RobGIBError, first_line
+from robgib.errors import RobGIBError, RobGIBWarning, first_line
 from robgib.files import alone, cache_folder, download, sha256, write_file
+from robgib.models.adapt import logits_in
 from robgib.models.checkpoint import (
     CHECKPOINT_SUFFIXES,
     Checkpoint,
-    load_into,
     read_checkpoint,
     read_record,
     read_state,
     save_checkpoint,
 )
+from robgib.models.fitting import fit, load_into
 from robgib.models.normalization import Normalization, Ported
 from robgib.models.pretrained import is_pretrained, is_transformers_folder, load_pretrained
 from robgib.models.programs import is_program
-from robgib.models.registry import build, check_file_architecture
-from robgib.runtime import Progress, environment, progress_bars
+from robgib.models.registry import build, check_architecture, check_file_architecture
+from robgib.results import csv_text
+from robgib.runtime import Progress, environment, network_faults, progress_bars
 from robgib.training.loop import accuracy, train
 from robgib.training.tracing import Trace, saved_epochs, snapshots, trace
 from robgib.zoo.recipe import Architecture, Recipe, check_name, find_recipe, recipes
@@ -48,6 +50,7 @@ __all__ = [
     "ROBUSTBENCH",
     "Loaded",
     "add_recipe",
+    "check_named",
     "checkpoint_path",
     "data_of",
     "is_file",
@@ -94,7 +97,6 @@ def trace_recipe(
     features: str = "auto",
     device: torch.device | str = "cpu",
     catalogue: Sequence[Path] = (),
-    allow_code: bool = False,
     progress: Progress | None = None,
 ) -> tuple[Trace, dict[str, Any]]:
     """Train a recipe's model and follow the information in its layers (:func:`~robgib.training.trace`).
@@ -110,7 +112,6 @@ def trace_recipe(
         features: partition of the input.
         device: where to compute.
         catalogue: further folders of plug-ins.
-        allow_code: whether a record may name code to run.
         progress: called with (task, done, total, note).
 
     Returns:
@@ -121,7 +122,8 @@ def trace_recipe(
     _, record, _ = train_recipe(recipe, data, out, device=device, progress=progress, watch=snapshots(folder, at, told))
 
     def load(path: Path) -> nn.Module:
-        return load_checkpoint(path, None, None, None, data=data, extra=list(catalogue), allow_code=allow_code).model
+        allowed = recipe.allows_code
+        return load_checkpoint(path, None, None, None, data=data, extra=list(catalogue), allow_code=allowed).model
 
     networks = {e: partial(load, f) for e, f in saved_epochs(folder).items() if e in at}
     found = trace(
@@ -192,7 +194,7 @@ def train_recipe(
         **result,
         "environment": environment(device),
     }
-    write_file(path.with_suffix(".log.csv"), history.to_csv(index=False).encode())
+    write_file(path.with_suffix(".log.csv"), csv_text(history).encode())
     save_checkpoint(model, path, record)
     unfinished.unlink(missing_ok=True)
     return model, record, path
@@ -208,6 +210,7 @@ class Loaded:
         data: its data set.
         source: what a run records about where it came from.
         notes: how its file was read and what is done to images before they reach it, a sentence each.
+        left_out: those of them that say what the file holds and the network does not.
     """
 
     name: str
@@ -215,10 +218,13 @@ class Loaded:
     data: Dataset
     source: dict[str, Any]
     notes: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
 def load_model(name: str | Path, **options: Any) -> tuple[nn.Module, Dataset]:
     """Load a model with its data, trained first where need be.
+
+    What a checkpoint file holds and the network does not is warned of (:class:`~robgib.RobGIBWarning`).
 
     Args:
         name: a zoo name, a checkpoint file, or a trained network of a library (:func:`load`).
@@ -235,7 +241,9 @@ def load_model(name: str | Path, **options: Any) -> tuple[nn.Module, Dataset]:
     (1, 8, 8)
     """
     found = load(name, **options)
-    return found.model, found.data
+    for told in found.left_out:
+        warnings.warn(f"{found.name}: {told}", RobGIBWarning, stacklevel=2)
+    return found.model, read_images(found.data)
 
 
 def load(
@@ -246,10 +254,11 @@ def load(
     data_root: str | Path | None = None,
     seed: int = 0,
     classes: str | Path | Sequence[str] | None = None,
-    class_subset: bool = False,
+    class_subset: bool | None = None,
     weights_key: str | None = None,
     normalization: Normalization | None = None,
     sizing: Sizing | None = None,
+    data_bounds: Bounds | None = None,
     catalogue: Sequence[Path] = (),
     device: torch.device | str = "cpu",
     loaded: dict[str, Dataset] | None = None,
@@ -269,11 +278,14 @@ def load(
         seed: of the data split, for checkpoint files.
         classes: of the model, in its order, where the data number theirs otherwise
             (:func:`~robgib.data.read_classes`). A library's trained network brings its own.
-        class_subset: whether the model then chooses among the data's classes alone.
-        weights_key: which of several state dicts in a checkpoint file, such as ``state_dict_ema``.
-        normalization: what a checkpoint's network wants done to images in [0, 1]; None is what its architecture does
-            by itself.
+        class_subset: whether the model then chooses among the data's classes alone; None is where ``classes`` are given
+            and the data's are some of them.
+        weights_key: which of several sets of weights in a checkpoint file: the key of a state dict, such as
+            ``state_dict_ema``, a prefix, such as ``teacher``, or both with a dot between.
+        normalization: what a checkpoint's network wants done to images in [0, 1]; None is what its file says (a
+            normaliser beside the network, a configuration), or what its architecture does by itself.
         sizing: how images are resized and cropped; None is as a library's trained network wants it, or not at all.
+        data_bounds: the numbers of the data that mean black and white (:func:`~robgib.data.load_data`).
         catalogue: further folders of recipes and plug-ins.
         device: where the model goes.
         loaded: data sets that are loaded already, by name; what is loaded here is added.
@@ -292,16 +304,26 @@ def load(
             raise RobGIBError(f"{text!r} has its own architecture, weights and normalisation; leave these options out.")
         if data is None:
             raise RobGIBError(f"{text!r} brings no data; give --data, such as folder:DIR.")
-        return _library(text, data, root, seed, own, class_subset, sizing, catalogue, device)
+
+        def read(size: Sizing) -> Dataset:
+            return load_data(data, root, seed, catalogue=catalogue, sizing=size, bounds=data_bounds, lazy=True)
+
+        load_data_sets(catalogue)
+        check_data(data)  # refused before anything is downloaded
+        return _library(text, read, own, class_subset, sizing, device)
     if class_subset and own is None:
         raise RobGIBError("a subset of the classes needs to know them all; give --classes imagenet or a file.")
+    load_data_sets(catalogue)
+    check_named(name, arch, weights_key, normalization)
     given = None
     if data is not None:
-        given = load_data(data, root, seed, catalogue=catalogue, sizing=sizing)
+        given = load_data(data, root, seed, catalogue=catalogue, sizing=sizing, bounds=data_bounds, lazy=True)
     elif own is not None:
         raise RobGIBError("--classes says what the classes of --data are; give that too.")
     elif sizing is not None and sizing.changes:
         raise RobGIBError("resizing and cropping are of --data; give that too.")
+    elif data_bounds is not None:
+        raise RobGIBError("bounds are of --data; give that too.")
     known = given if given is None or own is None else map_classes(given, own)
     resized = _resizing(sizing)
     if is_file(name):
@@ -321,12 +343,8 @@ def load(
         )
         source = {"kind": "checkpoint", "file": path.name, "arch": arch}
         model, found, notes = with_data.model.to(device), with_data.data, (*with_data.notes, *resized)
-        return _chosen_classes(Loaded(path.stem, model, found, source, notes), given, own, class_subset)
-    if arch is not None or weights_key is not None or normalization is not None:
-        raise RobGIBError(
-            f"{'--arch' if arch else '--weights-key' if weights_key else 'a normalisation'} is of checkpoint files; "
-            f"{text!r} has its own {'architecture' if arch else 'weights' if weights_key else 'normalisation'}."
-        )
+        made = Loaded(path.stem, model, found, source, notes, with_data.left_out)
+        return _chosen_classes(made, given, own, class_subset)
     if text.startswith(ROBUSTBENCH):
         model, found = load_robustbench(text.removeprefix(ROBUSTBENCH), root)
         used, other = _other_data(text, found, known)
@@ -340,28 +358,40 @@ def load(
         model, record = load_recipe(recipe, found, device=device, progress=told)
     accuracy_told = record.get("test_accuracy")
     source = {"kind": "zoo", "recipe": text, "recipe_digest": recipe.digest, "test_accuracy": accuracy_told, **other}
-    return _chosen_classes(Loaded(text, model, used, source, resized), given, own, class_subset)
+    notes, left_out = (tuple(record.get(key, ())) for key in ("notes", "left_out"))
+    made = Loaded(text, model, used, source, (*notes, *resized), left_out)
+    return _chosen_classes(made, given, own, class_subset)
+
+
+def check_named(
+    name: str | Path, arch: str | None, weights_key: str | None, normalization: Normalization | None
+) -> None:
+    """Raise where the options are not of such a model, or name no architecture."""
+    file = is_file(name)
+    if not file and (arch is not None or weights_key is not None or normalization is not None):
+        raise RobGIBError(
+            f"{'--arch' if arch else '--weights-key' if weights_key else 'a normalisation'} is of checkpoint files; "
+            f"{name!r} has its own {'architecture' if arch else 'weights' if weights_key else 'normalisation'}."
+        )
+    if file and arch:
+        check_architecture(arch)
 
 
 def _library(
     name: str,
-    data: str,
-    root: Path | None,
-    seed: int,
+    read: Callable[[Sizing], Dataset],
     own: Sequence[tuple[str, ...]] | None,
-    subset: bool,
+    subset: bool | None,
     sizing: Sizing | None,
-    catalogue: Sequence[Path],
     device: torch.device | str,
 ) -> Loaded:
     """A network that a library holds trained, on data that are brought to what it takes."""
-    load_data_sets(catalogue)
-    check_data(data)  # refused before anything is downloaded
+    asked = own is not None
     found = load_pretrained(name if is_pretrained(name) else f"hf:{name}")
     size = sizing
     if size is None:
         size = Sizing(found.resize, found.crop, found.interpolation)  # type: ignore[arg-type]
-    given = load_data(data, root, seed, catalogue=catalogue, sizing=size)
+    given = read(size)
     own = own or _with_ids(found.classes)
     known = map_classes(given, own) if given.by_name and own else given
     if subset and not (given.by_name and own):
@@ -369,7 +399,7 @@ def _library(
     source = {"kind": "library", "name": name, "weights": found.source}
     notes = (*_resizing(size), *_normalizing(found.model))
     made = Loaded(name.rpartition(":")[2].replace("/", "-"), found.model.to(device), known, source, notes)
-    return _chosen_classes(made, given, own if subset else None, subset)
+    return _chosen_classes(made, given, own if subset or (asked and given.by_name) else None, subset)
 
 
 _ALIKE = 0.9  # of the names that ImageNet's classes go by; libraries write some of them in other ways
@@ -410,27 +440,43 @@ def _other_data(name: str, own: Dataset, asked: Dataset | None) -> tuple[Dataset
     return asked, {"data": asked.name}
 
 
-def _chosen_classes(model: Loaded, data: Dataset | None, own: Sequence[tuple[str, ...]] | None, subset: bool) -> Loaded:
-    """The model as it is, or with the logits of the data's classes alone."""
-    if own is None or data is None or not subset:
+def _chosen_classes(
+    model: Loaded, data: Dataset | None, own: Sequence[tuple[str, ...]] | None, subset: bool | None
+) -> Loaded:
+    """The model as it is, or with the logits of the data's classes alone.
+
+    Where nothing is asked, it is so where the data's classes are some of the model's ``own``.
+    """
+    if own is None or data is None or subset is False:
+        return model
+    few = len(data.classes) < len(own)
+    if not subset and not few:
         return model
     numbers = class_indices(data.classes, own)
-    return replace(model, model=Subset(model.model, numbers).eval(), data=replace(data, by_name=False))
+    notes = model.notes
+    if few:
+        told = f"it chooses among the {len(numbers)} classes of the data alone, of its {len(own)}"
+        notes = (*notes, told + ("" if subset else " (--no-class-subset: among all)"))
+    chosen = Subset(model.model, numbers, len(own)).eval()
+    return replace(model, model=chosen, data=replace(data, by_name=False), notes=notes)
 
 
 class Subset(nn.Module):
-    """A classifier that chooses among some of its classes."""
+    """A classifier that chooses among some of its ``total`` classes."""
 
     classes: Tensor
 
-    def __init__(self, model: nn.Module, classes: Sequence[int]) -> None:
+    def __init__(self, model: nn.Module, classes: Sequence[int], count: int | None = None) -> None:
         super().__init__()
         self.model = model
+        self.count = count
         self.register_buffer("classes", torch.tensor(list(classes)))
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, classes) of images (N, …)."""
-        logits: Tensor = self.model(x)
+        logits, _ = logits_in(self.model(x), len(x), self.count)
+        if self.count not in (None, logits.shape[1]):
+            raise RobGIBError(f"the model has {logits.shape[1]} classes, and --classes names {self.count}.")
         return logits[:, self.classes]
 
 
@@ -455,15 +501,18 @@ def load_recipe(
     """Return a recipe's model from the cache, trained or downloaded first if it is not there, with its record."""
     if recipe.checkpoint is not None:
         path = stored_checkpoint(recipe, progress)
-        content = read_checkpoint(path)
+        content = read_checkpoint(path, allow_code=recipe.allows_code)
         architecture = recipe.architecture or Architecture(name="")
         if content.network is None and not architecture.name:
             raise RobGIBError(
                 f"model {recipe.name!r}: {path.name} holds weights alone; give the recipe an architecture."
             )
         recipe.check_architecture()
-        model, _ = _assemble(content, architecture.name, architecture.options, data, str(path))
-        return model.to(device).eval(), read_record(path) or {}
+        model, notes, left_out = _assemble(
+            content, architecture.name, architecture.options, data, str(path), allow_code=recipe.allows_code
+        )
+        told = {"notes": list(notes), "left_out": list(left_out)}
+        return model.to(device).eval(), {**(read_record(path) or {}), **told}
     path = checkpoint_path(recipe, data)
     if not path.is_file():
         with alone(path.with_suffix(".unfinished"), f"trains {recipe.name}", progress):
@@ -488,11 +537,13 @@ def stored_checkpoint(recipe: Recipe, progress: Progress | None = None) -> Path:
         check_name("download", stored.download_name)
         path = cache_folder() / "downloads" / stored.sha256[:16] / stored.download_name
         if not path.is_file():
-            download(stored.url, path, stored.sha256, recipe.name, progress)
+            download(stored.url, path, stored.sha256, recipe.name, progress, stored.size)
     else:
         path = Path(recipe.folder or ".") / stored.file
         if not path.is_file():
             raise RobGIBError(f"model {recipe.name!r}: its checkpoint {path} does not exist.")
+    if stored.size not in (None, path.stat().st_size):
+        raise RobGIBError(f"model {recipe.name!r}: {path} is of {path.stat().st_size} bytes, not {stored.size}.")
     found = sha256(path)
     if found != stored.sha256:
         raise RobGIBError(
@@ -581,14 +632,14 @@ def load_checkpoint(
         allow_pickle: unpickle what cannot be read otherwise. That can run any code.
         extra: further folders of plug-ins, which may register the architecture.
         allow_code: import and run what the record names as ``package.module:factory``; ``arch`` always may.
-        weights_key: which of several state dicts in the file.
+        weights_key: which of several sets of weights in the file, by key or prefix.
         normalization: what the network wants done to images in [0, 1], where its architecture does not do it.
 
     Raises:
         RobGIBError: the file or its record is missing, damaged or of another network, or the record names code to run
             and that is not allowed.
     """
-    content = read_checkpoint(path, allow_pickle=allow_pickle, weights_key=weights_key)
+    content = read_checkpoint(path, allow_pickle=allow_pickle, weights_key=weights_key, allow_code=allow_code)
     whole = content.network is not None
     record = read_record(path) or {}
     beside = path.with_suffix(".json")
@@ -616,9 +667,17 @@ def load_checkpoint(
     if data is None:
         if name is None:
             raise RobGIBError(f"{path} has no record beside it that tells its data; give --data NAME.")
-        data = load_data(name, root, seed, catalogue=extra)
-    model, notes = _assemble(content, arch or architecture.get("name", ""), options, data, str(path), normalization)
-    return Loaded(path.stem, model, data, {}, notes)
+        data = load_data(name, root, seed, catalogue=extra, lazy=True)
+    model, notes, left_out = _assemble(
+        content,
+        arch or architecture.get("name", ""),
+        options,
+        data,
+        str(path),
+        normalization,
+        allow_code=allow_code or arch is not None,
+    )
+    return Loaded(path.stem, model, data, {}, notes, left_out)
 
 
 def _assemble(
@@ -628,41 +687,66 @@ def _assemble(
     data: Dataset,
     source: str,
     normalization: Normalization | None = None,
-) -> tuple[nn.Module, tuple[str, ...]]:
-    """Make the network of what a checkpoint holds, see that it takes the data, and say how it was read."""
+    *,
+    allow_code: bool = False,
+) -> tuple[nn.Module, tuple[str, ...], tuple[str, ...]]:
+    """Make the network of what a checkpoint holds, see that it takes the data, and say how it was read.
 
-    def behind(net: nn.Module) -> nn.Module:
-        if normalization is None:
+    Returns:
+        The network, all notes, and those of them on what was left out.
+    """
+
+    def behind(net: nn.Module, how: Normalization | None) -> nn.Module:
+        if how is None:
             return net
         if isinstance(net, Ported):  # another library's, whose own is replaced
-            return normalization.before(net.net, data.shape[0], net.widen).eval()
-        return normalization.before(net, data.shape[0]).eval()
+            return how.before(net.net, data.shape[0], net.widen).eval()
+        return how.before(net, data.shape[0]).eval()
 
     if content.network is None:
-        model = build(arch, data.shape, len(data.classes), options)
-        notes = load_into(model, content.weights, source)
-        model = behind(model.eval())
-        return model, (*content.notes, *notes, *_normalizing(model))
-    network = behind(content.network)
+        model = build(arch, data.shape, len(data.classes), options, allow_code=allow_code)
+        asked = normalization is not None
+        sets = content.sets or {"": content.weights}
+        found = fit(model, sets, source, wanted=content.wanted, said=content.said, normalized=asked)
+        model = behind(model.eval(), normalization if asked else found.normalization)
+        notes = (*content.notes, *found.notes, *found.left_out, *_normalizing(model))
+        return model, notes, found.left_out
+    network = behind(content.network, normalization)
     _check_takes(network, data, source)
-    return network.eval(), (*content.notes, *_normalizing(network))
+    return network.eval(), (*content.notes, *_compared(content, network, data), *_normalizing(network)), ()
+
+
+def _compared(content: Checkpoint, network: nn.Module, data: Dataset) -> tuple[str, ...]:
+    """Hold the answers of a network that came whole against another reader's, on images as they reach it."""
+    if content.check is None or content.network is None:
+        return ()
+    seen: list[tuple[Tensor, Any]] = []
+    hook = content.network.register_forward_hook(lambda _, given, made: seen.append((given[0], made)))
+    try:
+        with torch.no_grad():
+            network(data.test.x[:4])
+    finally:
+        hook.remove()
+    return content.check(*seen[0])
 
 
 def _check_takes(content: nn.Module, data: Dataset, source: str) -> None:
     """Raise unless a network that came whole takes the data."""
     for count in (2, 3):  # of no fixed number
-        x = data.test.x[:count]
+        x = data.test.x[:count].to(torch.float32)
         try:
-            with torch.no_grad():
-                logits = content(x)
+            with torch.no_grad(), network_faults():
+                logits, _ = logits_in(content(x), len(x), len(data.classes))
+        except RobGIBError as error:
+            raise RobGIBError(f"{source}: {error}") from error
         except Exception as error:
             hint = "" if count == 2 else "; export it with a dynamic batch dimension"
             raise RobGIBError(
                 f"{source} does not take {count} images {data.shape} of {data.name} "
                 f"({type(error).__name__}: {first_line(error)}){hint}."
             ) from error
-        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
-            shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        if logits.ndim != 2 or len(logits) != len(x):
+            shape = tuple(logits.shape)
             raise RobGIBError(f"{source} gives {shape} for {count} images; a classifier gives logits (N, classes).")
 
 
@@ -689,7 +773,7 @@ def load_robustbench(name: str, root: Path | None) -> tuple[nn.Module, Dataset]:
                 "robustbench needs pkg_resources, which newer setuptools lack; `pip install 'setuptools<81'` adds it."
             ) from error
         raise RobGIBError(
-            f"robustbench is not installed ({error}); `pip install robgib[robustbench]` adds it."
+            f'robustbench is not installed ({error}); `pip install "robgib[robustbench]"` adds it.'
         ) from error
     data = load_data(parts[0], root)
     try:

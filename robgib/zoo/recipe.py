@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    PrivateAttr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from torch import nn
 
 from robgib import registry
@@ -26,6 +36,7 @@ __all__ = [
     "chosen",
     "find_recipe",
     "list_models",
+    "read_recipe",
     "recipes",
 ]
 
@@ -51,8 +62,17 @@ class PretrainedWeights(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     file: str | None = None
     """Path, relative to the recipe's folder or absolute."""
-    url: str | None = Field(default=None, pattern=r"^(https?|file)://.+")
+    url: str | None = None
+    size: PositiveInt | None = None
+    """Bytes of the file: a download goes no further, and one of another size is refused."""
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+    @field_validator("url")
+    @classmethod
+    def _of_the_web(cls, url: str | None) -> str | None:
+        if url is not None and not re.match(r"https?://[^/]", url):
+            raise ValueError("a url begins with https:// or http://; give a file of this machine as file")
+        return url
 
     @model_validator(mode="after")
     def _one_place(self) -> PretrainedWeights:
@@ -94,8 +114,6 @@ class Recipe(BaseModel):
     """The sub-folder of the catalogue that it lies in."""
     folder: str | None = Field(default=None, exclude=True)
     """Where the recipe's file lies."""
-    allow_code: bool = Field(default=True, exclude=True)
-    """Whether its architecture may be ``package.module:factory``; not in one that was read from a file."""
     description: str = ""
     data: str
     architecture: Architecture | None = None
@@ -103,6 +121,8 @@ class Recipe(BaseModel):
     training: Training = Field(default_factory=Training)
     checkpoint: PretrainedWeights | None = None
     """Weights that are there already, in the place of training."""
+    _allows_code: bool = PrivateAttr(default=False)
+    """Whether its architecture may be ``package.module:factory``. Private: no text that is read can set it."""
 
     @field_validator("name", "group")
     @classmethod
@@ -137,11 +157,33 @@ class Recipe(BaseModel):
             return self
         return self.model_copy(update={"training": self.training.model_copy(update={"epochs": epochs})})
 
-    def check_architecture(self) -> None:
-        """Raise where building the network would run code that the recipe's file chooses, and that is not allowed."""
-        if self.architecture is not None and self.folder is not None:
-            file = str(Path(self.folder) / f"{self.name}.yaml")
-            check_file_architecture(self.architecture.name, self.architecture.options, file, self.allow_code)
+    @property
+    def allows_code(self) -> bool:
+        """Whether its architecture may be ``package.module:factory``, whose code is imported and run."""
+        return self._allows_code
+
+    def allowing_code(self, allowed: bool = True) -> Recipe:
+        """The recipe with such an architecture allowed, or not: whoever trusts the recipe says so.
+
+        >>> own = Recipe(name="own", data="digits", architecture={"name": "mynets:make"})
+        >>> own.allows_code, own.allowing_code().allows_code
+        (False, True)
+        """
+        made = self.model_copy()
+        made._allows_code = allowed
+        return made
+
+    def check_architecture(self, source: str | None = None) -> None:
+        """Raise where building the network would run code that the recipe chooses, and that is not allowed.
+
+        Args:
+            source: what names the architecture, for the message; None is the recipe's file.
+        """
+        if self.architecture is not None:
+            file = f"recipe {self.name!r}" if self.folder is None else str(Path(self.folder) / f"{self.name}.yaml")
+            check_file_architecture(
+                self.architecture.name, self.architecture.options, source or file, self._allows_code
+            )
 
     def untrained(self, data: Dataset) -> nn.Module:
         """The network before training."""
@@ -150,7 +192,13 @@ class Recipe(BaseModel):
                 f"model {self.name!r} is a checkpoint that holds its network whole; there is none to build."
             )
         self.check_architecture()
-        return build(self.architecture.name, data.shape, len(data.classes), self.architecture.options)
+        return build(
+            self.architecture.name,
+            data.shape,
+            len(data.classes),
+            self.architecture.options,
+            allow_code=self._allows_code,
+        )
 
 
 def recipes(extra: Sequence[Path] = ()) -> dict[str, Recipe]:
@@ -168,11 +216,11 @@ def recipes(extra: Sequence[Path] = ()) -> dict[str, Recipe]:
     return found
 
 
-def _read(path: Path, allow_code: bool = False) -> Recipe:
+def _read(path: Path) -> Recipe:
     content = registry.read_yaml(path)
-    for key in ("folder", "allow_code"):  # not for the file to say
-        if key in content:
-            raise RobGIBError(f"{path}, line {registry.line_of(path, [key])}: {key}: extra inputs are not permitted.")
+    if "folder" in content:  # not for the file to say
+        line = registry.line_of(path, ["folder"])
+        raise RobGIBError(f"{path}, line {line}: folder: extra inputs are not permitted.")
     if content.get("name", path.stem) != path.stem:
         raise RobGIBError(
             f"{path}, line {registry.line_of(path, ['name'])}: name: a recipe is called as its file, {path.stem!r}, "
@@ -180,15 +228,7 @@ def _read(path: Path, allow_code: bool = False) -> Recipe:
         )
     try:
         group = None if path.parent.name == "zoo" or path.parent.parent.name != "zoo" else path.parent.name
-        recipe = Recipe.model_validate(
-            {
-                "name": path.stem,
-                "group": group,
-                **content,
-                "folder": str(path.parent),
-                "allow_code": allow_code,
-            }
-        )
+        recipe = Recipe.model_validate({"name": path.stem, "group": group, **content, "folder": str(path.parent)})
     except ValidationError as error:
         raise registry.yaml_error(error, path) from error
     try:
@@ -219,13 +259,22 @@ def find_recipe(name: str, extra: Sequence[Path] = (), *, allow_code: bool = Fal
     Raises:
         RobGIBError: there is none, its file is wrong, or it names code to run and that is not allowed.
     """
+    recipe = read_recipe(name, extra).allowing_code(allow_code)
+    recipe.check_architecture()
+    return recipe
+
+
+def read_recipe(name: str, extra: Sequence[Path] = ()) -> Recipe:
+    """Return the recipe called ``name`` to look at: one that names code to run is not refused, and not allowed to.
+
+    Raises:
+        RobGIBError: there is none, or its file is wrong.
+    """
     files = registry.yaml_files("zoo", extra)
     load_data_sets(extra)
     if name not in files:
         raise unknown_name("model", name, files, "robgib zoo list")
-    recipe = _read(files[name], allow_code)
-    recipe.check_architecture()
-    return recipe
+    return _read(files[name])
 
 
 def chosen(
@@ -251,7 +300,7 @@ def chosen(
         return named
     others = [r for r in known.values() if (group is None or r.group == group) and r.name not in names]
     if some:
-        others = [r.model_copy(update={"allow_code": allow_code}) for r in others]
+        others = [r.allowing_code(allow_code) for r in others]
         for recipe in others:
             recipe.check_architecture()
     return [*named, *others]

@@ -107,7 +107,7 @@ def test_a_missing_library_is_named_with_its_install_line(spec, module, monkeypa
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setitem(sys.modules, f"{module}.attacks", None)
     monkeypatch.setitem(sys.modules, f"{module}.attacks.evasion", None)
-    with pytest.raises(RobGIBError, match=rf"pip install robgib\[{module}\]"):
+    with pytest.raises(RobGIBError, match=rf'pip install "robgib\[{module}\]"'):
         make_attack(spec)
 
 

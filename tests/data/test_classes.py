@@ -9,6 +9,8 @@ from torch import nn
 
 from robgib import RobGIBError, evaluate
 from robgib.data import class_indices, load_data, map_classes, read_classes
+from robgib.training.loop import accuracy
+from robgib.zoo import load
 
 NAMES = ["tench", "goldfish", "great white shark", "tiger shark"]
 
@@ -107,3 +109,27 @@ def test_from_the_command_line(cli, pictures, tmp_path):
     assert zoo.returncode == 2
     assert "takes images (1, 8, 8), and those of folder:pictures are (3, 8, 8)" in zoo.stderr.replace("\n", " ")
     assert "--arch is of checkpoint files" in cli("evaluate", "digits-cnn", "--arch", "mlp").stderr
+
+
+def test_a_model_of_more_classes_chooses_among_those_of_the_data(pictures, tmp_path):
+    """By synset, with --classes imagenet, a network that likes a class that is not there showed 0.0%."""
+    for name, synset in (("goldfish", "n01443537"), ("tiger_shark", "n01491361")):
+        (pictures / name).rename(pictures / synset)
+    net = Stand()
+    with torch.no_grad():
+        net.weight[500] = 50.0
+    torch.save(net.state_dict(), tmp_path / "net.pt")
+    asked = {"arch": "tests.data.test_classes:Stand", "data": f"folder:{pictures}", "classes": "imagenet"}
+    shares = {}
+    for subset in (None, True, False):
+        found = load(tmp_path / "net.pt", class_subset=subset, **asked)
+        shares[subset] = accuracy(found.model, found.data.test)
+        told = [note for note in found.notes if "chooses among the 2 classes of the data alone, of its 1000" in note]
+        assert len(told) == (subset is not False)
+        assert [note.endswith("(--no-class-subset: among all)") for note in told] == [subset is None] * len(told)
+    assert shares == {None: 1.0, True: 1.0, False: 0.0}
+    (tmp_path / "names.txt").write_text("goldfish\ntiger shark\n")
+    for synset, name in (("n01443537", "goldfish"), ("n01491361", "tiger shark")):
+        (pictures / synset).rename(pictures / name)
+    whole = load(tmp_path / "net.pt", **{**asked, "classes": str(tmp_path / "names.txt")})
+    assert not any("chooses among" in note for note in whole.notes)  # none is left out

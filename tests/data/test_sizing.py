@@ -8,7 +8,7 @@ from PIL import Image
 import robgib
 from robgib import RobGIBError, load_data
 from robgib._torchvision import load_torchvision
-from robgib.data import Sizing, folder
+from robgib.data import Sizing, lazy
 from robgib.data.lazy import LazyImages
 
 
@@ -92,7 +92,7 @@ class TestLazyImages:
     def both(self, tmp_path, monkeypatch):
         write(tmp_path, [(9, 8)] * 12)
         at_once = load_data(f"folder:{tmp_path}")
-        monkeypatch.setattr(folder, "_EAGER", 0)
+        monkeypatch.setattr(lazy, "_FEW", 0)
         return at_once, load_data(f"folder:{tmp_path}")
 
     def test_they_are_the_same_images(self, both):

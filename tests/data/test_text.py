@@ -5,7 +5,7 @@ import pytest
 
 from robgib import RobGIBError, evaluate
 from robgib.data.loaders import load_data
-from robgib.data.text import LENGTH, WIDTH, as_vectors, embed_tokens, tokenise
+from robgib.data.text import LENGTH, WIDTH, as_vectors, embed_tokens, read_texts, tokenise
 from robgib.models import build
 from robgib.training.config import Training
 from robgib.training.loop import train
@@ -84,6 +84,13 @@ def test_features_by_tokens_are_for_sequences(digits, digits_cnn):
         build("text-transformer", (1, 8, 8), 10)
     with pytest.raises(RobGIBError, match="are for images"):
         train(lambda: build("mlp", (12,), 2), load_data("function:parity-2"), Training(epochs=1, flip=True))
+
+
+def test_hidden_folders_are_no_classes(folder, tmp_path):
+    for topic in ("sea", ".git", ".ipynb_checkpoints"):
+        (tmp_path / topic).mkdir()
+        (tmp_path / topic / "1.txt").write_text("one two")
+    assert read_texts(tmp_path)[2] == ("sea",)
 
 
 def test_bad_folders(tmp_path, folder):

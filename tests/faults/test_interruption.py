@@ -25,7 +25,7 @@ from robgib.robustness.run_attack import run_attack
 run_module = sys.modules[run_attack.__module__]
 
 
-class Killed(BaseException):
+class Killed(KeyboardInterrupt):
     """In the place of a signal."""
 
 

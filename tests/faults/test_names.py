@@ -1,10 +1,15 @@
 """Names are names: what a file calls things is shown as it is, and neither obeyed by a terminal nor by a page."""
 
+import ast
+import csv
+import io
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -12,7 +17,9 @@ from torch import nn
 import robgib
 from robgib.cli.common import Console
 from robgib.errors import visible
+from robgib.models import build
 from robgib.reporting import print_runs, render, write_report
+from robgib.results import csv_text, load_run, read_csv
 from robgib.training.tracing import Trace
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
@@ -175,3 +182,45 @@ def test_visible_keeps_what_is_written():
         assert visible(text) == text
     assert visible("\x00\x7f\x85\ud800") == r"\x00\x7f\x85\ud800"
     assert np.char.str_len(visible("\u202e")) == 6
+
+
+FORMULAS = ["=1+1", "+1", "-1+1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "'=1", "''=1", "＝1+1"]
+PLAIN = ["a", "'a", "'", "", "1=1", " =1", "linf"]
+
+
+def test_no_table_holds_a_formula_and_each_text_comes_back(tmp_path):
+    texts = [*FORMULAS, *PLAIN]
+    frame = pd.DataFrame({"=name": texts, "value": [-0.5] * len(texts), "mixed": [*texts[:-1], -1.5]})
+    written = csv_text(frame)
+    cells = [cell for row in csv.reader(io.StringIO(written, newline="")) for cell in row]
+    assert not [c for c in cells if c[:1] in "=+-@\t\r\n＝" and c and c not in ("-0.5", "-1.5")]
+    assert cells.count("-0.5") == len(texts)  # numbers stay numbers
+    (tmp_path / "table.csv").write_text(written, encoding="utf-8", newline="")
+    back = read_csv(tmp_path / "table.csv")
+    assert list(back.columns) == list(frame.columns)
+    assert back["=name"].fillna("").tolist() == texts
+    assert back["value"].tolist() == [-0.5] * len(texts)
+
+
+def test_an_attack_that_is_called_as_a_formula_is(digits, tmp_path):
+    (tmp_path / "=1+1.yaml").write_text("attack: FGSM\nnorm: linf\n")
+    run = robgib.evaluate(
+        build("mlp", digits.shape, 10, {"hidden": [4]}).eval(), digits, attacks=["=1+1"], estimators=[], samples=10,
+        catalogue=[tmp_path], signs=False, corruptions=False, progress=False,
+    )  # fmt: skip
+    folder = run.save(tmp_path / "runs")
+    for name in ("robustness", "outcomes", "curve"):
+        assert "\n=1" not in (folder / f"{name}.csv").read_text()
+        assert ",=1" not in (folder / f"{name}.csv").read_text()
+        pd.testing.assert_frame_equal(
+            getattr(load_run(folder), name), getattr(run, name), check_dtype=False, check_exact=False
+        )
+    assert "'=1+1,linf" in (folder / "robustness.csv").read_text()
+
+
+def test_every_table_is_written_and_read_in_one_place():
+    for file in Path(robgib.__file__).parent.rglob("*.py"):
+        if file.name != "results.py":
+            held = {node.attr for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Attribute)}
+            assert not held & {"to_csv", "to_excel", "writerow"}, file
+            assert "read_csv" not in held, file

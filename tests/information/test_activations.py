@@ -3,9 +3,10 @@ import pytest
 import torch
 from torch import nn
 
-from robgib import RobGIBError
+from robgib import RobGIBError, RobGIBWarning
 from robgib._torchvision import load_torchvision
 from robgib.information import collect_activations, default_layers, layer_shapes
+from robgib.information.activations import find_layers, functions_of
 from robgib.models import build
 
 torchvision = load_torchvision()
@@ -158,3 +159,200 @@ def test_wide_layers_are_reduced_as_they_are_captured():
     ratio = distances(small["1"]) / distances(whole["1"])
     assert abs(ratio.mean() - 1) < 0.05
     assert ratio.std() < 0.05
+
+
+class Rewritten(nn.Module):
+    """A network whose layers are written over after they return, in the way that ``how`` names, or are not."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how, self.fc, self.act, self.head = how, nn.Linear(64, 8), nn.ReLU(how == "module"), nn.Linear(8, 3)
+        self.answer = torch.zeros(3, 3)
+
+    def forward(self, x):
+        with torch.inference_mode(self.how == "inference"):
+            return self.answered(self.fc(x.flatten(1)))
+
+    def answered(self, h):
+        if self.how == "inference":
+            h.relu_()
+        if self.how == "add":
+            h += 1
+            return self.head(h.relu())
+        if self.how == "view":
+            h[:, :4].unsqueeze(2)[..., 0].fill_(0)
+        if self.how == "data":  # what autograd does not see
+            h.data[:, :4] = 0
+        if self.how == "buffer":
+            self.answer[:] = self.head(self.act(h))
+            return self.answer
+        return self.head(self.act(h))
+
+
+@pytest.mark.parametrize("how", ["module", "add", "view", "data", "inference", "buffer"])
+def test_what_a_layer_gave_is_kept_though_it_is_written_over(how):
+    torch.manual_seed(0)
+    model = Rewritten(how).eval()
+    held = collect_activations(model, X, ["fc", "logits"], batch_size=3)
+    with torch.no_grad():
+        assert held["fc"] == pytest.approx(model.fc(X.flatten(1)).numpy(), abs=1e-6)
+        told = np.concatenate([model(part).numpy().copy() for part in X.split(3)])
+    assert held["logits"] == pytest.approx(told, abs=1e-6)
+
+
+class Tied(nn.Module):
+    """A block that is called four times, of which the first call has another name too."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.block = nn.Linear(64, 8), nn.Sequential(nn.Linear(8, 8), nn.Tanh())
+        self.again = nn.ModuleList([self.block])
+        self.head, self.seen = nn.Linear(8, 3), []
+
+    def forward(self, x):
+        h, self.seen = self.stem(x.flatten(1)), []
+        for _ in range(4):
+            h = self.block(h)
+            self.seen.append(h)
+        return self.head(h)
+
+
+def test_every_call_of_a_module_is_a_layer():
+    torch.manual_seed(0)
+    model = Tied().eval()
+    calls = [f"block[{i}]" for i in (1, 2, 3, 4)]
+    assert default_layers(model, X[:2]) == ("stem", *calls, "logits")
+    assert find_layers(model, X[:2], ["block", "stem"])[0] == (*calls, "stem")
+    assert find_layers(model, X[:2], ["block[2]"])[0] == ("block[2]",)
+    held = collect_activations(model, X, ["block"])
+    assert list(held) == calls
+    with torch.no_grad():
+        model(X)
+    for name, wanted in zip(calls, model.seen, strict=True):
+        assert held[name] == pytest.approx(wanted.numpy(), abs=1e-6)
+    with pytest.raises(RobGIBError, match=r"unknown layer 'block\[5\]'"):
+        collect_activations(model, X, ["block[5]"])
+
+
+def test_a_module_that_is_called_now_more_often_now_less():
+    class Early(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.block, self.head = nn.Linear(64, 64), nn.Linear(64, 3)
+
+        def forward(self, x):
+            h = self.block(x.flatten(1))
+            return self.head(self.block(h) if len(x) == 4 else h)
+
+    with pytest.raises(RobGIBError, match=r"'block\[1\]' is not there for all images"):
+        collect_activations(Early(), X, ["block"], batch_size=4)
+
+
+class Several(nn.Module):
+    """Modules that give tuples and dictionaries, with the images first or second."""
+
+    def __init__(self, batch_first):
+        super().__init__()
+        self.first = batch_first
+        self.lstm = nn.LSTM(8, 5, num_layers=2, batch_first=batch_first)
+        self.attention = nn.MultiheadAttention(5, 1, batch_first=batch_first)
+        self.both = Both()
+        self.count = Counted()
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x):
+        x = x[:, 0] if self.first else x[:, 0].transpose(0, 1)
+        h, _ = self.lstm(x)
+        h, _ = self.attention(h, h, h)
+        told = self.both((h if self.first else h.transpose(0, 1))[:, -1])
+        self.count(told["low"])
+        return self.head(told["low"] + told["high"])
+
+
+class Both(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.low, self.high = nn.Linear(5, 5), nn.Linear(5, 5)
+
+    def forward(self, h):
+        return {"low": self.low(h), "high": self.high(h), "one": torch.ones(len(h), 2)}
+
+
+class Counted(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, h):
+        return len(h)
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("images", [6, 8])  # 8 are as many as there are steps
+def test_tensors_of_several_are_layers_and_what_is_none_is_told(batch_first, images):
+    torch.manual_seed(0)
+    model, x = Several(batch_first).eval(), torch.rand(images, 1, 8, 8)
+    with pytest.warns(RobGIBWarning) as told:
+        layers = default_layers(model, x[:2])
+    parts = ["lstm(0)", "lstm(1.0)", "lstm(1.1)", "attention(0)", "attention(1)", "both(low)", "both(high)"]
+    assert layers == (*parts, "logits")
+    assert [str(w.message).split(" gives")[0] for w in told] == ["layer 'both(one)'", "layer 'count'"]
+    held = collect_activations(model, x, layers)
+    inside = x[:, 0] if batch_first else x[:, 0].transpose(0, 1)
+    with torch.no_grad():
+        steps, (state, cell) = model.lstm(inside)
+    assert held["lstm(0)"] == pytest.approx(steps.mean(1 if batch_first else 0).numpy(), abs=1e-6)
+    assert held["lstm(1.0)"] == pytest.approx(state.transpose(0, 1).flatten(1).numpy(), abs=1e-6)
+    assert held["lstm(1.1)"] == pytest.approx(cell.transpose(0, 1).flatten(1).numpy(), abs=1e-6)
+    assert held["both(low)"].shape == (images, 5)
+    assert list(collect_activations(model, x, ["both"])) == ["both(low)", "both(high)"]
+
+
+@pytest.mark.parametrize("images", [4, 5, 9])
+def test_blocks_whose_tokens_come_before_the_images(images):
+    class TokensFirst(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.blocks = nn.Linear(16, 6), nn.ModuleList([Block(), Block()])
+            self.head = nn.Linear(6, 3)
+
+        def forward(self, x):
+            h = self.embed(x.view(len(x), 4, 16)).transpose(0, 1)
+            for block in self.blocks:
+                h = block(h)
+            return self.head(h.mean(0))
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(6, 6)
+
+        def forward(self, h):
+            return self.inner(h)
+
+    torch.manual_seed(0)
+    model, x = TokensFirst().eval(), torch.rand(images, 1, 8, 8)
+    assert default_layers(model, x[:2]) == ("embed", "blocks.0", "blocks.1", "logits")
+    held = collect_activations(model, x, ["blocks.1"])["blocks.1"]
+    with torch.no_grad():
+        assert model.head(torch.from_numpy(held)).numpy() == pytest.approx(model(x).numpy(), abs=1e-5)
+
+
+def test_which_layers_are_functions_of_one():
+    class Skipped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.beside = nn.Linear(64, 8), nn.Linear(64, 8)
+            self.block, self.last, self.head = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            h = self.stem(x.flatten(1))
+            return self.head(self.last(h + self.block(h.relu_()) + self.beside(x.flatten(1)) * 0.1))
+
+    torch.manual_seed(0)
+    model = Skipped().eval()
+    later = ["block", "last", "logits"]
+    assert functions_of(model, X, "stem", later) == {"block"}  # the last hears of the image beside it too
+    assert functions_of(model, X, "block", later[1:]) == set()
+    assert functions_of(model, X, "last", ["logits"]) == {"logits"}
+    assert functions_of(Tied().eval(), X, "block[2]", ["block[1]", "block[3]", "logits"]) == {"block[3]", "logits"}

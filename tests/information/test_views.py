@@ -1,15 +1,22 @@
 """The views of a layer, and what is counted in them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from robgib import RobGIBError
+from robgib.information import Estimate, layer_information
 from robgib.information.views import (
     Bins,
     Codebook,
+    Dominance,
     NoisyLayer,
     count_information,
     entropy_estimate,
+    mark_processing,
     mixture_information,
 )
 
@@ -117,3 +124,84 @@ def test_bins_are_fixed_when_they_are_fitted():
     target = bins.target("l", z, z, np.array([0, 0, 0, 1]))
     assert target.total.value == 1
     assert target.label.value == pytest.approx(0.3112781244591328)
+
+
+@pytest.mark.parametrize("places", [(), (2, 2)])
+@pytest.mark.parametrize("size", [30.0, 1e4])
+def test_a_large_unit_does_not_hide_the_others(places, size):
+    """The layer tells the class whatever a unit beside it holds: its information is no less."""
+    rng = np.random.default_rng(7)
+    y = rng.integers(4, size=2000)
+    centres = rng.standard_normal((4, 12, *places)) * 3
+    z = centres[y] + rng.standard_normal((2000, 12, *places))
+    large = np.concatenate([z, size * rng.standard_normal((2000, 1, *places))], 1)
+    plain, mended = (Codebook.fit(v, 8, 16).target("l", v, v, y) for v in (z, large))
+    assert plain.label.value > 1.8
+    assert mended.label.value == pytest.approx(plain.label.value, abs=0.1)
+    assert not any("holds" in n for n in plain.notes)
+    assert any("unit 12 holds" in n and "scaled down" in n for n in mended.notes)
+    for seen in (NoisyLayer.fit(large, 8, 0.3), Bins.fit(large, 30)):  # what they hold fixed is one scale of the layer
+        told = seen.target("l", large, large, y)
+        assert told.label.saturated
+        assert "unit 12 holds" in told.notes[-1]
+
+
+def test_units_that_differ_are_not_large():
+    rng = np.random.default_rng(8)
+    assert Dominance.of(rng.standard_normal((500, 64)) * rng.uniform(0.2, 3, 64)) is None
+    assert Dominance.of(np.maximum(rng.standard_normal((500, 64)) - 1.5, 0)) is None
+    assert Dominance.of(np.zeros((50, 4))) is None
+    assert Dominance.of(rng.standard_normal((50, 1))) is None
+    few = Dominance.of(rng.standard_normal((500, 60)) * np.array([100.0, 200, 300] + [1] * 57))
+    assert few is not None
+    assert few.units == (0, 1, 2)
+
+
+def test_a_layer_that_tells_less_than_what_is_computed_from_it_is_marked():
+    z, y = np.zeros((40, 1)), np.arange(40) % 4
+    made = Bins.fit(z).target("a", z, z, y)
+    a, b, c = (
+        replace(made, name=n, label=Estimate(v, v - 0.1, v + 0.1)) for n, v in (("a", 1.0), ("b", 1.15), ("c", 1.5))
+    )
+    asked = []
+
+    def functions(name, others):
+        asked.append((name, others))
+        return {"b", "c"}
+
+    marked = mark_processing([a, b, c], functions)
+    assert asked == [("a", ["c"]), ("b", ["c"])]  # what lies inside the intervals is not tried
+    assert [t.label.saturated for t in marked] == [True, True, False]
+    assert "breaks data processing: 'c' is computed from it and tells 1.50 bits" in marked[0].label.note
+    assert not any(t.label.saturated for t in mark_processing([a, b, c], lambda name, others: ()))
+    assert mark_processing([a, replace(c, code=False)], functions)[0] is a  # the label is not computed
+
+
+def test_calls_and_lost_information_in_the_table_of_layers(digits, digits_cnn):
+    """A hundred dimensions of the picture's noise leave no code for the class, which the logits tell of."""
+
+    class Wide(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.wide, self.same = digits_cnn, nn.Linear(138, 138), nn.Linear(64, 64)
+            with torch.no_grad():
+                for layer in (self.wide, self.same):
+                    layer.weight.copy_(torch.eye(len(layer.weight)))
+                    layer.bias.zero_()
+
+        def forward(self, x):
+            net = self.net
+            h = net.hidden(net.pool(net.blocks(net.normalize(x))))
+            z = self.wide(torch.cat([h[:, :64], 100 * x.flatten(1), 100 * x.flatten(1)[:, :10]], 1))
+            return net.head(self.same(self.same(z[:, :64])))
+
+    found = layer_information(
+        Wide().eval(), digits, ["gaussian"], layers=["wide", "same", "logits"], samples=300, features="patches:2"
+    ).layers
+    told = found[found["term"] == "I(Z;Y)"].set_index("layer")
+    assert list(told.index[:4]) == ["wide", "same[1]", "same[2]", "logits"]
+    assert told["value"]["same[1]"] == told["value"]["same[2]"]
+    assert told["saturated"].to_dict() | {"Ŷ": 0, "Y": 0} == {
+        "wide": True, "same[1]": False, "same[2]": False, "logits": False, "Ŷ": 0, "Y": 0,
+    }  # fmt: skip
+    assert "breaks data processing" in told["note"]["wide"]

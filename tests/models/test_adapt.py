@@ -1,8 +1,11 @@
 """Whatever a classifier looks like from outside, it is read as logits, or refused in a sentence."""
 
+import collections
 import copy
+import dataclasses
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -42,9 +45,9 @@ def quantised(model):
 
 
 FORMS = {
-    "a dictionary": (unusual.Named, "'logits'|logits is read", 1e-5),
+    "a dictionary": (unusual.Named, "'logits' is read", 1e-5),
     "a tuple": (unusual.Pair, "item 0 is read", 1e-5),
-    "an object": (unusual.Record, "logits is read", 1e-5),
+    "an object": (unusual.Record, "'logits' is read", 1e-5),
     "bfloat16 throughout": (lambda m: unusual.Low(m, torch.bfloat16), "computes in bfloat16", 0.3),
     "float16 throughout": (lambda m: unusual.Low(m, torch.float16), "computes in float16", 0.05),
     "float64 throughout": (lambda m: unusual.Low(m, torch.float64), "computes in float64", 1e-4),
@@ -64,7 +67,7 @@ def test_forms_are_read_and_attacked(form, digits_cnn, images):
     make, told, tolerance = FORMS[form]
     model = make(digits_cnn)
     x, y = images
-    prepared = prepare(model, x)
+    prepared = prepare(model, x, classes=10)
     with torch.no_grad(), seeded(0):
         logits = prepared.model(x[:10])
         gap = float((logits - digits_cnn(x[:10])).abs().max())
@@ -178,6 +181,77 @@ def test_a_whole_evaluation_of_a_function_of_fixed_batches(digits_cnn, digits):
     assert "reading" not in plain.config
     assert run.robustness["clean_accuracy"][0] == plain.robustness["clean_accuracy"][0]
     assert abs(run.robustness["robust_accuracy"][0] - plain.robustness["robust_accuracy"][0]) <= 0.04
+
+
+class Several(nn.Module):
+    """Returns what ``put`` makes of its parts: maps, hidden units and logits."""
+
+    def __init__(self, model, put):
+        super().__init__()
+        self.model, self.put = model, put
+
+    def forward(self, x):
+        maps = self.model.blocks(self.model.normalize(x))
+        hidden = self.model.hidden(self.model.pool(maps))
+        return self.put(maps, hidden, self.model.head(hidden))
+
+
+Both = collections.namedtuple("Both", "hidden scores")
+
+
+@dataclasses.dataclass
+class Held:
+    hidden: torch.Tensor
+    out: torch.Tensor
+
+
+class Output(collections.OrderedDict):
+    """A mapping whose items are attributes, as transformers' ModelOutput is."""
+
+    def __getattr__(self, name):
+        return self[name]
+
+
+SEVERAL = {
+    "features first": (lambda m, h, o: (h, o), "item 1 is read"),
+    "maps first": (lambda m, h, o: (m, o), "item 1 is read"),
+    "logits first": (lambda m, h, o: [o, h, m], "item 0 is read"),
+    "in each other": (lambda m, h, o: ((m, h), {"main": o}), "item [1]['main'] is read"),
+    "a dictionary": (lambda m, h, o: {"hidden": h, "out": o}, "'out' is read"),
+    "false logits": (lambda m, h, o: {"logits": h, "out": o}, "'out' is read"),
+    "two of one width": (lambda m, h, o: {"aux": o.flip(1), "logits": o}, "'logits' is read"),
+    "a ModelOutput": (lambda m, h, o: Output(loss=None, logits=o, hidden_states=(m, h)), "'logits' is read"),
+    "a named tuple": (lambda m, h, o: Both(h, o), "'scores' is read"),
+    "a dataclass": (lambda m, h, o: Held(h, o), "'out' is read"),
+    "probabilities beside": (lambda m, h, o: (o.softmax(1), o, o.clone()), "item 1 is read"),
+}
+
+
+@pytest.mark.parametrize("form", SEVERAL)
+def test_of_several_outputs_the_one_with_the_data_s_classes_is_read(form, digits_cnn, images):
+    put, told = SEVERAL[form]
+    model = Several(digits_cnn, put)
+    prepared = prepare(model, images[0], classes=10)
+    assert any(told in note for note in prepared.notes), prepared.notes
+    with torch.no_grad():
+        assert torch.allclose(prepared.model(images[0]), digits_cnn(images[0]), atol=1e-5)
+    x, y = images
+    run = run_attack(prepared, x[:20], y[:20], make_attack("fgsm-linf:eps=0.1"))
+    assert np.array_equal(run.right, run_attack(digits_cnn, x[:20], y[:20], make_attack("fgsm-linf:eps=0.1")).right)
+
+
+@pytest.mark.parametrize(
+    ("put", "classes", "told"),
+    [
+        (lambda m, h, o: (o, o.flip(1)), 10, r"a tuple of which more than one .*item 0 \(8, 10\).*self.net\(x\)\[1\]"),
+        (lambda m, h, o: (h, o), None, r"more than one could be its logits \(item 0 \(8, 64\), item 1 \(8, 10\)"),
+        (lambda m, h, o: {"a": h[:, :3], "b": o}, 12, r"none has a column for each of the data's 12 classes"),
+        (lambda m, h, o: (m, m), 10, r"returns tuple of \(8, 32, 2, 2\), .* none of which is logits \(N, classes\)"),
+    ],
+)
+def test_outputs_that_leave_it_open_are_refused(put, classes, told, digits_cnn, images):
+    with pytest.raises(RobGIBError, match=told):
+        prepare(Several(digits_cnn, put), images[0], classes=classes)
 
 
 def test_decided():

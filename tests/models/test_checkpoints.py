@@ -73,9 +73,7 @@ def test_what_was_taken_off_or_left_out_is_said(network, tmp_path):
     assert notes[1] == ("1 of the file's tensors were left out, being none of the network's: 'criterion.weight'")
     torch.save(LAYOUTS["averaged beside"](state, other, {}), tmp_path / "b.pt")
     found = read_checkpoint(tmp_path / "b.pt")
-    assert found.notes == (
-        "its weights are those of 'state_dict'; the file also holds 'state_dict_ema' (--weights-key)",
-    )
+    assert list(found.sets) == ["state_dict", "state_dict_ema"]
     chosen = read_checkpoint(tmp_path / "b.pt", weights_key="state_dict_ema")
     assert torch.equal(chosen.weights["head.bias"], other["head.bias"])
     with pytest.raises(RobGIBError, match="did you mean 'state_dict_ema'"):
@@ -123,6 +121,10 @@ class TestShards:
         index.write_text(json.dumps({"weight_map": dict.fromkeys(told, "../../etc/passwd")}))
         with pytest.raises(RobGIBError, match="which is not beside it"):
             read_checkpoint(index)
+        for other in (index.name, "/etc/passwd", "..\\a.bin", "a\0.bin", "a\x1b[31m.bin", ".", ""):
+            index.write_text(json.dumps({"weight_map": dict.fromkeys(told, other)}))
+            with pytest.raises(RobGIBError, match="which is not beside it, or no weights"):
+                read_checkpoint(index)
         for content in ("[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 1}}', "[" * 100000):
             index.write_text(content)
             with pytest.raises(RobGIBError, match="not an index of weights"):

@@ -114,7 +114,7 @@ def test_the_vit_attends_as_torch_does():
 )
 def test_bad_architectures(arch, options, message):
     with pytest.raises(RobGIBError, match=message):
-        build(arch, (1, 8, 8), 10, options)
+        build(arch, (1, 8, 8), 10, options, allow_code=True)
 
 
 class TestCheckpoints:

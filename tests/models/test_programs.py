@@ -3,6 +3,7 @@
 import importlib
 import io
 import json
+import logging
 import os
 import pickle
 import sys
@@ -195,7 +196,19 @@ class TestProgramsThatDoMore:
         [
             ("'s", "'s0') or __import__('os').mkdir('hacked') or Symbol('s", "its expr_str"),
             ('"torch.ops.aten.relu.default"', '"torch.os.system"', "its target 'torch.os.system'"),
-            ('"torch.ops.aten.relu.default"', '"torch.ops.aten.from_file.default"', "its target"),
+            *(
+                ('"torch.ops.aten.relu.default"', f'"torch.ops.{name}"', "its target")
+                for name in (
+                    "aten.from_file.default",
+                    "aten.save.default",
+                    "aten._print.default",
+                    "aten.set_.source_T",
+                    "aten.warn.default",
+                    "prims._make_token.default",
+                    "c10d.send.default",
+                    "aten.relu\u017f.x",
+                )
+            ),
             ('"name": "x"', f'"name": "x={RUN}"', "its name 'x="),
             ('"blocks.0.0.weight"', f'"blocks\\"+{RUN}+\\""', "its parameter_name"),
             ("builtins.dict", "collections.defaultdict", "its in_spec"),
@@ -253,7 +266,7 @@ class TestProgramsThatDoMore:
                     given = head.rpartition("(self")[2].split(",")[1].split(":")[0].strip()
                     held = f"{head}{sign}    {line.replace('(x,', f'({given},')}\n{body}".encode()
                 forged.writestr(name, held)
-        with pytest.raises(RobGIBError, match=r"net.ts calls 'save', which reads or writes files"):
+        with pytest.raises(RobGIBError, match=r"net.ts calls 'save', which is no part of a network"):
             network_in(tmp_path / "net.ts")
         assert not (tmp_path / "written").exists()
 
@@ -286,9 +299,47 @@ class TestProgramsThatDoMore:
         module = importlib.import_module("robgib_test_writer")
         del sys.modules["robgib_test_writer"]
         torch.jit.save(torch.jit.script(module.Net()), "net.ts")
-        with pytest.raises(RobGIBError, match=r"net.ts calls '(save|from_file)', which reads or writes files"):
+        with pytest.raises(RobGIBError, match=r"net.ts calls '(save|from_file)', which is no part of a network"):
             network_in(tmp_path / "net.ts")
         assert not (tmp_path / "written").exists()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_program_that_prints(tmp_path, capfd):
+    class Net(nn.Module):
+        def forward(self, x):
+            torch.ops.aten._print("\x1b]0;owned\x07")
+            return x.flatten(1)
+
+    save_exported(Net(), tmp_path / "net.pt2")
+    capfd.readouterr()
+    with pytest.raises(RobGIBError, match=r"its target 'torch.ops.aten._print.default' .* give --allow-code"):
+        network_in(tmp_path / "net.pt2")
+    assert capfd.readouterr() == ("", "")
+    assert read_checkpoint(tmp_path / "net.pt2", allow_code=True).network(torch.rand(2, 1, 8, 8)).shape == (2, 64)
+
+
+@pytest.mark.parametrize("damage", ["cut", "text", "no operator"])
+@pytest.mark.filterwarnings("ignore")
+def test_a_damaged_program_is_said_in_a_sentence_alone(damage, network, tmp_path, capfd, monkeypatch):
+    save_exported(network, tmp_path / "net.pt2")
+    whole = (tmp_path / "net.pt2").read_bytes()
+    wrong = {
+        "cut": whole[: len(whole) // 2],
+        "text": b"text" * 99,
+        "no operator": whole.replace(b'"nodes"', b'"n0des"'),
+    }
+    (tmp_path / "net.pt2").write_bytes(wrong[damage])
+    logged: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    monkeypatch.setattr(handler, "emit", logged.append)
+    monkeypatch.setattr(logging.getLogger("torch.export"), "handlers", [handler])
+    capfd.readouterr()
+    with pytest.raises(RobGIBError, match=r"is not a file that torch\.export can read") as found:
+        network_in(tmp_path / "net.pt2")
+    assert "warnings above" not in str(found.value)
+    assert not logged
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(
@@ -313,7 +364,7 @@ def test_damaged_files(name, message, tmp_path):
 def test_onnx_without_its_package(tmp_path, monkeypatch):
     (tmp_path / "net.onnx").touch()
     monkeypatch.setitem(sys.modules, "onnx2torch", None)
-    with pytest.raises(RobGIBError, match=r"pip install robgib\[onnx\]"):
+    with pytest.raises(RobGIBError, match=r'pip install "robgib\[onnx\]"'):
         network_in(tmp_path / "net.onnx")
 
 

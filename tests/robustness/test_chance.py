@@ -1,11 +1,23 @@
-"""What is said of a clean accuracy that is no better than chance."""
+"""Usual slips between a model and its data are found by a paired test, at chance and above it, and said first."""
 
+import io
+
+import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
-from robgib.models.inference import answers, prepare
-from robgib.robustness.chance import chance_doubts
+import robgib
+from robgib import RobGIBWarning
+from robgib.models.inference import Prepared, answers, prepare
+from robgib.models.normalization import NORMALIZATIONS, Ported, normalization
+from robgib.reporting import print_runs, runs_json, write_report
+from robgib.robustness import chance
+
+
+def chance_doubts(*arguments):
+    return [doubt.text for doubt in chance.chance_doubts(*arguments)]
 
 
 class Levels(nn.Module):
@@ -72,3 +84,192 @@ def test_a_network_that_knows_nothing_is_said_to(digits):
 
 def test_few_images_say_nothing(digits):
     assert doubts(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), digits, count=10) == []
+
+
+class Before(nn.Module):
+    """A network that wants its images otherwise: ``change`` takes that back."""
+
+    def __init__(self, model, change):
+        super().__init__()
+        self.model, self.change = model, change
+
+    def forward(self, x):
+        return self.model(self.change(x))
+
+
+def undone(name):
+    """As a network for images that are normalised so, which gets them as they are."""
+    mean, std = (v[0] for v in NORMALIZATIONS[name])
+    return lambda x: x * std + mean
+
+
+class Shifted(Before):
+    def forward(self, x):
+        return self.model(x).roll(1, 1)
+
+
+class TestAboveChance:
+    """A slip need not lower the accuracy to chance: it is looked for wherever enough answers are wrong."""
+
+    @pytest.mark.parametrize(
+        ("change", "words"),
+        [
+            (undone("mnist"), "with MNIST's normalisation it would be"),
+            (lambda x: (0.3 + 0.7 * x) / 2, "the mean and standard deviation of these images|a normalisation to|MNIST"),
+            (lambda x: 0.4 + x / 255 * 0.6, "with colours from 0 to 255 it would be"),
+            (lambda x: 0.9 - 0.8 * x, "with black and white exchanged it would be"),
+        ],
+    )
+    def test_the_way_that_helps_is_named_with_its_option(self, change, words, digits, digits_cnn):
+        (told,) = doubts(Before(digits_cnn, change), digits)
+        assert any(word in told for word in words.split("|")), told
+        assert "exact paired test" in told
+
+    def test_more_than_chance_is_right_and_more_could_be(self, digits, digits_cnn):
+        model = Before(digits_cnn, undone("half"))
+        x, y = digits.test.x[:300], digits.test.y[:300]
+        prepared = prepare(model, x, classes=10)
+        share = answers(prepared, x, y, classes=10).right.mean()
+        assert share > 0.2  # no class is a fifth of the images
+        (told,) = chance_doubts(prepared, x, y, answers(prepared, x, y, classes=10).right)
+        assert told.startswith(f"its clean accuracy is {share:.1%}; with ")
+        assert "with a normalisation to [−1, 1] it would be 100%" in told
+        assert "give --normalize half" in told
+
+    def test_blue_green_red(self):
+        torch.manual_seed(0)
+        y = torch.arange(240) % 2
+        x = torch.rand(240, 3, 4, 4) * 0.6
+        x[y == 1, 0] += 0.4
+        x[y == 0, 2] += 0.25
+        model = Before(nn.Identity(), lambda x: x.mean((2, 3))[:, [0, 2]] - torch.tensor([0.08, 0.0]))
+        assert "blue, green, red" in self.told(model, x, y)
+        assert "x.flip(1)" in self.told(model, x, y)
+
+    def told(self, model, x, y):
+        prepared = prepare(model, x, classes=2)
+        (told,) = chance_doubts(prepared, x, y, answers(prepared, x, y, classes=2).right)
+        return told
+
+    def test_classes_one_higher(self, digits, digits_cnn):
+        (told,) = doubts(Shifted(digits_cnn, None), digits)
+        assert "with its classes numbered one lower it would be" in told or "in another order" in told
+
+    def test_the_normalisation_of_a_library_s_network_is_replaced_not_doubled(self, digits, digits_cnn):
+        right = Ported(Before(digits_cnn, undone("mnist")), (0.1307,), (0.3081,), widen=False).eval()
+        wrong = Ported(Before(digits_cnn, undone("mnist")), (0.9,), (0.9,), widen=False).eval()
+        plain = Ported(digits_cnn, (0.9,), (0.9,), widen=False).eval()
+        assert doubts(right, digits) == []
+        (told,) = doubts(wrong, digits)
+        assert "--normalize mnist" in told
+        (told,) = doubts(plain, digits)
+        assert "with no normalisation it would be 100%" in told
+        assert "--normalize none" in told
+
+    def test_the_option_that_is_named_brings_what_is_promised(self, digits, digits_cnn):
+        model = Before(digits_cnn, undone("mnist"))
+        mended = normalization("mnist").before(model, 1).eval()
+        assert doubts(mended, digits) == []
+
+
+class Watched(Before):
+    """Counts the images that it is given, and refuses what is not in [0, 1] where it is strict."""
+
+    def __init__(self, model, strict=False):
+        super().__init__(model, None)
+        self.seen, self.strict = 0, strict
+        self.register_buffer("mean_seen", torch.zeros(1))
+
+    def forward(self, x):
+        assert not (self.strict and (x.min() < 0 or x.max() > 1)), "images are in [0, 1]"
+        self.seen += len(x)
+        self.mean_seen += x.mean()
+        return self.model(x)
+
+
+class TestCost:
+    def test_nothing_is_tried_where_no_test_could_tell(self, digits, digits_cnn):
+        model = Watched(digits_cnn)
+        x, y = digits.test.x, digits.test.y
+        prepared = prepare(model, x, classes=10)
+        right = answers(prepared, x, y, classes=10).right
+        model.seen = 0
+        assert chance_doubts(prepared, x, y, right) == []
+        assert model.seen == 0
+
+    def test_one_batch_is_tried_and_nothing_of_the_model_stays_changed(self, digits, digits_cnn):
+        model = Watched(Before(digits_cnn, lambda x: x.flip(3)))
+        x, y = digits.test.x, digits.test.y
+        prepared = prepare(model, x, classes=10)
+        right = answers(prepared, x, y, classes=10).right
+        model.seen, before = 0, model.mean_seen.clone()
+        chance_doubts(prepared, x, y, right)
+        assert 0 < model.seen <= 256 + 10 * 256
+        assert torch.equal(model.mean_seen, before)
+
+    def test_a_model_that_refuses_other_images(self, digits, digits_cnn):
+        model = Watched(Before(digits_cnn, lambda x: 0.9 - 0.8 * x), strict=True)
+        (told,) = doubts(model, digits)
+        assert "black and white exchanged" in told
+
+    def test_a_model_that_answers_at_random_is_asked_once(self, digits, digits_cnn):
+        class Noisy(Watched):
+            def forward(self, x):
+                return super().forward(x + 0.02 * torch.randn_like(x))
+
+        model = Noisy(Before(digits_cnn, undone("mnist")))
+        x, y = digits.test.x[:300], digits.test.y[:300]
+        prepared = prepare(model, x, classes=10)
+        assert prepared.random
+        right = answers(prepared, x, y, classes=10).right
+        model.seen = 0
+        (told,) = chance_doubts(prepared, x, y, right)
+        assert "MNIST" in told
+        assert model.seen <= 256 * 11
+
+    def test_text_has_no_colours(self):
+        torch.manual_seed(0)
+        x, y = torch.rand(100, 12), torch.arange(100) % 2
+        prepared = prepare(nn.Linear(12, 2), x, classes=2)
+        told = chance_doubts(prepared, x, y, answers(prepared, x, y, classes=2).right)
+        assert all("--normalize" not in sentence for sentence in told)
+
+    def test_chance_alone_names_nothing(self):
+        torch.manual_seed(1)
+        named = 0
+        for seed in range(15):
+            generator = torch.Generator().manual_seed(seed)
+            x = torch.rand(200, 3, 4, 4, generator=generator)
+            y = torch.randint(0, 3, (200,), generator=generator)
+            model = nn.Sequential(nn.Flatten(), nn.Linear(48, 3)).eval()
+            prepared = Prepared(model, model, 256)
+            told = chance_doubts(prepared, x, y, answers(prepared, x, y, classes=3).right)
+            named += any("paired test" in sentence for sentence in told)
+        assert named == 0
+
+
+def test_it_is_said_first_in_terminal_run_page_and_json(digits, digits_cnn, tmp_path):
+    model = Before(digits_cnn, undone("mnist"))
+    options = {
+        "attacks": ["fgsm-linf:eps=0.05"],
+        "estimators": [],
+        "curve": False,
+        "signs": False,
+        "corruptions": False,
+    }
+    with pytest.warns(RobGIBWarning, match=r"^mine: its clean accuracy .*--normalize mnist"):
+        run = robgib.evaluate(model, digits, name="mine", samples=200, progress=False, **options)
+    (told,) = run.config["doubts"]
+    assert "reading" not in run.config
+    text = io.StringIO()
+    console = Console(file=text, width=500)
+    print_runs([run], console, console)
+    assert text.getvalue().startswith(f"Check first: mine: {told}.")
+    (found,) = runs_json([run], [""])["models"]
+    assert found["doubts"] == [told]
+    page = write_report([run], tmp_path / "report.html").read_text()
+    assert page.index("--normalize mnist") < page.index("Accuracy, clean and under attack")
+    robgib.results.save_run(run, tmp_path / "runs")
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert robgib.load_run(folder).config["doubts"] == [told]
+    assert np.isfinite(run.robustness["clean_accuracy"]).all()

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -13,6 +14,8 @@ from joblib import Parallel, delayed
 
 from robgib import RobGIBError
 from robgib.studies import Engine, cells, measure, measured_rows, read_study
+from robgib.studies.engines import Task, run_tasks
+from robgib.zoo.recipe import find_recipe
 from tests.studies.test_study import SMALL, written
 
 
@@ -47,6 +50,120 @@ def test_a_study_that_was_killed_goes_on_to_the_tables_of_two_processes(cache, t
     pd.testing.assert_frame_equal(rows_of(study, found, engine=Engine(jobs=2)), again)
     # What else shares work in this process still can: a pool left behind was once taken for joblib's own.
     assert Parallel(n_jobs=2)(delayed(abs)(value) for value in (-1, -2)) == [1, 2]
+
+
+def children_of(process):
+    """Numbers of the processes that a process started, and those started in turn, that still run."""
+    parents = {}
+    for place in Path("/proc").iterdir():
+        if place.name.isdigit():
+            try:
+                told = (place / "stat").read_text().rpartition(")")[2].split()
+            except OSError:  # it ended meanwhile
+                continue
+            if told[0] != "Z":
+                parents[int(place.name)] = int(told[1])
+    found, level = set(), {process}
+    while level:
+        level = {child for child, parent in parents.items() if parent in level}
+        found |= level
+    return found
+
+
+def lives(process):
+    try:
+        return (Path("/proc") / str(process) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def ended(processes, seconds):
+    """Those that still run when the time is over."""
+    for _ in range(int(seconds / 0.1)):
+        if not any(map(lives, processes)):
+            return set()
+        time.sleep(0.1)
+    return {p for p in processes if lives(p)}
+
+
+WORKING = """
+import os, sys, time
+from pathlib import Path
+from robgib.studies.engines import Engine, Task, run_tasks
+from robgib.zoo.recipe import find_recipe
+
+def work(folder, data, device, progress):
+    Path(sys.argv[1], str(os.getpid())).touch()
+    while True:
+        sum(range(1000))
+
+if __name__ == "__main__":
+    tasks = [Task(f"task-{k}", Path(sys.argv[1], f"made-{k}"), find_recipe("digits-cnn"), work) for k in range(2)]
+    for _ in run_tasks(tasks, Engine(jobs=2), progress=lambda *said: None):
+        pass
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_no_process_outlives_a_study_that_is_killed(tmp_path):
+    """Five went on computing."""
+    (tmp_path / "working.py").write_text(WORKING)
+    (tmp_path / "told").mkdir()
+    command = [sys.executable, str(tmp_path / "working.py"), str(tmp_path / "told")]
+    process = subprocess.Popen(command, start_new_session=True)
+    try:
+        for _ in range(1200):
+            if len(list((tmp_path / "told").glob("[0-9]*"))) == 2 or process.poll() is not None:
+                break
+            time.sleep(0.1)
+        children = children_of(process.pid)
+        assert {int(p.name) for p in (tmp_path / "told").glob("[0-9]*")} <= children
+        assert len(children) >= 3  # the two, and the one that carries what they tell
+        process.kill()
+        process.wait()
+        assert not ended(children, 20)
+    finally:
+        for left in children_of(process.pid) | {p for p in locals().get("children", ()) if lives(p)}:
+            os.kill(left, signal.SIGKILL)
+        process.kill()
+
+
+def test_a_process_ends_with_one_that_is_not_its_parent(tmp_path):
+    """Where something between them started it, as a fork server does."""
+    script = (
+        "import os, sys, time\nfrom robgib.runtime import end_with\nend_with(int(sys.argv[1]))\n"
+        "print('ready', flush=True)\ntime.sleep(600)"
+    )
+    worked_for = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    child = subprocess.Popen(
+        [sys.executable, "-c", script, str(worked_for.pid)], stdout=subprocess.PIPE, text=True, env={**os.environ}
+    )
+    try:
+        assert child.stdout.readline() == "ready\n"
+        assert child.poll() is None
+        worked_for.kill()
+        worked_for.wait()
+        assert child.wait(timeout=30) == -signal.SIGKILL
+    finally:
+        child.kill()
+        worked_for.kill()
+
+
+def test_a_model_that_ends_the_program_fails_alone(tmp_path):
+    def work(folder, data, device, progress):
+        if folder.name.startswith(".ends"):
+            raise SystemExit(0)
+        if folder.name.startswith(".raises"):
+            raise KeyError("one")
+        (folder / "done").touch()
+
+    recipe = find_recipe("digits-cnn")
+    tasks = [Task(name, tmp_path / name, recipe, work) for name in ("ends", "raises", "works")]
+    told = dict(run_tasks(tasks, Engine()))
+    assert told["ends"] == "its measurement would end the program (SystemExit); take that out of it."
+    assert told["raises"] == "its measurement raised KeyError: 'one'."
+    assert told["works"] == ""
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["works"]
 
 
 @pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])

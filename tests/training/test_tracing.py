@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from robgib import RobGIBError
+from robgib.data.loaders import load_data
 from robgib.information.views import entropy_estimate
 from robgib.reporting.page import write_trace
 from robgib.results import column_names
-from robgib.training.tracing import _Point, _verdict, control, log_spaced, saved_epochs, trace
+from robgib.training.tracing import _agreed, _Point, _verdict, control, log_spaced, saved_epochs, trace
 from robgib.zoo.loading import train_recipe
 from robgib.zoo.recipe import find_recipe
 
@@ -117,8 +118,106 @@ def test_codes_are_the_same_at_all_epochs(digits):
     total = found.table.query("term == 'I(X;Z)'")["value"].to_numpy()
     assert (np.diff(total) < 0).all()
     told = found.compression.query("term == 'I(X;Z)'")
+    pooled, own = (told[told["units"] == units] for units in ("pooled", "own"))
+    assert len(pooled) == len(own) == 3  # with as many codes, half and twice as many
+    assert (pooled["verdict"][1:] == "compresses").all()
+    # The shrunk layer is the same one in other units: what it tells of the input can all be had from it.
+    assert (own["verdict"] == "does not compress").all()
+    assert told["verdict"].iloc[0] == "rescaling"
+
+
+def test_the_same_function_in_another_scale_is_not_compressed(digits, digits_cnn):
+    """The hidden layer times c and the head by c, for c that rises and falls again."""
+
+    def scaled(factor):
+        model = copy.deepcopy(digits_cnn)
+        with torch.no_grad():
+            last = [m for m in model.hidden.modules() if isinstance(m, nn.Linear)][-1]
+            last.weight *= factor
+            last.bias *= factor
+            model.head.weight /= factor
+        return model
+
+    networks = {e: (lambda f=f: scaled(f)) for e, f in enumerate((1.0, 1.5, 2.0, 1.0))}
+    found = trace(networks, digits, ["gaussian", "binned"], layers=["hidden"], samples=400).compression
+    first = found.drop_duplicates(["estimator", "term", "view"])
+    assert len(first) == 4  # the noise view's I(X;Z) and its C, the rate view's and its
+    assert "compresses" not in set(first["verdict"])
+    counted = first.query("term == 'I(X;Z)'")
+    assert (counted["compression"] > 0.05).any()  # in units pooled over the epochs it looks compressed
+    assert found.query("units == 'own'")["compression"].to_numpy() == pytest.approx(0, abs=1e-6)
+    assert "rescaling" in set(counted["verdict"])
+
+
+def test_a_layer_that_loses_directions_is_compressed_in_both_units(digits):
+    torch.manual_seed(0)
+    first = nn.Sequential(nn.Flatten(), nn.Linear(64, 6))
+
+    def narrowed(factor):
+        model = nn.Sequential(copy.deepcopy(first), nn.Linear(6, 10))
+        with torch.no_grad():
+            model[0][1].weight[1:] *= factor
+            model[0][1].bias[1:] *= factor
+        return model
+
+    networks = {e: (lambda f=f: narrowed(f)) for e, f in enumerate((1.0, 0.5, 0.2, 0.1))}
+    found = trace(networks, digits, ["gaussian"], layers=["0"], samples=400).compression
+    told = found[found["term"] == "I(X;Z)"]
+    assert list(told["units"]) == ["pooled", "own"]
     assert (told["verdict"] == "compresses").all()
-    assert len(told) == 3  # with as many codes, half and twice as many
+
+
+def test_a_pooled_code_that_resolves_nothing_of_an_epoch_is_marked(digits):
+    torch.manual_seed(0)
+    first = nn.Sequential(nn.Flatten(), nn.Linear(64, 6))
+
+    def grown(factor):
+        model = nn.Sequential(copy.deepcopy(first), nn.Linear(6, 10))
+        with torch.no_grad():
+            model[0][1].weight *= factor
+            model[0][1].bias *= factor
+        return model
+
+    networks = {e: (lambda f=f: grown(f)) for e, f in enumerate((1e-3, 1.0))}
+    table = trace(networks, digits, ["binned"], layers=["0"], samples=400).table.query("term == 'I(X;Z)'")
+    assert table["value"].iloc[0] < 0.1
+    assert list(table["saturated"]) == [True, False]
+    assert "holds 0.00 bits here, and 5." in table["note"].iloc[0]
+    assert "own spread" not in table["note"].iloc[1]
+
+
+def test_bins_are_swept_and_have_the_range_of_all_inputs():
+    """One input of 4,096 lies far out; and a layer whose fall is seen in few bins alone is not said to compress."""
+    data = load_data("function:sphere")
+    torch.manual_seed(0)
+    base = nn.Sequential(nn.Flatten(), nn.Linear(12, 2), nn.Linear(2, 2)).eval()
+    with torch.no_grad():
+        base[1].weight[1] = 0
+        base[1].weight[1, :] = 2.0 ** torch.arange(12)
+        held = base[1](data.test.x.flatten(1))
+
+    networks = {e: (lambda: base) for e in range(2)}
+    found = trace(networks, data, ["exact"], layers=["1"])
+    pooled = found.compression.query("units == 'pooled' and term == 'I(X;Z)'")
+    range_of_all = f"from {float(held.min()):.3g} to {float(held.max()):.3g}"
+    assert [r.split("units in ")[1] for r in pooled["resolution"]] == [
+        f"{n} bins {range_of_all}" for n in (30, 15, 60, 120)
+    ]
+    assert len(found.compression) == 16  # I and C, in two units
+    assert (found.compression["verdict"] == "does not compress").all()
+
+
+@pytest.mark.parametrize(
+    ("told", "agreed"),
+    [
+        ([("pooled", "compresses"), ("own", "cannot be told")], "cannot be told"),
+        ([("pooled", "does not compress"), ("own", "compresses")], "rescaling"),
+        ([("pooled", "compresses"), ("pooled", "cannot be told"), ("own", "compresses")], "compresses"),
+        ([("pooled", "compresses"), ("own", "compresses"), ("own", "does not compress")], "depends on the resolution"),
+    ],
+)
+def test_a_verdict_is_what_all_agree_on(told, agreed):
+    assert _agreed(told) == agreed
 
 
 def test_a_network_that_does_not_change_is_not_compressed(digits, digits_cnn):
@@ -191,7 +290,8 @@ def test_from_the_command_line(cli, invoke, tmp_path):
     assert "Compression in training" in done.stdout
     assert not (tmp_path / "net.epochs").exists()
     told = pd.read_csv(tmp_path / "net.compression.csv")
-    assert set(told["verdict"]) <= {"compresses", "does not compress", "cannot be told"}
+    both = {"rescaling", "depends on the resolution"}
+    assert set(told["verdict"]) <= {"compresses", "does not compress", "cannot be told", *both}
     assert (tmp_path / "net.trace.html").stat().st_size > 100_000
     for options, message in (
         (("--trace", "--trace-at", "0,9"), "epochs from 0 to 3"),

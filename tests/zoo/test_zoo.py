@@ -428,7 +428,9 @@ class TestFilesThatNameCode:
         assert "--allow-code" in invoke("evaluate", "own.safetensors", *self.FAST)
         assert "Report" in invoke("evaluate", "own.safetensors", *self.FAST, "--allow-code")
         own = Recipe(name="own", data="digits", architecture={"name": mynet}, training={"epochs": 1})
-        assert load_recipe(own, digits)[0](digits.test.x[:2]).shape == (2, 10)  # Python chose it itself
+        with pytest.raises(RobGIBError, match="recipe 'own' names the architecture"):
+            load_recipe(own, digits)
+        assert load_recipe(own.allowing_code(), digits)[0](digits.test.x[:2]).shape == (2, 10)
 
     def test_adding_says_what_loading_needs(self, net, mynet, invoke):
         said = " ".join(invoke("zoo", "add", "net.safetensors", "--name", "mine", "--arch", mynet).split())

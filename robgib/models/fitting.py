@@ -1,0 +1,404 @@
+"""From the sets of weights that a file holds to a network: which of them it is, and what normalises its images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robgib.errors import RobGIBError
+from robgib.models.normalization import Normalization, Ported
+
+__all__ = [
+    "Fitted",
+    "fit",
+    "load_into",
+    "part_of",
+    "said_normalizations",
+    "tidy",
+]
+
+_WRAPPERS = ("module", "_orig_mod")
+"""Names that torch's wrappers put into keys: data parallel and averaged models; compiled ones."""
+_BESIDE = ("criterion", "loss", "loss_fn", "metrics", "train_metrics", "val_metrics", "test_metrics", "n_averaged")
+_COUNTS = ("total_ops", "total_params", "n_averaged", "num_batches_tracked")
+_TOP = "."
+"""What the set of weights at the top of a file is called, where others lie in it."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """How a network was filled from a file.
+
+    Attributes:
+        notes: what was taken off, and how it was read, a sentence each.
+        left_out: what the file holds that is not in the network, a sentence each.
+        normalization: what the file says is done to images in [0, 1] before they reach the network, else None.
+    """
+
+    notes: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    normalization: Normalization | None = None
+
+
+@dataclass(frozen=True)
+class _Set:
+    """A complete set of a network's weights: where it lies, tensors by the network's keys, their keys in the file."""
+
+    key: str
+    prefix: str
+    weights: dict[str, Tensor]
+    used: frozenset[str]
+
+    @property
+    def label(self) -> str:
+        return ".".join(part for part in (self.key, self.prefix.rstrip(".")) if part) or _TOP
+
+
+def tidy(key: str) -> str:
+    """Return a key without the names of torch's wrappers.
+
+    >>> tidy("module.teacher._orig_mod.head.bias")
+    'teacher.head.bias'
+    """
+    return ".".join(part for part in key.split(".") if part not in _WRAPPERS)
+
+
+def part_of(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors of a state dict below a prefix, by the rest of their keys.
+
+    >>> list(part_of({"module.teacher.bias": torch.ones(2), "student.bias": torch.ones(2)}, "teacher"))
+    ['bias']
+    """
+    short = f"{tidy(prefix)}."
+    return {tidy(key).removeprefix(short): t for key, t in state.items() if tidy(key).startswith(short)}
+
+
+def fit(
+    model: nn.Module,
+    sets: Mapping[str, Mapping[str, Tensor]],
+    source: str,
+    *,
+    wanted: str | None = None,
+    said: Sequence[Normalization] = (),
+    normalized: bool = False,
+) -> Fitted:
+    """Load the one complete set of a network's weights among all that a file holds.
+
+    A prefix that the network's keys have in the file (``module.``, ``model.``, ``backbone.`` …), or that the file's
+    lack, and the names of torch's wrappers may be between them. What lies below a loss or a metric is no candidate, and
+    the same weights twice are one set.
+
+    Args:
+        model: that is filled.
+        sets: state dicts by where they lie in the file.
+        source: what the file is called in messages.
+        wanted: which set: its key, its prefix, or both with a dot between.
+        said: normalisations that the file tells of outside its weights.
+        normalized: whether the caller says how images are normalised, so that the file's word is not needed.
+
+    Raises:
+        RobGIBError: no set fits, or several do and ``wanted`` does not choose one; or the file brings a normaliser that
+            cannot be applied.
+    """
+    own = model.state_dict()
+    found = [c for key, state in sets.items() for c in _complete(key, state, own) if _lies_in(c.label, wanted)]
+    fitting = [c for c in found if all(c.weights[k].shape == own[k].shape for k in own)]
+    if not fitting:
+        _refuse(found[0].weights if found else _nearest(sets, wanted), own, source)
+    chosen, twins = _chosen(fitting, source, wanted)
+    state = sets[chosen.key]
+    applied, pair = (None, ()) if normalized else _own_normalizer(chosen, state, model, source)
+    unused = [k for k in state if k not in chosen.used and k not in pair and not k.endswith("num_batches_tracked")]
+    known = [p for p in _pairs(state) if applied is not None and _normalization(state, p) == applied]
+    again = {k for c in twins for k in c.used if c.key == chosen.key} | {k for p in known for k in p}
+    notes = [f"the prefix {chosen.prefix!r} was taken off its weights' names"] if chosen.prefix else []
+    if len(sets) > 1:
+        notes.append(f"its weights are those of {chosen.label!r}")
+    if twins:
+        notes.append(f"the file holds its weights again as {_some([c.label for c in twins])}")
+    halves = {
+        str(v.dtype).removeprefix("torch.")
+        for k, v in chosen.weights.items()
+        if v.dtype != own[k].dtype and v.is_floating_point()
+    }
+    if halves:
+        notes.append(f"its weights are {', '.join(sorted(halves))} in the file, and computed with in float32")
+    if applied is not None:
+        notes.append(f"the file holds a normaliser beside the network ({_some(pair)}), which is applied")
+    elif not normalized and said:
+        applied, told = _from_said(said, model)
+        notes.append(told)
+    model.load_state_dict(chosen.weights)
+    lost = _left_out([k for k in unused if k not in again], own)
+    others = [key or _TOP for key in sets if key != chosen.key and key not in {c.key for c in twins}]
+    if others and wanted is None:
+        lost = (*lost, f"the file also holds {_some(others)}, which is left out (--weights-key)")
+    elif others:
+        notes.append(f"the file also holds {_some(others)}")
+    return Fitted(tuple(notes), lost, applied)
+
+
+def load_into(model: nn.Module, state: Mapping[str, Tensor], source: str) -> tuple[str, ...]:
+    """Load a state dict strictly, naming the first keys or shapes that do not fit (:func:`fit`).
+
+    Returns:
+        What was taken off or left out, a sentence each.
+
+    Raises:
+        RobGIBError: the state does not fit, or holds several sets of weights that do.
+    """
+    found = fit(model, {"": state}, source, normalized=True)
+    return (*found.notes, *found.left_out)
+
+
+def _some(keys: Iterable[str]) -> str:
+    keys = list(keys)
+    return ", ".join(repr(k) for k in keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+
+
+def _lies_in(label: str, wanted: str | None) -> bool:
+    """Whether a set is the wanted one, or lies in it."""
+    if wanted is None or label == wanted:
+        return True
+    return any(w and f".{w}." in f".{name}." for name, w in ((label, wanted), (tidy(label), tidy(wanted))))
+
+
+def _nearest(sets: Mapping[str, Mapping[str, Tensor]], wanted: str | None) -> Mapping[str, Tensor]:
+    """The state that a message on what does not fit is about."""
+    key, state = next(iter(sets.items()))
+    rest = "" if wanted is None else wanted.removeprefix(f"{key}.") if key else wanted
+    return (part_of(state, rest) if rest and rest != key else {}) or state
+
+
+def _complete(key: str, state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[_Set]:
+    """Every complete set of a network's weights in a state dict, by names alone, the shortest prefix first.
+
+    There is no other tensor in it than those of what is beside a network, of a normaliser, and of another such set.
+    """
+    plain = {tidy(k): k for k in own}
+    names = {tidy(k): k for k in state}
+    firsts = {k.partition(".")[0] for k in plain}
+    common = f"{firsts.pop()}." if len(firsts) == 1 and all("." in k for k in plain) else ""
+    for shorter in dict.fromkeys(("", common)):
+        short = {k.removeprefix(shorter): k for k in plain}
+        counts = {k for k in short if k.rpartition(".")[2] == "num_batches_tracked"}
+        needed = short.keys() - counts or short.keys()
+        first = min(needed, default="")
+        prefixes = [k.removesuffix(first) for k in names if k == first or k.endswith(f".{first}")]
+        held: dict[str, dict[str, str]] = {}
+        for prefix in prefixes:
+            inside = {k.removeprefix(prefix): k for k in names if k.startswith(prefix)}
+            if needed <= inside.keys():
+                held[prefix] = inside
+        pairs = _pairs(state)
+        found: list[_Set] = []
+        for prefix in sorted(held, key=len, reverse=True):  # the inner ones first
+            inside = held[prefix]
+            normalizers = {tidy(k) for p in pairs if _holder(p, prefix) is not None for k in p}
+            rest = [k for k in inside if k not in short and not _is_beside(k) and inside[k] not in normalizers]
+            if any(not any(inside[k].startswith(c.prefix) for c in found if c.prefix) for k in rest):
+                continue
+            weights = {plain[short[k]]: state[names[inside[k]]] for k in short if k in inside}
+            weights |= {plain[short[k]]: own[plain[short[k]]] for k in counts - inside.keys()}
+            found.append(_Set(key, prefix, weights, frozenset(names[inside[k]] for k in short if k in inside)))
+        if found:
+            return sorted(found, key=lambda c: (len(c.prefix), prefixes.index(c.prefix)))
+    return []
+
+
+def _is_beside(key: str) -> bool:
+    """Whether a key is of what lies beside a network: its loss, metrics, counts of operations."""
+    return key.partition(".")[0] in _BESIDE or key.rpartition(".")[2] in _COUNTS
+
+
+def _chosen(fitting: list[_Set], source: str, wanted: str | None) -> tuple[_Set, list[_Set]]:
+    """The one set that is meant, and those that hold the same weights once more."""
+    exact = [c for c in fitting if wanted is not None and wanted in (c.label, tidy(c.label))]
+    left = exact or [c for c in fitting if not any(p in _BESIDE for p in c.label.split("."))] or fitting
+    kinds: list[list[_Set]] = []
+    for one in left:
+        same = next((kind for kind in kinds if _equal(kind[0].weights, one.weights)), None)
+        if same is None:
+            kinds.append([one])
+        else:
+            same.append(one)
+    if len(kinds) > 1:
+        labels = [kind[0].label for kind in kinds]
+        raise RobGIBError(
+            f"{source} holds {len(labels)} complete sets of the network's weights, {_some(labels)}; say which is meant "
+            f"with --weights-key {labels[0]} (in Python weights_key={labels[0]!r})."
+        )
+    chosen = kinds[0][0]
+    return chosen, [c for c in fitting if c is not chosen and _equal(c.weights, chosen.weights)]
+
+
+def _equal(one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -> bool:
+    return all(torch.equal(one[k], two[k]) for k in one)
+
+
+def _refuse(state: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str) -> None:
+    """Say what of a state dict does not fit."""
+    problems = []
+    if missing := [k for k in own if k not in state]:
+        problems.append(f"it lacks {_some(missing)}")
+    if extra := [k for k in state if k not in own]:
+        problems.append(f"the architecture has no {_some(extra)}")
+    wrong = [k for k in own if k in state and own[k].shape != state[k].shape]
+    if wrong:
+        k = wrong[0]
+        problems.append(
+            f"{_some(wrong)} differ in shape ({tuple(state[k].shape)} in the file, {tuple(own[k].shape)} in the model)"
+        )
+    raise RobGIBError(f"{source} does not fit the architecture: {'; '.join(problems)}.")
+
+
+def _left_out(unused: list[str], own: Mapping[str, Tensor]) -> tuple[str, ...]:
+    if not unused:
+        return ()
+    ends = tuple(f".{tidy(k)}" for k in own)
+    none = "" if any(f".{tidy(k)}".endswith(ends) for k in unused) else ", being none of the network's"
+    return (f"{len(unused)} of the file's tensors were left out{none}: {_some(unused)}",)
+
+
+# Normalisers: a mean and a standard deviation by channel, which a wrapper, a file or a network holds under usual names.
+
+_MEANS = {"mean": ("std", "sd", "sigma", "stdev"), "means": ("stds", "sds"), "mu": ("sigma", "std", "sd")}
+_WITH = {"new", "image", "img", "pixel", "input", "norm", "normalize", "normalise", "data", "channel", ""}
+"""Words that such names have beside those of the two; ``running_mean`` is another thing."""
+_MOST = 16  # channels
+
+
+def _partners(name: str) -> list[str]:
+    """What the standard deviation beside a mean of this name may be called; nothing where it is no mean of images."""
+    words = name.split("_")
+    means = [w for w in words if w in _MEANS]
+    if len(means) != 1 or not set(words) - set(means) <= _WITH:
+        return []
+    return ["_".join(other if w == means[0] else w for w in words) for other in _MEANS[means[0]]]
+
+
+def _pairs(state: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """The keys of normalisers in a state dict: a mean and its standard deviation, or a mean alone."""
+    found: list[tuple[str, ...]] = []
+    for key, value in state.items():
+        module, _, name = str(key).rpartition(".")
+        if _numbers(value) is None or not (others := _partners(name)):
+            continue
+        place = f"{module}." if module else ""
+        found.append((key, *[f"{place}{o}" for o in others if _numbers(state.get(f"{place}{o}")) is not None][:1]))
+    return found
+
+
+def _numbers(value: Any) -> tuple[float, ...] | None:
+    """The numbers by channel that a tensor, a list or a number holds."""
+    if isinstance(value, Tensor):
+        if value.is_meta or value.layout != torch.strided or not value.is_floating_point():
+            return None
+        if value.numel() != max((1, *value.shape)):
+            return None
+        value = value.flatten().tolist() if value.numel() <= _MOST else []
+    if isinstance(value, int | float):
+        value = [value]
+    if not isinstance(value, list | tuple) or not 0 < len(value) <= _MOST:
+        return None
+    plain = [float(v) for v in value if isinstance(v, int | float) and not isinstance(v, bool)]
+    return tuple(plain) if len(plain) == len(value) else None
+
+
+def _normalization(held: Mapping[str, Any], pair: tuple[str, ...]) -> Normalization | None:
+    """The normalisation of images in [0, 1] by a mean and a standard deviation, where they can be that."""
+    values = [_numbers(held[key]) for key in pair]
+    if len(values) != 2 or values[0] is None or values[1] is None or len(values[0]) != len(values[1]):
+        return None
+    mean, std = values[0], values[1]
+    if not all(0 <= m <= 1 for m in mean) or not all(0 < s <= 1 for s in std):
+        return None
+    return Normalization(tuple(round(m, 7) for m in mean), tuple(round(s, 7) for s in std))  # float32 holds no more
+
+
+def _holder(pair: tuple[str, ...], prefix: str) -> str | None:
+    """The module that holds a normaliser, or is one, and the network below a prefix too; None where there is none."""
+    module = tidy(pair[0]).rpartition(".")[0]
+    holders = [m for m in (module, module.rpartition(".")[0]) if not m or prefix.startswith(f"{m}.")]
+    return max(holders, key=len, default=None)
+
+
+def _own_normalizer(
+    chosen: _Set, state: Mapping[str, Tensor], model: nn.Module, source: str
+) -> tuple[Normalization | None, tuple[str, ...]]:
+    """The normaliser in the wrapper that a set of weights lies in, and its keys; of several the innermost.
+
+    Raises:
+        RobGIBError: it cannot be applied.
+    """
+    places: dict[int, list[tuple[str, ...]]] = {}
+    for pair in _pairs(state):
+        holder = _holder(pair, chosen.prefix)
+        if holder is not None and not set(pair) & chosen.used:
+            places.setdefault(len(holder), []).append(pair)
+    if not places:
+        return None, ()
+    pairs = places[max(places)]
+    found = {_normalization(state, pair) for pair in pairs}
+    told = next(iter(found))
+    own = _of_network(model)
+    why = (
+        "they are several, and differ" if len(found) > 1
+        else "no mean in [0, 1] with a standard deviation in (0, 1] for each channel" if told is None
+        else "the architecture has another one inside" if own and told not in own
+        else ""
+    )  # fmt: skip
+    if why or told is None:
+        raise RobGIBError(
+            f"{source} holds a normaliser beside the network, {_some(k for p in pairs for k in p)}, that cannot be "
+            f"applied ({why}); say what is done to images in [0, 1] with --normalize, or --mean, --std and --bounds "
+            "(in Python normalization=)."
+        )
+    return (told, pairs[0]) if told not in own else (None, pairs[0])
+
+
+def _of_network(model: nn.Module) -> set[Normalization]:
+    """The normalisations that a network does inside, as far as its modules show them; not a :class:`Ported`'s own."""
+    inside = model.net if isinstance(model, Ported) else model
+    found = set()
+    for module in inside.modules():
+        held = {**vars(module), **dict(module.named_buffers(recurse=False))}
+        held |= dict(module.named_parameters(recurse=False))
+        found |= {_normalization(held, pair) for pair in _pairs(held)}
+    return {n for n in found if n is not None}
+
+
+def _from_said(said: Sequence[Normalization], model: nn.Module) -> tuple[Normalization | None, str]:
+    """The normalisation that a file tells of outside its weights, and a sentence on it."""
+    kinds = list(dict.fromkeys(said))
+    told = " or ".join(map(str, kinds))
+    if len(kinds) > 1:
+        return None, f"the file tells of several normalisations ({told}): none is applied (--normalize chooses)"
+    if _of_network(model):
+        return None, f"the file tells of a normalisation ({told}), and the architecture has its own: that alone counts"
+    return kinds[0], "the file tells how images are normalised, which is done"
+
+
+_SAID_DEEP = 4
+
+
+def said_normalizations(content: Any, deep: int = _SAID_DEEP) -> list[Normalization]:
+    """Return the normalisations that a file's configuration tells of, such as ``{"mean": [0.5], "std": [0.25]}``.
+
+    >>> said_normalizations({"args": {"image_mean": [0.5], "image_std": [0.25]}, "epoch": 3})[0].std
+    (0.25,)
+    """
+    if not isinstance(content, Mapping):
+        return []
+    plain = {k: v for k, v in content.items() if isinstance(k, str)}
+    if plain.get("do_normalize") is False:
+        return [Normalization()]
+    pairs = [pair for pair in _pairs(plain) if "." not in pair[0]]
+    found = [n for n in (_normalization(plain, pair) for pair in pairs) if n is not None]
+    for value in plain.values() if deep > 1 else ():
+        found += said_normalizations(value, deep - 1)
+    return found

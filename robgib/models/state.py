@@ -1,0 +1,143 @@
+"""What code of others may change and must not: a model's weights, buffers, modes and hooks, and torch's settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = [
+    "State",
+    "same",
+    "settings_kept",
+]
+
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_hooks", "_backward_pre_hooks")
+_SCRIPTED: Any = torch.jit.ScriptModule
+
+
+def same(one: Tensor, two: Tensor) -> bool:
+    """Whether two tensors hold the same values, NaN in the same places being the same."""
+    if torch.equal(one, two):
+        return True
+    return one.shape == two.shape and bool(((one == two) | ((one != one) & (two != two))).all())
+
+
+class State:
+    """What models are at one moment, so that it can be told later what changed, and put back.
+
+    Args:
+        models: the models; what they share is held once.
+        weights: whether parameters are held: a copy of each.
+        buffers: likewise.
+
+    >>> net = nn.Sequential(nn.Linear(2, 2), nn.Dropout()).eval()
+    >>> state = State([net])
+    >>> _ = net.train()
+    >>> with torch.no_grad():
+    ...     _ = net[0].bias.add_(1)
+    >>> state.changed(), state.modes()
+    (['0.bias'], ['', '0', '1'])
+    >>> state.restore()
+    >>> state.changed(), state.modes()
+    ([], [])
+    """
+
+    def __init__(self, models: Sequence[nn.Module], weights: bool = True, buffers: bool = True) -> None:
+        named = {id(m): (name, m) for model in models for name, m in model.named_modules()}
+        self._modules = list(named.values())
+        self._modes = [module.training for _, module in self._modules]
+        self._hooks = [_hooks(module) for _, module in self._modules]
+        kinds = [kind for kind, held in (("_parameters", weights), ("_buffers", buffers)) if held]
+        self._tensors: list[tuple[str, nn.Module, str, str, Tensor, Tensor, Tensor | None]] = []
+        self._names = [[set(_tensors(module, kind)) for kind in kinds] for _, module in self._modules]
+        self._kinds = kinds
+        for prefix, module in self._modules:
+            for kind in kinds:
+                for name, held in _tensors(module, kind).items():
+                    if held is not None:
+                        path = f"{prefix}.{name}".lstrip(".")
+                        grad = held.grad if held.is_leaf else None
+                        self._tensors.append((path, module, kind, name, held, held.detach().clone(), grad))
+
+    def changed(self) -> list[str]:
+        """Names of the weights and buffers that are others now or are new, and of modules with other hooks."""
+        found = []
+        for path, module, kind, name, held, before, _ in self._tensors:
+            now = _tensors(module, kind).get(name)
+            if now is None or not same(now.detach(), before) or not same(held.detach(), before):
+                found.append(path)
+        for (prefix, module), names, hooks in zip(self._modules, self._names, self._hooks, strict=True):
+            for kind, before_names in zip(self._kinds, names, strict=True):
+                found += [f"{prefix}.{name}".lstrip(".") for name in _tensors(module, kind) if name not in before_names]
+            if _hooks(module) != hooks:
+                found.append(f"hooks of {prefix or type(module).__name__}")
+        return found
+
+    def modes(self) -> list[str]:
+        """Names of the modules that are in another mode (train or eval) now."""
+        return [name for (name, m), mode in zip(self._modules, self._modes, strict=True) if m.training != mode]
+
+    def restore_modes(self) -> None:
+        """Put the modes back."""
+        for (_, module), mode in zip(self._modules, self._modes, strict=True):
+            module.training = mode
+
+    def restore_tensors(self) -> None:
+        """Put weights and buffers back, without a word to autograd: a graph that holds them stays as it is."""
+        for _, module, kind, name, held, before, grad in self._tensors:
+            if _tensors(module, kind).get(name) is not held and not isinstance(module, _SCRIPTED):
+                getattr(module, kind)[name] = held
+            if held.shape != before.shape:
+                held.data = before.clone()
+            else:
+                held.data.copy_(before)
+            if held.is_leaf and held.grad is not grad:
+                held.grad = grad
+        for (_, module), names in zip(self._modules, self._names, strict=True):
+            for kind, before_names in zip(self._kinds, names, strict=True):
+                for name in set(_tensors(module, kind)) - before_names:
+                    del getattr(module, kind)[name]
+
+    def restore(self) -> None:
+        """Put everything back."""
+        self.restore_modes()
+        self.restore_tensors()
+        for (_, module), hooks in zip(self._modules, self._hooks, strict=True):
+            if _hooks(module) != hooks:
+                for kind, before in zip(_HOOKS, hooks, strict=False):
+                    now: Any = getattr(module, kind, {})
+                    for key in [key for key in now if key not in before]:
+                        del now[key]
+                if not hooks[-1]:
+                    vars(module).pop("forward", None)
+
+
+def _tensors(module: nn.Module, kind: str) -> dict[str, Tensor | None]:
+    """A module's own parameters or buffers by name."""
+    return dict(getattr(module, kind).items())
+
+
+def _hooks(module: nn.Module) -> tuple[Any, ...]:
+    """The keys of a module's hooks, and whether its forward is its own rather than its class's."""
+    return (*(tuple(getattr(module, kind, ())) for kind in _HOOKS), "forward" in vars(module))
+
+
+@contextmanager
+def settings_kept() -> Iterator[None]:
+    """Leave what holds for all of torch as it was: whether gradients are taken, and the default dtype.
+
+    >>> with settings_kept():
+    ...     torch.set_default_dtype(torch.float64)
+    >>> torch.get_default_dtype()
+    torch.float32
+    """
+    grad, dtype = torch.is_grad_enabled(), torch.get_default_dtype()
+    try:
+        yield
+    finally:
+        torch.set_grad_enabled(grad)
+        torch.set_default_dtype(dtype)

@@ -1,0 +1,223 @@
+"""The files beside a network of Hugging Face's transformers: checked before the library acts on them."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from robgib.errors import RobGIBError, visible
+from robgib.models.normalization import IMAGENET
+
+__all__ = [
+    "INDEXES",
+    "Processing",
+    "check_config",
+    "check_parts",
+    "read_processing",
+]
+
+INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+"""Files that say in which file each weight lies."""
+
+_CODE = {
+    "auto_map": "names code of its own",
+    "custom_pipelines": "names code of its own",
+    "quantization_config": "asks for quantised weights, which other packages unpack",
+    "kernel_config": "names compiled code",
+    "use_kernels": "asks for compiled code",
+    "use_pretrained_backbone": "asks for another network's weights",
+    "transformers_weights": "names the file of its weights",
+}
+_ATTENTION = ("eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3")
+"""Ways to compute attention that a configuration may name: a plain one is used in their place."""
+
+
+def _entries(part: Any) -> Iterator[tuple[str, Any]]:
+    """Every key of a configuration with its value, at any depth."""
+    if isinstance(part, Mapping):
+        for key, value in part.items():
+            yield str(key), value
+            yield from _entries(value)
+    elif isinstance(part, list):
+        for value in part:
+            yield from _entries(value)
+
+
+def check_config(config: Any, name: str) -> None:
+    """Raise where a ``config.json`` would have the library fetch, import or run more than its own network.
+
+    Args:
+        config: what the file holds.
+        name: of the network, for the message.
+
+    Raises:
+        RobGIBError: it is no mapping, or asks for code, compiled kernels, other weights or their unpacking.
+
+    >>> check_config({"model_type": "vit", "_attn_implementation": "kernels-community/flash-attn"}, "hf:net")
+    Traceback (most recent call last):
+    robgib.errors.RobGIBError: config.json of hf:net asks for '_attn_implementation': \
+'kernels-community/flash-attn', which would be fetched and run; take the entry out.
+    """
+    if not isinstance(config, Mapping):
+        raise RobGIBError(f"config.json of {name} holds no mapping; fetch its files again.")
+    for key, value in _entries(config):
+        if value and key in _CODE:
+            raise RobGIBError(f"config.json of {name} {_CODE[key]} ({key}), which is not run; take another network.")
+        if not key.endswith("_implementation") or value is None:
+            continue
+        allowed = _ATTENTION if "attn" in key else ("eager",)
+        asked = list(value.values()) if isinstance(value, Mapping) else [value]
+        for one in asked:
+            if one is not None and one not in allowed:
+                raise RobGIBError(
+                    f"config.json of {name} asks for {key!r}: {visible(str(one))[:80]!r}, which would be fetched and "
+                    "run; take the entry out."
+                )
+
+
+def check_parts(index: Any, file: str) -> list[str]:
+    """Return the files that an index of sharded weights names, sorted; they lie beside it.
+
+    Args:
+        index: what the file holds.
+        file: the index's name, for the message.
+
+    Raises:
+        RobGIBError: it is no index, or names a file elsewhere or of another kind.
+
+    >>> check_parts({"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}, "index.json")
+    ['model-1.safetensors', 'model-2.safetensors']
+    """
+    told = index.get("weight_map") if isinstance(index, Mapping) else None
+    if not isinstance(told, Mapping) or not told or not all(isinstance(part, str) for part in told.values()):
+        raise RobGIBError(f"{file} is not an index of weights with a weight_map; fetch it again.")
+    for part in sorted(set(told.values())):
+        if not re.fullmatch(r"[\w+=@-][\w.+=@ -]*\.(safetensors|bin|pt|pth|ckpt)", part):
+            raise RobGIBError(
+                f"{file} names the file {visible(part)[:80]!r}, which is not beside it, or no weights; fetch all parts."
+            )
+    return sorted(set(told.values()))
+
+
+@dataclass(frozen=True)
+class Processing:
+    """What a ``preprocessor_config.json`` has done to images before the network sees them.
+
+    Attributes:
+        mean: by channel, or one.
+        std: likewise.
+        resize: the shorter side that pictures are resized to, (height, width), or None.
+        crop: height and width of the middle that is kept, or None.
+        interpolation: ``nearest``, ``bilinear``, ``bicubic`` or ``lanczos``.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    resize: int | tuple[int, int] | None
+    crop: tuple[int, int] | None
+    interpolation: str
+
+
+_RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+_LARGEST = 16384  # pixels a side
+
+
+def read_processing(config: Any, image_size: Any, name: str) -> Processing:
+    """Read a processor's configuration.
+
+    Args:
+        config: what the file holds; an empty mapping where there is none.
+        image_size: what the network's own configuration says of it, or None.
+        name: of the network, for the messages.
+
+    Raises:
+        RobGIBError: a field is of another type or size than such a field.
+
+    >>> read_processing({"size": {"height": 32, "width": 48}, "image_mean": 0.5, "image_std": [0.5]}, None, "hf:net")
+    Processing(mean=(0.5,), std=(0.5,), resize=(32, 48), crop=None, interpolation='bilinear')
+    """
+    if not isinstance(config, Mapping):
+        raise _wrong(name, "", config, "a mapping")
+    told = dict(config)
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    mean, std = IMAGENET
+    if _switch(told, "do_normalize", name):
+        mean, std = _numbers(told, "image_mean", mean, name), _numbers(told, "image_std", std, name)
+        if min(std) <= 0:
+            raise _wrong(name, "image_std", told.get("image_std"), "numbers above 0")
+    else:
+        mean, std = (0.0,), (1.0,)
+    resample = told.get("resample", 2)
+    if resample is None:
+        resample = 2
+    if isinstance(resample, bool) or not isinstance(resample, int) or resample not in range(6):
+        raise _wrong(name, "resample", resample, "Pillow's number of an interpolation")
+    resize, crop = _sizes(told, image_size, name)
+    return Processing(mean, std, resize, crop, _RESAMPLE.get(resample, "bilinear"))
+
+
+def _wrong(name: str, key: str, value: Any, wanted: str) -> RobGIBError:
+    found = visible(repr(value))[:80]
+    return RobGIBError(
+        f"preprocessor_config.json of {name}: {key or 'it'} must be {wanted}, not {found}; mend it or fetch it again."
+    )
+
+
+def _switch(told: Mapping[str, Any], key: str, name: str) -> bool:
+    """Whether a step is taken; it is where nothing is said."""
+    value = told.get(key)
+    if value is not None and not isinstance(value, bool):
+        raise _wrong(name, key, value, "true or false")
+    return value is not False
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _numbers(told: Mapping[str, Any], key: str, usual: tuple[float, ...], name: str) -> tuple[float, ...]:
+    """Numbers by channel; what is usual where nothing is said."""
+    if key not in told:
+        return usual
+    values = told[key] if isinstance(told[key], list) else [told[key]]
+    if len(values) not in (1, 3) or not all(map(_number, values)):
+        raise _wrong(name, key, told[key], "one number, or one a channel")
+    return tuple(float(v) for v in values)
+
+
+def _sizes(
+    told: Mapping[str, Any], image_size: Any, name: str
+) -> tuple[int | tuple[int, int] | None, tuple[int, int] | None]:
+    """The sides that pictures are resized and cropped to, as processors write them in several ways."""
+    size, crop, share = told.get("size"), told.get("crop_size"), told.get("crop_pct")
+    if share is not None and not (_number(share) and 0 < share <= 1):
+        raise _wrong(name, "crop_pct", share, "a share")
+    cut = None
+    if crop is not None and _switch(told, "do_center_crop", name):
+        cut = _side(crop, "crop_size", name)
+    if size is None:
+        return (None if image_size is None else _side(image_size, "image_size", name)), None
+    if isinstance(size, Mapping) and size.get("shortest_edge") is not None:
+        shorter = _side(size["shortest_edge"], "size", name)[0]
+        if share and cut is None:  # ConvNeXt's
+            return (int(shorter / share), (shorter, shorter)) if shorter < 384 else ((shorter, shorter), None)
+        return shorter, cut
+    return _side(size, "size", name), cut
+
+
+def _side(value: Any, key: str, name: str) -> tuple[int, int]:
+    """A side, two, or a mapping of them as height and width."""
+    sides = [value]
+    if isinstance(value, Mapping):
+        height = value.get("height", value.get("shortest_edge"))
+        sides = [height, value.get("width", height)]
+    elif isinstance(value, list | tuple):
+        sides = list(value)
+    whole = [int(s) for s in sides if _number(s) and s == int(s) and 0 < s <= _LARGEST]
+    if len(whole) != len(sides) or len(whole) not in (1, 2):
+        raise _wrong(name, key, value, "a whole number of pixels above 0, or height and width")
+    return whole[0], whole[-1]

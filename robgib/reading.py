@@ -1,0 +1,39 @@
+"""What may be read of a file that someone else wrote: no pipe is waited for, and no nesting is without end."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Mapping
+from pathlib import Path
+
+__all__ = ["DEEPEST", "check_regular", "too_deep"]
+
+DEEPEST = 50
+"""Levels of nesting that a file may have: what walks through its content calls itself for each."""
+
+
+def check_regular(path: Path) -> None:
+    """Raise where there is something at ``path`` that is no regular file: a pipe would be waited for.
+
+    Raises:
+        OSError: it is a pipe, a device or a folder.
+
+    >>> check_regular(Path("/dev/null"))
+    Traceback (most recent call last):
+    OSError: [Errno 22] it is no regular file: '/dev/null'
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+
+
+def too_deep(content: object) -> bool:
+    """Whether lists and mappings lie in each other more than :data:`DEEPEST` levels deep.
+
+    >>> too_deep({"a": [1, [2]]})
+    False
+    """
+    level = [content]
+    for _ in range(DEEPEST):
+        seen = {id(one): one for one in level if isinstance(one, Mapping | list | tuple)}  # aliases: each once
+        level = [part for one in seen.values() for part in (one.values() if isinstance(one, Mapping) else one)]
+    return any(isinstance(one, Mapping | list | tuple) for one in level)
