@@ -63,8 +63,8 @@ AllowCode = Annotated[
     bool,
     typer.Option(
         "--allow-code",
-        help="Take package.module:factory from recipes, records and studies. "
-        "[red]It imports and runs code that a file names.",
+        help="Take package.module:factory from recipes, records and studies; read TorchScript and .pt2 whatever they "
+        "call. [red]It runs code that a file brings.",
     ),
 ]
 Arch = Annotated[
