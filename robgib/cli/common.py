@@ -64,8 +64,8 @@ AllowCode = Annotated[
     bool,
     typer.Option(
         "--allow-code",
-        help="Take package.module:factory from recipes, records and studies. "
-        "[red]It imports and runs code that a file names.",
+        help="Take package.module:factory from recipes, records and studies; read TorchScript and .pt2 whatever they "
+        "call. [red]It runs code that a file brings.",
     ),
 ]
 Names = Annotated[Optional[list[str]], typer.Argument(help="Zoo names.", show_default="those of --group")]  # noqa: UP045

@@ -291,7 +291,8 @@ def load(
         loaded: data sets that are loaded already, by name; what is loaded here is added.
         progress: whether bars show in a terminal or a notebook; or called with (task, done, total, note).
         allow_pickle: unpickle files that hold more than weights. They can run any code.
-        allow_code: take ``package.module:factory`` from recipes and records, whose code is imported and run.
+        allow_code: take ``package.module:factory`` from recipes and records, whose code is imported and run; read
+            TorchScript and torch.export programs whatever they call.
 
     Raises:
         RobGIBError: an unknown name, a file that cannot be read, or data that are not there.

@@ -252,7 +252,9 @@ def test_without_onnxruntime_it_is_said_once(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     onnx.save(OTHERS["cubic"][0](), tmp_path / "net.onnx")
     (note,) = load_checkpoint(tmp_path / "net.onnx", None, "digits", None).notes
-    assert "not compared with onnxruntime's (onnxruntime is not installed; `pip install robgib[onnx]` adds it)" in note
+    assert (
+        'not compared with onnxruntime\'s (onnxruntime is not installed; `pip install "robgib[onnx]"` adds it)' in note
+    )
     assert "cubic coefficient" in note
 
 
