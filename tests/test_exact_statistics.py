@@ -40,7 +40,8 @@ def test_sign_test_counts_the_outcomes(ahead, behind, p):
 
 
 @pytest.mark.parametrize(
-    ("hits", "samples", "share", "p"), [(2, 3, 0.25, 10 / 64), (1, 1, 0.3, 0.3), (0, 1, 0.3, 1), (0, 0, 0.3, 1)]
+    ("hits", "samples", "share", "p"),
+    [(2, 3, 0.25, 10 / 64), (1, 1, 0.3, 0.3), (1, 3, 0.5, 7 / 8), (0, 1, 0.3, 1), (0, 0, 0.3, 1)],
 )
 def test_share_test_counts_the_outcomes(hits, samples, share, p):
     assert share_test(hits, samples, share) == pytest.approx(p, abs=1e-12)
@@ -72,7 +73,7 @@ def test_spearman_leaves_out_what_is_missing():
 
 
 def test_simulated_correlations_of_five_pairs():
-    """At correlation 0 all 120 orders are equally probable: one of them has ρ = 1, four 0.9 (one swap of neighbours)."""
+    """At correlation 0 all 120 orders are equally probable: one has ρ = 1, four 0.9 (one swap of neighbours)."""
     found, truth = statistics._simulated(5)
     assert found.shape == (4000, 143)
     assert truth[[0, 71, -1]] == pytest.approx([-1, 0, 1])

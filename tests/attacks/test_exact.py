@@ -12,7 +12,7 @@ from robgib import RobGIBError, SampleRNG, ThreatModel
 from robgib.attacks import APGD, Criterion, Objective, Square
 from robgib.attacks.apgd import auto_ascend, checkpoints, sparse_ascend
 from robgib.attacks.objective import make_objective, misled, wrong_by
-from robgib.attacks.square import _pattern, _placed, _pyramid, _sides, _window
+from robgib.attacks.square import _as_images, _pattern, _placed, _pyramid, _sides, _window
 from robgib.attacks.threat_model import onto_ball, within
 
 NAN, INF = math.nan, math.inf
@@ -186,7 +186,7 @@ def test_sizes_and_widest_radii_by_hand():
         ThreatModel("l2", 4.01).check(16)
     with pytest.raises(RobGIBError, match=r"eps 17 \(l0\) is more than the 16 numbers"):
         ThreatModel("l0", 17).check(16)
-    with pytest.raises(RobGIBError, match="at least 1, not 0.5"):
+    with pytest.raises(RobGIBError, match=r"at least 1, not 0\.5"):
         ThreatModel("l0", 0.5)
     assert ThreatModel("linf", 2, (-1.0, 1.0)).eps == 2
 
@@ -355,6 +355,64 @@ def test_each_sample_goes_at_its_own_pace_and_leaves_when_it_is_fooled():
     assert value.tolist() == pytest.approx([5, 2.5, -15])
 
 
+class Recorded(APGD):
+    """What is asked of each ascent: its goal's targets and its samples. It reaches sample 0, and betters sample 1."""
+
+    def ascend(self, model, x, goal, rng, start=None):
+        told.append((goal.labels.tolist(), goal.targeted, goal.criterion.labels.tolist(), x[:, 0].tolist()))
+        gain = torch.where(x[:, 0] == 0.1, 1.0, -1.0).to(x)
+        return x + 0.01 * len(told), goal.value(model(x)) + gain, x[:, 0] == 0.0
+
+
+told = []
+
+
+@pytest.mark.parametrize(("targets", "restarts"), [(0, 2), (2, 1), (9, 1)])
+def test_targets_and_restarts_take_turns_on_what_is_left(targets, restarts):
+    told.clear()
+    model = nn.Linear(1, 4, dtype=torch.float64)
+    with torch.no_grad():
+        model.weight.zero_()
+        model.bias.copy_(torch.tensor([5.0, 1.0, 3.0, 2.0]))
+    x, y = doubles([0.0], [0.1], [0.2], [0.3]), torch.tensor([0, 0, 0, 1])  # the last is wrong already
+    attack = Recorded("linf", 0.5, targets=targets, restarts=restarts, loss="margin")
+    found = attack.perturb(model, x, y, SampleRNG(0, range(4)))
+    first = [0.0, 0.1, 0.2]
+    if targets:  # the most likely wrong classes in turn
+        assert [t[0] for t in told] == [[2] * 3, [3] * 2, [1] * 2][: min(targets, 3)]
+        assert all(t[1] and set(t[2]) == {0} for t in told)
+    else:
+        assert [t[0] for t in told] == [[0] * 3, [0] * 2]
+        assert not any(t[1] for t in told)
+    assert [t[3] for t in told] == [first, *[first[1:]] * (len(told) - 1)]
+    # Kept is what reached the goal, and what is better than the best so far.
+    last = {0: 0.01, 2: 0.02, 9: 0.03}[targets]
+    assert found.flatten().tolist() == pytest.approx([0.01, 0.1 + last, 0.2, 0.3])
+    assert attack.cost == 100 * restarts * max(1, targets)
+    assert APGD("l1", 1, steps=2, restarts=3).cost == 9
+    assert APGD("l2", 1, steps=2, widest=4).cost == 5
+
+
+def test_the_first_sparsity_under_l1(monkeypatch):
+    """A fifth of the pixels from a start that is drawn, else those of the start less a third."""
+    seen = []
+    monkeypatch.setattr("robgib.attacks.apgd.sparse_ascend", lambda *a: seen.append(a[-2:]) or (a[4], a[1], a[1]))
+    monkeypatch.setattr("robgib.attacks.apgd.auto_ascend", lambda *a: seen.append(a[-2:]) or (a[4], a[1], a[1]))
+    x = torch.full((2, 1, 4, 5), 0.5)
+    goal = Objective.untargeted(torch.zeros(2, dtype=torch.long), "ce")
+    APGD("l1", 1.0, steps=10).ascend(nn.Identity(), x, goal, SampleRNG(0, range(2)))
+    assert seen[0][1].tolist() == [4, 4]
+    seen.clear()
+    start = x.clone()
+    start[0, 0, 0], start[1, 0, :3] = 0.6, 0.4
+    APGD("l1", 1.0, steps=10).ascend(nn.Identity(), x, goal, SampleRNG(0, range(2)), start)
+    ((steps, changed),) = seen
+    assert (steps, changed.tolist()) == (10, pytest.approx([5 / 1.5, 15 / 1.5]))
+    seen.clear()
+    APGD("l2", 1.0, steps=7, rho=0.6).ascend(nn.Identity(), x, goal, SampleRNG(0, range(2)))
+    assert seen == [(7, 0.6)]
+
+
 def test_sparse_steps_go_through_the_iterates_of_the_paper():
     """Croce & Hein 2021, algorithm 1: sparsity and step by how many pixels the best image changes."""
     fewer_seen = set()
@@ -441,6 +499,9 @@ def test_the_area_of_the_squares_is_halved_on_the_papers_schedule():
         (0.8, 10, 1, (8, 1)),
         (1.0, 1, 10, (1, 9)),
         (0.25, 4, 16, (4, 4)),
+        (0.05, 1, 10, (1, 1)),
+        (0.1, 1, 10, (1, 1)),
+        (0.5, 16, 4, (8, 4)),
         (0.5, 4, 16, (4, 8)),
         (1.0, 1, 1, (1, 1)),
     ],
@@ -539,3 +600,63 @@ def test_the_first_image_under_the_other_norms():
             pattern = (upright if kind < 0.5 else upright.T) * (-1 if sign < 0.5 else 1) * 0.6 / 5
             tile = made[2 * r : 2 * r + 2, 2 * c : 2 * c + 2]
             assert torch.allclose(tile, pattern, rtol=1e-4)
+
+
+def test_samples_of_any_shape_are_images():
+    for shape, image in (((3, 5), (3, 1, 1, 5)), ((3, 4, 5), (3, 1, 4, 5)), ((3, 2, 4, 5), (3, 2, 4, 5)),
+                         ((3, 2, 6, 4, 5), (3, 2, 24, 5))):  # fmt: skip
+        x = torch.arange(math.prod(shape)).view(shape)
+        assert _as_images(x).shape == image
+        assert torch.equal(_as_images(x).flatten(), x.flatten())
+    x = torch.zeros(2, 3, 4, 4)
+    draws = Square._draws(x, SampleRNG(0, range(2)))
+    numbers = [next(draws) for _ in range(101)]
+    rng = SampleRNG(0, range(2))
+    first, second = rng.uniform((100, 11)), rng.uniform((100, 11))
+    assert torch.equal(torch.stack(numbers[:100], 1), first)
+    assert torch.equal(numbers[100], second[:, 0])
+
+
+def test_square_keeps_what_does_not_lower_the_margin():
+    """Its search, beside one written from algorithm 1 for a single sample, never fooled."""
+    model, x = Waves(36, 1), np.random.default_rng(0).uniform(0.2, 0.8, (1, 1, 6, 6))
+    flat = nn.Sequential(nn.Flatten(), model)
+    attack = Square("linf", 0.1, queries=150)
+    goal = Objective.untargeted(torch.tensor([0]), "margin")
+    found, value, fooled = attack.search(flat, torch.from_numpy(x), goal, SampleRNG(5, [0]))
+    rng = SampleRNG(5, [0])
+    best = attack._stripes(torch.from_numpy(x), rng)
+    at = model.value(best.numpy().reshape(-1))
+    numbers = torch.cat([rng.uniform((100, 7)), rng.uniform((100, 7))], 1)
+    for query in range(1, 150):
+        proposal = attack._square(torch.from_numpy(x), best, attack._sides(query, 6, 6), numbers[:, query - 1])
+        if (now := model.value(proposal.numpy().reshape(-1))) >= at:
+            best, at = proposal, now
+    assert torch.equal(found, best)
+    assert (float(value), bool(fooled)) == (pytest.approx(at), False)
+    assert len(model.asked) == 150
+    assert attack.cost == 75
+    assert Square("linf", 0.1, queries=1).cost == 1
+    again = attack.search(flat, torch.from_numpy(x), goal, SampleRNG(5, [0]), start=found)[1]
+    assert float(again) >= at
+
+
+class Bright(nn.Module):
+    """Class 1 where the mean is above 0.55."""
+
+    def forward(self, x):
+        mean = x.flatten(1).mean(1)
+        return torch.stack([0 * mean, 100 * (mean - 0.55)], 1)
+
+
+def test_square_stops_a_sample_when_it_is_fooled():
+    x = torch.full((3, 1, 6, 6), 0.5)
+    x[1], x[2] = 0.7, 0.2
+    y = torch.zeros(3, dtype=torch.long)
+    attack = Square("linf", 0.1, queries=60, restarts=2)
+    found = attack.perturb(Bright(), x, y, SampleRNG(0, range(3)))
+    assert float(found[0].mean()) > 0.55
+    assert torch.equal(found[1], x[1])  # wrong already
+    assert 0.2 < float(found[2].mean()) <= 0.3 + 1e-6  # the best that was found
+    none = attack.perturb(Bright(), x[1:2], y[:1], SampleRNG(0, [0]))
+    assert torch.equal(none, x[1:2])

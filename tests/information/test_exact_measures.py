@@ -55,6 +55,8 @@ def test_degrees_are_shares_of_the_total():
         assert math.isnan(redundancy_degree(total, SINGLES))
         assert math.isnan(vulnerability_degree(total, RESTS))
     assert redundancy_degree(0.5, SINGLES) == 1.75
+    assert vulnerability_degree(0.5, [0.25, 0.0]) == 1.5
+    assert redundancy_degree(2, [1, 0.5]) == vulnerability_degree(2, [1, 1.5]) == 0.75
 
 
 def test_functionals_row_by_row():
@@ -69,6 +71,7 @@ def test_functionals_row_by_row():
 def test_compression_and_effective_samples_by_hand():
     assert compression([1.0, 4.0, 3.0]) == 0.25
     assert compression([1.0, 4.0]) == 0
+    assert compression([0.5, 0.25]) == 0.5
     assert math.isnan(compression([0.0, -1.0]))
     assert effective_samples([1.0, 2.0, 3.0]) == pytest.approx(36 / 14)
 
