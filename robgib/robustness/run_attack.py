@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,12 +40,14 @@ from robgib.models.inference import (
     eval_mode,
     prepare,
 )
+from robgib.models.state import State
 from robgib.options import Context
 from robgib.runtime import Progress, SampleRNG
 from robgib.statistics import sign_test
 
 __all__ = [
     "AttackResult",
+    "AttackState",
     "accuracy_curve",
     "after",
     "curve_points",
@@ -180,152 +183,269 @@ def run_attack(
         clean = answers(model, x, y, seed=seed, device=device)
     elif not isinstance(clean, Answers):
         clean = Answers(clean, (clean == y.numpy()).astype(float))
-    net, size = model.model, model.batch_size
     index = np.arange(len(x)) if index is None else np.asarray(index)
-    prediction, right = clean.prediction.astype(np.int64), clean.right.astype(float)
-    coarse = right.copy()
-    sizes = {norm: np.zeros(len(x)) for norm in ("linf", "l2")}
-    todo = np.flatnonzero(right > 0)
-    nearest = np.where(right > 0, np.inf, 0.0)
-    kept: dict[int, np.ndarray] = {}
-    done, told = 0, time.monotonic()
-    pictured = x.ndim == 4
-    began = written = time.monotonic()
+    state = AttackState.begin(clean, pictures)
     former = parts.read() if parts else None
-    broken = 0
     if former is not None:
-        prediction, right, coarse, nearest = (former[n] for n in ("prediction", "right", "coarse", "nearest"))
-        sizes = {norm: former[norm] for norm in sizes}
-        kept = dict(zip(former["picked"].tolist(), former["pictures"], strict=True))
-        done, broken, began = former["done"], former["broken"], began - former["seconds"]
-    start = done
+        state.restore(former)
+    run = _Run(model, x, y, attack, label, index, seed, torch.device(device), state, progress)
+    run.go(parts, former)
+    return state.result()
 
-    def keep() -> None:
-        """Put away all that would be needed to go on."""
-        if parts:
-            parts.write(
-                {
-                    "prediction": prediction,
-                    "right": right,
-                    "coarse": coarse,
-                    "nearest": nearest,
-                    **sizes,
-                    "picked": np.array(list(kept), dtype=np.int64),
-                    "pictures": np.stack(list(kept.values())) if kept else np.zeros(0),
-                    "done": done,
-                    "broken": broken + fast.broken + plain.broken,
-                    "seconds": time.monotonic() - began,
-                    "notes": [*notes, *_said(caught, prefix)],
-                    "passes": [passes.forward, passes.backward],
-                    **{f"random/{name}": value for name, value in random_state(device).items()},
-                }
-            )
 
-    def watch() -> None:
-        nonlocal told
-        if progress and time.monotonic() - told > 0.2:
-            told = time.monotonic()
-            progress(label, done, len(todo), f"{passes.forward:,} passes")
+@dataclass
+class AttackState:
+    """An attack under way: what it did to each of N samples so far, and which samples it has still to attack.
 
-    def find(climbed: nn.Module, images: Tensor, labels: Tensor, numbers: SampleRNG) -> object:
+    Attributes:
+        arrays: as in :class:`AttackResult`, by name; samples that were not attacked yet are as on the clean image.
+        clean: the model's answers to the clean images.
+        waiting: rows of the samples that are attacked, those that the model labels right.
+        done: how many of these have been attacked.
+        most: how many adversarial images to keep.
+        broken: gradients so far that were not finite.
+        passes: through the model so far.
+        notes: sentences so far.
+        began: when it began, less what earlier tries took.
+    """
+
+    arrays: dict[str, np.ndarray]
+    clean: Answers
+    waiting: np.ndarray
+    most: int
+    done: int = 0
+    broken: int = 0
+    pictures: dict[int, np.ndarray] = field(default_factory=dict)
+    passes: QueryCount = field(default_factory=QueryCount)
+    notes: list[str] = field(default_factory=list)
+    began: float = field(default_factory=time.monotonic)
+
+    @classmethod
+    def begin(cls, clean: Answers, most: int) -> AttackState:
+        """The state before the first sample is attacked; ``most`` images of fooled samples will be kept."""
+        right = clean.right.astype(float)
+        arrays = {
+            "prediction": clean.prediction.astype(np.int64),
+            "right": right,
+            "right_8bit": right.copy(),
+            "linf": np.zeros(len(right)),
+            "l2": np.zeros(len(right)),
+            "distance": np.where(right > 0, np.inf, 0.0),
+        }
+        return cls(arrays, clean, np.flatnonzero(right > 0), most)
+
+    def restore(self, former: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`kept` gave."""
+        self.arrays = {name: former[name] for name in self.arrays}
+        self.pictures = dict(zip(former["picked"].tolist(), former["pictures"], strict=True))
+        self.done, self.broken = former["done"], former["broken"]
+        self.passes.forward, self.passes.backward = former["passes"]
+        self.notes = list(former["notes"])
+        self.began -= former["seconds"]
+
+    def kept(self, notes: Sequence[str], broken: int, random: Mapping[str, Any]) -> dict[str, Any]:
+        """All that would be needed to go on: with the notes, broken gradients and random state of this try."""
+        return {
+            **self.arrays,
+            "picked": np.array(list(self.pictures), dtype=np.int64),
+            "pictures": np.stack(list(self.pictures.values())) if self.pictures else np.zeros(0),
+            "done": self.done,
+            "broken": self.broken + broken,
+            "seconds": time.monotonic() - self.began,
+            "notes": list(notes),
+            "passes": [self.passes.forward, self.passes.backward],
+            **{f"random/{name}": value for name, value in random.items()},
+        }
+
+    def next_rows(self, count: int) -> np.ndarray:
+        """The next rows to attack, ``count`` at most."""
+        return self.waiting[self.done : self.done + count]
+
+    def record(
+        self, rows: np.ndarray, judged: _Judged, x: Tensor, y: Tensor, right_8bit: np.ndarray, threat: ThreatModel
+    ) -> None:
+        """Enter what an attack found of some rows: their images ``x`` and labels ``y`` are on the device."""
+        inside = (judged.image == judged.found).flatten(1).all(1)
+        fooled = judged.answer != y
+        found = {
+            "prediction": torch.where(inside, judged.answer, y),
+            "distance": torch.where(fooled, threat.distance(judged.found, x), float("inf")),
+            "linf": distance(judged.image, x, "linf"),
+            "l2": distance(judged.image, x, "l2"),
+        }
+        for name, values in found.items():
+            self.arrays[name][rows] = values.cpu().numpy()
+        self.arrays["right"][rows] = self.right_within(rows, judged)
+        self.arrays["right_8bit"][rows] = right_8bit
+        wrong = (self.arrays["prediction"][rows] != y.cpu().numpy()).nonzero()[0]
+        for place in wrong[: max(0, self.most - len(self.pictures))]:
+            self.pictures[int(rows[place])] = judged.image[place].cpu().numpy()
+        self.done += len(rows)
+
+    def right_within(self, rows: np.ndarray, judged: _Judged) -> np.ndarray:
+        """Shares (n,) of right answers: those to what lies in the ball; elsewhere those to the clean image."""
+        inside = (judged.image == judged.found).flatten(1).all(1).cpu().numpy()
+        within_ball: np.ndarray = np.where(inside, judged.right.cpu().numpy(), self.clean.right[rows])
+        return within_ball
+
+    def result(self) -> AttackResult:
+        """What the attack did, when all samples have been attacked."""
+        return AttackResult(
+            **self.arrays,
+            pictures=self.pictures,
+            passes=self.passes,
+            seconds=time.monotonic() - self.began,
+            notes=tuple(dict.fromkeys(self.notes)),
+        )
+
+
+class _Forms:
+    """The forms of one model that an attack and its judge call, with the draws of a model that answers at random."""
+
+    def __init__(self, model: Prepared, attack: Attack, fused: nn.Module, watch: Callable[[], None]) -> None:
+        net, size = model.model, model.batch_size
+        draws = attack.eot or (_DRAWS if model.random else 1)
+        self.judge = BatchedModel(net, size, watch=watch)
+        self.plain = BatchedModel(net, size, watch=watch, random=model.random, draws=draws)
+        self.fast = BatchedModel(fused, size, model.precision, watch, model.random, draws)
+        self.is_fused = attack.pooled and fused is not net
+        self.attacked = self.fast if attack.pooled else self.plain if draws > 1 else net
+
+    @property
+    def broken(self) -> int:
+        """Gradients that were not finite."""
+        return self.fast.broken + self.plain.broken
+
+
+@dataclass
+class _Run:
+    """One call of :func:`run_attack`."""
+
+    model: Prepared
+    x: Tensor
+    y: Tensor
+    attack: Attack
+    label: str
+    index: np.ndarray
+    seed: int
+    device: torch.device
+    state: AttackState
+    progress: Progress | None
+    _shown: float = field(default_factory=time.monotonic)
+
+    def go(self, parts: Parts | None, former: Mapping[str, Any] | None) -> None:
+        """Attack all samples that wait, and keep what is found."""
+        net, state = self.model.model, self.state
+        prefix = f"{getattr(self.attack, 'label', self.label)}: "
+        with (
+            eval_mode(net),
+            eval_mode(self.model.quick),
+            unchanged([net, self.model.quick], self.label, self.attack.doubted) as before,
+            seeded(self.seed, self.device),
+            _heard(prefix) as (notes, caught),
+            count_queries(net, self.model.quick) as passes,
+        ):
+            fused, note = self._fused()
+            notes += [note] if note else []
+            if former is not None:
+                notes[:] = state.notes
+                passes.forward, passes.backward = state.passes.forward, state.passes.backward
+                drawn = {name.removeprefix("random/"): v for name, v in former.items() if name.startswith("random/")}
+                put_random_state(drawn, self.device)
+            state.passes = passes
+            forms = _Forms(self.model, self.attack, fused, self._watch)
+
+            def keep() -> None:
+                if parts:
+                    every = [*notes, *_said(caught, prefix)]
+                    parts.write(state.kept(every, forms.broken, random_state(self.device)))
+
+            written, begun = time.monotonic(), state.done
+            while len(rows := state.next_rows(self._pool())):
+                self._attack(rows, forms, before, notes)
+                if self.progress:
+                    self.progress(self.label, state.done, len(state.waiting), f"{passes.forward:,} passes")
+                if time.monotonic() - written > _KEPT and state.done < len(state.waiting):
+                    keep()
+                    written = time.monotonic()
+            if begun < state.done or former is None:
+                keep()
+            state.broken += forms.broken
+        state.notes = [*notes, *self._limits()]
+
+    def _fused(self) -> tuple[nn.Module, str]:
+        """The form to attack: the fused one, or the model itself where steps on the fused one lead to less; a note."""
+        state, net = self.state, self.model.model
+        left = len(state.waiting) - state.done
+        if not self.attack.pooled or self.model.quick is net or not left:
+            return self.model.quick, ""
+        waiting = state.waiting
+        count = min(len(waiting), max(_CHECKED[0], min(_CHECKED[1], len(waiting) // 32)))
+        some = waiting[np.linspace(0, len(waiting) - 1, count).astype(int)]
+        note = _misleads(self.model, self.x[some].to(self.device), self.y[some].to(self.device), self.attack.threat)
+        return (net if note else self.model.quick), note
+
+    def _pool(self) -> int:
+        """How many samples the attack gets at once."""
+        size = self.model.batch_size
+        return max(size, min(_BATCHES * size, _POOL // max(1, self.x[:1].numel()))) if self.attack.pooled else size
+
+    def _attack(self, rows: np.ndarray, forms: _Forms, before: State, notes: list[str]) -> None:
+        """Attack some rows, judge what was found, and record it."""
+        start, draws = self.state.done, self.model.draws
+        x, y = self.x[rows].to(self.device), self.y[rows].to(self.device)
+        found = self._find(forms.attacked, x, y, SampleRNG(self.seed, self.index[rows]), before, notes)
+        with _judging(self.model, self.seed, start, self.device):
+            judged = _judge(self.attack, self.label, forms.judge, found, x, y, draws)
+        if forms.is_fused:
+            with torch.no_grad():
+                misjudged = (forms.fast(judged.found).argmax(1) != y) & (judged.answer == y)
+            lost = misjudged.nonzero().squeeze(1)
+            if len(lost):  # they fool the fused form alone
+                numbers = SampleRNG(self.seed, self.index[rows][lost.cpu().numpy()])
+                again = self._find(forms.plain, x[lost], y[lost], numbers, before, notes)
+                judged.put(lost, _judge(self.attack, self.label, forms.judge, again, x[lost], y[lost], draws))
+        right_8bit = self.state.right_within(rows, judged)
+        if self.x.ndim == 4:
+            with _judging(self.model, self.seed + 1, start, self.device):
+                right_8bit = _after_rounding(forms.judge, judged.image, y, right_8bit, draws)
+        self.state.record(rows, judged, x, y, right_8bit, self.attack.threat)
+
+    def _find(
+        self, model: nn.Module, x: Tensor, y: Tensor, numbers: SampleRNG, before: State, notes: list[str]
+    ) -> object:
         """What the attack finds; modes that it leaves are put back before anything is asked of the model."""
+        attack, net = self.attack, self.model.model
         look = attack.find if isinstance(attack, MinimumNormAttack) else attack.perturb
-        with running(label, net):
+        with running(self.label, net):
             # Copies: what an attack writes into its images must not move the centre of the ball.
-            found = look(climbed, images.clone(), labels.clone(), numbers)
+            found = look(model, x.clone(), y.clone(), numbers)
         if left := before.modes():
             before.restore_modes()
             notes.append(f"it left the model in training mode ({left[0] or type(net).__name__}): that was put back")
         return found
 
-    prefix = f"{getattr(attack, 'label', label)}: "
-    with (
-        eval_mode(net),
-        eval_mode(model.quick),
-        unchanged([net, model.quick], label, attack.doubted) as before,
-        seeded(seed, device),
-        _heard(prefix) as (notes, caught),
-        count_queries(net, model.quick) as passes,
-    ):
-        quick = model.quick
-        if attack.pooled and quick is not net and done < len(todo):
-            count = min(len(todo), max(_CHECKED[0], min(_CHECKED[1], len(todo) // 32)))
-            some = todo[np.linspace(0, len(todo) - 1, count).astype(int)]
-            off = _misleads(model, x[some].to(device), y[some].to(device), attack.threat)
-            if off:
-                quick = net
-                notes.append(off)
-        draws = attack.eot or (_DRAWS if model.random else 1)
-        judge = BatchedModel(net, size, watch=watch)
-        plain = BatchedModel(net, size, watch=watch, random=model.random, draws=draws)
-        fast = BatchedModel(quick, size, model.precision, watch, model.random, draws)
-        climbed = fast if attack.pooled else plain if draws > 1 else net
-        pool = max(size, min(_BATCHES * size, _POOL // max(1, x[:1].numel()))) if attack.pooled else size
-        if former is not None:
-            notes[:] = former["notes"]
-            passes.forward, passes.backward = former["passes"]
-            drawn = {name.removeprefix("random/"): v for name, v in former.items() if name.startswith("random/")}
-            put_random_state(drawn, device)
-        for start in range(done, len(todo), pool):
-            rows = todo[start : start + pool]
-            batch, labels, numbers = x[rows].to(device), y[rows].to(device), SampleRNG(seed, index[rows])
-            found = find(climbed, batch, labels, numbers)
-            with _judging(model, seed, start, device):
-                judged = _judge(attack, label, judge, found, batch, labels, model.draws)
-            if attack.pooled and quick is not net:
-                with torch.no_grad():
-                    lost = ((fast(judged.found).argmax(1) != labels) & (judged.answer == labels)).nonzero().squeeze(1)
-                if len(lost):
-                    numbers = SampleRNG(seed, index[rows][lost.cpu().numpy()])
-                    again = find(plain, batch[lost], labels[lost], numbers)
-                    judged.put(lost, _judge(attack, label, judge, again, batch[lost], labels[lost], model.draws))
-            fooled = judged.answer != labels
-            inside = (judged.image == judged.found).flatten(1).all(1)
-            prediction[rows] = torch.where(inside, judged.answer, labels).cpu().numpy()
-            right[rows] = np.where(inside.cpu().numpy(), judged.right.cpu().numpy(), clean.right[rows])
-            coarse[rows] = right[rows]
-            if pictured:
-                with _judging(model, seed + 1, start, device):
-                    coarse[rows] = _after_rounding(judge, judged.image, labels, right[rows], model.draws)
-            reach = attack.threat.distance(judged.found, batch)
-            nearest[rows] = torch.where(fooled, reach, float("inf")).cpu().numpy()
-            for norm, values in sizes.items():
-                values[rows] = distance(judged.image, batch, norm).cpu().numpy()
-            if len(kept) < pictures:
-                for row, picture in zip(rows, judged.image, strict=True):
-                    if len(kept) < pictures and prediction[row] != int(y[row]):
-                        kept[int(row)] = picture.cpu().numpy()
-            done = start + len(rows)
-            if progress:
-                progress(label, done, len(todo), f"{passes.forward:,} passes")
-            if time.monotonic() - written > _KEPT and done < len(todo):
-                keep()
-                written = time.monotonic()
-        if start < len(todo) or former is None:
-            keep()
-        broken += fast.broken + plain.broken
-    steps, size_of_step = getattr(attack, "steps", None), getattr(attack, "step_size", None)
-    if isinstance(steps, int) and isinstance(size_of_step, float):
-        note = reach_note(steps, size_of_step, attack.threat.eps)
-        notes += [note.rstrip(".")] if note else []
-    if broken:
-        asked = max(passes.backward, broken)
-        notes.append(
-            f"gradients were not finite at {broken:,} of {asked:,} images; such entries counted as 0, and a way around "
-            "the operation that makes them could find more"
-        )
-    return AttackResult(
-        prediction,
-        right,
-        coarse,
-        sizes["linf"],
-        sizes["l2"],
-        nearest,
-        kept,
-        passes,
-        time.monotonic() - began,
-        tuple(dict.fromkeys(notes)),
-    )
+    def _watch(self) -> None:
+        """Show progress while an attack runs, five times a second at most."""
+        if self.progress and time.monotonic() - self._shown > 0.2:
+            self._shown = time.monotonic()
+            count = f"{self.state.passes.forward:,} passes"
+            self.progress(self.label, self.state.done, len(self.state.waiting), count)
+
+    def _limits(self) -> list[str]:
+        """What must be known beside the figure: steps that cannot reach the ball's edge, gradients not finite."""
+        state, limits = self.state, []
+        steps, length = getattr(self.attack, "steps", None), getattr(self.attack, "step_size", None)
+        if isinstance(steps, int) and isinstance(length, float):
+            note = reach_note(steps, length, self.attack.threat.eps)
+            limits += [note.rstrip(".")] if note else []
+        if state.broken:
+            total = max(state.passes.backward, state.broken)
+            limits.append(
+                f"gradients were not finite at {state.broken:,} of {total:,} images; such entries counted as 0, and a "
+                "way around the operation that makes them could find more"
+            )
+        return limits
 
 
 _COUNTED = 4  # samples on which an attack's passes are counted
