@@ -49,6 +49,8 @@ __all__ = [
 
 T = TypeVar("T")
 Kind = Literal["attacks", "estimators", "data", "zoo"]
+BUILT_IN = "built in"
+"""The source of what no plug-in adds."""
 _NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?")
 _MARK: dict[str, str] = {"attacks": "attack", "estimators": "estimator", "data": "source", "zoo": "data"}
 """The key that tells what a YAML file is."""
@@ -97,7 +99,7 @@ class Registry(Generic[T]):
         self.base, self.named = base, named
         self._held: dict[str, Entry[T]] = {}
 
-    def enter(self, name: str, value: T, source: str = "built in") -> None:
+    def enter(self, name: str, value: T, source: str = BUILT_IN) -> None:
         """Put a value under a name; it replaces one that is there."""
         self._held[name] = Entry(name, value, source)
 
@@ -107,7 +109,7 @@ class Registry(Generic[T]):
         def enter(value: T) -> T:
             module = sys.modules.get(getattr(value, "__module__", ""))
             plugin = module is not None and module.__name__.startswith(_PLUGIN)
-            self.enter(name, value, str(getattr(module, "__file__", "")) if plugin else "built in")
+            self.enter(name, value, str(getattr(module, "__file__", "")) if plugin else BUILT_IN)
             return value
 
         return enter
@@ -129,7 +131,9 @@ class Registry(Generic[T]):
                 the kind.
         """
         found: dict[str, Entry[T]] = {}
+        searched = {BUILT_IN}
         for module in plugin_modules(extra):
+            searched.add(str(module.__file__))
             for value in vars(module).values() if self.base else ():
                 own = isinstance(value, type) and value.__module__ == module.__name__
                 if own and self.valid(value) and not getattr(value, "__abstractmethods__", None):
@@ -143,7 +147,13 @@ class Registry(Generic[T]):
                 raise RobGIBError(f"entry point {name!r} of {self.group} is not {self.wanted}.")
             named = self.named(value) if self.named else name
             found[named] = Entry(named, value, f"entry point {name}")
-        return {**self._held, **found}
+        # What the plug-ins of other folders registered in this process is not theirs.
+        held = {name: entry for name, entry in self._held.items() if entry.source in searched}
+        return {**held, **found}
+
+    def built_in(self, name: str) -> bool:
+        """Whether something of that name is there without any plug-in."""
+        return name in self._held and self._held[name].source == BUILT_IN
 
     def find(self, name: str, extra: Sequence[Path] = (), also: Sequence[str] = ()) -> T:
         """Return what is called ``name``; ``also`` are names that a person could have meant besides.

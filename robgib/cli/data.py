@@ -22,7 +22,6 @@ def data_list(catalogue: Catalogue = None) -> None:
     )
     table.add_column("data set", no_wrap=True)
     table.add_column("from")
-    robgib.data.load_data_sets(list(catalogue or []))
-    for name, entry in robgib.data.DATASETS.entries().items():
+    for name, entry in robgib.data.data_sets(list(catalogue or [])).items():
         table.add_row(escape(name), escape(entry.source))
     out.print(table)

@@ -97,7 +97,6 @@ class _Evaluation:
         normalization = normalization_of(self.model)
         sizing_of(self.model)
         data_bounds_of(self.model.data_bounds)
-        robgib.data.load_data_sets(extra)
         for name in self.models:
             if robgib.models.is_pretrained(name):
                 continue
@@ -109,7 +108,7 @@ class _Evaluation:
             elif not Path(name).exists():
                 raise RobGIBError(f"checkpoint {name!r} does not exist.")
         if self.model.data is not None:
-            robgib.data.check_data(self.model.data)
+            robgib.data.check_data(self.model.data, extra)
         if len(set(self.models)) < len(self.models):
             raise RobGIBError("a model is named twice; name each one once.")
         robgib.robustness.named_attacks(self.attack.attacks, None, extra)

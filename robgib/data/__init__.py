@@ -3,7 +3,7 @@
 from robgib.data.classes import class_indices, map_classes, read_classes
 from robgib.data.corruptions import CORRUPTIONS, corrupt
 from robgib.data.dataset import Dataset, Split
-from robgib.data.loaders import DATASETS, check_data, list_data, load_data, load_data_sets, read_idx, register_data
+from robgib.data.loaders import DATASETS, check_data, data_sets, list_data, load_data, read_idx, register_data
 from robgib.data.sizing import INTERPOLATIONS, Sizing
 from robgib.data.synthetic import Function, function, function_names
 
@@ -18,11 +18,11 @@ __all__ = [
     "check_data",
     "class_indices",
     "corrupt",
+    "data_sets",
     "function",
     "function_names",
     "list_data",
     "load_data",
-    "load_data_sets",
     "map_classes",
     "read_classes",
     "read_idx",

@@ -32,14 +32,14 @@ from robgib.data.synthetic import function
 from robgib.data.text import as_vectors, embed_tokens, read_texts
 from robgib.errors import RobGIBError, first_line, unknown_name
 from robgib.files import atomic_directory, cache_folder
-from robgib.registry import Registry, load_plugins, parse_value, read_yaml, yaml_files
+from robgib.registry import Entry, Registry, load_plugins, parse_value, read_yaml, yaml_files
 
 __all__ = [
     "DATASETS",
     "check_data",
+    "data_sets",
     "list_data",
     "load_data",
-    "load_data_sets",
     "read_idx",
     "register_data",
 ]
@@ -225,15 +225,14 @@ def _library(name: str, title: str, library: str, files: str) -> Callable[[Path 
     return load
 
 
-DATASETS: Registry[Callable[[Path | None, int], Dataset]] = Registry(
+Loader = Callable[[Path | None, int], Dataset]
+DATASETS: Registry[Loader] = Registry(
     "data set", group="robgib.data", valid=callable, wanted="a function that loads a data set"
 )
 """The data sets by name; each takes the data folder (or None) and the split's seed."""
 
 
-def register_data(
-    name: str,
-) -> Callable[[Callable[[Path | None, int], Dataset]], Callable[[Path | None, int], Dataset]]:
+def register_data(name: str) -> Callable[[Loader], Loader]:
     """Enter a function ``(root: Path | None, seed: int) -> Dataset`` under ``name``.
 
     Args:
@@ -345,22 +344,22 @@ _FILES = ("npz", "folder", "text")
 """Data of one's own by prefix, before the colon and the path."""
 
 
-def check_data(name: str) -> None:
-    """Raise unless ``name`` is a data set's, or a path to one's own that exists."""
+def check_data(name: str, catalogue: Sequence[Path] = ()) -> None:
+    """Raise unless ``name`` is a data set's, of these folders' too, or a path to one's own that exists."""
     kind, colon, path = name.partition(":")
-    if name in DATASETS:
+    if DATASETS.built_in(name) or name in (named := data_sets(catalogue)):
         return
     if kind == "function" and colon:
         function(path)
     elif not (colon and kind in _FILES):
-        known = [*DATASETS, "npz:FILE", "folder:DIR", "text:DIR", "function:NAME"]
+        known = [*named, "npz:FILE", "folder:DIR", "text:DIR", "function:NAME"]
         raise unknown_name("data set", name, known, "robgib data list")
     elif not (Path(path).is_file() if kind == "npz" else Path(path).is_dir()):
         raise RobGIBError(f"data {name!r}: {'file' if kind == 'npz' else 'folder'} {path!r} does not exist.")
 
 
-def load_data_sets(catalogue: Sequence[Path] = ()) -> None:
-    """Enter the data sets that plug-ins and YAML files of these folders, and entry points, add.
+def data_sets(catalogue: Sequence[Path] = ()) -> dict[str, Entry[Loader]]:
+    """Return the data sets by name, with those that plug-ins and YAML files of these folders, and entry points, add.
 
     A YAML file's ``source`` is a data set's name or path (``npz:faces.npz``, relative to the file), ``classes`` a list
     of names, ``eps`` customary budgets by norm, ``bounds`` the numbers that mean black and white, ``description`` a
@@ -370,17 +369,31 @@ def load_data_sets(catalogue: Sequence[Path] = ()) -> None:
         RobGIBError: a folder that does not exist, a plug-in that does not import, or a file that says something else.
     """
     load_plugins(catalogue)
-    for name, entry in DATASETS.entries(catalogue).items():
-        DATASETS.enter(name, entry.value, entry.source)
-    for name, path in yaml_files("data", catalogue).items():
-        DATASETS.enter(name, _named_source(name, path), str(path))
+    known: dict[str, Entry[Loader]] = dict(DATASETS.entries(catalogue))
+    files = yaml_files("data", catalogue)
+    sources = {name: str(read_yaml(path)["source"]) for name, path in files.items()}
+    for name, path in files.items():
+        _check_chain(name, path, sources, known)
+    own = {name: Entry(name, _named_source(name, path, known, catalogue), str(path)) for name, path in files.items()}
+    return {**known, **own}
+
+
+def _check_chain(name: str, path: Path, sources: Mapping[str, str], known: Mapping[str, object]) -> None:
+    """Raise where a data set's source leads back to it; one of a name that is known otherwise may replace that one."""
+    first = source = sources[name]
+    seen = [name]
+    while source in sources and not (source == seen[-1] and source in known):
+        if source in seen:
+            raise RobGIBError(f"{path}: source {first!r} leads back to {source!r}; name another data set.")
+        seen.append(source)
+        source = sources[source]
 
 
 _KEYS = ("source", "classes", "eps", "description", "bounds")
 
 
-def _named_source(name: str, path: Path) -> Callable[[Path | None, int], Dataset]:
-    """The loader of a data set that a YAML file names."""
+def _named_source(name: str, path: Path, known: Mapping[str, Entry[Loader]], catalogue: Sequence[Path]) -> Loader:
+    """The loader of a data set that a YAML file names; ``known`` are those that no YAML file names."""
     content = read_yaml(path)
     for key in content:
         if key not in _KEYS:
@@ -404,7 +417,10 @@ def _named_source(name: str, path: Path) -> Callable[[Path | None, int], Dataset
         bounds = float(told[0]), float(told[1])
 
     def load(root: Path | None, seed: int) -> Dataset:
-        data = load_data(source, root, seed, bounds=bounds, lazy=True)
+        if source == name and name in known:  # what it replaces
+            data = known[name].value(root, seed)
+        else:
+            data = load_data(source, root, seed, catalogue=catalogue, bounds=bounds, lazy=True)
         if names is not None and len(names) != len(data.classes):
             raise RobGIBError(f"{path} names {len(names)} classes and the data have {len(data.classes)}.")
         classes = data.classes if names is None else tuple(names)
@@ -419,8 +435,7 @@ def list_data(catalogue: Sequence[Path] = ()) -> list[str]:
     >>> "digits" in list_data()
     True
     """
-    load_data_sets(catalogue)
-    return list(DATASETS)
+    return list(data_sets(catalogue))
 
 
 def load_data(
@@ -436,7 +451,7 @@ def load_data(
     """Load a data set by name.
 
     Args:
-        name: a key of :data:`DATASETS`; ``npz:FILE``, arrays x_test and y_test with x_train and y_train if there are
+        name: one of :func:`list_data`; ``npz:FILE``, arrays x_test and y_test with x_train and y_train if there are
             (or x and y); ``folder:DIR``, pictures in folders named for their classes, below train/ and test/ or
             straight below DIR; ``text:DIR``, text files likewise; or ``function:NAME``, of twelve inputs
             (:mod:`robgib.data.synthetic`).
@@ -451,15 +466,14 @@ def load_data(
         RobGIBError: unknown name, missing folder, missing or damaged file; or 8-bit images hold no number above 127, so
             that 255 is hardly their white, and ``bounds`` does not say what is.
     """
-    if name not in DATASETS:
-        load_data_sets(catalogue)
-    check_data(name)
+    check_data(name, catalogue)
     check_bounds(bounds)
     kind, _, path = name.partition(":")
-    if bounds is not None and (name in DATASETS or kind not in ("npz", "folder")):
+    registered = data_sets(catalogue).get(name)
+    if bounds is not None and (registered or kind not in ("npz", "folder")):
         raise RobGIBError(f"bounds are of npz: and folder: data; {name!r} knows its own.")
-    if name in DATASETS:
-        data = _registered(name, root, seed)
+    if registered:
+        data = _registered(registered.value, root, seed)
         return resized(data if lazy else read_images(data), sizing)
     if kind == "function":
         return resized(_function(path, seed), sizing)
@@ -469,8 +483,8 @@ def load_data(
     return resized(_npz(Path(path), seed, bounds) if kind == "npz" else _text(Path(path), seed), sizing)
 
 
-def _registered(name: str, root: str | Path | None, seed: int) -> Dataset:
+def _registered(load: Loader, root: str | Path | None, seed: int) -> Dataset:
     folder = None if root is None else Path(root)
     if folder is not None and not folder.is_dir():
         raise RobGIBError(f"data folder {str(folder)!r} does not exist; give --data-root an existing folder.")
-    return DATASETS[name](folder, seed)
+    return load(folder, seed)

@@ -336,7 +336,7 @@ def cells(study: Study, catalogue: Sequence[Path] = (), *, allow_code: bool = Fa
     if not any(c.part == "confirm" for c in found.values()):
         raise RobGIBError(f"study {study.name!r} has no models to confirm on; give confirm: models, group or train.")
     for data in {c.recipe.data for c in found.values()}:
-        check_data(data)
+        check_data(data, catalogue)
     return list(found.values())
 
 
@@ -397,7 +397,7 @@ def _varied(recipe: Recipe, keys: Mapping[str, Any], values: Sequence[Any]) -> R
             words.append(called)
     name = "-".join([recipe.name, *words]).replace("/", "-")
     try:
-        return Recipe.model_validate({**content, "name": name, "folder": recipe.folder})
+        return Recipe.model_validate({**content, "name": name, "folder": recipe.folder}).among(recipe.catalogue)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

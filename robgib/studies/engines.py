@@ -220,7 +220,7 @@ def _here(task: Task, device: str, data_root: Path | None, tell: Tell | None) ->
     try:
         if told:
             told("data", 0, 1)
-        data = _data(task.recipe.data, data_root)
+        data = _data(task.recipe.data, data_root, task.recipe.catalogue)
         with one_thread(), atomic_directory(task.target) as folder, _faults():
             task.work(folder, data, device, told)
     except RobGIBError as error:
@@ -261,9 +261,9 @@ class _Stages:
 
 
 @lru_cache(maxsize=1)
-def _data(name: str, root: Path | None) -> Dataset:
+def _data(name: str, root: Path | None, catalogue: tuple[Path, ...]) -> Dataset:
     """A recipe's data; the last set is kept, since neighbours mostly share it."""
-    return load_data(name, root)
+    return load_data(name, root, catalogue=catalogue)
 
 
 def _on_ray(tasks: Sequence[Task], engine: Engine, data_root: Path | None) -> Iterator[tuple[str, str]]:

@@ -22,7 +22,7 @@ from robgib._absent import stand_in
 from robgib._torchvision import load_torchvision
 from robgib.data.classes import class_indices, map_classes, read_classes
 from robgib.data.dataset import Bounds, Dataset, read_images
-from robgib.data.loaders import check_data, load_data, load_data_sets
+from robgib.data.loaders import check_data, load_data
 from robgib.data.sizing import Sizing
 from robgib.errors import RobGIBError, RobGIBWarning, first_line
 from robgib.files import alone, cache_folder, download, sha256, write_file
@@ -40,6 +40,7 @@ from robgib.models.normalization import Normalization, Ported
 from robgib.models.pretrained import is_pretrained, is_transformers_folder, load_pretrained
 from robgib.models.programs import is_program
 from robgib.models.registry import build, check_architecture, check_file_architecture
+from robgib.registry import load_plugins
 from robgib.results import csv_text
 from robgib.runtime import Progress, environment, network_faults, progress_bars
 from robgib.training.loop import accuracy, train
@@ -71,7 +72,7 @@ def data_of(recipe: Recipe, root: Path | None, loaded: dict[str, Dataset]) -> Da
     Always the zoo's own split: a model must not have trained on its test images.
     """
     if recipe.data not in loaded:
-        loaded[recipe.data] = load_data(recipe.data, root)
+        loaded[recipe.data] = load_data(recipe.data, root, catalogue=recipe.catalogue)
     return loaded[recipe.data]
 
 
@@ -309,12 +310,10 @@ def load(
         def read(size: Sizing) -> Dataset:
             return load_data(data, root, seed, catalogue=catalogue, sizing=size, bounds=data_bounds, lazy=True)
 
-        load_data_sets(catalogue)
-        check_data(data)  # refused before anything is downloaded
+        check_data(data, catalogue)  # refused before anything is downloaded
         return _library(text, read, own, class_subset, sizing, device)
     if class_subset and own is None:
         raise RobGIBError("a subset of the classes needs to know them all; give --classes imagenet or a file.")
-    load_data_sets(catalogue)
     check_named(name, arch, weights_key, normalization)
     given = None
     if data is not None:
@@ -649,7 +648,7 @@ def load_checkpoint(
         raise RobGIBError(f"the record {beside} has no architecture with a name; remove or mend it.")
     if record.get("data") is not None and not isinstance(record["data"], str):
         raise RobGIBError(f"the record {beside} does not name its data; remove or mend it.")
-    load_data_sets(extra)
+    load_plugins(extra)  # which may register the architecture
     options = {} if arch is not None else {k: v for k, v in architecture.items() if k != "name"}
     if not whole and arch is None and "name" in architecture:
         check_file_architecture(architecture["name"], options, f"the record {beside}", allow_code)

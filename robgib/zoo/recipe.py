@@ -24,7 +24,7 @@ from torch import nn
 
 from robgib import registry
 from robgib.data.dataset import Dataset
-from robgib.data.loaders import check_data, load_data_sets
+from robgib.data.loaders import check_data
 from robgib.errors import RobGIBError, RobGIBWarning, unknown_name
 from robgib.models.registry import build, check_file_architecture
 from robgib.training.config import Training
@@ -122,6 +122,7 @@ class Recipe(BaseModel):
     checkpoint: PretrainedWeights | None = None
     """Weights that are there already, in the place of training."""
     _allows_code: bool = PrivateAttr(default=False)
+    _catalogue: tuple[Path, ...] = PrivateAttr(default=())
     """Whether its architecture may be ``package.module:factory``. Private: no text that is read can set it."""
 
     @field_validator("name", "group")
@@ -173,6 +174,17 @@ class Recipe(BaseModel):
         made._allows_code = allowed
         return made
 
+    @property
+    def catalogue(self) -> tuple[Path, ...]:
+        """Further folders of plug-ins, whose data sets it may name."""
+        return self._catalogue
+
+    def among(self, catalogue: Sequence[Path]) -> Recipe:
+        """The recipe with the data sets and plug-ins of these folders."""
+        made = self.model_copy()
+        made._catalogue = tuple(catalogue)
+        return made
+
     def check_architecture(self, source: str | None = None) -> None:
         """Raise where building the network would run code that the recipe chooses, and that is not allowed.
 
@@ -206,17 +218,17 @@ def recipes(extra: Sequence[Path] = ()) -> dict[str, Recipe]:
 
     One that cannot be read is told in a warning and left out: it must not make the others unusable.
     """
-    load_data_sets(extra)
+    registry.load_plugins(extra)
     found = {}
     for name, path in registry.yaml_files("zoo", extra).items():
         try:
-            found[name] = _read(path)
+            found[name] = _read(path, extra)
         except RobGIBError as error:
             warnings.warn(f"recipe left out: {error}", RobGIBWarning, stacklevel=2)
     return found
 
 
-def _read(path: Path) -> Recipe:
+def _read(path: Path, extra: Sequence[Path] = ()) -> Recipe:
     content = registry.read_yaml(path)
     if "folder" in content:  # not for the file to say
         line = registry.line_of(path, ["folder"])
@@ -232,10 +244,10 @@ def _read(path: Path) -> Recipe:
     except ValidationError as error:
         raise registry.yaml_error(error, path) from error
     try:
-        check_data(recipe.data)
+        check_data(recipe.data, extra)
     except RobGIBError as error:
         raise RobGIBError(f"{path}: {error}") from error
-    return recipe
+    return recipe.among(extra)
 
 
 def list_models(group: str | None = None, catalogue: Sequence[Path] = ()) -> list[str]:
@@ -271,10 +283,10 @@ def read_recipe(name: str, extra: Sequence[Path] = ()) -> Recipe:
         RobGIBError: there is none, or its file is wrong.
     """
     files = registry.yaml_files("zoo", extra)
-    load_data_sets(extra)
+    registry.load_plugins(extra)
     if name not in files:
         raise unknown_name("model", name, files, "robgib zoo list")
-    return _read(files[name])
+    return _read(files[name], extra)
 
 
 def chosen(

@@ -13,7 +13,7 @@ from torch import nn
 
 from robgib import Dataset, RobGIBError, evaluate, load_data
 from robgib.data.dataset import Split
-from robgib.data.loaders import read_idx
+from robgib.data.loaders import list_data, read_idx
 
 NAMES = (
     "train-images-idx3-ubyte",
@@ -509,3 +509,42 @@ class TestWhatPeopleHave:
     def test_a_loader_of_something_else(self):
         with pytest.raises(RobGIBError, match="pairs of images and labels"):
             Dataset.from_torch(torch.utils.data.TensorDataset(torch.rand(4, 1, 2, 2)))
+
+
+def named(folder, name, source):
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.yaml").write_text(f"source: {source}\nclasses: [{', '.join('abcdefghij')}]\n")
+    return folder
+
+
+def test_data_of_a_catalogue_are_seen_with_that_catalogue_alone(tmp_path):
+    own = named(tmp_path / "own", "letters", "digits")
+    assert load_data("letters", catalogue=[own]).classes[0] == "a"
+    assert "letters" not in list_data()
+    with pytest.raises(RobGIBError, match="unknown data set 'letters'"):
+        load_data("letters")
+
+
+def test_a_catalogue_may_replace_data_of_the_same_name_for_itself(tmp_path):
+    own = named(tmp_path / "own", "digits", "digits")
+    assert load_data("digits").classes[0] == "0"
+    assert load_data("digits", catalogue=[own]).classes[0] == "a"
+    assert load_data("digits").classes[0] == "0"
+
+
+def test_data_whose_sources_lead_in_a_circle_are_refused(tmp_path):
+    own = named(named(tmp_path / "own", "one", "other"), "other", "one")
+    with pytest.raises(RobGIBError, match=r"source 'other' leads back to 'one'|source 'one' leads back to 'other'"):
+        load_data("one", catalogue=[own])
+
+
+def test_data_that_a_plugin_registers_stay_with_its_folder(tmp_path):
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "mine.py").write_text(
+        "from robgib import register_data, load_data\n\n\n"
+        "@register_data('mine')\ndef mine(root, seed):\n    return load_data('digits')\n"
+    )
+    assert load_data("mine", catalogue=[own]).shape == (1, 8, 8)
+    assert "mine" in list_data([own])
+    assert "mine" not in list_data()
