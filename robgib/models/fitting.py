@@ -115,18 +115,7 @@ def fit(
     unused = [k for k in state if k not in chosen.used and k not in pair and not k.endswith("num_batches_tracked")]
     known = [p for p in _pairs(state) if applied is not None and _normalization(state, p) == applied]
     again = {k for c in twins for k in c.used if c.key == chosen.key} | {k for p in known for k in p}
-    notes = [f"the prefix {chosen.prefix!r} was taken off its weights' names"] if chosen.prefix else []
-    if len(sets) > 1:
-        notes.append(f"its weights are those of {chosen.label!r}")
-    if twins:
-        notes.append(f"the file holds its weights again as {_some([c.label for c in twins])}")
-    halves = {
-        str(v.dtype).removeprefix("torch.")
-        for k, v in chosen.weights.items()
-        if v.dtype != own[k].dtype and v.is_floating_point()
-    }
-    if halves:
-        notes.append(f"its weights are {', '.join(sorted(halves))} in the file, and computed with in float32")
+    notes = _found_as(chosen, twins, own, alone=len(sets) == 1)
     if applied is not None:
         notes.append(f"the file holds a normaliser beside the network ({_some(pair)}), which is applied")
     elif not normalized and said:
@@ -140,6 +129,20 @@ def fit(
     elif others:
         notes.append(f"the file also holds {_some(others)}")
     return Fitted(tuple(notes), lost, applied)
+
+
+def _found_as(chosen: _Set, twins: Sequence[_Set], own: Mapping[str, Tensor], alone: bool) -> list[str]:
+    """Under which names, how often and in which precision a file holds a network's weights."""
+    notes = [f"the prefix {chosen.prefix!r} was taken off its weights' names"] if chosen.prefix else []
+    if not alone:
+        notes.append(f"its weights are those of {chosen.label!r}")
+    if twins:
+        notes.append(f"the file holds its weights again as {_some([c.label for c in twins])}")
+    other = {v.dtype for k, v in chosen.weights.items() if v.dtype != own[k].dtype and v.is_floating_point()}
+    if other:
+        names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in other))
+        notes.append(f"its weights are {names} in the file, and computed with in float32")
+    return notes
 
 
 def load_into(model: nn.Module, state: Mapping[str, Tensor], source: str) -> tuple[str, ...]:
