@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 import re
 import unicodedata
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
+from functools import wraps
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -16,7 +17,9 @@ __all__ = [
     "NoGradientError",
     "RobGIBError",
     "RobGIBWarning",
+    "ends_program",
     "first_line",
+    "never_ends",
     "sentence_of",
     "unknown_name",
     "visible",
@@ -121,3 +124,40 @@ def sentence_of(error: ValidationError, what: str) -> str:
     if (noun := _KINDS.get(kind.partition("_")[0])) is not None:
         return f"{whose} must be {noun}, not {found!r}."
     return f"{whose}: {first['msg'].lower()} (found {found!r})."
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def ends_program(error: BaseException) -> bool:
+    """Whether an exception would end the program past all that catches errors, and is no interrupt by its user."""
+    return not isinstance(error, Exception | KeyboardInterrupt)
+
+
+def never_ends(function: Callable[P, R]) -> Callable[P, R]:
+    """Make a function raise RobGIBError where code that it is given would end the program.
+
+    The model, plug-ins and data that a user names are run in many places; whichever of them ends it, the caller of the
+    function is told, and never gets the exit code of a program that is done.
+
+    >>> @never_ends
+    ... def measure(model):
+    ...     return model()
+    >>> measure(exit)
+    Traceback (most recent call last):
+    robgib.errors.RobGIBError: code that was given (a model, a plug-in or data) would end the program (SystemExit).
+    """
+
+    @wraps(function)
+    def call(*arguments: P.args, **options: P.kwargs) -> R:
+        try:
+            return function(*arguments, **options)
+        except BaseException as error:
+            if ends_program(error):
+                raise RobGIBError(
+                    f"code that was given (a model, a plug-in or data) would end the program ({type(error).__name__})."
+                ) from error
+            raise
+
+    return call

@@ -21,7 +21,7 @@ from torch import Tensor
 from robgib.attacks.base import Attack
 from robgib.data.dataset import COLOUR_EPS, Dataset
 from robgib.data.loaders import load_data
-from robgib.errors import RobGIBError, RobGIBWarning
+from robgib.errors import RobGIBError, RobGIBWarning, never_ends
 from robgib.files import Parts, alone, digest, parts_in
 from robgib.information.activations import check_layers
 from robgib.information.analysis import layer_information, make_estimators, partitions_of, passes_of
@@ -37,7 +37,7 @@ from robgib.robustness.attacking import attack_costs
 from robgib.robustness.chance import chance_doubts
 from robgib.robustness.evaluate import check_budgets, in_cascade, named_attacks
 from robgib.robustness.evaluate import evaluate as evaluate_robustness
-from robgib.runtime import Progress, environment, faults_of, never_ends, progress_bars, resolve_device
+from robgib.runtime import Progress, environment, faults_of, progress_bars, resolve_device
 
 __all__ = [
     "Record",

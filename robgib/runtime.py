@@ -9,17 +9,16 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import wraps
-from typing import Any, ParamSpec, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from robgib.errors import RobGIBError, first_line, visible
+from robgib.errors import RobGIBError, ends_program, first_line, visible
 
 __all__ = [
     "INSIDE",
@@ -29,7 +28,6 @@ __all__ = [
     "environment",
     "faults_of",
     "network_faults",
-    "never_ends",
     "one_thread",
     "progress_bars",
     "resolve_device",
@@ -193,14 +191,9 @@ def network_faults() -> Iterator[None]:
             raise torch.OutOfMemoryError(str(error)) from error
         raise
     except BaseException as error:
-        if _ends(error):
+        if ends_program(error):
             raise RuntimeError(f"it would end the program ({type(error).__name__})") from error
         raise
-
-
-def _ends(error: BaseException) -> bool:
-    """Whether an exception would end the program past all that catches errors, and is no interrupt by its user."""
-    return not isinstance(error, Exception | KeyboardInterrupt)
 
 
 @contextmanager
@@ -227,42 +220,10 @@ def faults_of(who: str) -> Iterator[None]:
             f"{who} nests or calls itself too deeply (RecursionError); flatten it, or raise sys.setrecursionlimit."
         ) from error
     except Exception as error:
-        if error.__cause__ is not None and _ends(error.__cause__):
+        if error.__cause__ is not None and ends_program(error.__cause__):
             ends = type(error.__cause__).__name__
             raise RobGIBError(f"{who} would end the program ({ends}); take that out of it.") from error.__cause__
         raise RobGIBError(f"{who} raised {type(error).__name__}: {first_line(error)}.") from error
-
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def never_ends(function: Callable[P, R]) -> Callable[P, R]:
-    """Make a function raise RobGIBError where code that it is given would end the program.
-
-    The model, plug-ins and data that a user names are run in many places; whichever of them ends it, the caller of the
-    function is told, and never gets the exit code of a program that is done.
-
-    >>> @never_ends
-    ... def measure(model):
-    ...     return model()
-    >>> measure(exit)
-    Traceback (most recent call last):
-    robgib.errors.RobGIBError: code that was given (a model, a plug-in or data) would end the program (SystemExit).
-    """
-
-    @wraps(function)
-    def call(*arguments: P.args, **options: P.kwargs) -> R:
-        try:
-            return function(*arguments, **options)
-        except BaseException as error:
-            if _ends(error):
-                raise RobGIBError(
-                    f"code that was given (a model, a plug-in or data) would end the program ({type(error).__name__})."
-                ) from error
-            raise
-
-    return call
 
 
 _WATCH = 0.5  # seconds between two looks

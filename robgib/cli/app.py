@@ -19,8 +19,7 @@ from rich.markup import escape
 import robgib
 from robgib.cli import INTERRUPTS, attacks, data, doctor, estimators, evaluate, study, train, verify, zoo
 from robgib.cli.common import err, help_when_alone
-from robgib.errors import RobGIBError, RobGIBWarning, visible
-from robgib.runtime import never_ends
+from robgib.errors import RobGIBError, RobGIBWarning, never_ends, visible
 
 app = typer.Typer(
     add_completion=False,

@@ -18,7 +18,7 @@ from scipy.special import softmax
 from torch import Tensor, nn
 
 from robgib.data.dataset import Dataset, split_information
-from robgib.errors import RobGIBError, RobGIBWarning
+from robgib.errors import RobGIBError, RobGIBWarning, never_ends
 from robgib.files import Parts
 from robgib.information.activations import LOGITS, collect_activations, find_layers, functions_of
 from robgib.information.base import Decomposition, Estimator
@@ -46,7 +46,7 @@ from robgib.models.adapt import seeded
 from robgib.models.inference import Prepared, predict, prepare
 from robgib.models.state import State, settings_kept
 from robgib.results import table
-from robgib.runtime import Progress, faults_of, never_ends
+from robgib.runtime import Progress, faults_of
 
 __all__ = [
     "DEFAULT_ESTIMATORS",

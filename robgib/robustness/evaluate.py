@@ -13,7 +13,7 @@ from torch import Tensor
 
 from robgib.attacks.base import Attack
 from robgib.attacks.registry import make_attack
-from robgib.errors import RobGIBError
+from robgib.errors import RobGIBError, never_ends
 from robgib.files import Parts
 from robgib.models.inference import Answers, Prepared, answers, check_decided, check_logits, prepare
 from robgib.options import AttackOptions, Context, gather
@@ -21,7 +21,6 @@ from robgib.robustness.attacking import Subject, attack_all, attack_costs, attac
 from robgib.robustness.beside import add_indicators, convergence_table, corruption_table
 from robgib.robustness.certification import certify_tables
 from robgib.robustness.run_attack import AttackResult
-from robgib.runtime import never_ends
 
 __all__ = [
     "BUDGETS",
