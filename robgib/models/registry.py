@@ -204,8 +204,12 @@ def load_timm() -> Any:
 def _import_factory(arch: str) -> Callable[..., nn.Module]:
     module_name, _, attribute = arch.partition(":")
     load_torchvision()  # a factory may import it, or what imports it, and it may need mending
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # `--arch mynet:make` finds ./mynet.py, as `python -m` would
+    try:
+        here = os.getcwd()
+    except OSError as error:
+        raise RobGIBError(f"--arch {arch!r}: the working folder is gone; change into one that is there.") from error
+    if here not in sys.path:
+        sys.path.insert(0, here)  # `--arch mynet:make` finds ./mynet.py, as `python -m` would
     try:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
