@@ -69,7 +69,13 @@ def test_spearman_leaves_out_what_is_missing():
     rho, low, high = spearman(X, X)  # clipped below infinity
     assert rho == pytest.approx(1)
     assert 0.99 < low < high <= 1
-    assert spearman(X, X[::-1])[0] == pytest.approx(-1)
+    half = Z95 * math.sqrt(1.5 / 7)
+    ends = math.tanh(math.atanh(1 - 1e-12) - half), math.tanh(math.atanh(1 - 1e-12) + half)
+    assert (low, high) == pytest.approx(ends, rel=1e-13)
+    assert spearman(X, X[::-1]) == pytest.approx((-1, -ends[1], -ends[0]), rel=1e-13)
+    steps = [0, 0, 0, 1, 1, 1, 0, 1, 0, 1]  # ranges of 1 are no constants
+    assert spearman(steps, X)[0] == pytest.approx(stats.spearmanr(steps, X).statistic)
+    assert spearman(X, steps)[0] == pytest.approx(stats.spearmanr(steps, X).statistic)
 
 
 def test_simulated_correlations_of_five_pairs():
@@ -95,6 +101,8 @@ def test_an_interval_holds_the_correlations_under_which_rho_is_not_too_rare(monk
     assert statistics._inverted(0.5, 7, 0.95) == (-0.1, 0.3)  # tails above 1 of 40
     assert statistics._inverted(0.5, 7, 0.96) == (-0.4, 0.7)
     assert statistics._inverted(0.5, 7, 0.89) == (0.5, 0.5)  # none holds it
+    found[:10, :2], found[:10, 2:] = 0.5, 0.5
+    assert statistics._inverted(0.5, 7, 0.5) == (0.5, 0.5)  # exactly a quarter is not above a quarter
 
 
 @pytest.mark.parametrize(("level", "z"), [(0.95, Z95), (0.9, Z90)])
@@ -106,6 +114,10 @@ def test_compression_interval_by_propagation_of_errors(level, z):
     half = z * math.hypot(0.04 * 0.02, 0.03 / 10)
     assert value == 0.6
     assert (low, high) == pytest.approx((0.6 - half, 0.6 + half), abs=0.03 * half)
+    rng = np.random.default_rng(0)
+    top, last = rng.normal(10, 0.02, 20_000), rng.normal(4, 0.03, 20_000)
+    tail = 50 * (1 - level)
+    assert (low, high) == pytest.approx(tuple(np.percentile(1 - last / top, [tail, 100 - tail])), rel=1e-9)
     other = compression_interval([3, 10, 4], [0, 9, 3], [9, 11, 5], level, seed=1)
     assert other != compression_interval([3, 10, 4], [0, 9, 3], [9, 11, 5], level)
 

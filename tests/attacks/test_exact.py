@@ -12,7 +12,7 @@ from robgib import RobGIBError, SampleRNG, ThreatModel
 from robgib.attacks import APGD, Criterion, Objective, Square
 from robgib.attacks.apgd import auto_ascend, checkpoints, sparse_ascend
 from robgib.attacks.objective import make_objective, misled, wrong_by
-from robgib.attacks.square import _as_images, _pattern, _placed, _pyramid, _sides, _window
+from robgib.attacks.square import _as_images, _pattern, _patterns, _placed, _pyramid, _sides, _window
 from robgib.attacks.threat_model import onto_ball, within
 
 NAN, INF = math.nan, math.inf
@@ -88,6 +88,7 @@ def test_targets_by_their_rules():
         goal = make_objective(model, x, Y, rule, "ce", SampleRNG(0, range(2)))
         assert goal.labels.tolist() == goal.criterion.labels.tolist() == labels
         assert (goal.targeted, goal.criterion.targeted, goal.criterion.patient) == (True, True, False)
+        assert goal.loss == "ce"
     own = make_objective(model, LOGITS[:, [3, 0, 1, 2, 4]], Y, "least-likely", "ce", SampleRNG(0, range(2)))
     assert own.labels.tolist() == [4, 4]  # never the true class
     many = torch.arange(5).repeat(400)
@@ -529,6 +530,10 @@ def test_the_pattern_of_the_squares():
     like = torch.zeros(1, dtype=torch.float64)
     assert _pattern(2, 1, like).flatten().tolist() == pytest.approx([1 / math.sqrt(2), -1 / math.sqrt(2)])
     assert _pattern(1, 1, like).tolist() == [[-1.0]]
+    assert _pattern(2, 1, torch.zeros(1)).dtype == torch.float32
+    upright, turned = _patterns((2, 4), like)
+    assert torch.equal(upright, _pattern(2, 4, like))
+    assert torch.equal(turned, _pattern(4, 2, like).T)
     whole = np.vstack([_pyramid(2, 4), -_pyramid(3, 4)])
     assert _pattern(5, 4, like).numpy() == pytest.approx(whole / np.sqrt((whole**2).sum()))
 
@@ -560,12 +565,13 @@ def test_a_proposal_under_linf_by_hand():
     assert torch.allclose(attack._stripes(x, SampleRNG(3, [0])) - x, signs.expand(1, 2, 4, 4))
 
 
+@pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize(("norm", "power"), [("l2", 2), ("l1", 1)])
-def test_a_proposal_under_the_other_norms_by_algorithm_3(norm, power):
+def test_a_proposal_under_the_other_norms_by_algorithm_3(norm, power, turned):
     rng = np.random.default_rng(0)
     eps, x = 0.3, np.full((2, 6, 6), 0.5)
     delta = rng.uniform(-0.02, 0.02, (2, 6, 6))
-    numbers = torch.tensor([[0.1, 0.5, 0.9, 0.3, 0.2, 0.7, 0.1, 0, 0]], dtype=torch.float64)
+    numbers = torch.tensor([[0.1, 0.5, 0.9, 0.3, 0.7 if turned else 0.2, 0.7, 0.1, 0, 0]], dtype=torch.float64)
     attack = Square(norm, eps)
     made = attack._exchange(doubles(*x[None]), doubles(*(x + delta)[None]), (3, 3), numbers)[0].numpy() - x
     one, two = np.s_[:, 0:3, 2:5], np.s_[:, 3:6, 1:4]  # begin at int(4 u): 0 and 2, 3 and 1
@@ -578,6 +584,7 @@ def test_a_proposal_under_the_other_norms_by_algorithm_3(norm, power):
     unused = max(eps**power - (abs(delta) ** power).sum(), 0) / 2
     budget = (size(delta * either) + unused) ** (1 / power)
     pattern = _pattern(3, 3, torch.zeros(1, dtype=torch.float64)).numpy()
+    pattern = pattern.T if turned else pattern
     sign = np.array([1, -1])[:, None, None]
     fresh = sign * pattern + delta[one] / size(delta[one]) ** (1 / power)
     expected = delta.copy()
@@ -600,6 +607,12 @@ def test_the_first_image_under_the_other_norms():
             pattern = (upright if kind < 0.5 else upright.T) * (-1 if sign < 0.5 else 1) * 0.6 / 5
             tile = made[2 * r : 2 * r + 2, 2 * c : 2 * c + 2]
             assert torch.allclose(tile, pattern, rtol=1e-4)
+
+
+def test_small_images_begin_with_tiles_of_a_pixel():
+    x = torch.full((1, 1, 4, 3), 0.5)
+    made = Square("l2", 0.6)._tiles(x, SampleRNG(2, [0])) - x
+    assert torch.allclose(made.abs(), torch.tensor(0.6 / math.sqrt(12)), rtol=1e-4)
 
 
 def test_samples_of_any_shape_are_images():

@@ -117,7 +117,7 @@ def test_weighted_plug_in_is_that_of_repeated_samples():
 def test_sparse_codes_are_counted_alike():
     wide = X * 100_000
     assert plug_in(wide, T)[0] == pytest.approx(PLUG_IN)
-    assert plug_in(wide, T)[2] == (3, 2, 4)
+    assert plug_in(wide, T)[2] == plug_in(X, 2 * T)[2] == (3, 2, 4)
 
 
 def test_joint_codes():
@@ -162,7 +162,19 @@ def test_many_even_symbols_have_the_floor_for_an_error():
     assert found.error == found.floor == pytest.approx(math.sqrt(1 / 2) / 400 / LN2)
     assert not found.saturated
     assert adjusted_by(np.arange(8), np.arange(8), []).saturated  # 3 bits of log2 8
-    assert adjusted_by(np.zeros(9, int), X[[0] * 9], []).error == 0
+    none = adjusted_by(np.zeros(9, int), np.arange(9) % 2, [np.arange(9) % 2])
+    assert (none.value, none.error, none.saturated) == (0, 0, False)
+
+
+def test_where_chance_alone_is_half_of_the_ceiling_a_figure_is_marked():
+    x, t = np.array([0, 0, 0, 1, 0, 0, 0, 1]), np.array([0, 1] * 4)
+    # H(X) = 0.811; of the shuffled targets the first gives all of it, the second 0.311 (of 4 and 4), the third 0.
+    whole, part = x, np.array([0, 0, 1, 1, 0, 0, 1, 1])
+    assert plug_in(x, part)[0] == pytest.approx(0.311, abs=1e-3)
+    assert adjusted_by(x, t, [whole]).saturated
+    assert adjusted_by(x, t, [whole, part]).saturated
+    assert not adjusted_by(x, t, [part]).saturated
+    assert adjusted_by(x, t, [whole, 0 * x]).saturated  # exactly half
 
 
 def test_weights_enter_the_error_as_those_of_a_ratio():
@@ -171,6 +183,12 @@ def test_weights_enter_the_error_as_those_of_a_ratio():
     value, pointwise, seen = plug_in(X, T, weights)
     samples = 36 / 8  # (Σw)²/Σw²
     assert found.value == pytest.approx(value - miller_madow(seen, samples))
+    other = np.array([0, 1, 0, 1, 0, 1])
+    chance, _, of_chance = plug_in(X, other, weights)
+    left = chance - miller_madow(of_chance, samples)
+    ceiling = min(entropy(np.bincount(code, weights)) for code in (X, T))
+    left_out = adjusted_by(X, T, [other], weights)
+    assert left_out.value == pytest.approx((found.value - left) * ceiling / (ceiling - left))
     held = weights * (pointwise - value)
     floor = math.sqrt((seen[0] - 1) * (seen[1] - 1) / 2) / samples / LN2
     assert found.error == pytest.approx(max(held.std() / math.sqrt(samples), floor))
