@@ -240,7 +240,7 @@ class Dataset:
             raise
         except (Exception, SystemExit) as error:  # of the loader's own code, whatever it is
             raise RobGIBError(
-                f"the loader must give pairs of images and labels, as tensors of one size: {first_line(error)}."  # type: ignore[arg-type]
+                f"the loader must give pairs of images and labels, as tensors of one size: {first_line(error)}."
             ) from error
         return Dataset.from_arrays(images, labels, name)
 
