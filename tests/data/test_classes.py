@@ -81,7 +81,7 @@ def test_more_classes_than_the_data_have_must_be_mapped(pictures):
     """An ImageNet network on a folder of two classes said 0.0% without a word."""
     data = load_data(f"folder:{pictures}")
     asked = {"attacks": ["fgsm-linf:eps=0.01"], "estimators": [], "curve": False, "signs": False, "corruptions": False}
-    with pytest.raises(RobGIBError, match="tells 1000 classes and folder:pictures holds 2"):
+    with pytest.raises(RobGIBError, match="has 1000 classes and folder:pictures holds 2"):
         evaluate(Stand(), data, **asked)
     run = evaluate(Stand(), map_classes(data, read_classes("imagenet")), **asked)
     assert run.robustness["clean_accuracy"][0] == 1

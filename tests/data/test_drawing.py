@@ -100,7 +100,7 @@ def test_data_by_name_are_shuffled_already(name):
 
 def test_until_width_signs_and_corruptions_see_all_classes(by_class, monkeypatch):
     seen = {}
-    module = importlib.import_module("robgib.robustness.evaluate")
+    module = importlib.import_module("robgib.robustness.beside")
     for name in ("corruption_accuracy", "failure_indicators"):
         whole = getattr(module, name)
         monkeypatch.setattr(
