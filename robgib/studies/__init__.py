@@ -3,6 +3,7 @@
 from robgib.studies.claims import Claim, claim
 from robgib.studies.design import Cell, Figure, Outcome, Study, cells, read_study
 from robgib.studies.engines import ENGINES, Engine
+from robgib.studies.kinds import KINDS, Answer, Plan, StudyKind, open_study
 from robgib.studies.measure import Measured, estimated_seconds, measure, measured_rows, stored
 from robgib.studies.page import (
     STUDY_SCHEMA,
@@ -27,7 +28,9 @@ from robgib.studies.phases import (
 
 __all__ = [
     "ENGINES",
+    "KINDS",
     "STUDY_SCHEMA",
+    "Answer",
     "Cell",
     "Claim",
     "Engine",
@@ -37,7 +40,9 @@ __all__ = [
     "Outcome",
     "Phases",
     "PhasesClaim",
+    "Plan",
     "Study",
+    "StudyKind",
     "Traced",
     "cells",
     "claim",
@@ -45,6 +50,7 @@ __all__ = [
     "followed",
     "measure",
     "measured_rows",
+    "open_study",
     "phases_claim",
     "phases_json",
     "phases_markdown",

@@ -1,0 +1,232 @@
+"""The kinds of study, each by one protocol: what is planned, run, and answered."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import pandas as pd
+
+from robgib import registry
+from robgib.errors import RobGIBError, unknown_name
+from robgib.runtime import Progress
+from robgib.studies.claims import claim
+from robgib.studies.design import Cell, Study, cells, read_study
+from robgib.studies.engines import Engine
+from robgib.studies.measure import estimated_seconds, measure, measured_rows, stored
+from robgib.studies.page import phases_json, phases_markdown, phases_page, study_json, study_markdown, study_page
+from robgib.studies.phases import Followed, Phases, followed, phases_claim, phases_rows, read_phases, trace_all
+
+__all__ = ["KINDS", "Answer", "Format", "Plan", "StudyKind", "open_study"]
+
+Format = Literal["html", "markdown", "json"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a study will do, before it does it.
+
+    Attributes:
+        name: of the study.
+        columns: of the table of its models.
+        rows: of that table, as text.
+        summary: sentences below it.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+    summary: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came of a study.
+
+    Attributes:
+        verdict: in a word or two.
+        words: the verdict in a sentence.
+        notes: what must be known beside it, a sentence each.
+        texts: its page and the same in other formats; each is made when it is called.
+        tables: by file name.
+        measured: whether any model was measured.
+    """
+
+    verdict: str
+    words: str
+    notes: tuple[str, ...]
+    texts: Mapping[Format, Callable[[], str]]
+    tables: Mapping[str, pd.DataFrame]
+    measured: bool
+
+
+class StudyKind(Protocol):
+    """A study that was read from its file, ready to be planned and run."""
+
+    @property
+    def name(self) -> str:
+        """Of the study."""
+
+    def plan(self, data_root: Path | None) -> Plan:
+        """Return what it will do."""
+
+    def run(self, data_root: Path | None, engine: Engine, progress: Progress | None) -> Answer:
+        """Train and measure what is not measured yet, and return the answer."""
+
+
+@dataclass(frozen=True)
+class CorrelationStudy:
+    """Models whose information figures are correlated with an outcome."""
+
+    study: Study
+    cells: Sequence[Cell]
+    catalogue: Sequence[Path]
+
+    @property
+    def name(self) -> str:
+        """See :class:`StudyKind`."""
+        return self.study.name
+
+    def plan(self, data_root: Path | None) -> Plan:
+        """See :class:`StudyKind`."""
+        study = self.study
+        measured = {cell.name: stored(cell, study).is_dir() for cell in self.cells}
+        rows = [
+            (c.name, c.part, c.architecture, c.control or c.regime, f"{c.dose:g}", str(c.training_seed),
+             "yes" if measured[c.name] else "")
+            for c in self.cells
+        ]  # fmt: skip
+        summary = [
+            f"{len(rows)} models, {sum(measured.values())} measured before. Each of the others: "
+            f"{len(study.outcome.attacks)} attacks on {study.samples} images, {len(study.estimators)} estimators on "
+            f"{len(study.partitions)} partitions of {study.information_samples}."
+        ]
+        if not all(measured.values()):
+            summary.append(self._duration(data_root))
+        return Plan(study.name, ("model", "part", "architecture", "regime", "dose", "seed", "measured"), rows,
+                    tuple(summary))  # fmt: skip
+
+    def _duration(self, data_root: Path | None) -> str:
+        try:
+            seconds = estimated_seconds(self.study, self.cells, data_root, self.catalogue)
+        except RobGIBError as error:
+            return f"The duration cannot be estimated: {error}"
+        minutes = max(1, round(seconds / 60))
+        length = f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+        return f"About {length} on one process of this machine, trainings included."
+
+    def run(self, data_root: Path | None, engine: Engine, progress: Progress | None) -> Answer:
+        """See :class:`StudyKind`."""
+        study = self.study
+        measured = measure(
+            study, self.cells, data_root=data_root, engine=engine, catalogue=self.catalogue, progress=progress
+        )
+        rows = measured_rows(study, measured)
+        answer, release = claim(study, rows), version("robgib")
+        return Answer(
+            answer.verdict,
+            answer.words,
+            tuple(answer.notes),
+            {
+                "html": lambda: study_page(study, rows, answer, release),
+                "markdown": lambda: study_markdown(study, rows, answer),
+                "json": lambda: _as_text(study_json(study, rows, answer, release)),
+            },
+            {"models.csv": rows},
+            any(one.run for one in measured),
+        )
+
+
+@dataclass(frozen=True)
+class CompressionStudy:
+    """Networks whose information is followed over training."""
+
+    study: Phases
+    networks: Sequence[Followed]
+    catalogue: Sequence[Path]
+
+    @property
+    def name(self) -> str:
+        """See :class:`StudyKind`."""
+        return self.study.name
+
+    def plan(self, data_root: Path | None) -> Plan:
+        """See :class:`StudyKind`."""
+        traced = {one.name: (one.folder(self.study) / "trace.csv").is_file() for one in self.networks}
+        rows = [
+            (one.name, one.group, one.control or "", str(one.recipe.training.epochs), "yes" if traced[one.name] else "")
+            for one in self.networks
+        ]
+        summary = f"{len(rows)} networks, {sum(traced.values())} traced before."
+        return Plan(self.name, ("network", "group", "control", "epochs", "traced"), rows, (summary,))
+
+    def run(self, data_root: Path | None, engine: Engine, progress: Progress | None) -> Answer:
+        """See :class:`StudyKind`."""
+        study = self.study
+        traced = trace_all(
+            study, self.networks, data_root=data_root, engine=engine, catalogue=self.catalogue, progress=progress
+        )
+        rows = phases_rows(study, traced)
+        answer, release = phases_claim(study, rows), version("robgib")
+        traces = [
+            t.table.assign(network=t.network.name, control=t.network.control or "")
+            for t in traced
+            if t.table is not None
+        ]
+        return Answer(
+            answer.verdict,
+            answer.words,
+            tuple(answer.notes),
+            {
+                "html": lambda: phases_page(study, traced, rows, answer, release),
+                "markdown": lambda: phases_markdown(study, answer),
+                "json": lambda: _as_text(phases_json(study, rows, answer, release)),
+            },
+            {"networks.csv": rows, **({"traces.csv": pd.concat(traces)} if traces else {})},
+            bool(traces),
+        )
+
+
+def _as_text(content: dict[str, Any]) -> str:
+    return json.dumps(content, indent=2) + "\n"
+
+
+def _correlation(file: Path, catalogue: Sequence[Path], allow_code: bool) -> StudyKind:
+    study = read_study(file, catalogue)
+    return CorrelationStudy(study, cells(study, catalogue, allow_code=allow_code), catalogue)
+
+
+def _compression(file: Path, catalogue: Sequence[Path], allow_code: bool) -> StudyKind:
+    study = read_phases(file, catalogue)
+    return CompressionStudy(study, followed(study, catalogue, allow_code=allow_code), catalogue)
+
+
+KINDS: Mapping[str, Callable[[Path, Sequence[Path], bool], StudyKind]] = {
+    "correlation": _correlation,
+    "compression": _compression,
+}
+"""What reads a study of each kind: from its file, catalogue folders, and whether code that it names may run."""
+
+
+def open_study(file: Path, catalogue: Sequence[Path] = (), *, allow_code: bool = False) -> StudyKind:
+    """Read a study of the kind that its file states.
+
+    Args:
+        file: the YAML file; without ``kind`` it is a correlation study.
+        catalogue: further folders of recipes and plug-ins.
+        allow_code: import and run ``package.module:factory`` where a recipe or the study names it.
+
+    Raises:
+        RobGIBError: the file, its kind, or something that it names is wrong.
+    """
+    if not file.is_file():
+        raise RobGIBError(f"study file {str(file)!r} does not exist.")
+    kind = registry.read_yaml(file).get("kind", "correlation")
+    if kind not in KINDS:
+        line = registry.line_of(file, ["kind"])
+        raise RobGIBError(f"{file}, line {line}: {unknown_name('kind of study', str(kind), KINDS)}")
+    return KINDS[kind](file, catalogue, allow_code)
