@@ -39,7 +39,7 @@ def with_options(function: Callable[..., Any]) -> Callable[..., Any]:
     >>> @with_options
     ... def command(*, context: Context): ...
     >>> list(inspect.signature(command).parameters)
-    ['seed', 'device', 'batch_size', 'catalogue']
+    ['seed', 'device', 'batch_size', 'data_root', 'catalogue']
     """
     hints = typing.get_type_hints(function, include_extras=True)
     signature = inspect.signature(function)

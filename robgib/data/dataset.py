@@ -238,7 +238,7 @@ class Dataset:
             images, labels = (torch.cat(part) for part in zip(*_batches(loader, most), strict=True))
         except RobGIBError:
             raise
-        except (Exception, SystemExit) as error:  # of the loader's own code, whatever it is
+        except Exception as error:  # of the loader's own code, whatever it is
             raise RobGIBError(
                 f"the loader must give pairs of images and labels, as tensors of one size: {first_line(error)}."
             ) from error
