@@ -52,9 +52,13 @@ class RobGIBWarning(UserWarning):
     """
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """Return the first line of another library's message, without a full stop; its class where it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    try:
+        told = str(error).strip()
+    except Exception:  # a stranger's class may fail at its own words
+        told = ""
+    return (told.splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 _TURNING = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")

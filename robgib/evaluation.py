@@ -91,7 +91,9 @@ def evaluate(
         model: maps images (N, C, H, W) in [0, 1] to logits (N, classes): a module, an exported program or any function.
             Its modes, parameters and device are left as they were. Where its output is something else (a dictionary,
             several tensors, probabilities, one logit, half precision …) it is read as logits, and
-            ``config["reading"]`` says how.
+            ``config["reading"]`` says how. One that changes its buffers when it answers gets a copy of them for each
+            call, which is said there too. Threads of one process wait for each other, so that their counts, notes and
+            random numbers do not mix.
         data: name of a data set, a :class:`~robgib.data.Dataset`, ``(images, labels)``
             (:meth:`~robgib.data.Dataset.from_arrays`), or a Dataset or DataLoader of torch. Attacks take the test
             images. Information is estimated on test images too; codes and components are fitted on training images, or,

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import yaml
 
-from robgib.errors import RobGIBError, RobGIBWarning, unknown_name
+from robgib.errors import RobGIBError, RobGIBWarning, first_line, unknown_name
 from robgib.reading import DEEPEST, check_regular, too_deep
 
 if TYPE_CHECKING:
@@ -324,7 +324,9 @@ def plugin_modules(extra: Sequence[Path] = ()) -> Iterator[ModuleType]:
                     spec.loader.exec_module(module)
                 except (Exception, SystemExit) as error:
                     del sys.modules[key]
-                    raise RobGIBError(f"plug-in {path} does not import: {type(error).__name__}: {error}.") from error
+                    raise RobGIBError(
+                        f"plug-in {path} does not import: {type(error).__name__}: {first_line(error)}."
+                    ) from error
             yield sys.modules[key]
 
 
@@ -344,7 +346,7 @@ def entry_points(group: str) -> dict[str, Any]:
             loaded[point.name] = point.load()
         except (Exception, SystemExit) as error:
             raise RobGIBError(
-                f"entry point {point.name!r} of {group} does not load: {type(error).__name__}: {error}."
+                f"entry point {point.name!r} of {group} does not load: {type(error).__name__}: {first_line(error)}."
             ) from error
     return loaded
 

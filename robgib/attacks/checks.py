@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from robgib.attacks.base import Attack
+from robgib.errors import first_line
 from robgib.runtime import SampleRNG
 
 __all__ = [
@@ -65,8 +66,8 @@ def check_attack(attack: Attack) -> list[Check]:
     found: Any
     try:
         found = run()
-    except Exception as error:
-        return [Check("runs", False, f"{type(error).__name__}: {error}")]
+    except (Exception, SystemExit) as error:
+        return [Check("runs", False, f"{type(error).__name__}: {first_line(error)}")]
     checks = [Check("runs", True)]
     if not isinstance(found, torch.Tensor):
         return [*checks, Check("returns images", False, f"a {type(found).__name__} came back")]

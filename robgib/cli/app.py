@@ -116,8 +116,8 @@ def _called(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return function(*map(expanded, arguments), **{name: expanded(value) for name, value in options.items()})
         except KeyboardInterrupt as error:
-            ours = getattr(signal.getsignal(signal.SIGINT), "__module__", "") == "robgib.cli"
-            if INTERRUPTS or not ours:
+            handler = signal.getsignal(signal.SIGINT)  # a library's own, perhaps, which does not tell us
+            if INTERRUPTS or (callable(handler) and handler.__module__ != "robgib.cli"):
                 raise
             raise RobGIBError("code that was given (a model, a plug-in or data) raised KeyboardInterrupt.") from error
 

@@ -69,12 +69,14 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _eval_mode(model: nn.Module) -> Iterator[None]:
-    modes = [(m, m.training) for m in model.modules()]
-    wanted = [(p, p.requires_grad) for p in model.parameters()]
-    model.eval()
-    for p, _ in wanted:
-        p.requires_grad_(False)
+    with faults_of("the model"):
+        modes = [(m, m.training) for m in model.modules()]
+        wanted = [(p, p.requires_grad) for p in model.parameters()]
     try:
+        with faults_of("the model"):
+            model.eval()
+        for p, _ in wanted:
+            p.requires_grad_(False)
         yield
     finally:
         for m, mode in modes:

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from robgib._torchvision import load_torchvision
-from robgib.errors import RobGIBError, unknown_name
+from robgib.errors import RobGIBError, first_line, unknown_name
 from robgib.models.bottleneck import variational_head
 from robgib.models.normalization import IMAGENET, Ported
 from robgib.registry import Registry
@@ -147,7 +147,9 @@ def build(
     except RobGIBError:
         raise
     except (Exception, SystemExit) as error:
-        raise RobGIBError(f"architecture {arch!r} does not build: {type(error).__name__}: {error}.") from error
+        raise RobGIBError(
+            f"architecture {arch!r} does not build: {type(error).__name__}: {first_line(error)}."
+        ) from error
     if not isinstance(model, nn.Module):
         raise RobGIBError(f"architecture {arch!r} returned {type(model).__name__}, not a torch.nn.Module.")
     return model if bottleneck is None else variational_head(model, bottleneck, arch)
@@ -185,7 +187,7 @@ def _ported(library: str, name: str, shape: tuple[int, ...], classes: int, optio
         told = {"mean": IMAGENET[0], "std": IMAGENET[1], **(getattr(net, "pretrained_cfg", None) or {}), **asked}
         return Ported(net, told["mean"], told["std"])
     except Exception as error:
-        raise RobGIBError(f"{library}:{name} does not build: {type(error).__name__}: {error}.") from error
+        raise RobGIBError(f"{library}:{name} does not build: {type(error).__name__}: {first_line(error)}.") from error
 
 
 def load_timm() -> Any:
@@ -210,7 +212,7 @@ def _import_factory(arch: str) -> Callable[..., nn.Module]:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
         raise RobGIBError(
-            f"--arch {arch!r}: module {module_name!r} does not import ({type(error).__name__}: {error})."
+            f"--arch {arch!r}: module {module_name!r} does not import ({type(error).__name__}: {first_line(error)})."
         ) from error
     factory = getattr(module, attribute, None)
     if not callable(factory):

@@ -25,7 +25,15 @@ class Cancelled(BaseException):
     """No Exception, as asyncio's."""
 
 
+class Loud(Exception):
+    """Fails at its own words."""
+
+    def __str__(self):
+        raise ValueError("no words")
+
+
 ERRORS = (
+    Loud(),
     SystemExit(0), SystemExit(), Cancelled(), GeneratorExit(), ValueError("two\nlines"), KeyError(), AssertionError(),
     RecursionError("deep"), StopIteration(), OSError(28, "No space left on device"), ZeroDivisionError("by 0"),
 )  # fmt: skip
@@ -316,3 +324,161 @@ def test_a_working_folder_that_is_gone_is_said(tmp_path):
     )  # fmt: skip
     assert done.returncode == 2
     assert done.stderr == "error: the working folder is gone; change into one that is there.\n"
+
+
+STAGES = ("import", "make", "call", "backward", "copy", "eval", "parameters")
+FAULTS = (
+    "raise SystemExit(0)", "raise SystemExit", "sys.exit('bye')", "raise KeyboardInterrupt", "raise ValueError('a;b')",
+    "raise Gone()", "1 / 0", "raise RecursionError", "raise MemoryError", "raise OSError(2, 'gone')", "assert False",
+    "raise StopIteration", "raise UnicodeDecodeError('utf-8', b'', 0, 1, 'no')", "raise torch.OutOfMemoryError('all')",
+    "raise Loud()",
+)  # fmt: skip
+WRONG = ("None", "x", "'text'", "logits[:-1]", "logits.sum()", "logits[0]", "logits.long()", "[logits, 3][1]", "{}")
+MISBEHAVING = """
+import sys
+import torch
+from torch import nn
+
+class Gone(BaseException):
+    pass
+
+class Loud(Exception):
+    def __str__(self):
+        raise ValueError('no words')
+
+CALLS = 0
+
+def maybe(stage):
+    global CALLS
+    CALLS += stage == 'call'
+    if stage == {stage!r} and CALLS >= {last}:
+        {fault}
+
+class Back(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        maybe('backward')
+        return gradient
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        maybe('make')
+        self.net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 10))
+
+    def forward(self, x):
+        maybe('call')
+        logits = self.net(Back.apply(x))
+        return {answer} if CALLS >= {last} else logits
+
+    def __deepcopy__(self, memo):
+        maybe('copy')
+        raise TypeError('cannot be copied')
+
+    def train(self, mode=True):
+        maybe('eval')
+        return super().train(mode)
+
+    def parameters(self, recurse=True):
+        maybe('parameters')
+        return super().parameters(recurse)
+
+maybe('import')
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(60))
+def test_a_misbehaving_architecture_is_one_sentence(seed, cli, tmp_path, monkeypatch):
+    """Whatever it does, wherever: a sentence and exit code 2, or figures; never a traceback, never a gate passed."""
+    rng = random.Random(seed)
+    stage = rng.choice(STAGES)
+    fault = rng.choice(FAULTS)
+    last = rng.choice((0, 1, 3, 20, 60, 200, 500)) if stage in ("call", "backward", "eval", "parameters") else 0
+    answer = "logits"
+    if seed % 4 == 0:
+        stage, answer, last = "none", rng.choice(WRONG), rng.choice((1, 3, 20, 60))
+    name = f"misbehaves_{seed}"
+    (tmp_path / f"{name}.py").write_text(MISBEHAVING.format(stage=stage, fault=fault, last=last, answer=answer))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 10))
+    torch.save({f"net.{k}": v for k, v in net.state_dict().items()}, tmp_path / "net.pt")
+    done = cli(
+        "evaluate", "net.pt", "--arch", f"{name}:Net", "--data", "digits", "--quick", "--fail-under", "100%",
+        "--samples", "20", "--information-samples", "40", "--estimator", "gaussian", "--quiet", "--device", "cpu",
+    )  # fmt: skip
+    what = (stage, fault, last, answer, done.stderr)
+    assert done.returncode in (1, 2), what
+    assert "Traceback" not in done.stderr, what
+    if done.returncode == 2:
+        assert done.stderr.count("error: ") == 1, what
+
+
+PLUGIN = """
+import sys
+import numpy as np
+import torch
+from dataclasses import dataclass
+from typing import ClassVar
+from robgib import Attack
+from robgib.information.gaussian import Gaussian
+
+class Gone(BaseException):
+    pass
+
+class Loud(Exception):
+    def __str__(self):
+        raise ValueError('no words')
+
+def fault():
+    {fault}
+
+@dataclass(frozen=True)
+class Mine{seed}(Attack):
+    pooled: ClassVar[bool] = {pooled}
+
+    def perturb(self, model, x, y, rng):
+        {attack}
+        return x
+
+@dataclass(frozen=True)
+class Guess{seed}(Gaussian):
+    name: ClassVar[str] = "guess-{seed}"
+
+    def prepare(self, features, fit_features):
+        {prepare}
+        return super().prepare(features, fit_features)
+
+    def of_network(self, *arguments):
+        {estimate}
+        return super().of_network(*arguments)
+"""
+RETURNED = ("return None", "return x.numpy()", "return x[:-1]", "return x * 9", "return x * float('nan')", "return y")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(40))
+def test_a_misbehaving_plug_in_is_one_sentence(seed, cli, tmp_path):
+    rng = random.Random(seed)
+    parts = dict.fromkeys(("attack", "prepare", "estimate"), "pass")
+    part = rng.choice(list(parts))
+    parts[part] = "fault()"
+    if seed % 5 == 0:
+        parts, part = {**dict.fromkeys(parts, "pass"), "attack": rng.choice(RETURNED)}, "attack"
+    (tmp_path / "mine").mkdir()
+    text = PLUGIN.format(fault=rng.choice(FAULTS), seed=seed, pooled=bool(seed % 2), **parts)
+    (tmp_path / "mine" / "plug.py").write_text(text)
+    done = cli(
+        "evaluate", "digits-cnn", "--catalogue", "mine", "--attack", f"mine{seed}:eps=0.1", "--estimator",
+        f"guess-{seed}", "--samples", "20", "--information-samples", "40", "--no-corruptions", "--fail-under", "0%",
+        "--quiet", "--device", "cpu",
+    )  # fmt: skip
+    assert done.returncode == 2, (text, done.stderr)
+    assert "Traceback" not in done.stderr, (text, done.stderr)
+    assert done.stderr.count("error: ") == 1, (text, done.stderr)
+    done = cli("attacks", "check", f"mine{seed}:eps=0.1", "--catalogue", "mine")
+    assert done.returncode == (part == "attack") or done.returncode == 2, (text, done.stderr)
