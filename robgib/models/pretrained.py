@@ -238,7 +238,7 @@ def _fetched(name: str, mend: str, load: Callable[[], Any]) -> Any:
         raise
     except (Exception, SystemExit) as error:
         raise RobGIBError(
-            f"{name} could not be loaded ({type(error).__name__}: {first_line(error)[:200]}); {mend}."  # type: ignore[arg-type]
+            f"{name} could not be loaded ({type(error).__name__}: {first_line(error)[:200]}); {mend}."
         ) from error
 
 
