@@ -238,6 +238,8 @@ class Dataset:
             images, labels = (torch.cat(part) for part in zip(*_batches(loader, most), strict=True))
         except RobGIBError:
             raise
+        except SystemExit as error:
+            raise RobGIBError("the loader would end the program (SystemExit); take that out of it.") from error
         except Exception as error:  # of the loader's own code, whatever it is
             raise RobGIBError(
                 f"the loader must give pairs of images and labels, as tensors of one size: {first_line(error)}."
