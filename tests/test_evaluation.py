@@ -60,10 +60,13 @@ def test_curve_passes_through_the_table(run):
 
 
 def test_layer_terms_are_complete_and_consistent(run):
-    table = run.layers
+    table = run.layers[run.layers["term"].isin(TERMS)]
     assert set(table["partition"]) == {"patches:2", "patches:4"}
     layers = ["blocks.0", "hidden", "logits", "Ŷ", "Y"]
     assert len(table) == 3 * 5 * 2 * len(TERMS)
+    beside = run.layers[~run.layers["term"].isin(TERMS)].groupby("term").size().to_dict()
+    swept = {f"{t}(X;Z) {k}": 2 * 3 * 2 for t in "CSrv" for k in ("k/2", "2k")}  # of both estimators that see codes
+    assert beside == {**swept, "I(X;Z) noise": 12, "IB noise": 12}
     known = table[table["value"].notna()]
     assert ((known["low"] <= known["value"]) & (known["value"] <= known["high"])).all()
     for (estimator, partition, layer), g in table.groupby(["estimator", "partition", "layer"]):
@@ -86,13 +89,17 @@ def test_layer_terms_are_complete_and_consistent(run):
 
 
 def test_views_are_told_and_counted_terms_are_those_of_the_view(run):
-    views = run.layers.groupby("estimator")["view"].unique().map(list)
+    views = run.layers[run.layers["term"].isin(TERMS)].groupby("estimator")["view"].unique().map(list)
     assert views.to_dict() == {"gaussian": ["noise"], "binned": ["rate"], "imputation": ["rate"]}
     counted = run.layers[run.layers["term"].isin(["I(X;Z)", "I(Z;Y)", "IB"])]
     assert (counted.groupby(["view", "layer", "term"])["value"].nunique(dropna=False) == 1).all()
     hidden = run.layers.query("layer == 'hidden' and term == 'I(X;Z)'").set_index("view")["resolution"]
     assert "k-means code of 40 symbols" in hidden["rate"].iloc[0]
     assert "noise of 0.3 total standard deviations" in hidden["noise"].iloc[0]
+    beside = run.layers.query("layer == 'hidden' and term == 'I(X;Z) noise'")
+    assert set(beside["view"]) == {"noise"}
+    of_gaussian = run.layers.query("layer == 'hidden' and term == 'I(X;Z)' and view == 'noise'")["value"]
+    assert beside["value"].to_numpy() == pytest.approx(of_gaussian.iloc[0])  # the noise view's own
 
 
 def test_what_an_estimator_did_not_learn_is_marked(run):

@@ -29,6 +29,7 @@ __all__ = [
     "find_layers",
     "functions_of",
     "layer_shapes",
+    "without_units",
 ]
 
 LOGITS = "logits"
@@ -53,6 +54,7 @@ _NORM_NAMES = {f"BatchNorm{d}d" for d in (1, 2, 3)} | {"LayerNorm", "GroupNorm",
 
 Keep = Callable[[nn.Module, str, str, Tensor], Any]
 """What is kept of one tensor that a module gives: of the module, its call, the tensor's place and the tensor."""
+Change = Callable[[Tensor], Tensor]
 _LABEL = re.compile(r"(?P<module>.+?)(?P<call>\[\d+\])?(?P<part>\([^()]*\))?", re.DOTALL)
 
 
@@ -101,13 +103,13 @@ def _record(model: nn.Module, x: Tensor, names: Sequence[str], keep: Keep) -> di
 
 
 def _call(
-    model: nn.Module, x: Tensor, names: Sequence[str], keep: Keep, instead: Mapping[str, Tensor] | None = None
+    model: nn.Module, x: Tensor, names: Sequence[str], keep: Keep, instead: Mapping[str, Change] | None = None
 ) -> dict[str, Any]:
     """As :func:`_record`, of one call of the model.
 
     What is kept is taken when the module returns: a module or an operation after it may write over its output. A module
     that is called k times is k layers, ``block[1]`` to ``block[k]``, and each tensor of several that it gives is one,
-    ``lstm(0)``. ``instead`` replaces the outputs of layers, all named with their call and part.
+    ``lstm(0)``. ``instead`` changes the outputs of layers, all named with their call and part.
     """
     found: list[tuple[str, int, str, Any]] = []
     counts: dict[str, int] = {}
@@ -149,11 +151,11 @@ def _call(
     return {**told, LOGITS: keep(model, LOGITS, "", output)}
 
 
-def _replaced(output: Any, call: str, instead: Mapping[str, Tensor], path: str = "") -> Any:
-    """A module's output with the tensors that are given instead."""
+def _replaced(output: Any, call: str, instead: Mapping[str, Change], path: str = "") -> Any:
+    """A module's output with some of its tensors changed."""
     if isinstance(output, Tensor):
-        other = instead.get(f"{call}({path})")
-        return output if other is None else other.clone()
+        change = instead.get(f"{call}({path})")
+        return output if change is None else change(output)
     if isinstance(output, Mapping):
         changed = copy.copy(output)
         for key, value in output.items():
@@ -359,10 +361,60 @@ def functions_of(model: nn.Module, x: Tensor, layer: str, others: Sequence[str])
 
     of_ours, of_theirs = (_call(model, part, watched, copied) for part in (ours, theirs))
     place, values = of_ours[layer]
-    mixed = _call(model, theirs, watched, copied, {place: values})
+    mixed = _call(model, theirs, watched, copied, {place: lambda output: values.clone()})
     return frozenset(
         n for n in others if _alike(mixed[n][1], of_ours[n][1]) and not _alike(of_theirs[n][1], of_ours[n][1])
     )
+
+
+def without_units(
+    model: nn.Module,
+    x: Tensor,
+    layer: str,
+    subsets: Callable[[int], Iterable[npt.NDArray[np.int64]]],
+    *,
+    batch_size: int = 256,
+    device: torch.device | str = "cpu",
+) -> list[npt.NDArray[np.int64]]:
+    """The classes (N,) that the network predicts with some units of a layer set to 0, for each of several subsets.
+
+    Args:
+        model: on ``device``.
+        x: images (N, …).
+        layer: a layer as :func:`find_layers` names it, or ``logits``.
+        subsets: of the layer's number of units (channels), those to set to 0.
+        batch_size: images at once.
+        device: where the model is.
+    """
+    modules = _modules(model)
+    watched = [] if layer == LOGITS else [_watched(layer, modules)]
+    if isinstance(model, Classifier) and model.rows is not None:
+        batch_size = 1 if model.alone else model.rows
+
+    def shaped(module: nn.Module, call: str, path: str, tensor: Tensor) -> tuple[str, int, int]:
+        shape = tuple(tensor.shape)
+        axis = _units(module, shape)[1] if len(shape) == 4 else 1 if _is_map(module, shape) else len(shape) - 1
+        return f"{call}({path})", axis, shape[axis]
+
+    place, axis, count = _call(model, x[:2].to(device), watched, shaped)[layer]
+    found = []
+    for subset in subsets(count):
+        index = torch.as_tensor(subset, device=device)
+        change = {place: lambda output, index=index: output.index_fill(axis, index, 0)}
+        parts = []
+        for part in x.split(batch_size):
+            logits = _call(model, part.to(device), watched, _itself, change)[LOGITS]
+            if layer == LOGITS:
+                logits = logits.index_fill(1, index, 0)
+            parts.append(logits.argmax(1).cpu().numpy())
+        found.append(np.concatenate(parts).astype(np.int64))
+    return found
+
+
+def _is_map(module: nn.Module, shape: tuple[int, ...]) -> bool:
+    """Whether an output (N, C, L) is of channels at places, not of tokens."""
+    kind, axis = _units(module, shape) if len(shape) == 3 else ("", 1)
+    return kind in _MAPS_1D and axis == 1
 
 
 def _alike(a: Tensor, b: Tensor) -> bool:

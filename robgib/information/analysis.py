@@ -26,6 +26,7 @@ from robgib.information.estimate import Estimate
 from robgib.information.exact import Exact
 from robgib.information.features import Features, group_inputs
 from robgib.information.measures import effective_samples, gib_objective, ib_objective, pmi_weights
+from robgib.information.readings import noise_terms, subset_synergy, swept, unit_terms
 from robgib.information.registry import make_estimator
 from robgib.information.views import (
     EXACT,
@@ -53,6 +54,7 @@ __all__ = [
     "LABEL",
     "PREDICTION",
     "SIGMA",
+    "SWEPT",
     "TERMS",
     "LayerInformation",
     "about",
@@ -72,6 +74,8 @@ DEFAULT_ESTIMATORS = ("imputation",)
 TERMS = ("I(Z;Y)", "I(X;Z)", "C(X;Z)", "S(X;Z)", "r(X;Z)", "v(X;Z)", "learnt I(X;Z)", "IB", "GIB")
 """Per layer: prediction and IB complexity, both counted; GIB complexity, synergy, and the degrees of redundancy and
 vulnerability (no bits: numbers of features), estimated; the estimator's own I(X;Z); the objectives."""
+SWEPT = ("C(X;Z)", "S(X;Z)", "r(X;Z)", "v(X;Z)")
+"""Those of a code that come at half and at twice as many symbols too, as ``v(X;Z) k/2`` and ``v(X;Z) 2k``."""
 PREDICTION, LABEL = "Ŷ", "Y"
 """What stands beside the layers: the predicted and the true label."""
 SIGMA = 0.3
@@ -125,7 +129,8 @@ def layer_information(
         layer_dims: principal components of a layer, the same for every layer.
         codes: symbols of a layer's code (``rate`` view); None is four a class, at least 16, where the samples suffice.
         sigma: noise in which a layer is seen (``noise`` view), in its total standard deviation.
-        unit_groups: groups of a layer's units, the features of S(Z;Y); 0 leaves it out.
+        unit_groups: groups of a layer's units, the features of S(Z;Y) and C(Z;Y); with them comes the subset synergy,
+            I(Y;Ŷ) less its mean with random subsets of the layer's channels set to 0. 0 leaves all of them out.
         beta: trade-off of the objectives IB and GIB.
         pmi: weigh each sample's pointwise terms by 1[ŷ = y]·max(0, pmi(ŷ;y)); the effective sample size is noted, and
             marks the figures below a fifth of the samples.
@@ -174,6 +179,21 @@ def layer_information(
             beside = _labels(view, predicted, (y.numpy(), y_fit.numpy()), weights)
             computed = partial(_computed_from, model.model, x[:8].to(device), view)
             targets[view] = mark_processing([*of_layers, *beside], computed)
+        others: dict[str, tuple[str, str]] = {}
+        beyond: dict[str, list[dict[str, Any]]] = {n: [] for n in chosen}
+        if RATE in seen:
+            books, coarse, others = swept(now, then, y.numpy(), weights, layer_dims, count, seed)
+            seen[RATE] |= books
+            targets[RATE] += coarse.values()
+            for n in chosen:
+                beyond[n] = noise_terms(now[n], then[n], y.numpy(), layer_dims, sigma, beta, seed, weights)
+        subsets: dict[str, dict[str, Any]] = {}
+        if unit_groups:
+            if progress:
+                progress("leaving out units", 0, 1)
+            subsets = subset_synergy(
+                model.model, x, y.numpy(), predicted[0], chosen, batch_size=size, device=device, seed=seed
+            )
         for number, (estimator, partition) in enumerate((e, p) for e in makers for p in partitions):
             if progress:
                 progress(
@@ -195,30 +215,44 @@ def layer_information(
                     x_fit,
                     data.enumerated,
                     inputs,
-                    codes_of(model, seen[estimator.view], size, device, reduced=not unit_groups),
+                    codes_of(
+                        model,
+                        seen[estimator.view],
+                        size,
+                        device,
+                        reduced=not unit_groups,
+                        layers={n: others.get(n, (n, ""))[0] for n in seen[estimator.view]},
+                    ),
                 )
             guard = _unchanged(model.model, estimator, (x, x_fit, y), inputs, wanted)
             with about(estimator, partition), guard, seeded(seed, device):
                 prepared = estimator.prepare(inputs.values, inputs.fit)
                 found = estimator.of_network(prepared, wanted, network, weights, progress)
             for target, decomposition in zip(wanted, found, strict=True):
+                layer, how = others.get(target.name, (target.name, ""))
                 base = {
                     "estimator": estimator.name,
-                    "layer": target.name,
-                    "depth": chosen.index(target.name) if target.name in chosen else -1,
+                    "layer": layer,
+                    "depth": chosen.index(layer) if layer in chosen else -1,
                     "view": estimator.view,
                     "partition": partition,
                 }
                 rows = term_rows(target, decomposition, inputs, beta)
-                if unit_groups and target.name in chosen and not estimator.runs_network:
-                    with about(estimator, target.name):
-                        rows.insert(
-                            4, _synergy_of_units(estimator, now, then, target.name, y, y_fit, unit_groups, weights)
+                if how:
+                    rows = [{**row, "term": f"{row['term']} {how}"} for row in rows if row["term"] in SWEPT]
+                if unit_groups and layer in chosen and not how:
+                    with about(estimator, layer):
+                        own = unit_terms(
+                            estimator, now[layer], then[layer], y.numpy(), y_fit.numpy(), unit_groups, weights
                         )
+                    rows[4:4] = [*own, subsets[layer]]
+                if estimator.view == RATE and layer in chosen and not how:
+                    rows += [{**row, "view": NOISE} for row in beyond[layer]]
                 if weights is not None:
                     rows = [_weighed(row, weights) for row in rows]
                 layer_rows += [{**base, **row} for row in rows]
-                feature_rows += [{**base, **row} for row in _feature_terms(inputs, decomposition)]
+                if not how:
+                    feature_rows += [{**base, **row} for row in _feature_terms(inputs, decomposition)]
             kept.write({"layers": layer_rows[rows_before[0] :], "features": feature_rows[rows_before[1] :]})
         if progress:
             progress("estimating information", len(makers) * len(partitions), len(makers) * len(partitions))
@@ -500,34 +534,6 @@ def _weighed(row: dict[str, Any], weights: np.ndarray) -> dict[str, Any]:
     few = left < _FEW_EFFECTIVE * len(w) and row["value"] == row["value"]
     note = f"weighted by PMI: {left:.0f} effective samples of {len(w)}" + (", too few to rely on" if few else "")
     return {**row, "saturated": row["saturated"] or few, "note": "; ".join(filter(None, [row["note"], note]))}
-
-
-def _synergy_of_units(
-    estimator: Estimator,
-    now: Mapping[str, np.ndarray],
-    then: Mapping[str, np.ndarray],
-    layer: str,
-    y: Tensor,
-    y_fit: Tensor,
-    groups: int,
-    weights: np.ndarray | None,
-) -> dict[str, Any]:
-    """The row of S(Z;Y): groups of the layer's units as features, the label as target."""
-    units = estimator.of_units(now[layer], then[layer], groups)
-    found = estimator.estimate(
-        units.values, y.numpy(), fit_features=units.fit, fit_target=y_fit.numpy(), weights=weights
-    )
-    return {
-        "term": "S(Z;Y)",
-        "value": found.synergy.value,
-        "low": found.synergy.low,
-        "high": found.synergy.high,
-        "saturated": found.synergy.saturated,
-        "bound": found.bound,
-        "resolution": f"{units.resolution}; {found.resolution}",
-        "samples": found.samples,
-        "note": "; ".join(found.notes),
-    }
 
 
 def _feature_terms(inputs: Features, found: Decomposition) -> list[dict[str, Any]]:

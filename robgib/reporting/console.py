@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from robgib.reporting.cells import cell, shown_columns
-from robgib.reporting.summary import LEAST_MODELS, display_names, sections
+from robgib.reporting.summary import LEAST_MODELS, display_names, first_of_all, named, order_doubts, sections
 from robgib.results import Run, plain_rows
 
 __all__ = ["print_runs", "runs_json"]
@@ -69,6 +69,8 @@ def print_runs(runs: Sequence[Run], out: Console, err: Console, layers: bool = F
         for estimator, partition in sections([run]) if layers else ():
             chosen = (run.layers["estimator"] == estimator) & (run.layers["partition"] == partition)
             _print_layers(run.layers[chosen], f"{name}: bits by layer, {estimator}, {partition}".rstrip(", "), out)
+    for told in order_doubts(runs):
+        out.print(f"[yellow]{escape(told)}[/yellow].", highlight=False)
     if 1 < len(runs) < LEAST_MODELS:
         out.print(f"{len(runs)} models are too few to correlate (at least {LEAST_MODELS}).", highlight=False)
 
@@ -170,27 +172,39 @@ def runs_json(runs: Sequence[Run], folders: Sequence[str]) -> dict[str, Any]:
     return {"schema": 1, "models": models}
 
 
-_SHOWN = ("I(Z;Y)", "I(X;Z)", "C(X;Z)", "S(X;Z)", "S(Z;Y)", "r(X;Z)", "v(X;Z)", "IB", "GIB")
+_UNITS = ("S(Z;Y)", "C(Z;Y)", "subset synergy")
+_SHOWN = (
+    "I(Z;Y)", "I(X;Z)", "C(X;Z)", "S(X;Z)", *_UNITS, "r(X;Z)", "v(X;Z)", "IB", "I(X;Z) noise", "IB noise", "GIB"
+)  # fmt: skip
 
 
 def _print_layers(held: pd.DataFrame, title: str, out: Console) -> None:
-    """Print one estimator's table of layers, with the notes below."""
+    """Print one estimator's table of layers, the predicted label first, with the notes below."""
     terms = [t for t in _SHOWN if held.loc[held["term"] == t, "value"].notna().any()]
+    if "IB noise" in terms:  # that of a code is I(Z;Y) less a rate that was chosen
+        terms.remove("IB")
+    view = str(held.loc[held["term"] == "I(X;Z)", "view"].iloc[0])
     table = Table(title=escape(title), title_justify="left")
     table.add_column("layer", overflow="fold")
     for term in terms:
-        table.add_column(term.replace("(X;Z)", "") if term[0] in "rvCS" and term != "S(Z;Y)" else term, justify="right")
-    order = held.assign(place=held["depth"].where(held["depth"] >= 0, 10**6)).sort_values("place", kind="stable")
+        short = term.replace("(X;Z)", "") if term[0] in "rvCS" else named(term, view)
+        table.add_column(short, justify="right")
+    order = first_of_all(held)
     for layer, g in order.groupby("layer", sort=False):
         by_term = {r.term: r for r in g.itertuples()}
         table.add_row(escape(str(layer)), *(_cell(by_term[t]) if t in by_term else "" for t in terms))
     out.print(table)
     told: dict[str, list[str]] = {}
-    for r in order[order["term"].isin(terms)].itertuples():
+    for r in order[order["term"].isin([*terms, *_UNITS])].itertuples():
         for note in filter(None, str(r.note).split("; ")):
             told.setdefault(note, []).append(str(r.layer))
     for note, layers in told.items():
         out.print(f"  [dim]{escape(note)}: {escape(', '.join(dict.fromkeys(layers)))}", highlight=False)
+    swept = {t: held[held["term"] == f"v(X;Z){t}"].set_index("layer")["value"] for t in (" k/2", "", " 2k")}
+    layers = [n for n in swept[""].index if all(n in v.index and v[n] == v[n] for v in swept.values())]
+    if layers:
+        told_at = "; ".join(f"{escape(str(n))} {', '.join(f'{v[n]:.2f}' for v in swept.values())}" for n in layers)
+        out.print(f"  [dim]v at k/2, k and 2k codes: {told_at}", highlight=False)
     if held["saturated"].any():
         out.print("  [dim]*: marked, the truth may be above", highlight=False)
 

@@ -19,9 +19,13 @@ from robgib.reporting.cells import cell, shown_columns
 from robgib.reporting.summary import (
     ALIKE,
     LEAST_MODELS,
+    PREDICTION,
     correlate,
     display_names,
+    first_of_all,
+    named,
     of_section,
+    order_doubts,
     sections,
     summarise,
     told_apart,
@@ -36,7 +40,10 @@ __all__ = [
     "write_trace",
 ]
 
-_TERMS = ("I(Z;Y)", "I(X;Z)", "C(X;Z)", "S(X;Z)", "S(Z;Y)", "r(X;Z)", "v(X;Z)", "learnt I(X;Z)", "IB", "GIB")
+_TERMS = (
+    "I(Z;Y)", "I(X;Z)", "C(X;Z)", "S(X;Z)", "S(Z;Y)", "C(Z;Y)", "subset synergy", "r(X;Z)", "v(X;Z)", "learnt I(X;Z)",
+    "IB", "I(X;Z) noise", "IB noise", "GIB", *(f"{t}(X;Z) {k}" for t in "CSrv" for k in ("k/2", "2k")),
+)  # fmt: skip
 
 
 def _percent(value: float) -> str:
@@ -97,7 +104,7 @@ def _corruption_table(runs: Sequence[Run], names: Sequence[str]) -> list[dict[st
 
 def _layer_table(held: pd.DataFrame, terms: Sequence[str]) -> list[dict[str, Any]]:
     rows = []
-    for layer, g in held.sort_values("depth", kind="stable").groupby("layer", sort=False):
+    for layer, g in first_of_all(held).groupby("layer", sort=False):
         by_term = {r.term: r for r in g.itertuples()}
         cells = []
         for t in terms:
@@ -152,7 +159,7 @@ def _words(run: Run) -> list[dict[str, Any]]:
                 "depth": int(g["depth"].iloc[0]),
             }
         )
-    told.sort(key=lambda w: w["depth"] if w["depth"] >= 0 else 10**6)
+    told.sort(key=lambda w: -1 if w["layer"] == PREDICTION else w["depth"] if w["depth"] >= 0 else 10**6)
     noun = {"patches": "patch", "tokens": "run of tokens", "pixels": "pixel", "channels": "channel"}
     for row in told:
         row["noun"] = noun.get(partition.partition(":")[0], "component")
@@ -181,7 +188,7 @@ def _estimators(runs: Sequence[Run], names: Sequence[str], summary: Any) -> list
                 {
                     "name": n,
                     "figure": Markup(figures.layer_terms(t)),
-                    "terms": terms,
+                    "terms": [named(k, str(t["view"].iloc[0])) for k in terms],
                     "table": _layer_table(whole, terms),
                     "resolution": source["resolution"],
                     "bound": source["bound"],
@@ -267,6 +274,7 @@ def render(runs: Sequence[Run]) -> str:
             if not math.isnan(rho)
         ],
         correlations=correlations,
+        orders=order_doubts(runs),
         least=LEAST_MODELS,
     )
 

@@ -17,7 +17,10 @@ __all__ = [
     "Correlation",
     "correlate",
     "display_names",
+    "first_of_all",
+    "named",
     "of_section",
+    "order_doubts",
     "sections",
     "summarise",
     "told_apart",
@@ -117,6 +120,69 @@ def summarise(runs: Sequence[Run]) -> pd.DataFrame:
                     }
                 )
     return table("summary", rows)
+
+
+PREDICTION = "Ŷ"
+"""The layer of the tables that needs no resolution: the predicted label."""
+RESOLUTIONS = {"k/2": " k/2", "k": "", "2k": " 2k"}
+"""At which the figures of codes are given, by what their terms end with."""
+
+
+def first_of_all(held: pd.DataFrame) -> pd.DataFrame:
+    """A table's rows in the order to read them in: the predicted label, which needs no codes, the layers, the label.
+
+    >>> held = pd.DataFrame({"layer": ["fc", "Ŷ", "Y"], "depth": [0, -1, -1]})
+    >>> first_of_all(held)["layer"].tolist()
+    ['Ŷ', 'fc', 'Y']
+    """
+    place = held["depth"].where(held["depth"] >= 0, 10**6).where(held["layer"] != PREDICTION, -1)
+    return held.assign(place=place).sort_values("place", kind="stable").drop(columns="place")
+
+
+def named(term: str, view: str) -> str:
+    """What a term is called: I(X;Z) of a code is its rate, which was chosen with its number of symbols.
+
+    >>> named("I(X;Z)", "rate"), named("I(X;Z)", "noise")
+    ('rate', 'I(X;Z)')
+    """
+    return "rate" if term == "I(X;Z)" and view == "rate" else term
+
+
+def order_doubts(runs: Sequence[Run]) -> list[str]:
+    """Where the order of the models by a mean over their layers turns with the number of codes, a sentence each.
+
+    The predicted label needs no codes: the order by its own figure is told with it.
+    """
+    found = []
+    names = dict(zip(map(id, runs), display_names(runs), strict=True))
+    for estimator, partition in sections(runs) if len(runs) > 1 else ():
+        for term in ("v(X;Z)", "r(X;Z)", "C(X;Z)", "S(X;Z)"):
+            orders: dict[str, list[str]] = {}
+            for label, ending in RESOLUTIONS.items():
+                means = {names[id(r)]: _mean_of(of_section(r, estimator, partition), term + ending) for r in runs}
+                if not any(np.isnan(list(means.values()))):
+                    orders[label] = sorted(means, key=lambda name, means=means: means[name])  # type: ignore[misc]
+            if len({tuple(o) for o in orders.values()}) < 2:
+                continue
+            told = "; ".join(f"{label}: {' < '.join(order)}" for label, order in orders.items())
+            sure = {names[id(r)]: _of_prediction(r, estimator, partition, term) for r in runs}
+            if not any(np.isnan(list(sure.values()))):
+                told += f"; by {PREDICTION}, which needs no codes: {' < '.join(sorted(sure, key=lambda n: sure[n]))}"
+            where = f"{estimator}, {partition}".rstrip(", ")
+            found.append(f"{where}: by {term.partition('(')[0]} the order depends on the resolution ({told})")
+    return found
+
+
+def _mean_of(held: pd.DataFrame, term: str) -> float:
+    """The mean of a term over the layers; NaN where one lacks it."""
+    values = held.loc[held["term"] == term, "value"]
+    return float(values.mean(skipna=False)) if len(values) else float("nan")
+
+
+def _of_prediction(run: Run, estimator: str, partition: str, term: str) -> float:
+    held = run.layers
+    chosen = (held["estimator"] == estimator) & (held["partition"] == partition) & (held["layer"] == PREDICTION)
+    return _mean_of(held[chosen], term)
 
 
 ALIKE = 0.95

@@ -1,10 +1,15 @@
 import dataclasses
+import io
 
 import numpy as np
+import pandas as pd
 import pytest
+from rich.console import Console
 
 from robgib import evaluate
-from robgib.reporting.summary import FIGURES, correlate, summarise, told_apart
+from robgib.reporting.console import print_runs
+from robgib.reporting.page import render
+from robgib.reporting.summary import FIGURES, correlate, order_doubts, summarise, told_apart
 
 
 @pytest.fixture(scope="module")
@@ -64,3 +69,41 @@ def test_too_few_models_are_not_correlated(run):
 def test_models_of_one_name_are_told_apart(run):
     other = dataclasses.replace(run, config={**run.config, "seed": 1})
     assert summarise([run, other])["model"].nunique() == 2
+
+
+def coded(run, name, means):
+    """A run whose two layers have such vulnerabilities at k/2, k and 2k codes, and of the predicted label the last."""
+    base = run.layers[run.layers["term"] == "v(X;Z)"].iloc[0].to_dict() | {"view": "rate", "low": 0.0, "high": 1.0}
+    rows = [
+        {**base, "layer": layer, "depth": depth, "term": f"v(X;Z){ending}", "value": value, "saturated": False}
+        for layer, depth in (("a", 0), ("b", 1))
+        for ending, value in zip((" k/2", "", " 2k"), means, strict=False)
+    ]
+    rows += [
+        {**base, "layer": "Ŷ", "depth": -1, "term": "v(X;Z)", "value": means[3], "saturated": False},
+        *({**base, "layer": layer, "depth": d, "term": t, "value": 1.0, "saturated": False}
+          for layer, d in (("a", 0), ("b", 1)) for t in ("I(X;Z)", "C(X;Z)", "IB", "IB noise")),
+    ]  # fmt: skip
+    return dataclasses.replace(run, name=name, layers=pd.DataFrame(rows)[list(run.layers.columns)])
+
+
+def test_an_order_of_models_that_turns_with_the_codes_is_told(run):
+    one, two = coded(run, "one", [0.5, 0.6, 0.9, 0.2]), coded(run, "two", [0.4, 0.7, 1.0, 0.3])
+    assert not order_doubts([one])
+    assert not order_doubts([one, coded(run, "two", [0.6, 0.7, 1.0, 0.1])])
+    (told,) = order_doubts([one, two])
+    assert told.endswith(
+        "by v the order depends on the resolution (k/2: two < one; k: one < two; 2k: one < two; by Ŷ, which needs no "
+        "codes: one < two)"
+    )
+    assert "the order depends on the resolution" in render([one, two])
+    out = io.StringIO()
+    print_runs([one, two], Console(file=out, width=300), Console(file=io.StringIO()), layers=True)
+    text = out.getvalue()
+    assert "the order depends on the resolution" in text
+    assert "v at k/2, k and 2k codes: a 0.50, 0.60, 0.90; b 0.50, 0.60, 0.90" in text
+    header = next(line for line in text.splitlines() if "layer" in line and "rate" in line)
+    assert "I(X;Z)" not in header.replace("I(X;Z) noise", "")  # of a code it is the rate that was chosen
+    assert "IB noise" in header
+    rows = [line.split()[1] for line in text.splitlines() if line.startswith("│")]
+    assert [r for r in rows if r in "Ŷab"][:3] == ["Ŷ", "a", "b"]
