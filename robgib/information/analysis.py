@@ -16,10 +16,12 @@ from scipy.special import softmax
 from torch import Tensor
 
 from robgib.data.dataset import Dataset, split_information
+from robgib.data.lazy import LazyImages
 from robgib.errors import RobGIBError, RobGIBWarning
 from robgib.files import Parts
 from robgib.information.activations import LOGITS, collect_activations, default_layers
 from robgib.information.base import Decomposition, Estimator
+from robgib.information.donors import most_donors
 from robgib.information.estimate import Estimate
 from robgib.information.exact import Exact
 from robgib.information.features import Features, group_inputs
@@ -159,6 +161,8 @@ def layer_information(
             for part in (x, x_fit)
         )
         weights = pmi_weights(predicted[0], y.numpy()) if pmi else None
+        runs = any(m.runs_network for m in makers)
+        donors = _donors(model, data, x_fit, samples, size, device) if runs else x_fit
         count = codes or default_codes(len(data.classes), len(x_fit))
         seen: dict[View, dict[str, Seen]] = {}
         targets: dict[View, list[Target]] = {}
@@ -185,7 +189,7 @@ def layer_information(
             if estimator.runs_network:
                 network = Network(
                     x,
-                    x_fit,
+                    donors,
                     data.enumerated,
                     inputs,
                     codes_of(model, seen[estimator.view], size, device, reduced=not unit_groups),
@@ -346,6 +350,18 @@ def _decided_parts(
     told = [predict(model, x, batch_size=batch_size, device=device).astype(np.int64) for x, _ in parts]
     ours, theirs = ((x[answer >= 0], y[answer >= 0]) for (x, y), answer in zip(parts, told, strict=True))
     return (ours, theirs), [answer[answer >= 0] for answer in told], int((told[0] < 0).sum())
+
+
+def _donors(
+    model: Prepared, data: Dataset, fit: Tensor, limit: int, batch_size: int, device: torch.device | str
+) -> Tensor:
+    """Training inputs (P, …) whose content may take another's place: those that codes are fitted on, and more."""
+    most = most_donors(data.shape)
+    if len(fit) >= most or len(data.train) <= limit:
+        return fit
+    more = data.train.x[limit : limit + most - len(fit)]
+    more = more[predict(model, more, batch_size=batch_size, device=device) >= 0]
+    return torch.cat([part.read() if isinstance(part, LazyImages) else part for part in (fit, more)])
 
 
 def _labels(
