@@ -117,7 +117,7 @@ def evaluate(
             alone above 64 pixels a side), ``tokens:4`` and
             ``tokens:8`` for sequences, ``pixels`` for vectors of up to 64 numbers, ``groups:4`` and ``groups:16`` for
             longer ones.
-        feature_dims: principal components a feature.
+        feature_dims: principal components a feature, for estimators that see components; ``imputation`` sees all.
         layer_dims: principal components of a layer, the same for every layer.
         codes: symbols of a layer's code; None is four a class, 16 at least.
         sigma: noise in which the ``noise`` view sees a layer, in the layer's total standard deviation.
@@ -169,7 +169,7 @@ def evaluate(
     cascade = in_cascade(attacks, cascade)
     named = named_attacks(attacks, dataset.eps, catalogue)
     check_budgets(named, dataset.shape)
-    makers = make_estimators(estimators, dataset, information_samples, seed, catalogue)
+    makers = make_estimators(estimators, dataset, information_samples, seed, catalogue, unit_groups)
     home = next(iter(net.parameters()), torch.zeros(())).device
     weights, content = weights_digest(net), dataset.digest
     request = digest(

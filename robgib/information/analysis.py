@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.special import softmax
-from torch import Tensor
+from torch import Tensor, nn
 
 from robgib.data.dataset import Dataset, split_information
 from robgib.data.lazy import LazyImages
@@ -117,7 +118,7 @@ def layer_information(
         samples: most images to estimate on, and to fit on.
         features: how the input is cut (:func:`~robgib.information.features.group_inputs`), one partition or several;
             ``auto`` takes two sizes.
-        feature_dims: principal components a feature.
+        feature_dims: principal components a feature, for estimators that see components; ``imputation`` sees all.
         layer_dims: principal components of a layer, the same for every layer.
         codes: symbols of a layer's code (``rate`` view); None is four a class, at least 16, where the samples suffice.
         sigma: noise in which a layer is seen (``noise`` view), in its total standard deviation.
@@ -141,7 +142,7 @@ def layer_information(
     >>> found.layers.query("layer == 'logits'")["term"].unique().tolist()
     ['I(Z;Y)', 'I(X;Z)', 'C(X;Z)', 'S(X;Z)', 'r(X;Z)', 'v(X;Z)', 'learnt I(X;Z)', 'IB', 'GIB']
     """
-    makers = make_estimators(estimators, data, samples, seed, catalogue)
+    makers = make_estimators(estimators, data, samples, seed, catalogue, unit_groups)
     partitions = partitions_of(features, data.shape)
     if not isinstance(model, Prepared):
         model = prepare(model, data.test.x, classes=len(data.classes), batch_size=batch_size, device=device)
@@ -253,12 +254,18 @@ class LayerInformation:
 
 
 def make_estimators(
-    estimators: Sequence[str | Estimator], data: Dataset, samples: int, seed: int = 0, catalogue: Sequence[Path] = ()
+    estimators: Sequence[str | Estimator],
+    data: Dataset,
+    samples: int,
+    seed: int = 0,
+    catalogue: Sequence[Path] = (),
+    unit_groups: int = 0,
 ) -> list[Estimator]:
     """Build estimators for a model's layers, and see that they can use the data.
 
     Raises:
-        RobGIBError: an unknown name or option, an estimator that is given twice, or one that the data do not suit.
+        RobGIBError: an unknown name or option, an estimator that is given twice, or one that the data do not suit;
+            groups of units, and none that takes them as features.
     """
     if isinstance(estimators, str) or not isinstance(estimators, Sequence):
         raise RobGIBError(f"estimators must be a sequence of specifications or estimators, not {estimators!r}.")
@@ -275,6 +282,11 @@ def make_estimators(
                 f"the {estimator.name} estimator counts all inputs there are, such as those of "
                 f"function:parity-3{enough}; choose another estimator for {data.name!r}."
             )
+    if unit_groups and made and all(e.runs_network for e in made):
+        raise RobGIBError(
+            f"groups of units were asked for, and {', '.join(repr(e.name) for e in made)} takes pieces of the input "
+            "alone: add an estimator of S(Z;Y), such as probe or gaussian, or leave the groups out."
+        )
     if len({e.name for e in made}) < len(made):
         raise RobGIBError("an estimator is given twice; name each one once.")
     return made
@@ -381,16 +393,28 @@ def codes_of(
 ) -> Any:
     """From inputs to the codes of every layer, the class predicted, and the classes' probabilities."""
     names, wanted = tuple(seen), tuple(dict.fromkeys([*seen, LOGITS]))
+    network = _laid_out(model.model, device)
 
     def codes(x: Tensor) -> dict[str, np.ndarray]:
+        if network is not model.model and x.ndim == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
         held = collect_activations(
-            model.model, x, wanted, batch_size=batch_size, device=device, check=False, reduced=reduced
+            network, x, wanted, batch_size=batch_size, device=device, check=False, reduced=reduced
         )
         told = {n: seen[n](held[n]) for n in names}
         logits = held[LOGITS]
         return {**told, PREDICTION: logits.argmax(1).astype(np.int64), LABEL: softmax(logits, axis=1)}
 
     return codes
+
+
+def _laid_out(network: nn.Module, device: torch.device | str) -> nn.Module:
+    """A copy of a convolutional network with the channels last in memory, in which a CPU runs it twice as fast."""
+    modules = list(network.modules())
+    maps = any(isinstance(m, nn.Conv2d) for m in modules)
+    if not maps or torch.device(device).type != "cpu" or any(isinstance(m, torch.jit.ScriptModule) for m in modules):
+        return network
+    return copy.deepcopy(network).to(memory_format=torch.channels_last)
 
 
 @contextmanager
@@ -435,20 +459,20 @@ def term_rows(target: Target, found: Decomposition, inputs: Features, beta: floa
             "note": "; ".join(dict.fromkeys([*notes, *([e.note] if e.note else [])])),
         }
 
-    own = found.bound
+    own, (low, high) = found.bound, ("lower", "upper") if found.sided else (found.bound, found.bound)
     predicted = target.label
     rows = [
         row("I(Z;Y)", predicted, "counted", notes=target.notes),
         row("I(X;Z)", counted, "counted", notes=target.notes),
-        row("C(X;Z)", cost, own, marked),
-        row("S(X;Z)", found.synergy, own, marked),
-        row("r(X;Z)", found.redundancy, own, marked),
-        row("v(X;Z)", found.vulnerability, own, marked),
+        row("C(X;Z)", cost, low, marked),
+        row("S(X;Z)", found.synergy, high, marked),
+        row("r(X;Z)", found.redundancy, low, marked),
+        row("v(X;Z)", found.vulnerability, high, marked),
         row("learnt I(X;Z)", learnt, own, marked),
     ]
     ib = _objective(float(ib_objective(predicted.value, counted.value, beta)), predicted, counted, beta)
     gib = _objective(float(gib_objective(predicted.value, cost.value, beta)), predicted, cost, beta / 2)
-    return [*rows, row("IB", ib, "counted", notes=target.notes), row("GIB", gib, own, marked)]
+    return [*rows, row("IB", ib, "counted", notes=target.notes), row("GIB", gib, high, marked)]
 
 
 def _weighed(row: dict[str, Any], weights: np.ndarray) -> dict[str, Any]:

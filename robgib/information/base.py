@@ -55,6 +55,7 @@ class Decomposition:
         notes: limits that the reader must know.
         pointwise: (N, 2n+1) values of the samples whose means the terms are, where there are such.
         learnt: I(X;T) as the estimator has it, whether or not it is known.
+        sided: whether I(X;T) is counted and all other terms are lower bounds: then so are C and r, and S and v upper.
     """
 
     total: Estimate
@@ -73,6 +74,7 @@ class Decomposition:
     notes: tuple[str, ...] = ()
     pointwise: Array | None = field(default=None, repr=False, compare=False)
     learnt: Estimate = field(default_factory=lambda: Estimate(np.nan, np.nan, np.nan))
+    sided: bool = False
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy import stats
 from torch import Tensor
 
 from robgib.data.lazy import LazyImages
@@ -32,6 +33,11 @@ _NUMBERS = 2**25  # that they may hold together: large pictures are composed few
 _ALONE = 16  # draws of a single feature are those of a rest, times this over the number of features
 _AROUND = (6, 30)  # inputs near one another whose histograms are averaged
 _CURVE = (1.0, 0.5)  # shares of the donors and steps that the learnt predictor is trained with
+_LEVEL = 1e-3  # at which donors are called implausible, over all subsets
+_TOLD = 0.05  # share of H(T) that the predictor must foretell more than they do
+_APART = 0.1  # share of inputs whose codes must differ
+_COMMON = 10  # inputs that a code must have to be counted by itself
+_WIDELY = 8  # features up to which all samples are estimated on, and above fewer, down to half
 _RATIO = 0.6  # of what one doubling of donors and steps brings to what the one before brought
 
 
@@ -96,7 +102,11 @@ class Imputation(Estimator):
     def passes(self, features: int, samples: int) -> int:
         """See :meth:`Estimator.passes`."""
         each = self.donors + (self.draws(features) if self.singles else 0)
-        return features * each * min(self.samples, samples) + samples
+        return features * each * min(self.rows(features), samples) + samples
+
+    def rows(self, features: int) -> int:
+        """Samples that are estimated on: with many features fewer, since each costs passes and errors average out."""
+        return max(self.samples // 2, min(self.samples, self.samples * _WIDELY // features), 1)
 
     def draws(self, features: int) -> int:
         """Donors of each input where one feature is kept: what is left is much, and may come out as anything."""
@@ -160,10 +170,12 @@ class Imputation(Estimator):
             below=below,
             above=above,
             floor=floor,
-            notes=[],
+            notes=_doubts(found.implausible),
             absent="what features alone tell was not learnt",
         )
-        return result if target.code else replace(result, bound="lower (usable by the network)")
+        if not target.code:
+            return replace(result, bound="lower (usable by the network)")
+        return replace(result, bound="lower", sided=counted is not None)
 
     def _resolution(self, n: int) -> str:
         kind = "nearest" if self.kind == "near" else "random"
@@ -202,7 +214,7 @@ class _Setting:
     @classmethod
     def of(cls, estimator: Imputation, network: Network, targets: Sequence[Target], weights: Array | None) -> _Setting:
         """Run the network on the donors, and count."""
-        network = _narrowed(network, estimator.samples)
+        network = _narrowed(network, estimator.rows(len(network.inputs.names)))
         count, n = len(network.x), len(network.inputs.names)
         rng = np.random.default_rng([estimator.seed, 11])
         told = _codes(network, network.donors) if targets else {}
@@ -233,16 +245,14 @@ class _Found:
         below: how far the bounds lie below its means (S,).
         above: how far beyond them the truth may lie (S,).
         floor: standard deviation (S,) below which nothing can be told.
-        apart: how far the codes of composed inputs are from real ones', in bits, by subset (S,); 0 where not told.
-        trust: share of the mixture that rests on donors (S,).
+        implausible: whether the donors of a subset are shown not to be drawn from the conditional law (S,).
     """
 
     pointwise: Vector
     below: Vector
     above: Vector
     floor: Vector
-    apart: Vector
-    trust: Vector
+    implausible: npt.NDArray[np.bool_]
 
 
 class _Draws:
@@ -283,7 +293,7 @@ def _asked(estimator: Imputation, setting: _Setting, progress: Progress | None) 
     """Run the network on composed inputs, learn the predictor, and mix the two, for all targets at once."""
     names = [t.name for t in setting.targets]
     drawn = {name: np.zeros((5, len(setting.subsets), len(_AROUND) + 1, len(setting.x))) for name in names}
-    apart = {name: np.zeros(len(setting.subsets)) for name in names}
+    differ = {name: np.zeros(len(setting.subsets), bool) for name in names}
     rng = np.random.default_rng([estimator.seed, 12])
     cells = places(setting.network.inputs.cells, setting.x.shape[1:])
     pool = Pool.of(setting.network.donors, setting.network.same)
@@ -304,11 +314,11 @@ def _asked(estimator: Imputation, setting: _Setting, progress: Progress | None) 
             shares = draws.shares(t.name)
             drawn[t.name][:, s] = [_own(share, setting.own[t.name], around) for share in shares]
             if t.code:
-                apart[t.name][s] = _distance(shares[0], setting.own[t.name])
+                differ[t.name][s] = _differ(shares[0], setting.own[t.name], _LEVEL / len(setting.subsets))
     if progress:
         progress("imputing features", len(setting.subsets), len(setting.subsets))
     learnt = _learnt(estimator, setting, progress)
-    return {name: _mixed(setting, name, drawn[name], learnt[name], apart[name]) for name in names}
+    return {name: _mixed(setting, name, drawn[name], learnt[name], differ[name]) for name in names}
 
 
 def _learnt(estimator: Imputation, setting: _Setting, progress: Progress | None) -> dict[str, Vector]:
@@ -350,7 +360,7 @@ def _learnt(estimator: Imputation, setting: _Setting, progress: Progress | None)
     return found
 
 
-def _mixed(setting: _Setting, name: str, drawn: Vector, learnt: Vector, apart: Vector) -> _Found:
+def _mixed(setting: _Setting, name: str, drawn: Vector, learnt: Vector, differ: npt.NDArray[np.bool_]) -> _Found:
     """The cross-fitted mixture of histograms (5, S, J, N), learnt predictors (C, S, N) and the marginal."""
     base = setting.marginals[name][setting.own[name]]
     marginal = np.broadcast_to(base, (drawn.shape[1], 1, len(base)))
@@ -369,10 +379,32 @@ def _mixed(setting: _Setting, name: str, drawn: Vector, learnt: Vector, apart: V
     added = np.where(cost > 0, 1.0, 0.0)[:, None] * added
     cost = np.maximum(cost, 0)
     closer = np.maximum(mean(near - far) / 2, 0)
+    # One input in N that is foretold wrongly costs about log2 N: less than that cannot be told from nothing.
     floor = np.log2(predictors(drawn[0], learnt[0]).mean(1) / base).std(1) / np.sqrt(len(base))
+    floor = np.maximum(floor, np.log2(len(base)) / len(base))
     above = cost / 2 + closer + np.maximum(mean(whole - fewer), 0) * _RATIO / (1 - _RATIO)
-    trust = stack.weights[:, :, : len(_AROUND) + 1].sum(2).mean(0)
-    return _Found((whole + added).T, cost, above, floor, apart, trust)
+    return _Found((whole + added).T, cost, above, floor, differ | _refuted(setting, drawn[0], learnt[0], base))
+
+
+def _refuted(setting: _Setting, drawn: Vector, learnt: Vector, base: Vector) -> npt.NDArray[np.bool_]:
+    """Where the learnt predictor (S, N) foretells the codes better than histograms (S, J, N), beyond error.
+
+    It could not, if donors were drawn from the conditional law: no predictor does better than that law.
+    """
+    marginal = np.broadcast_to(base, (len(learnt), len(base)))
+    by_draws = stacked(np.concatenate([drawn, marginal[:, None]], 1), setting.fold)
+    gain = stacked(np.stack([learnt, marginal], 1), setting.fold) - by_draws
+    error = gain.std(1) / np.sqrt(len(base))
+    least = _TOLD * -np.log2(base).mean()
+    return np.asarray((gain.mean(1) > least) & (gain.mean(1) > stats.norm.isf(_LEVEL / len(learnt)) * error))
+
+
+def _doubts(implausible: npt.NDArray[np.bool_]) -> list[str]:
+    """What to say of donors that are shown to be implausible."""
+    if not implausible.any():
+        return []
+    where = f"{int(implausible.sum())} of {len(implausible)} subsets"
+    return [f"donors are implausible for {where}: v is an upper bound, r a lower one"]
 
 
 def _whole(setting: _Setting, target: Target) -> Vector:
@@ -414,9 +446,24 @@ def _mean(weights: Array | None) -> Callable[[Vector], Vector]:
     return lambda values: np.asarray(values.mean(-1) if weights is None else (values * weights).mean(-1))
 
 
-def _distance(shares: Vector, own: Array) -> float:
-    """How far the mean histogram of composed inputs (N, K) is from that of the inputs themselves, in bits."""
-    return 0.0
+def _differ(shares: Vector, own: Array, level: float) -> bool:
+    """Whether the codes of composed inputs (N, K) are other than those of the inputs themselves (N,).
+
+    The mean difference is held against its empirical error (Wald), rare codes taken together.
+    """
+    rows, size = shares.shape
+    real = np.zeros((rows, size))
+    real[np.arange(rows), own] = 1
+    difference = real - shares
+    both = (real + shares).sum(0)
+    common = np.flatnonzero(both >= _COMMON)
+    if len(common) < 2:
+        return False
+    difference = difference[:, common[:-1]] if len(common) == (both > 0).sum() else difference[:, common]
+    mean, spread = difference.mean(0), np.atleast_2d(np.cov(difference, rowvar=False)) / rows
+    wald = float(mean @ np.linalg.pinv(spread, hermitian=True) @ mean)
+    apart = float(np.abs((real - shares).mean(0)).sum() / 2)
+    return apart > _APART and wald > stats.chi2.isf(level, difference.shape[1])
 
 
 def _narrowed(network: Network, samples: int) -> Network:
