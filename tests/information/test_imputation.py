@@ -129,6 +129,33 @@ def test_bad_input(digits, digits_cnn):
         Imputation(donors=0)
 
 
+def test_every_row_says_which_side_it_bounds():
+    layers, _ = figures(Xor(), bits(), "near", singles=True)
+    told = layers["bound"].to_dict()
+    assert (told["C(X;Z)"], told["r(X;Z)"]) == ("lower", "lower")
+    assert (told["S(X;Z)"], told["v(X;Z)"]) == ("upper", "upper")
+
+
+def test_nothing_is_not_told_to_the_last_digit():
+    """r of an exclusive or is 0: its interval had a width of 0.01 and less."""
+    layers, _ = figures(Xor(), bits(), "near", singles=True)
+    assert layers.loc["r(X;Z)", "low"] <= 0 <= layers.loc["r(X;Z)", "high"]
+    assert layers.loc["r(X;Z)", "high"] > 0.02
+
+
+def test_donors_that_a_predictor_refutes_are_called_implausible():
+    """With marginal donors either input of a copy is replaced by anything, which the other input contradicts."""
+    near, _ = figures(Copy(), bits(copied=True), "near")
+    assert "implausible" not in near.loc["v(X;Z)", "note"]
+    anywhere, _ = figures(Copy(), bits(copied=True), "marginal")
+    assert "donors are implausible for 2 of 4 subsets" in anywhere.loc["v(X;Z)", "note"]
+
+
+def test_groups_of_units_are_refused_where_no_estimator_takes_them(digits, digits_cnn):
+    with pytest.raises(RobGIBError, match="groups of units were asked for"):
+        layer_information(digits_cnn, digits, ["imputation"], samples=100, unit_groups=8)
+
+
 def test_the_same_twice(digits, digits_cnn):
     one, two = (
         layer_information(
