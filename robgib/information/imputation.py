@@ -31,14 +31,16 @@ Vector = npt.NDArray[np.float64]
 _AT_ONCE = 4096  # composed inputs
 _NUMBERS = 2**25  # that they may hold together: large pictures are composed fewer at a time
 _ALONE = 16  # draws of a single feature are those of a rest, times this over the number of features
-_AROUND = (6, 30)  # inputs near one another whose histograms are averaged
+_AROUND = (6, 14, 30)  # inputs near one another whose histograms are averaged
+_PARTS = ((0, 2), (1, 3), (0, 1), (2, 3), (0,), (1,), (2,), (3,))  # quarters of the draws that are compared
+_DOUBLING = (0.5, 0.65)  # least and most that one doubling of draws brings of what the one before brought
 _CURVE = (1.0, 0.5)  # shares of the donors and steps that the learnt predictor is trained with
 _LEVEL = 1e-3  # at which donors are called implausible, over all subsets
 _TOLD = 0.05  # share of H(T) that the predictor must foretell more than they do
 _APART = 0.1  # share of inputs whose codes must differ
 _COMMON = 10  # inputs that a code must have to be counted by itself
 _WIDELY = 8  # features up to which all samples are estimated on, and above fewer, down to half
-_RATIO = 0.6  # of what one doubling of donors and steps brings to what the one before brought
+_MORE = (0.5, 3.0)  # of what the last doubling of donors and steps brought, in the figure, and at most to come
 
 
 @dataclass(frozen=True)
@@ -280,19 +282,21 @@ class _Draws:
             counts[part] = np.bincount(flat.reshape(-1), minlength=rows * 4 * k).reshape(rows, 4, k)
 
     def shares(self, name: str) -> list[Vector]:
-        """Histograms (N, K): of all draws, of even and odd ones, of near and far donors."""
-        counts, halves = self.counts[name], [(0, 2), (1, 3), (0, 1), (2, 3)]
+        """Histograms (N, K): of all draws, of even and odd ones, of near and far donors, and of each quarter."""
+        counts = self.counts[name]
         found = [counts.sum(1) / self.count]
-        for half in halves:
-            mass = self.each[list(half)].sum()
-            found.append(counts[:, list(half)].sum(1) / mass if mass else found[0])
+        for part in _PARTS:
+            mass = self.each[list(part)].sum()
+            found.append(counts[:, list(part)].sum(1) / mass if mass else found[0])
         return found
 
 
 def _asked(estimator: Imputation, setting: _Setting, progress: Progress | None) -> dict[str, _Found]:
     """Run the network on composed inputs, learn the predictor, and mix the two, for all targets at once."""
     names = [t.name for t in setting.targets]
-    drawn = {name: np.zeros((5, len(setting.subsets), len(_AROUND) + 1, len(setting.x))) for name in names}
+    drawn = {
+        name: np.zeros((1 + len(_PARTS), len(setting.subsets), len(_AROUND) + 1, len(setting.x))) for name in names
+    }
     differ = {name: np.zeros(len(setting.subsets), bool) for name in names}
     rng = np.random.default_rng([estimator.seed, 12])
     cells = places(setting.network.inputs.cells, setting.x.shape[1:])
@@ -361,7 +365,7 @@ def _learnt(estimator: Imputation, setting: _Setting, progress: Progress | None)
 
 
 def _mixed(setting: _Setting, name: str, drawn: Vector, learnt: Vector, differ: npt.NDArray[np.bool_]) -> _Found:
-    """The cross-fitted mixture of histograms (5, S, J, N), learnt predictors (C, S, N) and the marginal."""
+    """The cross-fitted mixture of histograms (1 + 8, S, J, N), learnt predictors (C, S, N) and the marginal."""
     base = setting.marginals[name][setting.own[name]]
     marginal = np.broadcast_to(base, (drawn.shape[1], 1, len(base)))
 
@@ -370,30 +374,46 @@ def _mixed(setting: _Setting, name: str, drawn: Vector, learnt: Vector, differ: 
 
     stack = Stack(setting.fold, setting.weights).fit(predictors(drawn[0], learnt[0]))
     whole = stack.told(predictors(drawn[0], learnt[0]))
-    even, odd, near, far = (stack.again(predictors(h, learnt[0])) for h in drawn[1:])
-    fewer = stack.again(predictors(drawn[0], learnt[1]))
-    # A histogram of M draws costs what goes as 1/M: taken out by comparing all with halves (Quenouille 1956).
-    added = whole - (even + odd) / 2
+    even, odd, near, far, *quarters = (stack.again(predictors(h, learnt[0])) for h in drawn[1:])
     mean = _mean(setting.weights)
-    cost = mean(added)
-    added = np.where(cost > 0, 1.0, 0.0)[:, None] * added
-    cost = np.maximum(cost, 0)
+    halved = (even + odd) / 2
+    added = _still_to_come(mean(whole - halved), mean(halved - np.mean(quarters, 0)), setting) * (whole - halved)
+    cost = np.maximum(mean(added), 0)
     closer = np.maximum(mean(near - far) / 2, 0)
     # One input in N that is foretold wrongly costs about log2 N: less than that cannot be told from nothing.
     floor = np.log2(predictors(drawn[0], learnt[0]).mean(1) / base).std(1) / np.sqrt(len(base))
     floor = np.maximum(floor, np.log2(len(base)) / len(base))
-    above = cost / 2 + closer + np.maximum(mean(whole - fewer), 0) * _RATIO / (1 - _RATIO)
-    return _Found((whole + added).T, cost, above, floor, differ | _refuted(setting, drawn[0], learnt[0], base))
+    # What more donors and steps would bring to the learnt predictor counts by its share of the mixture.
+    lone = [stacked(np.stack([of, marginal[:, 0]], 1), setting.fold) for of in learnt]
+    rise = np.maximum(mean(lone[0] - lone[1]), 0) * stack.weights[:, :, -2].mean(0)
+    below, above = cost + _MORE[0] * rise, cost / 2 + closer + (_MORE[1] - _MORE[0]) * rise
+    pointwise = (whole + added + _MORE[0] * rise[:, None]).T
+    return _Found(pointwise, below, above, floor, differ | _refuted(setting, drawn[0], lone[0], base))
+
+
+def _still_to_come(last: Vector, before: Vector, setting: _Setting) -> Vector:
+    """What more draws would bring, in what the last doubling of them brought (S, 1).
+
+    A histogram of M draws costs what goes as 1/M, and would bring as much again (Quenouille 1956). In a mixture that
+    falls more slowly: singles and rests are each taken for a geometric series, of what the last two doublings brought.
+    """
+    alone = setting.subsets.sum(1) == 1
+    found = np.zeros((len(last), 1))
+    for kind in (alone, ~alone):
+        ratio = last[kind].sum() / max(before[kind].sum(), 1e-12)
+        ratio = float(np.clip(ratio, *_DOUBLING))
+        found[kind & (last > 0)] = ratio / (1 - ratio)
+    return found
 
 
 def _refuted(setting: _Setting, drawn: Vector, learnt: Vector, base: Vector) -> npt.NDArray[np.bool_]:
-    """Where the learnt predictor (S, N) foretells the codes better than histograms (S, J, N), beyond error.
+    """Where the learnt predictor, log2 (S, N), foretells codes better than histograms (S, J, N), beyond error.
 
     It could not, if donors were drawn from the conditional law: no predictor does better than that law.
     """
     marginal = np.broadcast_to(base, (len(learnt), len(base)))
     by_draws = stacked(np.concatenate([drawn, marginal[:, None]], 1), setting.fold)
-    gain = stacked(np.stack([learnt, marginal], 1), setting.fold) - by_draws
+    gain = learnt - by_draws
     error = gain.std(1) / np.sqrt(len(base))
     least = _TOLD * -np.log2(base).mean()
     return np.asarray((gain.mean(1) > least) & (gain.mean(1) > stats.norm.isf(_LEVEL / len(learnt)) * error))
