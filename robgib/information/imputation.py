@@ -154,7 +154,7 @@ class Imputation(Estimator):
             return decompose(nothing, estimator=self, problem=problem, resolution="a constant target", notes=[note])
         base = np.log2(setting.marginals[target.name][setting.own[target.name]])
         pointwise = np.full((rows, 2 * n + 1), np.nan)
-        pointwise[:, 0] = _whole(setting, target) - base
+        pointwise[:, 0] = _whole(setting, target, found) - base
         pointwise[:, -len(setting.subsets) :] = found.pointwise - base[:, None]
         counted = None if target.total.saturated else target.total
         if target.code and counted is not None and setting.weights is None:
@@ -427,14 +427,20 @@ def _doubts(implausible: npt.NDArray[np.bool_]) -> list[str]:
     return [f"donors are implausible for {where}: v is an upper bound, r a lower one"]
 
 
-def _whole(setting: _Setting, target: Target) -> Vector:
-    """log2 p̂(t|x) (N,): 0 where the network computes it, what its answer tells of it else."""
+def _whole(setting: _Setting, target: Target, found: _Found) -> Vector:
+    """log2 p̂(t|x) (N,): 0 where the network computes it, what its answer tells of it else.
+
+    What tells of the label without a feature tells of it with that feature too: the rests' mixtures are mixed with the
+    network's answer, sharp and tempered, so that no rest tells more than all.
+    """
     if target.code:
         return np.zeros(len(setting.x))
-    own = setting.own[target.name]
+    own, n = setting.own[target.name], len(setting.network.inputs.names)
     told = _columns(_codes(setting.network, setting.x)[target.name], setting.sizes[target.name])
-    share = told[np.arange(len(own)), own]
-    return stacked(np.stack([share, setting.marginals[target.name][own]])[None], setting.fold)[0]
+    each, soft = np.arange(len(own)), np.sqrt(told)
+    answers = [told[each, own], (soft / soft.sum(1, keepdims=True))[each, own]]
+    rests = np.exp2(np.minimum(found.pointwise[:, -n:], 0)).T
+    return stacked(np.stack([*answers, *rests, setting.marginals[target.name][own]])[None], setting.fold)[0]
 
 
 def _codes(network: Network, x: Tensor) -> dict[str, Array]:
