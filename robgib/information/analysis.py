@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,10 +19,12 @@ from scipy.special import softmax
 from torch import Tensor, nn
 
 from robgib.data.dataset import Dataset, split_information
+from robgib.data.lazy import LazyImages
 from robgib.errors import RobGIBError, RobGIBWarning, never_ends
 from robgib.files import Parts
 from robgib.information.activations import LOGITS, collect_activations, find_layers, functions_of
 from robgib.information.base import Decomposition, Estimator
+from robgib.information.donors import most_donors
 from robgib.information.estimate import Estimate
 from robgib.information.exact import Exact
 from robgib.information.features import Features, group_inputs
@@ -125,7 +128,7 @@ def layer_information(
         samples: most images to estimate on, and to fit on.
         features: how the input is cut (:func:`~robgib.information.features.group_inputs`), one partition or several;
             ``auto`` takes two sizes.
-        feature_dims: principal components a feature.
+        feature_dims: principal components a feature, for estimators that see components; ``imputation`` sees all.
         layer_dims: principal components of a layer, the same for every layer.
         codes: symbols of a layer's code (``rate`` view); None is four a class, at least 16, where the samples suffice.
         sigma: noise in which a layer is seen (``noise`` view), in its total standard deviation.
@@ -170,6 +173,8 @@ def layer_information(
             for part in (x, x_fit)
         )
         weights = pmi_weights(predicted[0], y.numpy()) if pmi else None
+        runs = any(m.runs_network for m in makers)
+        donors = _donors(model, data, x_fit, samples, size, device) if runs else x_fit
         count = codes or default_codes(len(data.classes), len(x_fit))
         seen: dict[View, dict[str, Seen]] = {}
         targets: dict[View, list[Target]] = {}
@@ -212,7 +217,7 @@ def layer_information(
             if estimator.runs_network:
                 network = Network(
                     x,
-                    x_fit,
+                    donors,
                     data.enumerated,
                     inputs,
                     codes_of(
@@ -294,7 +299,11 @@ class LayerInformation:
 
 
 def make_estimators(
-    estimators: Sequence[str | Estimator], data: Dataset, samples: int, seed: int = 0, catalogue: Sequence[Path] = ()
+    estimators: Sequence[str | Estimator],
+    data: Dataset,
+    samples: int,
+    seed: int = 0,
+    catalogue: Sequence[Path] = (),
 ) -> list[Estimator]:
     """Build estimators for a model's layers, and see that they can use the data.
 
@@ -393,6 +402,18 @@ def _decided_parts(
     return (ours, theirs), [answer[answer >= 0] for answer in told], int((told[0] < 0).sum())
 
 
+def _donors(
+    model: Prepared, data: Dataset, fit: Tensor, limit: int, batch_size: int, device: torch.device | str
+) -> Tensor:
+    """Training inputs (P, …) whose content may take another's place: those that codes are fitted on, and more."""
+    most = most_donors(data.shape)
+    if len(fit) >= most or len(data.train) <= limit:
+        return fit
+    more = data.train.x[limit : limit + most - len(fit)]
+    more = more[predict(model, more, batch_size=batch_size, device=device) >= 0]
+    return torch.cat([part.read() if isinstance(part, LazyImages) else part for part in (fit, more)])
+
+
 def _labels(
     view: View, predicted: Sequence[np.ndarray], labels: Sequence[np.ndarray], weights: np.ndarray | None
 ) -> list[Target]:
@@ -429,16 +450,28 @@ def codes_of(
     """
     of = layers or {n: n for n in seen}
     names, wanted = tuple(seen), tuple(dict.fromkeys([*of.values(), LOGITS]))
+    network = _laid_out(model.model, device)
 
     def codes(x: Tensor) -> dict[str, np.ndarray]:
+        if network is not model.model and x.ndim == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
         held = collect_activations(
-            model.model, x, wanted, batch_size=batch_size, device=device, check=False, reduced=reduced
+            network, x, wanted, batch_size=batch_size, device=device, check=False, reduced=reduced
         )
         told = {n: seen[n](held[of[n]]) for n in names}
         logits = held[LOGITS]
         return {**told, PREDICTION: logits.argmax(1).astype(np.int64), LABEL: softmax(logits, axis=1)}
 
     return codes
+
+
+def _laid_out(network: nn.Module, device: torch.device | str) -> nn.Module:
+    """A copy of a convolutional network with the channels last in memory, in which a CPU runs it twice as fast."""
+    modules = list(network.modules())
+    maps = any(isinstance(m, nn.Conv2d) for m in modules)
+    if not maps or torch.device(device).type != "cpu" or any(isinstance(m, torch.jit.ScriptModule) for m in modules):
+        return network
+    return copy.deepcopy(network).to(memory_format=torch.channels_last)
 
 
 @contextmanager
@@ -511,20 +544,20 @@ def term_rows(target: Target, found: Decomposition, inputs: Features, beta: floa
             "note": "; ".join(dict.fromkeys([*notes, *([e.note] if e.note else [])])),
         }
 
-    own = found.bound
+    own, (low, high) = found.bound, ("lower", "upper") if found.sided else (found.bound, found.bound)
     predicted = target.label
     rows = [
         row("I(Z;Y)", predicted, "counted", notes=target.notes),
         row("I(X;Z)", counted, "counted", notes=target.notes),
-        row("C(X;Z)", cost, own, marked),
-        row("S(X;Z)", found.synergy, own, marked),
-        row("r(X;Z)", found.redundancy, own, marked),
-        row("v(X;Z)", found.vulnerability, own, marked),
+        row("C(X;Z)", cost, low, marked),
+        row("S(X;Z)", found.synergy, high, marked),
+        row("r(X;Z)", found.redundancy, low, marked),
+        row("v(X;Z)", found.vulnerability, high, marked),
         row("learnt I(X;Z)", learnt, own, marked),
     ]
     ib = _objective(float(ib_objective(predicted.value, counted.value, beta)), predicted, counted, beta)
     gib = _objective(float(gib_objective(predicted.value, cost.value, beta)), predicted, cost, beta / 2)
-    return [*rows, row("IB", ib, "counted", notes=target.notes), row("GIB", gib, own, marked)]
+    return [*rows, row("IB", ib, "counted", notes=target.notes), row("GIB", gib, high, marked)]
 
 
 def _weighed(row: dict[str, Any], weights: np.ndarray) -> dict[str, Any]:

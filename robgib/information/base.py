@@ -55,6 +55,7 @@ class Decomposition:
         notes: limits that the reader must know.
         pointwise: (N, 2n+1) values of the samples whose means the terms are, where there are such.
         learnt: I(X;T) as the estimator has it, whether or not it is known.
+        sided: whether I(X;T) is counted and all other terms are lower bounds: then so are C and r, and S and v upper.
     """
 
     total: Estimate
@@ -73,6 +74,7 @@ class Decomposition:
     notes: tuple[str, ...] = ()
     pointwise: Array | None = field(default=None, repr=False, compare=False)
     learnt: Estimate = field(default_factory=lambda: Estimate(np.nan, np.nan, np.nan))
+    sided: bool = False
 
 
 @dataclass(frozen=True)
@@ -358,6 +360,17 @@ def _matrix(values: npt.ArrayLike, what: str) -> Array:
     return array
 
 
+def _possible(found: Estimate, least: float, most: float) -> Estimate:
+    """An estimate whose interval ends where nothing lies beyond; marked where it holds all that is possible."""
+    if found.value != found.value or least >= most:
+        return found
+    low, high = max(found.low, min(found.value, least)), min(found.high, max(found.value, most))
+    if found.low > least or found.high < most or not np.isfinite(most):
+        return replace(found, low=low, high=high)
+    note = "; ".join(filter(None, [found.note, "the interval holds all that is possible: nothing is told"]))
+    return replace(found, low=low, high=high, saturated=True, note=note)
+
+
 def decompose(
     terms: npt.ArrayLike,
     *,
@@ -368,6 +381,8 @@ def decompose(
     replicates: Array | None = None,
     floor: npt.ArrayLike = 0.0,
     missing: npt.ArrayLike = 0.0,
+    below: npt.ArrayLike = 0.0,
+    above: npt.ArrayLike = 0.0,
     apart: float = 0.0,
     saturated: npt.ArrayLike = False,
     notes: Sequence[str] = (),
@@ -393,6 +408,8 @@ def decompose(
             independence a term is quadratic in what was sampled, and first-order errors vanish there.
         missing: (2n+1,) what each term lacks by expectation, taken as the standard deviation of an error that all
             terms share, so that it does not average out over features.
+        below: (2n+1,) how far below each term its bound lies: what was added to it by extrapolation.
+        above: (2n+1,) how far above it the truth may lie. The intervals reach from the one to the other.
         apart: standard deviation of an error of the singles, and of another of the rests, that all features share, as a
             share of the terms; beside what the learnt total tells of it.
         saturated: (2n+1,) marks.
@@ -454,6 +471,12 @@ def decompose(
     variance = np.maximum(np.einsum("ij,jk,ik->i", rows, covariance, rows), rows**2 @ floors**2)
     variance += [off(row) for row in rows]
     half = quantile * np.sqrt(np.maximum(variance, 0))
+    lower, upper = (np.broadcast_to(np.asarray(reach, float), values.shape) for reach in (below, above))
+
+    def reaches(row: Array) -> tuple[float, float]:
+        """How far down and up a combination of terms may lie, each term from its bound to what is extrapolated."""
+        plus, minus = np.maximum(row, 0), np.maximum(-row, 0)
+        return float(plus @ lower + minus @ upper), float(plus @ upper + minus @ lower)
 
     def degree(row: Array) -> Estimate:
         """The ratio of a row's term to the total, its error by first-order propagation."""
@@ -467,16 +490,22 @@ def decompose(
         slope = (row - top / total * rows[0]) / total
         spread = max(float(slope @ covariance @ slope), float(slope**2 @ floors**2)) + off(slope)
         half_width = quantile * np.sqrt(max(spread, 0.0))
-        return Estimate(top / total, top / total - half_width, top / total + half_width, bool(marks[0]))
+        down, up = reaches(slope)
+        return Estimate(top / total, top / total - half_width - down, top / total + half_width + up, bool(marks[0]))
 
     derived = rows @ values
     marks = (rows != 0) @ marked.astype(float) > 0
     note = absent if partly else "" if np.isfinite(values).all() else "; ".join(notes)
     made = [
-        Estimate(float(v), float(v - h), float(v + h), bool(s), note if partly is False or gone else "")
-        for v, h, s, gone in zip(np.where(lost & partly, np.nan, derived), half, marks, lost, strict=True)
+        Estimate(float(v), float(v - h - r[0]), float(v + h + r[1]), bool(s), note if partly is False or gone else "")
+        for v, h, r, s, gone in zip(
+            np.where(lost & partly, np.nan, derived), half, map(reaches, rows), marks, lost, strict=True
+        )
     ]
     eye = rows[1 : 2 * n + 1]
+    most = max(made[0].high, 0.0) if np.isfinite(made[0].high) else np.inf
+    reach_of = [(-np.inf, np.inf), *[(0.0, most)] * (2 * n), *[(-most, most)] * (n + 1), (0.0, 2 * most)]
+    made = [_possible(e, *span) for e, span in zip(made, [*reach_of, (-np.inf, np.inf)], strict=True)]
     return Decomposition(
         total=made[0],
         singles=tuple(made[1 : n + 1]),
@@ -485,8 +514,8 @@ def decompose(
         synergy=made[3 * n + 1],
         complexity=made[3 * n + 2],
         slack=made[3 * n + 3],
-        redundancy=degree(eye[:n].sum(0)),
-        vulnerability=degree(n * rows[0] - eye[n:].sum(0)),
+        redundancy=_possible(degree(eye[:n].sum(0)), 0.0, float(n)),
+        vulnerability=_possible(degree(n * rows[0] - eye[n:].sum(0)), 0.0, float(n)),
         estimator=estimator.name,
         samples=problem.samples,
         resolution=resolution,

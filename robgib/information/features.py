@@ -106,7 +106,7 @@ class Projection:
 
     def __call__(self, values: npt.ArrayLike) -> Vector:
         """Scores (N, d) of samples (N, …)."""
-        v = np.asarray(values, np.float64).reshape(len(np.asarray(values)), -1)
+        v = np.asarray(values, np.float64, order="C").reshape(len(np.asarray(values)), -1)
         return (v - self.mean) @ self.axes
 
 

@@ -26,6 +26,7 @@ __all__ = [
 
 _LOG2 = float(np.log(2))
 _RIDGE = 1e-9  # added to unit variances: keeps an exactly collinear column from ending in an error
+_A_CLASS = 20  # samples a class below which its figure falls short: 0.53 of 0.79 bits at 10
 _SINGULAR = 1e-6  # smallest eigenvalue of the correlations below which a figure is marked
 
 
@@ -97,6 +98,12 @@ class Gaussian(Estimator):
         dims = sum(x.shape[1] for x in problem.features) + problem.target.shape[1]
         if not problem.discrete_target and problem.samples < 3 * dims:
             limits.append(f"{problem.samples} samples are few for {dims} dimensions")
+        values = len(np.unique(problem.target)) if problem.discrete_target else 0
+        if problem.samples < _A_CLASS * values:
+            limits.append(
+                f"{values} whole numbers are taken as classes, with {problem.samples / values:.0f} samples each, which "
+                "tells too little: give a quantity as real numbers"
+            )
         return limits
 
     def _real(self, problem: Problem, scores: list[Vector], target: Vector) -> Decomposition:

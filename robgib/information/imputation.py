@@ -1,24 +1,26 @@
-"""What a network's own code keeps when a feature is replaced by plausible other content: the network as predictor."""
+"""What a network's own code keeps when features are replaced by plausible other content: the network as predictor."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.linear_model import RidgeCV
+from scipy import stats
 from torch import Tensor
 
+from robgib.data.lazy import LazyImages
 from robgib.errors import RobGIBError
 from robgib.information.base import Decomposition, Estimator, Prepared, Problem, decompose
-from robgib.information.masked_network import Columns
-from robgib.information.probe import LEAST_PER_SYMBOL, Probe
+from robgib.information.donors import Completion, Pool, most_donors, places
+from robgib.information.pieces import Pieces, learn_codes
+from robgib.information.stacking import FOLDS, Stack, stacked
 from robgib.information.views import RATE, Network, Target, View
 from robgib.options import Count
-from robgib.runtime import Progress
+from robgib.runtime import Progress, one_thread, resolve_device
 
 __all__ = [
     "Imputation",
@@ -26,72 +28,68 @@ __all__ = [
 
 Array = npt.NDArray[Any]
 Vector = npt.NDArray[np.float64]
-_SHRINK = np.concatenate([[0.002, 0.005], np.linspace(0.01, 0.1, 10), np.linspace(0.15, 1.0, 18)])
-"""Shares of the marginal that are tried; 0 is none of them: a code that no donor gives would cost without bound."""
-_LEAST = float(-np.log2(1 - _SHRINK[0]))  # bits that the least of these costs a code that all donors give
-_UNLEARNT = 0.05  # standard deviation of what the predictor of single features lacks, in what it tells
-_REST = 0.04  # standard deviation of what the donors' law is off, in what hiding a feature takes
-_FOLDS = 5
-_MISSING = 0.5  # standard deviation of what is left of that cost, in what was taken out
 _AT_ONCE = 4096  # composed inputs
 _NUMBERS = 2**25  # that they may hold together: large pictures are composed fewer at a time
-_POOL = 2**26  # that all donors together may hold: of large pictures fewer are taken from
-_FINE = 2**24
-_ALPHAS = np.geomspace(1e-3, 1e4, 8)  # strengths of a ridge that are tried, by leaving one out
-_TOLD = 0.05  # share of a feature's variance that the others must predict, for their line to be used
-_FEW_VALUES = 8  # content of no more values than this is taken as it is
-_LOOKED_AT = 500  # samples that those are counted in
+_ALONE = 16  # draws of a single feature are those of a rest, times this over the number of features
+_AROUND = (6, 14, 30)  # inputs near one another whose histograms are averaged
+_PARTS = ((0, 2), (1, 3), (0, 1), (2, 3), (0,), (1,), (2,), (3,))  # quarters of the draws that are compared
+_DOUBLING = (0.5, 0.65)  # least and most that one doubling of draws brings of what the one before brought
+_CURVE = (1.0, 0.5)  # shares of the donors and steps that the learnt predictor is trained with
+_LEVEL = 1e-3  # at which donors are called implausible, over all subsets
+_TOLD = 0.05  # share of H(T) that the predictor must foretell more than they do
+_APART = 0.1  # share of inputs whose codes must differ
+_COMMON = 10  # inputs that a code must have to be counted by itself
+_WIDELY = 8  # features up to which all samples are estimated on, and above fewer, down to half
+_MORE = (0.5, 3.0)  # of what the last doubling of donors and steps brought, in the figure, and at most to come
 
 
 @dataclass(frozen=True)
 class Imputation(Estimator):
-    """I(X_-i;T) by the network itself: feature i is replaced by that of donors, and the network is run.
+    """I(X_A;T) of single features and of all but one, by the network itself and a learnt predictor, mixed.
 
-    The codes T that M composed inputs get are a histogram, which predicts the code of the input itself from X_-i alone;
-    it is shrunk to the marginal by one weight, cross-fitted for each target and feature. The held-out log-loss bounds
-    I(X_-i;T) ≥ H(T) − cross-entropy from below, whatever the donors are, for every layer from the same passes. The
-    whole input gives H(T) exactly, with nothing learnt: no learning gap stands between I(X;T) and the rests, so that
-    the degree of vulnerability, v = Σ_i [I(X;T) − I(X_-i;T)] / I(X;T), is bounded from above. What a histogram of M
-    donors costs goes as 1/M and is taken out by comparing all donors with halves (Quenouille 1956); half of that
-    correction is in the interval. Where the donors are drawn from the true conditional law, as they are for independent
-    or jointly Gaussian features, the bound is then met.
+    What is not in A is replaced: by what a line predicts of it from every number that is kept, plus the residual of
+    donors that are near in what is kept. The network is run on M such inputs; the histogram of their codes is
+    p̂(t|x_A). Where the donors are drawn from the true conditional law, as they are for independent or jointly Gaussian
+    features, it is right but for what M draws cost; that goes as 1/M and is taken out by comparing all draws with
+    halves (Quenouille 1956). Where features tell of each other in ways that no line follows, it is not; there a learnt
+    predictor serves (:func:`~robgib.information.pieces.learn_codes`), which sees every number of A and is trained on
+    the network's own codes of the donors. Both, the histograms of neighbours and the marginal are mixed, with weights
+    that are cross-fitted on the log-loss.
+
+    The held-out log-loss bounds every I(X_A;T) ≥ H(T) − cross-entropy from below, whatever the donors and the predictor
+    are, for every layer from the same passes. I(X;T) = H(T) is counted. So r and C are bounded from below, and v and S
+    from above: an interval reaches from there to what the halves of the draws, nearer against farther donors, and the
+    predictor's learning curve over a quarter, half and all of the donors and steps extrapolate.
 
     The label is no code of the network: what the input tells of it is the held-out log-loss of the network's own
-    answer, averaged over donors for the rests, both shrunk to the marginal. Total and rests are then of one family.
+    answer, averaged over draws for subsets, both mixed with the marginal. Total and terms are then of one family.
 
     Replacing features by marginal or conditional draws is what removal-based explanations do (Covert, Lundberg & Lee
     2021); here it gives information.
 
-    Singles would need everything else to be imputed, which tells too little: what a feature alone tells is learnt by a
-    :class:`~robgib.information.Probe` that is trained on single features only. No difference mixes the two families:
-    II_i = [I(X;T) − I(X_-i;T)] − I(X_i;T), the bracket by the network, the single by the predictor. A single is a lower
-    bound, so that C and r read a little low and S a little high: 4% to 10% of the singles on networks of known
-    information, which is in the intervals.
-
     Fields:
-        donors: draws M for each sample and feature.
-        kind: ``near`` takes donors whose other features are nearest (principal components of the pieces), and moves
-            their content by what a line tells of the difference in the other features, so that the composed input is
-            plausible; ``marginal`` takes any, as they are.
-        samples: most samples that are estimated on, since each costs n·M passes of the network.
-        singles: whether to learn what features alone tell; without it C, S and r are not estimated.
-        steps: training steps of that.
-        device: of that.
+        donors: draws M for each sample where one feature is left out; where one is kept they are 16/n times as many.
+        kind: ``near`` takes donors that are nearest in what is kept, and the line; ``marginal`` takes any, as they are.
+        samples: most samples that are estimated on, since each costs 2n·M passes of the network.
+        singles: whether to estimate what features alone tell; without it C, S and r are not estimated.
+        steps: training steps of the learnt predictor.
+        components: principal components of what is kept, in which donors are near; all else sees every number.
+        device: of the training.
         seed: of the draws, folds, weights and batches.
     """
 
     name: ClassVar[str] = "imputation"
-    bound: ClassVar[str] = "singles and rests: lower; vulnerability: upper"
-    summary: ClassVar[str] = "the network run on inputs with a feature replaced by other samples' content"
+    bound: ClassVar[str] = "singles, rests, C, r: lower; S, v: upper"
+    summary: ClassVar[str] = "the network run on inputs with features replaced by plausible other content"
     view: ClassVar[View] = RATE
     runs_network: ClassVar[bool] = True
     regimes: ClassVar[tuple[str, ...]] = ("network",)
     guide: ClassVar[str] = (
-        "The network itself answers what its code keeps without a feature. I(X;T) = H(T) is counted and nothing is "
-        "learnt, so that a difference of the two is no learner's gap. Where the donors are plausible the vulnerability "
-        "is all but unbiased: what M donors cost goes as 1/M and is taken out. Where they are not (features that "
-        "determine each other, `marginal` donors) it is an upper bound. What a feature alone tells is learnt by a "
-        "predictor that is trained on single features only: C, S and r rest on both, and no difference mixes them. It "
+        "The network itself answers what its code keeps where features are replaced, and a predictor that is trained "
+        "on its codes answers beside it; the held-out log-loss decides how the two are mixed. Singles and rests are "
+        "lower bounds of one family, so that C and r are bounded from below, S and v from above; I(X;T) = H(T) is "
+        "counted. The interval reaches from the bound to what learning curves extrapolate. Where the donors are "
+        "plausible the bounds are all but met; where composed inputs get other codes than real ones, that is said. It "
         "needs a network: it cannot be held against samples of variables, only against networks of known information."
     )
     donors: Count = 16
@@ -99,15 +97,25 @@ class Imputation(Estimator):
     samples: Count = 500
     singles: bool = True
     steps: Count = 800
+    components: Count = 16
     device: str = "auto"
     seed: int = 0
 
     def passes(self, features: int, samples: int) -> int:
         """See :meth:`Estimator.passes`."""
-        return features * self.donors * min(self.samples, samples)
+        each = self.donors + (self.draws(features) if self.singles else 0)
+        return features * each * min(self.rows(features), samples) + samples
 
-    def _prepare(self, features: tuple[Array, ...], fit_features: tuple[Array, ...]) -> Columns:
-        return Columns.made(features, fit_features)
+    def rows(self, features: int) -> int:
+        """Samples that are estimated on: with many features fewer, since each costs passes and errors average out."""
+        return max(self.samples // 2, min(self.samples, self.samples * _WIDELY // features), 1)
+
+    def draws(self, features: int) -> int:
+        """Donors of each input where one feature is kept: what is left is much, and may come out as anything."""
+        return self.donors * max(1, _ALONE // features)
+
+    def _prepare(self, features: tuple[Array, ...], fit_features: tuple[Array, ...]) -> None:
+        return None
 
     def _estimate(self, problem: Problem) -> Decomposition:
         raise RobGIBError(
@@ -129,223 +137,371 @@ class Imputation(Estimator):
                 f"the imputation estimator replaces pieces of the input, which {network.inputs.resolution} are not; "
                 "use patches, tokens, groups, channels or pixels."
             )
-        rng = np.random.default_rng([self.seed, 11])
-        network = _narrowed(network, self.samples)
-        rows = np.arange(len(network.x))[: self.samples]
-        counts = {t.name: int(max(t.values.max(), t.fit.max())) + 1 for t in targets}
-        marginals = {t.name: _marginal(t, counts[t.name], rows, weights) for t in targets}
-        fold = rng.permutation(len(rows)) % _FOLDS
-        shape = (len(rows), len(network.inputs.names))
-        whole = self._whole(network, rows, targets, marginals, fold, counts)
-        kept = {t.name: np.zeros(shape) for t in targets}
-        fewer = {t.name: np.zeros(shape) for t in targets}
-        for i in range(len(network.inputs.names)):
-            if progress:
-                progress("imputing features", i, len(network.inputs.names), network.inputs.names[i])
-            chosen = self._donors(network, rows, i, rng)
-            content = _Content.of(network, i, self.kind == "near")
-            found = self._histograms(network, rows, chosen, i, counts, content)
-            for target in targets:
-                own = target.values[rows]
-                base = marginals[target.name][own]
-                halves = [part[target.name][np.arange(len(rows)), own] for part in found]
-                kept[target.name][:, i] = np.log2(_shrunk((halves[0] + halves[-1]) / 2, base, fold))
-                fewer[target.name][:, i] = np.mean([np.log2(_shrunk(h, base, fold)) for h in halves], 0)
-        if progress:
-            progress("imputing features", len(network.inputs.names), len(network.inputs.names))
-        if progress:
-            progress("learning single features", 0, 1)
-        alone = self._singles(prepared, targets, weights)
-        if progress:
-            progress("learning single features", 1, 1)
-        made = []
-        for target in targets:
-            n = len(network.inputs.names)
-            if not (target.values != target.values[0]).any():
-                nothing = Problem(prepared, target.values[rows], target.fit, None, None)
-                note = "the target takes one value only: it carries no information"
-                told = decompose(
-                    np.zeros(2 * n + 1), estimator=self, problem=nothing, resolution="a constant target", notes=[note]
-                )
-                made.append(told)
-                continue
-            base = np.log2(marginals[target.name][target.values[rows]])
-            pointwise = np.full((len(rows), 2 * n + 1), np.nan)
-            pointwise[:, 0] = whole[target.name] - base
-            singles, lacking, floor = alone.get(
-                target.name, (np.full((len(rows), n), np.nan), np.zeros(n), np.zeros(n))
-            )
-            pointwise[:, 1 : 1 + n] = singles[: len(rows)]
-            # A histogram of M donors costs what goes as 1/M: taken out by comparing all with halves (Quenouille 1956).
-            added = kept[target.name] - fewer[target.name]
-            pointwise[:, 1 + n :] = kept[target.name] + added - base[:, None]
-            # Beyond the gap that learning shows, single features were told 4% to 10% short on known networks.
-            lacking = np.hypot(lacking, _UNLEARNT * np.nan_to_num(singles).mean(0))
-            taken = np.abs((pointwise[:, :1] - pointwise[:, 1 + n :]).mean(0))
-            few = np.maximum(_MISSING * added.mean(0), _LEAST)
-            missing = np.concatenate([[0.0], lacking, np.hypot(few, _REST * taken)])
-            counted = None if target.total.saturated else target.total
-            if target.code and counted is not None and weights is None:
-                # Here nothing of the total is learnt: what the sample's mean is off from the count is no lack.
-                pointwise[:, [0, *range(1 + n, 1 + 2 * n)]] += counted.value - pointwise[:, 0].mean()
-            terms = pointwise.mean(0)
-            if weights is None:
-                terms[1 : 1 + n] = singles.mean(0)
-            weighed = None if weights is None else weights[rows]
-            problem = Problem(prepared, target.values[rows], target.fit, weighed, counted)
-            result = decompose(
-                terms,
-                estimator=self,
-                problem=problem,
-                resolution=f"{self.donors} {'nearest' if self.kind == 'near' else 'random'} donors a feature",
-                pointwise=pointwise,
-                missing=missing,
-                floor=np.concatenate([[0.0], floor, np.zeros(n)]),
-                absent="what features alone tell was not learnt",
-            )
-            made.append(result if target.code else replace(result, bound="lower (usable by the network)"))
-        return made
-
-    def _whole(
-        self,
-        network: Network,
-        rows: Array,
-        targets: Sequence[Target],
-        marginals: Mapping[str, Vector],
-        fold: Array,
-        counts: Mapping[str, int],
-    ) -> dict[str, Vector]:
-        """log2 p̂(t|x) (N,) by target: 0 where the network computes it, what its answer tells of it else."""
-        found = {t.name: np.zeros(len(rows)) for t in targets}
-        for target in (t for t in targets if not t.code):
-            size, own = counts[target.name], target.values[rows]
-            told = np.concatenate(
-                [network.codes(part)[target.name] for part in network.x[rows].split(_at_once(network.x))]
-            )
-            share = _columns(told, size)[np.arange(len(rows)), own]
-            found[target.name] = np.log2(_shrunk(share, marginals[target.name][own], fold))
-        return found
-
-    def _singles(
-        self, prepared: Prepared, targets: Sequence[Target], weights: Array | None
-    ) -> dict[str, tuple[Vector, Vector, Vector]]:
-        """What each feature alone tells, by the probe's predictor, of the targets that there are samples enough for."""
-        if not self.singles:
-            return {}
-        asked = [t for t in targets if len(t.values) >= LEAST_PER_SYMBOL * len(np.unique(t.values)) > 0]
-        asked = [t for t in asked if (t.values != t.values[0]).any()]
-        if not asked:
-            return {}
-        probe = Probe(steps=self.steps, seed=self.seed, device=self.device)
-        found = probe.singles(prepared, [(t.values, t.fit) for t in asked], weights)
-        return dict(zip([t.name for t in asked], found, strict=True))
-
-    def _donors(self, network: Network, rows: Array, i: int, rng: np.random.Generator) -> Array:
-        """Donors (N, M) for feature i of the samples ``rows``."""
-        pool, count = len(network.donors), min(self.donors, len(network.donors) - network.same)
-        if count < 1:
+        if len(network.donors) - network.same < 1:
             raise RobGIBError("imputation needs other samples to take content from; give more.")
-        if self.kind == "marginal":
-            picked = rng.integers(pool - network.same, size=(len(rows), count))
-            return picked + (network.same & (picked >= rows[:, None]))
-        others = [j for j in range(len(network.inputs.names)) if j != i]
-        if not others:
-            return np.asarray(rng.integers(pool, size=(len(rows), count)))
-        x = np.hstack([network.inputs.values[j][rows] for j in others])
-        d = np.hstack([network.inputs.fit[j] for j in others])
-        far = (d**2).sum(1) - 2 * x @ d.T
-        if network.same:
-            far[np.arange(len(rows)), rows] = np.inf
-        return np.asarray(np.argpartition(far, count - 1, axis=1)[:, :count])
+        varying = [t for t in targets if (t.values != t.values[0]).any()]
+        setting = _Setting.of(self, network, varying, weights)
+        found = _asked(self, setting, progress) if varying else {}
+        return [self._decomposed(prepared, t, setting, found.get(t.name)) for t in targets]
 
-    def _histograms(
-        self, network: Network, rows: Array, chosen: Array, i: int, counts: Mapping[str, int], content: _Content
-    ) -> list[dict[str, Vector]]:
-        """Shares (N, K) of each code among the composed inputs, by target: of half of the donors, and of the others."""
-        cell, donors = network.inputs.cells[i], chosen.shape[1]
-        half = donors // 2
-        sides = [slice(0, half), slice(half, donors)] if half else [slice(0, donors)]
-        found = [{name: np.zeros((len(rows), k)) for name, k in counts.items()} for _ in sides]
-        each = max(1, _at_once(network.x) // donors)
-        for start in range(0, len(rows), each):
-            part = rows[start : start + each]
-            composed = network.x[part].repeat_interleave(donors, 0)
-            composed[cell] = content(part, chosen[start : start + each]).to(composed)
-            told = network.codes(composed)
-            for name, k in counts.items():
-                if told[name].ndim == 2:  # shares of what is not computed, but told of
-                    each_told = _columns(told[name], k).reshape(len(part), donors, k)
-                    for shares, side in zip(found, sides, strict=True):
-                        shares[name][start : start + each] = each_told[:, side].mean(1)
-                    continue
-                given = np.minimum(told[name], k - 1).reshape(len(part), donors)
-                for shares, side in zip(found, sides, strict=True):
-                    of_side = given[:, side]
-                    flat = np.arange(len(part))[:, None] * k + of_side
-                    counted = np.bincount(flat.reshape(-1), minlength=len(part) * k).reshape(len(part), k)
-                    shares[name][start : start + each] = counted / of_side.shape[1]
-        return found
+    def _decomposed(self, prepared: Prepared, target: Target, setting: _Setting, found: _Found | None) -> Decomposition:
+        """The terms of one target; all 0 where it does not vary."""
+        n, rows = len(setting.network.inputs.names), len(setting.x)
+        if found is None:
+            problem = Problem(prepared, target.values[:rows], target.fit, None, None)
+            note = "the target takes one value only: it carries no information"
+            nothing = np.zeros(2 * n + 1)
+            return decompose(nothing, estimator=self, problem=problem, resolution="a constant target", notes=[note])
+        base = np.log2(setting.marginals[target.name][setting.own[target.name]])
+        pointwise = np.full((rows, 2 * n + 1), np.nan)
+        pointwise[:, 0] = _whole(setting, target, found) - base
+        pointwise[:, -len(setting.subsets) :] = found.pointwise - base[:, None]
+        counted = None if target.total.saturated else target.total
+        if target.code and counted is not None and setting.weights is None:
+            # Here nothing of the total is learnt: what the sample's mean is off from the count is no lack.
+            pointwise[:, [0, *range(1 + n, 1 + 2 * n)]] += counted.value - pointwise[:, 0].mean()
+        below, above, floor = np.zeros((3, 2 * n + 1))
+        for to, own in ((below, found.below), (above, found.above), (floor, found.floor)):
+            to[-len(own) :] = own
+        result = decompose(
+            pointwise.mean(0),
+            estimator=self,
+            problem=Problem(prepared, target.values[:rows], target.fit, setting.weights, counted),
+            resolution=self._resolution(n),
+            pointwise=pointwise,
+            below=below,
+            above=above,
+            floor=floor,
+            notes=_doubts(found.implausible),
+            absent="what features alone tell was not learnt",
+        )
+        if not target.code:
+            return replace(result, bound="lower (usable by the network)")
+        return replace(result, bound="lower", sided=counted is not None)
+
+    def _resolution(self, n: int) -> str:
+        kind = "nearest" if self.kind == "near" else "random"
+        alone = f", {self.draws(n)} of a feature alone" if self.singles and n > 1 else ""
+        return f"{self.donors} {kind} donors of a rest{alone}; {self.steps} steps"
 
 
 @dataclass(frozen=True)
-class _Content:
-    """What takes a feature's place: the donors' own content, or what a line predicts of it and the donors' residuals.
+class _Setting:
+    """Everything that is asked of one network and one partition.
 
     Attributes:
-        cell: the feature's place in the inputs.
-        donors: content of the donors (M, …), less what is predicted of it.
-        predicted: of the inputs (N, …), or None.
-        low: least of the donors' content, place by place.
-        high: greatest.
+        network: with the donors that there is room for.
+        x: inputs (N, …) that are estimated on.
+        targets: those that vary.
+        own: codes (N,) of the inputs by target.
+        seen: codes (P,) of the donors; −1 where it is not known.
+        sizes: number of codes.
+        marginals: shares (K,) of the codes.
+        fold: of each input (N,), for cross-fitting.
+        weights: of the inputs (N,), of mean 1, or None.
+        subsets: of the features (S, n): singles first, if asked for, and all but one.
     """
 
-    cell: tuple[slice, ...]
-    donors: Tensor
-    predicted: Tensor | None
-    low: Tensor
-    high: Tensor
+    network: Network
+    x: Tensor
+    targets: Sequence[Target]
+    own: Mapping[str, Array]
+    seen: Mapping[str, Array]
+    sizes: Mapping[str, int]
+    marginals: Mapping[str, Vector]
+    fold: Array
+    weights: Array | None
+    subsets: Array
 
     @classmethod
-    def of(cls, network: Network, i: int, moved: bool) -> _Content:
-        """Find what the other features predict of feature i, where that is asked for and is anything."""
-        cell = network.inputs.cells[i]
-        own = network.donors[cell]
-        low, high = own.amin(0), own.amax(0)
-        others = [j for j in range(len(network.inputs.names)) if j != i]
-        if not moved or network.same or not others or len(own[:_LOOKED_AT].unique()) <= _FEW_VALUES:
-            return cls(cell, own, None, low, high)
-        x, d = (np.hstack([part[j] for j in others]) for part in (network.inputs.values, network.inputs.fit))
-        scale = d.std(0) + 1e-12
-        flat = own.flatten(1).numpy()
-        if flat.size <= _FINE:  # of large pictures the line is fitted in single precision: half the memory
-            flat = flat.astype(np.float64)
-        line = RidgeCV(alphas=_ALPHAS).fit(d / scale, flat)
-        if -line.best_score_ > (1 - _TOLD) * flat.var(0).mean():
-            return cls(cell, own, None, low, high)
-        ours, theirs = (
-            torch.from_numpy(line.predict(part / scale)).to(own).view(len(part), *own.shape[1:]) for part in (x, d)
-        )
-        return cls(cell, own - theirs, ours, low, high)
+    def of(cls, estimator: Imputation, network: Network, targets: Sequence[Target], weights: Array | None) -> _Setting:
+        """Run the network on the donors, and count."""
+        network = _narrowed(network, estimator.rows(len(network.inputs.names)))
+        count, n = len(network.x), len(network.inputs.names)
+        rng = np.random.default_rng([estimator.seed, 11])
+        told = _codes(network, network.donors) if targets else {}
+        own, seen, sizes = {}, {}, {}
+        for t in targets:
+            own[t.name] = t.values[:count]
+            known = np.full(len(network.donors), -1, np.int64)
+            if t.code:
+                known[:] = told[t.name]
+            else:
+                known[: len(t.fit)] = t.fit[: len(known)]
+            seen[t.name] = known
+            sizes[t.name] = int(max(t.values.max(), t.fit.max(), known.max())) + 1
+        weighed = None if weights is None else weights[:count] / weights[:count].mean()
+        marginals = {t.name: _marginal(own[t.name], seen[t.name], sizes[t.name], weighed) for t in targets}
+        eye = np.eye(n, dtype=bool)
+        subsets = np.concatenate([eye, ~eye]) if estimator.singles else ~eye
+        fold = rng.permutation(count) % FOLDS
+        return cls(network, network.x, targets, own, seen, sizes, marginals, fold, weighed, subsets)
 
-    def __call__(self, rows: Array, chosen: Array) -> Tensor:
-        """Content (B·M, …) for inputs (B,) from donors (B, M)."""
-        made = self.donors[torch.from_numpy(chosen.reshape(-1))]
-        if self.predicted is None:
-            return made
-        made = made + self.predicted[torch.from_numpy(rows)].repeat_interleave(chosen.shape[1], 0)
-        return made.clamp(self.low, self.high)
+
+@dataclass(frozen=True)
+class _Found:
+    """What was found of one target.
+
+    Attributes:
+        pointwise: log2 p̂(t|x_A) of each input and subset (N, S), what M draws cost taken out.
+        below: how far the bounds lie below its means (S,).
+        above: how far beyond them the truth may lie (S,).
+        floor: standard deviation (S,) below which nothing can be told.
+        implausible: whether the donors of a subset are shown not to be drawn from the conditional law (S,).
+    """
+
+    pointwise: Vector
+    below: Vector
+    above: Vector
+    floor: Vector
+    implausible: npt.NDArray[np.bool_]
+
+
+class _Draws:
+    """Codes of composed inputs, counted for each input by halves: even and odd draws, near and far donors."""
+
+    def __init__(self, setting: _Setting, near: Array) -> None:
+        rows, self.count = near.shape
+        at = np.arange(self.count)
+        self.quarter = 2 * (at >= self.count // 2) + at % 2
+        self.counts = {name: np.zeros((rows, 4, k)) for name, k in setting.sizes.items()}
+        self.each = np.bincount(self.quarter, minlength=4)
+
+    def add(self, part: slice, told: Mapping[str, Array]) -> None:
+        """Count what the network says of composed inputs (B·M) of the inputs ``part``."""
+        rows = part.stop - part.start
+        for name, counts in self.counts.items():
+            k = counts.shape[2]
+            if told[name].ndim == 2:  # shares of what is not computed, but told of
+                each = _columns(told[name], k).reshape(rows, self.count, k)
+                for q in range(4):
+                    counts[part, q] = each[:, self.quarter == q].sum(1)
+                continue
+            given = np.minimum(told[name], k - 1).reshape(rows, self.count)
+            flat = (np.arange(rows)[:, None] * 4 + self.quarter) * k + given
+            counts[part] = np.bincount(flat.reshape(-1), minlength=rows * 4 * k).reshape(rows, 4, k)
+
+    def shares(self, name: str) -> list[Vector]:
+        """Histograms (N, K): of all draws, of even and odd ones, of near and far donors, and of each quarter."""
+        counts = self.counts[name]
+        found = [counts.sum(1) / self.count]
+        for part in _PARTS:
+            mass = self.each[list(part)].sum()
+            found.append(counts[:, list(part)].sum(1) / mass if mass else found[0])
+        return found
+
+
+def _asked(estimator: Imputation, setting: _Setting, progress: Progress | None) -> dict[str, _Found]:
+    """Run the network on composed inputs, learn the predictor, and mix the two, for all targets at once."""
+    names = [t.name for t in setting.targets]
+    drawn = {
+        name: np.zeros((1 + len(_PARTS), len(setting.subsets), len(_AROUND) + 1, len(setting.x))) for name in names
+    }
+    differ = {name: np.zeros(len(setting.subsets), bool) for name in names}
+    rng = np.random.default_rng([estimator.seed, 12])
+    cells = places(setting.network.inputs.cells, setting.x.shape[1:])
+    pool = Pool.of(setting.network.donors, setting.network.same)
+    flat, shape = setting.x.flatten(1), setting.x.shape[1:]
+    for s, subset in enumerate(setting.subsets):
+        if progress:
+            progress("imputing features", s, len(setting.subsets), "")
+        left = np.concatenate([cells[i] for i in np.flatnonzero(~subset)] or [np.zeros(0, np.int64)])
+        kept = np.setdiff1d(np.concatenate(cells), left)
+        wanted = estimator.draws(len(cells)) if subset.sum() == 1 < len(cells) else estimator.donors
+        count = min(wanted, len(pool.x) - pool.same)
+        completion = pool.complete(flat, kept, left, count, estimator.kind == "near", estimator.components, rng)
+        draws = _Draws(setting, completion.near.numpy())
+        for part, made in completion.composed(max(1, _at_once(setting.x) // count)):
+            draws.add(part, _codes(setting.network, made.view(-1, *shape)))
+        around = _around(completion, rng)
+        for t in setting.targets:
+            shares = draws.shares(t.name)
+            drawn[t.name][:, s] = [_own(share, setting.own[t.name], around) for share in shares]
+            if t.code:
+                differ[t.name][s] = _differ(shares[0], setting.own[t.name], _LEVEL / len(setting.subsets))
+    if progress:
+        progress("imputing features", len(setting.subsets), len(setting.subsets))
+    learnt = _learnt(estimator, setting, progress)
+    return {name: _mixed(setting, name, drawn[name], learnt[name], differ[name]) for name in names}
+
+
+def _learnt(estimator: Imputation, setting: _Setting, progress: Progress | None) -> dict[str, Vector]:
+    """Probabilities (C, S, N) of the inputs' own codes by the learnt predictor, for each share of the donors."""
+    found = {t.name: np.zeros((len(_CURVE), len(setting.subsets), len(setting.x))) for t in setting.targets}
+    network = setting.network
+    if network.same:  # it would be asked for what it was trained on
+        for t in setting.targets:
+            found[t.name][:] = setting.marginals[t.name][setting.own[t.name]]
+        return found
+    donors = network.donors.float()
+    mean = donors.mean(0)
+    scale = donors.std(0, correction=0)
+    picture = donors.ndim == 4
+    scale = (scale**2).mean().sqrt() if picture else scale
+    scale = torch.where(scale > 0, scale, torch.ones(()))
+    seen, asked = (Pieces.of(part, network.inputs.cells, mean, scale) for part in (donors, setting.x))
+    masks = torch.from_numpy(setting.subsets).float()
+    names = [t.name for t in setting.targets]
+    for number, share in enumerate(_CURVE):
+        if progress:
+            progress("learning codes", number, len(_CURVE), "")
+        few = max(1, int(share * len(donors)))
+        with one_thread():
+            told = learn_codes(
+                Pieces(seen.x[:few]),
+                [setting.seen[name][:few] for name in names],
+                [setting.sizes[name] for name in names],
+                masks,
+                asked,
+                steps=max(1, int(share * estimator.steps)),
+                seed=estimator.seed,
+                device=resolve_device(estimator.device),
+            )
+        for name, shares in zip(names, told, strict=True):
+            found[name][number] = shares[:, np.arange(len(setting.x)), setting.own[name]]
+    if progress:
+        progress("learning codes", len(_CURVE), len(_CURVE))
+    return found
+
+
+def _mixed(setting: _Setting, name: str, drawn: Vector, learnt: Vector, differ: npt.NDArray[np.bool_]) -> _Found:
+    """The cross-fitted mixture of histograms (1 + 8, S, J, N), learnt predictors (C, S, N) and the marginal."""
+    base = setting.marginals[name][setting.own[name]]
+    marginal = np.broadcast_to(base, (drawn.shape[1], 1, len(base)))
+
+    def predictors(histograms: Vector, predictor: Vector) -> Vector:
+        return np.concatenate([histograms, predictor[:, None], marginal], 1)
+
+    stack = Stack(setting.fold, setting.weights).fit(predictors(drawn[0], learnt[0]))
+    whole = stack.told(predictors(drawn[0], learnt[0]))
+    even, odd, near, far, *quarters = (stack.again(predictors(h, learnt[0])) for h in drawn[1:])
+    mean = _mean(setting.weights)
+    halved = (even + odd) / 2
+    added = _still_to_come(mean(whole - halved), mean(halved - np.mean(quarters, 0)), setting) * (whole - halved)
+    cost = np.maximum(mean(added), 0)
+    closer = np.maximum(mean(near - far) / 2, 0)
+    # One input in N that is foretold wrongly costs about log2 N: less than that cannot be told from nothing.
+    floor = np.log2(predictors(drawn[0], learnt[0]).mean(1) / base).std(1) / np.sqrt(len(base))
+    floor = np.maximum(floor, np.log2(len(base)) / len(base))
+    # What more donors and steps would bring to the learnt predictor counts by its share of the mixture.
+    lone = [stacked(np.stack([of, marginal[:, 0]], 1), setting.fold) for of in learnt]
+    rise = np.maximum(mean(lone[0] - lone[1]), 0) * stack.weights[:, :, -2].mean(0)
+    below, above = cost + _MORE[0] * rise, cost / 2 + closer + (_MORE[1] - _MORE[0]) * rise
+    pointwise = (whole + added + _MORE[0] * rise[:, None]).T
+    return _Found(pointwise, below, above, floor, differ | _refuted(setting, drawn[0], lone[0], base))
+
+
+def _still_to_come(last: Vector, before: Vector, setting: _Setting) -> Vector:
+    """What more draws would bring, in what the last doubling of them brought (S, 1).
+
+    A histogram of M draws costs what goes as 1/M, and would bring as much again (Quenouille 1956). In a mixture that
+    falls more slowly: singles and rests are each taken for a geometric series, of what the last two doublings brought.
+    """
+    alone = setting.subsets.sum(1) == 1
+    found = np.zeros((len(last), 1))
+    for kind in (alone, ~alone):
+        ratio = last[kind].sum() / max(before[kind].sum(), 1e-12)
+        ratio = float(np.clip(ratio, *_DOUBLING))
+        found[kind & (last > 0)] = ratio / (1 - ratio)
+    return found
+
+
+def _refuted(setting: _Setting, drawn: Vector, learnt: Vector, base: Vector) -> npt.NDArray[np.bool_]:
+    """Where the learnt predictor, log2 (S, N), foretells codes better than histograms (S, J, N), beyond error.
+
+    It could not, if donors were drawn from the conditional law: no predictor does better than that law.
+    """
+    marginal = np.broadcast_to(base, (len(learnt), len(base)))
+    by_draws = stacked(np.concatenate([drawn, marginal[:, None]], 1), setting.fold)
+    gain = learnt - by_draws
+    error = gain.std(1) / np.sqrt(len(base))
+    least = _TOLD * -np.log2(base).mean()
+    return np.asarray((gain.mean(1) > least) & (gain.mean(1) > stats.norm.isf(_LEVEL / len(learnt)) * error))
+
+
+def _doubts(implausible: npt.NDArray[np.bool_]) -> list[str]:
+    """What to say of donors that are shown to be implausible."""
+    if not implausible.any():
+        return []
+    where = f"{int(implausible.sum())} of {len(implausible)} subsets"
+    return [f"donors are implausible for {where}: v is an upper bound, r a lower one"]
+
+
+def _whole(setting: _Setting, target: Target, found: _Found) -> Vector:
+    """log2 p̂(t|x) (N,): 0 where the network computes it, what its answer tells of it else.
+
+    What tells of the label without a feature tells of it with that feature too: the rests' mixtures are mixed with the
+    network's answer, sharp and tempered, so that no rest tells more than all.
+    """
+    if target.code:
+        return np.zeros(len(setting.x))
+    own, n = setting.own[target.name], len(setting.network.inputs.names)
+    told = _columns(_codes(setting.network, setting.x)[target.name], setting.sizes[target.name])
+    each, soft = np.arange(len(own)), np.sqrt(told)
+    answers = [told[each, own], (soft / soft.sum(1, keepdims=True))[each, own]]
+    rests = np.exp2(np.minimum(found.pointwise[:, -n:], 0)).T
+    return stacked(np.stack([*answers, *rests, setting.marginals[target.name][own]])[None], setting.fold)[0]
+
+
+def _codes(network: Network, x: Tensor) -> dict[str, Array]:
+    """The codes of inputs (N, …), a part of them at a time."""
+    parts = [network.codes(part) for part in x.split(_at_once(x))]
+    return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+
+
+def _own(share: Vector, own: Array, around: Sequence[Array]) -> Vector:
+    """Probabilities (J, N) of the inputs' codes: by their histograms (N, K), and by those of inputs around them."""
+    near = [share[others, own[:, None]].mean(1) for others in around]
+    return np.stack([share[np.arange(len(own)), own], *near])
+
+
+def _around(completion: Completion, rng: np.random.Generator) -> list[Array]:
+    """Inputs (N, q) nearest each in what is kept, itself among them; any where nothing is."""
+    scores, rows = completion.scores, len(completion.near)
+    counts = [min(q, rows) for q in _AROUND]
+    if not scores.shape[1]:
+        return [rng.integers(rows, size=(rows, q)) for q in counts]
+    far = (scores**2).sum(1) - 2 * scores @ scores.T
+    order = np.argpartition(far, counts[-1] - 1, 1)[:, : counts[-1]]
+    order = np.take_along_axis(order, np.take_along_axis(far, order, 1).argsort(1), 1)
+    return [order[:, :q] for q in counts]
+
+
+def _mean(weights: Array | None) -> Callable[[Vector], Vector]:
+    """Of values (…, N), the inputs weighed."""
+    return lambda values: np.asarray(values.mean(-1) if weights is None else (values * weights).mean(-1))
+
+
+def _differ(shares: Vector, own: Array, level: float) -> bool:
+    """Whether the codes of composed inputs (N, K) are other than those of the inputs themselves (N,).
+
+    The mean difference is held against its empirical error (Wald), rare codes taken together.
+    """
+    rows, size = shares.shape
+    real = np.zeros((rows, size))
+    real[np.arange(rows), own] = 1
+    difference = real - shares
+    both = (real + shares).sum(0)
+    common = np.flatnonzero(both >= _COMMON)
+    if len(common) < 2:
+        return False
+    difference = difference[:, common[:-1]] if len(common) == (both > 0).sum() else difference[:, common]
+    mean, spread = difference.mean(0), np.atleast_2d(np.cov(difference, rowvar=False)) / rows
+    wald = float(mean @ np.linalg.pinv(spread, hermitian=True) @ mean)
+    apart = float(np.abs((real - shares).mean(0)).sum() / 2)
+    return apart > _APART and wald > stats.chi2.isf(level, difference.shape[1])
 
 
 def _narrowed(network: Network, samples: int) -> Network:
     """The network with the inputs that are estimated on, and no more donors than a quarter of a GiB holds."""
     if network.same:
         return network
-    pool = max(1, _POOL // max(1, int(np.prod(network.donors.shape[1:]))))
-    values, fit = (
-        tuple(s[:n] for s in part) for part, n in ((network.inputs.values, samples), (network.inputs.fit, pool))
-    )
-    inputs = replace(network.inputs, values=values, fit=fit)
-    return replace(network, x=network.x[:samples], donors=network.donors[:pool], inputs=inputs)
+    most = most_donors(network.donors.shape[1:])
+    return replace(network, x=_read(network.x[:samples]), donors=_read(network.donors[:most]))
+
+
+def _read(x: Tensor | LazyImages) -> Tensor:
+    return x.read() if isinstance(x, LazyImages) else x
 
 
 def _at_once(x: Tensor) -> int:
@@ -360,19 +516,7 @@ def _columns(shares: Array, size: int) -> Vector:
     return made
 
 
-def _marginal(target: Target, size: int, rows: Array, weights: Array | None) -> Vector:
+def _marginal(own: Array, seen: Array, size: int, weights: Array | None) -> Vector:
     """Shares (K,) of a target's codes, smoothed: of other samples, or of the same where the law is weighted."""
-    if weights is None:
-        counted = np.bincount(target.fit, minlength=size).astype(float)
-    else:
-        counted = np.bincount(target.values[rows], weights[rows], minlength=size)
+    counted = np.bincount(seen[seen >= 0], minlength=size) if weights is None else np.bincount(own, weights, size)
     return np.asarray((counted + 0.5) / (counted.sum() + 0.5 * size))
-
-
-def _shrunk(share: Array, marginal: Array, fold: Array) -> Vector:
-    """Probability (N,) of the true code: (1 − w)·share + w·marginal, w chosen for each fold by the others."""
-    mixed = (1 - _SHRINK[:, None]) * share + _SHRINK[:, None] * marginal
-    logs = np.log2(mixed)
-    totals = np.stack([logs[:, fold == f].sum(1) for f in range(_FOLDS)], 1)
-    best = (totals.sum(1, keepdims=True) - totals).argmax(0)
-    return np.asarray(mixed[best[fold], np.arange(len(fold))])

@@ -17,7 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from robgib.information.discrete import entropy
+from robgib.information.donors import places
 from robgib.information.exact import Exact
+from robgib.information.features import group_inputs
 from robgib.information.known_variables import Vector, gaussian_information, spiral, subset_terms
 from robgib.information.preprocessing import relabel
 from robgib.information.views import RATE, NoisyLayer, Seen, count_information, mixture_information
@@ -33,6 +35,7 @@ _OUTER, _INNER = 300, 4000  # draws of a single feature, and of the rest given i
 _OUTER_REST, _INNER_REST = 3000, 400  # the other way round
 _OUTER_NOISE, _INNER_NOISE = 60, 1500  # of mixtures, whose density takes the square of the draws
 _MIXED = 10_000
+_OUTER_PICTURES, _INNER_PICTURES = (60, 1000), (400, 200)  # where one patch is held, and where all but one are
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +55,10 @@ class KnownNetwork:
         dims: of the input.
         spread: whether its layers in noise are known in closed form where they are not linear: each is N(0, I).
         another: makes another network of its family from a number, where there is a family: each repeat asks a new one.
+        shape: of the inputs, where they are pictures; the layers take them flattened or not.
+        features: how an input is cut.
+        sampled: draws inputs (N, d) and labels (N,), where neither Gaussian nor signs are drawn.
+        told: the 2n+1 terms of every layer in bits, where they are known beforehand.
     """
 
     name: str
@@ -65,9 +72,15 @@ class KnownNetwork:
     dims: int = 8
     spread: bool = False
     another: Callable[[int], KnownNetwork] | None = None
+    shape: tuple[int, ...] | None = None
+    features: str = "pixels"
+    sampled: Callable[[int, np.random.Generator], tuple[Vector, npt.NDArray[np.int64]]] | None = None
+    told: Vector | None = None
 
     def draw(self, samples: int, rng: np.random.Generator) -> tuple[Vector, npt.NDArray[np.int64]]:
         """Inputs (N, d) and labels (N,)."""
+        if self.sampled is not None:
+            return self.sampled(samples, rng)
         if self.covariance is None:
             x = rng.choice([-1.0, 1.0], size=(samples, self.dims))
         else:
@@ -86,8 +99,12 @@ class KnownNetwork:
         """
         of = self.layers[layer]
         rng = np.random.default_rng([7, len(self.name)])
+        if self.told is not None:
+            x, y = self.draw(_POPULATION // 10, rng)
+            return self.told, count_information(seen(of(x)), y)[0].value if seen.view == RATE else float("nan")
         if seen.view == RATE:
-            x, y = self.draw(_POPULATION * (5 if self.classes is not None else 1), rng)
+            population = _POPULATION // 4 if self.shape else _POPULATION
+            x, y = self.draw(population * (5 if self.classes is not None else 1), rng)
             codes = np.concatenate([seen(of(part)) for part in np.array_split(x, 20)])
             label = count_information(codes, y)[0].value
             if self.covariance is None:
@@ -98,17 +115,31 @@ class KnownNetwork:
             total, label = self._in_noise(layer, seen), float("nan")
             if self.linear is not None and self.classes is None:
                 return self._closed(layer, seen), label
-        n = self.dims if self.covariance is None else len(self.covariance)
+        features = self._places()
         if not self.terms or self.covariance is None:
-            return np.array([total, *[np.nan] * (2 * n)]), label
+            return np.array([total, *[np.nan] * (2 * len(features))]), label
         singles, rests = [], []
-        outer, inner = (_OUTER, _INNER) if seen.view == RATE else (_OUTER_NOISE, _INNER_NOISE)
-        outer_rest, inner_rest = (_OUTER_REST, _INNER_REST) if seen.view == RATE else (10 * _OUTER_NOISE, _INNER_REST)
-        for i in range(n):
-            rest = [j for j in range(n) if j != i]
-            singles.append(total - self._left(of, seen, [i], outer, inner, rng))
-            rests.append(total - self._left(of, seen, rest, outer_rest, inner_rest, rng))
+        alone, without = self._draws(seen.view == RATE)
+        for feature in features:
+            rest = [j for other in features if other is not feature for j in other]
+            singles.append(total - self._left(of, seen, feature, *alone, rng))
+            rests.append(total - self._left(of, seen, rest, *without, rng))
         return np.array([total, *singles, *rests]), label
+
+    def _places(self) -> list[list[int]]:
+        """Where in a flattened input each feature lies."""
+        if self.shape is None:
+            return [[i] for i in range(self.dims if self.covariance is None else len(self.covariance))]
+        x = np.random.default_rng(0).standard_normal((2, *self.shape))
+        return [p.tolist() for p in places(group_inputs(self.features, x, x).cells, self.shape)]
+
+    def _draws(self, coded: bool) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Outer and inner draws where one feature is held, and where all but one are."""
+        if self.shape is not None:
+            return _OUTER_PICTURES, _INNER_PICTURES
+        if coded:
+            return (_OUTER, _INNER), (_OUTER_REST, _INNER_REST)
+        return (_OUTER_NOISE, _INNER_NOISE), (10 * _OUTER_NOISE, _INNER_REST)
 
     def _left(
         self,

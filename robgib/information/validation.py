@@ -24,6 +24,7 @@ from robgib.information.base import Decomposition, Estimator
 from robgib.information.estimate import Estimate
 from robgib.information.features import group_inputs
 from robgib.information.known_networks import KnownNetwork, known_networks
+from robgib.information.known_pictures import known_pictures
 from robgib.information.known_variables import Task, Vector
 from robgib.information.measures import functionals
 from robgib.information.validation_tasks import tasks
@@ -56,12 +57,16 @@ def known() -> dict[str, Task | KnownNetwork]:
     >>> [name for name in known() if name in ("xor", "bmi-waves-2+1", "bijection")]
     ['xor', 'bmi-waves-2+1', 'bijection']
     """
-    return {**tasks(), **known_networks()}
+    return {**tasks(), **_networks()}
+
+
+def _networks() -> dict[str, KnownNetwork]:
+    return {**known_networks(), **known_pictures()}
 
 
 def task_names() -> list[str]:
     """Return the names that the table gives them, in order: of variables, and NETWORK/LAYER."""
-    return [*tasks(), *(f"{name}/{layer}" for name, network in known_networks().items() for layer in network.layers)]
+    return [*tasks(), *(f"{name}/{layer}" for name, network in _networks().items() for layer in network.layers)]
 
 
 def _regime(task: Task | KnownNetwork) -> str:
@@ -218,7 +223,8 @@ def _try_network(
 ) -> dict[str, _Trial]:
     """The rows that a reader would see of each layer, against the truth."""
     (x, y), (x_fit, _) = network.draw(network.samples, rng), network.draw(network.samples, rng)
-    inputs = group_inputs("pixels", x, x_fit)
+    x, x_fit = (part if network.shape is None else part.reshape(-1, *network.shape) for part in (x, x_fit))
+    inputs = group_inputs(network.features, x, x_fit)
     targets = [seen.target(n, network.layers[n](x), network.layers[n](x_fit), y) for n, (seen, *_) in views.items()]
     runs = Network(torch.from_numpy(x), torch.from_numpy(x_fit), False, inputs, _codes_of(network, views))
     began = time.perf_counter()

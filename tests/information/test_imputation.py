@@ -56,12 +56,12 @@ def test_an_exclusive_or_falls_with_either_input(kind):
     assert rests[["input 2", "input 3"]].min() > 0.98
 
 
-def test_near_donors_know_a_copy_and_marginal_ones_do_not():
-    data = bits(copied=True)
-    near, _ = figures(Copy(), data, "near")
-    assert near.loc["v(X;Z)", "value"] < 0.05  # either input alone tells all: none is vulnerable
-    anywhere, _ = figures(Copy(), data, "marginal")
-    assert anywhere.loc["v(X;Z)", "value"] > 0.5  # an upper bound, and a loose one where donors are implausible
+@pytest.mark.parametrize("kind", ["near", "marginal"])
+def test_a_copy_makes_neither_input_vulnerable(kind):
+    """Marginal donors are implausible here: what they leave loose, the learnt predictor bounds."""
+    found, _ = figures(Copy(), bits(copied=True), kind)
+    assert found.loc["v(X;Z)", "value"] < 0.05
+    assert found.loc["v(X;Z)", "low"] <= 0.01
 
 
 def test_without_singles_what_needs_them_is_said_to_be_missing():
@@ -127,6 +127,28 @@ def test_bad_input(digits, digits_cnn):
         layer_information(digits_cnn, digits, ["imputation"], features="pca:4", samples=100)
     with pytest.raises(RobGIBError, match="donors must be at least 1"):
         Imputation(donors=0)
+
+
+def test_every_row_says_which_side_it_bounds():
+    layers, _ = figures(Xor(), bits(), "near", singles=True)
+    told = layers["bound"].to_dict()
+    assert (told["C(X;Z)"], told["r(X;Z)"]) == ("lower", "lower")
+    assert (told["S(X;Z)"], told["v(X;Z)"]) == ("upper", "upper")
+
+
+def test_nothing_is_not_told_to_the_last_digit():
+    """r of an exclusive or is 0: its interval had a width of 0.01 and less."""
+    layers, _ = figures(Xor(), bits(), "near", singles=True)
+    assert layers.loc["r(X;Z)", "low"] <= 0 <= layers.loc["r(X;Z)", "high"]
+    assert layers.loc["r(X;Z)", "high"] > 0.02
+
+
+def test_donors_that_a_predictor_refutes_are_called_implausible():
+    """With marginal donors either input of a copy is replaced by anything, which the other input contradicts."""
+    near, _ = figures(Copy(), bits(copied=True), "near")
+    assert "implausible" not in near.loc["v(X;Z)", "note"]
+    anywhere, _ = figures(Copy(), bits(copied=True), "marginal")
+    assert "donors are implausible for 2 of 4 subsets" in anywhere.loc["v(X;Z)", "note"]
 
 
 def test_the_same_twice(digits, digits_cnn):
