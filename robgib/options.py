@@ -334,7 +334,7 @@ class InformationOptions(_Checked):
         None, "Symbols of a layer's code.", shown="four per class, at least 16"
     )
     sigma: Positive = option(0.3, "Noise of the noise view, as a share of a layer's total standard deviation.")
-    unit_groups: NonNegativeInt = option(0, "Groups of units as the features of S(Z;Y); 0: none.")
+    unit_groups: NonNegativeInt = option(0, "Groups of units as the features of S(Z;Y) and C(Z;Y); 0: none.")
     beta: NonNegative = option(1.0, "Trade-off of the IB and GIB objectives.")
     pmi: bool = option(False, "Weigh samples by 1[ŷ = y]·max(0, pmi(ŷ;y)).")
 
