@@ -471,7 +471,8 @@ def _laid_out(network: nn.Module, device: torch.device | str) -> nn.Module:
     maps = any(isinstance(m, nn.Conv2d) for m in modules)
     if not maps or torch.device(device).type != "cpu" or any(isinstance(m, torch.jit.ScriptModule) for m in modules):
         return network
-    return copy.deepcopy(network).to(memory_format=torch.channels_last)
+    laid_out: nn.Module = copy.deepcopy(network).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return laid_out
 
 
 @contextmanager

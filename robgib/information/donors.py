@@ -178,8 +178,8 @@ class Pool:
             axes = torch.from_numpy(_leading(self.covariance[np.ix_(kept, kept)], components)).float()
             return (ours @ axes).double().numpy(), (theirs @ axes).double().numpy()
         products = (theirs @ theirs.T).double().numpy()
-        axes = _leading(products, components)
-        back = axes / np.sqrt(np.maximum((axes * (products @ axes)).sum(0), 1e-12))
+        leading = _leading(products, components)
+        back = leading / np.sqrt(np.maximum((leading * (products @ leading)).sum(0), 1e-12))
         return (ours @ theirs.T).double().numpy() @ back, products @ back
 
     def _line(self, x: Tensor, kept: Rows, left: Rows) -> tuple[Tensor, Tensor]:

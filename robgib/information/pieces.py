@@ -52,7 +52,7 @@ class Pieces:
         size = [max(p.shape[a] for p in parts) for a in range(1, parts[0].ndim)]
         x = torch.zeros(len(inputs), len(parts), *size)
         for i, p in enumerate(parts):
-            x[(slice(None), i, *(slice(0, s) for s in p.shape[1:]))] = p
+            x[:, i][tuple([slice(None)] + [slice(0, s) for s in p.shape[1:]])] = p
         return cls(x)
 
 
@@ -76,7 +76,7 @@ class _Network(nn.Module):
             )
             side = [math.ceil(s // 2 / 2) for s in shape[2:]]
             pooled = [min(_POOLED, s) for s in side]
-            self.pool = nn.Identity() if pooled == side else nn.AdaptiveAvgPool2d(pooled)
+            self.pool = nn.Identity() if pooled == side else nn.AdaptiveAvgPool2d((pooled[0], pooled[1]))
             wide = _MAPS[1] * pooled[0] * pooled[1]
         else:
             self.own = nn.Parameter(torch.randn(count, wide, _OWN) * math.sqrt(2 / wide))
@@ -84,7 +84,8 @@ class _Network(nn.Module):
             wide = _OWN
         self.place = nn.Parameter(torch.randn(count, wide, _HIDDEN) * math.sqrt(1 / wide))
         self.mask = nn.Linear(count, _HIDDEN)
-        self.read = nn.Sequential(nn.ReLU(), nn.Linear(_HIDDEN, _HIDDEN), nn.ReLU(), nn.Linear(_HIDDEN, outputs))
+        self.read = nn.Sequential(nn.ReLU(), nn.Linear(_HIDDEN, _HIDDEN), nn.ReLU())
+        self.scores = nn.Linear(_HIDDEN, outputs)
 
     def forward(self, x: Tensor, masks: Tensor) -> Tensor:
         """Scores (B, S, outputs) of inputs (B, n, …) under masks (B or 1, S, n)."""
@@ -93,8 +94,8 @@ class _Network(nn.Module):
         else:
             of_pieces = torch.relu(torch.einsum("bnd,ndh->bnh", x, self.own) + self.shift)
         codes = torch.einsum("bnd,ndh->bnh", of_pieces, self.place)
-        scores: Tensor = self.read(masks @ codes + self.mask(masks))
-        return scores
+        told: Tensor = self.scores(self.read(masks @ codes + self.mask(masks)))
+        return told
 
 
 def learn_codes(
@@ -129,7 +130,7 @@ def learn_codes(
         network = _Network(seen.x.shape[1:], sum(sizes))
         goals = torch.from_numpy(np.stack(targets, 1))
         with torch.no_grad():
-            network.read[-1].bias.copy_(_log_shares(goals, sizes))
+            network.scores.bias.copy_(_log_shares(goals, sizes))
         network = _trained(network.to(device), seen.x, goals, sizes, masks, steps, generator, device)
     found: list[list[Tensor]] = [[] for _ in sizes]
     with torch.no_grad():
