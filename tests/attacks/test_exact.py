@@ -397,21 +397,25 @@ def test_targets_and_restarts_take_turns_on_what_is_left(targets, restarts):
 def test_the_first_sparsity_under_l1(monkeypatch):
     """A fifth of the pixels from a start that is drawn, else those of the start less a third."""
     seen = []
-    monkeypatch.setattr("robgib.attacks.apgd.sparse_ascend", lambda *a: seen.append(a[-2:]) or (a[4], a[1], a[1]))
-    monkeypatch.setattr("robgib.attacks.apgd.auto_ascend", lambda *a: seen.append(a[-2:]) or (a[4], a[1], a[1]))
-    x = torch.full((2, 1, 4, 5), 0.5)
+    for name in ("sparse_ascend", "auto_ascend"):
+        monkeypatch.setattr(f"robgib.attacks.apgd.{name}", lambda *a: seen.append(a) or (a[4], a[1], a[1]))
+    model, x = nn.Identity(), torch.full((2, 1, 4, 5), 0.5)
     goal = Objective.untargeted(torch.zeros(2, dtype=torch.long), "ce")
-    APGD("l1", 1.0, steps=10).ascend(nn.Identity(), x, goal, SampleRNG(0, range(2)))
-    assert seen[0][1].tolist() == [4, 4]
-    seen.clear()
+    APGD("l1", 1.0, steps=10).ascend(model, x, goal, SampleRNG(0, range(2)))
+    assert seen[0][-1].tolist() == [4, 4]
     start = x.clone()
     start[0, 0, 0], start[1, 0, :3] = 0.6, 0.4
-    APGD("l1", 1.0, steps=10).ascend(nn.Identity(), x, goal, SampleRNG(0, range(2)), start)
-    ((steps, changed),) = seen
-    assert (steps, changed.tolist()) == (10, pytest.approx([5 / 1.5, 15 / 1.5]))
+    for attack, last in ((APGD("l1", 1.0, steps=10), [5 / 1.5, 15 / 1.5]), (APGD("l2", 1.0, steps=10, rho=0.6), 0.6)):
+        seen.clear()
+        attack.ascend(model, x, goal, SampleRNG(0, range(2)), start)
+        (given,) = seen
+        assert [given[i] is v for i, v in enumerate((model, x, goal))] == [True] * 3
+        assert (given[3], given[4] is start, given[5]) == (attack.threat, True, 10)
+        assert (given[6] if isinstance(last, float) else given[6].tolist()) == pytest.approx(last)
     seen.clear()
-    APGD("l2", 1.0, steps=7, rho=0.6).ascend(nn.Identity(), x, goal, SampleRNG(0, range(2)))
-    assert seen == [(7, 0.6)]
+    APGD("l2", 1.0, steps=7).ascend(model, x, goal, SampleRNG(0, range(2)))
+    assert torch.equal(seen[0][4], ThreatModel("l2", 1.0).random_start(x, SampleRNG(0, range(2))))
+    assert seen[0][5:] == (7, 0.75)
 
 
 def test_sparse_steps_go_through_the_iterates_of_the_paper():
@@ -670,6 +674,6 @@ def test_square_stops_a_sample_when_it_is_fooled():
     found = attack.perturb(Bright(), x, y, SampleRNG(0, range(3)))
     assert float(found[0].mean()) > 0.55
     assert torch.equal(found[1], x[1])  # wrong already
-    assert 0.2 < float(found[2].mean()) <= 0.3 + 1e-6  # the best that was found
+    assert 0.21 < float(found[2].mean()) <= 0.3 + 1e-6  # the best that was found
     none = attack.perturb(Bright(), x[1:2], y[:1], SampleRNG(0, [0]))
     assert torch.equal(none, x[1:2])

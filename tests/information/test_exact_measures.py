@@ -151,7 +151,9 @@ def test_chance_is_taken_off_as_a_share_of_what_is_left_above_it():
     deviation = np.std([math.log2(4 / 3)] * 2 + [math.log2(2 / 3)] + [1] * 3)
     assert found.error == pytest.approx(max(deviation / math.sqrt(6), found.floor))
     assert found.pointwise == pytest.approx(plug_in(X, T)[1])
-    assert adjusted_by(X, T, []).value == pytest.approx(corrected)
+    alone = adjusted_by(X, T, [])
+    assert (alone.value, alone.saturated) == (pytest.approx(corrected), False)
+    assert plug_in(np.arange(3), np.array([0, 0, 1]))[2] == (3, 2, 3)
 
 
 def test_many_even_symbols_have_the_floor_for_an_error():
