@@ -260,12 +260,13 @@ def _measured(work: _Work, context: Context) -> Run:
             warnings.warn(f"{work.name}: {doubt.text}", RobGIBWarning, stacklevel=2)
     assert information.information_samples is not None
     found = layer_information(
-        prepared, dataset, work.estimators, layers=information.layers, samples=information.information_samples,
-        features=information.features, feature_dims=information.feature_dims, layer_dims=information.layer_dims,
-        codes=information.codes, sigma=information.sigma, unit_groups=information.unit_groups, beta=information.beta,
-        pmi=information.pmi, device=where, seed=context.seed, catalogue=context.catalogue, parts=context.parts,
-        progress=context.progress,
-    )  # fmt: skip
+        prepared,
+        dataset,
+        work.estimators,
+        samples=information.information_samples,
+        options=information,
+        context=context,
+    )
     tables = evaluate_robustness(
         prepared, x, y, work.attacks, options=attack, context=context, classes=classes, clean=clean, costs=costs
     )

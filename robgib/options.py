@@ -370,6 +370,11 @@ class Context(_Checked):
     progress: Any = None
     """Called with (task, done, total, note)."""
 
+    def report(self, task: str, done: int, total: int, note: str = "") -> None:
+        """Report progress, where anybody listens."""
+        if self.progress:
+            self.progress(task, done, total, note)
+
 
 def gather(what: str, fields: Mapping[str, Any], *defaults: Any) -> tuple[Any, ...]:
     """Return options with some fields replaced, each by its own name whatever class it belongs to.

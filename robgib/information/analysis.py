@@ -7,7 +7,7 @@ import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,8 +49,9 @@ from robgib.information.views import (
 from robgib.models.adapt import seeded
 from robgib.models.inference import Prepared, predict, prepare
 from robgib.models.state import State, settings_kept
+from robgib.options import Context, InformationOptions, gather
 from robgib.results import table
-from robgib.runtime import Progress, faults_of
+from robgib.runtime import faults_of
 
 __all__ = [
     "DEFAULT_ESTIMATORS",
@@ -98,51 +99,26 @@ _FEW_EFFECTIVE = 0.2
 def layer_information(
     model: object,
     data: Dataset,
-    estimators: Sequence[str | Estimator] = DEFAULT_ESTIMATORS,
+    estimators: Sequence[str | Estimator] | None = None,
     *,
-    layers: Sequence[str] | None = None,
     samples: int = 5000,
-    features: str | Sequence[str] = "auto",
-    feature_dims: int = 4,
-    layer_dims: int = 8,
-    codes: int | None = None,
-    sigma: float = SIGMA,
-    unit_groups: int = 0,
-    beta: float = 1.0,
-    pmi: bool = False,
-    batch_size: int | None = None,
-    device: torch.device | str = "cpu",
-    seed: int = 0,
-    catalogue: Sequence[Path] = (),
-    parts: Parts | None = None,
-    progress: Progress | None = None,
+    options: InformationOptions | None = None,
+    context: Context | None = None,
+    **fields: Any,
 ) -> LayerInformation:
     """Estimate the information terms of a model's layers, each in the view of its estimator.
 
     Args:
-        model: classifier on ``device``, or what :func:`~robgib.models.inference.prepare` made of it.
+        model: classifier on the context's device, or what :func:`~robgib.models.inference.prepare` made of it.
         data: estimated on test images; codes and components are fitted on training images, or, where the data have
             none, on every second test image (the rest is estimated on).
-        estimators: specifications such as ``probe`` or ``imputation:donors=32``, or estimator objects.
-        layers: module names, or ``logits``; None takes every block's output and the logits.
+        estimators: specifications such as ``probe`` or ``imputation:donors=32``, or estimator objects; None takes those
+            of the options.
         samples: most images to estimate on, and to fit on.
-        features: how the input is cut (:func:`~robgib.information.features.group_inputs`), one partition or several;
-            ``auto`` takes two sizes.
-        feature_dims: principal components a feature, for estimators that see components; ``imputation`` sees all.
-        layer_dims: principal components of a layer, the same for every layer.
-        codes: symbols of a layer's code (``rate`` view); None is four a class, at least 16, where the samples suffice.
-        sigma: noise in which a layer is seen (``noise`` view), in its total standard deviation.
-        unit_groups: groups of a layer's units, the features of S(Z;Y) and C(Z;Y); with them comes the subset synergy,
-            I(Y;Ŷ) less its mean with random subsets of the layer's channels set to 0. 0 leaves all of them out.
-        beta: trade-off of the objectives IB and GIB.
-        pmi: weigh each sample's pointwise terms by 1[ŷ = y]·max(0, pmi(ŷ;y)); the effective sample size is noted, and
-            marks the figures below a fifth of the samples.
-        batch_size: images at once; None finds it.
-        device: where the model is.
-        seed: of every random number.
-        catalogue: further folders of plug-ins.
-        parts: where what an estimator made of a partition is kept and looked for.
-        progress: called with (task, done, total, note).
+        options: layers, features and resolution (:class:`~robgib.options.InformationOptions`).
+        context: seed, device, batch size, plug-ins, resume and progress (:class:`~robgib.options.Context`), on the CPU
+            by default.
+        fields: fields of ``options`` and ``context`` by name, such as ``layers=["logits"]`` or ``seed=1``.
 
     Raises:
         RobGIBError: an unknown name, a layer that cannot be watched, or samples that an estimator cannot use.
@@ -153,124 +129,198 @@ def layer_information(
     >>> found.layers.query("layer == 'logits'")["term"].unique().tolist()
     ['I(Z;Y)', 'I(X;Z)', 'C(X;Z)', 'S(X;Z)', 'r(X;Z)', 'v(X;Z)', 'learnt I(X;Z)', 'IB', 'GIB']
     """
-    makers = make_estimators(estimators, data, samples, seed, catalogue)
-    partitions = partitions_of(features, data.shape)
+    options, context = gather(
+        "layer_information", fields, options or InformationOptions(), context or Context(device="cpu")
+    )
+    options = replace(
+        options, information_samples=samples, estimators=options.estimators if estimators is None else estimators
+    )
+    makers = make_estimators(options.estimators, data, samples, context.seed, context.catalogue)
+    partitions = partitions_of(options.features, data.shape)
     if not isinstance(model, Prepared):
-        model = prepare(model, data.test.x, classes=len(data.classes), batch_size=batch_size, device=device)
-    size = model.batch_size
-    chosen, left_out = find_layers(model.model, data.test.x[:2].to(device), layers or None)
-    halves, undecided = split_information(data, samples, seed), 0
-    if makers:
-        halves, predicted, undecided = _decided_parts(model, halves, size, device)
+        classes = len(data.classes)
+        model = prepare(model, data.test.x, classes=classes, batch_size=context.batch_size, device=context.device)
+    names, left_out = find_layers(model.model, data.test.x[:2].to(context.device), options.layers or None)
+    halves = split_information(data, samples, context.seed)
+    undecided = 0
     layer_rows: list[dict[str, Any]] = []
     feature_rows: list[dict[str, Any]] = []
     if makers:
-        (x, y), (x_fit, y_fit) = halves
-        now, then = (
-            collect_activations(
-                model.model, part, chosen, batch_size=size, device=device, progress=progress, reduced=not unit_groups
-            )
-            for part in (x, x_fit)
-        )
-        weights = pmi_weights(predicted[0], y.numpy()) if pmi else None
-        runs = any(m.runs_network for m in makers)
-        donors = _donors(model, data, x_fit, samples, size, device) if runs else x_fit
-        count = codes or default_codes(len(data.classes), len(x_fit))
-        seen: dict[View, dict[str, Seen]] = {}
-        targets: dict[View, list[Target]] = {}
-        for view in dict.fromkeys(m.view for m in makers):
-            seen[view] = {n: fit_view(view, then[n], layer_dims, count, sigma, seed, bins_of(makers)) for n in chosen}
-            of_layers = [seen[view][n].target(n, now[n], then[n], y.numpy(), weights) for n in chosen]
-            beside = _labels(view, predicted, (y.numpy(), y_fit.numpy()), weights)
-            computed = partial(_computed_from, model.model, x[:8].to(device), view)
-            targets[view] = mark_processing([*of_layers, *beside], computed)
-        others: dict[str, tuple[str, str]] = {}
-        beyond: dict[str, list[dict[str, Any]]] = {n: [] for n in chosen}
-        if RATE in seen:
-            books, coarse, others = swept(now, then, y.numpy(), weights, layer_dims, count, seed)
-            seen[RATE] |= books
-            targets[RATE] += coarse.values()
-            for n in chosen:
-                beyond[n] = noise_terms(now[n], then[n], y.numpy(), layer_dims, sigma, beta, seed, weights)
-        subsets: dict[str, dict[str, Any]] = {}
-        if unit_groups:
-            if progress:
-                progress("leaving out units", 0, 1)
-            subsets = subset_synergy(
-                model.model, x, y.numpy(), predicted[0], chosen, batch_size=size, device=device, seed=seed
-            )
-        for number, (estimator, partition) in enumerate((e, p) for e in makers for p in partitions):
-            if progress:
-                progress(
-                    "estimating information", number, len(makers) * len(partitions), f"{estimator.name}, {partition}"
-                )
-            kept = (parts or Parts()).at("information", estimator.name, partition)
+        halves, predicted, undecided = _decided_parts(model, halves, model.batch_size, context.device)
+        layers = _Layers.observe(model, data, makers, names, halves, predicted, options, context)
+        pairs = [(estimator, partition) for estimator in makers for partition in partitions]
+        for number, (estimator, partition) in enumerate(pairs):
+            context.report("estimating information", number, len(pairs), f"{estimator.name}, {partition}")
+            kept = (context.parts or Parts()).at("information", estimator.name, partition)
             known = kept.read()
-            if known is not None:
-                layer_rows += known["layers"]
-                feature_rows += known["features"]
-                continue
-            rows_before = len(layer_rows), len(feature_rows)
-            inputs = group_inputs(partition, x, x_fit, feature_dims)
-            network = None
-            wanted = targets[estimator.view]
-            if estimator.runs_network:
-                network = Network(
-                    x,
-                    donors,
-                    data.enumerated,
-                    inputs,
-                    codes_of(
-                        model,
-                        seen[estimator.view],
-                        size,
-                        device,
-                        reduced=not unit_groups,
-                        layers={n: others.get(n, (n, ""))[0] for n in seen[estimator.view]},
-                    ),
-                )
-            guard = _unchanged(model.model, estimator, (x, x_fit, y), inputs, wanted)
-            with about(estimator, partition), guard, seeded(seed, device):
-                prepared = estimator.prepare(inputs.values, inputs.fit)
-                found = estimator.of_network(prepared, wanted, network, weights, progress)
-            for target, decomposition in zip(wanted, found, strict=True):
-                layer, how = others.get(target.name, (target.name, ""))
-                base = {
-                    "estimator": estimator.name,
-                    "layer": layer,
-                    "depth": chosen.index(layer) if layer in chosen else -1,
-                    "view": estimator.view,
-                    "partition": partition,
-                }
-                rows = term_rows(target, decomposition, inputs, beta)
-                if how:
-                    rows = [{**row, "term": f"{row['term']} {how}"} for row in rows if row["term"] in SWEPT]
-                if unit_groups and layer in chosen and not how:
-                    with about(estimator, layer):
-                        own = unit_terms(
-                            estimator, now[layer], then[layer], y.numpy(), y_fit.numpy(), unit_groups, weights
-                        )
-                    rows[4:4] = [*own, subsets[layer]]
-                if estimator.view == RATE and layer in chosen and not how:
-                    rows += [{**row, "view": NOISE} for row in beyond[layer]]
-                if weights is not None:
-                    rows = [_weighed(row, weights) for row in rows]
-                layer_rows += [{**base, **row} for row in rows]
-                if not how:
-                    feature_rows += [{**base, **row} for row in _feature_terms(inputs, decomposition)]
-            kept.write({"layers": layer_rows[rows_before[0] :], "features": feature_rows[rows_before[1] :]})
-        if progress:
-            progress("estimating information", len(makers) * len(partitions), len(makers) * len(partitions))
+            if known is None:
+                known = layers.estimate(estimator, partition)
+                kept.write(known)
+            layer_rows += known["layers"]
+            feature_rows += known["features"]
+        context.report("estimating information", len(pairs), len(pairs))
     return LayerInformation(
         table("layers", layer_rows),
         table("features", feature_rows),
-        chosen,
+        names,
         partitions,
         len(halves[0][0]),
         len(halves[1][0]),
         undecided,
         left_out,
     )
+
+
+@dataclass(frozen=True)
+class _Layers:
+    """A model's layers as its estimators see them: their values, and the targets that pieces of the input inform.
+
+    Attributes:
+        model: that is watched.
+        options: resolution, and which terms.
+        context: of the computation.
+        names: of the layers, in order.
+        inputs: images (N, …) that are estimated on, and those (M, …) that codes are fitted on.
+        labels: likewise (N,) and (M,).
+        values: by layer, on either.
+        donors: images whose content may take another's place.
+        seen: by view, how each target is seen.
+        targets: by view.
+        swept: targets at another number of symbols: the layer, and how the term is called there.
+        beside: by layer, rows of the view in noise, which stand beside those of its code.
+        subsets: by layer, the row of the subset synergy.
+        weights: of the samples (N,), or None.
+        enumerated: whether the images are all that there are.
+    """
+
+    model: Prepared
+    options: InformationOptions
+    context: Context
+    names: tuple[str, ...]
+    inputs: tuple[Tensor, Tensor]
+    labels: tuple[np.ndarray, np.ndarray]
+    values: tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]
+    donors: Tensor
+    seen: Mapping[View, Mapping[str, Seen]]
+    targets: Mapping[View, Sequence[Target]]
+    swept: Mapping[str, tuple[str, str]]
+    beside: Mapping[str, Sequence[Mapping[str, Any]]]
+    subsets: Mapping[str, Mapping[str, Any]]
+    weights: np.ndarray | None
+    enumerated: bool
+
+    @classmethod
+    def observe(
+        cls,
+        model: Prepared,
+        data: Dataset,
+        makers: Sequence[Estimator],
+        names: tuple[str, ...],
+        halves: tuple[Part, Part],
+        predicted: Sequence[np.ndarray],
+        options: InformationOptions,
+        context: Context,
+    ) -> _Layers:
+        """Run the model on the images, and fit every view."""
+        (x, y), (x_fit, y_fit) = halves
+        labels = y.numpy(), y_fit.numpy()
+        size, device, seed = model.batch_size, context.device, context.seed
+        now, then = (
+            collect_activations(
+                model.model, part, names, batch_size=size, device=device, progress=context.progress,
+                reduced=not options.unit_groups,
+            )
+            for part in (x, x_fit)
+        )  # fmt: skip
+        weights = pmi_weights(predicted[0], labels[0]) if options.pmi else None
+        count = options.codes or default_codes(len(data.classes), len(x_fit))
+        dims, sigma = options.layer_dims, options.sigma
+        seen: dict[View, dict[str, Seen]] = {}
+        targets: dict[View, list[Target]] = {}
+        for view in dict.fromkeys(m.view for m in makers):
+            seen[view] = {n: fit_view(view, then[n], dims, count, sigma, seed, bins_of(makers)) for n in names}
+            of_layers = [seen[view][n].target(n, now[n], then[n], labels[0], weights) for n in names]
+            of_labels = _labels(view, predicted, labels, weights)
+            computed = partial(_computed_from, model.model, x[:8].to(device), view)
+            targets[view] = mark_processing([*of_layers, *of_labels], computed)
+        others: dict[str, tuple[str, str]] = {}
+        beside: dict[str, list[dict[str, Any]]] = {n: [] for n in names}
+        if RATE in seen:
+            books, coarser, others = swept(now, then, labels[0], weights, dims, count, seed)
+            seen[RATE] |= books
+            targets[RATE] += coarser.values()
+            for n in names:
+                beside[n] = noise_terms(now[n], then[n], labels[0], dims, sigma, options.beta, seed, weights)
+        subsets: dict[str, dict[str, Any]] = {}
+        if options.unit_groups:
+            context.report("leaving out units", 0, 1)
+            subsets = subset_synergy(
+                model.model, x, labels[0], predicted[0], names, batch_size=size, device=device, seed=seed
+            )
+        runs = any(m.runs_network for m in makers)
+        donors = _donors(model, data, x_fit, options.information_samples or len(x), context) if runs else x_fit
+        return cls(
+            model, options, context, names, (x, x_fit), labels, (now, then), donors, seen, targets, others, beside,
+            subsets, weights, data.enumerated,
+        )  # fmt: skip
+
+    def estimate(self, estimator: Estimator, partition: str) -> dict[str, list[dict[str, Any]]]:
+        """Rows of the tables ``layers`` and ``features`` by one estimator, of one cut of the input."""
+        (x, x_fit), wanted = self.inputs, self.targets[estimator.view]
+        inputs = group_inputs(partition, x, x_fit, self.options.feature_dims)
+        network = self._network(estimator, inputs) if estimator.runs_network else None
+        labels = torch.from_numpy(self.labels[0])
+        guard = _unchanged(self.model.model, estimator, (x, x_fit, labels), inputs, wanted)
+        with about(estimator, partition), guard, seeded(self.context.seed, self.context.device):
+            prepared = estimator.prepare(inputs.values, inputs.fit)
+            found = estimator.of_network(prepared, wanted, network, self.weights, self.context.progress)
+        rows: dict[str, list[dict[str, Any]]] = {"layers": [], "features": []}
+        for target, decomposition in zip(wanted, found, strict=True):
+            layer, how = self.swept.get(target.name, (target.name, ""))
+            base = {
+                "estimator": estimator.name,
+                "layer": layer,
+                "depth": self.names.index(layer) if layer in self.names else -1,
+                "view": estimator.view,
+                "partition": partition,
+            }
+            terms = self._terms(estimator, target, decomposition, inputs, layer, how)
+            rows["layers"] += [{**base, **row} for row in terms]
+            if not how:
+                rows["features"] += [{**base, **row} for row in _feature_terms(inputs, decomposition)]
+        return rows
+
+    def _terms(
+        self, estimator: Estimator, target: Target, found: Decomposition, inputs: Features, layer: str, how: str
+    ) -> list[dict[str, Any]]:
+        """The terms of one target; ``how`` names another resolution, at which some of them come."""
+        rows = term_rows(target, found, inputs, self.options.beta)
+        if how:
+            rows = [{**row, "term": f"{row['term']} {how}"} for row in rows if row["term"] in SWEPT]
+        elif layer in self.names:
+            if self.options.unit_groups:
+                (now, then), (y, y_fit) = self.values, self.labels
+                with about(estimator, layer):
+                    own = unit_terms(
+                        estimator, now[layer], then[layer], y, y_fit, self.options.unit_groups, self.weights
+                    )
+                rows[4:4] = [*own, dict(self.subsets[layer])]
+            if estimator.view == RATE:
+                rows += [{**row, "view": NOISE} for row in self.beside[layer]]
+        return rows if self.weights is None else [_weighed(row, self.weights) for row in rows]
+
+    def _network(self, estimator: Estimator, inputs: Features) -> Network:
+        """What an estimator needs that runs the network on changed inputs."""
+        seen = self.seen[estimator.view]
+        codes = codes_of(
+            self.model,
+            seen,
+            self.model.batch_size,
+            self.context.device,
+            reduced=not self.options.unit_groups,
+            layers={n: self.swept.get(n, (n, ""))[0] for n in seen},
+        )
+        return Network(self.inputs[0], self.donors, self.enumerated, inputs, codes)
 
 
 @dataclass(frozen=True)
@@ -402,15 +452,14 @@ def _decided_parts(
     return (ours, theirs), [answer[answer >= 0] for answer in told], int((told[0] < 0).sum())
 
 
-def _donors(
-    model: Prepared, data: Dataset, fit: Tensor, limit: int, batch_size: int, device: torch.device | str
-) -> Tensor:
+def _donors(model: Prepared, data: Dataset, fit: Tensor, limit: int, context: Context) -> Tensor:
     """Training inputs (P, …) whose content may take another's place: those that codes are fitted on, and more."""
     most = most_donors(data.shape)
     if len(fit) >= most or len(data.train) <= limit:
         return fit
-    more = data.train.x[limit : limit + most - len(fit)]
-    more = more[predict(model, more, batch_size=batch_size, device=device) >= 0]
+    rows = data.train.rows(limit + most - len(fit), context.seed)[limit:]
+    more = data.train.at(rows)[0]
+    more = more[predict(model, more, batch_size=model.batch_size, device=context.device) >= 0]
     return torch.cat([part.read() if isinstance(part, LazyImages) else part for part in (fit, more)])
 
 
