@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         runtime,
         studies,
         training,
+        validation,
         zoo,
     )
     from robgib.attacks.base import Attack, projected_gradient_ascent
@@ -89,6 +90,7 @@ __all__ = [
     "runtime",
     "studies",
     "training",
+    "validation",
     "write_report",
     "zoo",
 ]

@@ -65,7 +65,7 @@ def validate_estimators(
     """Hold the information estimators against variables and networks of known information."""
 
     extra = list(catalogue or [])
-    known = robgib.information.validation.known()
+    known = robgib.validation.known()
     for name in task or []:
         if name not in known:
             raise unknown_name("validation task", name, known)
@@ -74,7 +74,7 @@ def validate_estimators(
     check_writable(out_folder)
     former = robgib.reporting.read_validation(out_folder / "validation.csv") if add else None
     with robgib.runtime.progress_bars(not quiet, always=True) as progress:
-        found = robgib.information.validation.validate(
+        found = robgib.validation.validate(
             makers,
             [known[n] for n in task or known],
             repeats=repeats,
@@ -85,7 +85,7 @@ def validate_estimators(
         )
     if found.empty:
         raise RobGIBError("no chosen estimator claims the regime of a chosen task; add --every to ask it all the same.")
-    order = robgib.information.validation.task_names()
+    order = robgib.validation.task_names()
     whole = robgib.reporting.merge_validations(former, found, list(classes), order)
     told = {*whole["estimator"], *(e.name for e in makers)}
     kinds = [kind for name, kind in classes.items() if name in told]
@@ -95,7 +95,7 @@ def validate_estimators(
             robgib.reporting.validation_page(kinds, whole, robgib.__version__), encoding="utf-8"
         )
         (folder / "estimators.md").write_text(
-            robgib.reporting.validation_markdown(kinds, whole, robgib.information.REGIMES), encoding="utf-8"
+            robgib.reporting.validation_markdown(kinds, whole, robgib.validation.REGIMES), encoding="utf-8"
         )
     for name, held in found[~found["figure"].isin(["singles", "rests"])].groupby("estimator", sort=False):
         table = Table(title=f"{name} against the truth, {repeats} repeats (bits)", title_justify="left")

@@ -11,20 +11,16 @@ from robgib.information.flow import Flow
 from robgib.information.gaussian import Gaussian
 from robgib.information.imputation import Imputation
 from robgib.information.infonce import InfoNCE
-from robgib.information.known_variables import REGIMES, true_information
 from robgib.information.ksg import KSG
 from robgib.information.probe import Probe
 from robgib.information.registry import ESTIMATORS, estimator_catalogue, list_estimators, make_estimator
 from robgib.information.renyi import Renyi
-from robgib.information.validation import validate
-from robgib.information.validation_tasks import tasks
 
 __all__ = [
     "DEFAULT_ESTIMATORS",
     "ESTIMATORS",
     "KSG",
     "LOGITS",
-    "REGIMES",
     "Binned",
     "Decomposition",
     "Estimate",
@@ -48,8 +44,5 @@ __all__ = [
     "list_estimators",
     "make_estimator",
     "reduce",
-    "tasks",
-    "true_information",
     "unit_slices",
-    "validate",
 ]

@@ -7,10 +7,11 @@ import torch
 from robgib import RobGIBError, evaluate
 from robgib.data.loaders import load_data
 from robgib.data.synthetic import INPUTS, function, patterns
-from robgib.information import Exact, make_estimator, true_information
+from robgib.information import Exact, make_estimator
 from robgib.models import build
 from robgib.training.config import Training
 from robgib.training.loop import train
+from robgib.validation import true_information
 
 
 @pytest.mark.parametrize("k", [2, 3, 7, 12])

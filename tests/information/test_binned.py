@@ -5,8 +5,8 @@ from sklearn.cluster import KMeans
 from robgib import RobGIBError
 from robgib.information import Binned
 from robgib.information.discrete import plug_in, subset_codes
-from robgib.information.known_variables import known_distributions
 from robgib.information.preprocessing import codebook, relabel
+from robgib.validation.known_variables import known_distributions
 
 
 @pytest.mark.parametrize("name", known_distributions())

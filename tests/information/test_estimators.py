@@ -9,7 +9,7 @@ import pytest
 from robgib import RobGIBError
 from robgib.information import ESTIMATORS
 from robgib.information.measures import functionals
-from robgib.information.validation_tasks import tasks
+from robgib.validation.tasks import tasks
 
 QUICK = {
     "probe": {"steps": 200, "width": 32, "folds": 3},

@@ -3,9 +3,9 @@ import pytest
 
 from robgib import RobGIBError
 from robgib.information import Flow
-from robgib.information.known_networks import known_networks
-from robgib.information.validation import validate
-from robgib.information.validation_tasks import tasks
+from robgib.validation.known_networks import known_networks
+from robgib.validation.tasks import tasks
+from robgib.validation.validate import validate
 
 QUICK = Flow(steps=100)
 

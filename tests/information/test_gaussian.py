@@ -3,7 +3,7 @@ import pytest
 
 from robgib import RobGIBError, RobGIBWarning
 from robgib.information import Gaussian
-from robgib.information.validation_tasks import tasks
+from robgib.validation.tasks import tasks
 
 LOG2 = np.log(2)
 

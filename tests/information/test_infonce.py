@@ -3,8 +3,8 @@ import pytest
 
 from robgib import RobGIBError
 from robgib.information import InfoNCE
-from robgib.information.known_variables import known_distributions
-from robgib.information.validation_tasks import tasks
+from robgib.validation.known_variables import known_distributions
+from robgib.validation.tasks import tasks
 
 QUICK = InfoNCE(steps=300, width=48)
 

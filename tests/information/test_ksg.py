@@ -3,9 +3,9 @@ import pytest
 
 from robgib import RobGIBError, RobGIBWarning
 from robgib.information import KSG, Binned
-from robgib.information.known_variables import known_distributions
-from robgib.information.validation import validate
-from robgib.information.validation_tasks import tasks
+from robgib.validation.known_variables import known_distributions
+from robgib.validation.tasks import tasks
+from robgib.validation.validate import validate
 
 
 @pytest.mark.slow

@@ -5,7 +5,6 @@ from hypothesis import strategies as st
 
 from robgib import RobGIBError, RobGIBWarning
 from robgib.information import Binned, Exact, Gaussian
-from robgib.information.known_variables import known_distributions
 from robgib.information.measures import (
     average_interaction,
     bound_slack,
@@ -18,6 +17,7 @@ from robgib.information.measures import (
     interaction_information,
     pmi_weights,
 )
+from robgib.validation.known_variables import known_distributions
 
 # The design's table, to four places: written down apart from the code that derives it.
 TABLE = {

@@ -4,9 +4,9 @@ import torch
 
 from robgib import RobGIBError
 from robgib.information import Probe
-from robgib.information.known_variables import known_distributions
-from robgib.information.validation import validate
-from robgib.information.validation_tasks import tasks
+from robgib.validation.known_variables import known_distributions
+from robgib.validation.tasks import tasks
+from robgib.validation.validate import validate
 
 QUICK = Probe(steps=300, width=48)
 

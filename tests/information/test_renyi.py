@@ -5,10 +5,10 @@ from scipy import stats
 
 from robgib import RobGIBError
 from robgib.information import Renyi
-from robgib.information.known_variables import gaussian_kernel_entropy, known_distributions
 from robgib.information.renyi import _squared_distances
-from robgib.information.validation import validate
-from robgib.information.validation_tasks import tasks
+from robgib.validation.known_variables import gaussian_kernel_entropy, known_distributions
+from robgib.validation.tasks import tasks
+from robgib.validation.validate import validate
 
 QUICK = Renyi(exact_samples=300)
 

@@ -8,8 +8,9 @@ import pytest
 
 from robgib import RobGIBError
 from robgib.data import function
-from robgib.information import layer_information, true_information
+from robgib.information import layer_information
 from robgib.studies import cells, measure, measured_rows, read_study, stored
+from robgib.validation import true_information
 from robgib.zoo.loading import load_recipe
 from robgib.zoo.recipe import Recipe, find_recipe
 

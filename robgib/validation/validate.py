@@ -23,14 +23,14 @@ from robgib.information.analysis import SIGMA, default_codes, fit_view, term_row
 from robgib.information.base import Decomposition, Estimator
 from robgib.information.estimate import Estimate
 from robgib.information.features import group_inputs
-from robgib.information.known_networks import KnownNetwork, known_networks
-from robgib.information.known_pictures import known_pictures
-from robgib.information.known_variables import Task, Vector
 from robgib.information.measures import functionals
-from robgib.information.validation_tasks import tasks
 from robgib.information.views import EXACT, NOISE, Network, Seen, View
 from robgib.results import table
 from robgib.runtime import Progress, end_with
+from robgib.validation.known_networks import KnownNetwork, known_networks
+from robgib.validation.known_pictures import known_pictures
+from robgib.validation.known_variables import Task, Vector
+from robgib.validation.tasks import tasks
 
 __all__ = [
     "HOLDS",

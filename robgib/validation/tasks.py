@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from robgib.information.benchmark_tasks import benchmark_tasks
-from robgib.information.known_variables import Task, variable_tasks
+from robgib.validation.benchmark_tasks import benchmark_tasks
+from robgib.validation.known_variables import Task, variable_tasks
 
 __all__ = [
     "tasks",

@@ -13,7 +13,7 @@ from functools import cache
 import numpy as np
 from scipy import stats
 
-from robgib.information.known_variables import (
+from robgib.validation.known_variables import (
     Draw,
     Sample,
     Task,

@@ -12,8 +12,8 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional as F
 
-from robgib.information.known_networks import KnownNetwork
-from robgib.information.known_variables import Vector
+from robgib.validation.known_networks import KnownNetwork
+from robgib.validation.known_variables import Vector
 
 __all__ = [
     "known_pictures",

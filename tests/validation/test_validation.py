@@ -6,9 +6,9 @@ from scipy import stats
 from robgib.errors import RobGIBError
 from robgib.information import ESTIMATORS, Exact, Gaussian
 from robgib.information.base import Estimator, decompose
-from robgib.information.known_variables import REGIMES, Sample, Task, _student, half_cube, spiral
-from robgib.information.validation import validate, verdict
-from robgib.information.validation_tasks import tasks
+from robgib.validation.known_variables import REGIMES, Sample, Task, _student, half_cube, spiral
+from robgib.validation.tasks import tasks
+from robgib.validation.validate import validate, verdict
 
 RNG = np.random.default_rng(0)
 
@@ -41,7 +41,7 @@ def test_student_truth_against_its_densities():
     sample = _student((1, 1), 1, freedom)(200_000, np.random.default_rng(3))
     values = np.hstack([*sample.features, sample.target])
     # The dispersion is drawn from the same generator before the samples: draw it again.
-    from robgib.information.known_variables import _random_covariance
+    from robgib.validation.known_variables import _random_covariance
 
     shape = _random_covariance(3, np.random.default_rng(3))
 

@@ -5,9 +5,9 @@ import pytest
 
 from robgib.information import Gaussian, Imputation, Probe
 from robgib.information.analysis import fit_view
-from robgib.information.known_networks import known_networks
-from robgib.information.validation import _try_network, _views, validate
 from robgib.information.views import mixture_information
+from robgib.validation.known_networks import known_networks
+from robgib.validation.validate import _try_network, _views, validate
 
 NETWORKS = known_networks()
 

@@ -20,9 +20,9 @@ from robgib.information.discrete import entropy
 from robgib.information.donors import places
 from robgib.information.exact import Exact
 from robgib.information.features import group_inputs
-from robgib.information.known_variables import Vector, gaussian_information, spiral, subset_terms
 from robgib.information.preprocessing import relabel
 from robgib.information.views import RATE, NoisyLayer, Seen, count_information, mixture_information
+from robgib.validation.known_variables import Vector, gaussian_information, spiral, subset_terms
 
 __all__ = [
     "KnownNetwork",

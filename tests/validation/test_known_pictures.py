@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from robgib.information import Imputation
-from robgib.information.known_pictures import known_pictures
-from robgib.information.validation import _try_network, _views, task_names, validate
+from robgib.validation.known_pictures import known_pictures
+from robgib.validation.validate import _try_network, _views, task_names, validate
 
 PICTURES = known_pictures()
 QUICK = Imputation(samples=200, steps=150)
