@@ -47,7 +47,7 @@ from robgib.information.views import (
     mark_processing,
 )
 from robgib.models.adapt import seeded
-from robgib.models.inference import Prepared, predict, prepare
+from robgib.models.inference import PreparedModel, predict, prepare
 from robgib.models.state import State, settings_kept
 from robgib.results import table
 from robgib.runtime import Progress, faults_of
@@ -155,7 +155,7 @@ def layer_information(
     """
     makers = make_estimators(estimators, data, samples, seed, catalogue)
     partitions = partitions_of(features, data.shape)
-    if not isinstance(model, Prepared):
+    if not isinstance(model, PreparedModel):
         model = prepare(model, data.test.x, classes=len(data.classes), batch_size=batch_size, device=device)
     size = model.batch_size
     chosen, left_out = find_layers(model.model, data.test.x[:2].to(device), layers or None)
@@ -393,7 +393,7 @@ Part = tuple[Tensor, Tensor]
 
 
 def _decided_parts(
-    model: Prepared, parts: tuple[Part, Part], batch_size: int, device: torch.device | str
+    model: PreparedModel, parts: tuple[Part, Part], batch_size: int, device: torch.device | str
 ) -> tuple[tuple[Part, Part], list[np.ndarray], int]:
     """The images (and labels) that the model has an answer to, its answers (N,), and how many of the first part it has
     none to."""
@@ -437,7 +437,7 @@ def _computed_from(network: nn.Module, x: Tensor, view: View, layer: str, others
 
 
 def codes_of(
-    model: Prepared,
+    model: PreparedModel,
     seen: Mapping[str, Seen],
     batch_size: int,
     device: torch.device | str,

@@ -23,7 +23,7 @@ __all__ = [
     "PRECISIONS",
     "Answers",
     "BatchedModel",
-    "Prepared",
+    "PreparedModel",
     "QueryCount",
     "answers",
     "check_decided",
@@ -437,7 +437,7 @@ class Answers:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedModel:
     """A model made ready for attacks.
 
     Attributes:
@@ -474,7 +474,7 @@ def prepare(
     batch_size: int | None = None,
     precision: str = "float32",
     device: torch.device | str = "cpu",
-) -> Prepared:
+) -> PreparedModel:
     """Make a model on ``device`` ready for attacks on images like ``sample`` (N, …), of which a few will do.
 
     Args:
@@ -504,7 +504,7 @@ def prepare(
                 if count == 1:
                     raise
     told = (adapted.random, adapted.probabilities, adapted.company, adapted.notes)
-    return Prepared(adapted.model, quick, size, precision, *told)
+    return PreparedModel(adapted.model, quick, size, precision, *told)
 
 
 def check_logits(logits: Tensor, x: Tensor, classes: int | None = None) -> None:
@@ -522,7 +522,7 @@ def check_logits(logits: Tensor, x: Tensor, classes: int | None = None) -> None:
 
 
 def answers(
-    model: nn.Module | Prepared,
+    model: nn.Module | PreparedModel,
     x: Tensor,
     y: Tensor,
     *,
@@ -538,9 +538,9 @@ def answers(
     Raises:
         RobGIBError: the output is not logits.
     """
-    net = model.model if isinstance(model, Prepared) else model
-    draws = model.draws if isinstance(model, Prepared) else 1
-    batch_size = model.batch_size if isinstance(model, Prepared) else batch_size
+    net = model.model if isinstance(model, PreparedModel) else model
+    draws = model.draws if isinstance(model, PreparedModel) else 1
+    batch_size = model.batch_size if isinstance(model, PreparedModel) else batch_size
     parts = []
     with eval_mode(net), torch.no_grad(), seeded(seed, device):
         housed = BatchedModel(net, batch_size)
@@ -579,7 +579,7 @@ def ask(model: nn.Module, x: Tensor, y: Tensor, draws: int, classes: int | None 
 
 
 def predict(
-    model: nn.Module | Prepared,
+    model: nn.Module | PreparedModel,
     x: Tensor,
     *,
     classes: int | None = None,

@@ -16,7 +16,7 @@ from robgib.attacks.objective import Objective, misled
 from robgib.attacks.threat_model import distance
 from robgib.errors import NoGradientError, RobGIBWarning
 from robgib.models.adapt import seeded
-from robgib.models.inference import BatchedModel, Climbed, Prepared, eval_mode
+from robgib.models.inference import BatchedModel, Climbed, PreparedModel, eval_mode
 from robgib.runtime import SampleRNG
 
 __all__ = ["TRACKED", "convergence"]
@@ -50,7 +50,7 @@ class _Labels(Tensor):
 class _Watched(BatchedModel):
     """Keeps what every gradient was taken at: lead of the true class, and distance, by sample."""
 
-    def __init__(self, prepared: Prepared, x: Tensor, y: Tensor, norm: str) -> None:
+    def __init__(self, prepared: PreparedModel, x: Tensor, y: Tensor, norm: str) -> None:
         draws = prepared.draws if prepared.random else 1
         super().__init__(prepared.model, prepared.batch_size, random=prepared.random, draws=draws)
         self.x, self.y, self.norm = x, y, norm
@@ -72,7 +72,7 @@ class _Watched(BatchedModel):
 
 
 def convergence(
-    prepared: Prepared,
+    prepared: PreparedModel,
     x: Tensor,
     y: Tensor,
     attack: Attack,

@@ -15,7 +15,7 @@ from robgib.attacks.base import Attack
 from robgib.attacks.registry import make_attack
 from robgib.errors import RobGIBError, never_ends
 from robgib.files import Parts
-from robgib.models.inference import Answers, Prepared, answers, check_decided, check_logits, prepare
+from robgib.models.inference import Answers, PreparedModel, answers, check_decided, check_logits, prepare
 from robgib.options import AttackOptions, Context, gather
 from robgib.robustness.attacking import Subject, attack_all, attack_costs, attack_until_narrow
 from robgib.robustness.beside import add_indicators, convergence_table, corruption_table
@@ -93,7 +93,7 @@ def evaluate(
     named = named_attacks(attacks, default_eps, context.catalogue)
     check_budgets(named, tuple(x.shape[1:]))
     where = torch.device(context.device)
-    if not isinstance(model, Prepared):
+    if not isinstance(model, PreparedModel):
         model = prepare(
             model, x, classes=classes, batch_size=context.batch_size, precision=options.precision, device=where
         )

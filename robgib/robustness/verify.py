@@ -16,7 +16,7 @@ from robgib.attacks.base import Attack, MinimumNormAttack
 from robgib.attacks.threat_model import ThreatModel, distance, within
 from robgib.errors import RobGIBError
 from robgib.models.checkpoint import weights_digest
-from robgib.models.inference import UNDECIDED, Answers, Prepared, QueryCount, answers, prepare
+from robgib.models.inference import UNDECIDED, Answers, PreparedModel, QueryCount, answers, prepare
 from robgib.results import Run
 from robgib.robustness.certification import certify
 from robgib.robustness.rows import curve_rows, outcome_rows, summary_row, unattacked_row, worst_row
@@ -130,7 +130,7 @@ class _Case:
 
     run: Run
     saved: Mapping[str, np.ndarray]
-    model: Prepared
+    model: PreparedModel
     x: Tensor
     y: Tensor
     clean: Answers
