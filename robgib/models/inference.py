@@ -301,11 +301,11 @@ def fuse_for_inference(model: nn.Module, sample: Tensor) -> nn.Module:
     for copied in (_traced, copy.deepcopy):
         try:
             with network_faults():
-                quick = copied(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-                for p in quick.parameters():
+                fused = copied(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+                for p in fused.parameters():
                     p.requires_grad_(False)
-                if _alike(_probed(quick, sample), wanted):
-                    return quick
+                if _alike(_probed(fused, sample), wanted):
+                    return fused
         except torch.OutOfMemoryError:
             raise
         except Exception:  # whatever a stranger's module says to tracing or copying, it can be attacked as it is
@@ -362,19 +362,19 @@ def _traced(model: nn.Module) -> nn.Module:
     from torch.fx.experimental.optimization import fuse
 
     with torch.random.fork_rng(devices=[]):
-        quick = fuse(model)
-    assert isinstance(quick, torch.fx.GraphModule)
-    kinds = dict(quick.named_modules())
+        fused = fuse(model)
+    assert isinstance(fused, torch.fx.GraphModule)
+    kinds = dict(fused.named_modules())
 
     def is_a(node: object, kind: type[nn.Module]) -> TypeGuard[torch.fx.Node]:
         return isinstance(node, torch.fx.Node) and node.op == "call_module" and type(kinds[str(node.target)]) is kind
 
-    for node in quick.graph.nodes:
+    for node in fused.graph.nodes:
         before = node.args[0] if is_a(node, nn.MaxPool2d) else None
         if is_a(before, nn.ReLU) and len(before.users) == 1:
             before.target, node.target = node.target, before.target
-    quick.recompile()
-    return quick
+    fused.recompile()
+    return fused
 
 
 def rows_of(model: nn.Module) -> int | None:
@@ -442,7 +442,7 @@ class PreparedModel:
 
     Attributes:
         model: the model as attacks call it (:func:`~robgib.models.adapt.adapt`).
-        quick: the faster form that attacks climb; the model itself where there is none.
+        fused: the faster form that attacks climb; the model itself where there is none.
         batch_size: images at once.
         precision: of gradients.
         random: whether it answers at random.
@@ -452,7 +452,7 @@ class PreparedModel:
     """
 
     model: nn.Module
-    quick: nn.Module
+    fused: nn.Module
     batch_size: int
     precision: str = "float32"
     random: bool = False
@@ -497,14 +497,14 @@ def prepare(
             try:
                 adapted = adapt(net, few, classes)
                 with eval_mode(adapted.model), faults_of("the model"):
-                    quick = adapted.model if adapted.random else fuse_for_inference(adapted.model, few)
+                    fused = adapted.model if adapted.random else fuse_for_inference(adapted.model, few)
                     size = batch_size or rows_of(adapted.model) or fitting_batch(adapted.model, few)
                 break
             except torch.OutOfMemoryError:
                 if count == 1:
                     raise
     told = (adapted.random, adapted.probabilities, adapted.company, adapted.notes)
-    return PreparedModel(adapted.model, quick, size, precision, *told)
+    return PreparedModel(adapted.model, fused, size, precision, *told)
 
 
 def check_logits(logits: Tensor, x: Tensor, classes: int | None = None) -> None:

@@ -339,11 +339,11 @@ class _Run:
         prefix = f"{getattr(self.attack, 'label', self.label)}: "
         with (
             eval_mode(net),
-            eval_mode(self.model.quick),
-            unchanged([net, self.model.quick], self.label, self.attack.doubted) as before,
+            eval_mode(self.model.fused),
+            unchanged([net, self.model.fused], self.label, self.attack.doubted) as before,
             seeded(self.seed, self.device),
             _heard(prefix) as (notes, caught),
-            count_queries(net, self.model.quick) as passes,
+            count_queries(net, self.model.fused) as passes,
         ):
             fused, note = self._fused()
             notes += [note] if note else []
@@ -377,13 +377,13 @@ class _Run:
         """The form to attack: the fused one, or the model itself where steps on the fused one lead to less; a note."""
         state, net = self.state, self.model.model
         left = len(state.waiting) - state.done
-        if not self.attack.pooled or self.model.quick is net or not left:
-            return self.model.quick, ""
+        if not self.attack.pooled or self.model.fused is net or not left:
+            return self.model.fused, ""
         waiting = state.waiting
         count = min(len(waiting), max(_CHECKED[0], min(_CHECKED[1], len(waiting) // 32)))
         some = waiting[np.linspace(0, len(waiting) - 1, count).astype(int)]
         note = _misleads(self.model, self.x[some].to(self.device), self.y[some].to(self.device), self.attack.threat)
-        return (net if note else self.model.quick), note
+        return (net if note else self.model.fused), note
 
     def _pool(self) -> int:
         """How many samples the attack gets at once."""
@@ -502,7 +502,7 @@ def _misleads(model: PreparedModel, x: Tensor, y: Tensor, threat: ThreatModel) -
     further, sample by sample.
     """
     ends = []
-    for net in (model.model, model.quick):
+    for net in (model.model, model.fused):
         housed = BatchedModel(net, model.batch_size)
         try:
             ends.append(
