@@ -30,7 +30,7 @@ from robgib.information.features import check_features
 from robgib.information.registry import make_estimator
 from robgib.models.adapt import as_module
 from robgib.models.checkpoint import weights_digest
-from robgib.models.inference import PreparedModel, answers, check_decided, one_thread_measures, prepare
+from robgib.models.inference import PreparedModel, answers, check_finite_answers, one_thread_measures, prepare
 from robgib.options import AttackOptions, Context, InformationOptions, gather, plain_options
 from robgib.results import SCHEMA_VERSION, Run
 from robgib.robustness.attacking import attack_costs
@@ -249,7 +249,7 @@ def _measured(work: _Work, context: Context) -> Run:
     _check_classes(prepared, x[:2].to(where), dataset)
     began = time.perf_counter()
     clean = answers(prepared, x, y, classes=classes, seed=context.seed, device=where)
-    check_decided(clean)
+    check_finite_answers(clean)
     forward = (time.perf_counter() - began) / max(1, count * prepared.draws)
     costs = attack_costs(prepared, x, y, clean, work.attacks, context)
     if work.record.planned:

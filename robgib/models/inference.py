@@ -16,7 +16,7 @@ import torch.fx
 from torch import Tensor, nn
 
 from robgib.errors import NoGradientError, RobGIBError, first_line, unknown_name
-from robgib.models.adapt import Classifier, adapt, as_module, decided, seeded
+from robgib.models.adapt import Classifier, adapt, as_module, finite_answers, seeded
 from robgib.runtime import faults_of, network_faults
 
 __all__ = [
@@ -26,7 +26,7 @@ __all__ = [
     "PreparedModel",
     "QueryCount",
     "answers",
-    "check_decided",
+    "check_finite_answers",
     "count_queries",
     "eval_mode",
     "finite",
@@ -154,7 +154,7 @@ def finite(gradient: Tensor) -> Tensor:
     return torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
 
 
-class Climbed(Protocol):
+class ObjectiveProtocol(Protocol):
     """What a gradient is taken of: an attack's objective (:class:`robgib.attacks.Objective`)."""
 
     @property
@@ -164,7 +164,7 @@ class Climbed(Protocol):
     def value(self, logits: Tensor) -> Tensor:
         """Per-sample value (N,) that is increased."""
 
-    def select(self, mask: slice) -> Climbed:
+    def select(self, mask: slice) -> ObjectiveProtocol:
         """The same for some of the samples."""
 
 
@@ -215,7 +215,7 @@ class BatchedModel(nn.Module):
             return self._call(x)
         return self.map(len(x), lambda rows: (self._call(x[rows]),))[0]
 
-    def gradient(self, x: Tensor, goal: Climbed) -> tuple[Tensor, Tensor]:
+    def gradient(self, x: Tensor, goal: ObjectiveProtocol) -> tuple[Tensor, Tensor]:
         """Gradient (N, …) of the goal's objective at the images ``x``, and the logits (N, classes) there."""
         gradient, logits = self.map(len(x), lambda rows: self._gradient(x[rows], goal.select(rows)))
         return gradient, logits
@@ -258,7 +258,7 @@ class BatchedModel(nn.Module):
             logits: Tensor = self.model(x)
         return logits
 
-    def _gradient(self, x: Tensor, goal: Climbed) -> tuple[Tensor, Tensor]:
+    def _gradient(self, x: Tensor, goal: ObjectiveProtocol) -> tuple[Tensor, Tensor]:
         low = self.precision == "bfloat16"
         with torch.enable_grad():
             leaf = x.detach().requires_grad_(True)
@@ -338,7 +338,7 @@ def _probed(model: nn.Module, sample: Tensor) -> list[tuple[Tensor, list[Tensor]
 
 def _alike(told: list[tuple[Tensor, list[Tensor]]], wanted: list[tuple[Tensor, list[Tensor]]]) -> bool:
     for (logits, gradients), (right, slopes) in zip(told, wanted, strict=True):
-        if logits.shape != right.shape or not torch.equal(decided(logits), decided(right)):
+        if logits.shape != right.shape or not torch.equal(finite_answers(logits), finite_answers(right)):
             return False
         far = (logits - right).abs() > 1e-4 * right.abs().amax(1, keepdim=True)
         if bool(far.any()):
@@ -418,7 +418,7 @@ def _power(wanted: int, least: int, most: int) -> int:
 
 
 _DRAWS = 20  # over which a model that answers at random is attacked, unless an attack says so, and judged
-UNDECIDED = -1
+NO_ANSWER = -1
 """The prediction where a model has no answer."""
 
 
@@ -557,10 +557,10 @@ def answers(
     return Answers(prediction, right)
 
 
-def check_decided(clean: Answers) -> None:
+def check_finite_answers(clean: Answers) -> None:
     """Raise when a model has an answer to no clean image."""
     count = len(clean.prediction)
-    if count and (clean.prediction == UNDECIDED).all():
+    if count and (clean.prediction == NO_ANSWER).all():
         raise RobGIBError(
             f"the model gives NaN or infinite logits on {count} of {count} clean images; no result would mean anything."
         )
@@ -572,7 +572,7 @@ def ask(model: nn.Module, x: Tensor, y: Tensor, draws: int, classes: int | None 
     for _ in range(draws):
         logits = model(x)
         check_logits(logits, x, classes)
-        votes.append(torch.where(decided(logits), logits.argmax(1), UNDECIDED))
+        votes.append(torch.where(finite_answers(logits), logits.argmax(1), NO_ANSWER))
     said = torch.stack(votes)
     right = (said == y).double().mean(0)
     return said[0] if draws == 1 else said.mode(0).values, right
@@ -591,7 +591,7 @@ def predict(
     Raises:
         RobGIBError: the output is not logits, or no answer to any image.
     """
-    nothing = torch.full((len(x),), UNDECIDED - 1)
+    nothing = torch.full((len(x),), NO_ANSWER - 1)
     told = answers(model, x, nothing, classes=classes, batch_size=batch_size, device=device)
-    check_decided(told)
+    check_finite_answers(told)
     return told.prediction

@@ -16,7 +16,7 @@ from robgib.attacks.objective import Objective, misled
 from robgib.attacks.threat_model import distance
 from robgib.errors import NoGradientError, RobGIBWarning
 from robgib.models.adapt import seeded
-from robgib.models.inference import BatchedModel, Climbed, PreparedModel, eval_mode
+from robgib.models.inference import BatchedModel, ObjectiveProtocol, PreparedModel, eval_mode
 from robgib.runtime import SampleRNG
 
 __all__ = ["TRACKED", "convergence"]
@@ -57,7 +57,7 @@ class _Watched(BatchedModel):
         self.leads: list[list[float]] = [[] for _ in range(len(x))]
         self.reach: list[list[float]] = [[] for _ in range(len(x))]
 
-    def gradient(self, x: Tensor, goal: Climbed) -> tuple[Tensor, Tensor]:
+    def gradient(self, x: Tensor, goal: ObjectiveProtocol) -> tuple[Tensor, Tensor]:
         """See :meth:`BatchedModel.gradient`."""
         gradient, logits = super().gradient(x, goal)
         which = getattr(getattr(goal.criterion, "labels", None), "rows", None)

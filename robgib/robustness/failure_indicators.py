@@ -20,7 +20,7 @@ from robgib.attacks.pgd import PGD
 from robgib.attacks.square import Square
 from robgib.attacks.threat_model import CONVEX_NORMS, ThreatModel
 from robgib.errors import NoGradientError
-from robgib.models.adapt import decided, differ, seeded
+from robgib.models.adapt import differ, finite_answers, seeded
 from robgib.models.inference import BatchedModel, PreparedModel, eval_mode, prepare
 from robgib.runtime import Progress, SampleRNG, faults_of
 from robgib.statistics import share_test, sign_test
@@ -327,7 +327,7 @@ def _flat_loss(look: _Look) -> FailureIndicator:
     )
     with torch.no_grad():
         before, told = goal.value(look.model(x)), look.model(found)
-    flat = ~(goal.value(told) > before) & decided(told)
+    flat = ~(goal.value(told) > before) & finite_answers(told)
     return FailureIndicator(
         "loss does not grow",
         _many(flat),
