@@ -318,9 +318,9 @@ def _check_classes(model: PreparedModel, x: Tensor, data: Dataset) -> None:
     outputs = _outputs(model, x) if data.by_name else classes
     if outputs > classes:
         raise RobGIBError(
-            f"the model has {outputs} classes and {data.name} holds {classes}, numbered in the order of their names: "
-            "say which of the model's they are (--classes imagenet, or a file with a class a line; in Python "
-            "robgib.data.map_classes)."
+            f"the model has {outputs} classes, but {data.name} has {classes}, numbered in the order of their names; "
+            "map them to the model's classes with --classes imagenet or --classes FILE (one class per line), or with "
+            "robgib.data.map_classes in Python."
         )
 
 

@@ -13,7 +13,7 @@ import typer
 from rich.markup import escape
 
 import robgib
-from robgib.cli.common import data_bounds_of, err, normalization_of, out, sizing_of
+from robgib.cli.common import err, out
 from robgib.cli.options import configuration_text, configured_models, with_options
 from robgib.errors import RobGIBError
 from robgib.files import atomic_directory, cache_folder, check_file, check_writable, digest
@@ -94,13 +94,11 @@ class _Evaluation:
         if not self.models:
             raise RobGIBError("name at least one model, such as digits-cnn; `robgib zoo list` lists those of the zoo.")
         robgib.runtime.resolve_device(self.context.device)
-        normalization = normalization_of(self.model)
-        sizing_of(self.model)
-        data_bounds_of(self.model.data_bounds)
+        normalization = robgib.zoo.preprocessing_of(self.model).normalization
         for name in self.models:
             if robgib.models.is_pretrained(name):
                 continue
-            robgib.zoo.check_named(name, self.model.arch, self.model.weights_key, normalization)
+            robgib.zoo.check_named(name, self.model, normalization)
             if name.startswith(robgib.zoo.ROBUSTBENCH):
                 continue
             if not robgib.zoo.is_file(name):
@@ -121,26 +119,8 @@ class _Evaluation:
     def evaluate(self, name: str, progress: Any) -> None:
         """Load and measure one model, or show what was measured before."""
         where = robgib.runtime.resolve_device(self.context.device)
-        options = self.model
-        subject = robgib.zoo.load(
-            name,
-            arch=options.arch,
-            data=options.data,
-            data_root=self.context.data_root,
-            seed=self.context.seed,
-            classes=options.classes,
-            class_subset=options.class_subset,
-            weights_key=options.weights_key,
-            normalization=normalization_of(options),
-            sizing=sizing_of(options),
-            data_bounds=data_bounds_of(options.data_bounds),
-            catalogue=list(self.context.catalogue),
-            loaded=self.loaded,
-            progress=progress,
-            allow_pickle=options.allow_pickle,
-            allow_code=options.allow_code,
-            device=where,
-        )
+        context = replace(self.context, device=where)
+        subject = robgib.zoo.load(name, self.model, context=context, loaded=self.loaded, progress=progress)
         fresh, folder = self.report.fresh, self.report.out
         run = robgib.evaluate(
             subject.model,
@@ -148,7 +128,7 @@ class _Evaluation:
             name=subject.name,
             attack=self.attack,
             information=self.information,
-            context=replace(self.context, device=where),
+            context=context,
             source={**subject.source, **({"notes": list(subject.notes)} if subject.notes else {})},
             known=None if fresh else partial(robgib.results.find_run, folder),
             save=partial(self.save, name),

@@ -133,7 +133,13 @@ def trace(
 
     def load(path: Path, known: robgib.Dataset | None) -> tuple[torch.nn.Module, robgib.Dataset]:
         found = robgib.zoo.load_checkpoint(
-            path, arch, data, data_root, data=known, allow_pickle=allow_pickle, extra=extra, allow_code=allow_code
+            path,
+            arch=arch,
+            data=known or data,
+            data_root=data_root,
+            catalogue=extra,
+            allow_pickle=allow_pickle,
+            allow_code=allow_code,
         )
         return found.model, found.data
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -9,7 +10,7 @@ import typer
 from rich.markup import escape
 
 import robgib
-from robgib.cli.common import data_bounds_of, err, normalization_of, out, sizing_of
+from robgib.cli.common import err, out
 from robgib.cli.options import with_options
 from robgib.errors import RobGIBError
 from robgib.options import Context, ModelOptions
@@ -34,10 +35,10 @@ def verify(
 
     That an image fools is shown by the image. That a sample stands is not: another attack may fell it.
     """
-    held = robgib.results.load_run(run)
+    record = robgib.results.load_run(run)
     saved = robgib.results.load_adversarial(run)
     where = robgib.runtime.resolve_device(context.device)
-    source = held.config.get("source", {})
+    source = record.config.get("source", {})
     name = model or source.get("recipe") or source.get("name")
     if not name:
         raise RobGIBError(f"{str(run)!r} is of {source.get('file') or 'a model in Python'}; give it with --model.")
@@ -45,28 +46,14 @@ def verify(
     if options.arch is None and arch is not None:
         where_named = f"the configuration of the run {str(run)!r}"
         robgib.models.check_file_architecture(arch, {}, where_named, options.allow_code)
-    subject = robgib.zoo.load(
-        name,
-        arch=options.arch or arch,
-        data=options.data or (None if source.get("kind") == "zoo" else str(held.config["data"]["name"])),
-        data_root=context.data_root,
-        classes=options.classes,
-        class_subset=options.class_subset,
-        weights_key=options.weights_key,
-        normalization=normalization_of(options),
-        sizing=sizing_of(options),
-        data_bounds=data_bounds_of(options.data_bounds),
-        catalogue=list(context.catalogue),
-        progress=False,
-        allow_pickle=options.allow_pickle,
-        allow_code=options.allow_code,
-        device=where,
-    )
+    own_data = None if source.get("kind") == "zoo" else str(record.config["data"]["name"])
+    options = replace(options, arch=options.arch or arch, data=options.data or own_data)
+    subject = robgib.zoo.load(name, options, context=replace(context, device=where, seed=0), progress=False)
     count = len(saved["clean"])
     test = subject.data.test
     known = (test.x, test.y) if tuple(subject.data.shape) == saved["clean"].shape[1:] else None
     held_ones = 0
-    for claim in robgib.robustness.verify(held, saved, subject.model, known, device=where):
+    for claim in robgib.robustness.verify(record, saved, subject.model, known, device=where):
         if not claim.holds:
             err.print(f"[bold red]does not hold[/]  {escape(claim.what)}: {escape(claim.detail)}.", highlight=False)
             raise typer.Exit(1)
