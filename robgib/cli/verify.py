@@ -1,4 +1,4 @@
-"""``robgib verify``: what a run folder claims, recomputed."""
+"""``robgib verify``: recompute the claims of a run folder."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def verify(
     run: Annotated[Path, typer.Argument(help="Run folder of an evaluation with --save-adversarial.")],
     model: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="The model, as evaluate takes it.", show_default="the zoo's or library's that the run names"),
+        typer.Option(help="The model, as for evaluate.", show_default="the zoo or library model that the run names"),
     ] = None,
     *,
     options: ModelOptions,
@@ -29,11 +29,11 @@ def verify(
 ) -> None:
     """Recompute a run's claims from its images: outcomes, accuracies, intervals, distances, curves.
 
-    Exit 1 names the first that does not hold. Of a model that answers at random nothing can be recomputed.
+    Exits with 1 at the first claim that does not hold. Runs of stochastic models cannot be verified.
 
-    The options that say how a model or its pictures are read are those that the evaluation was given.
+    Give the same options for reading the model and its pictures as for the evaluation.
 
-    That an image fools is shown by the image. That a sample stands is not: another attack may fell it.
+    A stored image proves that a sample was fooled. No file proves that a sample is robust: another attack may fool it.
     """
     record = robgib.results.load_run(run)
     saved = robgib.results.load_adversarial(run)
@@ -41,7 +41,9 @@ def verify(
     source = record.config.get("source", {})
     name = model or source.get("recipe") or source.get("name")
     if not name:
-        raise RobGIBError(f"{str(run)!r} is of {source.get('file') or 'a model in Python'}; give it with --model.")
+        raise RobGIBError(
+            f"{str(run)!r} evaluates {source.get('file') or 'a model from Python'}; give it with --model."
+        )
     arch = source.get("arch")
     if options.arch is None and arch is not None:
         where_named = f"the configuration of the run {str(run)!r}"
@@ -52,13 +54,13 @@ def verify(
     count = len(saved["clean"])
     test = subject.data.test
     known = (test.x, test.y) if tuple(subject.data.shape) == saved["clean"].shape[1:] else None
-    held_ones = 0
+    checked = 0
     for claim in robgib.robustness.verify(record, saved, subject.model, known, device=where):
         if not claim.holds:
             err.print(f"[bold red]does not hold[/]  {escape(claim.what)}: {escape(claim.detail)}.", highlight=False)
             raise typer.Exit(1)
-        held_ones += 1
+        checked += 1
         out.print(f"[green]holds[/]  {escape(claim.what)}", highlight=False)
     images = sum(len(v) for n, v in saved.items() if n.endswith("/rows"))
-    out.print(f"\nAll {held_ones} claims hold, of {count} samples and {images} adversarial images.", highlight=False)
+    out.print(f"\nAll {checked} claims hold for {count} samples and {images} adversarial images.", highlight=False)
     out.print(robgib.robustness.UNCHECKED, highlight=False)

@@ -236,7 +236,7 @@ class TestStored:
         assert record["name"] == "quick"
         with pytest.raises(RobGIBError, match="a model 'mine' exists already"):
             add_recipe(path, "mine", tmp_path / "zoo")
-        with pytest.raises(RobGIBError, match="there is nothing to train"):
+        with pytest.raises(RobGIBError, match="cannot be trained"):
             train_recipe(recipe, digits)
         path.write_bytes(path.read_bytes()[:-1] + b"x")
         with pytest.raises(RobGIBError, match="changed or damaged"):
