@@ -403,7 +403,7 @@ def _decided_parts(
 
 
 def _donors(
-    model: Prepared, data: Dataset, fit: Tensor, limit: int, batch_size: int, device: torch.device | str
+    model: PreparedModel, data: Dataset, fit: Tensor, limit: int, batch_size: int, device: torch.device | str
 ) -> Tensor:
     """Training inputs (P, …) whose content may take another's place: those that codes are fitted on, and more."""
     most = most_donors(data.shape)
