@@ -144,10 +144,10 @@ def main() -> None:
     with eval_mode(model):
         forward, both = floor(model, x, y, sizes, device)
         prepared = prepare(model, x, precision=options.precision, device=device)
-        quick = floor(prepared.quick, x, y, [prepared.batch_size], device)[1]
+        fused = floor(prepared.fused, x, y, [prepared.batch_size], device)[1]
     print(
         f"One image forward {1e6 * forward:.0f} µs, forward and backward {1e6 * both:.0f} µs; folded, channels-last "
-        f"and in batches of {prepared.batch_size}: {1e6 * quick:.0f} µs.\n"
+        f"and in batches of {prepared.batch_size}: {1e6 * fused:.0f} µs.\n"
     )
     print("| attack | through | robust accuracy | s | forward | backward | floor / time | time / RobGIB's |")
     print("| --- | --- | --: | --: | --: | --: | --: | --: |", flush=True)

@@ -127,6 +127,8 @@ def sentence_of(error: ValidationError, what: str) -> str:
         return f"{whose} must be {word} {first['ctx'][key]:g}, not {found!r}."
     if (noun := _KINDS.get(kind.partition("_")[0])) is not None:
         return f"{whose} must be {noun}, not {found!r}."
+    if kind == "value_error":  # raised by a validator of RobGIB
+        return f"{whose} {first['ctx']['error']}, not {found!r}."
     return f"{whose}: {first['msg'].lower()} (found {found!r})."
 
 

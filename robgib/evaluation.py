@@ -30,7 +30,7 @@ from robgib.information.features import check_features
 from robgib.information.registry import make_estimator
 from robgib.models.adapt import as_module
 from robgib.models.checkpoint import weights_digest
-from robgib.models.inference import Prepared, answers, check_decided, one_thread_measures, prepare
+from robgib.models.inference import PreparedModel, answers, check_finite_answers, one_thread_measures, prepare
 from robgib.options import AttackOptions, Context, InformationOptions, gather, plain_options
 from robgib.results import SCHEMA_VERSION, Run
 from robgib.robustness.attacking import attack_costs
@@ -249,7 +249,7 @@ def _measured(work: _Work, context: Context) -> Run:
     _check_classes(prepared, x[:2].to(where), dataset)
     began = time.perf_counter()
     clean = answers(prepared, x, y, classes=classes, seed=context.seed, device=where)
-    check_decided(clean)
+    check_finite_answers(clean)
     forward = (time.perf_counter() - began) / max(1, count * prepared.draws)
     costs = attack_costs(prepared, x, y, clean, work.attacks, context)
     if work.record.planned:
@@ -313,15 +313,15 @@ def _save(run: Run, record: Record) -> None:
         raise RobGIBError(f"{str(error).rstrip('.')}; {kept}.") from error
 
 
-def _check_classes(model: Prepared, x: Tensor, data: Dataset) -> None:
+def _check_classes(model: PreparedModel, x: Tensor, data: Dataset) -> None:
     """Raise where the model has classes that folders, numbered in the order of their names, do not have."""
     classes = len(data.classes)
     outputs = _outputs(model, x) if data.by_name else classes
     if outputs > classes:
         raise RobGIBError(
-            f"the model has {outputs} classes and {data.name} holds {classes}, numbered in the order of their names: "
-            "say which of the model's they are (--classes imagenet, or a file with a class a line; in Python "
-            "robgib.data.map_classes)."
+            f"the model has {outputs} classes, but {data.name} has {classes}, numbered in the order of their names; "
+            "map them to the model's classes with --classes imagenet or --classes FILE (one class per line), or with "
+            "robgib.data.map_classes in Python."
         )
 
 
@@ -389,7 +389,7 @@ def _information_samples(data: Dataset, samples: int | None) -> int:
     return max(_LEAST_INFORMATION, min(_INFORMATION, asked, fit))
 
 
-def _outputs(model: Prepared, x: Tensor) -> int:
+def _outputs(model: PreparedModel, x: Tensor) -> int:
     """How many classes a model tells."""
     with torch.no_grad(), faults_of("the model"):
         return int(model.model(x).shape[1])
@@ -427,7 +427,7 @@ def _dataset(
     )
 
 
-def _reading(model: Prepared) -> list[str]:
+def _reading(model: PreparedModel) -> list[str]:
     """How the model is called and judged, where that is out of the ordinary; a sentence each."""
     told = list(model.notes)
     if model.random:

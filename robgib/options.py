@@ -173,13 +173,14 @@ def _plain(value: Any) -> Any:
 
 
 def _share(value: Any) -> Any:
-    """A share as a number, where it was given as ``40%``."""
-    if isinstance(value, str) and value.strip().endswith("%"):
-        try:
-            return float(value.strip().removesuffix("%")) / 100
-        except ValueError:
-            return value
-    return value
+    """A share as a number; ``40%`` becomes 0.4."""
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    try:
+        return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        raise ValueError("must be a share such as 40% or 0.4") from None
 
 
 Share = Annotated[float, BeforeValidator(_share), Field(ge=0, le=1)]

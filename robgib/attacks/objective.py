@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robgib.errors import RobGIBError, unknown_name
-from robgib.models.adapt import decided
+from robgib.models.adapt import finite_answers
 from robgib.models.inference import BatchedModel
 from robgib.runtime import SampleRNG
 
@@ -36,7 +36,7 @@ def misled(logits: Tensor, y: Tensor) -> Tensor:
 
     An answer that is not finite is none: whoever finds such an image has done with the model.
     """
-    return (logits.argmax(1) != y) | ~decided(logits)
+    return (logits.argmax(1) != y) | ~finite_answers(logits)
 
 
 def wrong_by(logits: Tensor, y: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ def wrong_by(logits: Tensor, y: Tensor) -> Tensor:
     answer at all it is infinite.
     """
     scale = torch.where(torch.isfinite(logits), logits.abs(), 0).amax(1)
-    return torch.where(decided(logits), _margin(logits, y) - 1e-5 * scale, float("inf"))
+    return torch.where(finite_answers(logits), _margin(logits, y) - 1e-5 * scale, float("inf"))
 
 
 def _largest(logits: Tensor, count: int) -> Tensor:
@@ -106,7 +106,7 @@ class Criterion:
             return torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
         if not self.targeted:
             return misled(logits, self.labels)
-        return (logits.argmax(1) == self.labels) | ~decided(logits)
+        return (logits.argmax(1) == self.labels) | ~finite_answers(logits)
 
     def select(self, mask: Tensor | slice) -> Criterion:
         """The same for some of the samples."""

@@ -1,4 +1,4 @@
-"""``robgib evaluate`` and ``robgib report``: models attacked, their layers estimated, pages written."""
+"""``robgib evaluate`` and ``robgib report``: attack models, estimate the information in their layers, write pages."""
 
 from __future__ import annotations
 
@@ -13,14 +13,27 @@ import typer
 from rich.markup import escape
 
 import robgib
-from robgib.cli.common import data_bounds_of, err, normalization_of, out, sizing_of
+from robgib.cli.common import err, out
 from robgib.cli.options import configuration_text, configured_models, with_options
 from robgib.errors import RobGIBError
 from robgib.files import atomic_directory, cache_folder, check_file, check_writable, digest
-from robgib.options import AttackOptions, Context, InformationOptions, ModelOptions, ReportOptions
+from robgib.options import AttackOptions, Context, InformationOptions, ModelOptions, ReportOptions, option
 
 CONFIGURATION = "run.yaml"
-"""The file of a run folder that repeats the run: ``robgib evaluate --config``."""
+"""File of a run folder that repeats the run: ``robgib evaluate --config run.yaml``."""
+
+
+@dataclass(frozen=True)
+class BudgetOptions:
+    """How much the attacks may cost; a configuration file names the attacks instead."""
+
+    quick: bool = option(False, "FGSM and PGD: seconds, and the weakest claim.", from_file=False)
+    standard: bool = option(
+        False,
+        "Auto-PGD, then a fast ensemble on the remaining samples: close to --full at a fraction of its cost.",
+        from_file=False,
+    )
+    full: bool = option(False, "AutoAttack.", from_file=False)
 
 
 @with_options
@@ -35,16 +48,11 @@ def evaluate(
     ] = None,
     config: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="Configuration file (YAML) with models and options; the command line goes before it."),
+        typer.Option(help="Configuration file (YAML) with models and options; the command line overrides it."),
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="FGSM and PGD: the weakest claim, in seconds.")] = False,
-    standard: Annotated[
-        bool,
-        typer.Option("--standard", help="Auto-PGD, then fast ensembles on what is left: --full's answer, sooner."),
-    ] = False,
-    full: Annotated[bool, typer.Option("--full", help="AutoAttack.")] = False,
     information: Annotated[bool, typer.Option(help="Estimate the information in the layers.")] = True,
     *,
+    budget: BudgetOptions,
     model: ModelOptions,
     attack: AttackOptions,
     information_options: InformationOptions,
@@ -52,9 +60,9 @@ def evaluate(
     context: Context,
 ) -> None:
     """Attack models, estimate the information in their layers, and write run folders and a page."""
-    given = attack.attacks != AttackOptions().attacks
-    budgets = [name for name, asked in (("quick", quick), ("standard", standard), ("full", full)) if asked]
-    if len(budgets) + given > 1:
+    has_attacks = attack.attacks != AttackOptions().attacks
+    budgets = [name for name in ("quick", "standard", "full") if getattr(budget, name)]
+    if len(budgets) + has_attacks > 1:
         raise RobGIBError("--quick, --standard, --full and --attack exclude each other; give one.")
     if budgets:
         attack = replace(attack, attacks=budgets[0])
@@ -69,12 +77,12 @@ def evaluate(
         for name in names:
             work.evaluate(name, progress or False)
     work.write_study()
-    work.tell()
+    work.show()
 
 
 @dataclass
 class _Evaluation:
-    """The models that one command evaluates, and what came of them so far."""
+    """The models that one command evaluates, and the results so far."""
 
     models: Sequence[str]
     model: ModelOptions
@@ -89,18 +97,16 @@ class _Evaluation:
     loaded: dict[str, robgib.Dataset] = field(default_factory=dict)
 
     def check(self) -> None:
-        """Refuse all that can be refused before any work."""
+        """Check everything that can be checked before any work."""
         extra = self.context.catalogue
         if not self.models:
-            raise RobGIBError("name at least one model, such as digits-cnn; `robgib zoo list` lists those of the zoo.")
+            raise RobGIBError("name at least one model, such as digits-cnn; `robgib zoo list` lists the zoo.")
         robgib.runtime.resolve_device(self.context.device)
-        normalization = normalization_of(self.model)
-        sizing_of(self.model)
-        data_bounds_of(self.model.data_bounds)
+        normalization = robgib.zoo.preprocessing_of(self.model).normalization
         for name in self.models:
             if robgib.models.is_pretrained(name):
                 continue
-            robgib.zoo.check_named(name, self.model.arch, self.model.weights_key, normalization)
+            robgib.zoo.check_named(name, self.model, normalization)
             if name.startswith(robgib.zoo.ROBUSTBENCH):
                 continue
             if not robgib.zoo.is_file(name):
@@ -110,7 +116,7 @@ class _Evaluation:
         if self.model.data is not None:
             robgib.data.check_data(self.model.data, extra)
         if len(set(self.models)) < len(self.models):
-            raise RobGIBError("a model is named twice; name each one once.")
+            raise RobGIBError("a model is named twice; name each model once.")
         robgib.robustness.named_attacks(self.attack.attacks, None, extra)
         for spec in self.information.estimators:
             robgib.information.make_estimator(spec, extra)
@@ -119,28 +125,10 @@ class _Evaluation:
         check_writable(self.report.out)
 
     def evaluate(self, name: str, progress: Any) -> None:
-        """Load and measure one model, or show what was measured before."""
+        """Load and measure one model, or read its finished run."""
         where = robgib.runtime.resolve_device(self.context.device)
-        options = self.model
-        subject = robgib.zoo.load(
-            name,
-            arch=options.arch,
-            data=options.data,
-            data_root=self.context.data_root,
-            seed=self.context.seed,
-            classes=options.classes,
-            class_subset=options.class_subset,
-            weights_key=options.weights_key,
-            normalization=normalization_of(options),
-            sizing=sizing_of(options),
-            data_bounds=data_bounds_of(options.data_bounds),
-            catalogue=list(self.context.catalogue),
-            loaded=self.loaded,
-            progress=progress,
-            allow_pickle=options.allow_pickle,
-            allow_code=options.allow_code,
-            device=where,
-        )
+        context = replace(self.context, device=where)
+        subject = robgib.zoo.load(name, self.model, context=context, loaded=self.loaded, progress=progress)
         fresh, folder = self.report.fresh, self.report.out
         run = robgib.evaluate(
             subject.model,
@@ -148,12 +136,12 @@ class _Evaluation:
             name=subject.name,
             attack=self.attack,
             information=self.information,
-            context=replace(self.context, device=where),
+            context=context,
             source={**subject.source, **({"notes": list(subject.notes)} if subject.notes else {})},
             known=None if fresh else partial(robgib.results.find_run, folder),
             save=partial(self.save, name),
             unfinished=None if fresh else cache_folder() / "unfinished",
-            planned=None if self.report.quiet else partial(_tell_plan, subject.name),
+            planned=None if self.report.quiet else partial(_print_plan, subject.name),
             progress=progress,
         )
         if not any(run is one for one in self.new):  # tables are not compared
@@ -164,7 +152,7 @@ class _Evaluation:
         self.pages.append(folder / run.folder / "report.html")
 
     def save(self, name: str, run: robgib.Run) -> None:
-        """Write a run's folder with its page, and the configuration that repeats it."""
+        """Write a run folder with its page and the configuration that repeats the run."""
         text = configuration_text([name], self.model, self.attack, self.information, self.report, self.context)
 
         def also(folder: Path) -> None:
@@ -175,7 +163,7 @@ class _Evaluation:
         self.new.append(run)
 
     def write_study(self) -> None:
-        """Write the page of several models, and send every run where --log says."""
+        """Write the page of several models, and send every run to the trackers of --log."""
         if len(self.runs) > 1:
             study = self.report.out / f"study-{digest([run.folder for run in self.runs])[:8]}"
             with atomic_directory(study) as folder:
@@ -186,8 +174,8 @@ class _Evaluation:
                 sent = robgib.reporting.log_run(run, self.report.out / run.folder, tracker)
                 err.print(f"{escape(run.name)}: {escape(sent)}", highlight=False, soft_wrap=True)
 
-    def tell(self) -> None:
-        """Print what was found; exit with 1 where an attack failed or --fail-under does not hold."""
+    def show(self) -> None:
+        """Print the results; exit with 1 if an attack failed or robust accuracy is below --fail-under."""
         report = self.report
         if report.as_json:
             folders = [str(report.out / run.folder) for run in self.runs]
@@ -196,8 +184,8 @@ class _Evaluation:
             robgib.reporting.print_runs(self.runs, out, err, layers=report.verbose)
             if self.known:
                 names = escape(", ".join(self.known))
-                out.print(f"{names}: measured before, shown again (--fresh measures anew).", highlight=False)
-            more = "" if report.verbose else " (the layers' bits: there, or with --verbose)"
+                out.print(f"{names}: read from a finished run (--fresh measures again).", highlight=False)
+            more = "" if report.verbose else " (--verbose also prints the bits of every layer)"
             out.print(f"\nReport: [bold]{escape(str(self.pages[-1]))}[/bold]{more}", soft_wrap=True, highlight=False)
         if any((run.robustness["status"] != "ok").any() for run in self.runs):
             raise typer.Exit(1)
@@ -209,17 +197,17 @@ class _Evaluation:
                 raise typer.Exit(1)
 
 
-def _tell_plan(name: str, seconds: Mapping[str, float]) -> None:
-    """Say on standard error how long it may take, before it begins."""
+def _print_plan(name: str, seconds: Mapping[str, float]) -> None:
+    """Print the expected duration on standard error."""
     parts = []
     for part, words in (
         ("information", "information about"),
         ("attacks", "attacks"),
-        ("beside", "what is beside them"),
+        ("beside", "further measurements"),
     ):
         if seconds[part] > 0:
             parts.append(f"{words} {'up to ' if part != 'information' else ''}{_length(seconds[part])}")
-    err.print(f"{escape(name)}: {', '.join(parts) or 'nothing but the clean accuracy'}", highlight=False)
+    err.print(f"{escape(name)}: {', '.join(parts) or 'clean accuracy only'}", highlight=False)
 
 
 def _length(seconds: float) -> str:
@@ -229,11 +217,10 @@ def _length(seconds: float) -> str:
 
 
 _STUDIES = {"runs.txt", "study.json"}
-"""Files that only a study's folder holds."""
+"""Files that exist in the folder of a study only."""
 
 
 def _write_study(runs: list[robgib.Run], folder: Path) -> None:
-
     (folder / "runs.txt").write_text("".join(f"{run.folder}\n" for run in runs))
     summary = robgib.results.csv_text(robgib.reporting.summary.summarise(runs))
     (folder / "summary.csv").write_text(summary, encoding="utf-8", newline="")
@@ -245,13 +232,12 @@ def report(
     out_file: Annotated[Path, typer.Option("--out", help="The page to write.")] = Path("report.html"),
 ) -> None:
     """Write one page from run folders."""
-
-    whole = [folder for folder in runs if not (_STUDIES & {p.name for p in folder.glob("*")})]  # runs/* takes them too
+    whole = [folder for folder in runs if not (_STUDIES & {p.name for p in folder.glob("*")})]  # runs/* matches both
     if not whole:
-        raise RobGIBError(f"{runs[0]} is the folder of a study, which has its page; give run folders.")
+        raise RobGIBError(f"{runs[0]} is the folder of a study and has a page of its own; give run folders.")
     for folder in runs:
         if folder not in whole:
-            err.print(f"{escape(str(folder))}: a study's folder, left out.", highlight=False)
+            err.print(f"{escape(str(folder))}: skipped, since it is the folder of a study.", highlight=False)
     check_file(out_file)
     written = robgib.reporting.write_report([robgib.results.load_run(folder) for folder in whole], out_file)
     out.print(f"Report: [bold]{escape(str(written))}[/bold]", soft_wrap=True, highlight=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -212,6 +213,7 @@ def zoo_layers(
         table.add_column(column)
     for layer, found in shapes.items():
         marked = "*" if layer in chosen else ""
-        kind = "" if layer == robgib.information.LOGITS else kinds[layer]
+        module = re.split(r"[\[(]", layer)[0]  # without the number of the call and of the output
+        kind = "" if layer == robgib.information.LOGITS else kinds[module]
         table.add_row(escape(layer), escape(kind), " × ".join(map(str, found)), marked)
     out.print(table)

@@ -47,7 +47,7 @@ from robgib.information.views import (
     mark_processing,
 )
 from robgib.models.adapt import seeded
-from robgib.models.inference import Prepared, predict, prepare
+from robgib.models.inference import PreparedModel, predict, prepare
 from robgib.models.state import State, settings_kept
 from robgib.options import Context, InformationOptions, gather
 from robgib.results import table
@@ -137,7 +137,7 @@ def layer_information(
     )
     makers = make_estimators(options.estimators, data, samples, context.seed, context.catalogue)
     partitions = partitions_of(options.features, data.shape)
-    if not isinstance(model, Prepared):
+    if not isinstance(model, PreparedModel):
         classes = len(data.classes)
         model = prepare(model, data.test.x, classes=classes, batch_size=context.batch_size, device=context.device)
     names, left_out = find_layers(model.model, data.test.x[:2].to(context.device), options.layers or None)
@@ -193,7 +193,7 @@ class _Layers:
         enumerated: whether the images are all that there are.
     """
 
-    model: Prepared
+    model: PreparedModel
     options: InformationOptions
     context: Context
     names: tuple[str, ...]
@@ -212,7 +212,7 @@ class _Layers:
     @classmethod
     def observe(
         cls,
-        model: Prepared,
+        model: PreparedModel,
         data: Dataset,
         makers: Sequence[Estimator],
         names: tuple[str, ...],
@@ -443,7 +443,7 @@ Part = tuple[Tensor, Tensor]
 
 
 def _decided_parts(
-    model: Prepared, parts: tuple[Part, Part], batch_size: int, device: torch.device | str
+    model: PreparedModel, parts: tuple[Part, Part], batch_size: int, device: torch.device | str
 ) -> tuple[tuple[Part, Part], list[np.ndarray], int]:
     """The images (and labels) that the model has an answer to, its answers (N,), and how many of the first part it has
     none to."""
@@ -452,7 +452,7 @@ def _decided_parts(
     return (ours, theirs), [answer[answer >= 0] for answer in told], int((told[0] < 0).sum())
 
 
-def _donors(model: Prepared, data: Dataset, fit: Tensor, limit: int, context: Context) -> Tensor:
+def _donors(model: PreparedModel, data: Dataset, fit: Tensor, limit: int, context: Context) -> Tensor:
     """Training inputs (P, …) whose content may take another's place: those that codes are fitted on, and more."""
     most = most_donors(data.shape)
     if len(fit) >= most or len(data.train) <= limit:
@@ -486,7 +486,7 @@ def _computed_from(network: nn.Module, x: Tensor, view: View, layer: str, others
 
 
 def codes_of(
-    model: Prepared,
+    model: PreparedModel,
     seen: Mapping[str, Seen],
     batch_size: int,
     device: torch.device | str,

@@ -24,8 +24,8 @@ __all__ = [
     "Classifier",
     "adapt",
     "as_module",
-    "decided",
     "differ",
+    "finite_answers",
     "logits_in",
     "network_of",
     "put_random_state",
@@ -44,7 +44,7 @@ _DEEP = 3  # containers in each other that a model may return
 _EQUAL = 1e-3  # of the logits' spread: on a GPU reductions differ from call to call, but not so much
 
 
-def decided(logits: Tensor) -> Tensor:
+def finite_answers(logits: Tensor) -> Tensor:
     """Whether each row (N,) of logits (N, classes) is an answer: no NaN, no +inf, and not all of it -inf.
 
     Classes may be masked with -inf.

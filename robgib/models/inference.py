@@ -16,17 +16,17 @@ import torch.fx
 from torch import Tensor, nn
 
 from robgib.errors import NoGradientError, RobGIBError, first_line, unknown_name
-from robgib.models.adapt import Classifier, adapt, as_module, decided, seeded
+from robgib.models.adapt import Classifier, adapt, as_module, finite_answers, seeded
 from robgib.runtime import faults_of, network_faults
 
 __all__ = [
     "PRECISIONS",
     "Answers",
     "BatchedModel",
-    "Prepared",
+    "PreparedModel",
     "QueryCount",
     "answers",
-    "check_decided",
+    "check_finite_answers",
     "count_queries",
     "eval_mode",
     "finite",
@@ -154,7 +154,7 @@ def finite(gradient: Tensor) -> Tensor:
     return torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
 
 
-class Climbed(Protocol):
+class ObjectiveProtocol(Protocol):
     """What a gradient is taken of: an attack's objective (:class:`robgib.attacks.Objective`)."""
 
     @property
@@ -164,7 +164,7 @@ class Climbed(Protocol):
     def value(self, logits: Tensor) -> Tensor:
         """Per-sample value (N,) that is increased."""
 
-    def select(self, mask: slice) -> Climbed:
+    def select(self, mask: slice) -> ObjectiveProtocol:
         """The same for some of the samples."""
 
 
@@ -215,7 +215,7 @@ class BatchedModel(nn.Module):
             return self._call(x)
         return self.map(len(x), lambda rows: (self._call(x[rows]),))[0]
 
-    def gradient(self, x: Tensor, goal: Climbed) -> tuple[Tensor, Tensor]:
+    def gradient(self, x: Tensor, goal: ObjectiveProtocol) -> tuple[Tensor, Tensor]:
         """Gradient (N, …) of the goal's objective at the images ``x``, and the logits (N, classes) there."""
         gradient, logits = self.map(len(x), lambda rows: self._gradient(x[rows], goal.select(rows)))
         return gradient, logits
@@ -258,7 +258,7 @@ class BatchedModel(nn.Module):
             logits: Tensor = self.model(x)
         return logits
 
-    def _gradient(self, x: Tensor, goal: Climbed) -> tuple[Tensor, Tensor]:
+    def _gradient(self, x: Tensor, goal: ObjectiveProtocol) -> tuple[Tensor, Tensor]:
         low = self.precision == "bfloat16"
         with torch.enable_grad():
             leaf = x.detach().requires_grad_(True)
@@ -301,11 +301,11 @@ def fuse_for_inference(model: nn.Module, sample: Tensor) -> nn.Module:
     for copied in (_traced, copy.deepcopy):
         try:
             with network_faults():
-                quick = copied(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-                for p in quick.parameters():
+                fused = copied(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+                for p in fused.parameters():
                     p.requires_grad_(False)
-                if _alike(_probed(quick, sample), wanted):
-                    return quick
+                if _alike(_probed(fused, sample), wanted):
+                    return fused
         except torch.OutOfMemoryError:
             raise
         except Exception:  # whatever a stranger's module says to tracing or copying, it can be attacked as it is
@@ -338,7 +338,7 @@ def _probed(model: nn.Module, sample: Tensor) -> list[tuple[Tensor, list[Tensor]
 
 def _alike(told: list[tuple[Tensor, list[Tensor]]], wanted: list[tuple[Tensor, list[Tensor]]]) -> bool:
     for (logits, gradients), (right, slopes) in zip(told, wanted, strict=True):
-        if logits.shape != right.shape or not torch.equal(decided(logits), decided(right)):
+        if logits.shape != right.shape or not torch.equal(finite_answers(logits), finite_answers(right)):
             return False
         far = (logits - right).abs() > 1e-4 * right.abs().amax(1, keepdim=True)
         if bool(far.any()):
@@ -362,19 +362,19 @@ def _traced(model: nn.Module) -> nn.Module:
     from torch.fx.experimental.optimization import fuse
 
     with torch.random.fork_rng(devices=[]):
-        quick = fuse(model)
-    assert isinstance(quick, torch.fx.GraphModule)
-    kinds = dict(quick.named_modules())
+        fused = fuse(model)
+    assert isinstance(fused, torch.fx.GraphModule)
+    kinds = dict(fused.named_modules())
 
     def is_a(node: object, kind: type[nn.Module]) -> TypeGuard[torch.fx.Node]:
         return isinstance(node, torch.fx.Node) and node.op == "call_module" and type(kinds[str(node.target)]) is kind
 
-    for node in quick.graph.nodes:
+    for node in fused.graph.nodes:
         before = node.args[0] if is_a(node, nn.MaxPool2d) else None
         if is_a(before, nn.ReLU) and len(before.users) == 1:
             before.target, node.target = node.target, before.target
-    quick.recompile()
-    return quick
+    fused.recompile()
+    return fused
 
 
 def rows_of(model: nn.Module) -> int | None:
@@ -418,7 +418,7 @@ def _power(wanted: int, least: int, most: int) -> int:
 
 
 _DRAWS = 20  # over which a model that answers at random is attacked, unless an attack says so, and judged
-UNDECIDED = -1
+NO_ANSWER = -1
 """The prediction where a model has no answer."""
 
 
@@ -437,12 +437,12 @@ class Answers:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedModel:
     """A model made ready for attacks.
 
     Attributes:
         model: the model as attacks call it (:func:`~robgib.models.adapt.adapt`).
-        quick: the faster form that attacks climb; the model itself where there is none.
+        fused: the faster form that attacks climb; the model itself where there is none.
         batch_size: images at once.
         precision: of gradients.
         random: whether it answers at random.
@@ -452,7 +452,7 @@ class Prepared:
     """
 
     model: nn.Module
-    quick: nn.Module
+    fused: nn.Module
     batch_size: int
     precision: str = "float32"
     random: bool = False
@@ -474,7 +474,7 @@ def prepare(
     batch_size: int | None = None,
     precision: str = "float32",
     device: torch.device | str = "cpu",
-) -> Prepared:
+) -> PreparedModel:
     """Make a model on ``device`` ready for attacks on images like ``sample`` (N, …), of which a few will do.
 
     Args:
@@ -497,14 +497,14 @@ def prepare(
             try:
                 adapted = adapt(net, few, classes)
                 with eval_mode(adapted.model), faults_of("the model"):
-                    quick = adapted.model if adapted.random else fuse_for_inference(adapted.model, few)
+                    fused = adapted.model if adapted.random else fuse_for_inference(adapted.model, few)
                     size = batch_size or rows_of(adapted.model) or fitting_batch(adapted.model, few)
                 break
             except torch.OutOfMemoryError:
                 if count == 1:
                     raise
     told = (adapted.random, adapted.probabilities, adapted.company, adapted.notes)
-    return Prepared(adapted.model, quick, size, precision, *told)
+    return PreparedModel(adapted.model, fused, size, precision, *told)
 
 
 def check_logits(logits: Tensor, x: Tensor, classes: int | None = None) -> None:
@@ -522,7 +522,7 @@ def check_logits(logits: Tensor, x: Tensor, classes: int | None = None) -> None:
 
 
 def answers(
-    model: nn.Module | Prepared,
+    model: nn.Module | PreparedModel,
     x: Tensor,
     y: Tensor,
     *,
@@ -538,9 +538,9 @@ def answers(
     Raises:
         RobGIBError: the output is not logits.
     """
-    net = model.model if isinstance(model, Prepared) else model
-    draws = model.draws if isinstance(model, Prepared) else 1
-    batch_size = model.batch_size if isinstance(model, Prepared) else batch_size
+    net = model.model if isinstance(model, PreparedModel) else model
+    draws = model.draws if isinstance(model, PreparedModel) else 1
+    batch_size = model.batch_size if isinstance(model, PreparedModel) else batch_size
     parts = []
     with eval_mode(net), torch.no_grad(), seeded(seed, device):
         housed = BatchedModel(net, batch_size)
@@ -557,10 +557,10 @@ def answers(
     return Answers(prediction, right)
 
 
-def check_decided(clean: Answers) -> None:
+def check_finite_answers(clean: Answers) -> None:
     """Raise when a model has an answer to no clean image."""
     count = len(clean.prediction)
-    if count and (clean.prediction == UNDECIDED).all():
+    if count and (clean.prediction == NO_ANSWER).all():
         raise RobGIBError(
             f"the model gives NaN or infinite logits on {count} of {count} clean images; no result would mean anything."
         )
@@ -572,14 +572,14 @@ def ask(model: nn.Module, x: Tensor, y: Tensor, draws: int, classes: int | None 
     for _ in range(draws):
         logits = model(x)
         check_logits(logits, x, classes)
-        votes.append(torch.where(decided(logits), logits.argmax(1), UNDECIDED))
+        votes.append(torch.where(finite_answers(logits), logits.argmax(1), NO_ANSWER))
     said = torch.stack(votes)
     right = (said == y).double().mean(0)
     return said[0] if draws == 1 else said.mode(0).values, right
 
 
 def predict(
-    model: nn.Module | Prepared,
+    model: nn.Module | PreparedModel,
     x: Tensor,
     *,
     classes: int | None = None,
@@ -591,7 +591,7 @@ def predict(
     Raises:
         RobGIBError: the output is not logits, or no answer to any image.
     """
-    nothing = torch.full((len(x),), UNDECIDED - 1)
+    nothing = torch.full((len(x),), NO_ANSWER - 1)
     told = answers(model, x, nothing, classes=classes, batch_size=batch_size, device=device)
-    check_decided(told)
+    check_finite_answers(told)
     return told.prediction

@@ -17,7 +17,7 @@ from robgib.attacks.apgd import APGD, WIDEST
 from robgib.attacks.autoattack import AutoAttack
 from robgib.attacks.base import Attack, MinimumNormAttack
 from robgib.errors import NoGradientError, RobGIBError
-from robgib.models.inference import Answers, Prepared
+from robgib.models.inference import Answers, PreparedModel
 from robgib.options import AttackOptions, Context
 from robgib.results import column_names, table
 from robgib.robustness.rows import curve_rows, outcome_rows, summary_row, unattacked_row, worst_row
@@ -52,7 +52,7 @@ class Subject:
         context: of the computation; ``device`` is torch's here.
     """
 
-    model: Prepared
+    model: PreparedModel
     x: Tensor
     y: Tensor
     clean: Answers
@@ -109,7 +109,7 @@ class Subject:
 
 
 def attack_costs(
-    model: Prepared, x: Tensor, y: Tensor, clean: Answers, attacks: Mapping[str, Attack], context: Context
+    model: PreparedModel, x: Tensor, y: Tensor, clean: Answers, attacks: Mapping[str, Attack], context: Context
 ) -> dict[str, int]:
     """Return about how many gradients a sample each attack takes, as it states or as counted on a few samples."""
     found = {}

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from robgib.attacks.objective import Objective
 from robgib.attacks.threat_model import CONVEX_NORMS, ThreatModel
 from robgib.errors import RobGIBError, first_line
-from robgib.models.inference import Prepared, eval_mode
+from robgib.models.inference import PreparedModel, eval_mode
 from robgib.robustness.attacking import Subject
 from robgib.runtime import SampleRNG, network_faults
 
@@ -273,7 +273,7 @@ def _mirrored(
 
 
 def certify(
-    model: Prepared,
+    model: PreparedModel,
     x: Tensor,
     y: Tensor,
     threat: ThreatModel,

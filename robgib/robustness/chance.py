@@ -12,7 +12,7 @@ import torch
 from scipy import optimize, stats
 from torch import Tensor, nn
 
-from robgib.models.inference import Prepared, answers
+from robgib.models.inference import PreparedModel, answers
 from robgib.models.normalization import NORMALIZATIONS, Ported
 from robgib.runtime import network_faults
 
@@ -74,7 +74,7 @@ class _Way:
 
 
 def chance_doubts(
-    model: Prepared, x: Tensor, y: Tensor, right: np.ndarray, device: torch.device | str = "cpu"
+    model: PreparedModel, x: Tensor, y: Tensor, right: np.ndarray, device: torch.device | str = "cpu"
 ) -> list[Doubt]:
     """Say it where a usual slip would explain wrong answers, and where the clean accuracy is not told from chance.
 
@@ -133,7 +133,7 @@ Change = tuple[str, str, Callable[[Tensor], Tensor]]
 
 
 def _ways(
-    model: Prepared, x: Tensor, wanted: np.ndarray, changes: list[Change], device: torch.device | str
+    model: PreparedModel, x: Tensor, wanted: np.ndarray, changes: list[Change], device: torch.device | str
 ) -> list[_Way]:
     """What each way of reading gains and loses on images (N, …) with labels (N,)."""
     told = _told(model, x, device)
@@ -162,7 +162,7 @@ def _compared(called: str, remedy: str, right: np.ndarray, base: np.ndarray) -> 
     return _Way(called, remedy, int((right & ~base).sum()), int((base & ~right).sum()), float(right.mean()))
 
 
-def _told(model: Prepared, x: Tensor, device: torch.device | str) -> np.ndarray | None:
+def _told(model: PreparedModel, x: Tensor, device: torch.device | str) -> np.ndarray | None:
     """The model's classes for images (N, …); None where it does not take them."""
     try:
         with network_faults():
@@ -171,7 +171,7 @@ def _told(model: Prepared, x: Tensor, device: torch.device | str) -> np.ndarray 
         return None
 
 
-def _changes(model: Prepared, x: Tensor) -> Iterator[Change]:
+def _changes(model: PreparedModel, x: Tensor) -> Iterator[Change]:
     """Ways to give images to a model, each with its name and the option for it.
 
     An option takes the place of the normalisation that a library's network is behind.

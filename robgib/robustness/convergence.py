@@ -16,7 +16,7 @@ from robgib.attacks.objective import Objective, misled
 from robgib.attacks.threat_model import distance
 from robgib.errors import NoGradientError, RobGIBWarning
 from robgib.models.adapt import seeded
-from robgib.models.inference import BatchedModel, Climbed, Prepared, eval_mode
+from robgib.models.inference import BatchedModel, ObjectiveProtocol, PreparedModel, eval_mode
 from robgib.runtime import SampleRNG
 
 __all__ = ["TRACKED", "convergence"]
@@ -50,14 +50,14 @@ class _Labels(Tensor):
 class _Watched(BatchedModel):
     """Keeps what every gradient was taken at: lead of the true class, and distance, by sample."""
 
-    def __init__(self, prepared: Prepared, x: Tensor, y: Tensor, norm: str) -> None:
+    def __init__(self, prepared: PreparedModel, x: Tensor, y: Tensor, norm: str) -> None:
         draws = prepared.draws if prepared.random else 1
         super().__init__(prepared.model, prepared.batch_size, random=prepared.random, draws=draws)
         self.x, self.y, self.norm = x, y, norm
         self.leads: list[list[float]] = [[] for _ in range(len(x))]
         self.reach: list[list[float]] = [[] for _ in range(len(x))]
 
-    def gradient(self, x: Tensor, goal: Climbed) -> tuple[Tensor, Tensor]:
+    def gradient(self, x: Tensor, goal: ObjectiveProtocol) -> tuple[Tensor, Tensor]:
         """See :meth:`BatchedModel.gradient`."""
         gradient, logits = super().gradient(x, goal)
         which = getattr(getattr(goal.criterion, "labels", None), "rows", None)
@@ -72,7 +72,7 @@ class _Watched(BatchedModel):
 
 
 def convergence(
-    prepared: Prepared,
+    prepared: PreparedModel,
     x: Tensor,
     y: Tensor,
     attack: Attack,

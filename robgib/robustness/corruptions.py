@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from robgib.data.corruptions import CORRUPTIONS, corrupt
-from robgib.models.inference import Prepared, answers
+from robgib.models.inference import PreparedModel, answers
 from robgib.results import table
 from robgib.runtime import Progress, SampleRNG
 from robgib.statistics import clopper_pearson
@@ -18,7 +18,7 @@ __all__ = [
 
 
 def corruption_accuracy(
-    model: nn.Module | Prepared,
+    model: nn.Module | PreparedModel,
     x: Tensor,
     y: Tensor,
     *,

@@ -15,7 +15,7 @@ from robgib.attacks.base import Attack
 from robgib.attacks.registry import make_attack
 from robgib.errors import RobGIBError, never_ends
 from robgib.files import Parts
-from robgib.models.inference import Answers, Prepared, answers, check_decided, check_logits, prepare
+from robgib.models.inference import Answers, PreparedModel, answers, check_finite_answers, check_logits, prepare
 from robgib.options import AttackOptions, Context, gather
 from robgib.robustness.attacking import Subject, attack_all, attack_costs, attack_until_narrow
 from robgib.robustness.beside import add_indicators, convergence_table, corruption_table
@@ -93,7 +93,7 @@ def evaluate(
     named = named_attacks(attacks, default_eps, context.catalogue)
     check_budgets(named, tuple(x.shape[1:]))
     where = torch.device(context.device)
-    if not isinstance(model, Prepared):
+    if not isinstance(model, PreparedModel):
         model = prepare(
             model, x, classes=classes, batch_size=context.batch_size, precision=options.precision, device=where
         )
@@ -102,7 +102,7 @@ def evaluate(
                 check_logits(model.model(x[:2].to(where)), x[:2], 1 + int(y.max()))
     if clean is None:
         clean = answers(model, x, y, classes=classes, seed=context.seed, device=where)
-        check_decided(clean)
+        check_finite_answers(clean)
     if costs is None:
         costs = attack_costs(model, x, y, clean, named, context)
     subject = Subject(model, x, y, clean, named, costs, options, context)

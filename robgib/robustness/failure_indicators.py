@@ -20,8 +20,8 @@ from robgib.attacks.pgd import PGD
 from robgib.attacks.square import Square
 from robgib.attacks.threat_model import CONVEX_NORMS, ThreatModel
 from robgib.errors import NoGradientError
-from robgib.models.adapt import decided, differ, seeded
-from robgib.models.inference import BatchedModel, Prepared, eval_mode, prepare
+from robgib.models.adapt import differ, finite_answers, seeded
+from robgib.models.inference import BatchedModel, PreparedModel, eval_mode, prepare
 from robgib.runtime import Progress, SampleRNG, faults_of
 from robgib.statistics import share_test, sign_test
 
@@ -122,7 +122,7 @@ def failure_indicators(
     x, y = x[:samples].to(device), y[:samples].to(device)
     if not len(x):
         return []
-    prepared = model if isinstance(model, Prepared) else prepare(model, x, device=device)
+    prepared = model if isinstance(model, PreparedModel) else prepare(model, x, device=device)
     net = prepared.model
     with eval_mode(net), seeded(seed, device):
         look = _Look(prepared, x, y, threat, seed)
@@ -154,7 +154,7 @@ def failure_indicators(
 
 
 def weaker_than_reference(
-    prepared: Prepared,
+    prepared: PreparedModel,
     x: Tensor,
     y: Tensor,
     threat: ThreatModel,
@@ -181,7 +181,7 @@ def weaker_than_reference(
 class _Look:
     """The samples that the checks look at, and what their own attacks leave right of them."""
 
-    def __init__(self, prepared: Prepared, x: Tensor, y: Tensor, threat: ThreatModel, seed: int) -> None:
+    def __init__(self, prepared: PreparedModel, x: Tensor, y: Tensor, threat: ThreatModel, seed: int) -> None:
         self.x, self.y, self.threat, self.seed = x, y, threat, seed
         draws = _DRAWS if prepared.random else 1
         self.random, self.calls = prepared.random, prepared.model
@@ -261,7 +261,7 @@ def _random_outputs(look: _Look) -> FailureIndicator:
     )
 
 
-def _company(prepared: Prepared) -> FailureIndicator:
+def _company(prepared: PreparedModel) -> FailureIndicator:
     return FailureIndicator(
         "answers depend on the batch",
         prepared.company,
@@ -271,7 +271,7 @@ def _company(prepared: Prepared) -> FailureIndicator:
     )
 
 
-def _probabilities(prepared: Prepared) -> FailureIndicator:
+def _probabilities(prepared: PreparedModel) -> FailureIndicator:
     return FailureIndicator(
         "answers are probabilities",
         prepared.probabilities,
@@ -327,7 +327,7 @@ def _flat_loss(look: _Look) -> FailureIndicator:
     )
     with torch.no_grad():
         before, told = goal.value(look.model(x)), look.model(found)
-    flat = ~(goal.value(told) > before) & decided(told)
+    flat = ~(goal.value(told) > before) & finite_answers(told)
     return FailureIndicator(
         "loss does not grow",
         _many(flat),

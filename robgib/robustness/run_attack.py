@@ -32,7 +32,7 @@ from robgib.models.inference import (
     _DRAWS,
     Answers,
     BatchedModel,
-    Prepared,
+    PreparedModel,
     QueryCount,
     answers,
     ask,
@@ -177,7 +177,7 @@ def run_attack(
     x, y = images_and_labels(x, y)
     if len(x):
         attack.threat.check(x[0].numel())
-    if not isinstance(model, Prepared):
+    if not isinstance(model, PreparedModel):
         model = prepare(model, x, batch_size=batch_size, device=device)
     if clean is None:
         clean = answers(model, x, y, seed=seed, device=device)
@@ -302,7 +302,7 @@ class AttackState:
 class _Forms:
     """The forms of one model that an attack and its judge call, with the draws of a model that answers at random."""
 
-    def __init__(self, model: Prepared, attack: Attack, fused: nn.Module, watch: Callable[[], None]) -> None:
+    def __init__(self, model: PreparedModel, attack: Attack, fused: nn.Module, watch: Callable[[], None]) -> None:
         net, size = model.model, model.batch_size
         draws = attack.eot or (_DRAWS if model.random else 1)
         self.judge = BatchedModel(net, size, watch=watch)
@@ -321,7 +321,7 @@ class _Forms:
 class _Run:
     """One call of :func:`run_attack`."""
 
-    model: Prepared
+    model: PreparedModel
     x: Tensor
     y: Tensor
     attack: Attack
@@ -339,11 +339,11 @@ class _Run:
         prefix = f"{getattr(self.attack, 'label', self.label)}: "
         with (
             eval_mode(net),
-            eval_mode(self.model.quick),
-            unchanged([net, self.model.quick], self.label, self.attack.doubted) as before,
+            eval_mode(self.model.fused),
+            unchanged([net, self.model.fused], self.label, self.attack.doubted) as before,
             seeded(self.seed, self.device),
             _heard(prefix) as (notes, caught),
-            count_queries(net, self.model.quick) as passes,
+            count_queries(net, self.model.fused) as passes,
         ):
             fused, note = self._fused()
             notes += [note] if note else []
@@ -377,13 +377,13 @@ class _Run:
         """The form to attack: the fused one, or the model itself where steps on the fused one lead to less; a note."""
         state, net = self.state, self.model.model
         left = len(state.waiting) - state.done
-        if not self.attack.pooled or self.model.quick is net or not left:
-            return self.model.quick, ""
+        if not self.attack.pooled or self.model.fused is net or not left:
+            return self.model.fused, ""
         waiting = state.waiting
         count = min(len(waiting), max(_CHECKED[0], min(_CHECKED[1], len(waiting) // 32)))
         some = waiting[np.linspace(0, len(waiting) - 1, count).astype(int)]
         note = _misleads(self.model, self.x[some].to(self.device), self.y[some].to(self.device), self.attack.threat)
-        return (net if note else self.model.quick), note
+        return (net if note else self.model.fused), note
 
     def _pool(self) -> int:
         """How many samples the attack gets at once."""
@@ -452,7 +452,7 @@ _COUNTED = 4  # samples on which an attack's passes are counted
 
 
 def gradient_cost(
-    model: Prepared, x: Tensor, y: Tensor, clean: Answers, attack: Attack, label: str, context: Context
+    model: PreparedModel, x: Tensor, y: Tensor, clean: Answers, attack: Attack, label: str, context: Context
 ) -> int:
     """Return about how many gradients a sample an attack takes, counted on a few samples that the model labels right.
 
@@ -495,14 +495,14 @@ def _said(caught: Sequence[warnings.WarningMessage], name: str) -> list[str]:
     return [str(w.message).removeprefix(name).rstrip(".") for w in ours]
 
 
-def _misleads(model: Prepared, x: Tensor, y: Tensor, threat: ThreatModel) -> str:
+def _misleads(model: PreparedModel, x: Tensor, y: Tensor, threat: ThreatModel) -> str:
     """Whether climbing the faster form leads to less than climbing the model: a sentence, or nothing.
 
     A few steps from the clean images ``x`` (N, …) on either form; the model itself says by its margin which led
     further, sample by sample.
     """
     ends = []
-    for net in (model.model, model.quick):
+    for net in (model.model, model.fused):
         housed = BatchedModel(net, model.batch_size)
         try:
             ends.append(
@@ -569,7 +569,7 @@ def _judge(attack: Attack, label: str, model: nn.Module, found: object, x: Tenso
 
 
 @contextmanager
-def _judging(model: Prepared, seed: int, start: int, device: torch.device | str) -> Iterator[None]:
+def _judging(model: PreparedModel, seed: int, start: int, device: torch.device | str) -> Iterator[None]:
     """Let a model that answers at random draw numbers of its own while it judges: an attack that seeds the global
     generators does not know them beforehand."""
     if not model.random:
@@ -631,7 +631,7 @@ def accuracy_curve(
     right = held.right > 0
     fooled_here = right & (known.right < 1)
     nearest = known.distance.copy()
-    prepared = model if isinstance(model, Prepared) else prepare(model, x, batch_size=batch_size, device=device)
+    prepared = model if isinstance(model, PreparedModel) else prepare(model, x, batch_size=batch_size, device=device)
     random = prepared.random
 
     def attack_at(at: float, todo: np.ndarray) -> AttackResult:

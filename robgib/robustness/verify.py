@@ -16,7 +16,7 @@ from robgib.attacks.base import Attack, MinimumNormAttack
 from robgib.attacks.threat_model import ThreatModel, distance, within
 from robgib.errors import RobGIBError
 from robgib.models.checkpoint import weights_digest
-from robgib.models.inference import UNDECIDED, Answers, Prepared, QueryCount, answers, prepare
+from robgib.models.inference import NO_ANSWER, Answers, PreparedModel, QueryCount, answers, prepare
 from robgib.results import Run
 from robgib.robustness.certification import certify
 from robgib.robustness.rows import curve_rows, outcome_rows, summary_row, unattacked_row, worst_row
@@ -130,7 +130,7 @@ class _Case:
 
     run: Run
     saved: Mapping[str, np.ndarray]
-    model: Prepared
+    model: PreparedModel
     x: Tensor
     y: Tensor
     clean: Answers
@@ -184,7 +184,7 @@ def _attacked(case: _Case, label: str, rows: pd.DataFrame) -> Generator[Claim, N
         f"image {_first(here, ~inside)} lies outside",
     )  # fmt: skip
     result = _shown(case, threat, here, images)
-    wrong = (result.prediction[here] == truth[here]) & (result.prediction[here] != UNDECIDED)
+    wrong = (result.prediction[here] == truth[here]) & (result.prediction[here] != NO_ANSWER)
     expected = outcome_rows(base, truth, clean, result, result.distance)
     for column, what in _ANSWERS.items():
         yield _equal(f"{label}: {what}", rows[column].to_numpy(), expected[column].to_numpy())

@@ -32,7 +32,7 @@ from robgib.information.base import Decomposition, Estimator
 from robgib.information.features import group_inputs
 from robgib.information.views import EXACT, RATE, Network, Rescaled, Seen, Target, View
 from robgib.models.checkpoint import CHECKPOINT_SUFFIXES, read_record, save_checkpoint
-from robgib.models.inference import Prepared, answers, prepare
+from robgib.models.inference import PreparedModel, answers, prepare
 from robgib.results import table
 from robgib.runtime import Progress
 from robgib.training.config import Training
@@ -504,12 +504,12 @@ def _agreed(told: Sequence[tuple[str, str]]) -> str:
     return "cannot be told" if "cannot be told" in first else "rescaling"
 
 
-def _prepared(load: Callable[[], nn.Module], data: Dataset, device: torch.device | str) -> Prepared:
+def _prepared(load: Callable[[], nn.Module], data: Dataset, device: torch.device | str) -> PreparedModel:
     return prepare(load().to(device), data.test.x, classes=len(data.classes), device=device)
 
 
 def _activations(
-    model: Prepared, x: torch.Tensor, layers: Sequence[str], device: torch.device | str
+    model: PreparedModel, x: torch.Tensor, layers: Sequence[str], device: torch.device | str
 ) -> dict[str, np.ndarray]:
     held = collect_activations(model.model, x, layers, batch_size=model.batch_size, device=device, check=False)
     return dict(held)

@@ -18,6 +18,7 @@ from robgib.zoo.loading import (
     trace_recipe,
     train_recipe,
 )
+from robgib.zoo.preprocessing import Preprocessing, preprocessing_of
 from robgib.zoo.recipe import (
     Architecture,
     PretrainedWeights,
@@ -33,6 +34,7 @@ __all__ = [
     "ROBUSTBENCH",
     "Architecture",
     "Loaded",
+    "Preprocessing",
     "PretrainedWeights",
     "Recipe",
     "add_recipe",
@@ -49,6 +51,7 @@ __all__ = [
     "load_recipe",
     "load_robustbench",
     "measure",
+    "preprocessing_of",
     "read_recipe",
     "recipes",
     "stored_checkpoint",

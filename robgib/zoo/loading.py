@@ -1,4 +1,4 @@
-"""Models from recipes, files and RobustBench; trained first where need be."""
+"""Load models from recipes, files and libraries; train them first if necessary."""
 
 from __future__ import annotations
 
@@ -40,11 +40,13 @@ from robgib.models.normalization import Normalization, Ported
 from robgib.models.pretrained import is_pretrained, is_transformers_folder, load_pretrained
 from robgib.models.programs import is_program
 from robgib.models.registry import build, check_architecture, check_file_architecture
+from robgib.options import Context, ModelOptions, gather
 from robgib.registry import load_plugins
 from robgib.results import csv_text
 from robgib.runtime import Progress, environment, network_faults, progress_bars
 from robgib.training.loop import accuracy, train
 from robgib.training.tracing import Trace, saved_epochs, snapshots, trace
+from robgib.zoo.preprocessing import Preprocessing, preprocessing_of
 from robgib.zoo.recipe import Architecture, Recipe, check_name, find_recipe, recipes
 
 __all__ = [
@@ -67,9 +69,9 @@ __all__ = [
 
 
 def data_of(recipe: Recipe, root: Path | None, loaded: dict[str, Dataset]) -> Dataset:
-    """Return a recipe's data, from ``loaded`` if they are there.
+    """Return a recipe's data set, from ``loaded`` if it is there.
 
-    Always the zoo's own split: a model must not have trained on its test images.
+    The split is always the zoo's own: a model must not have trained on its test images.
     """
     if recipe.data not in loaded:
         loaded[recipe.data] = load_data(recipe.data, root, catalogue=recipe.catalogue)
@@ -77,10 +79,10 @@ def data_of(recipe: Recipe, root: Path | None, loaded: dict[str, Dataset]) -> Da
 
 
 def checkpoint_path(recipe: Recipe, data: Dataset) -> Path:
-    """Return where in the cache a trained checkpoint goes.
+    """Return the path of a trained checkpoint in the cache.
 
     Raises:
-        RobGIBError: the recipe's name cannot be part of a file's.
+        RobGIBError: the recipe's name cannot be part of a file name.
     """
     check_name("model", recipe.name)  # a copy of a recipe may have been given one that nothing checked
     return cache_folder() / "zoo" / f"{recipe.name}-{recipe.digest[:8]}-{data.digest[:8]}.safetensors"
@@ -96,38 +98,38 @@ def trace_recipe(
     keep: bool = False,
     samples: int = 2000,
     features: str = "auto",
-    device: torch.device | str = "cpu",
-    catalogue: Sequence[Path] = (),
     progress: Progress | None = None,
+    **fields: Any,
 ) -> tuple[Trace, dict[str, Any]]:
-    """Train a recipe's model and follow the information in its layers (:func:`~robgib.training.trace`).
+    """Train a recipe's model and trace the information in its layers (:func:`~robgib.training.trace`).
 
     Args:
-        recipe: of the model.
-        data: it learns from.
-        out: checkpoint to write; the networks of the epochs lie in the folder ``.epochs`` beside it.
-        at: epochs to follow.
-        estimators: specifications.
-        keep: whether that folder stays.
-        samples: most samples to estimate on.
+        recipe: the model's recipe.
+        data: data set to train on.
+        out: checkpoint to write. The networks of the traced epochs are saved in the folder ``.epochs`` beside it.
+        at: epochs to trace.
+        estimators: specifications of estimators.
+        keep: whether to keep that folder.
+        samples: largest number of samples to estimate on.
         features: partition of the input.
-        device: where to compute.
-        catalogue: further folders of plug-ins.
         progress: called with (task, done, total, note).
+        fields: ``device`` and ``catalogue`` (:class:`~robgib.options.Context`); the default device is the CPU.
 
     Returns:
         The trace, and the training's record.
     """
+    (context,) = gather("trace_recipe", fields, Context(device="cpu"))
+    device, catalogue = context.device, context.catalogue
     folder = out.with_suffix(".epochs")
-    told = {"name": recipe.name, "data": recipe.data, "architecture": recipe.model_dump()["architecture"]}
-    _, record, _ = train_recipe(recipe, data, out, device=device, progress=progress, watch=snapshots(folder, at, told))
+    about = {"name": recipe.name, "data": recipe.data, "architecture": recipe.model_dump()["architecture"]}
+    watch = snapshots(folder, at, about)
+    _, record, _ = train_recipe(recipe, data, out, device=device, progress=progress, watch=watch)
 
     def load(path: Path) -> nn.Module:
-        allowed = recipe.allows_code
-        return load_checkpoint(path, None, None, None, data=data, extra=list(catalogue), allow_code=allowed).model
+        return load_checkpoint(path, data=data, catalogue=catalogue, allow_code=recipe.allows_code).model
 
     networks = {e: partial(load, f) for e, f in saved_epochs(folder).items() if e in at}
-    found = trace(
+    result = trace(
         networks,
         data,
         estimators,
@@ -139,7 +141,7 @@ def trace_recipe(
     )
     if not keep:
         shutil.rmtree(folder)
-    return found, record
+    return result, record
 
 
 def train_recipe(
@@ -152,22 +154,22 @@ def train_recipe(
     progress: Progress | None = None,
     watch: Callable[[int, nn.Module], None] | None = None,
 ) -> tuple[nn.Module, dict[str, Any], Path]:
-    """Train a recipe's model and write its checkpoint, its record and a log, ``.log.csv``, a row an epoch.
+    """Train a recipe's model; write its checkpoint, its record and a log (``.log.csv``, one row per epoch).
 
-    A training that was killed is taken up where its last epoch ended, from a file beside the checkpoint that ends in
-    ``.unfinished``. ``watch`` is called after each epoch, as :func:`~robgib.training.train` says.
+    An interrupted training resumes after its last finished epoch, from a file ``.unfinished`` beside the checkpoint.
+    ``watch`` is called after each epoch (see :func:`~robgib.training.train`).
 
     Returns:
         The model (eval mode, on ``device``), its metadata record, and the checkpoint's path: ``out``, or
         the cache when ``out`` is None.
     """
     if recipe.checkpoint is not None:
-        raise RobGIBError(f"model {recipe.name!r} is a finished checkpoint; there is nothing to train.")
+        raise RobGIBError(f"model {recipe.name!r} is a finished checkpoint and cannot be trained.")
     recipe = recipe.lasting(epochs)
     recipe.check_architecture()
     path = out or checkpoint_path(recipe, data)
     if path.suffix != ".safetensors":
-        raise RobGIBError(f"checkpoints are written as safetensors: name {str(path)!r} with that ending.")
+        raise RobGIBError(f"checkpoints are written as .safetensors files; {str(path)!r} has another ending.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -206,12 +208,12 @@ class Loaded:
     """A model with its data.
 
     Attributes:
-        name: of the model.
-        model: in eval mode, on the device that was asked for.
+        name: the model's name.
+        model: the network in eval mode, on the requested device.
         data: its data set.
-        source: what a run records about where it came from.
-        notes: how its file was read and what is done to images before they reach it, a sentence each.
-        left_out: those of them that say what the file holds and the network does not.
+        source: where it came from, as a run records it.
+        notes: how its file was read and how images are preprocessed, one sentence each.
+        left_out: the notes on what the file holds and the network does not.
     """
 
     name: str
@@ -223,190 +225,225 @@ class Loaded:
 
 
 def load_model(name: str | Path, **options: Any) -> tuple[nn.Module, Dataset]:
-    """Load a model with its data, trained first where need be.
+    """Load a model with its data; train it first if necessary.
 
-    What a checkpoint file holds and the network does not is warned of (:class:`~robgib.RobGIBWarning`).
+    A warning (:class:`~robgib.RobGIBWarning`) lists what a checkpoint file holds and the network does not.
 
     Args:
-        name: a zoo name, a checkpoint file, or a trained network of a library (:func:`load`).
-        options: those of :func:`load`.
+        name: a zoo name, a checkpoint file, or a trained network of a library (see :func:`load`).
+        options: keyword arguments of :func:`load`.
 
     Returns:
         The model in eval mode, and its data set.
 
     Raises:
-        RobGIBError: an unknown name, a file that cannot be read, or data that are not there.
+        RobGIBError: an unknown name, a file that cannot be read, or missing data.
 
     >>> model, data = load_model("digits-cnn")
     >>> data.shape
     (1, 8, 8)
     """
-    found = load(name, **options)
-    for told in found.left_out:
-        warnings.warn(f"{found.name}: {told}", RobGIBWarning, stacklevel=2)
-    return found.model, read_images(found.data)
+    subject = load(name, **options)
+    for sentence in subject.left_out:
+        warnings.warn(f"{subject.name}: {sentence}", RobGIBWarning, stacklevel=2)
+    return subject.model, read_images(subject.data)
 
 
 def load(
     name: str | Path,
+    options: ModelOptions | None = None,
     *,
-    arch: str | None = None,
-    data: str | None = None,
-    data_root: str | Path | None = None,
-    seed: int = 0,
     classes: str | Path | Sequence[str] | None = None,
-    class_subset: bool | None = None,
-    weights_key: str | None = None,
     normalization: Normalization | None = None,
     sizing: Sizing | None = None,
-    data_bounds: Bounds | None = None,
-    catalogue: Sequence[Path] = (),
-    device: torch.device | str = "cpu",
+    data_bounds: Bounds | str | None = None,
+    context: Context | None = None,
     loaded: dict[str, Dataset] | None = None,
     progress: Progress | bool = True,
-    allow_pickle: bool = False,
-    allow_code: bool = False,
+    **fields: Any,
 ) -> Loaded:
-    """Load a model with its data, and say where it came from.
+    """Load a model with its data, and record where it came from.
 
     Args:
         name: a zoo name, a checkpoint file or folder, ``torchvision:NAME`` (or ``NAME/WEIGHTS``), ``timm:NAME``,
             ``hf:ORG/NAME`` or ``hf:FOLDER``, or ``robustbench:DATASET/THREAT/NAME``.
-        arch: architecture of a checkpoint file: a name, or ``package.module:factory``.
-        data: data set of a checkpoint file; None reads it from the record beside the file. Another than a zoo model's
-            own must have images of the same shape.
-        data_root: folder of the data files.
-        seed: of the data split, for checkpoint files.
-        classes: of the model, in its order, where the data number theirs otherwise
+        options: how the model and its images are read (:class:`~robgib.options.ModelOptions`): ``arch`` and
+            ``weights_key`` of a checkpoint file, ``data``, ``normalize``, ``input_size``, ``allow_code`` ….
+            A checkpoint file needs ``data`` if there is no record beside it; for a zoo model, ``data`` replaces the
+            model's own data set and must have images of the same shape.
+        classes: the model's classes in its order, if the data number theirs differently
             (:func:`~robgib.data.read_classes`). A library's trained network brings its own.
-        class_subset: whether the model then chooses among the data's classes alone; None is where ``classes`` are given
-            and the data's are some of them.
-        weights_key: which of several sets of weights in a checkpoint file: the key of a state dict, such as
-            ``state_dict_ema``, a prefix, such as ``teacher``, or both with a dot between.
-        normalization: what a checkpoint's network wants done to images in [0, 1]; None is what its file says (a
-            normaliser beside the network, a configuration), or what its architecture does by itself.
-        sizing: how images are resized and cropped; None is as a library's trained network wants it, or not at all.
-        data_bounds: the numbers of the data that mean black and white (:func:`~robgib.data.load_data`).
-        catalogue: further folders of recipes and plug-ins.
-        device: where the model goes.
-        loaded: data sets that are loaded already, by name; what is loaded here is added.
-        progress: whether bars show in a terminal or a notebook; or called with (task, done, total, note).
-        allow_pickle: unpickle files that hold more than weights. They can run any code.
-        allow_code: take ``package.module:factory`` from recipes and records, whose code is imported and run; read
-            TorchScript and torch.export programs whatever they call.
+        normalization: of images in [0, 1], for a checkpoint's network; None follows the file (a normaliser beside the
+            network, a configuration) or the architecture.
+        sizing: how images are resized and cropped; None follows a library's trained network, or leaves them as they
+            are.
+        data_bounds: the values of black and white in the data (:func:`~robgib.data.load_data`).
+        context: ``device`` of the model (the CPU by default), ``data_root``, ``seed`` of the data split, and
+            ``catalogue`` (:class:`~robgib.options.Context`).
+        loaded: data sets that are loaded already, by name; data sets loaded here are added.
+        progress: whether to show bars in a terminal or a notebook; or a function of (task, done, total, note).
+        fields: fields of ``options`` and ``context`` by name, such as ``arch="mlp"`` or ``device="cuda"``.
 
     Raises:
-        RobGIBError: an unknown name, a file that cannot be read, or data that are not there.
+        RobGIBError: an unknown name, a file that cannot be read, or missing data.
     """
-    root = None if data_root is None else Path(data_root)
-    text = str(name)
-    own = None if classes is None else read_classes(classes)
-    if is_pretrained(text) or (is_file(name) and is_transformers_folder(Path(name)) and not arch):
-        if arch is not None or normalization is not None or weights_key is not None:
-            raise RobGIBError(f"{text!r} has its own architecture, weights and normalisation; leave these options out.")
-        if data is None:
-            raise RobGIBError(f"{text!r} brings no data; give --data, such as folder:DIR.")
+    if isinstance(data_bounds, str):
+        fields, data_bounds = {**fields, "data_bounds": data_bounds}, None
+    options, context = gather("load", fields, options or ModelOptions(), context or Context(device="cpu"))
+    described = preprocessing_of(options)
+    preprocessing = Preprocessing(
+        described.normalization if normalization is None else normalization,
+        described.sizing if sizing is None else sizing,
+        described.data_bounds if data_bounds is None else data_bounds,
+    )
+    stated = options.classes if classes is None else classes
+    known = None if stated is None else read_classes(stated)
+    return _Loading(name, options, preprocessing, context, known, {} if loaded is None else loaded, progress).load()
 
-        def read(size: Sizing) -> Dataset:
-            return load_data(data, root, seed, catalogue=catalogue, sizing=size, bounds=data_bounds, lazy=True)
 
-        check_data(data, catalogue)  # refused before anything is downloaded
-        return _library(text, read, own, class_subset, sizing, device)
-    if class_subset and own is None:
-        raise RobGIBError("a subset of the classes needs to know them all; give --classes imagenet or a file.")
-    check_named(name, arch, weights_key, normalization)
-    given = None
-    if data is not None:
-        given = load_data(data, root, seed, catalogue=catalogue, sizing=sizing, bounds=data_bounds, lazy=True)
-    elif own is not None:
-        raise RobGIBError("--classes says what the classes of --data are; give that too.")
-    elif sizing is not None and sizing.changes:
-        raise RobGIBError("resizing and cropping are of --data; give that too.")
-    elif data_bounds is not None:
-        raise RobGIBError("bounds are of --data; give that too.")
-    known = given if given is None or own is None else map_classes(given, own)
-    resized = _resizing(sizing)
-    if is_file(name):
-        path = Path(name)
-        with_data = load_checkpoint(
-            path,
-            arch,
-            data,
-            root,
-            seed,
-            data=known,
-            allow_pickle=allow_pickle,
-            extra=catalogue,
-            allow_code=allow_code,
-            weights_key=weights_key,
-            normalization=normalization,
+@dataclass(frozen=True)
+class _Loading:
+    """A model to be loaded, and how.
+
+    Attributes:
+        name: as given.
+        options: as given.
+        preprocessing: what is done to images.
+        context: device, seed and folders.
+        classes: the model's classes in its order, each by its names; None if nobody gave them.
+        loaded: data sets that are loaded already, by name.
+        progress: as given.
+    """
+
+    name: str | Path
+    options: ModelOptions
+    preprocessing: Preprocessing
+    context: Context
+    classes: Sequence[tuple[str, ...]] | None
+    loaded: dict[str, Dataset]
+    progress: Progress | bool
+
+    def load(self) -> Loaded:
+        text, options = str(self.name), self.options
+        is_folder = is_file(self.name) and not options.arch and is_transformers_folder(Path(self.name))
+        if is_pretrained(text) or is_folder:
+            return self._library()
+        if options.class_subset and self.classes is None:
+            raise RobGIBError(_NO_CLASSES)
+        check_named(self.name, options, self.preprocessing.normalization)
+        data = self._given_data()
+        known = data if data is None or self.classes is None else map_classes(data, self.classes)
+        if is_file(self.name):
+            made = self._file(known)
+        elif text.startswith(ROBUSTBENCH):
+            made = self._robustbench(known)
+        else:
+            made = self._recipe(known)
+        made = replace(
+            made, model=made.model.to(self.context.device), notes=(*made.notes, *_resizing(self.preprocessing.sizing))
         )
-        source = {"kind": "checkpoint", "file": path.name, "arch": arch}
-        model, found, notes = with_data.model.to(device), with_data.data, (*with_data.notes, *resized)
-        made = Loaded(path.stem, model, found, source, notes, with_data.left_out)
-        return _chosen_classes(made, given, own, class_subset)
-    if text.startswith(ROBUSTBENCH):
-        model, found = load_robustbench(text.removeprefix(ROBUSTBENCH), root)
-        used, other = _other_data(text, found, known)
-        source = {"kind": "robustbench", "name": text, **other}
-        made = Loaded(text.rpartition("/")[2], model.to(device), used, source, resized)
-        return _chosen_classes(made, given, own, class_subset)
-    recipe = find_recipe(text, catalogue, allow_code=allow_code)
-    found = data_of(recipe, root, {} if loaded is None else loaded)
-    used, other = _other_data(text, found, known)  # refused before the model is trained
-    with progress_bars(progress) as told:
-        model, record = load_recipe(recipe, found, device=device, progress=told)
-    accuracy_told = record.get("test_accuracy")
-    source = {"kind": "zoo", "recipe": text, "recipe_digest": recipe.digest, "test_accuracy": accuracy_told, **other}
-    notes, left_out = (tuple(record.get(key, ())) for key in ("notes", "left_out"))
-    made = Loaded(text, model, used, source, (*notes, *resized), left_out)
-    return _chosen_classes(made, given, own, class_subset)
+        return _chosen_classes(made, data, self.classes, options.class_subset)
+
+    def _read_data(self, name: str, sizing: Sizing | None) -> Dataset:
+        place, bounds = self.context, self.preprocessing.data_bounds
+        return load_data(
+            name, place.data_root, place.seed, catalogue=place.catalogue, sizing=sizing, bounds=bounds, lazy=True
+        )
+
+    def _given_data(self) -> Dataset | None:
+        """The data set that the options name; None uses the model's own."""
+        sizing = self.preprocessing.sizing
+        if self.options.data is not None:
+            return self._read_data(self.options.data, sizing)
+        if self.classes is not None:
+            raise RobGIBError("--classes describes the classes of --data; give --data too.")
+        if sizing is not None and sizing.changes:
+            raise RobGIBError("--input-size, --resize and --crop apply to --data; give --data too.")
+        if self.preprocessing.data_bounds is not None:
+            raise RobGIBError("--data-bounds applies to --data; give --data too.")
+        return None
+
+    def _library(self) -> Loaded:
+        """A trained network of a library, on data that are resized to what it takes."""
+        text, options, classes = str(self.name), self.options, self.classes
+        if options.arch is not None or self.preprocessing.normalization is not None or options.weights_key is not None:
+            raise RobGIBError(
+                f"{text!r} has its own architecture, weights and normalisation; remove --arch, --weights-key and the "
+                "options of normalisation."
+            )
+        if options.data is None:
+            raise RobGIBError(f"{text!r} has no data set of its own; give --data, such as folder:DIR.")
+        check_data(options.data, self.context.catalogue)  # before anything is downloaded
+        found = load_pretrained(text if is_pretrained(text) else f"hf:{text}")
+        sizing = self.preprocessing.sizing
+        if sizing is None:
+            sizing = Sizing(found.resize, found.crop, found.interpolation)  # type: ignore[arg-type]
+        data = self._read_data(options.data, sizing)
+        known = classes or _with_ids(found.classes)
+        mapped = map_classes(data, known) if data.by_name and known else data
+        if options.class_subset and not (data.by_name and known):
+            raise RobGIBError(_NO_CLASSES)
+        source = {"kind": "library", "name": text, "weights": found.source}
+        notes = (*_resizing(sizing), *_normalizing(found.model))
+        name = text.rpartition(":")[2].replace("/", "-")
+        made = Loaded(name, found.model.to(self.context.device), mapped, source, notes)
+        chooses = options.class_subset or (classes is not None and data.by_name)
+        return _chosen_classes(made, data, known if chooses else None, options.class_subset)
+
+    def _file(self, data: Dataset | None) -> Loaded:
+        """The model of a checkpoint file."""
+        path = Path(self.name)
+        found = load_checkpoint(
+            path, self.options, context=self.context, data=data, normalization=self.preprocessing.normalization
+        )
+        return replace(found, source={"kind": "checkpoint", "file": path.name, "arch": self.options.arch})
+
+    def _robustbench(self, data: Dataset | None) -> Loaded:
+        """A model of RobustBench."""
+        text = str(self.name)
+        model, own = load_robustbench(text.removeprefix(ROBUSTBENCH), self.context.data_root)
+        used, other = _other_data(text, own, data)
+        return Loaded(text.rpartition("/")[2], model, used, {"kind": "robustbench", "name": text, **other})
+
+    def _recipe(self, data: Dataset | None) -> Loaded:
+        """A model of the zoo, trained first if it is not in the cache."""
+        text, context = str(self.name), self.context
+        recipe = find_recipe(text, context.catalogue, allow_code=self.options.allow_code)
+        own = data_of(recipe, context.data_root, self.loaded)
+        used, other = _other_data(text, own, data)  # before the model is trained
+        with progress_bars(self.progress) as report:
+            model, record = load_recipe(recipe, own, device=context.device, progress=report)
+        source = {
+            "kind": "zoo",
+            "recipe": text,
+            "recipe_digest": recipe.digest,
+            "test_accuracy": record.get("test_accuracy"),
+            **other,
+        }
+        notes, left_out = (tuple(record.get(key, ())) for key in ("notes", "left_out"))
+        return Loaded(text, model, used, source, notes, left_out)
 
 
-def check_named(
-    name: str | Path, arch: str | None, weights_key: str | None, normalization: Normalization | None
-) -> None:
-    """Raise where the options are not of such a model, or name no architecture."""
+_NO_CLASSES = "--class-subset needs all classes of the model; give --classes imagenet or a file."
+
+
+def check_named(name: str | Path, options: ModelOptions, normalization: Normalization | None) -> None:
+    """Raise if the options do not apply to such a model, or name no architecture."""
     file = is_file(name)
+    arch, weights_key = options.arch, options.weights_key
     if not file and (arch is not None or weights_key is not None or normalization is not None):
-        raise RobGIBError(
-            f"{'--arch' if arch else '--weights-key' if weights_key else 'a normalisation'} is of checkpoint files; "
-            f"{name!r} has its own {'architecture' if arch else 'weights' if weights_key else 'normalisation'}."
-        )
+        option = "--arch" if arch else "--weights-key" if weights_key else "a normalisation"
+        thing = "architecture" if arch else "weights" if weights_key else "normalisation"
+        raise RobGIBError(f"{option} applies to checkpoint files only; {name!r} has its own {thing}.")
     if file and arch:
         check_architecture(arch)
 
 
-def _library(
-    name: str,
-    read: Callable[[Sizing], Dataset],
-    own: Sequence[tuple[str, ...]] | None,
-    subset: bool | None,
-    sizing: Sizing | None,
-    device: torch.device | str,
-) -> Loaded:
-    """A network that a library holds trained, on data that are brought to what it takes."""
-    asked = own is not None
-    found = load_pretrained(name if is_pretrained(name) else f"hf:{name}")
-    size = sizing
-    if size is None:
-        size = Sizing(found.resize, found.crop, found.interpolation)  # type: ignore[arg-type]
-    given = read(size)
-    own = own or _with_ids(found.classes)
-    known = map_classes(given, own) if given.by_name and own else given
-    if subset and not (given.by_name and own):
-        raise RobGIBError("a subset of the classes needs to know them all; give --classes imagenet or a file.")
-    source = {"kind": "library", "name": name, "weights": found.source}
-    notes = (*_resizing(size), *_normalizing(found.model))
-    made = Loaded(name.rpartition(":")[2].replace("/", "-"), found.model.to(device), known, source, notes)
-    return _chosen_classes(made, given, own if subset or (asked and given.by_name) else None, subset)
-
-
-_ALIKE = 0.9  # of the names that ImageNet's classes go by; libraries write some of them in other ways
+_ALIKE = 0.9  # share of ImageNet's class names that must agree; libraries spell some of them differently
 
 
 def _with_ids(classes: Sequence[tuple[str, ...]]) -> Sequence[tuple[str, ...]]:
-    """The classes with their synset ids, which folders go by, where they are ImageNet's thousand."""
+    """The classes with their synset ids, which name folders, if they are the 1,000 of ImageNet."""
     known = read_classes("imagenet")
     if len(classes) != len(known):
         return classes
@@ -417,35 +454,36 @@ def _with_ids(classes: Sequence[tuple[str, ...]]) -> Sequence[tuple[str, ...]]:
 
 
 def _resizing(sizing: Sizing | None) -> tuple[str, ...]:
-    """What is done to the images' size, as a note, where anything is."""
+    """A note on how images are resized; none if they are not."""
     return (f"images are {sizing}",) if sizing is not None and sizing.changes else ()
 
 
 def _normalizing(model: nn.Module) -> tuple[str, ...]:
-    """By what a library's network or an option normalises images, as a note."""
+    """A note on how images are normalised, if a library's network or an option does that."""
     if not isinstance(model, Ported):
         return ()
     how = Normalization(tuple(model.mean.flatten().tolist()), tuple(model.std.flatten().tolist()))
     return (f"images are normalised by {how}",)
 
 
-def _other_data(name: str, own: Dataset, asked: Dataset | None) -> tuple[Dataset, dict[str, str]]:
-    """The data that a model with data of its own is used on, and what a run records of it."""
-    if asked is None:
+def _other_data(name: str, own: Dataset, given: Dataset | None) -> tuple[Dataset, dict[str, str]]:
+    """The data to evaluate a model on that has data of its own, and what a run records about them."""
+    if given is None:
         return own, {}
-    if asked.shape != own.shape:
+    if given.shape != own.shape:
         raise RobGIBError(
-            f"{name!r} takes images {own.shape}, and those of {asked.name} are {asked.shape}; give others."
+            f"{name!r} takes images of shape {own.shape}, but those of {given.name} have shape {given.shape}; "
+            "choose another --data."
         )
-    return asked, {"data": asked.name}
+    return given, {"data": given.name}
 
 
 def _chosen_classes(
     model: Loaded, data: Dataset | None, own: Sequence[tuple[str, ...]] | None, subset: bool | None
 ) -> Loaded:
-    """The model as it is, or with the logits of the data's classes alone.
+    """The model unchanged, or restricted to the classes of the data.
 
-    Where nothing is asked, it is so where the data's classes are some of the model's ``own``.
+    If ``subset`` is None, it is restricted when the data have fewer classes than the model's ``own``.
     """
     if own is None or data is None or subset is False:
         return model
@@ -455,14 +493,14 @@ def _chosen_classes(
     numbers = class_indices(data.classes, own)
     notes = model.notes
     if few:
-        told = f"it chooses among the {len(numbers)} classes of the data alone, of its {len(own)}"
-        notes = (*notes, told + ("" if subset else " (--no-class-subset: among all)"))
+        note = f"predictions are restricted to the {len(numbers)} classes of the data, out of {len(own)}"
+        notes = (*notes, note + ("" if subset else " (--no-class-subset allows all)"))
     chosen = Subset(model.model, numbers, len(own)).eval()
     return replace(model, model=chosen, data=replace(data, by_name=False), notes=notes)
 
 
 class Subset(nn.Module):
-    """A classifier that chooses among some of its ``total`` classes."""
+    """A classifier whose predictions are restricted to some of its ``count`` classes."""
 
     classes: Tensor
 
@@ -476,7 +514,7 @@ class Subset(nn.Module):
         """Logits (N, classes) of images (N, …)."""
         logits, _ = logits_in(self.model(x), len(x), self.count)
         if self.count not in (None, logits.shape[1]):
-            raise RobGIBError(f"the model has {logits.shape[1]} classes, and --classes names {self.count}.")
+            raise RobGIBError(f"the model has {logits.shape[1]} classes, but --classes names {self.count}.")
         return logits[:, self.classes]
 
 
@@ -484,7 +522,7 @@ ROBUSTBENCH = "robustbench:"
 
 
 def is_file(name: str | Path) -> bool:
-    """Whether a model is named by a checkpoint file, by its looks: a path, or an ending of one."""
+    """Whether a model's name looks like a checkpoint file: a path, or a name with such an ending."""
     text = str(name)
     if text.startswith(ROBUSTBENCH) or is_pretrained(text):
         return False
@@ -498,25 +536,25 @@ def load_recipe(
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """Return a recipe's model from the cache, trained or downloaded first if it is not there, with its record."""
+    """Return a recipe's model with its record, from the cache; train or download it first if necessary."""
     if recipe.checkpoint is not None:
         path = stored_checkpoint(recipe, progress)
         content = read_checkpoint(path, allow_code=recipe.allows_code)
         architecture = recipe.architecture or Architecture(name="")
         if content.network is None and not architecture.name:
             raise RobGIBError(
-                f"model {recipe.name!r}: {path.name} holds weights alone; give the recipe an architecture."
+                f"model {recipe.name!r}: {path.name} holds weights only; give the recipe an architecture."
             )
         recipe.check_architecture()
         model, notes, left_out = _assemble(
             content, architecture.name, architecture.options, data, str(path), allow_code=recipe.allows_code
         )
-        told = {"notes": list(notes), "left_out": list(left_out)}
-        return model.to(device).eval(), {**(read_record(path) or {}), **told}
+        reading = {"notes": list(notes), "left_out": list(left_out)}
+        return model.to(device).eval(), {**(read_record(path) or {}), **reading}
     path = checkpoint_path(recipe, data)
     if not path.is_file():
         with alone(path.with_suffix(".unfinished"), f"trains {recipe.name}", progress):
-            if not path.is_file():  # else the process that was waited for has trained it
+            if not path.is_file():  # otherwise another process has just trained it
                 model, record, _ = train_recipe(recipe, data, device=device, progress=progress)
                 return model, record
     model = recipe.untrained(data)
@@ -525,10 +563,10 @@ def load_recipe(
 
 
 def stored_checkpoint(recipe: Recipe, progress: Progress | None = None) -> Path:
-    """Return the file of a recipe's ``checkpoint``, downloaded to the cache if need be, its digest verified.
+    """Return the file of a recipe's ``checkpoint``, with its digest verified; download it first if necessary.
 
     Raises:
-        RobGIBError: the file is missing, its digest is another, or it cannot be downloaded.
+        RobGIBError: the file is missing, has another digest, or cannot be downloaded.
     """
     stored = recipe.checkpoint
     assert stored is not None
@@ -543,12 +581,12 @@ def stored_checkpoint(recipe: Recipe, progress: Progress | None = None) -> Path:
         if not path.is_file():
             raise RobGIBError(f"model {recipe.name!r}: its checkpoint {path} does not exist.")
     if stored.size not in (None, path.stat().st_size):
-        raise RobGIBError(f"model {recipe.name!r}: {path} is of {path.stat().st_size} bytes, not {stored.size}.")
-    found = sha256(path)
-    if found != stored.sha256:
+        raise RobGIBError(f"model {recipe.name!r}: {path} has {path.stat().st_size} bytes, not {stored.size}.")
+    actual = sha256(path)
+    if actual != stored.sha256:
         raise RobGIBError(
-            f"model {recipe.name!r}: {path} has the SHA-256 digest {found}, not the recipe's {stored.sha256}; "
-            "it was changed or damaged."
+            f"model {recipe.name!r}: {path} has the SHA-256 digest {actual}, but the recipe states {stored.sha256}; "
+            "the file was changed or damaged."
         )
     return path
 
@@ -564,30 +602,31 @@ def add_recipe(
     description: str = "",
     allow_code: bool = False,
 ) -> tuple[Path, float]:
-    """Write a recipe for a checkpoint file, with its SHA-256 digest, once it is seen to load and to classify.
+    """Write a recipe for a checkpoint file, with its SHA-256 digest, after checking that it loads and classifies.
 
     Args:
         file: the checkpoint.
-        name: of the model to be.
-        folder: of recipes.
-        arch: a registered name, or ``package.module:factory``; None for a file with a record or a whole network.
+        name: name of the new model.
+        folder: folder of the new recipe.
+        arch: a registered name, or ``package.module:factory``; None for a file with a record or a complete network.
         data_name: its data set; None reads it from the record.
         root: the data folder.
-        description: for the list.
-        allow_code: take ``package.module:factory`` from the record, too, and run it.
+        description: one line for the list of models.
+        allow_code: also import and run ``package.module:factory`` from the record.
 
     Returns:
         The recipe's path, and the model's accuracy on the test images.
     """
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name):
-        raise RobGIBError(f"a model's name is of lower-case letters, digits, hyphens and dots, not {name!r}.")
+        raise RobGIBError(
+            f"a model's name consists of lower-case letters, digits, hyphens and dots; {name!r} does not."
+        )
     target = folder / f"{name}.yaml"
     if target.exists() or name in recipes():
-        raise RobGIBError(f"there is a model {name!r} already; choose another --name.")
-    found = load_checkpoint(file, arch, data_name, root, allow_code=allow_code)
-    model, data = found.model, found.data
+        raise RobGIBError(f"a model {name!r} exists already; choose another --name.")
+    loaded = load_checkpoint(file, arch=arch, data=data_name, data_root=root, allow_code=allow_code)
     record = read_record(file) or {}
-    # A file that holds its network whole needs none, and a record beside it may name anything.
+    # A file that holds a complete network needs no architecture, and a record beside it may name anything.
     architecture = {"name": arch} if arch else None if is_program(file) else record.get("architecture")
     try:
         place = (
@@ -602,82 +641,82 @@ def add_recipe(
     except OSError as error:
         raise RobGIBError(f"cannot read {file}: {error.strerror or error}.") from error
     write_file(target, yaml.safe_dump(content, sort_keys=False, default_flow_style=None).encode())
-    return target, accuracy(model, data.test)
+    return target, accuracy(loaded.model, loaded.data.test)
 
 
 def load_checkpoint(
     path: Path,
-    arch: str | None,
-    data_name: str | None,
-    root: Path | None,
-    seed: int = 0,
+    options: ModelOptions | None = None,
     *,
-    data: Dataset | None = None,
-    allow_pickle: bool = False,
-    extra: Sequence[Path] = (),
-    allow_code: bool = False,
-    weights_key: str | None = None,
+    data: Dataset | str | None = None,
     normalization: Normalization | None = None,
+    context: Context | None = None,
+    **fields: Any,
 ) -> Loaded:
     """Load a checkpoint file and its data set.
 
     Args:
         path: a file of any kind that :func:`~robgib.models.read_checkpoint` reads.
-        arch: of a state dict: ``package.module:factory`` or a registered name; None reads it from the record beside
-            the file.
-        data_name: the data set; None reads it from the record.
-        root: the data folder.
-        seed: of the data split.
-        data: the data set itself, where it is loaded already.
-        allow_pickle: unpickle what cannot be read otherwise. That can run any code.
-        extra: further folders of plug-ins, which may register the architecture.
-        allow_code: import and run what the record names as ``package.module:factory``; ``arch`` always may.
-        weights_key: which of several sets of weights in the file, by key or prefix.
-        normalization: what the network wants done to images in [0, 1], where its architecture does not do it.
+        options: how the file is read (:class:`~robgib.options.ModelOptions`). ``arch`` of a state dict is
+            ``package.module:factory`` or a registered name; None reads it from the record beside the file.
+            ``weights_key`` chooses one of several sets of weights. ``allow_code`` also imports and runs what the record
+            names as ``package.module:factory``; ``arch`` is always imported.
+        data: the data set, or its name; None reads the name from the record.
+        normalization: of images in [0, 1], if the architecture does not normalise them.
+        context: ``data_root``, ``seed`` of the data split and ``catalogue`` (:class:`~robgib.options.Context`).
+        fields: fields of ``options`` and ``context`` by name, such as ``arch="mlp"``.
 
     Raises:
-        RobGIBError: the file or its record is missing, damaged or of another network, or the record names code to run
-            and that is not allowed.
+        RobGIBError: the file or its record is missing, damaged or of another network; or the record names code to run
+            without ``allow_code``.
     """
-    content = read_checkpoint(path, allow_pickle=allow_pickle, weights_key=weights_key, allow_code=allow_code)
-    whole = content.network is not None
-    record = read_record(path) or {}
-    beside = path.with_suffix(".json")
-    architecture = record.get("architecture") or {}
-    if not isinstance(architecture, dict) or not isinstance(architecture.get("name", ""), str):
-        raise RobGIBError(f"the record {beside} has no architecture with a name; remove or mend it.")
-    if record.get("data") is not None and not isinstance(record["data"], str):
-        raise RobGIBError(f"the record {beside} does not name its data; remove or mend it.")
-    load_plugins(extra)  # which may register the architecture
-    options = {} if arch is not None else {k: v for k, v in architecture.items() if k != "name"}
-    if not whole and arch is None and "name" in architecture:
-        check_file_architecture(architecture["name"], options, f"the record {beside}", allow_code)
-    if whole and arch is not None:
-        raise RobGIBError(f"{path} holds its network whole; leave --arch out, which is of files of weights alone.")
-    if not whole and arch is None and "name" not in architecture:
-        pickled = (
-            f" It holds a network of the class {content.pickled!r} whole, which would have to be unpickled, which can "
-            "run any code: or give --allow-pickle if you trust whoever made the file."
-        )
-        raise RobGIBError(
-            f"{path} has no record beside it that tells its architecture; give --arch package.module:factory."
-            + (pickled if content.pickled else "")
-        )
-    name = data_name or record.get("data")
-    if data is None:
-        if name is None:
-            raise RobGIBError(f"{path} has no record beside it that tells its data; give --data NAME.")
-        data = load_data(name, root, seed, catalogue=extra, lazy=True)
+    options, context = gather("load_checkpoint", fields, options or ModelOptions(), context or Context())
+    arch, allow_code = options.arch, options.allow_code
+    content = read_checkpoint(
+        path, allow_pickle=options.allow_pickle, weights_key=options.weights_key, allow_code=allow_code
+    )
+    record = _checked_record(path)
+    load_plugins(context.catalogue)  # which may register the architecture
+    recorded = {} if arch is not None else dict(record.get("architecture") or {})
+    name = arch or recorded.pop("name", None)
+    if content.network is not None and arch is not None:
+        raise RobGIBError(f"{path} holds a complete network; remove --arch, which is for files that hold weights only.")
+    if content.network is None and name is None:
+        raise _no_architecture(path, content)
+    if content.network is None and arch is None:
+        check_file_architecture(name, recorded, f"the record {path.with_suffix('.json')}", allow_code)
+    if not isinstance(data, Dataset):
+        data_name = data or options.data or record.get("data")
+        if data_name is None:
+            raise RobGIBError(f"no record beside {path} names its data set; give --data NAME.")
+        data = load_data(data_name, context.data_root, context.seed, catalogue=context.catalogue, lazy=True)
+    allowed = allow_code or arch is not None
     model, notes, left_out = _assemble(
-        content,
-        arch or architecture.get("name", ""),
-        options,
-        data,
-        str(path),
-        normalization,
-        allow_code=allow_code or arch is not None,
+        content, name or "", recorded, data, str(path), normalization, allow_code=allowed
     )
     return Loaded(path.stem, model, data, {}, notes, left_out)
+
+
+def _checked_record(path: Path) -> dict[str, Any]:
+    """The record beside a checkpoint; empty if there is none."""
+    record, file = read_record(path) or {}, path.with_suffix(".json")
+    architecture = record.get("architecture") or {}
+    if not isinstance(architecture, dict) or not isinstance(architecture.get("name", ""), str):
+        raise RobGIBError(f"the record {file} has no architecture with a name; correct or remove it.")
+    if record.get("data") is not None and not isinstance(record["data"], str):
+        raise RobGIBError(f"the record {file} does not name its data set; correct or remove it.")
+    return record
+
+
+def _no_architecture(path: Path, content: Checkpoint) -> RobGIBError:
+    pickled = (
+        f" It holds a pickled network of the class {content.pickled!r}. Unpickling can run any code: give "
+        "--allow-pickle only if you trust whoever made the file."
+    )
+    return RobGIBError(
+        f"no record beside {path} names its architecture; give --arch package.module:factory."
+        + (pickled if content.pickled else "")
+    )
 
 
 def _assemble(
@@ -690,49 +729,49 @@ def _assemble(
     *,
     allow_code: bool = False,
 ) -> tuple[nn.Module, tuple[str, ...], tuple[str, ...]]:
-    """Make the network of what a checkpoint holds, see that it takes the data, and say how it was read.
+    """Build the network of a checkpoint, check that it takes the data, and describe how it was read.
 
     Returns:
-        The network, all notes, and those of them on what was left out.
+        The network, all notes, and the notes on what was left out.
     """
 
-    def behind(net: nn.Module, how: Normalization | None) -> nn.Module:
+    def normalized(net: nn.Module, how: Normalization | None) -> nn.Module:
         if how is None:
             return net
-        if isinstance(net, Ported):  # another library's, whose own is replaced
+        if isinstance(net, Ported):  # replaces the normalisation of another library's network
             return how.before(net.net, data.shape[0], net.widen).eval()
         return how.before(net, data.shape[0]).eval()
 
     if content.network is None:
         model = build(arch, data.shape, len(data.classes), options, allow_code=allow_code)
-        asked = normalization is not None
+        is_given = normalization is not None
         sets = content.sets or {"": content.weights}
-        found = fit(model, sets, source, wanted=content.wanted, said=content.said, normalized=asked)
-        model = behind(model.eval(), normalization if asked else found.normalization)
-        notes = (*content.notes, *found.notes, *found.left_out, *_normalizing(model))
-        return model, notes, found.left_out
-    network = behind(content.network, normalization)
+        fitted = fit(model, sets, source, wanted=content.wanted, said=content.said, normalized=is_given)
+        model = normalized(model.eval(), normalization if is_given else fitted.normalization)
+        notes = (*content.notes, *fitted.notes, *fitted.left_out, *_normalizing(model))
+        return model, notes, fitted.left_out
+    network = normalized(content.network, normalization)
     _check_takes(network, data, source)
     return network.eval(), (*content.notes, *_compared(content, network, data), *_normalizing(network)), ()
 
 
 def _compared(content: Checkpoint, network: nn.Module, data: Dataset) -> tuple[str, ...]:
-    """Hold the answers of a network that came whole against another reader's, on images as they reach it."""
+    """Compare a complete network's outputs with those of another reader, on the images that it receives."""
     if content.check is None or content.network is None:
         return ()
-    seen: list[tuple[Tensor, Any]] = []
-    hook = content.network.register_forward_hook(lambda _, given, made: seen.append((given[0], made)))
+    calls: list[tuple[Tensor, Any]] = []
+    hook = content.network.register_forward_hook(lambda _, inputs, output: calls.append((inputs[0], output)))
     try:
         with torch.no_grad():
             network(data.test.x[:4])
     finally:
         hook.remove()
-    return content.check(*seen[0])
+    return content.check(*calls[0])
 
 
 def _check_takes(content: nn.Module, data: Dataset, source: str) -> None:
-    """Raise unless a network that came whole takes the data."""
-    for count in (2, 3):  # of no fixed number
+    """Raise if a complete network does not take the data."""
+    for count in (2, 3):  # a network with a fixed batch size takes one of them only
         x = data.test.x[:count].to(torch.float32)
         try:
             with torch.no_grad(), network_faults():
@@ -747,13 +786,13 @@ def _check_takes(content: nn.Module, data: Dataset, source: str) -> None:
             ) from error
         if logits.ndim != 2 or len(logits) != len(x):
             shape = tuple(logits.shape)
-            raise RobGIBError(f"{source} gives {shape} for {count} images; a classifier gives logits (N, classes).")
+            raise RobGIBError(f"{source} returns {shape} for {count} images; a classifier returns logits (N, classes).")
 
 
 def load_robustbench(name: str, root: Path | None) -> tuple[nn.Module, Dataset]:
-    """Load a model of RobustBench's, ``DATASET/THREAT/NAME`` such as ``cifar10/Linf/Standard``, and its data.
+    """Load a model of RobustBench, ``DATASET/THREAT/NAME`` such as ``cifar10/Linf/Standard``, and its data.
 
-    RobustBench's package downloads the weights and unpickles them.
+    The RobustBench package downloads and unpickles the weights.
     """
     parts = name.split("/")
     if len(parts) != 3 or parts[0] not in ("cifar10", "cifar100"):
@@ -761,9 +800,9 @@ def load_robustbench(name: str, root: Path | None) -> tuple[nn.Module, Dataset]:
             f"robustbench:{name} must be robustbench:DATASET/THREAT/NAME, such as robustbench:cifar10/Linf/Standard, "
             "with cifar10 or cifar100."
         )
-    load_torchvision()  # robustbench imports it, and it may need mending
+    load_torchvision()  # robustbench imports it, and it may need a repair first
     try:
-        # It names a package that is not on PyPI; what is there under another name lacks a part. Attacks are our own.
+        # RobustBench imports autoattack, which is not on PyPI. Its attacks are not used here.
         with stand_in("autoattack", ("AutoAttack", "EvaluationState"), ("state",)), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "pkg_resources is deprecated", UserWarning)
             library = importlib.import_module("robustbench.utils")

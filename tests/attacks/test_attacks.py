@@ -7,7 +7,7 @@ from torch import nn
 
 from robgib import AttackContractError, RobGIBError, SampleRNG, make_attack
 from robgib.attacks import FGSM, PGD, Attack
-from robgib.models.inference import Prepared, count_queries, eval_mode, predict
+from robgib.models.inference import PreparedModel, count_queries, eval_mode, predict
 from robgib.robustness.run_attack import accuracy_curve, run_attack
 
 
@@ -193,7 +193,7 @@ def test_a_curve_of_distances_costs_a_minimal_norm_attack_nothing(right_digits, 
     assert (known.linf[known.distance > 0.081] == 0).all()  # what lies outside the ball is not given out
     with count_queries(digits_cnn) as passes:
         points, nearest = accuracy_curve(
-            Prepared(digits_cnn, digits_cnn, 64), x, y, attack, known, clean=clean, factors=(0.5, 2.0)
+            PreparedModel(digits_cnn, digits_cnn, 64), x, y, attack, known, clean=clean, factors=(0.5, 2.0)
         )
     assert passes.forward == 0
     assert (nearest == known.distance).all()

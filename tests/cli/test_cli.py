@@ -87,6 +87,7 @@ def test_two_models_end_to_end(process, cli, tmp_path):
         assert {p.name for p in (tmp_path / "runs" / folder).iterdir()} == {
             "config.json", "environment.json", "robustness.csv", "outcomes.csv", "curve.csv", "layers.csv",
             "features.csv", "signs.csv", "corruptions.csv", "convergence.csv", "pictures.npz", "report.html",
+            "run.yaml",
         }  # fmt: skip
     again = cli("report", *(f"runs/{f}" for f in folders[:2]), "--out", "both.html")
     assert again.returncode == 0, again.stderr
@@ -168,7 +169,7 @@ def test_run_folders_of_a_study_are_left_out_of_a_page(cli, tmp_path):
     (tmp_path / "runs" / "study-1234" / "runs.txt").write_text("")
     done = cli("report", *map(str, sorted((tmp_path / "runs").iterdir())))
     assert done.returncode == 0, done.stderr
-    assert "study-1234: a study's folder, left out" in " ".join(done.stderr.split())
+    assert "study-1234: skipped, since it is the folder of a study" in " ".join(done.stderr.split())
     assert cli("report", "runs/study-1234").returncode == 2
 
 
@@ -179,17 +180,17 @@ def test_what_was_measured_is_shown_again(cli, tmp_path):
     ]  # fmt: skip
     first = cli(*asked)
     assert first.returncode == 0, first.stderr
-    assert "measured before" not in first.stdout
+    assert "read from a finished run" not in first.stdout
     (folder,) = (tmp_path / "runs").iterdir()
     written = (folder / "robustness.csv").stat().st_mtime_ns
     again = cli(*asked)
-    assert "digits-cnn: measured before, shown again" in again.stdout
+    assert "digits-cnn: read from a finished run" in again.stdout
     assert (folder / "robustness.csv").stat().st_mtime_ns == written
     assert again.stdout.splitlines()[0] == first.stdout.splitlines()[0]
-    assert "measured before" not in cli(*asked, "--fresh").stdout
+    assert "read from a finished run" not in cli(*asked, "--fresh").stdout
     assert (folder / "robustness.csv").stat().st_mtime_ns > written
     other = cli(*asked, "--seed", "1")  # another request
-    assert "measured before" not in other.stdout
+    assert "read from a finished run" not in other.stdout
     assert len(list((tmp_path / "runs").iterdir())) == 2
 
 
@@ -259,12 +260,12 @@ class TestBadInput:
             (("evaluate", "digits-cnn", "digits-cnn"), "a model is named twice"),
             (("evaluate", "digits-cnn", "--features", "patches:9"), "no such grid"),
             (("evaluate", "digits-cnn", "--samples", "0"), "--samples"),
-            (("evaluate", "digits-cnn", "--beta", "nan"), "beta must be"),
+            (("evaluate", "digits-cnn", "--beta", "nan"), "Invalid value for '--beta'"),
             (("evaluate", "digits-cnn", "--catalogue", "nowhere"), "catalogue folder 'nowhere' does not exist"),
-            (("evaluate",), "Missing argument"),
+            (("evaluate",), "name at least one model"),
             (("report", "nowhere"), "run folder 'nowhere' does not exist"),
             (("train", "digits-vitt"), "did you mean 'digits-vit'"),
-            (("train", "digits-cnn", "--out", "x.pt"), "written as safetensors"),
+            (("train", "digits-cnn", "--out", "x.pt"), "written as .safetensors files"),
             (("zoo", "show", "x"), "unknown model 'x'"),
             (("attacks", "check", "x"), "unknown attack 'x'"),
         ],

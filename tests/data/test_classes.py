@@ -81,7 +81,7 @@ def test_more_classes_than_the_data_have_must_be_mapped(pictures):
     """An ImageNet network on a folder of two classes said 0.0% without a word."""
     data = load_data(f"folder:{pictures}")
     asked = {"attacks": ["fgsm-linf:eps=0.01"], "estimators": [], "curve": False, "signs": False, "corruptions": False}
-    with pytest.raises(RobGIBError, match="has 1000 classes and folder:pictures holds 2"):
+    with pytest.raises(RobGIBError, match="has 1000 classes, but folder:pictures has 2"):
         evaluate(Stand(), data, **asked)
     run = evaluate(Stand(), map_classes(data, read_classes("imagenet")), **asked)
     assert run.robustness["clean_accuracy"][0] == 1
@@ -107,8 +107,10 @@ def test_from_the_command_line(cli, pictures, tmp_path):
     assert "no such file" in cli(*asked, "--classes", "nothing.txt").stderr
     zoo = cli("evaluate", "digits-cnn", "--data", f"folder:{pictures}")  # it was ignored
     assert zoo.returncode == 2
-    assert "takes images (1, 8, 8), and those of folder:pictures are (3, 8, 8)" in zoo.stderr.replace("\n", " ")
-    assert "--arch is of checkpoint files" in cli("evaluate", "digits-cnn", "--arch", "mlp").stderr
+    assert "takes images of shape (1, 8, 8), but those of folder:pictures have shape (3, 8, 8)" in zoo.stderr.replace(
+        "\n", " "
+    )
+    assert "--arch applies to checkpoint files" in cli("evaluate", "digits-cnn", "--arch", "mlp").stderr
 
 
 def test_a_model_of_more_classes_chooses_among_those_of_the_data(pictures, tmp_path):
@@ -124,12 +126,12 @@ def test_a_model_of_more_classes_chooses_among_those_of_the_data(pictures, tmp_p
     for subset in (None, True, False):
         found = load(tmp_path / "net.pt", class_subset=subset, **asked)
         shares[subset] = accuracy(found.model, found.data.test)
-        told = [note for note in found.notes if "chooses among the 2 classes of the data alone, of its 1000" in note]
-        assert len(told) == (subset is not False)
-        assert [note.endswith("(--no-class-subset: among all)") for note in told] == [subset is None] * len(told)
+        notes = [n for n in found.notes if "restricted to the 2 classes of the data, out of 1000" in n]
+        assert len(notes) == (subset is not False)
+        assert [n.endswith("(--no-class-subset allows all)") for n in notes] == [subset is None] * len(notes)
     assert shares == {None: 1.0, True: 1.0, False: 0.0}
     (tmp_path / "names.txt").write_text("goldfish\ntiger shark\n")
     for synset, name in (("n01443537", "goldfish"), ("n01491361", "tiger shark")):
         (pictures / synset).rename(pictures / name)
     whole = load(tmp_path / "net.pt", **{**asked, "classes": str(tmp_path / "names.txt")})
-    assert not any("chooses among" in note for note in whole.notes)  # none is left out
+    assert not any("are restricted" in note for note in whole.notes)  # none is left out

@@ -55,9 +55,9 @@ NET = ("--arch", "mlp", "--data", "digits")
         (("evaluate", "net.pt", *NET, "--crop", "9"), "smaller than the crop of 9x9"),
         (("evaluate", "net.pt", *NET, "--interpolation", "cubic"), "did you mean 'bicubic'"),
         (("evaluate", "net.pt", *NET, "--weights-key", "ema"), "unknown weights in net.pt: 'ema'"),
-        (("evaluate", "digits-cnn", "--weights-key", "ema"), "--weights-key is of checkpoint files"),
+        (("evaluate", "digits-cnn", "--weights-key", "ema"), "--weights-key applies to checkpoint files"),
         (("evaluate", "digits-cnn", "--crop", "4"), "give that too"),
-        (("evaluate", "timm:resnet18"), "brings no data; give --data"),
+        (("evaluate", "timm:resnet18"), "has no data set of its own; give --data"),
         (("evaluate", "torchvision:resnet8", "--data", "digits"), "unknown torchvision model"),
         (("evaluate", "hf:nowhere", "--data", "folder:nowhere"), "'nowhere' does not exist"),
         (("study", "plan", "deep.yaml"), "deep.yaml is not valid YAML"),
@@ -130,7 +130,7 @@ class Unknown:
 def _load(path):
     from robgib.zoo.loading import load_checkpoint
 
-    load_checkpoint(path, "mlp", "digits", None)
+    load_checkpoint(path, arch="mlp", data="digits")
 
 
 DAMAGED = {

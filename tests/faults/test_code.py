@@ -258,7 +258,7 @@ def _texts(place):
         "chosen": lambda: chosen(["own"], None, extra, some=True),
         "load": lambda: load("own", catalogue=extra),
         "load_model": lambda: robgib.load_model("own", catalogue=extra),
-        "load_checkpoint": lambda: load_checkpoint(place.checkpoint, None, None, None),
+        "load_checkpoint": lambda: load_checkpoint(place.checkpoint),
         "load, a file": lambda: load(place.checkpoint),
         "add_recipe": lambda: add_recipe(place.checkpoint, "new", place.folder),
         "trace_recipe": lambda: trace_recipe(own, digits, place.folder / "t.safetensors", [1], ["gaussian"]),

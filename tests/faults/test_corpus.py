@@ -243,7 +243,7 @@ def test_records(cli, tmp_path, digits_cnn, every):
     assert done.returncode == 0, done.stderr
     file, tally = tmp_path / "net.json", Tally(every)
     record = json.loads(file.read_text())
-    load_checkpoint(tmp_path / "net.safetensors", None, None, None)
+    load_checkpoint(tmp_path / "net.safetensors")
     for keys in [*places(record), ("unknown",)]:
         for value in ODD:
             if isinstance(value, datetime.date):
@@ -251,11 +251,11 @@ def test_records(cli, tmp_path, digits_cnn, every):
             file.write_text(json.dumps(changed(record, keys, value)))
             tally.call(
                 f"{'.'.join(keys)}: {str(value)[:20]!r}",
-                lambda: load_checkpoint(tmp_path / "net.safetensors", None, None, None),
+                lambda: load_checkpoint(tmp_path / "net.safetensors"),
             )
     for text in ("", "[]", "3", "null", "{", '"x"', "[" * 100_000, '{"a": ' * 5000, "\x00", '{"architecture": 3}'):
         file.write_text(text)
-        tally.call(f"record {text[:12]!r}", lambda: load_checkpoint(tmp_path / "net.safetensors", None, None, None))
+        tally.call(f"record {text[:12]!r}", lambda: load_checkpoint(tmp_path / "net.safetensors"))
     tally.end(40)
 
 

@@ -332,7 +332,7 @@ def test_two_processes_at_one_evaluation(filled, tmp_path):
     both = [start(filled, *EVALUATE, "--out", str(tmp_path / "out")) for _ in range(2)]
     said = [process.communicate() for process in both]
     assert [process.returncode for process in both] == [0, 0]
-    assert sum("measured before, shown again" in out for out, _ in said) == 1
+    assert sum("read from a finished run" in out for out, _ in said) == 1
     assert only_run(tmp_path / "out")
     assert not strangers(tmp_path)
 

@@ -91,7 +91,7 @@ def test_records_of_400_levels(tmp_path):
         (tmp_path / "net.json").write_text(text)
         json.loads(text)  # which Python itself can read
         with pytest.raises(RobGIBError, match=r"net\.json is not readable JSON: it is nested .* deep"):
-            load_checkpoint(tmp_path / "net.safetensors", None, "digits", None)
+            load_checkpoint(tmp_path / "net.safetensors", data="digits")
 
 
 PIPES = {
@@ -100,13 +100,13 @@ PIPES = {
     "YAML": ("p.yaml", lambda folder: read_yaml(folder / "p.yaml")),
     "study": ("p.yaml", lambda folder: read_study(folder / "p.yaml")),
     "recipe": ("zoo/p.yaml", lambda folder: find_recipe("p", [folder])),
-    "weights": ("p.safetensors", lambda folder: load_checkpoint(folder / "p.safetensors", "mlp", "digits", None)),
-    "pickled weights": ("p.pt", lambda folder: load_checkpoint(folder / "p.pt", "mlp", "digits", None)),
-    "TorchScript": ("p.ts", lambda folder: load_checkpoint(folder / "p.ts", None, "digits", None)),
-    "an exported program": ("p.pt2", lambda folder: load_checkpoint(folder / "p.pt2", None, "digits", None)),
+    "weights": ("p.safetensors", lambda folder: load_checkpoint(folder / "p.safetensors", arch="mlp", data="digits")),
+    "pickled weights": ("p.pt", lambda folder: load_checkpoint(folder / "p.pt", arch="mlp", data="digits")),
+    "TorchScript": ("p.ts", lambda folder: load_checkpoint(folder / "p.ts", data="digits")),
+    "an exported program": ("p.pt2", lambda folder: load_checkpoint(folder / "p.pt2", data="digits")),
     "an index of weights": (
         "p.safetensors.index.json",
-        lambda folder: load_checkpoint(folder / "p.safetensors.index.json", "mlp", "digits", None),
+        lambda folder: load_checkpoint(folder / "p.safetensors.index.json", arch="mlp", data="digits"),
     ),
     "arrays": ("p.npz", lambda folder: robgib.load_data(f"npz:{folder / 'p.npz'}")),
     "IDX": (

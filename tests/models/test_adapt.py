@@ -14,7 +14,7 @@ import robgib
 from robgib import RobGIBError, make_attack
 from robgib.information import collect_activations, default_layers
 from robgib.models import build
-from robgib.models.adapt import Classifier, adapt, as_module, decided, network_of, seeded
+from robgib.models.adapt import Classifier, adapt, as_module, finite_answers, network_of, seeded
 from robgib.models.inference import prepare
 from robgib.robustness.run_attack import run_attack
 from tests import unusual
@@ -257,7 +257,7 @@ def test_outputs_that_leave_it_open_are_refused(put, classes, told, digits_cnn, 
 def test_decided():
     inf, nan = float("inf"), float("nan")
     rows = torch.tensor([[0.0, 1], [nan, 1], [inf, 1], [-inf, 1], [-inf, -inf], [nan, nan]])
-    assert decided(rows).tolist() == [True, False, False, True, False, False]
+    assert finite_answers(rows).tolist() == [True, False, False, True, False, False]
 
 
 def test_as_module_leaves_modes(digits_cnn):

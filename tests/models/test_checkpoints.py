@@ -169,7 +169,7 @@ def make():
 def test_a_whole_pickled_network_gives_its_weights_to_the_architecture_named(tmp_path):
     theirs = Custom().eval()
     torch.save({"model": theirs, "epoch": 1}, tmp_path / "net.pth")
-    found = load_checkpoint(tmp_path / "net.pth", "tests.models.test_checkpoints:make", "digits", None)
+    found = load_checkpoint(tmp_path / "net.pth", arch="tests.models.test_checkpoints:make", data="digits")
     x = torch.rand(3, 1, 8, 8)
     assert torch.equal(found.model(x), theirs(x))
     assert any("network of the class" in note for note in found.notes)
@@ -177,8 +177,8 @@ def test_a_whole_pickled_network_gives_its_weights_to_the_architecture_named(tmp
 
 def test_arch_beside_a_network_that_is_whole(tmp_path):
     torch.jit.save(torch.jit.trace(Custom().eval(), torch.rand(2, 1, 8, 8)), str(tmp_path / "n.ts"))
-    with pytest.raises(RobGIBError, match="holds its network whole; leave --arch out"):
-        load_checkpoint(tmp_path / "n.ts", "mlp", "digits", None)
+    with pytest.raises(RobGIBError, match="holds a complete network; remove --arch"):
+        load_checkpoint(tmp_path / "n.ts", arch="mlp", data="digits")
 
 
 def test_a_folder_without_weights(network, tmp_path):

@@ -109,7 +109,7 @@ WRAPPERS = {
 
 
 def run(path, arch="make", **options):
-    return load_checkpoint(path, f"{HERE}:{arch}", "digits", None, **options)
+    return load_checkpoint(path, arch=f"{HERE}:{arch}", data="digits", **options)
 
 
 class TestNormalisers:

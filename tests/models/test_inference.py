@@ -106,11 +106,11 @@ def test_the_faster_form_is_the_same_function(right_digits):
     for kind, norms in ((Residual, 0), (Branching, 1)):
         model = fresh(kind)
         with eval_mode(model):
-            quick = fuse_for_inference(model, x[:8])
-            assert quick is not model
-            assert sum(isinstance(m, nn.BatchNorm2d) for m in quick.modules()) == norms
+            fused = fuse_for_inference(model, x[:8])
+            assert fused is not model
+            assert sum(isinstance(m, nn.BatchNorm2d) for m in fused.modules()) == norms
             with torch.no_grad():
-                assert torch.allclose(quick(x), model(x), atol=1e-4)
+                assert torch.allclose(fused(x), model(x), atol=1e-4)
     for model in (fresh(Noisy), nn.Sequential(nn.Flatten(), nn.Linear(64, 10))):
         with eval_mode(model):
             assert fuse_for_inference(model, x[:8]) is model
@@ -137,7 +137,7 @@ def test_whoever_fools_the_faster_form_alone_meets_the_model(digits_cnn, right_d
     weak = copy.deepcopy(digits_cnn)
     with torch.no_grad():
         weak.head.weight.add_(0.5 * weak.head.weight.std() * torch.randn(weak.head.weight.shape))
-    prepared = dataclasses.replace(prepare(digits_cnn, x), quick=weak.eval())
+    prepared = dataclasses.replace(prepare(digits_cnn, x), fused=weak.eval())
     outcome = run_attack(prepared, x, y, attack)
     with eval_mode(digits_cnn):
         lost = attack.perturb(weak, x, y, SampleRNG(0, range(len(x))))

@@ -220,21 +220,21 @@ def test_answers_that_are_not_those_of_the_file(name, tmp_path):
     make, operator = OTHERS[name]
     onnx.save(make(), tmp_path / "net.onnx")
     with pytest.raises(RobGIBError, match=f"other answers .*the first operator that differs is {operator}"):
-        load_checkpoint(tmp_path / "net.onnx", None, "digits", None)
+        load_checkpoint(tmp_path / "net.onnx", data="digits")
 
 
 @pytest.mark.parametrize("size", [2, 4])
 def test_a_window_of_channels_that_onnxruntime_does_not_know(size, tmp_path):
     onnx.save(normed(size), tmp_path / "net.onnx")
     with pytest.raises(RobGIBError, match=rf"other answers by onnx2torch than ONNX's definition of LRN\(.*size={size}"):
-        load_checkpoint(tmp_path / "net.onnx", None, "digits", None)
+        load_checkpoint(tmp_path / "net.onnx", data="digits")
 
 
 @pytest.mark.parametrize("name", SAME)
 def test_answers_that_are(name, tmp_path):
     pytest.importorskip("onnxruntime")
     onnx.save(SAME[name](), tmp_path / "net.onnx")
-    assert load_checkpoint(tmp_path / "net.onnx", None, "digits", None).notes == ()
+    assert load_checkpoint(tmp_path / "net.onnx", data="digits").notes == ()
 
 
 def test_answers_behind_a_normalisation(tmp_path):
@@ -244,14 +244,14 @@ def test_answers_behind_a_normalisation(tmp_path):
     onnx.save(SAME["odd"](), tmp_path / "same.onnx")
     wide = Normalization((0.5,), (0.01,))
     with pytest.raises(RobGIBError, match="Resize"):
-        load_checkpoint(tmp_path / "other.onnx", None, "digits", None, normalization=wide)
-    load_checkpoint(tmp_path / "same.onnx", None, "digits", None, normalization=wide)
+        load_checkpoint(tmp_path / "other.onnx", data="digits", normalization=wide)
+    load_checkpoint(tmp_path / "same.onnx", data="digits", normalization=wide)
 
 
 def test_without_onnxruntime_it_is_said_once(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     onnx.save(OTHERS["cubic"][0](), tmp_path / "net.onnx")
-    (note,) = load_checkpoint(tmp_path / "net.onnx", None, "digits", None).notes
+    (note,) = load_checkpoint(tmp_path / "net.onnx", data="digits").notes
     assert (
         'not compared with onnxruntime\'s (onnxruntime is not installed; `pip install "robgib[onnx]"` adds it)' in note
     )

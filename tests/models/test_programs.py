@@ -76,7 +76,7 @@ KINDS = {
 def test_each_kind_is_the_same_function_and_attacked_alike(name, network, digits, tmp_path):
     path = tmp_path / name
     KINDS[name](network, path)
-    model, data = opened(path, None, "digits", None)
+    model, data = opened(path, data="digits")
     x = data.test.x[:50].clone().requires_grad_(True)
     ours = data.test.x[:50].clone().requires_grad_(True)
     assert torch.allclose(model(x), network(ours), atol=1e-5)
@@ -114,15 +114,15 @@ def test_torchscript_shows_its_logits_alone(network, tmp_path, digits):
 def test_a_fixed_batch_size_is_told(network, tmp_path):
     save_exported(network, tmp_path / "net.pt2", batch=2)
     with pytest.raises(RobGIBError, match=r"does not take 3 images .* export it with a dynamic batch dimension"):
-        load_checkpoint(tmp_path / "net.pt2", None, "digits", None)
+        load_checkpoint(tmp_path / "net.pt2", data="digits")
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_network_for_other_images(tmp_path):
     other = nn.Sequential(nn.Flatten(0), nn.Unflatten(0, (-1, 64)), nn.Linear(64, 10), nn.Flatten(0))
     save_torchscript(other, tmp_path / "net.ts")
-    with pytest.raises(RobGIBError, match=r"gives \(20,\) for 2 images; a classifier gives logits"):
-        load_checkpoint(tmp_path / "net.ts", None, "digits", None)
+    with pytest.raises(RobGIBError, match=r"returns \(20,\) for 2 images; a classifier returns logits"):
+        load_checkpoint(tmp_path / "net.ts", data="digits")
 
 
 class Evil:
@@ -149,12 +149,13 @@ class TestPickles:
         torch.save(network, tmp_path / "net.pt")
         torch.save({"epoch": 3, "model": network}, tmp_path / "wrapped.pt")
         with pytest.raises(
-            RobGIBError, match=r"class 'robgib.models.cnn.CNN' whole.*or give --allow-pickle if you trust"
+            RobGIBError,
+            match=r"pickled network of the class 'robgib.models.cnn.CNN'.*give --allow-pickle only if you trust",
         ):
-            load_checkpoint(tmp_path / "net.pt", None, "digits", None)
+            load_checkpoint(tmp_path / "net.pt", data="digits")
         x = torch.rand(3, 1, 8, 8)
         for name in ("net.pt", "wrapped.pt"):
-            model, _ = opened(tmp_path / name, None, "digits", None, allow_pickle=True)
+            model, _ = opened(tmp_path / name, data="digits", allow_pickle=True)
             assert torch.equal(model(x), network(x))
 
     def test_a_malicious_one(self, tmp_path, monkeypatch):

@@ -167,8 +167,8 @@ def test_whoever_trusts_it_may_read_it(scripted):
     lines = "        torch.manual_seed(0)\n        return x.flatten(1)[:, :10] + torch.rand(10)\n"
     path = scripted("    def forward(self, x):\n" + lines)
     with pytest.raises(RobGIBError, match="--allow-code"):
-        load_checkpoint(path, None, "digits", None)
-    model = load_checkpoint(path, None, "digits", None, allow_code=True).model
+        load_checkpoint(path, data="digits")
+    model = load_checkpoint(path, data="digits", allow_code=True).model
     x = torch.rand(2, 1, 8, 8)
     assert torch.equal(model(x), model(x))
 
@@ -198,7 +198,7 @@ def test_the_text_of_an_error_is_made_visible(scripted):
     refused(path, "not as torch writes it|not a whole TorchScript file")
     lines = "        assert x.dim() == 1, '\\x1b[31m red'\n        return x.flatten(1)\n"
     with pytest.raises(RobGIBError, match="does not take 2 images"):
-        load_checkpoint(scripted("    def forward(self, x):\n" + lines), None, "digits", None)
+        load_checkpoint(scripted("    def forward(self, x):\n" + lines), data="digits")
 
 
 def test_ordinary_code_is_read(scripted):

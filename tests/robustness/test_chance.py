@@ -10,7 +10,7 @@ from torch import nn
 
 import robgib
 from robgib import RobGIBWarning
-from robgib.models.inference import Prepared, answers, prepare
+from robgib.models.inference import PreparedModel, answers, prepare
 from robgib.models.normalization import NORMALIZATIONS, Ported, normalization
 from robgib.reporting import print_runs, runs_json, write_report
 from robgib.robustness import chance
@@ -242,7 +242,7 @@ class TestCost:
             x = torch.rand(200, 3, 4, 4, generator=generator)
             y = torch.randint(0, 3, (200,), generator=generator)
             model = nn.Sequential(nn.Flatten(), nn.Linear(48, 3)).eval()
-            prepared = Prepared(model, model, 256)
+            prepared = PreparedModel(model, model, 256)
             told = chance_doubts(prepared, x, y, answers(prepared, x, y, classes=3).right)
             named += any("paired test" in sentence for sentence in told)
         assert named == 0

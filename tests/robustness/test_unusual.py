@@ -33,7 +33,7 @@ def left(model, images, spec, **options):
 def on_the_model_itself(model, images, spec):
     prepared = prepare(model, images[0])
     return float(
-        run_attack(dataclasses.replace(prepared, quick=prepared.model), *images, make_attack(spec)).right.mean()
+        run_attack(dataclasses.replace(prepared, fused=prepared.model), *images, make_attack(spec)).right.mean()
     )
 
 
@@ -94,8 +94,8 @@ def test_a_spiking_network_with_a_surrogate_gradient(digits, images):
 def test_a_form_that_misleads_is_left_and_said(digits_cnn, images):
     """A form that agrees where it was compared and climbs nowhere: the short attack on both tells."""
     prepared = prepare(digits_cnn, images[0])
-    assert prepared.quick is not prepared.model
-    stands = dataclasses.replace(prepared, quick=unusual.Quantised(digits_cnn))
+    assert prepared.fused is not prepared.model
+    stands = dataclasses.replace(prepared, fused=unusual.Quantised(digits_cnn))
     share, outcome = left(stands, images, "pgd-linf:eps=0.1")
     assert share == on_the_model_itself(digits_cnn, images, "pgd-linf:eps=0.1")
     assert any("the network itself was attacked" in note for note in outcome.notes)

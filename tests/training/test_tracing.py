@@ -296,8 +296,8 @@ def test_from_the_command_line(cli, invoke, tmp_path):
     for options, message in (
         (("--trace", "--trace-at", "0,9"), "epochs from 0 to 3"),
         (("--trace", "--trace-at", "soon"), "not 'soon'"),
-        (("--trace-at", "1"), "--trace-at belongs to --trace or --snapshots"),
-        (("--estimator", "gaussian"), "--estimator belongs to --trace"),
+        (("--trace-at", "1"), "--trace-at needs --trace or --snapshots"),
+        (("--estimator", "gaussian"), "--estimator needs --trace"),
         (("--trace", "--estimator", "gausian"), "did you mean 'gaussian'"),
         (("--trace", "--estimator", "exact"), "choose another estimator for 'digits'"),
         (("--control", "untrainde"), "did you mean 'untrained'"),

@@ -103,7 +103,7 @@ def test_training_is_deterministic_and_leaves_the_global_generator(quick, digits
 def test_own_checkpoints_know_what_they_are(quick, digits, tmp_path):
     model, _, path = train_recipe(quick, digits, tmp_path / "mine.safetensors", epochs=2)
     assert json.loads(path.with_suffix(".json").read_text())["epochs"] == 2
-    found = load_checkpoint(path, None, None, None)
+    found = load_checkpoint(path)
     loaded, data = found.model, found.data
     assert data.name == "digits"
     assert torch.equal(loaded(digits.test.x[:5]), model(digits.test.x[:5]))
@@ -113,11 +113,11 @@ def test_a_strangers_checkpoint_needs_arch_and_data(quick, digits, tmp_path):
     _, _, path = train_recipe(quick, digits, tmp_path / "mine.safetensors")
     path.with_suffix(".json").unlink()
     with pytest.raises(RobGIBError, match="give --arch"):
-        load_checkpoint(path, None, "digits", None)
+        load_checkpoint(path, data="digits")
     with pytest.raises(RobGIBError, match="give --data"):
-        load_checkpoint(path, "mlp", None, None)
+        load_checkpoint(path, arch="mlp")
     with pytest.raises(RobGIBError, match="does not fit the architecture"):
-        load_checkpoint(path, "cnn", "digits", None)
+        load_checkpoint(path, arch="cnn", data="digits")
 
 
 @pytest.mark.parametrize(
@@ -234,9 +234,9 @@ class TestStored:
         loaded, record = load_recipe(recipe, digits)
         assert torch.equal(loaded(digits.test.x[:5]), model(digits.test.x[:5]))
         assert record["name"] == "quick"
-        with pytest.raises(RobGIBError, match="there is a model 'mine' already"):
+        with pytest.raises(RobGIBError, match="a model 'mine' exists already"):
             add_recipe(path, "mine", tmp_path / "zoo")
-        with pytest.raises(RobGIBError, match="there is nothing to train"):
+        with pytest.raises(RobGIBError, match="cannot be trained"):
             train_recipe(recipe, digits)
         path.write_bytes(path.read_bytes()[:-1] + b"x")
         with pytest.raises(RobGIBError, match="changed or damaged"):
@@ -459,7 +459,7 @@ class TestFilesThatNameCode:
     def test_options_that_fetch_weights(self, library, option, net, tmp_path):
         self.name(net, {"name": library, option: "file"})
         with pytest.raises(RobGIBError, match=rf"net\.json: .*option '{option}' is one that fetches weights; leave it"):
-            load_checkpoint(net, None, None, None)
+            load_checkpoint(net)
         text = yaml.safe_dump({"data": "digits", "architecture": {"name": library, option: "file"}})
         (tmp_path / "fetch.yaml").write_text(text)
         with pytest.raises(RobGIBError, match=r"fetch\.yaml: .*fetches weights"):
@@ -468,8 +468,8 @@ class TestFilesThatNameCode:
     @pytest.mark.parametrize("architecture", ["mlp", ["mlp"], {"name": 3}])
     def test_records_that_are_no_records(self, architecture, net):
         self.name(net, architecture)
-        with pytest.raises(RobGIBError, match="has no architecture with a name; remove or mend it"):
-            load_checkpoint(net, None, None, None)
+        with pytest.raises(RobGIBError, match="has no architecture with a name; correct or remove it"):
+            load_checkpoint(net)
 
 
 class TestNames:
