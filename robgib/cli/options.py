@@ -20,6 +20,7 @@ from robgib.options import Option, option_of, plain_options
 
 __all__ = [
     "configuration",
+    "configuration_reference",
     "configuration_text",
     "configured_models",
     "section_of",
@@ -206,3 +207,38 @@ def configuration_text(models: Sequence[str], *made: Any) -> str:
         if kept:
             content[section_of(type(one))] = kept
     return yaml.safe_dump(content, sort_keys=False)
+
+
+def configuration_reference(kinds: Sequence[type[Any]]) -> str:
+    """The reference of the configuration file in Markdown: a table for each class of options.
+
+    >>> from robgib.options import Context
+    >>> print(configuration_reference([Context]).splitlines()[0])
+    ## `context`
+    """
+    tables = []
+    for kind in kinds:
+        purpose = (kind.__doc__ or "").strip().splitlines()[0]
+        rows = [f"## `{section_of(kind)}`", "", purpose, "", "| field | command line | default | meaning |"]
+        rows.append("| --- | --- | --- | --- |")
+        for field in dataclasses.fields(kind):
+            how = option_of(field)
+            if how is None:
+                continue
+            flag = (how.flag or f"--{field.name.replace('_', '-')}").partition("/")[0]
+            if field.default is True:
+                flag = f"--no-{flag[2:]}"
+            default = how.shown or _text_of(plain_options(kind())[field.name])
+            limit = "" if how.from_file else " Command line only."
+            limit += " In a file only with `--allow-code`." if how.runs_code else ""
+            meaning = how.help.replace("[red]", "").replace("|", "\\|")
+            rows.append(f"| `{field.name}` | `{flag}` | {default} | {meaning}{limit} |")
+        tables.append("\n".join(rows))
+    return "\n\n".join(tables) + "\n"
+
+
+def _text_of(value: Any) -> str:
+    """A default as a person reads it."""
+    if value in (None, [], ()):
+        return ""
+    return str(value).lower() if isinstance(value, bool) else str(value)

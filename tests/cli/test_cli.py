@@ -362,3 +362,17 @@ def test_a_new_attack_works_and_is_tested(cli, tmp_path):
         refused = cli("attacks", "new", name, "--into", "mine")
         assert refused.returncode == 2
         assert message in refused.stderr
+
+
+def test_a_run_is_repeated_by_its_configuration(invoke, tmp_path):
+    invoke(
+        "evaluate", "digits-cnn", "--attack", "fgsm-linf", "--samples", "20", "--no-information", "--no-signs",
+        "--no-corruptions", "--no-curve", "--quiet", "--seed", "3", "--device", "cpu",
+    )  # fmt: skip
+    (written,) = tmp_path.glob("runs/*/run.yaml")
+    shown = invoke("evaluate", "--config", str(written))
+    assert "--fresh" in shown
+    assert len(list(tmp_path.glob("runs/*/run.yaml"))) == 1
+    other = invoke("evaluate", "--config", str(written), "--seed", "4")  # the command line goes before the file
+    assert "--fresh" not in other
+    assert len(list(tmp_path.glob("runs/*/run.yaml"))) == 2

@@ -7,7 +7,7 @@ import typer
 from typer.testing import CliRunner
 
 from robgib import RobGIBError
-from robgib.cli.options import configuration_text, with_options
+from robgib.cli.options import configuration_reference, configuration_text, with_options
 from robgib.options import (
     AttackOptions,
     Context,
@@ -127,3 +127,8 @@ def test_flat_names_are_routed_to_their_objects():
     assert (attack.samples, context.seed) == (5, 2)
     with pytest.raises(RobGIBError, match="unknown option of evaluate: 'sample'; did you mean 'samples'"):
         gather("evaluate", {"sample": 5}, AttackOptions(), Context())
+
+
+def test_the_reference_is_made_of_the_definitions():
+    page = (Path(__file__).parents[2] / "docs" / "options.md").read_text(encoding="utf-8")
+    assert page.endswith(configuration_reference(KINDS)), "docs/options.md: put configuration_reference(...) at its end"
