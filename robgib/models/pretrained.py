@@ -19,7 +19,7 @@ from robgib.models.checkpoint import read_state
 from robgib.models.fitting import load_into
 from robgib.models.normalization import Ported
 from robgib.models.registry import load_timm
-from robgib.models.transformers_files import INDEXES, check_config, check_parts, read_processing
+from robgib.models.transformers_files import INDEXES, Processing, check_config, check_parts, read_processing
 
 __all__ = [
     "PRETRAINED",
@@ -109,18 +109,24 @@ def _timm(name: str) -> Pretrained:
         lambda: timm.create_model(name, pretrained=True),
     ).eval()
     told = timm.data.resolve_model_data_config(net)
-    height, width = told["input_size"][1:]
-    share = float(told.get("crop_pct") or 1.0)
-    squashed = told.get("crop_mode") == "squash"
-    resize = (int(height / share), int(width / share)) if squashed else int(min(height, width) / share)
+    done = _timm_processing(told)
     labels = net.pretrained_cfg.get("label_names")
     classes = tuple((str(label),) for label in labels) if labels else ()
     if not classes and net.num_classes == 1000 and "in1k" in str(net.pretrained_cfg.get("tag")):
         classes = tuple((c,) for c in load_torchvision().models._meta._IMAGENET_CATEGORIES)
-    made = Ported(net, told["mean"], told["std"]).eval()
-    how = str(told.get("interpolation", "bilinear"))
+    made = Ported(net, done.mean, done.std).eval()
     tag = net.pretrained_cfg.get("tag") or "its default weights"
-    return Pretrained(made, classes, resize, (height, width), how, f"timm's {name}, {tag}")
+    return Pretrained(made, classes, done.resize, done.crop, done.interpolation, f"timm's {name}, {tag}")
+
+
+def _timm_processing(told: Mapping[str, Any]) -> Processing:
+    """What is done to images, as timm writes it."""
+    height, width = told["input_size"][1:]
+    share = float(told.get("crop_pct") or 1.0)
+    squashed = told.get("crop_mode") == "squash"
+    resize = (int(height / share), int(width / share)) if squashed else int(min(height, width) / share)
+    mean, std = tuple(map(float, told["mean"])), tuple(map(float, told["std"]))
+    return Processing(mean, std, resize, (height, width), str(told.get("interpolation", "bilinear")))
 
 
 def is_transformers_folder(path: Path) -> bool:
@@ -173,7 +179,7 @@ def _transformers(name: str) -> Pretrained:
     classes = (
         tuple(_names(str(labels[i])) for i in range(len(labels))) if set(labels) == set(range(len(labels))) else ()
     )
-    done = read_processing(config, getattr(net.config, "image_size", None), f"hf:{name}")
+    done = _fetched(f"hf:{name}", mend, lambda: _processing(net, config, name))
     made = Ported(Transformer(net.eval()), done.mean, done.std).eval()
     source = f"Hugging Face's {name}" if not local else f"the folder {name}"
     return Pretrained(made, classes, done.resize, done.crop, done.interpolation, source)
@@ -192,6 +198,14 @@ def _classifier(library: Any, where: str, local: bool) -> Any:
     return library.AutoModelForImageClassification.from_pretrained(
         where, config=config, attn_implementation="eager", output_loading_info=True, **options
     )
+
+
+def _processing(net: Any, config: Any, name: str) -> Processing:
+    """What is done to images; of timm's networks in transformers' files the network's configuration holds it."""
+    if net.config.model_type == "timm_wrapper":
+        resolve = load_timm().data.resolve_data_config
+        return _timm_processing(resolve(pretrained_cfg=dict(net.config.pretrained_cfg or {}), model=net.timm_model))
+    return read_processing(config, getattr(net.config, "image_size", None), f"hf:{name}")
 
 
 def _names(label: str) -> tuple[str, ...]:

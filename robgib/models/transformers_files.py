@@ -30,6 +30,7 @@ _CODE = {
     "use_kernels": "asks for compiled code",
     "use_pretrained_backbone": "asks for another network's weights",
     "transformers_weights": "names the file of its weights",
+    "checkpoint_path": "names the file of its weights",
 }
 _ATTENTION = ("eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3")
 """Ways to compute attention that a configuration may name: a plain one is used in their place."""
@@ -66,6 +67,11 @@ def check_config(config: Any, name: str) -> None:
     for key, value in _entries(config):
         if value and key in _CODE:
             raise RobGIBError(f"config.json of {name} {_CODE[key]} ({key}), which is not run; take another network.")
+        if key == "architecture" and not re.fullmatch(r"[\w.]+", str(value)):  # timm's, which may be a place
+            raise RobGIBError(
+                f"config.json of {name} takes the network from {visible(str(value))[:80]!r}, which is not fetched; "
+                "name that one."
+            )
         if not key.endswith("_implementation") or value is None:
             continue
         allowed = _ATTENTION if "attn" in key else ("eager",)

@@ -7,7 +7,7 @@ import tarfile
 import warnings
 from collections import OrderedDict
 from pathlib import Path
-from types import SimpleNamespace
+from types import BuiltinFunctionType, FunctionType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -72,7 +72,20 @@ class StandIn:
         """Take an item of a set."""
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):  # the one written in Python, since the other's steps cannot be changed
+    dispatch = dict(pickle._Unpickler.dispatch)
+
+    def load_build(self) -> None:
+        """Set the state of an object of the file's own; of what the whole process shares it would stay changed.
+
+        torch writes a class's source to a file that its name leads to, where the class has ``dump_patches``.
+        """
+        if isinstance(self.stack[-2], type | FunctionType | BuiltinFunctionType):  # type: ignore[attr-defined]
+            raise pickle.UnpicklingError("it sets attributes of a class or function")
+        super().load_build()  # type: ignore[misc]
+
+    dispatch[pickle.BUILD[0]] = load_build  # type: ignore[assignment]
+
     def find_class(self, module: str, name: str) -> Any:
         known = _KNOWN.get((module, name))
         if known is not None:

@@ -1,13 +1,16 @@
 """Checkpoints as people have them: what wraps the weights is taken off and said, and nothing of a file's is run."""
 
 import argparse
+import importlib
 import json
 import pathlib
+import pickle
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.serialization import MAGIC_NUMBER, PROTOCOL_VERSION
 
 from robgib import RobGIBError
 from robgib.models import build, load_into, read_checkpoint, save_checkpoint
@@ -173,6 +176,34 @@ def test_a_whole_pickled_network_gives_its_weights_to_the_architecture_named(tmp
     x = torch.rand(3, 1, 8, 8)
     assert torch.equal(found.model(x), theirs(x))
     assert any("network of the class" in note for note in found.notes)
+
+
+def _text(text):
+    return pickle.BINUNICODE + len(text).to_bytes(4, "little") + text.encode()
+
+
+@pytest.mark.parametrize("shared", ["torch._utils\n_rebuild_tensor", "torch\nUntypedStorage"])
+@pytest.mark.parametrize("slots", [False, True])
+def test_nothing_that_torch_shares_is_changed_and_no_source_is_written(shared, slots, tmp_path, request):
+    """torch writes the source of a class to NAME.patch, if ``dump_patches`` is set of what a file says is a class."""
+    module, name = shared.split("\n")
+    thing = getattr(importlib.import_module(module), name)
+    request.addfinalizer(lambda: setattr(thing, "__name__", name))
+    changes = pickle.EMPTY_DICT + pickle.MARK
+    for key, value in (("dump_patches", pickle.NEWTRUE), ("__name__", _text(str(tmp_path / "PWNED")))):
+        changes += _text(key) + value
+    changes += pickle.SETITEMS
+    state = pickle.MARK + pickle.NONE + changes + pickle.TUPLE if slots else changes
+    built = pickle.GLOBAL + f"{shared}\n".encode() + state + pickle.BUILD
+    container = pickle.MARK + _text("module") + built + _text("net.py") + _text("class Net: ...\n") + pickle.TUPLE
+    parts = [pickle.dumps(part, 2) for part in (MAGIC_NUMBER, PROTOCOL_VERSION, {"little_endian": True})]
+    parts += [pickle.PROTO + b"\x02" + container + pickle.BINPERSID + pickle.STOP, pickle.dumps([], 2)]
+    (tmp_path / "net.pth").write_bytes(b"".join(parts))
+    with pytest.raises(RobGIBError, match="would have to be unpickled, which can run any code"):
+        read_checkpoint(tmp_path / "net.pth")
+    assert thing.__name__ == name
+    assert not hasattr(thing, "dump_patches")
+    assert [file.name for file in tmp_path.iterdir()] == ["net.pth"]
 
 
 def test_arch_beside_a_network_that_is_whole(tmp_path):

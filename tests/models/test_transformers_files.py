@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from robgib import RobGIBError
 from robgib.models import load_pretrained
@@ -51,6 +52,9 @@ def never(monkeypatch):
         ({"use_pretrained_backbone": True, "backbone": "resnet50"}, "asks for another network's weights"),
         ({"transformers_weights": "../other.safetensors"}, "names the file of its weights"),
         ({"kernel_config": {"a": "b"}}, "names compiled code"),
+        ({"model_args": {"checkpoint_path": "../net.pth"}}, r"names the file of its weights \(checkpoint_path\)"),
+        ({"architecture": "hf-hub:someone/net"}, "takes the network from 'hf-hub:someone/net', which is not fetched"),
+        ({"architecture": "local-dir:../net"}, "takes the network from 'local-dir:../net', which is not fetched"),
     ],
 )
 def test_what_a_configuration_may_not_ask_for(entries, told, folder, never):
@@ -117,3 +121,19 @@ def test_fields_that_are_null_as_the_library_writes_them(folder):
     assert (found.model.mean.flatten().tolist(), found.model.std.flatten().tolist()) == ([0.5], [0.25])
     found = load_pretrained(folder("preprocessor_config.json", do_normalize=False, image_mean=["a"]))
     assert found.model.std.flatten().tolist() == [1.0]
+
+
+def test_images_of_timms_networks_are_processed_as_their_configuration_says(tmp_path):
+    timm = pytest.importorskip("timm")
+    net = timm.create_model("test_resnet", num_classes=10)
+    save_file({key: value.contiguous() for key, value in net.state_dict().items()}, tmp_path / "model.safetensors")
+    said = {
+        "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4], "input_size": [3, 64, 64], "crop_pct": 0.8,
+        "interpolation": "bicubic",
+    }  # fmt: skip
+    config = {"model_type": "timm_wrapper", "architecture": "test_resnet", "num_classes": 10, "pretrained_cfg": said}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    found = load_pretrained(f"hf:{tmp_path}")
+    assert found.model.mean.flatten().tolist() == pytest.approx([0.5, 0.4, 0.3])
+    assert found.model.std.flatten().tolist() == pytest.approx([0.2, 0.3, 0.4])
+    assert (found.resize, found.crop, found.interpolation) == (80, (64, 64), "bicubic")
