@@ -1,4 +1,4 @@
-"""The command line: every subcommand, and how errors end."""
+"""The command line: all subcommands, and the handling of errors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    help="Adversarial robustness of image classifiers, and what the information in their layers says about it.",
+    help="Measure the adversarial robustness of image classifiers, and the information in their layers.",
 )
 app.command()(evaluate.evaluate)
 app.command()(evaluate.report)
@@ -65,7 +65,7 @@ def run() -> None:
         if issubclass(category, RobGIBWarning):
             err.print(f"[yellow]warning:[/] {escape(str(message))}", highlight=False, soft_wrap=True)
         else:
-            plain(visible(str(message)), category, *where, **more)  # its text may be of a file's
+            plain(visible(str(message)), category, *where, **more)  # the text may come from a file
 
     warnings.showwarning = tell
     try:
@@ -78,19 +78,19 @@ def run() -> None:
             raise
         what = "" if error.filename is None else f"{escape(str(error.filename)[-200:])}: "
         if error.filename is None and not _has_working_folder():
-            what = "the working folder is gone; change into one that is there: "
+            what = "the working folder no longer exists; change to another folder: "
         err.print(f"[bold red]error:[/] {what}{error.strerror}.", highlight=False, soft_wrap=True)
         sys.exit(2)
     except MemoryError:
-        _lack_of_memory()
+        _exit_out_of_memory()
     except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch need not be there to ask
+        if type(error).__name__ != "OutOfMemoryError":  # by name: torch may not be imported
             raise
-        _lack_of_memory()
+        _exit_out_of_memory()
 
 
 def _guard(commands: typer.Typer) -> None:
-    """See that no command ends the program but as it does itself, and that paths may begin with ``~``."""
+    """Wrap every command: code of others cannot end the program, and paths may begin with ``~``."""
     for group in commands.registered_groups:
         if group.typer_instance is not None:
             _guard(group.typer_instance)
@@ -100,8 +100,8 @@ def _guard(commands: typer.Typer) -> None:
 
 
 def _called(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Take ``~`` in paths for the user's home folder, as a shell does only where it begins a word; and tell the user's
-    interrupt from one that other code raises."""
+    """Expand ``~`` in paths, also after a prefix such as ``folder:``; distinguish the user's interrupts from
+    KeyboardInterrupt raised by other code."""
 
     def expanded(value: Any) -> Any:
         if isinstance(value, list):
@@ -115,10 +115,10 @@ def _called(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return function(*map(expanded, arguments), **{name: expanded(value) for name, value in options.items()})
         except KeyboardInterrupt as error:
-            handler = signal.getsignal(signal.SIGINT)  # a library's own, perhaps, which does not tell us
+            handler = signal.getsignal(signal.SIGINT)  # possibly one that a library installed
             if INTERRUPTS or (callable(handler) and handler.__module__ != "robgib.cli"):
                 raise
-            raise RobGIBError("code that was given (a model, a plug-in or data) raised KeyboardInterrupt.") from error
+            raise RobGIBError("a model, a plug-in or a data set raised KeyboardInterrupt.") from error
 
     return call
 
@@ -131,10 +131,10 @@ def _has_working_folder() -> bool:
     return True
 
 
-def _lack_of_memory() -> None:
+def _exit_out_of_memory() -> None:
     err.print(
-        "[bold red]error:[/] memory does not suffice; give fewer --samples, a smaller --batch-size or another "
-        "--device. What was finished is kept.",
+        "[bold red]error:[/] out of memory; use fewer --samples, a smaller --batch-size or another --device. "
+        "Finished parts are kept.",
         highlight=False,
         soft_wrap=True,
     )

@@ -18,8 +18,7 @@ app.callback(invoke_without_command=True)(help_when_alone)
 
 @app.command("list")
 def attacks_list(catalogue: Catalogue = None) -> None:
-    """List the attacks that go by name."""
-
+    """List the attacks by name."""
     table = Table(
         caption="Also torchattacks:NAME, foolbox:NAME, art:NAME and advlib:NAME.",
         caption_justify="left",
@@ -38,8 +37,7 @@ def attacks_new(
     name: Annotated[str, typer.Argument(help="Name, in lower case with hyphens.")],
     folder: Annotated[Path, typer.Option("--into", help="Folder of the new files.")] = Path("attacks"),
 ) -> None:
-    """Write a working attack and its test, to start from."""
-
+    """Write the source of a working attack and its test, as a starting point."""
     attack, test = robgib.attacks.new_attack(name, folder)
     out.print(f"{attack}\n{test}", highlight=False, soft_wrap=True)
     shown = escape(str(folder))
@@ -51,11 +49,10 @@ def attacks_new(
 def attacks_check(
     name: Annotated[str, typer.Argument(help="Attack, as NAME[:key=value,…].")], catalogue: Catalogue = None
 ) -> None:
-    """Check that an attack keeps the contract of all attacks; exit code 1 when it does not."""
-
+    """Check that an attack obeys the contract of all attacks; exit with 1 if it does not."""
     checks = robgib.attacks.check_attack(robgib.attacks.make_attack(name, extra=list(catalogue or [])))
     table = Table(title=f"Contract of {name}", title_justify="left")
-    for column in ("clause", "", "seen"):
+    for column in ("clause", "", "observed"):
         table.add_column(column)
     for check in checks:
         table.add_row(check.name, "[green]ok" if check.passed else "[red]broken", escape(check.detail))

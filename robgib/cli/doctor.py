@@ -1,4 +1,4 @@
-"""``robgib doctor``: what is installed, where things are kept, and what is broken."""
+"""``robgib doctor``: report what is installed, where files are stored, and what is broken."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ _CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 _NO_EXTRA = ("test",)  # for developers
 _STATES = {
     "works": "works",
-    "mended": "mended inside RobGIB, broken outside",
+    "mended": "works inside RobGIB, broken elsewhere",
     "absent": "not installed",
     "broken": "cannot be imported",
-    "": "unknown: it needs torch",
+    "": "unknown, since torch cannot be imported",
 }
 _MENDED = "only RobGIB can import it: it was built for another torch, and `import torchvision` fails elsewhere"
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What is broken, and what mends it: a command, or a sentence."""
+    """What is broken, and how to repair it: a command, or a sentence."""
 
     what: str
     remedy: str
@@ -44,14 +44,14 @@ class Problem:
 
 @dataclass
 class Diagnosis:
-    """What was found.
+    """The state of an installation.
 
     Attributes:
-        versions: by package, and Python's; empty where it is not installed.
-        devices: by the name that ``--device`` takes, and what each is.
+        versions: of Python and the packages, by name; empty for a package that is not installed.
+        devices: description of each device, by its name for ``--device``.
         torchvision: its ``state`` (``works``, ``mended``, ``absent`` or ``broken``).
         folders: the cache with its size and free space in bytes, and the folders of the catalogue.
-        extras: by name; whether each is ``installed``, its packages' ``versions``, and the line that installs it.
+        extras: by name: whether each is ``installed``, the ``versions`` of its packages, and the line that installs it.
         problems: what is broken.
     """
 
@@ -64,31 +64,31 @@ class Diagnosis:
 
 
 def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON, for scripts.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON, for scripts.")] = False,
 ) -> None:
-    """Say what is installed, where things are kept, and what is broken; exit with 1 where something is."""
-    found = diagnose()
+    """Report what is installed, where files are stored, and what is broken; exit with 1 if something is broken."""
+    diagnosis = diagnose()
     if as_json:
-        typer.echo(json.dumps({"ok": not found.problems, **asdict(found)}, indent=2))
+        typer.echo(json.dumps({"ok": not diagnosis.problems, **asdict(diagnosis)}, indent=2))
     else:
-        _show(found)
-    if found.problems:
+        _show(diagnosis)
+    if diagnosis.problems:
         raise typer.Exit(1)
 
 
 def diagnose() -> Diagnosis:
-    """Look at the packages, the devices and the folders."""
-    found = Diagnosis()
-    found.versions = {"python": platform.python_version(), "robgib": robgib.__version__}
-    found.versions |= {name: _version(name) for name in ("torch", "torchvision")}
-    _look_at_torch(found)
-    _look_at_packages(found, *_requirements())
-    _look_at_folders(found)
-    return found
+    """Inspect the packages, the devices and the folders."""
+    diagnosis = Diagnosis()
+    diagnosis.versions = {"python": platform.python_version(), "robgib": robgib.__version__}
+    diagnosis.versions |= {name: _version(name) for name in ("torch", "torchvision")}
+    _look_at_torch(diagnosis)
+    _look_at_packages(diagnosis, *_requirements())
+    _look_at_folders(diagnosis)
+    return diagnosis
 
 
 def _version(package: str) -> str:
-    """The version of a package, or nothing where it is not installed."""
+    """The version of a package; empty if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -96,7 +96,7 @@ def _version(package: str) -> str:
 
 
 def _requirements() -> tuple[list[Requirement], list[str]]:
-    """What RobGIB requires, and its extras for users; nothing where it runs without having been installed."""
+    """RobGIB's requirements, and its extras for users; none if it runs from source without installation."""
     try:
         about = metadata.metadata("robgib")
     except metadata.PackageNotFoundError:
@@ -105,27 +105,27 @@ def _requirements() -> tuple[list[Requirement], list[str]]:
     return [Requirement(line) for line in about.get_all("Requires-Dist") or ()], extras
 
 
-def _look_at_torch(found: Diagnosis) -> None:
-    """Add the devices, and whether torchvision fits torch."""
+def _look_at_torch(diagnosis: Diagnosis) -> None:
+    """Add the devices, and whether torchvision matches torch."""
     try:
         torch = importlib.import_module("torch")
-        found.devices["cpu"] = f"{os.cpu_count()} cores"
+        diagnosis.devices["cpu"] = f"{os.cpu_count()} cores"
         for k in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
             memory = torch.cuda.get_device_properties(k).total_memory / 2**30
-            found.devices[f"cuda:{k}"] = f"{torch.cuda.get_device_name(k)}, {memory:.0f} GiB"
+            diagnosis.devices[f"cuda:{k}"] = f"{torch.cuda.get_device_name(k)}, {memory:.0f} GiB"
         state, why = importlib.import_module("robgib._torchvision").torchvision_state()
     except Exception as error:
         what = f"torch cannot be imported: {first_line(error)}"
-        found.problems.append(Problem(what, "pip install --force-reinstall torch torchvision"))
+        diagnosis.problems.append(Problem(what, "pip install --force-reinstall torch torchvision"))
         return
-    found.torchvision["state"] = state
+    diagnosis.torchvision["state"] = state
     if state != "works":
         whats = {"mended": _MENDED, "absent": "it is not installed", "broken": f"it cannot be imported: {why}"}
-        found.problems.append(Problem(f"torchvision: {whats[state]}", torchvision_line(torch.__version__)))
+        diagnosis.problems.append(Problem(f"torchvision: {whats[state]}", torchvision_line(torch.__version__)))
 
 
 def torchvision_line(torch_version: str) -> str:
-    """The command that installs the torchvision that belongs to a version of torch.
+    """Return the command that installs the torchvision of the same release as a version of torch.
 
     >>> print(torchvision_line("2.13.0+cpu"))
     pip install --force-reinstall --no-deps "torchvision==0.28.*" \\
@@ -142,53 +142,55 @@ def torchvision_line(torch_version: str) -> str:
 
 
 def _unmet(requirement: Requirement) -> str:
-    """Say that a package is missing or of a version that does not do, or nothing."""
+    """A sentence if a package is missing or has an unsuitable version; otherwise empty."""
     version = _version(requirement.name)
     if not version:
         return f"{requirement.name} is not installed"
     if not requirement.specifier.contains(version, prereleases=True):
-        return f"{requirement.name} {version} is installed, and {requirement.specifier} is required"
+        return f"{requirement.name} {version} is installed, but {requirement.specifier} is required"
     return ""
 
 
 def _wanted(requirement: Requirement, extra: str) -> bool:
-    """Whether this Python on this system requires it, with the extra; all do what has no conditions."""
+    """Whether this Python on this system requires it, with the extra. A requirement without conditions always holds."""
     return requirement.marker is None or requirement.marker.evaluate({"extra": extra})
 
 
-def _look_at_packages(found: Diagnosis, requirements: list[Requirement], extras: list[str]) -> None:
-    """Add the extras, and what is wrong with the packages that RobGIB requires."""
+def _look_at_packages(diagnosis: Diagnosis, requirements: list[Requirement], extras: list[str]) -> None:
+    """Add the extras, and the faults of the packages that RobGIB requires."""
     core = [r for r in requirements if _wanted(r, "")]
     for requirement in core:
-        missing = requirement.name == "torchvision" and found.torchvision.get("state") == "absent"  # said already
+        missing = (
+            requirement.name == "torchvision" and diagnosis.torchvision.get("state") == "absent"
+        )  # already reported
         if (wrong := _unmet(requirement)) and not missing:
-            found.problems.append(Problem(wrong, f'pip install "{requirement.name}{requirement.specifier}"'))
+            diagnosis.problems.append(Problem(wrong, f'pip install "{requirement.name}{requirement.specifier}"'))
     for name in extras:
         parts = [r for r in requirements if r not in core and _wanted(r, name)]
         versions = {r.name: _version(r.name) for r in parts}
         line, whole = f'pip install "robgib[{name}]"', all(versions.values())
-        found.extras[name] = {"installed": whole, "versions": versions, "install": line}
+        diagnosis.extras[name] = {"installed": whole, "versions": versions, "install": line}
         if whole and (wrong := "; ".join(filter(None, map(_unmet, parts)))):
-            found.problems.append(Problem(f"the extra {name}: {wrong}", line))
+            diagnosis.problems.append(Problem(f"the extra {name}: {wrong}", line))
 
 
-def _look_at_folders(found: Diagnosis) -> None:
-    """Add the cache and the catalogue, and whether they can be used."""
+def _look_at_folders(diagnosis: Diagnosis) -> None:
+    """Add the cache and the catalogue, and whether they are usable."""
     cache = cache_folder()
-    found.folders["cache"] = {"path": str(cache), "bytes": _size(cache), "free": None}
+    diagnosis.folders["cache"] = {"path": str(cache), "bytes": _size(cache), "free": None}
     try:
         check_writable(cache)
         place = next(p for p in (cache.absolute(), *cache.absolute().parents) if p.exists())
-        found.folders["cache"]["free"] = shutil.disk_usage(place).free
+        diagnosis.folders["cache"]["free"] = shutil.disk_usage(place).free
     except (RobGIBError, OSError):
         what = f"the cache folder {str(cache)!r} is not writable"
-        found.problems.append(Problem(what, "set ROBGIB_CACHE to a folder that is"))
+        diagnosis.problems.append(Problem(what, "set ROBGIB_CACHE to a writable folder"))
     try:
         paths = dict.fromkeys(str(p) for kind in ("attacks", "zoo") for p in robgib.registry.folders(kind))
-        found.folders["catalogue"] = list(paths)
+        diagnosis.folders["catalogue"] = list(paths)
     except RobGIBError as error:
-        found.folders["catalogue"] = []
-        found.problems.append(Problem(first_line(error), "correct ROBGIB_CATALOGUE"))
+        diagnosis.folders["catalogue"] = []
+        diagnosis.problems.append(Problem(first_line(error), "correct ROBGIB_CATALOGUE"))
 
 
 def _size(folder: Path) -> int:
@@ -198,31 +200,31 @@ def _size(folder: Path) -> int:
         for name in files:
             try:
                 size += os.lstat(Path(place) / name).st_size
-            except OSError:  # it went meanwhile
+            except OSError:  # deleted meanwhile
                 continue
     return size
 
 
-def _show(found: Diagnosis) -> None:
-    """Print what was found, on one screen of 80 columns."""
+def _show(diagnosis: Diagnosis) -> None:
+    """Print the report, on one screen of 80 columns."""
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    cache = found.folders["cache"]
+    cache = diagnosis.folders["cache"]
     free = "" if cache["free"] is None else f", {cache['free'] / 1e9:.1f} GB free"
-    table.add_row("versions", escape(", ".join(f"{k} {v or 'not installed'}" for k, v in found.versions.items())))
-    table.add_row("devices", escape("; ".join(f"{k}: {v}" for k, v in found.devices.items()) or "none"))
-    table.add_row("torchvision", _STATES[found.torchvision.get("state", "")])
+    table.add_row("versions", escape(", ".join(f"{k} {v or 'not installed'}" for k, v in diagnosis.versions.items())))
+    table.add_row("devices", escape("; ".join(f"{k}: {v}" for k, v in diagnosis.devices.items()) or "none"))
+    table.add_row("torchvision", _STATES[diagnosis.torchvision.get("state", "")])
     table.add_row("cache", escape(f"{cache['path']} ({cache['bytes'] / 1e9:.1f} GB{free})"))
-    table.add_row("catalogue", escape("\n".join(found.folders["catalogue"]) or "none"))
+    table.add_row("catalogue", escape("\n".join(diagnosis.folders["catalogue"]) or "none"))
     lines = Table.grid(padding=(0, 2))
-    for name, extra in found.extras.items():
+    for name, extra in diagnosis.extras.items():
         versions = ", ".join(f"{k} {v}" for k, v in extra["versions"].items())
         lines.add_row(escape(name), escape(versions if extra["installed"] else extra["install"]))
-    table.add_row("extras", lines if found.extras else "unknown: RobGIB runs without having been installed")
+    table.add_row("extras", lines if diagnosis.extras else "unknown: RobGIB is not installed as a package")
     out.print(table, highlight=False)
-    if not found.problems:
+    if not diagnosis.problems:
         out.print("Nothing is broken.")
-    for problem in found.problems:
+    for problem in diagnosis.problems:
         out.print(f"[bold red]broken:[/] {escape(problem.what)}.", highlight=False)
         out.print(escape(f"  {problem.remedy}"), highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""``robgib estimators``: the information estimators, and how far each is off."""
+"""``robgib estimators``: the information estimators, and the error of each."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ app.callback(invoke_without_command=True)(help_when_alone)
 @app.command("list")
 def estimators_list(catalogue: Catalogue = None) -> None:
     """List the information estimators."""
-
     table = Table()
     for column in ("estimator", "bound", "description"):
         table.add_column(column, no_wrap=column == "estimator")
@@ -31,7 +30,7 @@ def estimators_list(catalogue: Catalogue = None) -> None:
 
 
 def _usable(classes: dict[str, type[robgib.Estimator]], extra: list[Path]) -> list[str]:
-    """All but those whose packages are not installed."""
+    """The estimators whose packages are installed."""
     usable = []
     for name in classes:
         try:

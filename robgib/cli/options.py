@@ -1,4 +1,4 @@
-"""Command-line options made from the classes that define them, and the configuration file with the same fields."""
+"""Command-line options from the classes that define them, and the configuration file with the same fields."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ _SECTION = "Options"  # what a class of options is called after: ModelOptions ar
 
 
 def with_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options of each parameter whose type is a class of options.
+    """Add to a command the options of each parameter whose type is a class of options.
 
-    The command is called with objects. What the command line does not give comes from ``--config``, where the command
-    has a parameter of that name, and else from the class.
+    The command receives objects. Values that the command line omits come from the file of ``--config``, if the command
+    has a parameter of that name, and otherwise from the class.
 
     >>> from robgib.options import Context
     >>> @with_options
@@ -78,7 +78,7 @@ def _offered(kind: type[Any]) -> list[dataclasses.Field[Any]]:
 
 
 def _parameter(field: dataclasses.Field[Any], kind: type[Any]) -> inspect.Parameter:
-    """An option as Typer reads it; its default is None, so that what was not given is known."""
+    """An option as Typer reads it; its default is None, which marks an omitted option."""
     how = option_of(field)
     assert how is not None
     held, bounds = _shape(typing.get_type_hints(kind, include_extras=True)[field.name], field, how)
@@ -137,7 +137,7 @@ def section_of(kind: type[Any]) -> str:
 def configuration(
     path: Path, kinds: Sequence[type[Any]] | typing.ValuesView[type[Any]]
 ) -> dict[type[Any], dict[str, Any]]:
-    """Read a configuration file: a section for each class of options, with its fields.
+    """Read a configuration file: one section per class of options, with its fields.
 
     Raises:
         RobGIBError: there is no such file, section or field, or a field that only the command line may give.
@@ -183,13 +183,13 @@ def _refuse_code(kind: type[Any], fields: Mapping[str, Any], allowed: bool) -> N
         how = option_of(field)
         if how is not None and how.runs_code and fields.get(field.name) and not allowed:
             raise RobGIBError(
-                f"the configuration file gives {field.name}, which can name code to run; give --allow-code if you "
-                "trust whoever made the file."
+                f"{field.name} in the configuration file can name code to run; give --allow-code if you trust whoever "
+                "made the file."
             )
 
 
 def configuration_text(models: Sequence[str], *made: Any) -> str:
-    """The configuration file that repeats a command: what differs from the defaults.
+    """Return the configuration file that repeats a command: the fields that differ from their defaults.
 
     >>> from robgib.options import AttackOptions
     >>> print(configuration_text(["digits-cnn"], AttackOptions(samples=10)), end="")

@@ -1,8 +1,9 @@
-"""``robgib study``: many models, one question, one page."""
+"""``robgib study``: answer one question over many models."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Optional
@@ -13,15 +14,17 @@ from rich.table import Table
 
 import robgib
 from robgib.cli.common import AllowCode, Catalogue, DataRoot, Quiet, help_when_alone, out
+from robgib.cli.options import with_options
 from robgib.errors import RobGIBError, unknown_name
 from robgib.files import atomic_directory, check_writable
+from robgib.options import Count, option
 
 app = typer.Typer(help="Studies over many models: plan, run, verdict.")
 app.callback(invoke_without_command=True)(help_when_alone)
 
 
 class Format(str, Enum):
-    """What a study's answer is written as."""
+    """File formats of a study's answer."""
 
     HTML = "html"
     MARKDOWN = "markdown"
@@ -34,7 +37,7 @@ File = Annotated[Path, typer.Argument(help="The study's YAML file.")]
 
 @app.command()
 def plan(file: File, allow_code: AllowCode = False, data_root: DataRoot = None, catalogue: Catalogue = None) -> None:
-    """Show a study's models and what is measured already, before anything runs."""
+    """List a study's models and what is already measured; run nothing."""
     planned = robgib.studies.open_study(file, list(catalogue or []), allow_code=allow_code).plan(data_root)
     table = Table(title=escape(planned.name), title_justify="left")
     for number, column in enumerate(planned.columns):
@@ -46,29 +49,37 @@ def plan(file: File, allow_code: AllowCode = False, data_root: DataRoot = None, 
         out.print(escape(sentence), highlight=False)
 
 
+@dataclass(frozen=True)
+class EngineOptions:
+    """What a study runs on."""
+
+    jobs: Count = option(1, "Processes that share the models.")
+    engine: str = option("local", "local, or ray: a Ray cluster.")
+    address: str | None = option(
+        None, "Address of the Ray cluster, as HOST:PORT or auto.", shown="a cluster is started on this machine"
+    )
+    device: str = option("cpu", "auto, cpu, cuda or cuda:N; several as cuda:0,cuda:1.")
+
+
 @app.command()
+@with_options
 def run(
     file: File,
     out_folder: Annotated[Path | None, typer.Option("--out", help="Folder of the page and the tables.")] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Processes that share the models.")] = 1,
-    engine: Annotated[str, typer.Option(help="local, or ray: a Ray cluster.")] = "local",
-    address: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="Of the Ray cluster, as HOST:PORT or auto.", show_default="one is started here"),
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N; several as cuda:0,cuda:1.")] = "cpu",
     formats: Annotated[
         Optional[list[Format]],  # noqa: UP045
-        typer.Option("--format", help="What is written beside the tables; repeatable.", show_default="all"),
+        typer.Option("--format", help="Format to write beside the tables; repeatable.", show_default="all"),
     ] = None,
     allow_code: AllowCode = False,
     data_root: DataRoot = None,
     catalogue: Catalogue = None,
     quiet: Quiet = False,
+    *,
+    engine: EngineOptions,
 ) -> None:
     """Train and measure what is not measured yet, and write the page with the verdict."""
     wanted = formats or list(Format)
-    where = _engine(engine, jobs, device, address)
+    where = _engine(engine)
     study = robgib.studies.open_study(file, list(catalogue or []), allow_code=allow_code)
     target = out_folder or Path("runs") / f"study-{study.name}"
     check_writable(target)
@@ -79,24 +90,25 @@ def run(
             (folder / _FILES[form]).write_text(answer.texts[form.value](), encoding="utf-8")
         for name, table in answer.tables.items():
             (folder / name).write_text(robgib.results.csv_text(table), encoding="utf-8", newline="")
-    _tell(answer, target, wanted)
+    _print_answer(answer, target, wanted)
     if not answer.measured:
         raise typer.Exit(1)
 
 
-def _engine(name: str, jobs: int, device: str, address: str | None) -> robgib.studies.Engine:
-    """The engine asked for; what cannot be is refused before any work."""
+def _engine(options: EngineOptions) -> robgib.studies.Engine:
+    """The engine that the options name, checked before any work."""
+    name, device = options.engine, options.device
     if name not in robgib.studies.ENGINES:
         raise unknown_name("engine", name, robgib.studies.ENGINES)
-    if address is not None and name != "ray":
-        raise RobGIBError("--address belongs to --engine ray; give that too.")
+    if options.address is not None and name != "ray":
+        raise RobGIBError("--address needs --engine ray; give --engine ray too.")
     devices = tuple(part.strip() for part in device.split(",")) if device else ("cpu",)
     if name == "local":
         devices = tuple(str(robgib.runtime.resolve_device(d)) for d in devices)
-    return robgib.studies.Engine("ray" if name == "ray" else "local", jobs, devices, address)
+    return robgib.studies.Engine("ray" if name == "ray" else "local", options.jobs, devices, options.address)
 
 
-def _tell(answer: robgib.studies.Answer, target: Path, formats: Sequence[Format]) -> None:
+def _print_answer(answer: robgib.studies.Answer, target: Path, formats: Sequence[Format]) -> None:
     out.print(f"[bold]{escape(answer.verdict.capitalize())}.[/bold] {escape(answer.words)}", highlight=False)
     for note in answer.notes:
         out.print(f"  {escape(note)}", highlight=False)

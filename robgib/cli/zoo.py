@@ -21,17 +21,16 @@ app.callback(invoke_without_command=True)(help_when_alone)
 
 @app.command("list")
 def zoo_list(
-    group: Annotated[Optional[str], typer.Option(help="Those of one group only.")] = None,  # noqa: UP045
+    group: Annotated[Optional[str], typer.Option(help="List one group only.")] = None,  # noqa: UP045
     catalogue: Catalogue = None,
 ) -> None:
     """List the zoo's models."""
-
     table = Table()
     for column in ("model", "data", "architecture", "description"):
         table.add_column(column, no_wrap=column == "model")
     for recipe in robgib.zoo.chosen((), group, list(catalogue or [])):
-        told = (recipe.name, recipe.data, _architecture(recipe), recipe.description)
-        table.add_row(*map(escape, told))
+        cells = (recipe.name, recipe.data, _architecture(recipe), recipe.description)
+        table.add_row(*map(escape, cells))
     out.print(table)
 
 
@@ -52,8 +51,7 @@ def zoo_train(
     catalogue: Catalogue = None,
     quiet: Quiet = False,
 ) -> None:
-    """Train models into the cache, those that are not there yet; what was killed goes on where it was."""
-
+    """Train models that are not in the cache yet. Interrupted trainings resume."""
     where = robgib.runtime.resolve_device(device)
     recipes = robgib.zoo.chosen(names or (), group, list(catalogue or []), some=True, allow_code=allow_code)
     table = Table(title=f"Trained: {len(recipes)}", title_justify="left")
@@ -91,8 +89,7 @@ def zoo_table(
     catalogue: Catalogue = None,
     quiet: Quiet = False,
 ) -> None:
-    """Measure models' clean and robust accuracy, those not yet trained being trained first; write it as a table."""
-
+    """Measure the clean and robust accuracy of models, and write a table; train missing models first."""
     where = robgib.runtime.resolve_device(device)
     extra = list(catalogue or [])
     recipes = robgib.zoo.chosen(names or (), group, extra, some=True, allow_code=allow_code)
@@ -124,14 +121,13 @@ def zoo_add(
         Optional[str],  # noqa: UP045
         typer.Option(help="Architecture of a state dict: a name, or package.module:factory."),
     ] = None,
-    data: Annotated[Optional[str], typer.Option(help="Its data set.", show_default="what its record says")] = None,  # noqa: UP045
-    description: Annotated[str, typer.Option(help="A line for the list.")] = "",
+    data: Annotated[Optional[str], typer.Option(help="Its data set.", show_default="from its record")] = None,  # noqa: UP045
+    description: Annotated[str, typer.Option(help="One line for the list of models.")] = "",
     folder: Annotated[Path, typer.Option("--into", help="Folder of the recipe.")] = Path("zoo"),
     allow_code: AllowCode = False,
     data_root: DataRoot = None,
 ) -> None:
-    """Write a recipe for a checkpoint, with its SHA-256 digest, so that it goes by a name."""
-
+    """Give a checkpoint a name: write a recipe with its SHA-256 digest."""
     recipe, accuracy = robgib.zoo.add_recipe(
         file,
         name,
@@ -148,7 +144,7 @@ def zoo_add(
     code = " --allow-code" if robgib.models.runs_code(named) else ""
     if code:
         out.print(
-            f"The recipe names {escape(named)}, whose code runs when it is loaded: that needs --allow-code.",
+            f"The recipe names {escape(named)}. Loading it runs its code and needs --allow-code.",
             highlight=False,
         )
     out.print(f"[dim]robgib evaluate {name} --catalogue {escape(str(folder))}{code}", highlight=False, soft_wrap=True)
@@ -156,7 +152,7 @@ def zoo_add(
 
 @app.command("show")
 def zoo_show(name: Annotated[str, typer.Argument(help="Zoo name.")], catalogue: Catalogue = None) -> None:
-    """Show one recipe whole, with its digest and the checkpoints in the cache."""
+    """Show a recipe, its digest and its checkpoints in the cache."""
     import yaml
 
     recipe = robgib.zoo.read_recipe(name, list(catalogue or []))
@@ -168,11 +164,11 @@ def zoo_show(name: Annotated[str, typer.Argument(help="Zoo name.")], catalogue: 
     if recipe.checkpoint:
         out.print(f"checkpoint: {escape(str(robgib.zoo.stored_checkpoint(recipe)))}", highlight=False, soft_wrap=True)
         return
-    held = sorted((cache_folder() / "zoo").glob(f"{name}-{recipe.digest[:8]}-*.safetensors"))
-    for path in held:
+    cached = sorted((cache_folder() / "zoo").glob(f"{name}-{recipe.digest[:8]}-*.safetensors"))
+    for path in cached:
         out.print(f"checkpoint: {escape(str(path))}", highlight=False, soft_wrap=True)
-    if not held:
-        out.print("checkpoint: none in the cache; trained on first use", highlight=False)
+    if not cached:
+        out.print("checkpoint: none in the cache; the first use trains the model", highlight=False)
 
 
 @app.command("layers")
@@ -183,7 +179,7 @@ def zoo_layers(
     data_root: DataRoot = None,
     catalogue: Catalogue = None,
 ) -> None:
-    """List a model's layers with their shapes for one image; what an evaluation takes unasked is marked."""
+    """List a model's layers with their shapes for one image; the default layers of an evaluation are marked."""
     import torch
 
     if name in robgib.models.ARCHITECTURES or ":" in name:
@@ -193,7 +189,7 @@ def zoo_layers(
             size = ()
         if len(size) != 3 or min(size) < 1:
             raise RobGIBError(f"--shape must be three numbers such as 3,32,32, not {shape!r}.")
-        model = robgib.models.build(name, size, 10, allow_code=True)  # named by hand, as with --arch
+        model = robgib.models.build(name, size, 10, allow_code=True)  # the user names it, as with --arch
     else:
         recipe = robgib.zoo.find_recipe(name, list(catalogue or []), allow_code=allow_code)
         data = robgib.data.load_data(recipe.data, data_root)
@@ -206,14 +202,14 @@ def zoo_layers(
             robgib.information.layer_shapes(model, example),
         )
     except RuntimeError as error:
-        raise RobGIBError(f"{name} does not take images of {shape}: {first_line(error)}.") from error
+        raise RobGIBError(f"{name} does not take images of shape {shape}: {first_line(error)}.") from error
     kinds = {path: type(module).__name__ for path, module in model.named_modules()}
-    table = Table(caption="* taken when no --layer is given", caption_justify="left")
+    table = Table(caption="* used by default (without --layer)", caption_justify="left")
     for column in ("layer", "kind", "shape", ""):
         table.add_column(column)
-    for layer, found in shapes.items():
+    for layer, size_of in shapes.items():
         marked = "*" if layer in chosen else ""
         module = re.split(r"[\[(]", layer)[0]  # without the number of the call and of the output
         kind = "" if layer == robgib.information.LOGITS else kinds[module]
-        table.add_row(escape(layer), escape(kind), " × ".join(map(str, found)), marked)
+        table.add_row(escape(layer), escape(kind), " × ".join(map(str, size_of)), marked)
     out.print(table)

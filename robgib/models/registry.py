@@ -209,7 +209,7 @@ def _import_factory(arch: str) -> Callable[..., nn.Module]:
     try:
         here = os.getcwd()
     except OSError as error:
-        raise RobGIBError(f"--arch {arch!r}: the working folder is gone; change into one that is there.") from error
+        raise RobGIBError(f"--arch {arch!r}: the working folder no longer exists; change to another folder.") from error
     if here not in sys.path:
         sys.path.insert(0, here)  # `--arch mynet:make` finds ./mynet.py, as `python -m` would
     try:

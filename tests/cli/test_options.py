@@ -85,8 +85,8 @@ def test_the_command_line_goes_before_the_file_and_the_file_before_the_default(c
         ("attack: 7", "section 'attack' must map options to values"),
         ("model: {allow_pickle: true}", "allow_pickle may only be given on the command line"),
         ("model: {allow_code: true}", "allow_code may only be given on the command line"),
-        ("model: {arch: 'os:system'}", "the configuration file gives arch, which can name code to run"),
-        ("context: {catalogue: [.]}", "the configuration file gives catalogue, which can name code to run"),
+        ("model: {arch: 'os:system'}", "arch in the configuration file can name code to run"),
+        ("context: {catalogue: [.]}", "catalogue in the configuration file can name code to run"),
     ],
 )
 def test_a_wrong_file_is_one_sentence(command, tmp_path, text, sentence):

@@ -355,7 +355,7 @@ def test_a_working_folder_that_is_gone(tmp_path, monkeypatch):
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
-    with pytest.raises(RobGIBError, match="the working folder is gone"):
+    with pytest.raises(RobGIBError, match="the working folder no longer exists"):
         robgib.models.build("nowhere:make", (1, 4, 4), 2, allow_code=True)
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2))
     asked = {"attacks": ["fgsm-linf:eps=0.1"], "estimators": [], "signs": False, "curve": False, "corruptions": False}

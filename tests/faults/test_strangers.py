@@ -323,7 +323,7 @@ def test_a_working_folder_that_is_gone_is_said(tmp_path):
         env={**os.environ, "PYTHONPATH": paths},
     )  # fmt: skip
     assert done.returncode == 2
-    assert done.stderr == "error: the working folder is gone; change into one that is there.\n"
+    assert done.stderr == "error: the working folder no longer exists; change to another folder.\n"
 
 
 STAGES = ("import", "make", "call", "backward", "copy", "eval", "parameters")

@@ -221,7 +221,7 @@ def test_an_engine_that_is_not_there_is_one_sentence(cli, tmp_path, monkeypatch)
     written(tmp_path, SMALL)
     for words, options in (
         ("unknown engine 'rai'; did you mean 'ray'", ["--engine", "rai"]),
-        ("--address belongs to --engine ray", ["--address", "auto"]),
+        ("--address needs --engine ray", ["--address", "auto"]),
         ("unknown device", ["--device", "cpu,gpu"]),
     ):
         done = cli("study", "run", "small.yaml", *options)
