@@ -27,7 +27,7 @@ import robgib
 from robgib._torchvision import load_torchvision
 from robgib.attacks import make_attack
 from robgib.attacks.libraries import load_advlib
-from robgib.attacks.objective import misled
+from robgib.attacks.objective import misclassified
 from robgib.attacks.threat_model import distance
 from robgib.models.inference import count_queries, eval_mode, predict
 from robgib.runtime import SampleRNG
@@ -157,12 +157,12 @@ def main() -> None:
             print("| attack | through | found | median | passes | s | optimality |")
             print("| --- | --- | --: | --: | --: | --: | --: |")
             rows, reach = {}, {}
-            doors = {"RobGIB": partial(ours, pixels=x[0].numel())}
+            adapters = {"RobGIB": partial(ours, pixels=x[0].numel())}
             if not options.only_ours:
-                doors |= {"adv-lib": advlib, "Foolbox": foolbox, "ART": art}
-            for library, door in doors.items():
+                adapters |= {"adv-lib": advlib, "Foolbox": foolbox, "ART": art}
+            for library, adapter in adapters.items():
                 try:
-                    finders = door(norm)
+                    finders = adapter(norm)
                 except (ImportError, robgib.RobGIBError):
                     continue
                 for attack, find in finders.items():
@@ -176,7 +176,9 @@ def main() -> None:
                         continue
                     taken = time.perf_counter() - began
                     with torch.no_grad(), eval_mode(model):
-                        fooled = torch.cat([misled(model(f[None]), t[None]) for f, t in zip(found, y, strict=True)])
+                        fooled = torch.cat(
+                            [misclassified(model(f[None]), t[None]) for f, t in zip(found, y, strict=True)]
+                        )
                     inside = ((found >= -1e-6) & (found <= 1 + 1e-6)).flatten(1).all(1)
                     far = distance(found.double(), x.double(), norm)
                     key = (library, attack)

@@ -55,12 +55,12 @@ def built(base: nn.Module) -> dict[str, tuple[list[nn.Module], str]]:
             [unusual.Noisy(base), unusual.RarelyNoisy(base), unusual.OwnNoise(base)],
             "noise at each call; in one call of ten; in one of ten, from a generator of its own",
         ),
-        "answers depend on the batch": ([unusual.Company(base)], "the batch's mean is taken off"),
-        "answers are probabilities": (
+        "outputs depend on the batch": ([unusual.Company(base)], "the batch's mean is taken off"),
+        "outputs are probabilities": (
             [unusual.Probabilities(base), unusual.Probabilities(base, 2e5), unusual.OneProbability(base)],
             "a softmax at the end; a saturated one; one sigmoid",
         ),
-        "optimises inside": ([unusual.Optimises(base)], "a step on the image before the answer"),
+        "test-time optimisation": ([unusual.Optimises(base)], "a step on the image before the answer"),
         "zero gradients": (
             [unusual.Quantised(base), unusual.Saturated(base), unusual.Cut(base)],
             "images rounded; logits × 1,000; the image detached",
@@ -75,8 +75,8 @@ def built(base: nn.Module) -> dict[str, tuple[list[nn.Module], str]]:
             [unusual.Quantised(base), unusual.Saturated(base), unusual.Detached(base), unusual.Cut(base)],
             "images rounded; logits × 1,000; a branch without gradient; the image detached",
         ),
-        "boundary steps beat climbing": ([rough("narrow gap")], "a gap that all steps jump over"),
-        "climbs from afar lead further": ([unusual.HardOfHearing()], "pixels unheard up to 0.2 from grey; L2 0.4"),
+        "boundary steps beat ascent": ([rough("narrow gap")], "a gap that all steps jump over"),
+        "large-to-small eps beats ascent": ([unusual.HardOfHearing()], "pixels unheard up to 0.2 from grey; L2 0.4"),
         "more effort still helps": ([rough("gap")], "a gap that long steps jump over"),
         "weaker than a short attack": ([base], "an ordinary network, attacked with steps that do not reach the edge"),
     }
@@ -98,11 +98,11 @@ def hits(name: str, model: nn.Module, data: Dataset, draws: int) -> tuple[int, i
     """On how many draws a sign is seen, of how many, and on how many of them any other sign is."""
     seen = others = 0
     for seed in range(draws):
-        if name in ("one step beats many", "boundary steps beat climbing", "more effort still helps"):
+        if name in ("one step beats many", "boundary steps beat ascent", "more effort still helps"):
             generator = torch.Generator().manual_seed(seed)
             x = 0.5 + 1e-3 * (2 * torch.rand(50, generator=generator) - 1)[:, None, None, None].expand(-1, 1, 2, 2)
             y, threat = torch.zeros(50).long(), ThreatModel("linf", 0.14)
-        elif name == "climbs from afar lead further":
+        elif name == "large-to-small eps beats ascent":
             x, y, threat = torch.full((50, 1, 8, 8), 0.5), torch.zeros(50).long(), ThreatModel("l2", 0.4)
         else:
             labels = (data.test.y > 4).long() if isinstance(model, unusual.OneLogit) else data.test.y

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from robgib import RobGIBError, SampleRNG, ThreatModel
 from robgib.attacks import APGD, Criterion, Objective, Square
 from robgib.attacks.apgd import auto_ascend, checkpoints, sparse_ascend
-from robgib.attacks.objective import make_objective, misled, wrong_by
+from robgib.attacks.objective import make_objective, misclassified, wrong_by
 from robgib.attacks.square import _as_images, _pattern, _patterns, _placed, _pyramid, _sides, _window
 from robgib.attacks.threat_model import onto_ball, within
 
@@ -65,7 +65,7 @@ def test_the_ratio_needs_as_many_classes_as_it_names():
 def test_who_is_fooled():
     rows = doubles([2, 1, 0], [0, 2, 1], [NAN, 0, 0], [INF, 0, 0], [1, 1, 0])
     y = torch.zeros(5, dtype=torch.long)
-    assert misled(rows, y).tolist() == [False, True, True, True, False]
+    assert misclassified(rows, y).tolist() == [False, True, True, True, False]
     assert Criterion(y)(rows).tolist() == [False, True, True, True, False]
     assert Criterion(torch.ones_like(y), True)(rows).tolist() == [False, True, True, True, False]
     assert Criterion(torch.full_like(y, 2), True)(rows).tolist() == [False, False, True, True, False]
@@ -185,7 +185,7 @@ def test_sizes_and_widest_radii_by_hand():
     ThreatModel("l2", 4 * (1 + 1e-10)).check(16)
     with pytest.raises(RobGIBError, match=r"eps 4\.01 \(l2\) is more than the whole box \[0, 1\] \(4\)"):
         ThreatModel("l2", 4.01).check(16)
-    with pytest.raises(RobGIBError, match=r"eps 17 \(l0\) is more than the 16 numbers"):
+    with pytest.raises(RobGIBError, match=r"eps 17 \(l0\) is more than the 16 values"):
         ThreatModel("l0", 17).check(16)
     with pytest.raises(RobGIBError, match=r"at least 1, not 0\.5"):
         ThreatModel("l0", 0.5)

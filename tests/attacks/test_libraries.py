@@ -294,7 +294,7 @@ def test_images_that_are_not_finite_become_the_clean_ones():
             return torch.stack([1 + 0 * x.flatten(1).sum(1), 0 * x.flatten(1).sum(1)], 1)
 
     x, y = torch.rand(4, 1, 3, 3), torch.zeros(4, dtype=torch.int64)
-    with pytest.warns(RobGIBWarning, match="foolbox:NewtonFoolAttack: 4 of 4 images came back with NaN"):
+    with pytest.warns(RobGIBWarning, match="foolbox:NewtonFoolAttack: 4 of 4 images have NaN"):
         found = make_attack("foolbox:NewtonFoolAttack:eps=0.1,steps=2").perturb(Flat(), x, y, SampleRNG(0, range(4)))
     assert torch.equal(found, x)
 
@@ -334,7 +334,7 @@ ASKING = (
     "InversionAttack BinarySearchContrastReductionAttack LinearSearchContrastReductionAttack GaussianBlurAttack "
     "LinearSearchBlendedUniformNoiseAttack VirtualAdversarialAttack"
 )
-TRUE_REASONS = ("so no budget can be verified.", "and a PyTorch classifier of images is none.")
+TRUE_REASONS = ("so no budget can be verified.", "a PyTorch image classifier is not supported.")
 
 
 @pytest.mark.parametrize("library", BOUNDED)

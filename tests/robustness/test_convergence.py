@@ -29,7 +29,7 @@ def test_every_step_of_a_linear_model_is_seen():
     expected = np.maximum(lead - 0.32 * np.arange(7), 0) / lead
     assert [r["step"] for r in rows] == [0, 1, 2, 3, 4]
     assert [r["right"] for r in rows] == [1, 1, 1, 1, 0]
-    assert [r["lead"] for r in rows] == pytest.approx(expected.mean(0)[:5], abs=1e-5)
+    assert [r["margin"] for r in rows] == pytest.approx(expected.mean(0)[:5], abs=1e-5)
     assert [r["distance"] for r in rows] == pytest.approx([0, 0.02, 0.04, 0.06, 0.08], abs=1e-6)
 
 
@@ -53,7 +53,7 @@ def test_the_last_step_is_the_attacks_outcome(spec, digits_cnn, digits):
     left = float((digits_cnn(found).argmax(1) == y).float().mean())
     assert 0.1 < left < 0.9
     assert rows[-1]["right"] == pytest.approx(left, abs=1.5 / len(x))
-    assert all(a["right"] >= b["right"] and a["lead"] >= b["lead"] for a, b in zip(rows, rows[1:], strict=False))
+    assert all(a["right"] >= b["right"] and a["margin"] >= b["margin"] for a, b in zip(rows, rows[1:], strict=False))
     assert rows[0]["samples"] == len(x)
     assert len(rows) <= 41
 

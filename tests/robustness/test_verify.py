@@ -70,7 +70,7 @@ COLUMNS = {
         "adversarial_prediction": "answers to adversarial images",
         "robust": "which samples are robust",
         "right": "shares of right answers",
-        "right_8bit": "answers to 8-bit copies",
+        "right_8bit": "answers to quantized copies",
         "linf": "sizes in linf",
         "l2": "sizes in l2",
         "distance": "distances",
@@ -88,15 +88,15 @@ COLUMNS = {
         "robust_accuracy": "robust accuracy and its interval",
         "low": "robust accuracy and its interval",
         "high": "robust accuracy and its interval",
-        "robust_accuracy_8bit": "robust accuracy in 8 bits",
+        "robust_accuracy_8bit": "quantized robust accuracy",
         "certified": "certified accuracy",
         "certified_accuracy": "certified accuracy",
-        "undecided": "undecided samples",
-        "median_distance": "median distance",
+        "not_finite": "samples without a finite answer",
+        "median_distance": "median minimum norm",
         "status": "status",
     },
     "curve": {
-        "attack": "of an attack that ran",
+        "attack": "belongs to an attack that ran",
         "norm": "radii of the curve",
         "eps": "radii of the curve",
         "at": "radii of the curve",
@@ -135,7 +135,7 @@ def test_a_changed_column_is_found(whole, tmp_path, digits_cnn, name, column, pl
     folder = shutil.copytree(whole, tmp_path / "run")
     table = pd.read_csv(folder / f"{name}.csv")
     assert set(table.columns) - set(COLUMNS[name]) <= {
-        "certified_lead", "seconds", "forward", "backward", "reason", "note",
+        "certified_margin", "seconds", "forward", "backward", "reason", "note",
     }  # fmt: skip
     rows = table["attack"] == table["attack"].iloc[0 if place == "first" else -1]
     if name == "curve" and column in ("right", "samples"):  # one point is enough
@@ -188,7 +188,7 @@ def test_distances_of_samples_that_stand(saved, whole, digits_cnn):
     table["distance"] *= 0.5  # nearer than the images kept: a curve may have found such, but would show them
     found = broken(replace(run, outcomes=table), images, digits_cnn)
     assert any("accuracy at each radius" in what for what in found)
-    assert any("median distance" in what for what in found)
+    assert any("median minimum norm" in what for what in found)
 
 
 class Unsure(torch.nn.Module):
@@ -216,7 +216,7 @@ def test_undecided_wrong_and_failed(digits_cnn, digits, tmp_path, cascade):
     loaded, images = load_run(folder), load_adversarial(folder)
     table = loaded.robustness
     assert "failed" in set(table["status"])
-    assert table["undecided"].max() > 0
+    assert table["not_finite"].max() > 0
     assert table["correct"].iloc[0] < 60 - (loaded.outcomes["clean_prediction"].iloc[:60] < 0).sum()
     assert not broken(loaded, images, net)
     failed = table.copy()
@@ -272,7 +272,7 @@ def test_another_model_is_found_and_a_random_one_refused(saved, digits_cnn):
     run, images = load_run(saved), load_adversarial(saved)
     other = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
     assert broken(run, images, other)[0] == "the model has the weights that were attacked"
-    with pytest.raises(RobGIBError, match="answers at random"):
+    with pytest.raises(RobGIBError, match="is stochastic"):
         list(verify(run, images, Noisy()))
 
 
