@@ -277,7 +277,7 @@ def test_what_an_attack_leaves_above_the_checks_own_is_said_beside_it(digits, di
     weak = "torchattacks:PGD:eps=0.1,alpha=0.001,steps=5"
     table, run = robustness(digits_cnn, digits, [weak, "pgd-linf:eps=0.1", "pgd-linf:eps=0.05"])
     assert "5 steps of 0.001 move at most 0.005" in table.loc[weak, "note"]
-    assert "where PGD of 20 steps on the model itself leaves" in table.loc[weak, "note"]
+    assert "PGD of 20 steps on the model itself leaves" in table.loc[weak, "note"]
     assert table.loc["pgd-linf:eps=0.1", "note"] == table.loc["pgd-linf:eps=0.05", "note"] == ""
     signs = run.signs.set_index("name")
     assert signs.loc["weaker than a short attack", "seen"]
@@ -350,6 +350,27 @@ def test_folders_of_before_there_were_notes_are_read(run, tmp_path):
     assert set(back.robustness["note"]) == {""}
     assert set(back.robustness["not_finite"]) == {0}
     assert write_report(back, tmp_path / "page.html").is_file()
+
+
+def test_folders_with_former_column_names_are_read(run, tmp_path):
+    folder = run.save(tmp_path)
+    now = load_run(folder)
+    former = {
+        "robustness": {"not_finite": "undecided"},
+        "outcomes": {"certified_margin": "certified_lead"},
+        "convergence": {"margin": "lead"},
+    }
+    for name, columns in former.items():
+        table = pd.read_csv(folder / f"{name}.csv")
+        assert set(columns) <= set(table.columns)
+        table.rename(columns=columns).to_csv(folder / f"{name}.csv", index=False)
+    with pytest.raises(RobGIBError, match="no column 'not_finite'"):
+        load_run(folder)  # a folder of this version must have the new names
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "schema": 6}))
+    back = load_run(folder)
+    for name in former:
+        pd.testing.assert_frame_equal(getattr(back, name), getattr(now, name))
 
 
 def test_a_folder_of_a_newer_version_is_refused_in_a_sentence(run, tmp_path):

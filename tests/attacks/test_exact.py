@@ -357,20 +357,20 @@ def test_each_sample_goes_at_its_own_pace_and_leaves_when_it_is_fooled():
 
 
 class Recorded(APGD):
-    """What is asked of each ascent: its goal's targets and its samples. It reaches sample 0, and betters sample 1."""
+    """Record the targets and samples of each ascent. It fools sample 0 and improves sample 1."""
 
     def ascend(self, model, x, goal, rng, start=None):
-        told.append((goal.labels.tolist(), goal.targeted, goal.criterion.labels.tolist(), x[:, 0].tolist()))
+        calls.append((goal.labels.tolist(), goal.targeted, goal.criterion.labels.tolist(), x[:, 0].tolist()))
         gain = torch.where(x[:, 0] == 0.1, 1.0, -1.0).to(x)
-        return x + 0.01 * len(told), goal.value(model(x)) + gain, x[:, 0] == 0.0
+        return x + 0.01 * len(calls), goal.value(model(x)) + gain, x[:, 0] == 0.0
 
 
-told = []
+calls = []
 
 
 @pytest.mark.parametrize(("targets", "restarts"), [(0, 2), (2, 1), (9, 1)])
 def test_targets_and_restarts_take_turns_on_what_is_left(targets, restarts):
-    told.clear()
+    calls.clear()
     model = nn.Linear(1, 4, dtype=torch.float64)
     with torch.no_grad():
         model.weight.zero_()
@@ -380,12 +380,12 @@ def test_targets_and_restarts_take_turns_on_what_is_left(targets, restarts):
     found = attack.perturb(model, x, y, SampleRNG(0, range(4)))
     first = [0.0, 0.1, 0.2]
     if targets:  # the most likely wrong classes in turn
-        assert [t[0] for t in told] == [[2] * 3, [3] * 2, [1] * 2][: min(targets, 3)]
-        assert all(t[1] and set(t[2]) == {0} for t in told)
+        assert [t[0] for t in calls] == [[2] * 3, [3] * 2, [1] * 2][: min(targets, 3)]
+        assert all(t[1] and set(t[2]) == {0} for t in calls)
     else:
-        assert [t[0] for t in told] == [[0] * 3, [0] * 2]
-        assert not any(t[1] for t in told)
-    assert [t[3] for t in told] == [first, *[first[1:]] * (len(told) - 1)]
+        assert [t[0] for t in calls] == [[0] * 3, [0] * 2]
+        assert not any(t[1] for t in calls)
+    assert [t[3] for t in calls] == [first, *[first[1:]] * (len(calls) - 1)]
     # Kept is what reached the goal, and what is better than the best so far.
     last = {0: 0.01, 2: 0.02, 9: 0.03}[targets]
     assert found.flatten().tolist() == pytest.approx([0.01, 0.1 + last, 0.2, 0.3])

@@ -1,4 +1,4 @@
-"""Each sign of a failed attack on a model built to show it, and silence on an adversarially trained one."""
+"""Each attack-failure indicator on a model built to show it, and none on an adversarially trained model."""
 
 import copy
 
@@ -93,7 +93,7 @@ def test_a_model_that_answers_at_random(kind, digits_cnn, digits):
 
 
 @pytest.mark.slow
-def test_signs_of_how_a_model_answers(digits_cnn, digits):
+def test_indicators_of_unusual_outputs(digits_cnn, digits):
     x, y = (v[:30] for v in right(digits_cnn, digits))
     assert "outputs depend on the batch" in names(Company(digits_cnn), x, y)
     assert "outputs are probabilities" in names(Probabilities(digits_cnn), x, y)
@@ -137,7 +137,7 @@ def test_a_saturated_softmax_loses_the_gradient_and_the_margin_tells(digits_cnn,
     assert found["black box beats gradients"].seen
 
 
-def test_a_detached_branch_leads_gradients_astray(digits_cnn, digits):
+def test_a_detached_branch_masks_gradients(digits_cnn, digits):
     model = Detached(digits_cnn)
     seen = names(model, *right(model, digits))
     assert "zero gradients" not in seen
@@ -184,13 +184,13 @@ def test_a_slope_that_begins_beyond_the_ball():
     deaf, x, y = HardOfHearing(), torch.full((40, 1, 8, 8), 0.5), torch.zeros(40).long()
     threat = ThreatModel("l2", 0.4)
     assert "large-to-small eps beats ascent" in names(deaf, x, y, threat)
-    afar = make_attack("apgd-ce-l2:eps=0.4,widest=8")
-    left = (deaf(afar(deaf, x, y)).argmax(1) == y).numpy().astype(float)
-    assert "large-to-small eps beats ascent" not in names(deaf, x, y, threat, attacks={"afar": (afar, left)})
+    scheduled = make_attack("apgd-ce-l2:eps=0.4,widest=8")
+    left = (deaf(scheduled(deaf, x, y)).argmax(1) == y).numpy().astype(float)
+    assert "large-to-small eps beats ascent" not in names(deaf, x, y, threat, attacks={"scheduled": (scheduled, left)})
 
 
 def test_gradients_taken_further_out_are_not_masked():
-    """Square finds what PGD does not, but so does a climb from afar."""
+    """Square is stronger than PGD, but so is large-to-small APGD."""
     deaf, x, y = HardOfHearing(), torch.full((40, 1, 8, 8), 0.5), torch.zeros(40).long()
     left = {}
     for spec in ("pgd-l2:eps=0.8", "square-l2:eps=0.8,queries=200"):
@@ -202,7 +202,7 @@ def test_gradients_taken_further_out_are_not_masked():
     assert "black box beats gradients" not in seen
 
 
-def test_a_gap_that_every_climb_jumps_over():
+def test_a_gap_that_every_ascent_jumps_over():
     gap = OnePixel(lambda u: 10 * (u - 0.0513).abs() - 0.002)
     x, y = greys()
     threat = ThreatModel("linf", 0.14)

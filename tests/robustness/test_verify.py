@@ -149,17 +149,17 @@ def test_a_changed_column_is_found(whole, tmp_path, digits_cnn, name, column, pl
 
 def test_the_command_line_names_the_column(whole, tmp_path):
     folder = shutil.copytree(whole, tmp_path / "run")
-    asked = ["verify", str(folder), "--model", "digits-cnn"]
-    told = CliRunner().invoke(app, asked)
-    assert told.exit_code == 0, told.output
-    assert "Not checked" in told.output
+    arguments = ["verify", str(folder), "--model", "digits-cnn"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert "Not checked" in result.output
     table = pd.read_csv(folder / "robustness.csv")
     table.loc[2, "clean_low"] = 0.5
     table.to_csv(folder / "robustness.csv", index=False)
-    told = CliRunner().invoke(app, asked)
-    assert told.exit_code == 1
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 1
     assert "worst of 2, linf 0.1: clean accuracy and its interval: clean_low is stated as 0.5" in " ".join(
-        told.output.split()
+        result.output.split()
     )
 
 
@@ -175,7 +175,7 @@ def test_a_curve_that_agrees_with_itself_is_held_against_the_distances(whole, di
     ]
 
 
-def test_distances_of_samples_that_stand(saved, whole, digits_cnn):
+def test_distances_of_samples_that_remain_robust(saved, whole, digits_cnn):
     """A bounded attack alone finds none; one that looks outside its ball, or a curve, may."""
     for folder, label, expected in ((saved, ATTACKS[0], True), (saved, ATTACKS[1], False)):
         run, images = load_run(folder), load_adversarial(folder)
@@ -285,9 +285,9 @@ def test_from_the_command_line(tmp_path, monkeypatch):
     )  # fmt: skip
     assert done.exit_code == 0
     folder = next(p for p in tmp_path.iterdir())
-    told = call(app, ["verify", str(folder)])
-    assert told.exit_code == 0
-    assert "All 26 claims hold, of 30 samples" in told.output
+    result = call(app, ["verify", str(folder)])
+    assert result.exit_code == 0
+    assert "All 26 claims hold, of 30 samples" in result.output
     wrong = call(app, ["verify", str(folder), "--model", "digits-mlp-relu"])
     assert wrong.exit_code == 1
     table = (folder / "robustness.csv").read_text()
@@ -319,9 +319,9 @@ def test_pictures_are_read_as_the_evaluation_read_them(tmp_path, digits):
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     folder = next((tmp_path / "runs").iterdir())
-    told = call(app, ["verify", str(folder), "--model", "digits-cnn", *reading, *sizing])
-    assert told.exit_code == 0, told.output
-    assert "the images and labels are those of the data" in told.output
+    result = call(app, ["verify", str(folder), "--model", "digits-cnn", *reading, *sizing])
+    assert result.exit_code == 0, result.output
+    assert "the images and labels are those of the data" in result.output
     assert call(app, ["verify", str(folder), "--model", "digits-cnn", *reading, "--input-size", "6"]).exit_code != 0
 
 
