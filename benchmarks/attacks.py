@@ -1,11 +1,10 @@
-"""The same attacks through RobGIB and its peers: robust accuracy, time, passes, and the floor.
+"""The same attacks in RobGIB and other libraries: robust accuracy, time, passes, and the lower bound of the time.
 
     python benchmarks/attacks.py --data-root DATA [--model fashion-cnn-at] [--attacks pgd-20,pgd-100,autoattack]
 
-All attack the same network on the same images with the same budget and seed, one after another in one run, each
-library in its own words for the same attack, in batches of the size that is its fastest of those tried. The floor is
-the time that as many bare forward and backward passes of the plain network take, in batches of the same sizes tried.
-Prints Markdown. Needs torchattacks, foolbox and adversarial-robustness-toolbox; one that is missing is left out.
+All libraries attack the same network on the same images with the same budget and seed, each with its own fastest batch
+size of those tested. The lower bound is the time of the same number of forward and backward passes of the network
+alone. Prints Markdown. Needs torchattacks, foolbox and adversarial-robustness-toolbox; a missing library is skipped.
 """
 
 from __future__ import annotations
@@ -31,14 +30,14 @@ from robgib.robustness.run_attack import run_attack
 from robgib.zoo.loading import load_recipe
 from robgib.zoo.recipe import find_recipe
 
-load_torchvision()  # mended before the libraries ask for it
+load_torchvision()  # before the libraries import it
 
 Peer = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 
 def peers(attack: str, eps: float) -> dict[str, Peer]:
     """Each library's form of the attack: a function of the model, a batch and its labels."""
-    found: dict[str, Peer] = {}
+    forms: dict[str, Peer] = {}
     steps = int(attack.removeprefix("pgd-")) if attack.startswith("pgd-") else 0
 
     def torchattacks(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -79,12 +78,12 @@ def peers(attack: str, eps: float) -> dict[str, Peer]:
         ("ART", "adversarial-robustness-toolbox", art, False),  # its ensemble is another one,
     ):
         try:
-            told = version(package)
+            number = version(package)
         except ImportError:
             continue
         if steps or has_ensemble:
-            found[f"{name} {told}"] = form
-    return found
+            forms[f"{name} {number}"] = form
+    return forms
 
 
 def wait(device: str) -> None:
@@ -175,9 +174,9 @@ def main() -> None:
                         with eval_mode(model), count_queries(model) as passes, torch.enable_grad():
                             for part, labels in zip(x.split(size), y.split(size), strict=True):
                                 part, labels = part.to(device), labels.to(device)
-                                found = form(model, part, labels).detach()
+                                x_adv = form(model, part, labels).detach()
                                 with torch.no_grad():
-                                    hits += int((model(found).argmax(1) == labels).sum())
+                                    hits += int((model(x_adv).argmax(1) == labels).sum())
                         robust = hits / len(x)
                     wait(device)
                     taken = time.perf_counter() - began

@@ -107,9 +107,9 @@ def main() -> None:
         for n in map(int, options.features.split(",")):
             for samples in map(int, options.samples.split(",")):
                 classes = name in ("probe",)
-                found = [run(name, kind, samples, n, classes, options.limit, options.patience) for kind in KINDS]
-                mi, one, naive = found
-                cells = ["–" if f is None else f"{'~' if f[2] else ''}{f[0]:.2f}" for f in found]
+                measured = [run(name, kind, samples, n, classes, options.limit, options.patience) for kind in KINDS]
+                mi, one, naive = measured
+                cells = ["–" if f is None else f"{'~' if f[2] else ''}{f[0]:.2f}" for f in measured]
                 ratios = ["–" if a is None or b is None else f"{a[0] / b[0]:.1f}" for a, b in ((one, mi), (naive, one))]
                 memory = ["–" if f is None else f"{f[1]:.0f}" for f in (mi, one)]
                 print(f"| {' | '.join([name, str(n), str(samples), *cells, *ratios, *memory])} |", flush=True)

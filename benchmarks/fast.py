@@ -2,9 +2,8 @@
 
     python benchmarks/fast.py --data-root DATA [--cases digits-cnn,linf,0.06,800 fashion-cnn-at,l2,1.5,300 …]
 
-A case is a model of the zoo, a norm, an eps and a number of images; for the digits, whose test set is small, the
-validation and training images follow the test images. Passes are forward passes, a gradient counted as two. Prints
-Markdown.
+A case is a model of the zoo, a norm, an eps and a number of images. For digits, whose test set is small, validation and
+training images follow the test images. Passes are forward passes; a gradient counts as two. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ CASES = [
 
 
 def read_case(case: str, data_root: str | None) -> tuple[nn.Module, str, float, Tensor, Tensor]:
-    """A case's model, norm, eps, images and labels."""
+    """Return model, norm, eps, images and labels of a case."""
     name, norm, eps, count = case.split(",")
     model, data = robgib.load_model(name, data_root=data_root)
     splits = (data.test, data.val, data.train) if name.startswith("digits") else (data.test,)

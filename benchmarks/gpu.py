@@ -34,11 +34,11 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--images", type=int, default=10_000)
-    asked = parser.parse_args()
-    device = resolve_device(asked.device)
+    options = parser.parse_args()
+    device = resolve_device(options.device)
     torch.manual_seed(0)
     net = build("resnet", (3, 32, 32), 10, {"depths": [2, 2, 2, 2], "width": 64}).eval()
-    x = torch.rand(asked.images, 3, 32, 32)
+    x = torch.rand(options.images, 3, 32, 32)
     y = torch.from_numpy(predict(net.to(device), x, device=device))
     began = time.perf_counter()
     run = robgib.evaluate(
@@ -53,7 +53,7 @@ def main() -> None:
     seconds, passes = attacks["seconds"].sum(), int(attacks["forward"].sum())
     batch = prepare(net.to(device), x, classes=10, device=device).batch_size
     bare = int(attacks["backward"].sum()) * floor(net.to(device), x, y, device, batch)
-    print(f"{environment(device)['device']}, torch {torch.__version__}, {asked.images} images, batches of {batch}")
+    print(f"{environment(device)['device']}, torch {torch.__version__}, {options.images} images, batches of {batch}")
     print(f"in all {took:.1f} s with the page; attacks {seconds:.1f} s, {passes:,} images forward")
     print(f"floor {bare:.1f} s: {bare / seconds:.0%} of the attacks' time")
 

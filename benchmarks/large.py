@@ -56,34 +56,34 @@ def main() -> None:
     parser.add_argument("--samples", type=int, help="pictures to attack; all where not given")
     parser.add_argument("--information", type=int, help="pictures to estimate information on")
     parser.add_argument("--estimator", action="append", help="the default where not given")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as place:
-        pictures(Path(place), asked.pictures)
+        pictures(Path(place), options.pictures)
         began = time.perf_counter()
         data = robgib.load_data(f"folder:{place}/all", sizing=Sizing(256, (224, 224)))
         listed = time.perf_counter() - began
-        if asked.what == "folder":
+        if options.what == "folder":
             net = build("lenet", (3, 224, 224), CLASSES)
-            layers, samples, attacks = ["logits"], asked.samples or 100, ["fgsm-linf:eps=4/255"]
+            layers, samples, attacks = ["logits"], options.samples or 100, ["fgsm-linf:eps=4/255"]
         else:
-            net = load_timm().create_model(asked.what, num_classes=CLASSES)
+            net = load_timm().create_model(options.what, num_classes=CLASSES)
             blocks = [n for n, _ in net.named_children() if n.startswith("layer")] or [f"blocks.{i}" for i in (2, 5, 8)]
-            layers, samples, attacks = [*blocks[:3], "logits"], asked.samples, ["pgd-linf:eps=4/255,steps=10"]
+            layers, samples, attacks = [*blocks[:3], "logits"], options.samples, ["pgd-linf:eps=4/255,steps=10"]
         # Labelled as the network answers, so that there is something to attack.
-        told = torch.from_numpy(predict(net.eval(), data.test.x[:samples]).astype(np.int64))
-        y = torch.cat([told, data.test.y[len(told) :]])
+        predicted = torch.from_numpy(predict(net.eval(), data.test.x[:samples]).astype(np.int64))
+        y = torch.cat([predicted, data.test.y[len(predicted) :]])
         data = replace(data, by_name=False, test=replace(data.test, y=y))
         run = robgib.evaluate(
-            net.eval(), data, attacks=attacks, layers=layers, samples=samples, information_samples=asked.information,
-            estimators=asked.estimator or DEFAULT_ESTIMATORS, curve=False, signs=False, corruptions=False,
+            net.eval(), data, attacks=attacks, layers=layers, samples=samples, information_samples=options.information,
+            estimators=options.estimator or DEFAULT_ESTIMATORS, curve=False, signs=False, corruptions=False,
             progress=False,
         )  # fmt: skip
         took = time.perf_counter() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     attack = run.robustness["seconds"].sum()
     print(
-        f"{asked.what}, {asked.pictures} pictures, {len(layers)} layers: {took:.0f} s in all, "
+        f"{options.what}, {options.pictures} pictures, {len(layers)} layers: {took:.0f} s in all, "
         f"of which listing {listed:.0f} and attack {attack:.0f}; peak {peak:.2f} GiB; {torch.get_num_threads()} threads"
     )
 

@@ -1,14 +1,14 @@
-"""The nearest adversarial images: RobGIB's attacks and its peers', held against the best of all.
+"""Minimum-norm attacks of RobGIB and other libraries, compared with the best of all attacks.
 
     python benchmarks/minimal.py --data-root DATA [--models digits-cnn,fashion-cnn-at] [--norms linf,l2,l1,l0]
 
-All attack the same images of the same networks with about 2,000 passes an image at most (a forward pass is one, a
-gradient another); what was taken is counted. Optimality is AttackBench's (Cinà et al. 2025): with the curve of robust
-accuracy against eps, the area between an attack's curve and that of no attack, as a share of the area for the best of
-all attacks image by image. 1 is as near as anyone came on every image. Curves are exact steps: no grid. Each image that
-is counted was checked: in the box, misclassified in a batch of one, its distance measured in float64. Prints Markdown.
+All attacks run on the same images and networks with at most about 2,000 passes per image (a forward pass and a
+gradient count as one each); passes are counted. Optimality is that of AttackBench (Cinà et al. 2025): the area between
+the curve of robust accuracy of an attack and that of no attack, as a share of the area of the best attack per image. 1
+means that the attack is the best one on every image. Curves are exact step functions. Every image is checked: it lies
+in the box, is misclassified in a batch of one, and its distance is measured in float64. Prints Markdown.
 
-Needs adv-lib, foolbox and adversarial-robustness-toolbox; one that is missing is left out.
+Needs adv-lib, foolbox and adversarial-robustness-toolbox; a missing library is skipped.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import robgib
 from robgib._torchvision import load_torchvision
 from robgib.attacks import make_attack
 from robgib.attacks.libraries import load_advlib
-from robgib.attacks.objective import misled
+from robgib.attacks.objective import misclassified
 from robgib.attacks.threat_model import distance
 from robgib.models.inference import count_queries, eval_mode, predict
 from robgib.runtime import SampleRNG
@@ -49,34 +49,34 @@ OURS = {
 
 def ours(norm: str, pixels: int) -> dict[str, Finder]:
     """RobGIB's attacks by name."""
-    found: dict[str, Finder] = {}
+    finders: dict[str, Finder] = {}
     for spec in OURS[norm]:
         widest = {"linf": 1.0, "l2": pixels**0.5, "l1": float(pixels), "l0": float(pixels)}[norm]
         attack = make_attack(f"{spec}{',' if ':' in spec else ':'}eps={widest}")
-        found[spec] = lambda model, x, y, attack=attack: attack.find(model, x, y, SampleRNG(0, range(len(x))))
-    return found
+        finders[spec] = lambda model, x, y, attack=attack: attack.find(model, x, y, SampleRNG(0, range(len(x))))
+    return finders
 
 
 def advlib(norm: str) -> dict[str, Finder]:
     """adv-lib's attacks by name."""
     library, order = load_advlib(), {"linf": float("inf"), "l2": 2, "l1": 1, "l0": 0}[norm]
-    found: dict[str, Finder] = {"fmn": lambda m, x, y: library.fmn(m, x, y, norm=order, steps=1000)}
+    finders: dict[str, Finder] = {"fmn": lambda m, x, y: library.fmn(m, x, y, norm=order, steps=1000)}
     if norm != "l0":
-        found["fab"] = lambda m, x, y: library.fab(m, x, y, norm=order, n_iter=70, targeted=False)
-        found["pdpgd"] = lambda m, x, y: library.pdpgd(m, x, y, norm=order, num_steps=1000)
+        finders["fab"] = lambda m, x, y: library.fab(m, x, y, norm=order, n_iter=70, targeted=False)
+        finders["pdpgd"] = lambda m, x, y: library.pdpgd(m, x, y, norm=order, num_steps=1000)
     if norm in ("l2", "l1"):
-        found["alma"] = lambda m, x, y: library.alma(m, x, y, distance=norm, num_steps=1000)
+        finders["alma"] = lambda m, x, y: library.alma(m, x, y, distance=norm, num_steps=1000)
     if norm == "l2":
-        found["ddn"] = lambda m, x, y: library.ddn(m, x, y, steps=1000, levels=None)
-        found["pdgd"] = lambda m, x, y: library.pdgd(m, x, y, num_steps=1000)
-        found["sdf"] = lambda m, x, y: library.sdf(m, x, y)
-        found["df"] = lambda m, x, y: library.df(m, x, y)
+        finders["ddn"] = lambda m, x, y: library.ddn(m, x, y, steps=1000, levels=None)
+        finders["pdgd"] = lambda m, x, y: library.pdgd(m, x, y, num_steps=1000)
+        finders["sdf"] = lambda m, x, y: library.sdf(m, x, y)
+        finders["df"] = lambda m, x, y: library.df(m, x, y)
     if norm in ("linf", "l2"):
-        found["tr"] = lambda m, x, y: library.tr(m, x, y, p=order, iter=100)
+        finders["tr"] = lambda m, x, y: library.tr(m, x, y, p=order, iter=100)
     if norm == "l0":
-        found["sigma_zero"] = lambda m, x, y: library.sigma_zero(m, x, y, num_steps=1000)
-        found["vfga"] = lambda m, x, y: library.vfga(m, x, y, False)
-    return found
+        finders["sigma_zero"] = lambda m, x, y: library.sigma_zero(m, x, y, num_steps=1000)
+        finders["vfga"] = lambda m, x, y: library.vfga(m, x, y, False)
+    return finders
 
 
 def foolbox(norm: str) -> dict[str, Finder]:
@@ -157,12 +157,12 @@ def main() -> None:
             print("| attack | through | found | median | passes | s | optimality |")
             print("| --- | --- | --: | --: | --: | --: | --: |")
             rows, reach = {}, {}
-            doors = {"RobGIB": partial(ours, pixels=x[0].numel())}
+            adapters = {"RobGIB": partial(ours, pixels=x[0].numel())}
             if not options.only_ours:
-                doors |= {"adv-lib": advlib, "Foolbox": foolbox, "ART": art}
-            for library, door in doors.items():
+                adapters |= {"adv-lib": advlib, "Foolbox": foolbox, "ART": art}
+            for library, adapter in adapters.items():
                 try:
-                    finders = door(norm)
+                    finders = adapter(norm)
                 except (ImportError, robgib.RobGIBError):
                     continue
                 for attack, find in finders.items():
@@ -170,15 +170,17 @@ def main() -> None:
                     began = time.perf_counter()
                     try:
                         with eval_mode(model), count_queries(model) as passes, torch.enable_grad():
-                            found = find(model, x.clone(), y.clone()).detach()
+                            x_adv = find(model, x.clone(), y.clone()).detach()
                     except Exception as error:  # a peer's own
                         print(f"| {attack} | {library} | {type(error).__name__}: {str(error)[:60]} | | | | |")
                         continue
                     taken = time.perf_counter() - began
                     with torch.no_grad(), eval_mode(model):
-                        fooled = torch.cat([misled(model(f[None]), t[None]) for f, t in zip(found, y, strict=True)])
-                    inside = ((found >= -1e-6) & (found <= 1 + 1e-6)).flatten(1).all(1)
-                    far = distance(found.double(), x.double(), norm)
+                        fooled = torch.cat(
+                            [misclassified(model(f[None]), t[None]) for f, t in zip(x_adv, y, strict=True)]
+                        )
+                    inside = ((x_adv >= -1e-6) & (x_adv <= 1 + 1e-6)).flatten(1).all(1)
+                    far = distance(x_adv.double(), x.double(), norm)
                     key = (library, attack)
                     reach[key] = torch.where(fooled & inside, far, torch.inf).numpy()
                     rows[key] = ((passes.forward + passes.backward) / len(x), taken)

@@ -23,18 +23,18 @@ def counts(codes: list[int | None]) -> tuple[int, int, int, int]:
 
 def main() -> None:
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "mutants")
-    found = {
+    by_file = {
         str(path.relative_to(folder).with_suffix("")): json.loads(path.read_text(encoding="utf-8"))["exit_code_by_key"]
         for path in sorted(folder.rglob("*.py.meta"))
     }
     print("| file | changes | noticed | survived | not reached | unnoticed |\n| --- | --: | --: | --: | --: | --: |")
-    rows = {name: list(codes.values()) for name, codes in found.items()}
+    rows = {name: list(codes.values()) for name, codes in by_file.items()}
     for name, codes in {**rows, "all": [c for some in rows.values() for c in some]}.items():
         tried, noticed, survived, lone = counts(codes)
         if tried:
             print(f"| {name} | {tried} | {noticed} | {survived} | {lone} | {(survived + lone) / tried:.1%} |")
     print()
-    for codes in found.values():
+    for codes in by_file.values():
         print("".join(f"{key}\n" for key, code in codes.items() if code in (_SURVIVED, _NO_TEST)), end="")
 
 

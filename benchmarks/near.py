@@ -1,11 +1,11 @@
-"""What fells the samples nearest to the boundary: the table of docs/attacks.md behind the fast ensemble's last round.
+"""Attacks on the samples nearest to the boundary: the table of docs/attacks.md for round 5 of the fast ensemble.
 
     python -m benchmarks.near --data-root DATA [--cases f24-resnet-trades,linf,0.1,400 … --samples 24 --seeds 2]
 
-A case is a model of the zoo, a norm, an eps and a number of images. On what APGD-CE and APGD-T of three classes leave,
-the samples with least of their lead on the clean image go through each of the attacks, from the best image so far where
-it says so. Prints how many fall, seed by seed, and the passes that a sample takes that does not: forward passes, a
-gradient counted as two. Prints Markdown.
+A case is a model of the zoo, a norm, an eps and a number of images. The samples are those that APGD-CE and APGD-T of
+three classes leave right with the smallest share of their clean margin. Each attack runs on them, some from the best
+image so far. Prints the number of fooled samples per seed, and the passes per sample that remains right: forward
+passes; a gradient counts as two. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ class Samples:
             self.likeliest = wrong_classes(model(x), y)[:, 0]
 
     def value(self, images: Tensor) -> Tensor:
-        """By how much a wrong class leads (N,)."""
+        """The margin (N,) of the most likely wrong class."""
         with torch.no_grad():
             return self.margin.value(self.model(images))
 
-    def climb(self, rng: SampleRNG, steps: int, start: Tensor | None, likeliest: bool = False) -> Tensor:
+    def ascent(self, rng: SampleRNG, steps: int, start: Tensor | None, likeliest: bool = False) -> Tensor:
         """APGD towards one class of each sample."""
         with torch.no_grad():
             nearest = wrong_classes(self.model(self.best), self.y)[:, 0]
@@ -62,37 +62,37 @@ class Samples:
         return torch.stack(images)[values.argmax(0), torch.arange(len(self.x))]
 
     def restarts(self, rng: SampleRNG, times: int, from_square: bool) -> Tensor:
-        """Climbs of 50 steps, from random images or from what Square finds in 50 queries."""
-        found = self.best
+        """Ascents of 50 steps, from random images or from the result of Square with 50 queries."""
+        best = self.best
         for turn in range(times):
             start = self.random(rng, 50) if from_square else None
-            found = self.better(found, self.climb(rng, 50, start, likeliest=turn % 2 == 0))
-        return found
+            best = self.better(best, self.ascent(rng, 50, start, likeliest=turn % 2 == 0))
+        return best
 
     def in_turn(self, rng: SampleRNG, times: int, queries: int, steps: int) -> Tensor:
-        """Random search on from the best image, and a short climb, in turn."""
-        found = self.best
+        """Random search from the best image and a short ascent, alternating."""
+        best = self.best
         for _ in range(times):
-            found = self.better(found, self.random(rng, queries, found))
-            found = self.better(found, self.climb(rng, steps, found))
-        return found
+            best = self.better(best, self.random(rng, queries, best))
+            best = self.better(best, self.ascent(rng, steps, best))
+        return best
 
 
-# Passes of a sample that does not fall: a step of APGD takes three, a query of Square one.
+# Passes per sample that remains right: a step of APGD takes three, a query of Square one.
 ATTACKS: dict[str, tuple[int, Callable[[Samples, SampleRNG], Tensor]]] = {
-    "climb on, 100 steps": (300, lambda s, rng: s.climb(rng, 100, s.best)),
-    "climb on, 300 steps": (900, lambda s, rng: s.climb(rng, 300, s.best)),
-    "8 climbs from random images": (1200, lambda s, rng: s.restarts(rng, 8, from_square=False)),
-    "8 climbs from Square's images": (1600, lambda s, rng: s.restarts(rng, 8, from_square=True)),
+    "ascent from the best image, 100 steps": (300, lambda s, rng: s.ascent(rng, 100, s.best)),
+    "ascent from the best image, 300 steps": (900, lambda s, rng: s.ascent(rng, 300, s.best)),
+    "8 ascents from random images": (1200, lambda s, rng: s.restarts(rng, 8, from_square=False)),
+    "8 ascents from Square's images": (1600, lambda s, rng: s.restarts(rng, 8, from_square=True)),
     "Square, 2,500 queries": (2500, lambda s, rng: s.random(rng, 2500)),
     "Square, 5,000 queries": (5000, lambda s, rng: s.random(rng, 5000)),
-    "Square on from the best image, 2,500": (2500, lambda s, rng: s.random(rng, 2500, s.best)),
-    "5 times 500 queries on, 30 steps": (2950, lambda s, rng: s.in_turn(rng, 5, 500, 30)),
+    "Square from the best image, 2,500": (2500, lambda s, rng: s.random(rng, 2500, s.best)),
+    "5 times 500 queries from the best image, 30 steps": (2950, lambda s, rng: s.in_turn(rng, 5, 500, 30)),
 }
 
 
 def nearest(case: str, data_root: str | None, count: int) -> tuple[Samples, SampleRNG, int]:
-    """The samples of a case that come nearest to the boundary and stand; how many stand in all."""
+    """Return the remaining samples of a case that are nearest to the boundary, and the number of all remaining ones."""
     model, norm, eps, x, y = read_case(case, data_root)
     network = prepare(model, x[:16]).model.eval().requires_grad_(False)
     keep = (network(x).argmax(1) == y).nonzero().squeeze(1)
@@ -116,19 +116,19 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    fell: dict[str, list[str]] = {name: [] for name in ATTACKS}
+    fooled: dict[str, list[str]] = {name: [] for name in ATTACKS}
     heads = []
     for case in options.cases:
-        samples, rng, stand = nearest(case, options.data_root, options.samples)
+        samples, rng, remaining = nearest(case, options.data_root, options.samples)
         name, norm, eps, _ = case.split(",")
-        heads.append(f"{name}, {norm} {eps} ({len(samples.x)} of {stand})")
+        heads.append(f"{name}, {norm} {eps} ({len(samples.x)} of {remaining})")
         for label, (_, attack) in ATTACKS.items():
             counts = (int((samples.value(attack(samples, rng)) > 0).sum()) for _ in range(options.seeds))
-            fell[label].append(", ".join(map(str, counts)))
+            fooled[label].append(", ".join(map(str, counts)))
     print(f"| attack | passes | {' | '.join(heads)} |")
     print(f"| --- | --: |{' --: |' * len(heads)}")
     for label, (passes, _) in ATTACKS.items():
-        print(f"| {label} | {passes:,} | {' | '.join(fell[label])} |", flush=True)
+        print(f"| {label} | {passes:,} | {' | '.join(fooled[label])} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Signs of failed attacks: how often each is seen on models built to show it, and on models of the zoo.
+"""Attack-failure indicators: detection rates on models built to show them, and false alarms on models of the zoo.
 
     python -m benchmarks.signs --data-root DATA [--draws 8] [--into docs/signs.md]
 
-Draws of different size and seed: of 50 right images for the models built, of 15 to 100 for those of the zoo, which are
-evaluated as they come, with their data set's customary eps. A sign on a zoo model is a false alarm where the model is
-not built to mislead: none of them is. Prints Markdown, or writes it between the marks of a page.
+Draws differ in size and seed: 50 correctly classified images for the built models, 15 to 100 for those of the zoo, at
+the default eps of their data sets. An indicator on a zoo model is a false alarm, since none of them masks gradients.
+Prints Markdown, or writes it between the marks of a page.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _BEGIN, _END = "<!-- made by benchmarks.signs -->\n", "<!-- end -->"
 
 
 def rough(height: str) -> nn.Module:
-    """A function of one pixel: ripples on which steps turn round, or a gap that long steps jump over, or all do."""
+    """A function of one pixel with ripples, or with a gap that long steps, or all steps, jump over."""
 
     class OnePixel(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -49,18 +49,18 @@ def rough(height: str) -> nn.Module:
 
 
 def built(base: nn.Module) -> dict[str, tuple[list[nn.Module], str]]:
-    """By sign: the models built to show it, and what they are."""
+    """Return, by indicator, the models built to show it and their description."""
     return {
         "random outputs": (
             [unusual.Noisy(base), unusual.RarelyNoisy(base), unusual.OwnNoise(base)],
             "noise at each call; in one call of ten; in one of ten, from a generator of its own",
         ),
-        "answers depend on the batch": ([unusual.Company(base)], "the batch's mean is taken off"),
-        "answers are probabilities": (
+        "outputs depend on the batch": ([unusual.Company(base)], "the batch's mean is taken off"),
+        "outputs are probabilities": (
             [unusual.Probabilities(base), unusual.Probabilities(base, 2e5), unusual.OneProbability(base)],
             "a softmax at the end; a saturated one; one sigmoid",
         ),
-        "optimises inside": ([unusual.Optimises(base)], "a step on the image before the answer"),
+        "test-time optimisation": ([unusual.Optimises(base)], "a step on the image before the answer"),
         "zero gradients": (
             [unusual.Quantised(base), unusual.Saturated(base), unusual.Cut(base)],
             "images rounded; logits × 1,000; the image detached",
@@ -75,8 +75,11 @@ def built(base: nn.Module) -> dict[str, tuple[list[nn.Module], str]]:
             [unusual.Quantised(base), unusual.Saturated(base), unusual.Detached(base), unusual.Cut(base)],
             "images rounded; logits × 1,000; a branch without gradient; the image detached",
         ),
-        "boundary steps beat climbing": ([rough("narrow gap")], "a gap that all steps jump over"),
-        "climbs from afar lead further": ([unusual.HardOfHearing()], "pixels unheard up to 0.2 from grey; L2 0.4"),
+        "boundary steps beat ascent": ([rough("narrow gap")], "a gap that all steps jump over"),
+        "large-to-small eps beats ascent": (
+            [unusual.HardOfHearing()],
+            "no response to changes of a pixel up to 0.2 from grey; L2 0.4",
+        ),
         "more effort still helps": ([rough("gap")], "a gap that long steps jump over"),
         "weaker than a short attack": ([base], "an ordinary network, attacked with steps that do not reach the edge"),
     }
@@ -85,7 +88,7 @@ def built(base: nn.Module) -> dict[str, tuple[list[nn.Module], str]]:
 def draw(
     model: nn.Module, x: torch.Tensor, y: torch.Tensor, count: int, seed: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images that the model labels right, a draw of ``count``."""
+    """Draw ``count`` correctly classified images."""
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[: 3 * count]
     net = prepare(model, x[:16]).model
     with eval_mode(net), torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -95,14 +98,14 @@ def draw(
 
 
 def hits(name: str, model: nn.Module, data: Dataset, draws: int) -> tuple[int, int, int]:
-    """On how many draws a sign is seen, of how many, and on how many of them any other sign is."""
-    seen = others = 0
+    """Return on how many draws an indicator is seen, the number of draws, and on how many any other one is seen."""
+    hit = others = 0
     for seed in range(draws):
-        if name in ("one step beats many", "boundary steps beat climbing", "more effort still helps"):
+        if name in ("one step beats many", "boundary steps beat ascent", "more effort still helps"):
             generator = torch.Generator().manual_seed(seed)
             x = 0.5 + 1e-3 * (2 * torch.rand(50, generator=generator) - 1)[:, None, None, None].expand(-1, 1, 2, 2)
             y, threat = torch.zeros(50).long(), ThreatModel("linf", 0.14)
-        elif name == "climbs from afar lead further":
+        elif name == "large-to-small eps beats ascent":
             x, y, threat = torch.full((50, 1, 8, 8), 0.5), torch.zeros(50).long(), ThreatModel("l2", 0.4)
         else:
             labels = (data.test.y > 4).long() if isinstance(model, unusual.OneLogit) else data.test.y
@@ -112,33 +115,33 @@ def hits(name: str, model: nn.Module, data: Dataset, draws: int) -> tuple[int, i
         if name == "weaker than a short attack":
             weak = make_attack("torchattacks:PGD:eps=0.1,alpha=0.001,steps=5")
             attacks = {"weak": (weak, run_attack(model, x, y, weak).right)}
-        found = {s.name for s in failure_indicators(model, x, y, threat, attacks=attacks, seed=seed) if s.seen}
-        seen += name in found
-        others += bool(found - {name})
-    return seen, draws, others
+        names = {s.name for s in failure_indicators(model, x, y, threat, attacks=attacks, seed=seed) if s.seen}
+        hit += name in names
+        others += bool(names - {name})
+    return hit, draws, others
 
 
 def alarms(names: list[str], root: Path, draws: int) -> tuple[dict[str, int], int, list[str]]:
-    """By sign, on how many draws of the zoo's models it is seen; of how many; and where."""
+    """Return, by indicator, on how many draws of zoo models it is seen; the number of draws; and details."""
     seen = dict.fromkeys(CHECKS, 0)
     total, where = 0, []
-    held: dict[str, Dataset] = {}
+    data_sets: dict[str, Dataset] = {}
     for name in names:
         recipe = find_recipe(name)
-        data = held.setdefault(recipe.data, load_data(recipe.data, root))
+        data = data_sets.setdefault(recipe.data, load_data(recipe.data, root))
         model = load_recipe(recipe, data)[0]
         prepared = prepare(model, data.test.x[:16])
         attack = make_attack("pgd-linf", data.eps)
         for seed in range(draws):
             x, y = draw(model, data.test.x, data.test.y, _SIZES[seed % len(_SIZES)], seed)
             attacks = {"pgd-linf": (attack, run_attack(prepared, x, y, attack, seed=seed + 1000).right)}
-            found = failure_indicators(prepared, x, y, attack.threat, attacks=attacks, seed=seed)
+            indicators = failure_indicators(prepared, x, y, attack.threat, attacks=attacks, seed=seed)
             total += 1
-            for sign in found:
-                if sign.seen:
-                    seen[sign.name] += 1
-                    where.append(f"{name} ({len(x)} images): {sign.name}: {sign.detail}")
-        print(f"{name}: {total} draws so far, {sum(seen.values())} signs", flush=True)
+            for one in indicators:
+                if one.seen:
+                    seen[one.name] += 1
+                    where.append(f"{name} ({len(x)} images): {one.name}: {one.detail}")
+        print(f"{name}: {total} draws so far, {sum(seen.values())} indicators", flush=True)
     return seen, total, where
 
 
@@ -158,19 +161,19 @@ def main() -> None:
     warnings.simplefilter("ignore")
     digits = load_data("digits")
     base = load_recipe(find_recipe("digits-cnn"), digits)[0]
-    lines = ["| sign | models built to show it | seen | missed |", "| --- | --- | ---: | ---: |"]
-    for name, (models, told) in built(base).items():
+    lines = ["| indicator | models built to show it | seen | missed |", "| --- | --- | ---: | ---: |"]
+    for name, (models, description) in built(base).items():
         counts = [hits(name, copy.deepcopy(m), digits, options.draws) for m in models]
         seen, total = sum(c[0] for c in counts), sum(c[1] for c in counts)
-        lines.append(f"| {name} | {told} | {seen} of {total} | {total - seen} |")
+        lines.append(f"| {name} | {description} | {seen} of {total} | {total - seen} |")
         print(lines[-1], flush=True)
     names = options.models or sorted(recipes())
     seen_by, total, where = alarms(names, options.data_root, options.draws)
-    lines += ["", "| sign | false alarms on the zoo's models |", "| --- | ---: |"]
+    lines += ["", "| indicator | false alarms on the zoo's models |", "| --- | ---: |"]
     lines += [f"| {name} | {_rate(seen_by[name], total)} |" for name in CHECKS]
     any_seen = len({w.rpartition(":")[0].split("):")[0] for w in where})
-    lines += ["", f"{len(names)} models, {total} draws, {any_seen} draws with a sign.", ""]
-    lines += [f"- {told}" for told in where]
+    lines += ["", f"{len(names)} models, {total} draws, {any_seen} draws with an indicator.", ""]
+    lines += [f"- {description}" for description in where]
     text = "\n".join(lines).rstrip() + "\n"
     print(text)
     if options.into:

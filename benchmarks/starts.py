@@ -1,9 +1,9 @@
-"""Where PGD under L2 and L1 is best started, and on which loss its restarts: the tables of docs/attacks.md.
+"""Start distributions of PGD under L2 and L1, and losses of its restarts: the tables of docs/attacks.md.
 
     python benchmarks/starts.py --data-root DATA [--models digits-cnn,digits-cnn-at,digits-vit,fashion-cnn-at]
 
-Percentages of the images, of those tried, that are still right after the attack, by start or by loss, each the mean
-over seeds: lower is stronger. All entries of a row take as many passes over the same images. Prints Markdown.
+Prints the percentage of images that remain right, by start or by loss, as the mean over seeds: lower is stronger. All
+entries of a row use the same images and number of passes. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ STARTS = ("clean", "volume", "radius", "half", "surface")
 
 @dataclass(frozen=True)
 class Started(ThreatModel):
-    """A ball that says where a search in it starts: a uniform direction, and a radius by the rule."""
+    """A threat model with a start distribution: uniform direction, and a radius by the rule."""
 
     rule: str = "radius"
 
     def random_start(self, x: Tensor, rng: SampleRNG) -> Tensor:
-        """Draw a start by the rule; clean is the image itself."""
+        """Draw a start by the rule; ``clean`` is the image itself."""
         if self.rule == "clean":
             return x
         count = x[0].numel()
@@ -77,8 +77,8 @@ def main() -> None:
                     continue
                 for eps in budgets:
                     attacks = [attack(table, norm, eps, column) for column in columns]
-                    told = [left(model, x, y, one, options.seeds) for one in attacks]
-                    cells = " | ".join(f"**{v:.1f}**" if v == min(told) else f"{v:.1f}" for v in told)
+                    shares = [left(model, x, y, one, options.seeds) for one in attacks]
+                    cells = " | ".join(f"**{v:.1f}**" if v == min(shares) else f"{v:.1f}" for v in shares)
                     print(f"| {name} | {norm} {eps:g} | {cells} |", flush=True)
 
 
@@ -87,7 +87,7 @@ def attack(table: str, norm: Norm, eps: float, column: str) -> Attack:
         return PGD(norm, eps, steps=50, restarts=5, loss=column)
     restarts = 5 if table == "restarts" else 1
     made = APGD(norm, eps, steps=50) if table == "apgd" else PGD(norm, eps, steps=20, restarts=restarts)
-    object.__setattr__(made, "_threat", Started(norm, eps, rule=column))  # the same ball, other starts in it
+    object.__setattr__(made, "_threat", Started(norm, eps, rule=column))  # the same ball with other starts
     return made
 
 
@@ -98,9 +98,9 @@ def left(model: torch.nn.Module, x: Tensor, y: Tensor, attacker: Attack, seeds: 
         x, y, count = x[right], y[right], len(x)
         shares = []
         for seed in range(seeds):
-            found = attacker.perturb(model, x, y, SampleRNG(seed, range(len(x))))
+            x_adv = attacker.perturb(model, x, y, SampleRNG(seed, range(len(x))))
             with torch.no_grad():
-                shares.append(100 * int((model(found).argmax(1) == y).sum()) / count)
+                shares.append(100 * int((model(x_adv).argmax(1) == y).sum()) / count)
     return mean(shares)
 
 

@@ -41,7 +41,7 @@ __all__ = [
     "table",
 ]
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 """Kept in every run folder. Folders without one are of version 1."""
 
 
@@ -55,11 +55,12 @@ class Column:
         what: it holds.
         unit: ``bits``, ``share`` (of 1), ``pixel`` (pixel scale [0, 1], in the row's norm), ``s``, or nothing.
         since: the schema version that brought it.
-        missing: what stands for it in folders that are older.
+        missing: default value in folders that are older.
         label: its heading where it is shown; empty is not shown.
         form: how a value is written: ``percent``, ``interval`` (from the table's ``low`` and ``high``), ``distance``,
             ``seconds`` or ``text``.
         shown: where: ``terminal``, ``page``. A column without a value in any row is left out there.
+        former: its name in older folders.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Column:
     label: str = ""
     form: Literal["percent", "interval", "distance", "seconds", "text"] = "text"
     shown: tuple[Literal["terminal", "page"], ...] = ()
+    former: str = ""
 
 
 _INTERVAL = (
@@ -152,7 +154,15 @@ SCHEMA: Mapping[str, tuple[Column, ...]] = {
             form="percent",
             shown=("terminal", "page"),
         ),
-        Column("undecided", "integer", "samples to which the model has no finite answer; none is robust", "", 2, 0),
+        Column(
+            "not_finite",
+            "integer",
+            "samples for which the output is not finite; none is robust",
+            "",
+            2,
+            0,
+            former="undecided",
+        ),
         Column("seconds", "number", "time that the attack took", "s", label="time", form="seconds", shown=("page",)),
         Column("forward", "integer", "samples that went forward through the model"),
         Column("backward", "integer", "gradients that came back"),
@@ -173,8 +183,8 @@ SCHEMA: Mapping[str, tuple[Column, ...]] = {
         Column("index", "integer", "number of the sample"),
         Column("label", "integer", "its class"),
         *_BUDGET,
-        Column("clean_prediction", "integer", "the model's answer to the clean sample; -1: not decided"),
-        Column("adversarial_prediction", "integer", "its answer to the adversarial one; -1: not decided"),
+        Column("clean_prediction", "integer", "the model's answer to the clean sample; -1: not finite"),
+        Column("adversarial_prediction", "integer", "its answer to the adversarial one; -1: not finite"),
         Column("robust", "boolean", "whether both are right"),
         Column("right", "number", "draws answered right on the adversarial sample", "share", 2, np.nan),
         Column("right_8bit", "number", "the same on its copy in 8 bits", "share", 2, np.nan),
@@ -182,12 +192,13 @@ SCHEMA: Mapping[str, tuple[Column, ...]] = {
         Column("l2", "number", "size in L2", "pixel"),
         Column("distance", "number", "distance of the nearest adversarial sample found; inf: none", "pixel", 2, np.nan),
         Column(
-            "certified_lead",
+            "certified_margin",
             "number",
-            "lower bound of the true class's lead on the whole ball, logits; above 0: proven; empty: not asked",
+            "lower bound of the true class's margin on the whole ball, logits; above 0: proven; empty: not computed",
             "",
             5,
             np.nan,
+            former="certified_lead",
         ),
     ),
     "curve": (
@@ -239,7 +250,14 @@ SCHEMA: Mapping[str, tuple[Column, ...]] = {
         Column("step", "integer", "gradient steps that a sample had taken", "", 4),
         Column("samples", "integer", "samples watched", "", 4),
         Column("right", "number", "of them still labelled right", "share", 4),
-        Column("lead", "number", "smallest lead of the true class so far, of that on the clean sample", "share", 4),
+        Column(
+            "margin",
+            "number",
+            "smallest margin of the true class so far, relative to the clean sample",
+            "share",
+            4,
+            former="lead",
+        ),
         Column("distance", "number", "mean distance of the samples from the clean ones", "pixel", 4),
     ),
     "trace": (
@@ -401,12 +419,11 @@ class Run:
         robustness: a row an attack: eps, samples, correct, robust, clean and robust accuracy with 95%
             Clopper–Pearson intervals (``low``, ``high``), robust accuracy when adversarial images are rounded to 8
             bits, where it was asked for the samples proven robust (``certified``), samples to which the model has no
-            finite answer (``undecided``, none of them robust), seconds, status, and a note on what must be known beside
-            the figure. For a model that answers at random ``correct`` and ``robust`` are sums of the samples' shares of
-            right answers.
-        outcomes: a row a sample and attack: clean and adversarial prediction (-1: not decided), robust, the shares of
+            finite answer (``not_finite``, none of them robust), seconds, status, and a note on limitations of
+            the result. For a stochastic model ``correct`` and ``robust`` are sums of shares of right answers.
+        outcomes: a row a sample and attack: clean and adversarial prediction (-1: not finite), robust, the shares of
             draws answered right on the adversarial image and on its 8-bit copy, L-inf and L2 size, and where it was
-            asked for the lower bound of the true class's lead on the whole ball (``certified_lead``).
+            asked for the lower bound of the true class's margin on the whole ball (``certified_margin``).
         curve: a row an attack and eps: samples still right.
         layers: a row a layer, estimator and term: value in bits, 95% interval, saturation, resolution.
         features: a row a layer, estimator and input feature: I(X_i;Z), I(X_-i;Z) and II_i with intervals.
@@ -479,7 +496,7 @@ class Run:
             told = "failed" if r.accuracy != r.accuracy else f"{r.accuracy:.1%} [{r.low:.1%}, {r.high:.1%}]"
             lines.append(f"  {what}: {told}")
         seen = self.signs[self.signs["seen"].astype(bool)]
-        lines += [f"  sign of a failed attack ({s.norm} {s.eps:.4g}): {s.name}" for s in seen.itertuples()]
+        lines += [f"  attack-failure indicator ({s.norm} {s.eps:.4g}): {s.name}" for s in seen.itertuples()]
         if len(self.layers):
             of = ", ".join(dict.fromkeys(self.layers["estimator"]))
             lines.append(f"  information in {self.layers['layer'].nunique()} layers by {of}: see .layers")
@@ -495,7 +512,7 @@ class Run:
         )[["attack", "norm", "eps", "accuracy", "interval"]]
         seen = self.signs[self.signs["seen"].astype(bool)]
         below = "".join(
-            f"<p>Sign of a failed attack ({escape(str(s.norm))}): {escape(s.name)}</p>" for s in seen.itertuples()
+            f"<p>Attack-failure indicator ({escape(str(s.norm))}): {escape(s.name)}</p>" for s in seen.itertuples()
         )
         head = f"<p><b>{escape(self.name)}</b> on {escape(self.config['data']['name'])}</p>"
         return head + str(shown.to_html(index=False)) + below
@@ -698,6 +715,9 @@ def _read_table(file: Path, name: str, version: int) -> pd.DataFrame:
     if version < _SINCE.get(name, 1) and not file.exists():
         return table(name)
     held = read_csv(file)
+    if version < SCHEMA_VERSION:
+        renamed = {c.former: c.name for c in SCHEMA[name] if c.former in held and c.name not in held}
+        held = held.rename(columns=renamed)
     for column in SCHEMA[name]:
         if column.name not in held:
             if column.missing is None or version >= column.since:

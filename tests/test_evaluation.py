@@ -284,7 +284,7 @@ def test_what_an_attack_leaves_above_the_checks_own_is_said_beside_it(digits, di
     weak = "torchattacks:PGD:eps=0.1,alpha=0.001,steps=5"
     table, run = robustness(digits_cnn, digits, [weak, "pgd-linf:eps=0.1", "pgd-linf:eps=0.05"])
     assert "5 steps of 0.001 move at most 0.005" in table.loc[weak, "note"]
-    assert "where PGD of 20 steps on the model itself leaves" in table.loc[weak, "note"]
+    assert "PGD of 20 steps on the model itself leaves" in table.loc[weak, "note"]
     assert table.loc["pgd-linf:eps=0.1", "note"] == table.loc["pgd-linf:eps=0.05", "note"] == ""
     signs = run.signs.set_index("name")
     assert signs.loc["weaker than a short attack", "seen"]
@@ -307,11 +307,11 @@ def test_an_undecided_model_is_not_robust_and_its_run_is_whole(digits, digits_cn
         unusual.Undecided(digits_cnn), digits, ["pgd-linf:eps=0.1"], estimators=["gaussian"], layers=["logits"]
     )
     row = table.loc["pgd-linf:eps=0.1"]
-    assert row["undecided"] > 50
+    assert row["not_finite"] > 50
     assert row["robust_accuracy"] < 0.15
     assert any("has no answer to" in told for told in run.config["reading"])
     page = write_report(run, tmp_path / "page.html").read_text()
-    assert f"{row['undecided']} of 100 samples are not decided" in page
+    assert f"{row['not_finite']} of 100 samples are not decided" in page
     assert run.layers.query("layer == 'logits'")["value"].notna().all()
 
 
@@ -336,7 +336,7 @@ def test_checks_that_run_out_of_memory_take_nothing_with_them(digits, digits_cnn
     monkeypatch.setattr(sys.modules["robgib.robustness.beside"], "failure_indicators", no_memory)
     table, run = robustness(digits_cnn, digits, ["pgd-linf:eps=0.1"])
     assert table["status"].tolist() == ["ok"]
-    assert run.signs["name"].tolist() == ["checks did not end"]
+    assert run.signs["name"].tolist() == ["checks did not finish"]
 
 
 def test_an_eps_of_another_unit_is_refused_before_any_work(digits, digits_cnn):
@@ -347,7 +347,7 @@ def test_an_eps_of_another_unit_is_refused_before_any_work(digits, digits_cnn):
 def test_folders_of_before_there_were_notes_are_read(run, tmp_path):
     folder = run.save(tmp_path)
     table = pd.read_csv(folder / "robustness.csv")
-    table.drop(columns=["note", "undecided", "robust_accuracy_8bit"]).to_csv(folder / "robustness.csv", index=False)
+    table.drop(columns=["note", "not_finite", "robust_accuracy_8bit"]).to_csv(folder / "robustness.csv", index=False)
     config = json.loads((folder / "config.json").read_text())
     assert config.pop("schema") == SCHEMA_VERSION
     with pytest.raises(RobGIBError, match="no column 'robust_accuracy_8bit'"):
@@ -355,8 +355,29 @@ def test_folders_of_before_there_were_notes_are_read(run, tmp_path):
     (folder / "config.json").write_text(json.dumps(config))
     back = load_run(folder)
     assert set(back.robustness["note"]) == {""}
-    assert set(back.robustness["undecided"]) == {0}
+    assert set(back.robustness["not_finite"]) == {0}
     assert write_report(back, tmp_path / "page.html").is_file()
+
+
+def test_folders_with_former_column_names_are_read(run, tmp_path):
+    folder = run.save(tmp_path)
+    now = load_run(folder)
+    former = {
+        "robustness": {"not_finite": "undecided"},
+        "outcomes": {"certified_margin": "certified_lead"},
+        "convergence": {"margin": "lead"},
+    }
+    for name, columns in former.items():
+        table = pd.read_csv(folder / f"{name}.csv")
+        assert set(columns) <= set(table.columns)
+        table.rename(columns=columns).to_csv(folder / f"{name}.csv", index=False)
+    with pytest.raises(RobGIBError, match="no column 'not_finite'"):
+        load_run(folder)  # a folder of this version must have the new names
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "schema": 6}))
+    back = load_run(folder)
+    for name in former:
+        pd.testing.assert_frame_equal(getattr(back, name), getattr(now, name))
 
 
 def test_a_folder_of_a_newer_version_is_refused_in_a_sentence(run, tmp_path):
@@ -477,7 +498,7 @@ def test_what_stands_beside_the_attacks_does_not_outgrow_them(digits, digits_cnn
     assert passes["beside"] < 0.4 * whole
     signs = run.signs.set_index("name")
     assert not signs["seen"].any()
-    assert signs.loc["black box beats gradients", "detail"] == f"not looked for: every image fell to {spec}"
+    assert signs.loc["black box beats gradients", "detail"] == f"skipped: {spec} fooled every image"
     assert list(signs.index) == list(CHECKS)
 
 

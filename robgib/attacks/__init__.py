@@ -1,4 +1,4 @@
-"""Threat models, attacks, and what they do to a model."""
+"""Threat models and adversarial attacks."""
 
 from robgib.attacks.alma import ALMA
 from robgib.attacks.apgd import APGD

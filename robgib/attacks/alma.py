@@ -19,26 +19,26 @@ __all__ = [
     "ALMA",
 ]
 
-_MULTIPLIER = (1e-6, 1e12)  # within which the multiplier stays
-_ENOUGH = 1e-4  # by which the class has to be wrong, in units of the DLR loss
+_MULTIPLIER = (1e-6, 1e12)  # range of the multiplier
+_ENOUGH = 1e-4  # required margin of a wrong class, in units of the DLR loss
 
 
 @dataclass(frozen=True)
 class ALMA(NearestAttack):
-    """Distance under the constraint of a wrong class, by an augmented Lagrangian (Rony et al. 2021, algorithm 1).
+    """Minimum distance under the constraint of misclassification, by an augmented Lagrangian (Rony et al. 2021).
 
-    The constraint is the DLR loss (the margin below three classes), its penalty P2; the multiplier follows the
-    penalty's slope, smoothed, and the penalty's weight grows where the constraint does not get better. Steps are
-    RMSprop's with momentum, and fall exponentially from the first image that fools on.
+    It follows algorithm 1. The constraint is the DLR loss (the margin for two classes), with the penalty P2. The
+    multiplier is a moving average of the slope of the penalty. The weight of the penalty grows if the constraint does
+    not improve. The optimiser is RMSprop with momentum; its rate decays from the first adversarial image on.
 
     Fields:
         steps: gradient steps.
-        rate: first step of a pixel.
-        rate_last: the last one, as a share of the first.
-        check: steps after which the penalty's weight is reconsidered.
-        better: of the constraint a check ago, what is better.
-        growth: of the penalty's weight.
-        mean: of the multiplier's and the gradients' moving means, the share that stays.
+        rate: initial learning rate.
+        rate_last: final learning rate, as a share of the initial one.
+        check: number of steps between updates of the penalty weight.
+        better: factor by which the constraint must improve between updates.
+        growth: growth factor of the penalty weight.
+        mean: decay of the moving averages of multiplier and gradients.
     """
 
     norms: ClassVar[tuple[str, ...]] = ("l2", "l1")
@@ -64,14 +64,14 @@ class ALMA(NearestAttack):
         moved, square, momentum = torch.zeros_like(x), torch.ones_like(x), torch.zeros_like(x)
         multiplier, weight = torch.ones_like(nearest.size), torch.ones_like(nearest.size)
         before = multiplier
-        met = torch.full_like(nearest.size, self.steps + 1)  # the first step at which the sample was fooled
+        met = torch.full_like(nearest.size, self.steps + 1)  # first step at which the sample was fooled
         for step in range(self.steps):
             at = x + moved
             slope, logits = objective_gradient(model, at, goal)
             fooled = wrong_by(logits, goal.labels) > 0
             nearest.offer(at, fooled)
             met = torch.where(fooled & (met > step), step, met)
-            # Above 0 while the constraint is broken.
+            # Positive while the constraint is violated.
             broken = _ENOUGH - goal.value(logits)
             if step == 0:
                 before = broken
@@ -82,7 +82,7 @@ class ALMA(NearestAttack):
                 pressed = _penalty_slope(broken, weight, multiplier)
                 multiplier = (self.mean * multiplier + (1 - self.mean) * pressed).clamp(*_MULTIPLIER)
             gradient = self._pull(moved) - per_sample(_penalty_slope(broken, weight, multiplier), x) * slope
-            # The step falls from where the sample is first fooled.
+            # The rate decays from the first step at which the sample was fooled.
             far = (step - met).clamp_min(0) / (self.steps - met)
             rate = self.rate * self.rate_last**far
             square = self.mean * square + (1 - self.mean) * gradient.square()
@@ -92,7 +92,7 @@ class ALMA(NearestAttack):
         return nearest.image
 
     def _pull(self, moved: Tensor) -> Tensor:
-        """Gradient (N, …) of the distance."""
+        """Return the gradient (N, …) of the distance."""
         if self.norm == "l1":
             return moved.sign()
         length = torch.linalg.vector_norm(moved.flatten(1), dim=1).clamp_min(1e-12)
@@ -100,7 +100,7 @@ class ALMA(NearestAttack):
 
 
 def _penalty_slope(broken: Tensor, weight: Tensor, multiplier: Tensor) -> Tensor:
-    """Slope (N,) of the penalty P2 (Birgin et al. 2005) in the constraint.
+    """Return the slope (N,) of the penalty P2 (Birgin et al. 2005) with respect to the constraint.
 
     P2 is m y + m w y² + w² y³ / 6 for y >= 0 and m y / (1 - w y) below.
     """

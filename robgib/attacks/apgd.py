@@ -1,4 +1,4 @@
-"""Auto-PGD: projected ascent that finds its own step size."""
+"""Auto-PGD: projected gradient ascent with an adaptive step size."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from robgib.attacks.base import Attack, objective_gradient
 from robgib.attacks.linearization import wrong_classes
-from robgib.attacks.objective import Criterion, Loss, Objective, answers_at_random, misled
+from robgib.attacks.objective import Criterion, Loss, Objective, is_stochastic, misclassified
 from robgib.attacks.threat_model import CONVEX_NORMS, ThreatModel, per_sample
 from robgib.options import AtLeastOne, Count
 from robgib.runtime import SampleRNG
@@ -24,42 +24,42 @@ __all__ = [
 ]
 
 WIDEST = 8.0
-"""Radius, in eps, in which climbs from afar begin where nothing else is said (docs/attacks.md)."""
+"""Default start of the large-to-small eps schedule, in multiples of eps (docs/attacks.md)."""
 
-_MOMENTUM = 0.75  # weight of the new step; the rest goes on in the former direction
-_SPARSE_BALLS = ((3.0, 0.3), (2.0, 0.3), (1.0, 0.4))  # under L1: radii, in eps, and their shares of the steps
-_BALLS = 5  # radii from ``widest`` to eps, by equal factors
-_TURN = 0.04  # under L1: share of a radius's steps after which step and sparsity are reconsidered
-_SPREAD = 0.2  # under L1: share of the pixels that the first steps change, without a start that says it
-_SPARSER = 1.5  # under L1: by which factor fewer pixels are changed than the best image changes
-_SETTLED = 0.95  # under L1: below this share of the pixels changed before, the steps are long again
-_SHORTEST = 0.1  # under L1: step, in radii
+_MOMENTUM = 0.75  # weight of the new step; the previous direction has the rest
+_SPARSE_BALLS = ((3.0, 0.3), (2.0, 0.3), (1.0, 0.4))  # L1: radii, in eps, and their shares of the steps
+_BALLS = 5  # radii from ``widest`` to eps, in geometric progression
+_TURN = 0.04  # L1: share of the steps of a radius between updates of step size and sparsity
+_SPREAD = 0.2  # L1: share of the pixels that the first steps change, without a start image
+_SPARSER = 1.5  # L1: a step changes fewer pixels than the best image by this factor
+_SETTLED = 0.95  # L1: the step size is reset if the number of changed pixels falls below this share
+_SHORTEST = 0.1  # L1: minimum step size, in radii
 
 
 @dataclass(frozen=True)
 class APGD(Attack):
-    """Auto-PGD (Croce & Hein 2020, algorithm 1): momentum, and steps halved where the loss stops growing.
+    """Auto-PGD (Croce & Hein 2020, algorithm 1): momentum, and a step size that is halved if the loss stalls.
 
-    The first step is 2 eps long. At checkpoints that come ever more often, a sample's step is halved, and it goes
-    back to its best iterate, when fewer than ``rho`` of the steps since the last one raised its loss, or when neither
-    step nor best loss has changed. Fooled samples leave the batch.
+    The initial step size is 2 eps. At checkpoints with decreasing intervals, the step size of a sample is halved and
+    the sample returns to its best iterate, if fewer than ``rho`` of the steps since the last checkpoint increased the
+    loss, or if neither the step size nor the best loss has changed. Fooled samples leave the batch.
 
-    Under L1 it is Croce & Hein's form for that norm (2021, algorithm 1 and section 3.3): a step changes as many pixels
-    as the best image so far does, less a third; steps are long again where that number falls, else shorter; and the
-    ball shrinks from three eps over two to one, each search from where the last one ended.
+    Under L1 it follows Croce & Hein (2021, algorithm 1 and section 3.3): a step changes two thirds as many pixels as
+    the best image; the step size is reset if that number falls, else reduced; and the radius is three, two and one eps,
+    each ascent from the result of the previous one.
 
-    With ``widest`` the ball shrinks under any norm: five balls by equal factors, a fifth of the steps each. That helps
-    where the slope around the clean image misleads. A network trained against L-inf may answer to no change of a pixel
-    below its eps; under L2 such a climb stands still, and one that starts far out does not.
+    ``widest`` enables a large-to-small eps schedule under any norm: five radii in geometric progression, with a fifth
+    of the steps each. It helps if gradients near the clean image are uninformative. For example, a network trained
+    against L-inf may ignore changes below its eps; under L2, ascent from the clean image then stalls.
 
     Fields:
-        steps: gradient steps a restart and target; each ball takes one at least.
-        restarts: independent starts.
+        steps: gradient steps per restart and target; each radius has at least one.
+        restarts: number of random restarts.
         loss: ``ce`` or ``dlr`` (the difference of logits ratio, equation 6), or ``margin``.
-        targets: 0 is untargeted; n ascends towards each of the n most likely wrong classes in turn, where any
-            wrong class counts (APGD-T, section 4.2, with 9 and ``dlr``, equation 7).
-        rho: share of steps that must raise the loss.
-        widest: radius of the first ball, in eps; none is the norm's own, which is 1, and under L1 3.
+        targets: 0 is untargeted; n attacks each of the n most likely wrong classes in turn, and any wrong class
+            counts as success (APGD-T, section 4.2, with 9 and ``dlr``, equation 7).
+        rho: share of the steps that must increase the loss.
+        widest: start of the large-to-small eps schedule, in multiples of eps; None is 1, and 3 under L1.
     """
 
     norms: ClassVar[tuple[str, ...]] = CONVEX_NORMS
@@ -82,25 +82,25 @@ class APGD(Attack):
         result = x.clone()
         with torch.no_grad():
             logits = model(x)
-        left = (~misled(logits, y)).nonzero().squeeze(1)
-        for goal in self._goals(logits, y, answers_at_random(model)):
+        left = (~misclassified(logits, y)).nonzero().squeeze(1)
+        for goal in self._goals(logits, y, is_stochastic(model)):
             best = goal.value(logits)
             for _ in range(self.restarts):
                 if not len(left):
                     return result
                 origin, aim = x[left], goal.select(left)
-                found, value, is_adversarial = self.ascend(model, origin, aim, rng.select(left))
+                images, value, is_adversarial = self.ascend(model, origin, aim, rng.select(left))
                 better = is_adversarial | (value > best[left])
-                result[left[better]], best[left[better]] = found[better], value[better]
+                result[left[better]], best[left[better]] = images[better], value[better]
                 left = left[~is_adversarial]
         return result
 
     def ascend(
         self, model: nn.Module, x: Tensor, goal: Objective, rng: SampleRNG, start: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Ascend one goal's objective once, from ``start`` or else a random image of the ball.
+        """Maximise one objective once, from ``start`` or a random image of the ball.
 
-        Args and what it returns: as for :func:`auto_ascend`.
+        Args and returns: as for :func:`auto_ascend`.
         """
         if start is None and self._shrinks:
             return self._shrink(model, x, goal, rng)
@@ -117,9 +117,9 @@ class APGD(Attack):
         steps: int,
         like: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Ascend in one ball. Under L1 first steps are as sparse as the images ``like`` (N, …), less a third, if any.
+        """Run ascent in one ball. Under L1 the first steps have the sparsity of the images ``like`` (N, …), if given.
 
-        What it returns: as for :func:`auto_ascend`.
+        Returns: as for :func:`auto_ascend`.
         """
         if self.norm != "l1":
             return auto_ascend(model, x, goal, ball, start, steps, self.rho)
@@ -128,7 +128,7 @@ class APGD(Attack):
         return sparse_ascend(model, x, goal, ball, start, steps, changed)
 
     def _shrink(self, model: nn.Module, x: Tensor, goal: Objective, rng: SampleRNG) -> tuple[Tensor, Tensor, Tensor]:
-        """Ascend in ever smaller balls, from the best image of the one before, made to fit."""
+        """Run ascent with decreasing eps, each from the projected best image of the previous one."""
         most = self.threat.widest(x[:1].numel())
         best: Tensor | None = None
         used, share = 0, 0.0
@@ -137,19 +137,19 @@ class APGD(Attack):
             count = max(1, round(share * self.steps) - used)
             used += count
             ball = replace(self.threat, eps=min(factor * self.eps, most))
-            # Only in the ball that counts does an image end the search of its sample.
+            # An adversarial image ends the search only in the final ball.
             aim = goal if factor == 1 else replace(goal, criterion=replace(goal.criterion, patient=True))
             start = ball.random_start(x, rng) if best is None else ball.project(best, x)
-            found = self._ascend_in(ball, model, x, aim, start, count, best)
-            best = found[0]
-        return found
+            outcome = self._ascend_in(ball, model, x, aim, start, count, best)
+            best = outcome[0]
+        return outcome
 
     @property
     def _shrinks(self) -> bool:
         return self.norm == "l1" or self.widest is not None
 
     def _balls(self) -> tuple[tuple[float, float], ...]:
-        """Radii, in eps, and their shares of the steps; the last radius is 1."""
+        """Return radii, in eps, and their shares of the steps; the last radius is 1."""
         if self.widest is None:
             return _SPARSE_BALLS
         return tuple((self.widest ** (1 - k / (_BALLS - 1)), 1 / _BALLS) for k in range(_BALLS))
@@ -164,30 +164,30 @@ class APGD(Attack):
 
 
 def checkpoints(steps: int) -> list[int]:
-    """Steps after which the step size is reconsidered (Croce & Hein 2020, section 3.2)."""
+    """Return the checkpoints of the step size (Croce & Hein 2020, section 3.2)."""
     shares = [0.0, 0.22]
     while shares[-1] < 1:
         shares.append(shares[-1] + max(shares[-1] - shares[-2] - 0.03, 0.06))
-    # Rounded first: 0.57 · 100 is a little above 57 in floating point.
+    # Round first: 0.57 · 100 is slightly above 57 in floating point.
     return sorted({math.ceil(round(share * steps, 6)) for share in shares if 0 < share <= 1})
 
 
 def auto_ascend(
     model: nn.Module, x: Tensor, goal: Objective, threat: ThreatModel, start: Tensor, steps: int, rho: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Ascend the goal's objective from ``start``, sample by sample at its own pace.
+    """Maximise an objective from ``start``, with a step size of its own for each sample.
 
     Args:
         model: classifier, frozen.
-        x: clean images (N, …), right so far.
-        goal: what to increase.
+        x: clean, correctly classified images (N, …).
+        goal: the objective to maximise.
         threat: ball, box and steepest direction.
         start: first iterate, inside the ball.
-        steps: gradient steps.
-        rho: share of steps that must raise the objective.
+        steps: number of gradient steps.
+        rho: share of the steps that must increase the objective.
 
     Returns:
-        The first iterate that reached the goal, else the best one (N, …); its objective (N,); whether it reached (N,).
+        The first adversarial iterate, else the best one (N, …); its objective (N,); whether it is adversarial (N,).
     """
     count = len(x)
     start, gradient, logits = _answered(model, x, goal, start)
@@ -195,7 +195,7 @@ def auto_ascend(
     rows = torch.arange(count, device=x.device)
     value = goal.value(logits)
     values = value.clone()
-    # One row a sample still in play: where it is and was, its best, and how its steps went since the last checkpoint.
+    # One row per active sample: current, previous and best iterate, and counts since the last checkpoint.
     state = {
         "x": x, "at": start, "before": start, "best": start, "gradient": gradient, "best_gradient": gradient,
         "value": value, "best_value": value, "size": torch.full_like(value, 2 * threat.eps),
@@ -208,7 +208,7 @@ def auto_ascend(
         result[rows[done]], values[rows[done]] = state["at"][done], state["value"][done]
         stay = ~done
         rows, goal = rows[stay], goal.select(stay)
-        state = {name: held[stay] for name, held in state.items()}
+        state = {name: values_of[stay] for name, values_of in state.items()}
 
     done = goal.criterion(logits)
     if bool(done.any()):
@@ -254,10 +254,10 @@ def auto_ascend(
 
 
 def _answered(model: nn.Module, x: Tensor, goal: Objective, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The first iterate, the goal's gradient there (both (N, …)), and the logits (N, classes).
+    """Return the first iterate, the gradient of the objective there (both (N, …)), and the logits (N, classes).
 
-    Where the model has no answer to ``start`` (NaN) and the search does not end with that, nothing would ever be
-    better and no gradient leads away: it begins at the clean image ``x``.
+    If the objective is NaN at ``start`` and the search does not end there, no later iterate would compare as better.
+    The search then starts at the clean image ``x``.
     """
     gradient, logits = objective_gradient(model, start, goal)
     lost = goal.value(logits).isnan() & ~goal.criterion(logits)
@@ -269,16 +269,16 @@ def _answered(model: nn.Module, x: Tensor, goal: Objective, start: Tensor) -> tu
 
 
 def _changed(images: Tensor, x: Tensor) -> Tensor:
-    """How many pixels (N,) differ."""
+    """Return the number of changed pixels (N,)."""
     return (images != x).flatten(1).sum(1).float()
 
 
 def sparse_ascend(
     model: nn.Module, x: Tensor, goal: Objective, threat: ThreatModel, start: Tensor, steps: int, changed: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Ascend in one L1 ball with steps that change ``changed`` (N,) pixels at first, and as many as pays later.
+    """Maximise an objective in one L1 ball with sparse steps, which first change ``changed`` (N,) pixels.
 
-    Args and what it returns: as for :func:`auto_ascend`.
+    Args and returns: as for :func:`auto_ascend`.
     """
     count = len(x)
     start, gradient, logits = _answered(model, x, goal, start)
@@ -311,7 +311,7 @@ def sparse_ascend(
             is_adversarial[rows[done]] = True
             result[rows[done]], values[rows[done]] = s["at"][done], value[done]
             rows, goal = rows[~done], goal.select(~done)
-            s = state = {name: held[~done] for name, held in state.items()}
+            s = state = {name: values_of[~done] for name, values_of in state.items()}
         if not len(rows):
             return result, values, is_adversarial
         if step and step % turn == 0:
@@ -327,7 +327,7 @@ def sparse_ascend(
 
 
 def _sparse_step(x: Tensor, gradient: Tensor, size: Tensor, changed: Tensor) -> Tensor:
-    """Go ``size`` (N,) in L1 along the signs of the ``changed`` (N,) steepest pixels, an equal share each."""
+    """Take a step of L1 length ``size`` (N,) along the signs of the ``changed`` (N,) steepest pixels."""
     slope = gradient.flatten(1)
     order = slope.abs().sort(1, descending=True).values
     last = changed.long().clamp(1, slope.shape[1])[:, None] - 1

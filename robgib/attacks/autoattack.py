@@ -28,20 +28,20 @@ __all__ = [
 
 @dataclass(frozen=True)
 class AutoAttack(Attack):
-    """AutoAttack (Croce & Hein 2020): APGD-CE, APGD-T, FAB-T and Square, each on what the ones before left.
+    """AutoAttack (Croce & Hein 2020): APGD-CE, APGD-T, FAB-T and Square, each on the remaining samples.
 
-    The budgets are the standard version's: 100 steps and one restart each, 9 target classes, 5,000 queries; under L1
-    (Croce & Hein 2021) 5 restarts of APGD-CE and 5 target classes of APGD-T. A model of
-    fewer than four classes has no DLR loss towards targets; APGD-T then ascends the plain margin.
+    The parameters are those of the standard version: 100 steps and one restart each, 9 target classes, 5,000 queries;
+    under L1 (Croce & Hein 2021) 5 restarts of APGD-CE and 5 target classes of APGD-T. The targeted DLR loss needs four
+    classes; with fewer, APGD-T uses the margin.
 
-    ``version="rand"`` is the paper's for models that answer at random: APGD-CE and APGD-DLR (the margin below three
-    classes), each gradient the mean over ``eot`` draws, which for such a model are 20 unless told otherwise.
+    ``version="rand"`` is the version for stochastic models: APGD-CE and APGD-DLR (the margin for two classes), with
+    gradients averaged over ``eot`` draws, 20 by default.
 
     Fields:
         version: ``standard`` or ``rand``.
-        steps: of APGD and FAB.
-        targets: of APGD-T and FAB-T; APGD-T takes 5 of them at most under L1.
-        queries: of Square.
+        steps: steps of APGD and FAB.
+        targets: target classes of APGD-T and FAB-T; at most 5 for APGD-T under L1.
+        queries: queries of Square.
     """
 
     norms: ClassVar[tuple[str, ...]] = CONVEX_NORMS
@@ -57,7 +57,7 @@ class AutoAttack(Attack):
         return sum(member.cost or 1 for member in self.members(self.targets + 1))
 
     def members(self, classes: int) -> tuple[Attack, ...]:
-        """Return the attacks, in order, for a model of so many classes."""
+        """Return the attacks, in order, for a model of ``classes`` classes."""
         ce = APGD(self.norm, self.eps, steps=self.steps, eot=self.eot)
         if self.version == "rand":
             return ce, replace(ce, loss="dlr" if classes > 2 else "margin")
@@ -81,15 +81,15 @@ class AutoAttack(Attack):
 
 
 def cascade(attacks: Sequence[Attack], model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
-    """Run attacks in turn on the samples that are still right; the first image that fools is kept, else the last.
+    """Run attacks one after another on the remaining samples; keep the first adversarial image, else the last image.
 
-    An attack that needs gradients of a model that gives none is left out, with a :class:`~robgib.RobGIBWarning`.
+    An attack that needs gradients is skipped if the model has none, with a :class:`~robgib.RobGIBWarning`.
 
     Raises:
         NoGradientError: no attack could run.
     """
     result = x.clone()
-    if not len(x):  # a network need not take an empty batch
+    if not len(x):  # a network may not accept an empty batch
         return result
     goal = Objective.untargeted(y, "margin")
     with torch.no_grad():
@@ -100,29 +100,29 @@ def cascade(attacks: Sequence[Attack], model: nn.Module, x: Tensor, y: Tensor, r
         if not len(left):
             break
         try:
-            found = attack.perturb(model, x[left], y[left], rng.select(left))
+            images = attack.perturb(model, x[left], y[left], rng.select(left))
         except NoGradientError as error:
             missing[_title(attack)] = error
             continue
         ran = True
         with torch.no_grad():
-            fooled = goal.select(left).criterion(model(found))
-        # An image that does not fool is worth no less than the clean one, and FAB gives that back.
-        moved = per_sample(fooled | (found != x[left]).flatten(1).any(1), found)
-        result[left] = torch.where(moved, found, result[left])
+            fooled = goal.select(left).criterion(model(images))
+        # FAB returns the clean image on failure: it does not replace an earlier image.
+        moved = per_sample(fooled | (images != x[left]).flatten(1).any(1), images)
+        result[left] = torch.where(moved, images, result[left])
         left = left[~fooled]
     if missing:
         reason = next(iter(missing.values()))
         if not ran:
             raise reason
-        warnings.warn(f"{', '.join(missing)} left out: {reason}", RobGIBWarning, stacklevel=2)
+        warnings.warn(f"{', '.join(missing)} skipped: {reason}", RobGIBWarning, stacklevel=2)
     return result
 
 
 def _title(attack: Attack) -> str:
-    """The attack's class and what tells it from its like, as in ``APGD (dlr, 9 targets)``."""
-    told = [str(getattr(attack, "loss", ""))]
+    """Return a name for messages, such as ``APGD (dlr, 9 targets)``."""
+    details = [str(getattr(attack, "loss", ""))]
     if getattr(attack, "targeted", True) and getattr(attack, "targets", 0):
-        told.append(f"{attack.targets} targets")  # type: ignore[attr-defined]
-    told = [t for t in told if t]
-    return type(attack).__name__ + (f" ({', '.join(told)})" if told else "")
+        details.append(f"{attack.targets} targets")  # type: ignore[attr-defined]
+    details = [t for t in details if t]
+    return type(attack).__name__ + (f" ({', '.join(details)})" if details else "")

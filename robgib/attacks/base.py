@@ -1,4 +1,4 @@
-"""What an attack is, and the one gradient loop that the gradient attacks share."""
+"""Base classes of attacks, and projected gradient ascent."""
 
 from __future__ import annotations
 
@@ -44,19 +44,19 @@ class Attack(ABC):
     To write one: subclass, decorate with ``@dataclass(frozen=True)``, implement :meth:`perturb`, and set
     ``norms`` if it is not defined for all of them. A parameter's bounds are declared with its type
     (``steps: Annotated[int, Field(ge=1)] = 20``; :mod:`robgib.options` has the usual ones) and are checked here.
-    ``batch_independent`` promises the same image for a sample
-    whatever batch it comes in. A ``pooled`` attack is given many batches at once, so that survivors fill batches, and
-    a :class:`~robgib.models.inference.BatchedModel` as its model, perhaps a faster form of the same function; it takes
-    gradients through :func:`objective_gradient`. Others get the model itself, a batch at a time.
+    If ``batch_independent``, the result for a sample does not depend on its batch. A ``pooled`` attack receives several
+    batches at once, so that the remaining samples fill batches, and a
+    :class:`~robgib.models.inference.BatchedModel`, which may be a fused form of the model; it computes gradients with
+    :func:`objective_gradient`. Other attacks receive the model itself, one batch at a time.
 
     Attributes:
-        norm: ``linf``, ``l2``, ``l1`` or ``l0`` (whose eps counts the numbers that change).
+        norm: ``linf``, ``l2``, ``l1`` or ``l0`` (eps is then the number of changed values).
         eps: radius of the ball around each image, pixel scale [0, 1].
-        eot: draws over which the gradients and logits of a model that answers at random are averaged
-            (expectation over transformation, Athalye et al. 2018); None is 1 for a model that does not, and 20 for one
-            that does. Whoever runs the attack sees to it.
+        eot: number of draws over which gradients and logits of a stochastic model are averaged (expectation over
+            transformation, Athalye et al. 2018); None is 1 for a deterministic model and 20 for a stochastic one.
+            The caller of the attack does the averaging.
 
-    What an attack warns of (:class:`~robgib.RobGIBWarning`) while it runs is kept as a note beside its figure.
+    Warnings of an attack (:class:`~robgib.RobGIBWarning`) become notes on its result.
 
     >>> import robgib
     >>> model, data = robgib.load_model("digits-cnn")
@@ -76,7 +76,7 @@ class Attack(ABC):
 
     def __post_init__(self) -> None:
         name = type(self).__name__
-        threat = ThreatModel(self.norm, self.eps)  # first, for its words about a wrong norm or radius
+        threat = ThreatModel(self.norm, self.eps)  # first, for its message about an invalid norm or radius
         if threat.norm not in self.norms:
             raise RobGIBError(
                 f"attack {name} is not defined for the norm {threat.norm!r}; use {' or '.join(self.norms)}."
@@ -95,21 +95,21 @@ class Attack(ABC):
     ) -> Tensor:
         """Return adversarial images (N, …) for the images ``x`` (N, …) in [0, 1] with labels ``y`` (N,).
 
-        The model is attacked as it is, in eval mode, where its weights are. For accuracies that are checked, with what
-        makes an attack fail unseen, use :func:`robgib.robustness.evaluate`.
+        The model is attacked in eval mode, on its device. To measure robust accuracy, with checks for attack failure,
+        use :func:`robgib.robustness.evaluate`.
 
         Args:
-            model: from images (N, …) to logits (N, classes); any callable.
-            x: images, a tensor or an array; a copy is attacked.
-            y: their true labels, class numbers from 0.
-            seed: of the random numbers, which depend on it and on a sample's place in ``x``.
-            batch_size: images at once.
+            model: callable from images (N, …) to logits (N, classes).
+            x: images, a tensor or an array; it is not modified.
+            y: true labels, class numbers from 0.
+            seed: seed of the random numbers, which also depend on the index of a sample in ``x``.
+            batch_size: number of images per batch.
 
         Raises:
-            RobGIBError: images outside [0, 1] or of no floating-point numbers, labels of another number or that the
-                model has no logit of, an eps larger than the box, or whatever the model or the attack raises.
-            AttackContractError: images came back of another shape, or outside the ball or the box, or the attack
-                changed the model (which is mended).
+            RobGIBError: images are outside [0, 1] or not floating-point, labels do not fit the images or the model, eps
+                is larger than the box, or the model or the attack raised an error.
+            AttackContractError: the attack returned a wrong shape, or images outside the ball or the box, or it changed
+                the model (which is restored).
         """
         x, y = images_and_labels(x, y)
         x = x.read() if isinstance(x, LazyImages) else x
@@ -127,25 +127,25 @@ class Attack(ABC):
                 rows = slice(start, start + batch_size)
                 images, labels = x[rows].to(near), y[rows].to(near)
                 with running(name, net):
-                    found = self.perturb(net, images.clone(), labels, SampleRNG(seed, range(len(x))[rows]))
-                parts.append(verified(self, name, found, images).to(x.device))
+                    x_adv = self.perturb(net, images.clone(), labels, SampleRNG(seed, range(len(x))[rows]))
+                parts.append(verified(self, name, x_adv, images).to(x.device))
         return torch.cat(parts)
 
     @property
     def doubted(self) -> bool:
-        """Whether it could change the model: it gets the model itself, or its code is a stranger's."""
+        """Whether it could change the model: it receives the model itself, or it is a plug-in."""
         return not self.pooled or not type(self).__module__.startswith("robgib.")
 
     @property
     def cost(self) -> int | None:
-        """About how many gradients a sample takes at most; None where the attack does not state it.
+        """Approximate maximum number of gradients per sample; None if the attack does not state it.
 
-        It orders a cascade. The passes of an attack that does not state it are counted on a few samples.
+        The cost determines the order of a cascade. If it is None, passes are counted on a few samples.
         """
         return None
 
     def at(self, eps: float) -> Attack:
-        """The same attack with another radius; a step size given in absolute terms scales along."""
+        """Return the attack with another radius; an absolute step size is scaled accordingly."""
         changes: dict[str, object] = {"eps": eps}
         step = getattr(self, "step_size", None)
         if isinstance(step, float):
@@ -156,41 +156,41 @@ class Attack(ABC):
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
         """Return adversarial images (N, …) for ``x`` (N, …) with true labels ``y`` (N,).
 
-        The model is in eval mode and its parameters take no gradients. Draw random numbers from ``rng``
-        only, so that the result does not depend on the batch size.
+        The model is in eval mode and its parameters do not require gradients. Draw random numbers only from ``rng``, so
+        that the result does not depend on the batch size.
         """
 
 
 @dataclass(frozen=True)
 class MinimumNormAttack(Attack):
-    """An attack that looks for the nearest adversarial image; the threat's ball only judges what it found.
+    """An attack that minimises the distance of the adversarial image; the ball is applied to its result.
 
-    To write one: as for :class:`Attack`, with :meth:`find` in the place of :meth:`perturb`.
+    To write one: as for :class:`Attack`, with :meth:`find` instead of :meth:`perturb`.
     """
 
     @abstractmethod
     def find(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
-        """Return the nearest adversarial images (N, …) found in the box, at whatever distance.
+        """Return the nearest adversarial images (N, …) found in the box, at any distance.
 
-        The clean image comes back where none was found and where it is misclassified already. The rest is as
-        for :meth:`perturb`.
+        The result is the clean image if none was found or if the clean image is misclassified. Otherwise as for
+        :meth:`perturb`.
         """
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
-        """Return what :meth:`find` found inside the ball, and the clean image elsewhere."""
+        """Return the images of :meth:`find` that lie in the ball, and the clean image otherwise."""
         return self.kept(self.find(model, x, y, rng), x)
 
-    def kept(self, found: Tensor, x: Tensor) -> Tensor:
-        """What lies inside the ball of the images ``found`` (N, …), and the clean image of ``x`` elsewhere."""
-        return torch.where(per_sample(self.threat.allows(found, x), x), found, x)
+    def kept(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """Return the images ``x_adv`` (N, …) that lie in the ball, and the clean image of ``x`` otherwise."""
+        return torch.where(per_sample(self.threat.allows(x_adv, x), x), x_adv, x)
 
 
 def images_and_labels(x: Tensor | ArrayLike, y: Tensor | ArrayLike) -> tuple[Tensor, Tensor]:
-    """Images (N, …) and labels (N,) as tensors.
+    """Return images (N, …) and labels (N,) as tensors.
 
     Raises:
-        RobGIBError: sparse tensors or such without content, images of no floating-point numbers, labels of no whole
-            ones, or of another number.
+        RobGIBError: tensors are sparse or empty, images are not floating-point, labels are not integers, or their
+            numbers differ.
 
     >>> x, y = images_and_labels([[0.0, 0.5]], [1])
     >>> x.shape, y.dtype
@@ -212,13 +212,13 @@ def images_and_labels(x: Tensor | ArrayLike, y: Tensor | ArrayLike) -> tuple[Ten
 
 
 def _check_labels(model: nn.Module, x: Tensor, y: Tensor) -> None:
-    """Raise where the model has no logit of a label: on a GPU nothing could be computed after that."""
+    """Raise an error if the model has no logit for a label, which on a GPU would end in a device error."""
     few = x[:1]
     with torch.no_grad(), faults_of("the model"):
         try:
             with faults_of("the model"):
                 logits = model(few)
-        except RobGIBError:  # perhaps it takes more images only
+        except RobGIBError:  # the model may need more than one image
             few = x
             logits = model(few)
     check_logits(logits, few)
@@ -232,7 +232,7 @@ def _check_labels(model: nn.Module, x: Tensor, y: Tensor) -> None:
 
 @contextmanager
 def running(label: str, model: nn.Module) -> Iterator[None]:
-    """Run an attack's code: whatever it raises is one sentence that names it, or the model where that raised it."""
+    """Run the code of an attack; an exception becomes an error that names the attack or the model."""
     try:
         with settings_kept():
             yield
@@ -242,7 +242,7 @@ def running(label: str, model: nn.Module) -> Iterator[None]:
 
 
 def _passed(error: BaseException, model: nn.Module) -> bool:
-    """Whether an exception came out of a call of the model."""
+    """Whether a call of the model raised the exception."""
     trace = error.__traceback__
     while trace is not None:
         if trace.tb_frame.f_locals.get("self") is model:
@@ -253,13 +253,13 @@ def _passed(error: BaseException, model: nn.Module) -> bool:
 
 @contextmanager
 def unchanged(models: list[nn.Module], label: str, doubted: bool = True) -> Iterator[State]:
-    """See that an attack leaves models as they were; put them back if not. Modes and gradients are put back unsaid.
+    """Restore models after an attack, and raise an error if it changed them. Modes and gradients are restored silently.
 
     Yields:
-        What the models were.
+        The state of the models before the attack.
 
     Raises:
-        AttackContractError: it changed weights or buffers, or left hooks.
+        AttackContractError: the attack changed weights or buffers, or left hooks.
     """
     before = State(models, weights=doubted, buffers=doubted)
     changed: list[str] = []
@@ -273,10 +273,10 @@ def unchanged(models: list[nn.Module], label: str, doubted: bool = True) -> Iter
 
 
 def verified(attack: Attack, label: str, x_adv: object, x: Tensor) -> Tensor:
-    """Return the images (N, …) that ``attack`` made of ``x``, without gradient history, if they are what it owes.
+    """Check the images ``x_adv`` (N, …) of an attack on ``x``, and return them without gradient history.
 
     Raises:
-        AttackContractError: another shape, or an image outside the ball or the box.
+        AttackContractError: the shape is wrong, or an image lies outside the ball or the box.
     """
     if not isinstance(x_adv, Tensor) or x_adv.shape != x.shape:
         got = tuple(x_adv.shape) if isinstance(x_adv, Tensor) else type(x_adv).__name__
@@ -296,18 +296,18 @@ def verified(attack: Attack, label: str, x_adv: object, x: Tensor) -> Tensor:
 
 
 def reaching(steps: int) -> float:
-    """Step, as a share of the radius, by which so many steps cross the ball from a random start."""
+    """Return the step size, as a share of the radius, with which ``steps`` steps cross the ball from a random start."""
     return min(1.0, 2.5 / max(1, steps))
 
 
 def reach_note(steps: int, step_size: float, eps: float, name: str = "step_size") -> str:
-    """Return a sentence that says so when steps cannot reach the ball's edge, else an empty string.
+    """Return a note if the steps cannot reach the edge of the ball, else an empty string.
 
     Args:
-        steps: how many.
-        step_size: length of one, in the ball's norm (pixel scale).
-        eps: the ball's radius (pixel scale).
-        name: what the attack calls ``step_size``.
+        steps: number of steps.
+        step_size: length of a step, in the norm of the ball (pixel scale).
+        eps: radius of the ball (pixel scale).
+        name: name of the step size parameter.
     """
     reach = steps * step_size
     if reach >= eps * (1 - 1e-6):
@@ -329,19 +329,18 @@ def projected_gradient_ascent(
     step_size: float,
     keep: str = "best",
 ) -> Tensor:
-    """Projected gradient ascent on the goal's objective from ``start`` (both images (N, …)).
+    """Run projected gradient ascent on an objective from ``start`` (images (N, …)).
 
     Args:
         model: classifier, frozen.
         x: clean images, the centres of the balls.
-        goal: what to increase.
+        goal: the objective to maximise.
         threat: ball, box and steepest direction.
         start: first iterate, inside the ball.
-        steps: gradient steps.
-        step_size: length of a step in the threat's norm.
-        keep: ``last`` returns the last iterate. ``best`` returns the first iterate that reaches the goal
-            (that sample then leaves the batch) and otherwise the one with the highest objective, the clean
-            image included.
+        steps: number of gradient steps.
+        step_size: length of a step in the norm of the threat model.
+        keep: ``last`` returns the last iterate. ``best`` returns the first adversarial iterate (the sample then leaves
+            the batch), or otherwise the iterate with the highest objective, including the clean image.
     """
     if keep not in ("best", "last"):
         raise unknown_name("value of keep:", keep, ("best", "last"))
@@ -359,7 +358,7 @@ def projected_gradient_ascent(
     origin, current, aim = x[alive], start[alive], goal.select(alive)
 
     def settle(iterate: Tensor, logits: Tensor) -> Tensor:
-        """Record what ``iterate`` reached; return the mask of the samples that go on."""
+        """Record the objective of ``iterate``; return the mask of the samples that continue."""
         value, done = aim.value(logits), aim.criterion(logits)
         better = (value > best_value[alive]) | done
         best[alive[better]] = iterate[better]
@@ -385,19 +384,19 @@ def projected_gradient_ascent(
 def _ascent_step(
     model: nn.Module, x: Tensor, current: Tensor, goal: Objective, threat: ThreatModel, step_size: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One projected step; returns the next iterate, and the logits at the present one with it."""
+    """Take one projected step; return the next iterate, and the logits and images of the current one."""
     gradient, logits = objective_gradient(model, current, goal)
     current = current.detach()
     return threat.project(threat.step(current, gradient, step_size), x), logits, current
 
 
 def objective_gradient(model: nn.Module, x: Tensor, goal: Objective) -> tuple[Tensor, Tensor]:
-    """Gradient (N, …) of the goal's objective at the images ``x``, and the logits (N, classes) there.
+    """Return the gradient (N, …) of an objective at the images ``x``, and the logits (N, classes) there.
 
-    Entries that are not finite are 0.
+    Entries that are not finite are set to 0.
 
     Raises:
-        NoGradientError: the model gives none.
+        NoGradientError: the model has no gradient.
     """
     if isinstance(model, BatchedModel):
         return model.gradient(x, goal)

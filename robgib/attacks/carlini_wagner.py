@@ -18,21 +18,21 @@ __all__ = [
     "CarliniWagner",
 ]
 
-_INSIDE = 1 - 1e-3  # share of the box that starts are drawn into: at its faces tanh has no slope to leave them by
+_INSIDE = 1 - 1e-3  # starts are scaled into the box by this factor, since tanh is flat at its faces
 
 
 @dataclass(frozen=True)
 class CarliniWagner(NearestAttack):
     """Squared distance plus c times the hinge f_6, descended under x = tanh(w) (Carlini & Wagner 2017, section V).
 
-    Each sample has its own c, found by bisection, and leaves a descent once its objective no longer falls.
+    Each sample has its own c, found by bisection, and stops if its objective no longer decreases.
 
     Fields:
-        steps: Adam steps for each c.
-        rate: Adam's learning rate, in units of w.
-        binary_steps: values of c tried; each is ten times the last until one fools, then bisection.
-        initial_c: first c, the weight of the hinge (in logits) against the squared distance (pixel scale).
-        confidence: by how many logits the wrong class has to lead (kappa).
+        steps: steps of Adam for each c.
+        rate: learning rate of Adam, in units of w.
+        binary_steps: number of values of c; c grows tenfold until an attack succeeds, then bisection follows.
+        initial_c: initial c, the weight of the hinge (in logits) relative to the squared distance (pixel scale).
+        confidence: required margin of the wrong class in logits (kappa).
     """
 
     pooled: ClassVar[bool] = True
@@ -59,9 +59,9 @@ class CarliniWagner(NearestAttack):
         return best
 
     def _descend(self, model: nn.Module, x: Tensor, y: Tensor, c: Tensor, best: Tensor, size: Tensor) -> Tensor:
-        """Descend with Adam from the clean images for weights ``c`` (N,); return which samples were fooled (N,).
+        """Run Adam from the clean images with weights ``c`` (N,); return which samples were fooled (N,).
 
-        Nearer adversarial images and their squared distances go into ``best`` (N, …) and ``size`` (N,).
+        Nearer adversarial images and their squared distances are written to ``best`` (N, …) and ``size`` (N,).
         """
         low, high = self.threat.box
         w = torch.atanh(_INSIDE * (2 * (x - low) / (high - low) - 1))
@@ -75,15 +75,15 @@ class CarliniWagner(NearestAttack):
             image = low + (high - low) * (bend + 1) / 2
             slope, logits = objective_gradient(model, image, goal)
             gap = (image - x).flatten(1).square().sum(1)
-            # f_6 plus kappa, which changes no gradient and keeps the objective above 0.
+            # f_6 plus kappa: the constant changes no gradient and keeps the objective positive.
             hinge = (self.confidence - goal.value(logits)).clamp_min(0)
             objective = gap + c * hinge
             fooled = wrong_by(logits, goal.labels) > self.confidence
-            # The hinge pulls until the image counts: at a tie it is 0 already, and the true class may still win.
+            # The hinge gradient applies until the image is misclassified: at a tie the hinge is 0 already.
             gradient = 2 * (image - x) - per_sample(c * ~fooled, slope) * slope
             gradient = gradient * (high - low) / 2 * (1 - bend.square())
             hit[rows[fooled]] = True
-            # Of images at all but the same distance the first stays, or rounding would choose between batches.
+            # Of images at nearly the same distance the first is kept, so that rounding does not decide.
             closer = fooled & (gap < 0.9998 * size[rows])
             best[rows[closer]] = image[closer]
             size[rows[closer]] = gap[closer]

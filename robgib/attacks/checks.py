@@ -1,4 +1,4 @@
-"""What every attack must keep to, checked on a small network."""
+"""Check the contract of attacks on a small network."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Check:
-    """One clause of the contract, whether it holds, and what was seen when it does not."""
+    """One clause of the contract, whether it holds, and a detail if it does not."""
 
     name: str
     passed: bool
@@ -44,13 +44,12 @@ def _subject() -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
 
 
 def check_attack(attack: Attack) -> list[Check]:
-    """Run an attack on a small convolutional network and check each clause of the attacks' contract.
+    """Run an attack on a small convolutional network and check each clause of the contract.
 
-    The clauses: it runs; output of the input's shape and dtype; finite; inside the ball and the box, up to rounding;
-    the clean images left as they were; the model's parameters, buffers, gradients, ``requires_grad`` flags
-    and train/eval modes left as they were; no gradient history on the output; the same seed gives the same
-    images; split batches give the same images as one batch
-    (to 1e-5), unless the attack does not promise it.
+    The clauses: the attack runs; the output has the shape and dtype of the input, is finite, and lies inside the ball
+    and the box, up to rounding; the clean images are unchanged; the parameters, buffers, gradients, ``requires_grad``
+    flags and train/eval modes of the model are unchanged; the output has no gradient history; the same seed gives the
+    same images; split batches give the same images as one batch (to 1e-5), if the attack is batch-independent.
     """
     model, x, y = _subject()
     clean, state = x.clone(), {k: v.clone() for k, v in model.state_dict().items()}
@@ -63,25 +62,25 @@ def check_attack(attack: Attack) -> list[Check]:
 
     model.eval()
     modes_eval = [m.training for m in model.modules()]
-    found: Any
+    x_adv: Any
     try:
-        found = run()
+        x_adv = run()
     except (Exception, SystemExit) as error:
         return [Check("runs", False, f"{type(error).__name__}: {first_line(error)}")]
     checks = [Check("runs", True)]
-    if not isinstance(found, torch.Tensor):
-        return [*checks, Check("returns images", False, f"a {type(found).__name__} came back")]
-    same_shape = found.shape == x.shape and found.dtype == x.dtype
+    if not isinstance(x_adv, torch.Tensor):
+        return [*checks, Check("returns images", False, f"it returned a {type(x_adv).__name__}")]
+    same_shape = x_adv.shape == x.shape and x_adv.dtype == x.dtype
     checks.append(
         Check(
             "same shape and dtype as the input",
             same_shape,
-            "" if same_shape else f"{tuple(found.shape)} {found.dtype}",
+            "" if same_shape else f"{tuple(x_adv.shape)} {x_adv.dtype}",
         )
     )
-    if found.shape != x.shape:
+    if x_adv.shape != x.shape:
         return checks
-    free = found.detach()
+    free = x_adv.detach()
     low, high = attack.threat.box
     far = float(attack.threat.distance(free, clean).max())
     finite = bool(torch.isfinite(free).all())
@@ -105,14 +104,14 @@ def check_attack(attack: Attack) -> list[Check]:
         Check("no gradients left on the parameters", all(p.grad is None for p in model.parameters())),
         Check("requires_grad flags restored", [p.requires_grad for p in model.parameters()] == flags),
         Check("train/eval modes unchanged", [m.training for m in model.modules()] == modes_eval),
-        Check("no gradient history on the output", not found.requires_grad),
+        Check("no gradient history on the output", not x_adv.requires_grad),
     ]
     again = run().detach()
     gap = float((again - free).abs().max())
     checks.append(Check("deterministic under a seed", gap == 0, f"two runs differ by {gap:.3g}" if gap else ""))
     if attack.batch_independent:
         gap = _batch_gap(run, x)
-        if gap > 1e-5:  # in float32 rounding may have grown from step to step: float64 tells it from dependence
+        if gap > 1e-5:  # float64 separates accumulated rounding from dependence
             gap = min(gap, _in_double(run, model, x))
         detail = f"split batches differ by {gap:.3g}" if gap > 1e-5 else ""
         checks.append(Check("independent of the batch size", gap <= 1e-5, detail))
@@ -125,13 +124,13 @@ def _in_double(run: Callable[..., torch.Tensor], model: nn.Module, images: torch
     model.double()
     try:
         return _batch_gap(run, images.double())
-    except RuntimeError:  # an attack that works in float32 only
+    except RuntimeError:  # the attack supports float32 only
         return float("inf")
     finally:
         model.float()
 
 
 def _batch_gap(run: Callable[..., torch.Tensor], images: torch.Tensor) -> float:
-    """Largest difference between the images of one batch and those of its parts."""
+    """Return the largest difference between the images of one batch and those of its parts."""
     split = torch.cat([run(rows, images).detach() for rows in (slice(0, 5), slice(5, None))])
     return float((split - run(slice(None), images).detach()).abs().max())

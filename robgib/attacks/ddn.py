@@ -19,19 +19,19 @@ __all__ = [
     "DDN",
 ]
 
-_LAST = 0.01  # length of the last step, from 1 on
+_LAST = 0.01  # length of the last step; the first has length 1
 
 
 @dataclass(frozen=True)
 class DDN(NearestAttack):
-    """Steps along the gradient on a sphere that shrinks while its images fool and else grows (Rony et al. 2019).
+    """Gradient steps on a sphere whose radius decreases if the image fools and otherwise increases (Rony et al. 2019).
 
-    Colours are not rounded to 255ths, which the paper does at each step.
+    Unlike in the paper, images are not quantized at each step.
 
     Fields:
         steps: gradient steps.
-        gamma: share by which the sphere's radius changes a step.
-        first: first radius (L2, pixel scale).
+        gamma: relative change of the radius per step.
+        first: initial radius (L2, pixel scale).
     """
 
     norms: ClassVar[tuple[str, ...]] = ("l2",)
@@ -65,6 +65,6 @@ class DDN(NearestAttack):
 
 
 def _unit(images: Tensor) -> Tensor:
-    """Scale images (N, …) to L2 norm 1; zeros stay."""
+    """Scale images (N, …) to L2 norm 1; zeros are unchanged."""
     length = torch.linalg.vector_norm(images.flatten(1), dim=1)
     return images / per_sample(length.clamp_min(torch.finfo(images.dtype).tiny), images)

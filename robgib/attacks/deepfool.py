@@ -22,12 +22,12 @@ __all__ = [
 class DeepFool(NearestAttack):
     """Steps onto the nearest linearised boundary until the class changes (Moosavi-Dezfooli et al. 2016, algorithm 2).
 
-    L-inf takes the steps of their equations 10 and 11. Iterates are clipped to the box, which the paper leaves open.
+    L-inf uses equations 10 and 11. Iterates are clipped to the box, which the paper does not specify.
 
     Fields:
-        steps: linearisations at most; a sample that is fooled leaves the batch.
-        overshoot: share by which the perturbation goes past the boundary.
-        candidates: how many wrong classes, the most likely on the clean image, to look at.
+        steps: maximum number of linearisations; a fooled sample leaves the batch.
+        overshoot: relative overshoot beyond the boundary.
+        candidates: number of wrong classes, the most likely ones on the clean image.
     """
 
     pooled: ClassVar[bool] = True
@@ -45,7 +45,7 @@ class DeepFool(NearestAttack):
         result = x.clone()
         left = torch.arange(len(x), device=x.device)
         classes = wrong_classes(logits, y)[:, : self.candidates]
-        nudge = 2e-5 * logits.abs().amax(1)  # without it a step that lands on the boundary would be the last to move
+        nudge = 2e-5 * logits.abs().amax(1)  # without it the iteration would stop on the boundary
         current, total = x.clone(), torch.zeros_like(x)
         for _ in range(self.steps):
             if not len(left):

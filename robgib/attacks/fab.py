@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from robgib.attacks.base import MinimumNormAttack
 from robgib.attacks.linearization import hyperplane_step, nearest_boundary, wrong_classes
-from robgib.attacks.objective import misled, wrong_by
+from robgib.attacks.objective import misclassified, wrong_by
 from robgib.attacks.threat_model import CONVEX_NORMS, distance, per_sample
 from robgib.options import AtLeastOne, Count
 from robgib.runtime import SampleRNG
@@ -21,7 +21,7 @@ __all__ = [
 ]
 
 _SEARCHES = 3  # steps of the final search, as in the paper
-_NEARER = 0.999  # of images at all but the same distance the first stays, or rounding would choose between batches
+_NEARER = 0.999  # of images at nearly the same distance the first is kept, so that rounding does not decide
 
 
 @dataclass(frozen=True)
@@ -29,16 +29,16 @@ class FAB(MinimumNormAttack):
     """Projections onto linearised boundaries, biased towards the clean image (Croce & Hein 2020, algorithm 1).
 
     Fields:
-        steps: linearisations a restart.
-        restarts: runs (for each target); the first starts at the clean image, later ones half as far from it as
-            the nearest adversarial image known, or at eps / 2 if that is less.
-        alpha_max: largest weight of the clean image's projection (equation 9).
+        steps: linearisations per restart.
+        restarts: number of runs (per target); the first starts at the clean image, later ones at half the distance of
+            the nearest adversarial image so far, or at eps / 2 if that is smaller.
+        alpha_max: maximum weight of the projection of the clean image (equation 9).
         eta: extrapolation past the boundary (equation 10).
-        beta: share of the perturbation kept once a sample is fooled (the backward step, equation 11).
-        targeted: take one boundary at a time, that to each of the most likely wrong classes in turn (FAB-T): one
-            gradient a step in the place of one for each class. Any wrong class counts as success.
-        targets: how many classes FAB-T takes.
-        skip: how many of the most likely wrong classes FAB-T leaves out before these.
+        beta: share of the perturbation kept after a sample is fooled (the backward step, equation 11).
+        targeted: use one boundary at a time, to each of the most likely wrong classes in turn (FAB-T), with one
+            gradient per step instead of one per class. Any wrong class counts as success.
+        targets: number of target classes of FAB-T.
+        skip: number of the most likely wrong classes that FAB-T skips.
     """
 
     norms: ClassVar[tuple[str, ...]] = CONVEX_NORMS
@@ -62,22 +62,22 @@ class FAB(MinimumNormAttack):
         return self._nearest(model, x, y, rng, enough=False)
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
-        """See :meth:`MinimumNormAttack.perturb`; a sample leaves as soon as an image inside the ball fools."""
+        """See :meth:`MinimumNormAttack.perturb`; a sample stops at its first adversarial image inside the ball."""
         return self.kept(self.approach(model, x, y, rng), x)
 
     def approach(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
-        """As :meth:`perturb`; where nothing inside the ball fools, the nearest image (N, …) outside that does, if any.
+        """As :meth:`perturb`, but also return the nearest adversarial images (N, …) outside the ball.
 
-        Where none was found at all it is the clean one.
+        Images inside the ball have priority. The result is the clean image if no adversarial image was found.
         """
         return self._nearest(model, x, y, rng, enough=True)
 
     def _nearest(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG, enough: bool) -> Tensor:
-        """Return the nearest adversarial images (N, …); with ``enough`` any inside the ball is near enough."""
+        """Return the nearest adversarial images (N, …); with ``enough``, the search stops inside the ball."""
         with torch.no_grad():
             logits = model(x)
         result = x.clone()
-        left = (~misled(logits, y)).nonzero().squeeze(1)
+        left = (~misclassified(logits, y)).nonzero().squeeze(1)
         classes = wrong_classes(logits, y)
         groups = classes[:, self.skip : self.skip + self.targets].split(1, dim=1) if self.targeted else (classes,)
         size = torch.full((len(x),), float("inf"), dtype=x.dtype, device=x.device)
@@ -97,7 +97,7 @@ class FAB(MinimumNormAttack):
         return result
 
     def _random_start(self, x: Tensor, size: Tensor, rng: SampleRNG) -> Tensor:
-        """Draw images (N, …) half as far from ``x`` as ``size`` (N,) or eps, whichever is less."""
+        """Draw images (N, …) at half the distance ``size`` (N,) or eps from ``x``, whichever is smaller."""
         shape = tuple(x.shape[1:])
         noise = 2 * rng.uniform(shape, x.device) - 1 if self.threat.norm == "linf" else rng.normal(shape, x.device)
         noise = noise.to(x.dtype)
@@ -106,9 +106,9 @@ class FAB(MinimumNormAttack):
         return (x + noise * per_sample(scale, noise)).clamp(*self.threat.box)
 
     def _run(self, model: nn.Module, x: Tensor, y: Tensor, classes: Tensor, start: Tensor, enough: bool) -> Tensor:
-        """Return the nearest adversarial images (N, …) of one restart, the clean one where there is none.
+        """Return the nearest adversarial images (N, …) of one restart, or the clean image.
 
-        With ``enough`` a sample leaves at its first image inside the ball.
+        With ``enough``, a sample stops at its first adversarial image inside the ball.
         """
         best, size = x.clone(), torch.full((len(x),), float("inf"), dtype=x.dtype, device=x.device)
         norm, box = self.threat.norm, self.threat.box
@@ -118,7 +118,7 @@ class FAB(MinimumNormAttack):
             if not len(rows):
                 break
             value, w = nearest_boundary(model, current.view_as(x), y, classes, norm)
-            # The same hyperplane from both points: its function at the clean image follows from that at the iterate.
+            # Both projections use the same hyperplane: its value at the clean image follows from that at the iterate.
             value_there = value + (w * (origin - current)).sum(1)
             here = hyperplane_step(current, w, value, norm, box)
             there = hyperplane_step(origin, w, value_there, norm, box)
@@ -130,9 +130,9 @@ class FAB(MinimumNormAttack):
             image = current.view_as(x)
             with torch.no_grad():
                 logits = model(image)
-            # What is kept must be past all rounding; the path turns back at the boundary itself, or it would stall
-            # just behind it, where rounding decides.
-            fooled = misled(logits, y)
+            # A kept image must be misclassified beyond rounding. The backward step is taken at the boundary itself, or
+            # the iteration would stall just behind it.
+            fooled = misclassified(logits, y)
             reach = self.threat.distance(image, x)
             closer = (wrong_by(logits, y) > 0) & (reach < _NEARER * size[rows])
             best[rows[closer]], size[rows[closer]] = image[closer], reach[closer]
@@ -141,22 +141,22 @@ class FAB(MinimumNormAttack):
                 stay = ~(closer & self.threat.allows(image, x))
                 if not bool(stay.all()):
                     rows, origin, current, x, y, classes = (
-                        held[stay] for held in (rows, origin, current, x, y, classes)
+                        values[stay] for values in (rows, origin, current, x, y, classes)
                     )
         return best
 
 
 @torch.no_grad()
-def _search(model: nn.Module, x: Tensor, y: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
-    """Move images found along the line to the clean ones, towards where the class changes (section 3.4).
+def _search(model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor) -> tuple[Tensor, Tensor]:
+    """Search the boundary on the line from adversarial images to the clean images (section 3.4).
 
-    Each step takes the root of the secant of :func:`wrong_by`, and a little beyond it to stay past the boundary.
+    Each step uses the root of the secant of :func:`wrong_by`, with a small overshoot to remain adversarial.
 
     Returns:
-        The images (N, …), and whether each is adversarial (N,); one that is not, to begin with, stays.
+        The images (N, …), and whether each is adversarial (N,); images that are not adversarial are unchanged.
     """
     shape = (-1, *([1] * (x.ndim - 1)))
-    inner, outer = x, found
+    inner, outer = x, x_adv
     below, above = wrong_by(model(inner), y), wrong_by(model(outer), y)
     adversarial = above > 0
     for _ in range(_SEARCHES):

@@ -1,4 +1,4 @@
-"""The standard ensemble's answer in a fraction of its passes."""
+"""The fast ensemble: the robust accuracy of the standard ensemble with fewer passes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from robgib.attacks.autoattack import AutoAttack, cascade
 from robgib.attacks.base import Attack
 from robgib.attacks.fab import FAB
 from robgib.attacks.linearization import boundary_distances, wrong_classes
-from robgib.attacks.objective import Criterion, Loss, Objective, answers_at_random
+from robgib.attacks.objective import Criterion, Loss, Objective, is_stochastic
 from robgib.attacks.square import Square
 from robgib.attacks.threat_model import CONVEX_NORMS
 from robgib.errors import NoGradientError, RobGIBWarning
@@ -26,77 +26,79 @@ __all__ = [
     "FastEnsemble",
 ]
 
-_BLIND = 0.02  # of the samples that a climb left: so many felled from elsewhere show that it is misled
-_SCOUTS = 10  # samples that go through rounds 2 to 4 ahead: a climb that is misled shows before all have paid for it
-_FEW = 3  # of them, felled from elsewhere, are no luck: were it 2% of all, 3 of 10 would come up once in 1,100 times
-_TWO = 2  # felled by a climb from afar or the last look, or of all that stood: one alone may be luck
-_SHORT_WALK = 40  # steps of FAB-T towards each class, on networks that mislead, before AutoAttack's own
-_AFAR = (0.25, 0.5, 1, 1, 1, 1)  # of their steps: climbs from afar, one after the other; short ones fell most already
-_FADING = 0.05  # of the samples: where a climb from afar fells fewer, half of them get the next, and then none
-_LOOKED = 20  # samples, or a tenth, that FAB-T looks at: the others follow where any falls
-_RESTARTS = 8  # climbs from what a short Square found, near the boundary
-_PIECES = 5  # of Square, on from the best image
-_PIECE = 500  # queries; in pieces of 250 they find less
-_SETTLE = 30  # steps of a climb after each, since squares leave the pixels at the ball's faces
-_GAIN = 0.8  # of the lead: where a piece left more, random search has no more to give
-_NEXT = 5  # samples, beyond those near the boundary, that get the same to show whether more would fall
-_EVERY = 25  # of so many that stand one at least is among these
-_LAST = 20  # times as many queries of Square, on ten samples at the end, judge the whole
-_LONGER = 5  # times as many queries of Square judge climbs from afar: where climbing has failed once, it may again
-_YIELD = 0.2  # of the samples: where a climb from afar fells fewer, FAB-T at length may fell more
-_BEYOND = 1.1  # eps: where FAB-T came so near along three boundaries, it may come through along others
-_HALF = 0.5  # of the clean lead: where so many queries take that, Square goes on, whatever the climb says
-_TARGETED_CLASSES = 4  # below so many the DLR loss has no targeted form
+_BLIND = 0.02  # ascent fails if other attacks fool more than this share of the samples that it left right
+_SCOUTS = 10  # samples on which rounds 2 to 4 run first, to detect a failing ascent early
+_FEW = 3  # of these samples, fooled by other attacks: at a true rate of 2% this has a probability of 1 in 1,100
+_TWO = 2  # samples fooled by large-to-small APGD or the last check: a single one may be chance
+_SHORT_WALK = 40  # steps of FAB-T per class, before the FAB-T of AutoAttack, if ascent fails
+_AFAR = (0.25, 0.5, 1, 1, 1, 1)  # step counts of successive runs of large-to-small APGD, as shares
+_FADING = 0.05  # if a run of large-to-small APGD fools fewer, half of the samples get the next one, and then none
+_LOOKED = 20  # number of samples (or a tenth) of the first FAB-T; the others follow if it fools any
+_RESTARTS = 8  # ascents from results of a short Square, near the boundary
+_PIECES = 5  # runs of Square from the best image
+_PIECE = 500  # queries of each run; runs of 250 are weaker
+_SETTLE = 30  # ascent steps after each run, since Square leaves pixels at the faces of the ball
+_GAIN = 0.8  # share of the margin above which another run of random search is not worthwhile
+_NEXT = 5  # further samples, not near the boundary, that are attacked next
+_EVERY = 25  # at least one in this number of remaining samples is attacked next
+_LAST = 20  # factor of the queries of Square in the final check on ten samples
+_LONGER = 5  # factor of the queries of Square that check large-to-small APGD
+_YIELD = 0.2  # if large-to-small APGD fools a smaller share, a longer FAB-T may be stronger
+_BEYOND = 1.1  # distance in eps: FAB-T continues along more boundaries for samples this near
+_HALF = 0.5  # share of the clean margin: Square continues if it got below it, regardless of ascent
+_TARGETED_CLASSES = 4  # minimum number of classes of the targeted DLR loss
 
 
 @dataclass(frozen=True)
 class FastEnsemble(Attack):
-    """AutoAttack's robust accuracy for a fraction of its passes: full effort goes where an image came near.
+    """Estimate the robust accuracy of AutoAttack with fewer passes, by spending them on samples near the boundary.
 
-    A sample that stays right is most often nowhere near a boundary, and a few steps towards each class show it; one
-    that only AutoAttack's long members fool comes close on the way. So each round goes on from what the last one left:
+    Most samples that remain robust are far from any boundary, and a few steps towards each class show it. Samples that
+    only the long members of AutoAttack fool come near the boundary early. Each round starts from the results of the
+    previous one:
 
     1. APGD on the cross-entropy, ``first`` steps.
     2. APGD towards the ``targets`` wrong classes whose linearised boundaries are nearest to the clean image (logit gap
        over gradient norm, as in MALT, Melamed et al. 2024), ``short`` steps each.
     3. The ``finalists`` best of these targets again, from their best images, ``long`` steps each.
-    4. Two looks from elsewhere, since a climb may stand still on a slope that misleads it: FAB-T, which walks along
-       ``boundaries`` linearised boundaries, ``boundary_steps`` steps each, and Square, ``probe`` queries. FAB-T looks
-       at twenty samples (or a tenth), and at the others where any of these falls.
-    5. On the samples of which an image came within ``near`` of the boundary, as a share of the clean image's lead:
-       APGD on from that image; eight climbs from what Square finds in ``probe`` queries; random search and a short
-       climb in turn, on from the best image, for as long as they take a fifth of the lead, five times at most; APGD-T
-       towards the ``finalists`` likeliest classes. The next five follow (one in 25 that stand, if that is more; one in
-       ten, if that is less), and the next, for as long as any of them falls. Where Square got further than the climb
-       did on a sample, it is run with AutoAttack's queries.
+    4. Two other attacks, to detect uninformative gradients: FAB-T along ``boundaries`` linearised boundaries, with
+       ``boundary_steps`` steps each, and Square with ``probe`` queries. FAB-T runs on twenty samples (or a tenth), and
+       on the others if it fools any.
+    5. On the samples whose margin fell below ``near`` times the clean margin: APGD from the best image; eight ascents
+       from results of Square with ``probe`` queries; random search and a short ascent from the best image, alternating
+       at most five times, as long as they reduce the margin by a fifth; APGD-T towards the ``finalists`` most likely
+       classes. The next five samples follow (or one in 25 of the remaining ones, if that is more; or one in ten, if
+       that is less), and further ones as long as any is fooled. If Square reached a smaller margin than ascent on a
+       sample, Square runs with the queries of AutoAttack.
 
-    Where round 4 felled 2% and more of the samples that the climb had left right (two at least, and far from the
-    boundary), gradients mislead. Ten samples go ahead through rounds 2 to 4, and through a climb from afar, in balls
-    that shrink from ``widest`` eps: where three of them show it, or two by that climb, the others do not climb so. Ten
-    (a third of what stands, if that is less), those that Square took furthest, are looked at with a climb from afar
-    before round 5, and ten with twenty times the queries of Square after it; two that fall show it too. If a climb from
-    afar fooled any of those that it was tried on, such climbs then replace rounds 2 and 3, short ones first, and all
-    but the first step of round 5. After a short one that fells less than 5% only the nearer half is climbed for; where
-    that, or a full climb, fells less than 5%, none follows. Where a full one fells less than a fifth of those that it
-    was tried on, FAB-T takes AutoAttack's number of steps on five samples, and on the next five for as long as any
-    falls. Square takes five times as many queries in that round 4, and goes on where they took half of the clean lead.
-    If round 4 belies these climbs too, all samples that stand are AutoAttack's: what felled more, FAB-T (a shorter one
-    before AutoAttack's) or Square, comes first, and its members that climb come last. A note says which.
+    Gradients count as uninformative if round 4 fools at least 2% (and at least two) of the samples that ascent left
+    right and far from the boundary. To detect this early, rounds 2 to 4 and APGD with a large-to-small eps schedule,
+    from ``widest`` eps, first run on ten samples: three fooled samples, or two fooled by the schedule, are sufficient.
+    Ten further samples (at most a third), those of the smallest margin under Square, are attacked with the schedule
+    before round 5, and ten with twenty times the queries of Square after it; two fooled samples are sufficient.
 
-    What it can miss is a sample that never came near by any of these and that AutoAttack fools all the same. Since
-    round 5 looks at all samples at once, what a sample gets may depend on those that it is attacked with.
+    If the schedule fooled any sample, it then replaces rounds 2 and 3, with short runs first, and all but the first
+    step of round 5. After a short run that fools less than 5% only the nearer half is attacked again; after a second
+    such run, or a full one, none follows. If a full run fools less than a fifth, FAB-T runs with AutoAttack's steps
+    on five samples, and on the next five as long as any is fooled. Square then has five times as many queries in round
+    4, and continues where they halve the clean margin. If round 4 shows that the schedule fails too, AutoAttack runs on
+    all remaining samples, in the order of strength: FAB-T (a shorter one first) or Square, and its ascents last. A note
+    reports the choice.
+
+    The ensemble can miss a sample that AutoAttack fools and that never came near the boundary. Since round 5 depends on
+    all samples, the result of a sample may depend on the other samples.
 
     Fields:
         first: steps of round 1.
-        targets: classes of round 2.
-        short: steps of round 2 for each class.
-        finalists: classes of round 3.
-        long: steps of round 3 for each class.
-        boundaries: classes of FAB-T in round 4.
-        boundary_steps: steps of FAB-T for each class.
+        targets: target classes of round 2.
+        short: steps of round 2 per class.
+        finalists: target classes of round 3.
+        long: steps of round 3 per class.
+        boundaries: target classes of FAB-T in round 4.
+        boundary_steps: steps of FAB-T per class.
         probe: queries of Square in round 4.
-        near: lead of the true class, as a share of its lead on the clean image, within which round 5 is run.
-        widest: radius of the first ball of climbs from afar, in eps.
+        near: margin, as a share of the clean margin, below which round 5 runs.
+        widest: start of the large-to-small eps schedule, in multiples of eps.
 
     >>> import robgib
     >>> model, data = robgib.load_model("digits-cnn")
@@ -122,12 +124,12 @@ class FastEnsemble(Attack):
 
     @property
     def cost(self) -> int:
-        """See :attr:`Attack.cost`; of a sample that never comes near, on a network that does not mislead."""
+        """See :attr:`Attack.cost`; of a sample that is never near the boundary, with informative gradients."""
         return self.first + self.targets * (self.short + 2) + self.finalists * self.long + self._looks
 
     @property
     def _looks(self) -> int:
-        """Gradients of round 4: FAB takes three passes a step."""
+        """Gradients of round 4; FAB needs three passes per step."""
         return 3 * self.boundaries * self.boundary_steps // 2 + self.probe // 2
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
@@ -135,7 +137,7 @@ class FastEnsemble(Attack):
         if not len(x):
             return x
         full = AutoAttack(self.norm, self.eps, eot=self.eot)
-        if answers_at_random(model):
+        if is_stochastic(model):
             return replace(full, version="rand").perturb(model, x, y, rng)
         search = _Search(model, x, y)
         *gradients, black_box = full.members(search.classes)
@@ -157,18 +159,21 @@ class FastEnsemble(Attack):
             self._finish(search, seen, [towards], black_box, rng)
             if not seen.blind:
                 return search.image
-        told = f"of {seen.stood} images that climbing left right, {seen.felled}, far from the boundary, fell to "
-        told += "FAB-T, Square or a climb from afar"
+        reason = (
+            f"FAB-T, Square or large-to-small APGD fooled {seen.felled} of {seen.stood} images that gradient ascent "
+        )
+        reason += "had left right and far from the boundary"
         if seen.helped:
             seen = self._rounds(search, rng, from_afar=True)
         if not seen.blind:
             afar = [replace(self._afar, loss="margin"), replace(towards, widest=self.widest)]
             self._finish(search, seen, afar, black_box, rng)
-        instead = "AutoAttack was run on the rest" if seen.blind else f"climbs began in balls of {self.widest:g} eps"
-        warnings.warn(f"{told}: gradients mislead here, and {instead}", RobGIBWarning, stacklevel=2)
+        schedule = f"APGD used a large-to-small schedule from {self.widest:g} eps"
+        remedy = "AutoAttack was run on the rest" if seen.blind else schedule
+        warnings.warn(f"{reason}: gradients are uninformative, and {remedy}", RobGIBWarning, stacklevel=2)
         if not seen.blind:
             return search.image
-        # What felled more goes first, and what climbs last: it would spend all its steps on images that others fell.
+        # The stronger of FAB-T and Square runs first, and ascent last, since it spends all steps on remaining images.
         walks = [replace(self._along, targets=self.targets, steps=_SHORT_WALK), along]
         others = [*walks, black_box] if seen.by_walks >= seen.by_probes else [black_box, *walks]
         rows = search.left
@@ -176,7 +181,7 @@ class FastEnsemble(Attack):
         return search.image
 
     def _rounds(self, search: _Search, rng: SampleRNG, from_afar: bool = False) -> _Seen:
-        """Climb, and look from elsewhere: ten samples ahead, and the rest where these do not show a climb misled."""
+        """Run rounds 2 to 4 on ten samples, and on the rest unless these show that ascent fails."""
         seen = _Seen(search, self.near, from_afar)
         scouts = _some(search.right, _SCOUTS)
         for group, least in ((scouts, _FEW), (~scouts, _TWO)):
@@ -192,9 +197,9 @@ class FastEnsemble(Attack):
     def _finish(
         self, search: _Search, seen: _Seen, members: Sequence[Attack], black_box: Attack, rng: SampleRNG
     ) -> None:
-        """Round 5: long members where an image came near, and Square where it got further than the climb.
+        """Run round 5: long members near the boundary, and Square if it reached a smaller margin than ascent.
 
-        Before and after it, a look at a few samples that stand far from the boundary, those that Square took furthest.
+        Before and after it, other attacks check a few samples far from the boundary, those of the smallest margin.
         """
         before = seen.felled
         if not seen.from_afar:
@@ -205,7 +210,7 @@ class FastEnsemble(Attack):
                 return
         tried, felled = seen.close.clone(), True
         self._push(search, search.among(tried), seen, members, rng)
-        # How near is near enough differs between networks: the next few follow for as long as some of them fall.
+        # The useful distance differs between networks: further samples follow as long as any is fooled.
         while felled:
             rows = search.among(~tried)
             rows = search.nearer(rows, max(_part(rows, 10, _NEXT), len(rows) // _EVERY))
@@ -219,22 +224,22 @@ class FastEnsemble(Attack):
 
     @staticmethod
     def _offered(search: _Search, attack: Attack, rows: Tensor, seen: _Seen, rng: SampleRNG) -> int:
-        """Run an attack on the samples ``rows`` that stand; return how many fell that the climb had left far."""
+        """Run an attack on the remaining samples of ``rows``; return how many it fooled that ascent had left far."""
         rows = search.still(rows)
         search.run(attack, rows, rng)
         return seen.afar(rows)
 
     def _look_from_afar(self, search: _Search, rows: Tensor, seen: _Seen, rng: SampleRNG) -> int:
-        """Climb from afar on the samples ``rows`` that stand; return how many fell that the climb had left far."""
+        """Run large-to-small APGD on the samples ``rows``; return how many it fooled that ascent had left far."""
         before = int(search.right[rows].sum())
         fell = self._offered(search, self._afar, rows, seen, rng)
         seen.helped |= int(search.right[rows].sum()) < before
         return fell
 
     def _walk(self, search: _Search, seen: _Seen, rng: SampleRNG) -> None:
-        """FAB-T at length, on five samples that stand, and the next for as long as any of these falls.
+        """Run a long FAB-T on five remaining samples, and on the next as long as any is fooled.
 
-        Where it came near along few boundaries, it goes along more.
+        If it came near the ball along few boundaries, it continues along more.
         """
         walk = replace(self._along, steps=2 * self.long)
         tried, near = seen.walked, torch.zeros_like(search.right)
@@ -251,16 +256,16 @@ class FastEnsemble(Attack):
 
     @property
     def _along(self) -> FAB:
-        """FAB-T of round 4."""
+        """The FAB-T of round 4."""
         return FAB(self.norm, self.eps, targeted=True, targets=self.boundaries, steps=self.boundary_steps)
 
     @property
     def _afar(self) -> APGD:
-        """A climb that begins far out."""
+        """APGD with a large-to-small eps schedule."""
         return APGD(self.norm, self.eps, steps=2 * self.long, widest=self.widest)
 
     def _explore(self, search: _Search, group: Tensor, seen: _Seen, rng: SampleRNG) -> None:
-        """Climb, and round 4, on the samples of a group (N,) that stand."""
+        """Run ascent and round 4 on the remaining samples of a group (N,)."""
         if seen.from_afar:
             self._climb_from_afar(search, group, seen, rng)
         else:
@@ -281,7 +286,7 @@ class FastEnsemble(Attack):
         seen.by_probes += seen.afar(rows)
 
     def _push(self, search: _Search, rows: Tensor, seen: _Seen, members: Sequence[Attack], rng: SampleRNG) -> None:
-        """All that is left for samples near the boundary: climbs, random search, then long members."""
+        """Attack samples near the boundary: ascents, random search, then long members."""
         self._climb_on(search, rows, 2 * self.long, rng)
         if not seen.from_afar:
             self._restart(search, rows, rng)
@@ -292,7 +297,7 @@ class FastEnsemble(Attack):
             search.offer(rows, cascade(members, search.model, x, y, rng.select(rows)))
 
     def _restart(self, search: _Search, rows: Tensor, rng: SampleRNG) -> None:
-        """Climb from what a short Square found, towards the class likeliest on the clean image or on the best."""
+        """Run ascents from results of a short Square, towards the likeliest class on the clean or the best image."""
         probe = Square(self.norm, self.eps, queries=self.probe, eot=self.eot)
         for turn in range(_RESTARTS):
             rows = search.still(rows)
@@ -303,9 +308,9 @@ class FastEnsemble(Attack):
             search.offer(rows, self._towards(search, rows, targets, self.long, rng, start))
 
     def _polish(self, search: _Search, rows: Tensor, rng: SampleRNG) -> None:
-        """Search at random on from the best images, and climb a little, in turn, on the samples that it takes further.
+        """Alternate random search from the best images and a short ascent, on the samples that still improve.
 
-        A climb that stands still between folds of the network is one square away from a way on.
+        Ascent may stall at a kink of the network; one changed square can be enough to continue.
         """
         walk = Square(self.norm, self.eps, queries=_PIECE, eot=self.eot)
         for _ in range(_PIECES):
@@ -319,7 +324,7 @@ class FastEnsemble(Attack):
             rows = rows[search.lead[rows] < _GAIN * before]
 
     def _climb_on(self, search: _Search, rows: Tensor, steps: int, rng: SampleRNG) -> None:
-        """Climb from the best images, towards the class that is likeliest there."""
+        """Run ascent from the best images, towards the class that is likeliest there."""
         if len(rows):
             targets, start = search.nearest(rows), search.image[rows]
             search.offer(rows, self._towards(search, rows, targets, steps, rng, start))
@@ -327,13 +332,13 @@ class FastEnsemble(Attack):
     def _towards(
         self, search: _Search, rows: Tensor, targets: Tensor, steps: int, rng: SampleRNG, start: Tensor | None
     ) -> Tensor:
-        """Climb towards one class of each sample; return the images."""
+        """Run ascent towards one class of each sample; return the images."""
         goal = Objective(search.loss, targets, Criterion(search.y[rows]), targeted=True)
         climb = APGD(self.norm, self.eps, steps=steps)
         return climb.ascend(search.model, search.x[rows], goal, rng.select(rows), start)[0]
 
     def _climb_from_afar(self, search: _Search, group: Tensor, seen: _Seen, rng: SampleRNG) -> None:
-        """Climb in shrinking balls, on the cross-entropy, again and again until it fells little."""
+        """Run large-to-small APGD on the cross-entropy repeatedly, until it fools few samples."""
         fading = False
         for share in _AFAR:
             rows = search.among(group)
@@ -353,7 +358,7 @@ class FastEnsemble(Attack):
                 fading = True
 
     def _climb(self, search: _Search, group: Tensor, rng: SampleRNG) -> None:
-        """Rounds 2 and 3."""
+        """Run rounds 2 and 3."""
         model, x, y = search.model, search.x, search.y
         rows = search.among(group)
         if not len(rows):
@@ -374,7 +379,7 @@ class FastEnsemble(Attack):
             if not len(rows):
                 return
             towards(order[rows, rank], rows, self.short)
-        # The order now, since climbing changes it.
+        # Keep the order, since ascent changes it.
         ranked = front.lead.argsort(dim=1, stable=True)
         targets, images = front.target.clone(), front.image.clone()
         for place in range(front.lead.shape[1]):
@@ -386,12 +391,12 @@ class FastEnsemble(Attack):
 
 
 def _part(rows: Tensor, of: int, most: int) -> int:
-    """How many make one in ``of`` samples, rounded up, ``most`` at most."""
+    """Return one in ``of`` samples, rounded up, at most ``most``."""
     return min(most, -(-len(rows) // of))
 
 
 def _some(which: Tensor, most: int) -> Tensor:
-    """Up to ``most`` of the samples of a mask (N,), at even distances, as a mask."""
+    """Return at most ``most`` samples of a mask (N,), evenly spaced, as a mask."""
     rows = which.nonzero().squeeze(1)
     some = torch.zeros_like(which)
     some[rows[torch.linspace(0, len(rows) - 1, min(most, len(rows))).long()]] = True
@@ -399,7 +404,7 @@ def _some(which: Tensor, most: int) -> Tensor:
 
 
 class _Search:
-    """Where the samples stand: the best image of each so far, by how much the true class leads there, if it does."""
+    """The state of all samples: the best image of each so far, its margin, and whether it is classified correctly."""
 
     def __init__(self, model: nn.Module, x: Tensor, y: Tensor) -> None:
         self.model, self.x, self.y = model, x, y
@@ -415,32 +420,32 @@ class _Search:
 
     @property
     def left(self) -> Tensor:
-        """The samples (indices) that are still right."""
+        """The indices of the remaining samples."""
         return self.right.nonzero().squeeze(1)
 
     def among(self, group: Tensor) -> Tensor:
-        """The samples (indices) of a group (N,) that are still right."""
+        """Return the indices of the remaining samples of a group (N,)."""
         return (self.right & group).nonzero().squeeze(1)
 
     def still(self, rows: Tensor) -> Tensor:
-        """Those of the samples ``rows`` that are still right."""
+        """Return the remaining samples of ``rows``."""
         return rows[self.right[rows]]
 
     def nearer(self, rows: Tensor, most: int) -> Tensor:
-        """Those of the samples ``rows``, ``most`` of them, of which least is left of the lead on the clean image."""
+        """Return the ``most`` samples of ``rows`` with the smallest margin relative to the clean image."""
         return rows[self.share(rows, self.lead[rows]).argsort(stable=True)[:most]]
 
     def share(self, rows: Tensor, lead: Tensor) -> Tensor:
-        """Leads (N,) of the samples ``rows`` as shares of the clean image's; 0 where the true class ties there."""
+        """Return margins (N,) of the samples ``rows`` as shares of the clean margin; 0 if that is a tie."""
         return lead / self.clean[rows].clamp_min(torch.finfo(lead.dtype).tiny)
 
     def nearest(self, rows: Tensor) -> Tensor:
-        """The wrong class (N,) that is likeliest on the best image."""
+        """Return the likeliest wrong class (N,) on the best image."""
         with torch.no_grad():
             return wrong_classes(self.model(self.image[rows]), self.y[rows])[:, 0]
 
     def offer(self, rows: Tensor, images: Tensor) -> Tensor:
-        """Take what is better of ``images`` for the samples ``rows``; return the true class's lead there (N,)."""
+        """Keep those of ``images`` that improve the samples ``rows``; return the margins (N,) of ``images``."""
         if not len(rows):
             return self.lead[rows]
         goal = Objective.untargeted(self.y[rows], "margin")
@@ -453,13 +458,13 @@ class _Search:
         return lead
 
     def run(self, attack: Attack, rows: Tensor, rng: SampleRNG) -> Tensor:
-        """Run an attack on the samples ``rows``, and take what is better; what it returns: as for :meth:`offer`."""
-        if not len(rows):  # a network need not take an empty batch
+        """Run an attack on the samples ``rows``, and keep improvements; returns: as for :meth:`offer`."""
+        if not len(rows):  # a network may not accept an empty batch
             return self.lead[rows]
         return self.offer(rows, attack.perturb(self.model, self.x[rows], self.y[rows], rng.select(rows)))
 
     def approach(self, walk: FAB, rows: Tensor, rng: SampleRNG) -> Tensor:
-        """As :meth:`run`; return how far (N,) the nearest image that fools is, in or out of the ball."""
+        """As :meth:`run`; return the distance (N,) of the nearest adversarial image, inside or outside the ball."""
         if not len(rows):
             return self.lead[rows]
         x = self.x[rows]
@@ -470,21 +475,21 @@ class _Search:
 
 
 class _Seen:
-    """What rounds 2 to 4 came to, for the choice of round 5.
+    """Results of rounds 2 to 4, for the choice of round 5.
 
     Attributes:
-        from_afar: whether the climbs begin far out.
-        stood: how many samples the climb left right.
-        by_walks: how many of them, far from the boundary, FAB-T fooled.
-        by_probes: how many Square did.
-        by_climbs: how many a climb from afar did.
-        share: what Square left of the clean lead (N,).
-        close: where an image of the climb came near the boundary (N,).
-        walked: where FAB-T went at length already (N,).
-        ahead: where Square got further than the climb (N,), or half as far as needed after a climb from afar.
-        blind: whether the looks from elsewhere show that the climb was misled.
-        scouting: whether the samples that go ahead are at it, and others are to follow.
-        helped: whether a climb from afar fooled any sample that it was tried on.
+        from_afar: whether ascent uses a large-to-small eps schedule.
+        stood: number of samples that ascent left right.
+        by_walks: number of them, far from the boundary, that FAB-T fooled.
+        by_probes: number that Square fooled.
+        by_climbs: number that large-to-small APGD fooled.
+        share: margin (N,) after Square, as a share of the clean margin.
+        close: whether ascent came near the boundary (N,).
+        walked: whether the long FAB-T has run (N,).
+        ahead: whether Square reached a smaller margin than ascent (N,), or half the clean margin with ``from_afar``.
+        blind: whether the other attacks show that ascent fails.
+        scouting: whether the current group is the first ten samples.
+        helped: whether large-to-small APGD fooled any sample.
     """
 
     blind = helped = scouting = False
@@ -498,29 +503,29 @@ class _Seen:
 
     @property
     def felled(self) -> int:
-        """How many samples a look from elsewhere fooled that the climb had left far from the boundary.
+        """Number of samples that other attacks fooled and that ascent had left far from the boundary.
 
-        A few are luck; more show a slope that misleads the climb, and then what it says of the others is worth no more.
+        A few may be chance. More show that ascent fails, and then its results on other samples are unreliable.
         """
         return self.by_walks + self.by_probes + self.by_climbs
 
     def taken(self, group: Tensor) -> Tensor:
-        """Of a group (N,) that stands, the ten (or a third, if that is less) that Square took furthest."""
+        """Return the ten remaining samples of a group (N,), at most a third, with the smallest margin under Square."""
         rows = self.search.among(group)
         return rows[self.share[rows].argsort(stable=True)[: _part(rows, 3, _SCOUTS)]]
 
     def climbed(self, rows: Tensor) -> None:
-        """Note how far the climb came on the samples that it left right."""
+        """Record the margins of the samples that ascent left right."""
         self.stood += len(rows)
         self.lead[rows] = self.search.lead[rows]
         self.close[rows] = (self.lead[rows] < self.near * self.search.clean[rows]) | (self.lead[rows] <= 0)
 
     def afar(self, rows: Tensor) -> int:
-        """How many of these samples are fooled now that the climb left far from the boundary."""
+        """Return how many of these samples are fooled now and were left far from the boundary by ascent."""
         return int((~self.search.right[rows] & ~self.close[rows]).sum())
 
     def sought(self, rows: Tensor, lead: Tensor) -> None:
-        """Note the leads (N,) at which Square ended."""
+        """Record the final margins (N,) of Square."""
         self.share[rows] = self.search.share(rows, lead)
         self.ahead[rows] = lead < self.lead[rows]
         if self.from_afar:
@@ -528,7 +533,7 @@ class _Seen:
 
 
 class _Front:
-    """The best images of each sample towards different classes, a few."""
+    """The best images of each sample towards a few different classes."""
 
     def __init__(self, search: _Search, places: int) -> None:
         count = len(search.x)
@@ -537,9 +542,9 @@ class _Front:
         self.image = search.x[:, None].repeat(1, places, *([1] * (search.x.ndim - 1)))
 
     def offer(self, rows: Tensor, targets: Tensor, images: Tensor, lead: Tensor) -> None:
-        """Take ``images`` towards ``targets`` for the samples ``rows`` where they are better than the worst held."""
+        """Replace the worst images of the samples ``rows`` by ``images`` towards ``targets`` that are better."""
         worst, place = self.lead[rows].max(1)
-        # Where no wrong class has a finite logit the lead is infinite too, and yet better than none.
+        # If no wrong class has a finite logit the margin is infinite too; it must still replace an empty place.
         lead = lead.clamp_max(torch.finfo(lead.dtype).max)
         better = lead < worst
         rows, place = rows[better], place[better]

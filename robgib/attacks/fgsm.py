@@ -21,7 +21,7 @@ __all__ = [
 class FGSM(Attack):
     """One step of length eps along the steepest direction (Goodfellow, Shlens & Szegedy 2015, section 4).
 
-    Under L2 the step goes along the normalised gradient (the fast gradient method), under L1 along few pixels.
+    Under L2 the step follows the normalised gradient (the fast gradient method), under L1 it is sparse.
     """
 
     norms: ClassVar[tuple[str, ...]] = CONVEX_NORMS

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from robgib.attacks.linearization import dual_norm
-from robgib.attacks.nearest import Nearest, NearestAttack, cosine, lead_gradient
+from robgib.attacks.nearest import Nearest, NearestAttack, cosine, margin_gradient
 from robgib.attacks.objective import Objective, wrong_by
 from robgib.attacks.threat_model import NORMS, distance, onto_ball, per_sample
 from robgib.options import Count, Positive
@@ -19,23 +19,23 @@ __all__ = [
     "FMN",
 ]
 
-_LAST = 0.01  # of the first step: the last one
+_LAST = 0.01  # final learning rate, as a share of the initial one
 
 
 @dataclass(frozen=True)
 class FMN(NearestAttack):
-    """Descent of the margin in a ball that closes in on the boundary (Pintor et al. 2021, algorithm 1).
+    """Margin descent in a ball whose radius converges to the boundary (Pintor et al. 2021, algorithm 1).
 
-    While nothing fools, the ball reaches as far as the linearised boundary; afterwards it shrinks or grows by a share.
-    Under L0, whose ball has no such estimate, it grows from one pixel on, by one at least.
-    Steps are cut off at the box before the ball, not after it as in the paper, where on one digit in ten the cut took
-    all of a step that the ball had left.
+    Before the first adversarial image, the radius is the distance of the linearised boundary; afterwards it changes by
+    a relative amount. L0 has no such estimate: there the radius starts at one pixel and grows by at least one.
+    Unlike in the paper, steps are clipped to the box before the projection onto the ball. In the order of the paper,
+    one digit in ten made no progress.
 
     Fields:
         steps: gradient steps.
-        rate: first step (L2, pixel scale).
-        gamma: first share by which the radius changes a step.
-        gamma_last: last such share.
+        rate: initial step size (L2, pixel scale).
+        gamma: initial relative change of the radius per step.
+        gamma_last: final relative change.
     """
 
     norms: ClassVar[tuple[str, ...]] = NORMS
@@ -52,27 +52,27 @@ class FMN(NearestAttack):
 
     def search(self, model: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> Tensor:
         """See :meth:`NearestAttack.search`."""
-        # Without it a step that lands on the boundary would be the last to move.
+        # Without it the iteration would stop on the boundary.
         nudge = 2e-5 * logits.abs().amax(1)
         goal = Objective.untargeted(y, "margin")
         nearest = Nearest(x, self.norm)
         at, tiny = x, torch.finfo(x.dtype).tiny
         radius = torch.full_like(nearest.size, 1.0 if self.norm == "l0" else torch.inf)
         for step in range(self.steps):
-            lead, gradient, fooled = lead_gradient(model, at, goal)
+            margin, gradient, fooled = margin_gradient(model, at, goal)
             nearest.offer(at, fooled)
             share = cosine(step, self.steps, self.gamma, self.gamma_last)
             if self.norm == "l0":
                 fewer = torch.minimum((radius * (1 - share)).floor().minimum(radius - 1), nearest.size)
                 radius = torch.where(fooled, fewer, (radius * (1 + share)).floor().maximum(radius + 1)).clamp_min(1)
             else:
-                ahead = (lead.clamp_min(0) + nudge) / dual_norm(gradient.flatten(1), self.norm).clamp_min(tiny)
+                ahead = (margin.clamp_min(0) + nudge) / dual_norm(gradient.flatten(1), self.norm).clamp_min(tiny)
                 guess = distance(at, x, self.norm) + ahead
                 grown = torch.where(nearest.size.isinf(), guess, radius * (1 + share))
                 radius = torch.where(fooled, torch.minimum(radius * (1 - share), nearest.size), grown)
             length = torch.linalg.vector_norm(gradient.flatten(1), dim=1).clamp_min(tiny)
             rate = cosine(step, self.steps, self.rate, _LAST * self.rate)
-            # The box first: what it cuts off would else take its share of the ball, which then stands still.
+            # Clip to the box first: the clipped part would otherwise use up the ball, and the search would stall.
             moved = (at - rate * gradient / per_sample(length, x)).clamp(*self.threat.box) - x
             at = (x + onto_ball(moved, radius, self.norm)).clamp(*self.threat.box)
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Other libraries' attacks behind the same door: same budget, same verification, same record."""
+"""Adapters for attacks of other libraries: the same budget, verification and records as for RobGIB's own attacks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from robgib.models.inference import eval_mode
 from robgib.runtime import SampleRNG, network_faults
 
 __all__ = [
-    "DOORS",
+    "ADAPTERS",
     "ARTAttack",
     "AdvLibAttack",
     "FoolboxAttack",
@@ -38,8 +38,8 @@ __all__ = [
     "torchattacks_norm",
 ]
 
-_RADII = ("eps", "max_epsilon", "ε")  # what the libraries call the ball's radius
-_STEPS = ("alpha", "eps_step", "lr")  # and the length of a step, in its units where a class has a radius
+_RADII = ("eps", "max_epsilon", "ε")  # names of the radius in the libraries
+_STEPS = ("alpha", "eps_step", "lr")  # names of the step size, in units of the radius if a class has one
 _ABSOLUTE = ("alpha", "eps_step", "abs_stepsize")
 _COUNTS = ("steps", "max_iter", "nb_iter", "num_iter_set", "max_iterations", "n_queries")
 _NORMS = cast(tuple[Norm, ...], CONVEX_NORMS)
@@ -51,7 +51,7 @@ def _of(names: Iterable[str], parameters: Mapping[str, inspect.Parameter]) -> st
 
 
 def _count(kind: type[Any], given: Mapping[str, Any]) -> int | None:
-    """How many steps an attack takes, where its parameters tell."""
+    """Return the number of steps of an attack, if it has such a parameter."""
     parameters = inspect.signature(kind).parameters
     name = _of(_COUNTS, parameters)
     count = None if name is None else given.get(name, parameters[name].default)
@@ -59,11 +59,10 @@ def _count(kind: type[Any], given: Mapping[str, Any]) -> int | None:
 
 
 def _stride(kind: type[Any], given: Mapping[str, Any], eps: float, single: bool) -> tuple[dict[str, float], str]:
-    """Return the step size that an attack needs beside what is given, and a note on a given one that falls short.
+    """Return a default step size, and a note if a given step size is too small.
 
-    A step made for the library's own radius keeps its share of the radius: fixed, it could not cross a larger ball and
-    would jump about in a smaller one. Where the steps are too few for that, they are longer. ``single``: a class that
-    tells no number of steps takes one.
+    The default step size of a library is scaled with the radius, since it is chosen for the default radius. It is
+    increased if the steps cannot reach the edge of the ball. ``single``: a class without a number of steps takes one.
     """
     parameters = inspect.signature(kind).parameters
     step, radius = _of(_STEPS, parameters), _of(_RADII, parameters)
@@ -71,8 +70,8 @@ def _stride(kind: type[Any], given: Mapping[str, Any], eps: float, single: bool)
         return {}, ""
     count = _count(kind, given) or (1 if single else None)
     if step in given:
-        told = isinstance(given[step], int | float) and count
-        return {}, reach_note(count, given[step], eps, step) if told and count else ""
+        known = isinstance(given[step], int | float) and count
+        return {}, reach_note(count, given[step], eps, step) if known and count else ""
     share = parameters[step].default / parameters[radius].default
     if count and count * share < 1:
         share = reaching(count)
@@ -81,7 +80,7 @@ def _stride(kind: type[Any], given: Mapping[str, Any], eps: float, single: bool)
 
 @contextmanager
 def _running(what: str, model: nn.Module, x: Tensor, rng: SampleRNG) -> Iterator[int]:
-    """Run a library's code on a frozen model under a seed, which is given; its errors become one sentence."""
+    """Run the code of a library on a frozen model with a seed, which is yielded; convert its errors."""
     seed = int(rng.generators()[0].integers(2**31))
     with eval_mode(model), seeded(seed, x.device), torch.enable_grad():
         try:
@@ -100,32 +99,32 @@ def _warn(what: str, note: str) -> None:
         warnings.warn(f"{what}: {note}", RobGIBWarning, stacklevel=3)
 
 
-def _held(what: str, found: Tensor, x: Tensor, threat: ThreatModel) -> Tensor:
-    """Return the images found (N, …) as they are where they lie in the threat model, else projected onto it.
+def _projected(what: str, x_adv: Tensor, x: Tensor, threat: ThreatModel) -> Tensor:
+    """Return images (N, …) inside the threat model unchanged, and project the others onto it.
 
-    Libraries round: an image a hair outside is no less adversarial for it, and must not be taken for the clean one.
-    What is not finite becomes the clean image, and is warned of.
+    Rounding in a library may leave adversarial images slightly outside. Images that are not finite are replaced by the
+    clean images, with a warning.
     """
-    if found.shape != x.shape:
-        raise RobGIBError(f"{what} returned {tuple(found.shape)} for images of shape {tuple(x.shape)}.")
-    found = found.detach().to(x)
-    finite = torch.isfinite(found).flatten(1).all(1)
-    found = torch.where(per_sample(finite, x), found, x)
+    if x_adv.shape != x.shape:
+        raise RobGIBError(f"{what} returned {tuple(x_adv.shape)} for images of shape {tuple(x.shape)}.")
+    x_adv = x_adv.detach().to(x)
+    finite = torch.isfinite(x_adv).flatten(1).all(1)
+    x_adv = torch.where(per_sample(finite, x), x_adv, x)
     low, high = threat.box
-    far = distance(found.double(), x.double(), threat.norm)
-    inside = (far <= threat.eps) & ((found >= low) & (found <= high)).flatten(1).all(1)
+    far = distance(x_adv.double(), x.double(), threat.norm)
+    inside = (far <= threat.eps) & ((x_adv >= low) & (x_adv <= high)).flatten(1).all(1)
     if not bool(finite.all()):
         bad = int((~finite).sum())
-        _warn(what, f"{bad} of {len(x)} images came back with NaN or infinite values; the clean image stands for each.")
+        _warn(what, f"{bad} of {len(x)} images have NaN or infinite values and were replaced by the clean images.")
     if bool(inside.all()):
-        return found
-    return torch.where(per_sample(inside, x), found, threat.project(found, x))
+        return x_adv
+    return torch.where(per_sample(inside, x), x_adv, threat.project(x_adv, x))
 
 
-class _Housed(nn.Module):
-    """A model as the libraries need it: with a parameter, which tells them the device, and answers in the images' type.
+class _AdaptedModel(nn.Module):
+    """A model as the libraries require it: with a parameter on its device, and outputs in the dtype of the images.
 
-    Some work in float32 whatever they are given: the model gets the type it knows.
+    Some libraries convert images to float32; the model receives its own dtype.
     """
 
     def __init__(self, model: nn.Module, x: Tensor, probabilities: bool = False) -> None:
@@ -134,7 +133,7 @@ class _Housed(nn.Module):
         self.dtype = x.dtype
         self.probabilities = probabilities
         self.where = nn.Parameter(torch.zeros((), device=x.device), requires_grad=False)
-        self.train(model.training)  # the library restores the mode that it finds here
+        self.train(model.training)  # the library restores this mode
 
     def forward(self, x: Tensor) -> Tensor:
         logits = self.model(x.to(self.dtype)).to(x.dtype)
@@ -142,7 +141,7 @@ class _Housed(nn.Module):
 
 
 def _library(name: str, package: str) -> Any:
-    load_torchvision()  # the libraries may ask for it: mend it first
+    load_torchvision()  # the libraries may import it
 
     try:
         return importlib.import_module(name)
@@ -178,15 +177,15 @@ _SET = (
     *("model", "self", "estimator", "classifier", *_RADII, "targeted", "verbose", "batch_size"),
     *("inputs", "labels", "callback", "penalty", "starting_points"),
 )
-"""What RobGIB itself passes to a library's class: the model, the budget, the batch; every attack is untargeted."""
+"""Parameters that RobGIB sets: the model, the budget and the batch; every attack is untargeted."""
 
 
 def takes(library: str, name: str) -> list[str]:
-    """Return the parameters that may be given to a library's attack, beside ``eps``.
+    """Return the parameters of a library's attack, besides ``eps``.
 
     Args:
         library: ``torchattacks``, ``foolbox``, ``art`` or ``advlib``.
-        name: class name in the library, or a function's.
+        name: name of the class or function in the library.
     """
     find: Mapping[str, Callable[[str], Callable[..., Any]]] = {
         "torchattacks": _torchattacks_class,
@@ -202,7 +201,7 @@ def _accept(library: str, name: str, parameters: Mapping[str, Any]) -> None:
     accepted = takes(library, name)
     for key in parameters:
         if key in _RADII:
-            raise RobGIBError(f"{library}:{name} takes its radius as eps; write eps={parameters[key]}.")
+            raise RobGIBError(f"{library}:{name} uses the parameter eps for its radius; write eps={parameters[key]}.")
         if key == "targeted":
             raise RobGIBError(f"{library}:{name} runs untargeted here; leave 'targeted' out.")
         if key not in accepted:
@@ -218,7 +217,7 @@ def _named_norm(what: str, value: Any, known: tuple[Norm, ...]) -> Norm:
     """Return the norm that a parameter names: 2, inf, L2, Linf, ….
 
     Raises:
-        RobGIBError: not one of ``known``.
+        RobGIBError: the norm is not one of ``known``.
     """
     wanted = "l" + str(value).lower().removeprefix("l").removesuffix(".0")
     for norm in known:
@@ -238,7 +237,7 @@ def _construct(kind: type[Any], parameters: Mapping[str, Any], what: str, *first
 
 
 @dataclass(frozen=True)
-class _Door(Attack):
+class _Adapter(Attack):
     """An attack of another library, by class name and keyword arguments; untargeted."""
 
     norms: ClassVar[tuple[str, ...]] = CONVEX_NORMS
@@ -253,12 +252,12 @@ class _Door(Attack):
 
     @property
     def label(self) -> str:
-        """The attack as messages name it."""
+        """The name of the attack in messages."""
         return f"{self.library}:{self.name}"
 
     @property
     def cost(self) -> int | None:
-        """Gradients a sample, where a parameter states the number of steps; see :attr:`Attack.cost`."""
+        """Gradients per sample, if a parameter gives the number of steps; see :attr:`Attack.cost`."""
         stated = [self.parameters[n] for n in _COUNTS if isinstance(self.parameters.get(n), int)]
         return max(1, stated[0]) if stated else None
 
@@ -271,7 +270,7 @@ class _Door(Attack):
         return replace(self, eps=eps, parameters=scaled)
 
 
-_TORCHATTACKS_NORMS: Mapping[str, Norm] = {"EADEN": "l2"}  # its elastic net is L2 but for a thousandth of L1
+_TORCHATTACKS_NORMS: Mapping[str, Norm] = {"EADEN": "l2"}  # its elastic net is L2 plus 0.001 L1
 _TORCHATTACKS_REFUSED = {
     "GN": "adds noise of a given spread and has no radius",
     "VANILA": "changes nothing",
@@ -281,41 +280,41 @@ _TORCHATTACKS_REFUSED = {
 
 
 def torchattacks_norm(name: str, parameters: Mapping[str, Any]) -> Norm:
-    """Return the norm in which a torchattacks attack is bounded: its documentation tells, and its ``norm``."""
+    """Return the norm of a torchattacks attack, from its documentation and its parameter ``norm``."""
     kind = _torchattacks_class(name)
     measure = re.search(r"Distance Measure\s*:(.*)", kind.__doc__ or "")
     stated = [n.lower() for n in re.findall(r"\bL(?:inf|\d)", measure[1])] if measure else []
     known = tuple(n for n in _NORMS if n in stated)
     if name in _TORCHATTACKS_REFUSED or not known:
-        why = _L0 if "l0" in stated else "does not say in which norm it is bounded"
+        why = _L0 if "l0" in stated else "does not document the norm of its bound"
         raise _unbounded("torchattacks", name, _TORCHATTACKS_REFUSED.get(name, why))
     _accept("torchattacks", name, parameters)
     norm = inspect.signature(kind).parameters.get("norm")
     if norm is None:
         return _TORCHATTACKS_NORMS.get(name, known[0])
-    found = _named_norm(f"torchattacks:{name}", parameters.get("norm", norm.default), known)
-    if name == "FAB" and found == "l1" and parameters.get("multi_targeted"):
+    chosen = _named_norm(f"torchattacks:{name}", parameters.get("norm", norm.default), known)
+    if name == "FAB" and chosen == "l1" and parameters.get("multi_targeted"):
         raise RobGIBError("torchattacks:FAB aims at single classes in Linf and L2 only; leave multi_targeted out.")
-    return found
+    return chosen
 
 
 def _run_fab(attack: Any, x: Tensor, y: Tensor) -> Tensor:
-    """Nearest adversarial images (N, …) of torchattacks' FAB under L1: its own loop over restarts knows no L1."""
+    """Run torchattacks' FAB under L1, which its own restarts do not support; return images (N, …)."""
     best, near = x, torch.full((len(x),), float("inf"), device=x.device)
     with torch.no_grad():
         for restart in range(attack.n_restarts):
-            found = attack.attack_single_run(x, y, use_rand_start=restart > 0)
-            far = (found - x).abs().flatten(1).sum(1)
-            better = (far > 0) & (far < near)  # the clean image comes back where nothing was found
-            best, near = torch.where(per_sample(better, x), found, best), torch.where(better, far, near)
+            x_adv = attack.attack_single_run(x, y, use_rand_start=restart > 0)
+            far = (x_adv - x).abs().flatten(1).sum(1)
+            better = (far > 0) & (far < near)  # the clean image means failure
+            best, near = torch.where(per_sample(better, x), x_adv, best), torch.where(better, far, near)
     return best
 
 
 @dataclass(frozen=True)
-class TorchAttack(_Door):
+class TorchAttack(_Adapter):
     """An attack of the torchattacks library (Kim 2020), by class name and keyword arguments; untargeted.
 
-    A step size that is not given keeps its share of the radius; see ``docs/doors.md``.
+    The default step size is scaled with the radius; see ``docs/adapters.md``.
     """
 
     library: ClassVar[str] = "torchattacks"
@@ -340,25 +339,25 @@ class TorchAttack(_Door):
                 with torch.no_grad():
                     arguments["n_classes"] = model(x[:1]).shape[1]
             if "seed" in known:
-                arguments.setdefault("seed", seed)  # unset, it is the clock
-            attack = _construct(kind, arguments, self.label, _Housed(model, x))
+                arguments.setdefault("seed", seed)  # the default is the clock
+            attack = _construct(kind, arguments, self.label, _AdaptedModel(model, x))
             attack.set_device(x.device)
-            images = x.float()  # some of the library's attacks know no other type
+            images = x.float()  # some attacks of the library support float32 only
             l1 = self.name == "FAB" and self.threat.norm == "l1"
-            found = _run_fab(attack, images, y) if l1 else attack(images, y)
-        return _held(self.label, found, x, self.threat)
+            x_adv = _run_fab(attack, images, y) if l1 else attack(images, y)
+        return _projected(self.label, x_adv, x, self.threat)
 
 
 _FOOLBOX_REFUSED = {
     "SpatialAttack": "turns and shifts the image",
-    "GenAttack": "looks for one given class",
-    "DatasetAttack": "takes its images from a data set that it must be fed",
+    "GenAttack": "is targeted",
+    "DatasetAttack": "needs a data set of its own",
     "BinarizationRefinementAttack": "refines what another attack found",
 }
 
 
 def _foolbox_arguments(kind: type[Any], parameters: Mapping[str, Any], what: str) -> dict[str, Any]:
-    """Parameters as the class wants them: a distance is an object there."""
+    """Return the parameters in the form of the class, where a distance is an object."""
     arguments = dict(parameters)
     if "distance" in inspect.signature(kind).parameters:
         if arguments.get("distance") is None:
@@ -369,7 +368,7 @@ def _foolbox_arguments(kind: type[Any], parameters: Mapping[str, Any], what: str
 
 
 def foolbox_norm(name: str, parameters: Mapping[str, Any]) -> Norm:
-    """Return the norm in which a Foolbox attack is bounded, from its ``distance``."""
+    """Return the norm of a Foolbox attack, from its ``distance``."""
     kind, what = _foolbox_class(name), f"foolbox:{name}"
     if name in _FOOLBOX_REFUSED:
         raise _unbounded("foolbox", name, _FOOLBOX_REFUSED[name])
@@ -381,22 +380,22 @@ def foolbox_norm(name: str, parameters: Mapping[str, Any]) -> Norm:
         p = None
     norms: dict[float, Norm] = {float("inf"): "linf", 2: "l2", 1: "l1"}
     if p not in norms:
-        raise _unbounded("foolbox", name, _L0 if p == 0 else "does not say in which norm it is bounded")
+        raise _unbounded("foolbox", name, _L0 if p == 0 else "does not document the norm of its bound")
     return norms[p]
 
 
 @dataclass(frozen=True)
-class FoolboxAttack(_Door):
+class FoolboxAttack(_Adapter):
     """An attack of Foolbox (Rauber et al. 2020), by class name and keyword arguments; untargeted.
 
-    What an attack that looks for the nearest adversarial image finds is projected onto the threat model.
+    The images of minimum-norm attacks are projected onto the threat model.
     """
 
     library: ClassVar[str] = "foolbox"
     name: str = "LinfPGD"
 
     def _steps(self, kind: type[Any]) -> tuple[dict[str, float], str]:
-        """As :func:`_stride`, for steps that are given as a share of eps."""
+        """As :func:`_stride`, for step sizes relative to eps."""
         parameters, count = inspect.signature(kind).parameters, _count(kind, self.parameters)
         if "rel_stepsize" not in parameters or count is None:
             return {}, ""
@@ -417,10 +416,10 @@ class FoolboxAttack(_Door):
         arguments = {**steps, **_foolbox_arguments(kind, self.parameters, self.label)}
         with _running(self.label, model, x, rng):
             attack = _construct(kind, arguments, self.label)
-            housed = foolbox.PyTorchModel(_Housed(model, x), bounds=self.threat.box, device=x.device)
-            # Of the images as found and as Foolbox clips them the first: its clipping ends outside by rounding.
-            found, _, _ = attack(housed, x, foolbox.criteria.Misclassification(y), epsilons=self.threat.eps)
-        return _held(self.label, found, x, self.threat)
+            wrapped = foolbox.PyTorchModel(_AdaptedModel(model, x), bounds=self.threat.box, device=x.device)
+            # Use the unclipped images: those clipped by Foolbox may lie outside by rounding.
+            x_adv, _, _ = attack(wrapped, x, foolbox.criteria.Misclassification(y), epsilons=self.threat.eps)
+        return _projected(self.label, x_adv, x, self.threat)
 
 
 _ART_FIXED: Mapping[str, Norm] = {
@@ -445,9 +444,9 @@ _ART_REFUSED = {
     "AdversarialPatchTensorFlowV2": "pastes a patch",
     "CarliniL0Method": _L0,
     "CompositeAdversarialAttackPyTorch": "also turns the image and changes its colours",
-    "FeatureAdversariesNumpy": "pulls the image towards another, which it must be given",
-    "FeatureAdversariesPyTorch": "pulls the image towards another, which it must be given",
-    "FeatureAdversariesTensorFlowV2": "pulls the image towards another, which it must be given",
+    "FeatureAdversariesNumpy": "needs a second image",
+    "FeatureAdversariesPyTorch": "needs a second image",
+    "FeatureAdversariesTensorFlowV2": "needs a second image",
     "FrameSaliencyAttack": "is made of another attack and a video's frames",
     "GRAPHITEBlackbox": "pastes a sticker",
     "GRAPHITEWhiteboxPyTorch": "pastes a sticker",
@@ -460,20 +459,20 @@ _ART_REFUSED = {
     "ProjectedGradientDescentTensorFlowV2": "is for TensorFlow (use ProjectedGradientDescent)",
     "SNAL": "attacks object detectors",
     "SaliencyMapMethod": _L0,
-    "ShadowAttack": "is held by the image's smoothness and colour",
+    "ShadowAttack": "is bounded in smoothness and colour",
     "SpatialTransformation": "turns and shifts the image",
-    "TargetedUniversalPerturbation": "looks for one given class",
+    "TargetedUniversalPerturbation": "is targeted",
     "Wasserstein": "is bounded in the Wasserstein distance",
 }
 
 
 def art_norm(name: str, parameters: Mapping[str, Any]) -> Norm:
-    """Return the norm in which an attack of ART is bounded, from its class and its ``norm`` or ``decision_rule``."""
+    """Return the norm of an ART attack, from its class and its ``norm`` or ``decision_rule``."""
     kind, what = _art_class(name), f"art:{name}"
     classifier = _library("art.estimators.classification", "art").PyTorchClassifier
     missing = [r.__name__ for r in getattr(kind, "_estimator_requirements", ()) if not issubclass(classifier, r)]
     if missing:
-        raise RobGIBError(f"ART's {name} attacks a {missing[0]}, and a PyTorch classifier of images is none.")
+        raise RobGIBError(f"ART's {name} requires a {missing[0]}; a PyTorch image classifier is not supported.")
     if name in _ART_REFUSED:
         raise _unbounded("ART", name, _ART_REFUSED[name])
     _accept("art", name, parameters)
@@ -486,17 +485,17 @@ def art_norm(name: str, parameters: Mapping[str, Any]) -> Norm:
             raise RobGIBError(f"{what} has decision_rule {rule!r}; use EN, L1 or L2.")
         return "l2" if rule == "L2" else "l1"
     if "norm" not in accepted:
-        raise _unbounded("ART", name, "does not say in which norm it is bounded")
+        raise _unbounded("ART", name, "does not document the norm of its bound")
     known = tuple(n for n in _NORMS if n != "l1" or name not in _ART_NO_L1)
     return _named_norm(what, parameters.get("norm", accepted["norm"].default), known)
 
 
 @dataclass(frozen=True)
-class ARTAttack(_Door):
+class ARTAttack(_Adapter):
     """An evasion attack of the Adversarial Robustness Toolbox (Nicolae et al. 2018), by class name; untargeted.
 
-    A step size that is not given keeps its share of the radius. What an attack that looks for the nearest adversarial
-    image finds is projected onto the threat model.
+    The default step size is scaled with the radius. The images of minimum-norm attacks are projected onto the threat
+    model.
     """
 
     library: ClassVar[str] = "art"
@@ -513,7 +512,7 @@ class ARTAttack(_Door):
         ours = {
             "norm": {"linf": np.inf, "l2": 2, "l1": 1}[self.threat.norm],
             "eps": self.threat.eps,
-            "targeted": False,  # some are targeted if not told
+            "targeted": False,  # some are targeted by default
             "verbose": False,
             "batch_size": 1 if self.name == "SimBA" else len(x),
         }
@@ -524,7 +523,7 @@ class ARTAttack(_Door):
             with torch.no_grad():
                 classes = model(x[:1]).shape[1]
             classifier = art.PyTorchClassifier(
-                _Housed(model, x, self.name in _ART_PROBABILITIES),
+                _AdaptedModel(model, x, self.name in _ART_PROBABILITIES),
                 loss=nn.CrossEntropyLoss(),
                 input_shape=tuple(x.shape[1:]),
                 nb_classes=classes,
@@ -532,17 +531,17 @@ class ARTAttack(_Door):
                 device_type="gpu" if x.device.type == "cuda" else "cpu",
             )
             attack = _construct(kind, arguments, self.label, classifier)
-            # One-hot: of two classes the library takes labels for a single output.
+            # One-hot labels: for two classes the library would assume a single output.
             labels = np.eye(classes, dtype=np.float32)[y.cpu().numpy()]
-            found = torch.from_numpy(np.asarray(attack.generate(x.cpu().numpy(), labels)))
-        return _held(self.label, found, x, self.threat)
+            x_adv = torch.from_numpy(np.asarray(attack.generate(x.cpu().numpy(), labels)))
+        return _projected(self.label, x_adv, x, self.threat)
 
 
 def load_advlib() -> Any:
     """Import adv-lib's attacks.
 
-    It imports visdom, a live plotter that no attack needs and that newer setuptools cannot build: where it is missing
-    an empty module stands for it meanwhile.
+    It imports visdom, a live plotter that no attack needs and that newer setuptools cannot build. A missing visdom is
+    replaced by an empty module during the import.
     """
     with stand_in("visdom"):
         return _library("adv_lib.attacks", "adv-lib")
@@ -584,7 +583,7 @@ def _advlib_function(name: str) -> Callable[..., Any]:
 
 
 def advlib_norm(name: str, parameters: Mapping[str, Any]) -> Norm:
-    """Return the norm in which an attack of adv-lib is bounded, from its name or its ``norm``, ``p``, ``distance``."""
+    """Return the norm of an adv-lib attack, from its name or its ``norm``, ``p`` or ``distance``."""
     _advlib_function(name)
     if name in _ADVLIB_REFUSED:
         raise _unbounded("adv-lib", name, _ADVLIB_REFUSED[name])
@@ -598,10 +597,10 @@ def advlib_norm(name: str, parameters: Mapping[str, Any]) -> Norm:
 
 
 @dataclass(frozen=True)
-class AdvLibAttack(_Door):
-    """An attack of adv-lib (Rony & Ben Ayed), by its function's name and keyword arguments; untargeted.
+class AdvLibAttack(_Adapter):
+    """An attack of adv-lib (Rony & Ben Ayed), by function name and keyword arguments; untargeted.
 
-    What an attack that looks for the nearest adversarial image finds is projected onto the threat model.
+    The images of minimum-norm attacks are projected onto the threat model.
     """
 
     norms: ClassVar[tuple[str, ...]] = NORMS
@@ -619,19 +618,19 @@ class AdvLibAttack(_Door):
             order = {"linf": float("inf"), "l2": 2, "l1": 1, "l0": 0}[self.norm]
             arguments[key] = self.norm if key == "distance" else order
         known = inspect.signature(function).parameters
-        if (radius := _of(("eps", "ε"), known)) and self.name != "tr":  # there it is another thing
+        if (radius := _of(("eps", "ε"), known)) and self.name != "tr":  # there it has another meaning
             arguments[radius] = self.threat.eps
         if "targeted" in known:
             arguments["targeted"] = False
         with _running(self.label, model, x, rng):
-            found = function(_Housed(model, x), x.clone(), y, **arguments)
-        return _held(self.label, found, x, self.threat)
+            x_adv = function(_AdaptedModel(model, x), x.clone(), y, **arguments)
+        return _projected(self.label, x_adv, x, self.threat)
 
 
-DOORS: Mapping[str, tuple[type[Attack], Callable[[str, Mapping[str, Any]], Norm]]] = {
+ADAPTERS: Mapping[str, tuple[type[Attack], Callable[[str, Mapping[str, Any]], Norm]]] = {
     "torchattacks": (TorchAttack, torchattacks_norm),
     "foolbox": (FoolboxAttack, foolbox_norm),
     "art": (ARTAttack, art_norm),
     "advlib": (AdvLibAttack, advlib_norm),
 }
-"""Other libraries by prefix: the class that runs their attacks, and how an attack's norm is found."""
+"""Adapters by prefix: the class that runs the attacks of a library, and the function that returns their norm."""

@@ -23,12 +23,12 @@ __all__ = [
 def wrong_classes(logits: Tensor, y: Tensor) -> Tensor:
     """Return the wrong classes (N, C - 1), most likely first, for logits (N, C) and true labels (N,)."""
     order = logits.sort(dim=1, descending=True, stable=True).indices
-    # By number, not by a logit of -inf: a model may mask classes with that itself.
+    # Compare class numbers: the model itself may mask classes with logits of -inf.
     return order[order != y[:, None]].view(len(y), logits.shape[1] - 1)
 
 
 Watch = Callable[[Tensor], None]
-"""Is shown every gradient (N, …) before its entries that are not finite become 0."""
+"""Callback for every gradient (N, …) before entries that are not finite are set to 0."""
 
 
 def class_differences(
@@ -36,13 +36,13 @@ def class_differences(
 ) -> tuple[Tensor, Tensor]:
     """Linearise the boundaries between the true classes ``y`` (N,) and ``classes`` (N, K) at ``x`` (N, …).
 
-    It holds all N · K · D numbers at once; where the nearest boundary will do, so will :func:`nearest_boundary`.
+    All N · K · D values are in memory at once; :func:`nearest_boundary` needs less memory.
 
     Returns:
-        The logits' differences z_k - z_y (N, K), and their gradients (N, K, D) by the D flattened pixels.
+        The logit differences z_k - z_y (N, K), and their gradients (N, K, D) with respect to the D flattened pixels.
 
     Raises:
-        NoGradientError: the logits do not depend on the images by differentiable steps.
+        NoGradientError: the logits do not depend on the images by differentiable operations.
     """
     if isinstance(model, BatchedModel):
         differences, gradients = model.map(
@@ -64,7 +64,7 @@ def nearest_boundary(
 ) -> tuple[Tensor, Tensor]:
     """Linearise the boundary nearest to ``x`` (N, …), in ``norm``, of those between ``y`` (N,) and ``classes`` (N, K).
 
-    Boundaries are taken one by one and the nearest kept, so that memory does not grow with K.
+    Boundaries are computed one by one, so that memory does not grow with K.
 
     Args:
         model: classifier, frozen.
@@ -72,14 +72,14 @@ def nearest_boundary(
         y: true labels.
         classes: wrong classes.
         norm: ``linf``, ``l2`` or ``l1``.
-        nudge: (N,), added to the size of every difference; None is 0.
-        watch: is shown every gradient.
+        nudge: (N,), added to the absolute value of every difference; None is 0.
+        watch: callback for every gradient.
 
     Returns:
-        The difference z_k - z_y there (N,), and its gradient (N, D) by the D flattened pixels.
+        The difference z_k - z_y (N,) of that boundary, and its gradient (N, D) with respect to the D flattened pixels.
 
     Raises:
-        NoGradientError: the logits do not depend on the images by differentiable steps.
+        NoGradientError: the logits do not depend on the images by differentiable operations.
     """
     if isinstance(model, BatchedModel) and (model.draws == 1 or classes.shape[1] == 1):
 
@@ -91,7 +91,7 @@ def nearest_boundary(
         return value, normal
     each: Iterator[tuple[Tensor, Tensor]]
     if isinstance(model, BatchedModel):
-        # Each boundary's mean over the draws comes first: the nearest of one draw need not be that of another.
+        # Average each boundary over the draws first, since the nearest boundary differs between draws.
         averaged = (class_differences(model, x, y, classes[:, [k]]) for k in range(classes.shape[1]))
         each = ((values[:, 0], gradients[:, 0]) for values, gradients in averaged)
     else:
@@ -114,7 +114,7 @@ def boundary_distances(
     Args: as for :func:`nearest_boundary`.
 
     Raises:
-        NoGradientError: the logits do not depend on the images by differentiable steps.
+        NoGradientError: the logits do not depend on the images by differentiable operations.
     """
     if isinstance(model, BatchedModel):
         net, note = model.model, model.note_broken
@@ -134,7 +134,7 @@ def _reach(value: Tensor, normal: Tensor, norm: str, nudge: Tensor | None) -> Te
 def _linearised(
     model: nn.Module, x: Tensor, y: Tensor, classes: Tensor, watch: Watch | None
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the differences z_k - z_y (N,) and their gradients (N, D), one of the K ``classes`` after the other."""
+    """Yield the differences z_k - z_y (N,) and their gradients (N, D) for each of the K ``classes``."""
     with torch.enable_grad():
         leaf = x.detach().requires_grad_(True)
         with faults_of("the model"):
@@ -151,21 +151,21 @@ def _linearised(
 def hyperplane_step(x: Tensor, w: Tensor, value: Tensor, norm: str, box: tuple[float, float]) -> Tensor:
     """Return the smallest step (N, D) in ``norm`` from ``x`` onto a hyperplane, inside the box.
 
-    Croce & Hein 2020, equation 5; where the hyperplane misses the box, their equation 6: the step to the corner
-    of the box nearest to it.
+    Croce & Hein 2020, equation 5. If the hyperplane does not intersect the box, equation 6: the step to the nearest
+    corner of the box.
 
     Args:
         x: flattened images (N, D) in the box.
-        w: the hyperplanes' normals (N, D).
-        value: (N,), the affine functions that vanish on the hyperplanes, at ``x``.
+        w: normals (N, D) of the hyperplanes.
+        value: (N,), values at ``x`` of the affine functions that vanish on the hyperplanes.
         norm: ``linf``, ``l2`` or ``l1``.
         box: lowest and highest pixel value.
     """
     if norm == "l1":
         return _sparse_step(x, w, value, box)
-    # Each pixel moves downhill by min(t pace, room), with pace 1 under L-inf and |w| under L2 (the conditions of
-    # Karush, Kuhn and Tucker); the gain sum |w| min(t pace, room) is piecewise linear in t and bends where a pixel
-    # meets the box, so that sorting the bends gives the one t at which it equals |value|.
+    # By the Karush-Kuhn-Tucker conditions each pixel moves by min(t pace, room), with pace 1 under L-inf and |w| under
+    # L2. The gain sum |w| min(t pace, room) is piecewise linear in t, with a kink where a pixel reaches the box. The
+    # sorted kinks give the t at which the gain equals |value|.
     direction = -value.sign()[:, None] * w.sign()
     room = torch.where(direction > 0, box[1] - x, x - box[0]).clamp_min(0)
     weight = w.abs()
@@ -180,7 +180,7 @@ def hyperplane_step(x: Tensor, w: Tensor, value: Tensor, norm: str, box: tuple[f
 
 
 def _sparse_step(x: Tensor, w: Tensor, value: Tensor, box: tuple[float, float]) -> Tensor:
-    """As :func:`hyperplane_step` under L1: the pixels of the largest weights go first, as far as the box lets them."""
+    """As :func:`hyperplane_step` under L1: pixels move in order of their weights, each as far as the box allows."""
     direction = -value.sign()[:, None] * w.sign()
     room = torch.where(direction > 0, box[1] - x, x - box[0]).clamp_min(0)
     weight, order = w.abs().sort(1, descending=True)
@@ -191,6 +191,6 @@ def _sparse_step(x: Tensor, w: Tensor, value: Tensor, box: tuple[float, float]) 
 
 
 def dual_norm(gradients: Tensor, norm: str) -> Tensor:
-    """Norm (N, …) of gradients (N, …, D) that is dual to ``norm``: what a step of length 1 can gain."""
+    """Return the dual norm (N, …) of gradients (N, …, D): the maximum gain of a step of length 1."""
     order = {"linf": 1.0, "l2": 2.0, "l1": float("inf"), "l0": float("inf")}[norm]
     return torch.linalg.vector_norm(gradients, ord=order, dim=-1)

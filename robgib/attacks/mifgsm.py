@@ -23,11 +23,11 @@ __all__ = [
 class MIFGSM(Attack):
     """MI-FGSM (Dong et al. 2018, algorithm 1): steps along a decaying sum of gradients, each of L1 norm 1.
 
-    Its images carry over to other models better than plain iteration's.
+    Its images transfer to other models better than those of the basic iterative method.
 
     Fields:
         steps: gradient steps from the clean image.
-        decay: weight of the former sum (μ); 0 is the basic iterative method.
+        decay: decay factor of the sum (μ); 0 is the basic iterative method.
         step_size: in units of the norm; None is eps / steps.
     """
 

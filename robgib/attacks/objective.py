@@ -1,4 +1,4 @@
-"""What an attack is after: the losses it climbs, and when an image is adversarial."""
+"""Objectives of attacks: losses, and the criterion for adversarial images."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from robgib.runtime import SampleRNG
 __all__ = [
     "Criterion",
     "Objective",
-    "answers_at_random",
+    "is_stochastic",
     "make_objective",
-    "misled",
+    "misclassified",
     "wrong_by",
 ]
 
@@ -31,19 +31,19 @@ def _margin(logits: Tensor, labels: Tensor) -> Tensor:
     return others.amax(1) - own
 
 
-def misled(logits: Tensor, y: Tensor) -> Tensor:
-    """Whether each answer (N,) in logits (N, classes) is another than ``y`` (N,), or none at all.
+def misclassified(logits: Tensor, y: Tensor) -> Tensor:
+    """Whether each prediction (N,) from logits (N, classes) differs from ``y`` (N,) or is not finite.
 
-    An answer that is not finite is none: whoever finds such an image has done with the model.
+    An output that is not finite counts as misclassified.
     """
     return (logits.argmax(1) != y) | ~finite_answers(logits)
 
 
 def wrong_by(logits: Tensor, y: Tensor) -> Tensor:
-    """By how much (N,) a wrong class leads the true one, less what rounding could explain.
+    """Return the margin (N,) of the most likely wrong class over the true class, minus a tolerance for rounding.
 
-    An image on the boundary is right in one batch and wrong in another; above 0 it is wrong in both. Where there is no
-    answer at all it is infinite.
+    An image on the boundary may be right in one batch and wrong in another; above 0 it is wrong in both. The result is
+    infinite if the output is not finite.
     """
     scale = torch.where(torch.isfinite(logits), logits.abs(), 0).amax(1)
     return torch.where(finite_answers(logits), _margin(logits, y) - 1e-5 * scale, float("inf"))
@@ -59,7 +59,7 @@ def _largest(logits: Tensor, count: int) -> Tensor:
 
 
 def _dlr(logits: Tensor, labels: Tensor) -> Tensor:
-    """Margin over the spread of the three largest logits (Croce & Hein 2020, equation 6): no scale saturates it."""
+    """Margin over the spread of the three largest logits (Croce & Hein 2020, equation 6); it is invariant to scale."""
     top = _largest(logits, 3)
     return _margin(logits, labels) / (top[:, 0] - top[:, 2]).clamp_min(_TINY)
 
@@ -83,13 +83,13 @@ Target = Literal["none", "random", "least-likely", "second"]
 
 @dataclass(frozen=True)
 class Criterion:
-    """When an image is adversarial: the model's answer is not the true label, or is the target.
+    """When an image is adversarial: the prediction differs from the true label, or equals the target.
 
     Attributes:
         labels: true labels (N,), or targets.
         targeted: whether they are targets.
-        patient: never, as long as an attack goes on: against a model that answers at random one success is a lucky
-            draw.
+        patient: the criterion is never met, so that the attack continues; for stochastic models, where one success
+            may be a lucky draw.
 
     >>> logits = torch.tensor([[2.0, 1.0], [0.0, 3.0]])
     >>> Criterion(torch.tensor([0, 0]))(logits)
@@ -101,26 +101,26 @@ class Criterion:
     patient: bool = False
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """Whether each sample (N,) of logits (N, classes) is adversarial; one without an answer is."""
+        """Whether each sample (N,) with logits (N, classes) is adversarial; outputs that are not finite are."""
         if self.patient:
             return torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
         if not self.targeted:
-            return misled(logits, self.labels)
+            return misclassified(logits, self.labels)
         return (logits.argmax(1) == self.labels) | ~finite_answers(logits)
 
     def select(self, mask: Tensor | slice) -> Criterion:
-        """The same for some of the samples."""
+        """Return the criterion of a subset of the samples."""
         return replace(self, labels=self.labels[mask])
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What an attack climbs: a loss away from the true labels, or down towards targets.
+    """The objective that an attack maximises: the loss of the true labels, or the negative loss of targets.
 
     Attributes:
         loss: ``ce``, ``margin`` or ``dlr``.
         labels: true labels (N,), or targets.
-        criterion: when to stop. With targets it may be that of any wrong class.
+        criterion: the stopping criterion; with targets it may accept any wrong class.
         targeted: whether the labels are targets.
     """
 
@@ -131,11 +131,11 @@ class Objective:
 
     @classmethod
     def untargeted(cls, labels: Tensor, loss: str, patient: bool = False) -> Objective:
-        """Away from the true labels (N,)."""
+        """Return the untargeted objective for true labels (N,)."""
         return cls(loss, labels, Criterion(labels, patient=patient))
 
     def value(self, logits: Tensor) -> Tensor:
-        """Per-sample value (N,) that the attack increases."""
+        """Return the value (N,) of each sample, which the attack maximises."""
         if self.targeted and not self.criterion.targeted and self.loss == "dlr":
             return _towards(logits, self.criterion.labels, self.labels)
         value = _LOSSES[self.loss](logits, self.labels)
@@ -146,20 +146,20 @@ class Objective:
         return replace(self, labels=self.labels[mask], criterion=self.criterion.select(mask))
 
 
-def answers_at_random(model: nn.Module) -> bool:
-    """Whether the model that an attack was given is known to answer at random."""
+def is_stochastic(model: nn.Module) -> bool:
+    """Whether the model of an attack is known to be stochastic."""
     return isinstance(model, BatchedModel) and model.random
 
 
 def make_objective(model: nn.Module, x: Tensor, y: Tensor, target: str, loss: str, rng: SampleRNG) -> Objective:
-    """Return the untargeted objective (``target="none"``), or one with target classes chosen by the rule.
+    """Return the untargeted objective (``target="none"``), or a targeted one.
 
-    Rules: ``random`` (uniform over the wrong classes), ``least-likely`` and ``second`` (most likely wrong
-    class), by the model's logits on the clean images.
+    The target is ``random`` (uniform over the wrong classes), ``least-likely`` or ``second`` (the most likely wrong
+    class), by the logits of the clean images.
     """
     if loss not in _LOSSES:
         raise unknown_name("loss", loss, _LOSSES)
-    patient = answers_at_random(model)
+    patient = is_stochastic(model)
     if target == "none":
         return Objective.untargeted(y, loss, patient)
     with torch.no_grad():

@@ -23,16 +23,16 @@ __all__ = [
 class PGD(Attack):
     """Projected gradient ascent from random starts in the ball (Madry et al. 2018, equation 2.2 ff.).
 
-    Under L1 the steps are sparse (SLIDE, Tramèr & Boneh 2019). Starts are uniform in the ball, but under L2 and L1 the
-    first is drawn towards the clean image by a uniform factor: in many dimensions the others lie all but on the
-    ball's surface, from where a single run of few steps finds less on most networks.
+    Under L1 the steps are sparse (SLIDE, Tramèr & Boneh 2019). Starts are uniform in the ball. Under L2 and L1 the
+    first start is moved towards the clean image by a uniform factor: in high dimensions a uniform start lies near the
+    surface of the ball, from where a single run of few steps is weaker on most networks.
 
     Fields:
-        steps: gradient steps a restart.
-        step_size: in units of the norm; None is 2.5 eps / steps, as in Madry et al.'s released code.
-        random_start: start in the ball, else at the clean image.
-        restarts: independent starts; samples already fooled sit later ones out.
-        keep: ``best`` keeps the first iterate that fools, else the worst loss; ``last`` the last iterate.
+        steps: gradient steps per restart.
+        step_size: step size in units of the norm; None is 2.5 eps / steps, as in the code of Madry et al.
+        random_start: start at a random image of the ball instead of the clean image.
+        restarts: number of random restarts; fooled samples skip later ones.
+        keep: ``best`` keeps the first adversarial iterate, else that of the highest loss; ``last`` keeps the last one.
     """
 
     norms: ClassVar[tuple[str, ...]] = CONVEX_NORMS
@@ -59,16 +59,16 @@ class PGD(Attack):
         for restart in range(self.restarts):
             origin, draws, aim = x[left], rng.select(left), goal.select(left)
             start = self._start(origin, draws, first=restart == 0) if self.random_start else origin
-            found = projected_gradient_ascent(
+            x_adv = projected_gradient_ascent(
                 model, origin, aim, self.threat, start=start, steps=self.steps, step_size=size, keep=self.keep
             )
             if self.restarts == 1:
-                return found
+                return x_adv
             with torch.no_grad():
-                logits = model(found)
+                logits = model(x_adv)
             is_adversarial, value = aim.criterion(logits), aim.value(logits)
             better = is_adversarial | (value > best[left])
-            result[left[better]], best[left[better]] = found[better], value[better]
+            result[left[better]], best[left[better]] = x_adv[better], value[better]
             left = left[~is_adversarial]
             if not len(left):
                 break

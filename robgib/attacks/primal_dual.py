@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from robgib.attacks.nearest import Adam, Nearest, NearestAttack, lead_gradient
+from robgib.attacks.nearest import Adam, Nearest, NearestAttack, margin_gradient
 from robgib.attacks.objective import Objective, wrong_by
 from robgib.attacks.threat_model import CONVEX_NORMS, per_sample
 from robgib.options import Count, Positive
@@ -20,25 +20,25 @@ __all__ = [
 ]
 
 _INNER = 5  # steps of the proximal descent under L1
-_MOST = 13.8  # of the logarithm of the weights' ratio: a million
+_MOST = 13.8  # maximum log ratio of the weights: a ratio of a million
 
 
 @dataclass(frozen=True)
 class PDGD(NearestAttack):
-    """Distance and misclassification weighed against each other as in a game (Matyasko & Chau 2021).
+    """Primal-dual optimisation of distance and misclassification (Matyasko & Chau 2021).
 
-    The image descends with Adam on the distance plus a smooth form of the margin, softplus, under two weights that
-    sum to 1; the weights ascend on whether the image still is right, by multiplication. Images descend under their
-    moving mean. Both learning rates fall from step to step.
+    Primal step: Adam on the distance plus the softplus of the margin, with two weights that sum to 1. Dual step: a
+    multiplicative update of the weights by whether the image is still classified correctly. The primal step uses a
+    moving average of the weights. Both learning rates decay.
 
     Fields:
         steps: gradient steps.
-        rate: Adam's first learning rate (pixel scale).
-        rate_last: the last one, as a share of the first.
-        dual_rate: first learning rate of the weights' logarithms.
-        dual_rate_last: the last one, as a share of the first.
-        ratio: first weight of the distance over that of misclassification.
-        mean: of the weights' moving mean, the share that stays.
+        rate: initial learning rate of Adam (pixel scale).
+        rate_last: final learning rate, as a share of the initial one.
+        dual_rate: initial learning rate of the log weights.
+        dual_rate_last: final learning rate of the log weights, as a share of the initial one.
+        ratio: initial ratio of the weight of the distance to that of misclassification.
+        mean: decay of the moving average of the weights.
     """
 
     norms: ClassVar[tuple[str, ...]] = ("l2",)
@@ -61,21 +61,21 @@ class PDGD(NearestAttack):
         goal = Objective.untargeted(y, "margin")
         nearest = Nearest(x, self.norm)
         moved, adam = torch.zeros_like(x), Adam(x)
-        # The logarithm of the weights' ratio says both.
+        # The log ratio determines both weights.
         odds = -torch.full_like(nearest.size, self.ratio).log()
         weight = torch.sigmoid(odds)
         for step in range(self.steps):
             at = x + moved
-            lead, slope, fooled = lead_gradient(model, at, goal)
+            margin, slope, fooled = margin_gradient(model, at, goal)
             nearest.offer(at, fooled)
             far = step / self.steps
-            gradient = self._gradient(per_sample(torch.sigmoid(lead), x) * slope, moved, weight)
+            gradient = self._gradient(per_sample(torch.sigmoid(margin), x) * slope, moved, weight)
             direction, curve = adam.moments(gradient)
             rate = self.rate * self.rate_last**far
             moved = moved - rate * direction / curve
             moved = self._shrink(moved, curve / rate, (1 - weight) / weight)
             moved = (x + moved).clamp(*self.threat.box) - x
-            # The weights move by the constraint itself, not by its smooth form: up while the image is right.
+            # The weights follow the constraint itself, not its smooth form: they increase while the image is right.
             dual = self.dual_rate * (1 - far * (1 - self.dual_rate_last))
             odds = (odds + dual * torch.where(fooled, -1.0, 1.0)).clamp(-_MOST, _MOST)
             weight = self.mean * weight + (1 - self.mean) * torch.sigmoid(odds)
@@ -84,21 +84,21 @@ class PDGD(NearestAttack):
         return nearest.image
 
     def _gradient(self, slope: Tensor, moved: Tensor, weight: Tensor) -> Tensor:
-        """Gradient (N, …) of what the image descends, from the ``slope`` of the smooth margin alone."""
+        """Return the gradient (N, …) of the primal objective, from the ``slope`` of the smooth margin."""
         length = torch.linalg.vector_norm(moved.flatten(1), dim=1).clamp_min(1e-12)
         return per_sample(weight, slope) * slope + per_sample((1 - weight) / length, moved) * moved
 
     def _shrink(self, moved: Tensor, curve: Tensor, price: Tensor) -> Tensor:
-        """What the distance, at ``price`` (N,) against the margin, leaves of a step."""
+        """Apply the proximal step of the distance with weight ``price`` (N,) relative to the margin."""
         return moved
 
 
 @dataclass(frozen=True)
 class PDPGD(PDGD):
-    """The same with a proximal step for the distance, which L1 and L-inf need (Matyasko & Chau 2021, section 4).
+    """PDGD with a proximal step for the distance, as needed for L1 and L-inf (Matyasko & Chau 2021, section 4).
 
-    The proximal step is taken in the metric of Adam's curvature: exactly under L-inf and L2, and by five inner steps
-    under L1, where the exact one would set every pixel of small curvature to 0 for good.
+    The proximal step uses the metric of Adam. It is exact under L-inf and L2, and takes five inner steps under L1,
+    where the exact step would permanently set pixels of small curvature to 0.
     """
 
     norms: ClassVar[tuple[str, ...]] = CONVEX_NORMS
@@ -116,24 +116,24 @@ class PDPGD(PDGD):
 
 
 def _soften(values: Tensor, metric: Tensor, weight: Tensor) -> Tensor:
-    """Go five steps of proximal descent from ``values`` (N, D) on ½ Σ metric (v - values)² + weight Σ|v|."""
+    """Take five steps of proximal descent from ``values`` (N, D) on ½ Σ metric (v - values)² + weight Σ|v|."""
     largest = metric.amax(1, keepdim=True)
-    least, share, found = weight[:, None] / largest, metric / largest, values
+    least, share, solution = weight[:, None] / largest, metric / largest, values
     for _ in range(_INNER):
-        towards = found - share * (found - values)
-        found = towards.sign() * (towards.abs() - least).clamp_min(0)
-    return found
+        towards = solution - share * (solution - values)
+        solution = towards.sign() * (towards.abs() - least).clamp_min(0)
+    return solution
 
 
 def _cap(values: Tensor, metric: Tensor, weight: Tensor) -> Tensor:
-    """Minimise ½ Σ metric (v - values)² + weight max|v| over v (N, D): cut at the level where the cut pays.
+    """Minimise ½ Σ metric (v - values)² + weight max|v| over v (N, D), by clipping.
 
-    The level c solves Σ metric (|values| - c)₊ = weight; below 0, all is 0.
+    The level c solves Σ metric (|values| - c)₊ = weight; if it is below 0, the result is 0.
     """
     size, order = values.abs().sort(1, descending=True)
     mass = metric.gather(1, order)
     total, moment = mass.cumsum(1), (mass * size).cumsum(1)
-    # The k largest are cut while what that costs stays below the weight.
+    # The k largest values are clipped as long as the cost is below the weight.
     spent = moment - total * size
     count = (spent < weight[:, None]).sum(1, keepdim=True).clamp_min(1) - 1
     level = ((moment.gather(1, count) - weight[:, None]) / total.gather(1, count)).clamp_min(0)

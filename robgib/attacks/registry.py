@@ -23,7 +23,7 @@ from robgib.attacks.fab import FAB
 from robgib.attacks.fast import FastEnsemble
 from robgib.attacks.fgsm import FGSM
 from robgib.attacks.fmn import FMN
-from robgib.attacks.libraries import DOORS, takes
+from robgib.attacks.libraries import ADAPTERS, takes
 from robgib.attacks.mifgsm import MIFGSM
 from robgib.attacks.pgd import PGD
 from robgib.attacks.primal_dual import PDGD, PDPGD
@@ -62,7 +62,7 @@ for _kind in _BUILT_IN:
 
 @dataclass(frozen=True)
 class CatalogueEntry:
-    """A named attack: its class, norm, budget (None: the data set's customary one) and parameters."""
+    """A named attack: its class, norm, budget (None: the default of the data set) and parameters."""
 
     name: str
     attack: type[Attack]
@@ -82,12 +82,12 @@ def _one_line(doc: str | None) -> str:
 
 
 def attack_catalogue(extra: Sequence[Path] = (), wanted: Sequence[str] = ()) -> dict[str, CatalogueEntry]:
-    """Return every named attack: the catalogue's files, and each plug-in class by its hyphened name.
+    """Return all named attacks: the files of the catalogue, and plug-in classes by their hyphenated names.
 
-    A file that cannot be used is left out with a warning.
+    An invalid file is skipped with a warning.
 
     Raises:
-        RobGIBError: a file of the ``wanted`` cannot be used.
+        RobGIBError: a file of the ``wanted`` attacks is invalid.
     """
     classes = ATTACKS.entries(extra)
     entries: dict[str, CatalogueEntry] = {}
@@ -103,7 +103,7 @@ def attack_catalogue(extra: Sequence[Path] = (), wanted: Sequence[str] = ()) -> 
         except RobGIBError as error:
             if name in wanted:
                 raise
-            warnings.warn(f"attack left out: {error}", RobGIBWarning, stacklevel=2)
+            warnings.warn(f"attack skipped: {error}", RobGIBWarning, stacklevel=2)
     return entries
 
 
@@ -112,10 +112,10 @@ class AttackFile(BaseModel):
 
     Attributes:
         attack: name of its class.
-        norm: of its perturbations; None where the class takes several.
-        eps: budget in pixel scale; None is the data set's customary one.
-        parameters: of the class.
-        description: a line for the list.
+        norm: norm of the perturbations; None if the class supports several.
+        eps: budget in pixel scale; None is the default of the data set.
+        parameters: parameters of the class.
+        description: one line for the list of attacks.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -152,7 +152,7 @@ def _entry(name: str, path: Path, classes: Mapping[str, registry.Entry[type[Atta
 
 
 def list_attacks(catalogue: Sequence[Path] = ()) -> list[str]:
-    """Return the names of all attacks, without those of other libraries.
+    """Return the names of all attacks except those of other libraries.
 
     >>> "pgd-linf" in list_attacks()
     True
@@ -166,18 +166,18 @@ def make_attack(spec: str, default_eps: Mapping[str, float] | None = None, extra
     The libraries are torchattacks, foolbox, art and advlib.
 
     Args:
-        spec: for example ``pgd-linf:eps=8/255,steps=20``. ``eps`` is in pixel scale; without it the
-            catalogue file's, else ``default_eps`` of the norm, is used. A plug-in class also takes ``norm``.
-        default_eps: the customary budget per norm; None is 8/255 (L-inf), 0.5 (L2), 12 (L1) and 24 (L0).
-        extra: further catalogue folders.
+        spec: for example ``pgd-linf:eps=8/255,steps=20``. ``eps`` is in pixel scale; the default is that of the
+            catalogue file, else ``default_eps`` of the norm. A plug-in class also takes ``norm``.
+        default_eps: default budget per norm; None is 8/255 (L-inf), 0.5 (L2), 12 (L1) and 24 (L0).
+        extra: additional catalogue folders.
 
     Raises:
-        RobGIBError: unknown name or parameter, or a value that the attack does not take.
+        RobGIBError: a name or parameter is unknown, or a value is invalid.
     """
     budgets = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0, "l0": 24.0, **(default_eps or {})}
     name, _, rest = spec.partition(":")
-    if name in DOORS:
-        library, (kind, norm_of) = name, DOORS[name]
+    if name in ADAPTERS:
+        library, (kind, norm_of) = name, ADAPTERS[name]
         name, _, rest = rest.partition(":")
         given = registry.parse_pairs(rest, f"attack {spec!r}")
         eps = given.pop("eps", None)

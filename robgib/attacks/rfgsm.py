@@ -21,10 +21,10 @@ __all__ = [
 class RFGSM(Attack):
     """R+FGSM (Tramèr et al. 2018, section 4.1): a random step of length start·eps, then a gradient step of the rest.
 
-    Under L-inf the random step goes along the signs of normal noise, under L2 along the noise itself.
+    Under L-inf the random step follows the signs of normal noise, under L2 the noise itself.
 
     Fields:
-        start: share of eps that the random step takes; the paper's is 0.5.
+        start: length of the random step, as a share of eps; the paper uses 0.5.
     """
 
     pooled: ClassVar[bool] = True

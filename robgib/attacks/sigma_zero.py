@@ -1,4 +1,4 @@
-"""Sigma-zero: the fewest pixels."""
+"""Sigma-zero, a minimum-norm attack under L0."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from robgib.attacks.nearest import Adam, Nearest, NearestAttack, cosine, lead_gradient
+from robgib.attacks.nearest import Adam, Nearest, NearestAttack, cosine, margin_gradient
 from robgib.attacks.objective import Objective
 from robgib.attacks.threat_model import per_sample
 from robgib.options import Count, Positive
@@ -18,28 +18,28 @@ __all__ = [
     "SigmaZero",
 ]
 
-_LAST = 0.1  # of the first step: the last one
-_TRIM_STEPS = 5  # of the pixels that stay
+_LAST = 0.1  # final learning rate, as a share of the initial one
+_TRIM_STEPS = 5  # sign steps of the pixels that remain changed
 
 
 @dataclass(frozen=True)
 class SigmaZero(NearestAttack):
-    """Descent of the margin and of a smooth count of changed pixels (Cinà et al. 2025, algorithm 1).
+    """Descent on the margin and a smooth count of changed pixels (Cinà et al. 2025, algorithm 1).
 
-    A pixel d counts as d² / (d² + sigma). Small changes are set to 0 after each step, below a threshold that rises
-    while the image fools and else falls. A pixel is one number of the image: a colour has three. As in the authors'
-    code, steps are Adam's on gradients scaled to a largest entry of 1, and their size falls to a tenth; the paper's
-    algorithm takes the scaled gradient itself. Here the nearest image is trimmed afterwards: a quarter of its changed
-    pixels are put back, those that matter least, and the others take five sign steps; where the image does not fool
-    then, half as many are tried, down to single pixels. Beside it the pixels of steepest slope are tried at once.
+    A change d counts as d² / (d² + sigma). After each step, changes below a threshold are set to 0; the threshold
+    increases while the image fools and otherwise decreases. A pixel is one value of the image: an RGB pixel has three.
+    As in the code of the authors, steps use Adam on gradients scaled to a largest entry of 1, with a decaying rate; the
+    algorithm of the paper uses the scaled gradient itself. Afterwards, the nearest image is trimmed: a quarter of its
+    changed pixels, those of the least effect, are restored, and the others take five sign steps. If the image no longer
+    fools, half as many are restored, down to single pixels. The pixels of the steepest slope are also tried at once.
 
     Fields:
         steps: gradient steps.
-        rate: first step of a pixel.
-        sigma: how small a change counts in part.
-        threshold: first threshold.
-        threshold_rate: by how much of the step it rises and falls.
-        trims: how often pixels are put back, at most; about 14 passes each.
+        rate: initial learning rate.
+        sigma: smoothing of the count.
+        threshold: initial threshold.
+        threshold_rate: change of the threshold, as a share of the learning rate.
+        trims: maximum number of trimming rounds, of about 14 passes each.
     """
 
     norms: ClassVar[tuple[str, ...]] = ("l0",)
@@ -64,10 +64,10 @@ class SigmaZero(NearestAttack):
         threshold = torch.full_like(nearest.size, self.threshold)
         for step in range(self.steps):
             at = (x + moved).clamp(*self.threat.box)
-            _, gradient, fooled = lead_gradient(model, at, goal)
+            _, gradient, fooled = margin_gradient(model, at, goal)
             nearest.offer(at, fooled)
             counted = 2 * self.sigma * moved / (moved.square() + self.sigma).square() / pixels
-            # The hinge pulls until the image counts: at a tie it is 0 already, and the true class may still win.
+            # The hinge gradient applies until the image is misclassified: at a tie the hinge is 0 already.
             gradient = gradient * per_sample(~fooled, x) + counted
             largest = gradient.flatten(1).abs().amax(1).clamp_min(torch.finfo(x.dtype).tiny)
             direction, curve = adam.moments(gradient / per_sample(largest, x))
@@ -79,9 +79,9 @@ class SigmaZero(NearestAttack):
         return nearest.image
 
     def _trim(self, model: nn.Module, x: Tensor, goal: Objective, nearest: Nearest) -> None:
-        """Put changed pixels of the nearest images back: a quarter of them, those that cost least, then fewer."""
+        """Restore changed pixels of the nearest images: a quarter of them, those of the least cost, then fewer."""
         low, high = self.threat.box
-        needed = torch.zeros_like(x, dtype=torch.bool)  # pixels without which an image did not fool
+        needed = torch.zeros_like(x, dtype=torch.bool)  # pixels without which the image does not fool
         share = torch.where(torch.isfinite(nearest.size), nearest.size / 4, 1).floor().clamp_min(1)
         for _ in range(self.trims):
             image, size = nearest.image, nearest.size
@@ -89,8 +89,8 @@ class SigmaZero(NearestAttack):
             trying = torch.isfinite(size) & (size > 1) & changed.flatten(1).any(1)
             if not bool(trying.any()):
                 return
-            _, gradient, _ = lead_gradient(model, image, goal)
-            # Another choice of as many pixels as shall stay: those that move the lead most, all the way.
+            _, gradient, _ = margin_gradient(model, image, goal)
+            # An alternative choice of pixels: those that change the margin most, moved to the edge of the box.
             room = torch.where(gradient < 0, high - x, x - low)
             chosen = _least(-room * gradient.abs(), (size - share).clamp_min(1))
             other = torch.where(chosen, torch.where(gradient < 0, high, low), x)
@@ -100,7 +100,7 @@ class SigmaZero(NearestAttack):
             back = _least(cost, torch.minimum(share, size - 1)) & changed
             free, at = (image != x) & ~back, torch.where(back, x, image)
             for step in range(_TRIM_STEPS):
-                _, gradient, fooled = lead_gradient(model, at, goal)
+                _, gradient, fooled = margin_gradient(model, at, goal)
                 nearest.offer(at, fooled & trying)
                 moved = (at - (1 - step / _TRIM_STEPS) * gradient.sign() * free).clamp(*self.threat.box)
                 at = torch.where(per_sample(fooled, x), at, moved)
@@ -112,6 +112,6 @@ class SigmaZero(NearestAttack):
 
 
 def _least(values: Tensor, count: Tensor) -> Tensor:
-    """Mark the ``count`` (N,) least of each sample's values (N, …), of equal ones the first."""
+    """Mark the ``count`` (N,) smallest values of each sample (N, …); of equal values the first."""
     rank = values.flatten(1).argsort(dim=1, stable=True).argsort(dim=1)
     return (rank < count[:, None]).view_as(values)

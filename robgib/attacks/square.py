@@ -23,28 +23,28 @@ __all__ = [
 ]
 
 _BLOCK = 100  # queries whose random numbers are drawn at once
-_HALVED = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 queries, when the square's area is halved
+_HALVED = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 queries: where the area of squares is halved
 
 
 @dataclass(frozen=True)
 class Square(Attack):
     """Score-based random search (Andriushchenko et al. 2020, algorithms 1 to 3): a black-box attack.
 
-    Each query proposes another perturbation inside one random square of each image and keeps it unless the margin
-    falls. Under L-inf the square takes ±eps by channel, and the search starts from vertical stripes; under L2 a
-    square takes a pyramid-shaped pattern and the norm that another square gives up, and so it does under L1 (Croce &
-    Hein 2021, section 4). The squares shrink on the paper's schedule, scaled to the number of queries. It needs logits
-    only, so that masked gradients do not stop it.
+    Each query changes one random square of each image, and keeps the proposal unless the loss decreases. Under L-inf
+    the square is set to ±eps by channel, and the search starts from vertical stripes. Under L2 and L1 (Croce & Hein
+    2021, section 4) the square receives a pyramid-shaped pattern and the norm of another square. The squares shrink by
+    the schedule of the paper, scaled to the number of queries. The attack needs logits only, and so gradient masking
+    does not affect it.
 
-    The paper keeps a proposal only where the margin rises, and stops at margin 0. Here one of equal margin is kept
-    too, without which a network of coarse logits holds the search on a plateau, and a sample goes on until the
-    model's answer is wrong, for at a tie the true class may win. Images too narrow for a square take a rectangle of
-    its area; vectors (N, D) are images of one row, and matrices (N, L, D) of one channel.
+    The paper accepts a proposal only if the loss increases, and stops at margin 0. Here a proposal of equal loss is
+    also accepted, since quantized logits have plateaus, and a search ends when the image is misclassified, since at a
+    tie the true class may win. Images too narrow for a square use a rectangle of its area; vectors (N, D) are images of
+    one row, and matrices (N, L, D) images of one channel.
 
     Fields:
-        queries: model evaluations a sample, at most.
+        queries: maximum number of model evaluations per sample.
         area: share of the image that the first squares cover (p in the paper).
-        restarts: independent searches.
+        restarts: number of independent searches.
     """
 
     norms: ClassVar[tuple[str, ...]] = CONVEX_NORMS
@@ -69,9 +69,9 @@ class Square(Attack):
             for _ in range(self.restarts):
                 if not len(left):
                     break
-                found, value, fooled = self.search(model, x[left], goal.select(left), rng.select(left))
+                images, value, fooled = self.search(model, x[left], goal.select(left), rng.select(left))
                 better = fooled | (value > best[left])
-                result[left[better]], best[left[better]] = found[better], value[better]
+                result[left[better]], best[left[better]] = images[better], value[better]
                 left = left[~fooled]
         return result
 
@@ -79,17 +79,17 @@ class Square(Attack):
     def search(
         self, model: nn.Module, x: Tensor, goal: Objective, rng: SampleRNG, start: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Search once, from ``start`` or else from the paper's patterns.
+        """Run one search, from ``start`` or the patterns of the paper.
 
         Args:
             model: classifier, frozen.
-            x: clean images (N, …), right so far.
-            goal: what to increase.
-            rng: a sample's random numbers.
-            start: first images (N, …), inside the ball, such as those that a climb left.
+            x: clean, correctly classified images (N, …).
+            goal: the objective to maximise.
+            rng: random numbers of the samples.
+            start: first images (N, …), inside the ball, such as the results of gradient ascent.
 
         Returns:
-            The best images found (N, …); their objective (N,); whether they fool (N,).
+            The best images (N, …); their objective (N,); whether they fool (N,).
         """
         shape = x.shape
         x = _as_images(x)
@@ -117,21 +117,21 @@ class Square(Attack):
         return best.view(shape), value, fooled
 
     def _share(self, query: int) -> float:
-        """Share of the image's area that the query's square covers."""
+        """Return the share of the image area that the square of a query covers."""
         return float(self.area / 2 ** sum(query * 10_000 > turn * self.queries for turn in _HALVED))
 
     def _sides(self, query: int, height: int, width: int) -> tuple[int, int]:
-        """Height and width of the query's squares."""
+        """Return height and width of the squares of a query."""
         high, wide = _sides(self._share(query), height, width)
         if self.threat.norm == "linf":
             return high, wide
-        # A pattern needs room: on a pixel it is a mere sign. The paper's authors take 3; on 8 × 8 pixels 2 finds more.
+        # A pattern on one pixel is only a sign. The minimum of the paper is 3; on 8 × 8 pixels 2 is stronger.
         least = min(3, max(height, width) // 4)
         return min(height, max(high, least)), min(width, max(wide, least))
 
     @staticmethod
     def _draws(x: Tensor, rng: SampleRNG) -> Iterator[Tensor]:
-        """Yield uniform numbers (N, 5 + 2C) for one query after the other."""
+        """Yield uniform numbers (N, 5 + 2C) for each query."""
         width = 5 + 2 * x.shape[1]
         while True:
             yield from rng.uniform((_BLOCK, width), x.device).unbind(1)
@@ -147,7 +147,7 @@ class Square(Attack):
         return self.threat.project(torch.where(inside, x + self.threat.eps * sign, best), x)
 
     def _tiles(self, x: Tensor, rng: SampleRNG) -> Tensor:
-        """Start with patterns of random signs on a 5 × 5 grid, scaled to the ball's surface."""
+        """Return start images with patterns of random signs on a 5 × 5 grid, scaled to the surface of the ball."""
         count, channels, height, width = x.shape
         high, wide = max(1, height // 5), max(1, width // 5)
         upright, turned = _patterns((high, wide), x)
@@ -162,7 +162,7 @@ class Square(Attack):
         return self._on_surface(x, delta)
 
     def _exchange(self, x: Tensor, best: Tensor, sides: tuple[int, int], numbers: Tensor) -> Tensor:
-        """Give one square the norm of another and what is unused, in a pattern (algorithm 3)."""
+        """Move the norm of another square, and the unused norm, to one square, in a pattern (algorithm 3)."""
         delta = best - x
         one = _window(x, sides, numbers[:, 0], numbers[:, 1])
         two = _window(x, sides, numbers[:, 2], numbers[:, 3])
@@ -176,7 +176,7 @@ class Square(Attack):
         def unit(values: Tensor) -> Tensor:
             return values / mass(values).pow(1 / power).clamp_min(1e-10)
 
-        # By channel: what the two squares hold, and the share of what the ball still allows.
+        # By channel: the norm in the two squares, and a share of the unused norm.
         unused = (self.threat.eps**power - mass(delta, (1, 2, 3))).clamp_min(0) / x.shape[1]
         budget = (mass(delta * either) + unused).pow(1 / power)
         former = unit(delta * one)
@@ -188,20 +188,20 @@ class Square(Attack):
         return self._on_surface(x, torch.where(either, fresh, delta))
 
     def _on_surface(self, x: Tensor, delta: Tensor) -> Tensor:
-        """Scale perturbations to the ball's surface, as far as the box lets them."""
+        """Scale perturbations to the surface of the ball, as far as the box allows."""
         size = distance(delta, torch.zeros_like(delta), self.threat.norm).clamp_min(1e-10)
         return self.threat.project(x + delta * per_sample(self.threat.eps / size, x), x)
 
 
 def _as_images(x: Tensor) -> Tensor:
-    """View samples (N, …) as (N, C, H, W): vectors are one row, matrices have one channel, volumes' slices stack up."""
+    """View samples (N, …) as (N, C, H, W): vectors are one row, matrices one channel, volumes stacked slices."""
     if x.ndim > 4:
         return x.reshape(len(x), x.shape[1], -1, x.shape[-1])
     return x.reshape(len(x), *([1] * (4 - x.ndim)), *x.shape[1:])
 
 
 def _sides(share: float, height: int, width: int) -> tuple[int, int]:
-    """Height and width of the squares that cover ``share`` of an image, never all of it.
+    """Return height and width of squares that cover ``share`` of an image, but never the whole image.
 
     Where the image is too narrow for a square, it is a rectangle of that area across it.
     """
@@ -215,12 +215,12 @@ def _sides(share: float, height: int, width: int) -> tuple[int, int]:
 
 
 def _corner(x: Tensor, sides: tuple[int, int], u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Top and left of rectangles inside the images, from uniform numbers (N,)."""
+    """Return top and left of rectangles inside the images, from uniform numbers (N,)."""
     return (u * (x.shape[2] - sides[0] + 1)).long(), (v * (x.shape[3] - sides[1] + 1)).long()
 
 
 def _window(x: Tensor, sides: tuple[int, int], u: Tensor, v: Tensor) -> Tensor:
-    """Masks (N, 1, H, W) of one rectangle an image."""
+    """Return masks (N, 1, H, W) of one rectangle per image."""
     top, left = _corner(x, sides, u, v)
     rows, columns = torch.arange(x.shape[2], device=x.device), torch.arange(x.shape[3], device=x.device)
     down = (rows >= top[:, None]) & (rows < top[:, None] + sides[0])
@@ -229,7 +229,7 @@ def _window(x: Tensor, sides: tuple[int, int], u: Tensor, v: Tensor) -> Tensor:
 
 
 def _placed(pattern: Tensor, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
-    """Patterns (N, h, w) at their rectangles' places in images (N, 1, H, W), repeated beyond them."""
+    """Return patterns (N, h, w) placed at their rectangles in images (N, 1, H, W), with their edges repeated."""
     high, wide = pattern.shape[1:]
     top, left = _corner(x, (high, wide), u, v)
     rows = (torch.arange(x.shape[2], device=x.device) - top[:, None]).clamp(0, high - 1)
@@ -239,7 +239,7 @@ def _placed(pattern: Tensor, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
 
 
 def _pyramid(height: int, width: int) -> np.ndarray:
-    """The paper's pattern η: at distance d from the centre (the larger of rows and columns), the sum of 1/k², k > d."""
+    """Return the pattern η of the paper: at Chebyshev distance d from the centre, the sum of 1/k² over k > d."""
     layers = max(height, width) // 2 + 1
     beyond = np.cumsum(1 / np.arange(layers, 0, -1.0) ** 2)[::-1]
     row, column = np.indices((height, width))
@@ -247,7 +247,7 @@ def _pyramid(height: int, width: int) -> np.ndarray:
 
 
 def _patterns(sides: tuple[int, int], like: Tensor) -> tuple[Tensor, Tensor]:
-    """Two pyramids of opposite sign, one below the other and side by side, each (h, w) and of L2 norm 1."""
+    """Return two patterns (h, w) of L2 norm 1: pyramids of opposite sign, stacked vertically and horizontally."""
     return _pattern(*sides, like), _pattern(sides[1], sides[0], like).T
 
 

@@ -21,18 +21,18 @@ __all__ = [
 
 @dataclass(frozen=True)
 class SuperDeepFool(NearestAttack):
-    """DeepFool, and after it a projection onto the boundary's normal, in turn (Abdolahpourrostam et al. 2024).
+    """Alternates DeepFool and a projection onto the normal of the boundary (Abdolahpourrostam et al. 2024).
 
-    DeepFool's steps cross the boundary somewhere; there the clean image is projected onto the tangent plane, which
-    makes the perturbation orthogonal to it. Both are done until the projected image itself fools. At the end the image
-    moves back along its line to where the class changes.
+    DeepFool crosses the boundary. The clean image is then projected onto the tangent plane at that point, so that the
+    perturbation is orthogonal to the boundary. Both steps repeat until the projected image fools. Finally, a line
+    search towards the clean image finds the boundary.
 
     Fields:
-        steps: rounds of both.
-        deepfool_steps: linearisations of a round, at most.
-        overshoot: share by which DeepFool's perturbation goes past the boundary.
-        candidates: how many wrong classes, the most likely on the clean image, to look at.
-        searches: halvings of the last line search.
+        steps: maximum number of rounds.
+        deepfool_steps: maximum number of linearisations per round.
+        overshoot: relative overshoot of DeepFool beyond the boundary.
+        candidates: number of wrong classes, the most likely ones on the clean image.
+        searches: bisections of the line search.
     """
 
     norms: ClassVar[tuple[str, ...]] = ("l2",)
@@ -73,7 +73,7 @@ class SuperDeepFool(NearestAttack):
         return self._return(model, x, y, nearest)
 
     def _deepfool(self, model: nn.Module, x: Tensor, y: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
-        """Step from images (N, …) until they fool; return them, and which do (N,)."""
+        """Run DeepFool from images (N, …); return the images, and whether they fool (N,)."""
         at, fooled = x.clone(), torch.zeros_like(y).bool()
         left = torch.arange(len(x), device=x.device)
         for _ in range(self.deepfool_steps):
@@ -81,7 +81,7 @@ class SuperDeepFool(NearestAttack):
                 break
             value, normal = nearest_boundary(model, at[left], y[left], classes[left], self.norm)
             length = (normal * normal).sum(1).clamp_min(torch.finfo(x.dtype).tiny)
-            # A step of at least rounding's size, or one onto the boundary would be the last to move.
+            # Without the minimum size the iteration would stop on the boundary.
             ahead = (1 + self.overshoot) * (value.abs() + 1e-5) / length
             at[left] = (at[left] + (ahead[:, None] * normal).view_as(at[left])).clamp(*self.threat.box)
             with torch.no_grad():
@@ -92,19 +92,19 @@ class SuperDeepFool(NearestAttack):
 
     @torch.no_grad()
     def _return(self, model: nn.Module, x: Tensor, y: Tensor, nearest: Nearest) -> Tensor:
-        """Halve the way back to the clean image as long as the class stays wrong."""
-        found = ~nearest.size.isinf()
+        """Bisect the line to the clean image for the boundary."""
+        has_image = ~nearest.size.isinf()
         low, high = torch.zeros_like(nearest.size), torch.ones_like(nearest.size)
         far = nearest.image
         for _ in range(self.searches):
             middle = (low + high) / 2
             image = x + per_sample(middle, x) * (far - x)
-            past = found & (wrong_by(model(image), y) > 0)
+            past = has_image & (wrong_by(model(image), y) > 0)
             nearest.offer(image, past)
             low, high = torch.where(past, low, middle), torch.where(past, middle, high)
         return nearest.image
 
 
 def _put(whole: Tensor, rows: Tensor, values: Tensor) -> Tensor:
-    """Copy ``whole`` (N, …) with ``values`` in the place of ``rows``."""
+    """Return a copy of ``whole`` (N, …) with ``rows`` replaced by ``values``."""
     return whole.index_copy(0, rows, values)

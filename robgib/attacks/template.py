@@ -1,4 +1,4 @@
-"""A new attack to start from."""
+"""A template for new attacks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from robgib import Attack, make_objective, projected_gradient_ascent
 
 @dataclass(frozen=True)
 class {kind}(Attack):
-    """{title}: for now, projected gradient ascent from a random start. Make it yours."""
+    """{title}: projected gradient ascent from a random start, to be replaced."""
 
     steps: int = 10
 
@@ -49,24 +49,24 @@ def test_{module}_keeps_the_contract(norm):
 
 
 def new_attack(name: str, folder: Path) -> tuple[Path, Path]:
-    """Write a working attack and its test, to be changed.
+    """Write a working attack and its test, as a template.
 
     Args:
         name: in lower case with hyphens, such as ``my-attack``; the class is named after it.
-        folder: where the two files go.
+        folder: folder of the two files.
 
     Returns:
-        The attack's file and the test's.
+        The paths of the attack and of its test.
 
     Raises:
-        RobGIBError: a name that cannot be one, an attack that exists, or a file that is there already.
+        RobGIBError: the name is invalid, or the attack or a file exists.
     """
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z][a-z0-9]*)*", name):
         raise RobGIBError(f"{name!r} cannot name an attack; use lower-case words joined by hyphens, such as my-attack.")
     kind = "".join(word.capitalize() for word in name.split("-"))
     classes = ATTACKS.entries([folder] if folder.is_dir() else [])
     if kind.lower() in {c.lower() for c in classes}:
-        raise RobGIBError(f"there is an attack class {kind!r} already; choose another name.")
+        raise RobGIBError(f"an attack class {kind!r} exists already; choose another name.")
     module = name.replace("-", "_")
     files = folder / f"{module}.py", folder / f"test_{module}.py"
     for file in files:

@@ -1,4 +1,4 @@
-"""Threat models: which perturbations count, and the random numbers attacks draw."""
+"""Threat models: the sets of allowed perturbations, and projections onto them."""
 
 from __future__ import annotations
 
@@ -26,32 +26,32 @@ __all__ = [
 Norm = Literal["linf", "l2", "l1", "l0"]
 NORMS: tuple[str, ...] = get_args(Norm)
 CONVEX_NORMS = NORMS[:3]
-"""Those whose balls are convex; L0 counts the numbers that change, of which a colour has three."""
+"""Norms with convex balls. L0, which is not convex, counts changed values; an RGB pixel has three."""
 
 
 def _number(value: Any) -> Any:
     try:
         return parse_value(value)
     except RobGIBError as error:
-        raise ValueError(str(error)) from error  # which pydantic tells with the line and the key
+        raise ValueError(str(error)) from error  # pydantic adds the line and the key
 
 
 Radius = Annotated[PositiveFloat, BeforeValidator(_number)]
-"""A radius in a YAML file, pixel scale: a positive number, or a fraction such as 8/255."""
+"""A radius in a YAML file, in pixel scale: a positive number, or a fraction such as 8/255."""
 Sizes = TypeVar("Sizes", Tensor, np.ndarray)
 _TINY = 1e-10
 _SPARSE = 0.01
-_HAIR = 1e-6  # of eps: by how much projections stay inside, so that rounding an image to float32 keeps it there
-_ROUNDING = 1e-5  # of eps: what a float32 sum over some 100,000 pixels is off by
+_HAIR = 1e-6  # relative safety margin of projections, for the rounding of images to float32
+_ROUNDING = 1e-5  # relative error of a float32 sum over about 100,000 pixels
 
 
 def per_sample(values: Tensor, like: Tensor) -> Tensor:
-    """View (N,) values so that they broadcast over images (N, …)."""
+    """View values (N,) so that they broadcast over images (N, …)."""
     return values.view(-1, *([1] * (like.ndim - 1)))
 
 
 def _length(delta: Tensor, norm: str) -> Tensor:
-    """Size (N,), float64, of perturbations (N, …): a float32 sum over many pixels is off by more than attacks gain."""
+    """Return the norm (N,) of perturbations (N, …), in float64, since float32 sums over many pixels are inaccurate."""
     flat = delta.flatten(1)
     if norm == "linf":
         return flat.abs().amax(1).double()
@@ -61,18 +61,18 @@ def _length(delta: Tensor, norm: str) -> Tensor:
 
 
 def within(size: Sizes, eps: float, tolerance: float = 1e-6) -> Sizes:
-    """Whether sizes (N,) are at most ``eps``, up to rounding (see :meth:`ThreatModel.allows`)."""
+    """Whether norms (N,) are at most ``eps``, up to rounding (see :meth:`ThreatModel.allows`)."""
     inside: Sizes = size <= eps * (1 + _ROUNDING) + tolerance
     return inside
 
 
 def distance(x_adv: Tensor, x: Tensor, norm: str) -> Tensor:
-    """Perturbation size (N,) of each sample in ``norm``, summed in float64."""
+    """Return the norm (N,) of the perturbation of each sample, summed in float64."""
     return _length(x_adv - x, norm).to(x.dtype)
 
 
 def onto_ball(moved: Tensor, radius: Tensor, norm: str) -> Tensor:
-    """Return the perturbations (N, …) nearest to ``moved`` in balls of their own ``radius`` (N,), whatever the box."""
+    """Project perturbations ``moved`` (N, …) onto balls of ``radius`` (N,), without regard to the box."""
     flat, radius = moved.flatten(1), radius[:, None]
     if norm == "linf":
         return flat.clamp(-radius, radius).view_as(moved)
@@ -83,7 +83,7 @@ def onto_ball(moved: Tensor, radius: Tensor, norm: str) -> Tensor:
     if norm == "l0":
         rank = torch.arange(flat.shape[1], device=moved.device).expand_as(order)
         return (flat * torch.zeros_like(flat).scatter(1, order, (rank < radius.floor()).to(flat))).view_as(moved)
-    # Every size loses the one level at which what is left sums to the radius (Duchi et al. 2008, figure 1).
+    # Soft thresholding at the level at which the absolute values sum to the radius (Duchi et al. 2008, figure 1).
     count = torch.arange(1, flat.shape[1] + 1, device=moved.device)
     excess = size.cumsum(1) - radius
     last = (size * count > excess).sum(1, keepdim=True).clamp_min(1) - 1
@@ -110,14 +110,14 @@ class ThreatModel:
             raise RobGIBError(self._too_wide(self.widest(1)))
 
     def widest(self, pixels: int) -> float:
-        """The eps, for images of so many numbers, whose ball holds the whole box wherever its centre is."""
+        """Return the smallest eps, for images of ``pixels`` values, whose ball contains the box for every centre."""
         low, high = self.box
         if self.norm == "l0":
             return float(pixels)
         return (high - low) * {"linf": 1.0, "l2": math.sqrt(pixels), "l1": float(pixels)}[self.norm]
 
     def check(self, pixels: int) -> None:
-        """Raise where eps exceeds what images of so many numbers leave room for: a budget in other units, most likely.
+        """Raise an error if eps is larger than the box of images of ``pixels`` values.
 
         Raises:
             RobGIBError: the ball is larger than the box.
@@ -128,37 +128,38 @@ class ThreatModel:
     def _too_wide(self, most: float) -> str:
         low, high = self.box
         if self.norm == "l0":
-            return f"eps {self.eps:g} (l0) is more than the {most:g} numbers of an image; it counts those that change."
-        told = f"eps {self.eps:g} ({self.norm}) is more than the whole box [{low:g}, {high:g}] ({most:g})"
-        return f"{told}; eps is in pixel scale: write {self.eps:g}/255 for {self.eps:g} of 255 levels."
+            return f"eps {self.eps:g} (l0) is more than the {most:g} values of an image; it counts changed values."
+        problem = f"eps {self.eps:g} ({self.norm}) is more than the whole box [{low:g}, {high:g}] ({most:g})"
+        return f"{problem}; eps is in pixel scale: write {self.eps:g}/255 for {self.eps:g} of 255 levels."
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """Return the images (N, …) nearest to ``x_adv`` in the ball, clipped to the box.
 
-        Sizes are summed in float64 and the images lie inside by a hair, a millionth of eps, so that they do so too
-        after rounding. Under L1 it is the nearest image in both at once: clipping afterwards would waste much of the
-        ball (Croce & Hein 2021, section 3).
+        Norms are summed in float64, and a safety margin of a millionth of eps keeps the images inside after rounding.
+        Under L1 the projection is onto the intersection of ball and box (Croce & Hein 2021, section 3).
         """
         delta = x_adv - x
         if self.norm == "l1":
             move = self._within_l1(delta, x)
             near = (x + move).clamp(*self.box)
-            # Many small moves, each rounded up to the next pixel value there is, would add up: take the one before.
+            # Rounding errors of many small changes add up: round each change towards 0.
             beyond = (near.double() - x.double()).abs() > move.double().abs()
             return torch.where(beyond, torch.nextafter(near, x), near)
         if self.norm == "l0":
             radius = torch.full((len(x),), self.eps, dtype=x.dtype, device=x.device)
             return (x + onto_ball((x_adv.clamp(*self.box) - x), radius, "l0")).clamp(*self.box)
         if self.norm == "linf":
-            return delta.clamp_(-self.eps, self.eps).add_(x).clamp_(*self.box)  # in place: this is in every step
+            return (
+                delta.clamp_(-self.eps, self.eps).add_(x).clamp_(*self.box)
+            )  # in place, since this runs at every step
         factor = (self.eps * (1 - _HAIR) / _length(delta, self.norm).clamp_min(_TINY)).clamp_max(1.0)
         return (x + delta * per_sample(factor, delta).to(delta.dtype)).clamp(*self.box)
 
     def step(self, x: Tensor, gradient: Tensor, size: float | Tensor) -> Tensor:
-        """Go ``size`` along the steepest ascent direction of the norm (no projection).
+        """Take a step of length ``size`` along the steepest ascent direction of the norm, without projection.
 
-        Under L1 and L0 that would be one pixel a step; as in SLIDE (Tramèr & Boneh 2019, section 4.2) the step is
-        shared by the steepest hundredth of the pixels that can still move.
+        Under L1 and L0 that direction has one pixel. As in SLIDE (Tramèr & Boneh 2019, section 4.2), the step is
+        divided among the steepest 1% of the pixels that can still change.
         """
         if self.norm == "linf":
             return gradient.sign().mul_(size).add_(x)
@@ -170,7 +171,7 @@ class ThreatModel:
             chosen = slope.abs().topk(count, 1).indices
             move = torch.zeros_like(slope).scatter(1, chosen, slope.gather(1, chosen).sign())
             return x + size * (move / count).view_as(x)
-        # Nothing is added to the norm: a confident model's gradients may be small, and are no less steep for it.
+        # No constant is added to the norm, since gradients of a confident model may be very small.
         length = torch.linalg.vector_norm(gradient.flatten(1), dim=1).clamp_min(torch.finfo(gradient.dtype).tiny)
         return x + size * (gradient / per_sample(length, gradient))
 
@@ -183,7 +184,7 @@ class ThreatModel:
             noise = onto_ball(rng.normal(shape, x.device), torch.full((len(x),), self.eps, device=x.device), "l0")
             noise = torch.where(noise != 0, rng.uniform(shape, x.device) - x, 0)
         elif self.norm == "l1":
-            # Exponential numbers over the sum of themselves and one more are uniform in the simplex.
+            # Exponential variables over the sum of themselves and one more are uniform in the simplex.
             size = -torch.log1p(-rng.uniform((x.shape[1:].numel() + 1,), x.device))
             share = (size[:, :-1] / size.sum(1, keepdim=True)).view_as(x)
             noise = self.eps * share * (2 * rng.integers(2, shape, x.device) - 1)
@@ -196,13 +197,13 @@ class ThreatModel:
         return self.project(x + noise.to(x.dtype), x)
 
     def _within_l1(self, delta: Tensor, x: Tensor) -> Tensor:
-        """Return the perturbations (N, …) nearest to ``delta`` in the L1 ball that keep ``x`` in the box."""
+        """Project ``delta`` (N, …) onto the L1 ball, intersected with the perturbations that keep ``x`` in the box."""
         wanted = delta.flatten(1).double().abs()
         low, high = self.box
         eps = self.eps * (1 - 1e-5)  # the sum of many pixels rounded to float32 stays below eps
         room = torch.where(delta > 0, high - x, x - low).flatten(1).double().clamp_min(0)
-        # Each size is min(wanted - t, room), at least 0, for the one t at which they sum to eps (or t = 0). Their sum
-        # falls with t, its slope changing where a size leaves its room and where it comes to 0.
+        # Each absolute value is min(wanted - t, room), at least 0, for the t at which they sum to eps (or t = 0). The
+        # sum is piecewise linear and decreasing in t.
         full = torch.minimum(wanted, room)
         ends = torch.cat([wanted - full, wanted], 1)
         at, order = ends.sort(1)
@@ -216,14 +217,14 @@ class ThreatModel:
         return (delta.flatten(1).sign() * size.to(delta.dtype)).view_as(delta)
 
     def distance(self, x_adv: Tensor, x: Tensor) -> Tensor:
-        """Perturbation size (N,) in this threat model's norm."""
+        """Return the perturbation size (N,) in the norm of the threat model."""
         return distance(x_adv, x, self.norm)
 
     def allows(self, x_adv: Tensor, x: Tensor, tolerance: float = 1e-6) -> Tensor:
         """Whether each image (N,) is finite and lies in the ball and the box, up to rounding.
 
-        Rounding is ``tolerance`` in the box and in the distance, and a hundred-thousandth of eps: whoever scales a
-        step by a norm that was summed in float32 is off by as much on large images.
+        The tolerance is ``tolerance`` for the box and the distance, plus a hundred-thousandth of eps, which is the
+        error of a norm summed in float32 over a large image.
         """
         flat = x_adv.flatten(1)
         low, high = self.box

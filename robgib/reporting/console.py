@@ -39,9 +39,9 @@ def print_runs(runs: Sequence[Run], out: Console, err: Console, layers: bool = F
         for told in run.config.get("reading", ()):
             out.print(f"[yellow]{escape(name)}[/yellow]: {escape(told)}.", highlight=False)
         for r in run.robustness.itertuples():
-            if r.undecided and r.seconds:  # not of the worst case of others
+            if r.not_finite and r.seconds:  # not of the worst case of others
                 out.print(
-                    f"[yellow]{escape(f'{name}, {r.attack}')}[/yellow]: {r.undecided} of {r.samples} samples not "
+                    f"[yellow]{escape(f'{name}, {r.attack}')}[/yellow]: {r.not_finite} of {r.samples} samples not "
                     "decided (the model's answer is not finite); none counts as robust.",
                     highlight=False,
                 )

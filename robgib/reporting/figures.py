@@ -134,16 +134,16 @@ def accuracy_curves(runs: Sequence[Run]) -> str:
 
 
 def attack_convergence(runs: Sequence[Run]) -> str:
-    """Share still right and lead of the true class by gradient step, one panel each; empty where none was watched."""
+    """Share still right and margin of the true class by gradient step, one panel each; empty where none was watched."""
     names = display_names(runs)
     if all(r.convergence.empty for r in runs):
         return ""
-    titles = ("still right", "lead of the true class")
+    titles = ("still right", "margin of the true class")
     figure = make_subplots(1, 2, subplot_titles=titles, shared_yaxes=True)
     for m, (run, name) in enumerate(zip(runs, names, strict=True)):
         for a, (attack, g) in enumerate(run.convergence.groupby("attack", sort=False)):
             label = f"{name} · {attack}" if len(runs) > 1 else str(attack)
-            for column, term in enumerate(("right", "lead"), start=1):
+            for column, term in enumerate(("right", "margin"), start=1):
                 figure.add_trace(
                     go.Scatter(
                         x=g["step"] + 1, y=g[term], mode="lines", name=label, legendgroup=label, showlegend=column == 1,

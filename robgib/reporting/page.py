@@ -70,7 +70,7 @@ def _summary_table(runs: Sequence[Run], names: Sequence[str], columns: Sequence[
                 "interval": "" if r.status != "ok" else f"[{_percent(r.low)}, {_percent(r.high)}]",
                 "certified": "" if math.isnan(r.certified_accuracy) else _percent(r.certified_accuracy),
                 "cells": [cell(column, r) for column in columns],
-                "undecided": int(r.undecided),
+                "not_finite": int(r.not_finite),
                 "note": r.note,
                 "reason": r.reason,
             }
@@ -82,7 +82,7 @@ def _summary_table(runs: Sequence[Run], names: Sequence[str], columns: Sequence[
                 "name": name,
                 "data": run.config["data"]["name"],
                 "samples": int(first["samples"]),
-                "rows": max(1, sum(1 + bool(a["note"] or a["undecided"]) for a in attacks)),
+                "rows": max(1, sum(1 + bool(a["note"] or a["not_finite"]) for a in attacks)),
                 "clean": _percent(first["clean_accuracy"]),
                 "interval": f"[{_percent(first['clean_low'])}, {_percent(first['clean_high'])}]",
                 "attacks": attacks,

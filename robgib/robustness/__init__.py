@@ -1,20 +1,20 @@
-"""Measuring robustness: attacks run on a model, what they leave, and signs that they failed."""
+"""Run attacks on a model, count the samples that remain robust, and measure indicators of attack failure."""
 
 from robgib.robustness.certification import NotCertifiableError, certify
 from robgib.robustness.corruptions import corruption_accuracy
 from robgib.robustness.evaluate import BUDGETS, DEFAULT_ATTACKS, evaluate, named_attacks
 from robgib.robustness.failure_indicators import FailureIndicator, failure_indicators, weaker_than_reference
 from robgib.robustness.run_attack import AttackResult, accuracy_curve, run_attack
-from robgib.robustness.verify import UNCHECKED, Claim, verify
+from robgib.robustness.verify import UNCHECKED, Verification, verify
 
 __all__ = [
     "BUDGETS",
     "DEFAULT_ATTACKS",
     "UNCHECKED",
     "AttackResult",
-    "Claim",
     "FailureIndicator",
     "NotCertifiableError",
+    "Verification",
     "accuracy_curve",
     "certify",
     "corruption_accuracy",

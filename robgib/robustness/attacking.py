@@ -1,4 +1,4 @@
-"""Every attack of an evaluation on one model, in turn or as a cascade, and what they found together."""
+"""Run all attacks of an evaluation on one model, independently or as a cascade, and collect their results."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ __all__ = ["Budget", "Findings", "Subject", "attack_all", "attack_costs", "attac
 Budget = tuple[str, float]
 """Norm and eps."""
 Ready = Mapping[str, "AttackResult | Exception"]
-"""What attacks did that have run already, by label."""
-_PICTURES = 6  # adversarial images that are kept for the page
-_RADII = 5  # at which a curve is measured beside the attack's own
-_STEPS = 10  # of the attack there, at least
-_STALLED = 0.2  # share of what a cascade's first attack left: where others fooled more, the curve starts from large eps
+"""Results of attacks that have already run, by label."""
+_PICTURES = 6  # adversarial images kept for the page
+_RADII = 5  # radii of a curve besides the attack's own eps
+_STEPS = 10  # minimum number of attack steps at those radii
+_STALLED = 0.2  # the first attack stalls if others fool more than this share of the samples that it left right
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A model under evaluation, the samples that it is attacked on, and how.
+    """A model under evaluation, its samples, and the attacks to run.
 
     Attributes:
-        model: on the context's device.
+        model: the classifier, on the context's device.
         x: images (N, …) in [0, 1].
         y: labels (N,).
-        clean: the model's answers to them.
-        attacks: by label.
-        costs: gradients a sample that each attack takes at most, by label.
-        options: what is attacked and measured; ``cascade`` is a truth value here.
-        context: of the computation; ``device`` is torch's here.
+        clean: the model's answers to the clean images.
+        attacks: the attacks, by label.
+        costs: maximum number of gradients per sample of each attack, by label.
+        options: what to attack and measure; ``cascade`` is a bool here.
+        context: the context of the computation; ``device`` is a torch device here.
     """
 
     model: PreparedModel
@@ -66,21 +66,21 @@ class Subject:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The device of the model."""
         return torch.device(self.context.device)
 
     @property
     def pictures(self) -> int:
-        """Adversarial images to keep for each attack."""
+        """Number of adversarial images to keep for each attack."""
         return len(self) if self.options.save_adversarial else _PICTURES
 
     def first(self, count: int) -> Subject:
-        """The same with the first samples alone."""
-        held = Answers(self.clean.prediction[:count], self.clean.right[:count])
-        return replace(self, x=self.x[:count], y=self.y[:count], clean=held)
+        """Return the subject restricted to its first ``count`` samples."""
+        clean = Answers(self.clean.prediction[:count], self.clean.right[:count])
+        return replace(self, x=self.x[:count], y=self.y[:count], clean=clean)
 
     def in_order(self) -> list[tuple[str, Attack]]:
-        """Attacks as they run: in a cascade one threat model after the other, the cheapest first."""
+        """Return the attacks in running order. A cascade runs by threat model, and then by cost."""
         order = list(self.attacks.items())
         if self.options.cascade:
             threats = list(dict.fromkeys(a.threat for _, a in order))
@@ -88,7 +88,7 @@ class Subject:
         return order
 
     def attack(self, label: str, clean: Answers | AttackResult, rows: slice | None = None) -> AttackResult:
-        """Run one attack on the samples that ``clean`` holds right, on some ``rows`` of them where these are given."""
+        """Run one attack on the samples that are right in ``clean``, or on the given ``rows`` of them."""
         whole = rows is None
         chosen = slice(0, len(self)) if rows is None else rows
         parts = self.context.parts.at("attack", label)
@@ -111,22 +111,22 @@ class Subject:
 def attack_costs(
     model: PreparedModel, x: Tensor, y: Tensor, clean: Answers, attacks: Mapping[str, Attack], context: Context
 ) -> dict[str, int]:
-    """Return about how many gradients a sample each attack takes, as it states or as counted on a few samples."""
-    found = {}
+    """Return the approximate number of gradients per sample of each attack, stated or counted on a few samples."""
+    costs = {}
     for label, attack in attacks.items():
         stated = attack.cost
-        found[label] = gradient_cost(model, x, y, clean, attack, label, context) if stated is None else stated
-    return found
+        costs[label] = gradient_cost(model, x, y, clean, attack, label, context) if stated is None else stated
+    return costs
 
 
 @dataclass
 class Findings:
-    """What the attacks on one subject found so far, and the tables of it.
+    """Results of the attacks on one subject so far, and their tables.
 
     Attributes:
-        subject: that is attacked.
-        left: by attack the shares (N,) of right answers that remain.
-        spent: by budget the passes of its attacks.
+        subject: the attacked subject.
+        left: shares (N,) of right answers that remain, by attack.
+        spent: number of passes, by budget.
     """
 
     subject: Subject
@@ -140,15 +140,15 @@ class Findings:
     _images: dict[Budget, dict[int, np.ndarray]] = field(default_factory=dict)
     _failures: list[Exception] = field(default_factory=list)
     results: dict[Budget, list[AttackResult]] = field(default_factory=dict)
-    """By budget what its attacks did, in turn."""
+    """Results of the attacks of each budget, in running order."""
 
     def fail(self, label: str, error: Exception) -> None:
-        """Record an attack that failed."""
+        """Record a failed attack."""
         self._summary.append(summary_row(self._base(label), self.subject.clean, None, str(error)))
         self._failures.append(error)
 
     def add(self, number: int, label: str, attacked: Attacked) -> None:
-        """Record what an attack, the ``number``-th, did."""
+        """Record the result of the ``number``-th attack."""
         subject, outcome = self.subject, attacked.outcome
         base, budget, truth = self._base(label), budget_of(subject.attacks[label]), subject.y.numpy()
         self.results.setdefault(budget, []).append(outcome)
@@ -172,7 +172,7 @@ class Findings:
             }
 
     def _keep(self, label: str, budget: Budget, outcome: AttackResult) -> None:
-        """Keep all adversarial images of an attack, in a cascade with those of the attacks before it."""
+        """Keep all adversarial images of an attack. In a cascade, also keep those of the attacks before it."""
         subject = self.subject
         if not self._adversarial:
             self._adversarial = {"clean": subject.x[:].numpy(), "labels": subject.y.numpy()}
@@ -190,19 +190,19 @@ class Findings:
         return {"attack": label, "norm": threat.norm, "eps": threat.eps}
 
     def tables(self) -> dict[str, Any]:
-        """The tables ``robustness``, ``outcomes`` and ``curve``, and the arrays ``pictures`` and ``adversarial``.
+        """Return the tables ``robustness``, ``outcomes``, ``curve``, and the arrays ``pictures``, ``adversarial``.
 
         Raises:
-            RobGIBError: every attack failed, by something else than missing gradients.
+            RobGIBError: every attack failed, and at least one for another reason than missing gradients.
         """
         subject, summary = self.subject, list(self._summary)
-        # Without gradients nothing is found out about robustness, but the indicators say why, and what to do.
+        # Missing gradients are no error here: the indicators report them, with a remedy.
         if subject.attacks and not self._outcomes and not all(isinstance(f, NoGradientError) for f in self._failures):
             raise RobGIBError(f"every attack failed; the first: {summary[0]['reason']}")
         for (norm, eps), results in self.results.items():
             if len(results) > 1 and not subject.options.cascade:
                 summary.append(worst_row(norm, eps, subject.clean, results))
-        if not summary:  # without attacks there is still the clean accuracy
+        if not summary:  # without attacks the clean accuracy is still reported
             summary = [unattacked_row(subject.clean)]
         outcomes = pd.concat(self._outcomes, ignore_index=True) if self._outcomes else table("outcomes")
         adversarial = self._adversarial
@@ -219,7 +219,7 @@ class Findings:
 
 @dataclass(frozen=True)
 class Attacked:
-    """An attack's outcome, the points of its curve, and the distances (N,) of the nearest images found on the way."""
+    """The outcome of an attack, the points of its curve, and the minimum distances (N,) of its adversarial images."""
 
     outcome: AttackResult
     points: Sequence[tuple[float, float]]
@@ -227,12 +227,12 @@ class Attacked:
 
 
 def budget_of(attack: Attack) -> Budget:
-    """The norm and eps of an attack."""
+    """Return the norm and eps of an attack."""
     return attack.threat.norm, attack.threat.eps
 
 
 def attack_all(subject: Subject, ready: Ready) -> Findings:
-    """Run every attack of a subject; ``ready`` are those that have run, as they are in a cascade."""
+    """Run every attack of a subject. ``ready`` holds the results of attacks that have already run."""
     findings = Findings(subject)
     order = subject.in_order()
     for number, (label, attack) in enumerate(order):
@@ -245,34 +245,34 @@ def attack_all(subject: Subject, ready: Ready) -> Findings:
 
 
 def _attack(subject: Subject, label: str, attack: Attack, findings: Findings, ready: Ready) -> Attacked:
-    """Run one attack, in a cascade after those of its budget, and measure its curve where it is the last of them."""
+    """Run one attack and measure its curve. In a cascade, only the last attack of a budget has a curve."""
     earlier = findings.results.get(budget_of(attack), [])
     known = earlier[-1] if earlier and subject.options.cascade else None
-    found = ready.get(label)
-    if isinstance(found, Exception):
-        raise found
-    if found is None:
-        found = subject.attack(label, known or subject.clean)
-        found = after(known, found) if known else found
+    result = ready.get(label)
+    if isinstance(result, Exception):
+        raise result
+    if result is None:
+        result = subject.attack(label, known or subject.clean)
+        result = after(known, result) if known else result
     order = subject.in_order()
     later = [a for name, a in order[[name for name, _ in order].index(label) + 1 :] if a.threat == attack.threat]
     if not subject.options.curve or (subject.options.cascade and later):
-        return Attacked(found, [], found.distance)
-    # A cascade's curve is its cheapest attack's, beside what all found at their own eps: at small eps nearly every
-    # sample remains robust, and the dearest attack would be run on all of them.
+        return Attacked(result, [], result.distance)
+    # The curve of a cascade uses its cheapest attack. At small eps nearly every sample remains robust, and the most
+    # expensive attack would run on all of them.
     name, other = label, attack
     if known and not isinstance(attack, MinimumNormAttack):
         name, other = next((n, a) for n, a in order if a.threat == attack.threat)
-    stalled = subject.options.cascade and earlier and _stalled(earlier[0], found)
+    stalled = subject.options.cascade and earlier and _stalled(earlier[0], result)
     if stalled and isinstance(other, APGD) and other.widest is None:
         other = replace(other, widest=WIDEST)
-    spent = findings.spent.get(budget_of(attack), 0) + found.passes.cost
+    spent = findings.spent.get(budget_of(attack), 0) + result.passes.cost
     points, distance = accuracy_curve(
         subject.model,
         subject.x,
         subject.y,
         _shortened(other, subject.costs[name], len(subject), spent),
-        found,
+        result,
         label=name,
         clean=subject.clean,
         seed=subject.context.seed,
@@ -281,18 +281,18 @@ def _attack(subject: Subject, label: str, attack: Attack, findings: Findings, re
         progress=subject.context.progress,
         attacked=known.right > 0 if known and name == label else None,
     )
-    return Attacked(found, points, distance)
+    return Attacked(result, points, distance)
 
 
 def attack_until_narrow(subject: Subject, width: float) -> tuple[int, dict[str, AttackResult | Exception]]:
     """See :func:`attack_until`."""
 
     def attacker(label: str, attack: Attack, rows: slice, known: AttackResult | None) -> AttackResult | Exception:
-        held = known or Answers(subject.clean.prediction[rows], subject.clean.right[rows])
+        clean = known or Answers(subject.clean.prediction[rows], subject.clean.right[rows])
 
         def run() -> Attacked:
-            found = subject.attack(label, held, rows)
-            return Attacked(found, [], found.distance)
+            result = subject.attack(label, clean, rows)
+            return Attacked(result, [], result.distance)
 
         attacked = _guarded(run, label)
         return attacked if isinstance(attacked, Exception) else attacked.outcome
@@ -300,17 +300,16 @@ def attack_until_narrow(subject: Subject, width: float) -> tuple[int, dict[str, 
     return attack_until(attacker, subject.in_order(), bool(subject.options.cascade), len(subject), width)
 
 
-def _stalled(first: AttackResult, found: AttackResult) -> bool:
-    """Whether others fooled a fifth of what a cascade's first attack left: its own curve would be far too high."""
+def _stalled(first: AttackResult, result: AttackResult) -> bool:
+    """Whether other attacks fooled many samples that the first attack left right: its curve is then too high."""
     left = first.right > 0
-    return bool((found.right[left] < 1).mean() > _STALLED) if left.any() else False
+    return bool((result.right[left] < 1).mean() > _STALLED) if left.any() else False
 
 
 def _shortened(attack: Attack, cost: int, count: int, allowed: int) -> Attack:
-    """The attack for the curve's other radii: with fewer steps where it might take more passes than are allowed.
+    """Return the attack for the other radii of the curve, with fewer steps if it would exceed ``allowed`` passes.
 
-    Of AutoAttack it is then the first member. Passes do not depend on the machine, as seconds would; and the accuracy
-    at the attack's own eps is known already.
+    AutoAttack is replaced by its first member. The limit is in passes because seconds depend on the machine.
     """
     share = allowed / max(_RADII * 3 * cost * count, 1)
     if share >= 1 or isinstance(attack, MinimumNormAttack):
@@ -326,7 +325,7 @@ def _shortened(attack: Attack, cost: int, count: int, allowed: int) -> Attack:
 
 
 def _guarded(run: Callable[[], Attacked], label: str) -> Attacked | Exception:
-    """Run one attack; what it raises is the reason of its failure, in a sentence, and the others go on."""
+    """Run one attack and return its result, or the exception that ended it."""
     try:
         with faults_of(f"attack {label!r}"):
             return run()

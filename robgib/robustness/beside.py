@@ -1,4 +1,4 @@
-"""What is measured beside the attacks: indicators of failed ones, their convergence, common corruptions."""
+"""Measurements besides the attacks: attack-failure indicators, convergence, and common corruptions."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from robgib.runtime import faults_of
 
 __all__ = ["add_indicators", "convergence_table", "corruption_table"]
 
-_FEWEST = 25  # images on which indicators are measured, at least
-_SIGN = 1700  # forward passes that the indicators take for an image, about, at most
-_WATCHED = 10  # images on which attacks are watched step by step, at least
-_CORRUPTED = 20  # likewise under common corruptions
+_FEWEST = 25  # minimum number of images for the indicators
+_INDICATOR_PASSES = 1700  # approximate maximum number of forward passes of the indicators per image
+_WATCHED = 10  # minimum number of images for the convergence table
+_CORRUPTED = 20  # passes per image of the common corruptions
 
 
 def _afforded(count: int, spent: float, each: float, fewest: int = _FEWEST) -> int:
-    """How many of ``count`` images can be afforded at ``each`` passes, where ``spent`` are allowed: a few at least."""
+    """Return how many of ``count`` images fit into ``spent`` passes, at ``each`` per image; at least ``fewest``."""
     return min(count, max(fewest, int(spent / max(each, 1))))
 
 
 def corruption_table(subject: Subject, spent: Mapping[Budget, int]) -> pd.DataFrame:
-    """Accuracy under common corruptions, with at most half as many passes as the attacks took."""
+    """Measure accuracy under common corruptions, with at most half as many passes as the attacks took."""
     if not subject.options.corruptions or subject.x.ndim != 4:
         return table("corruptions")
     here = subject.context.parts.at("corruptions")
     known = here.read()
     if known is None:
-        count = len(subject)  # without attacks it is what was asked for
+        count = len(subject)
         some = _afforded(count, sum(spent.values()) / 2, _CORRUPTED, 4 * _FEWEST) if spent else count
         measured = corruption_accuracy(
             subject.model,
@@ -54,10 +54,10 @@ def corruption_table(subject: Subject, spent: Mapping[Budget, int]) -> pd.DataFr
 
 
 def add_indicators(findings: Findings, robustness: pd.DataFrame) -> pd.DataFrame:
-    """Return the table of attack-failure indicators, and put their notes on single attacks into ``robustness``.
+    """Return the table of attack-failure indicators, and add their notes on single attacks to ``robustness``.
 
-    They are measured once a norm, at the largest eps of its attacks; at other eps an attack is only held against the
-    reference. What goes wrong in one threat model takes nothing from the others.
+    All indicators are measured once per norm, at its largest eps. At other eps, attacks are only compared with the
+    reference attack. An error under one threat model does not affect the others.
     """
     subject = findings.subject
     if not subject.options.signs:
@@ -80,7 +80,7 @@ def add_indicators(findings: Findings, robustness: pd.DataFrame) -> pd.DataFrame
 
 
 def _indicators(findings: Findings, budget: Budget, whole: bool) -> dict[str, Any]:
-    """Rows of the indicators at one budget, the ``whole`` set or none; and notes on attacks by label."""
+    """Return the indicator rows of one budget (none unless ``whole``), and notes on attacks by label."""
     subject, spent = findings.subject, findings.spent
     right = subject.clean.right >= 0.5
     x, y = subject.x[right], subject.y[right]
@@ -92,7 +92,7 @@ def _indicators(findings: Findings, budget: Budget, whole: bool) -> dict[str, An
     threat = next(a.threat for a in subject.attacks.values() if (a.threat.norm, a.threat.eps) == budget)
     rows: list[dict[str, Any]] = []
     if whole:
-        found = failure_indicators(
+        indicators = failure_indicators(
             subject.model,
             x,
             y,
@@ -102,9 +102,9 @@ def _indicators(findings: Findings, budget: Budget, whole: bool) -> dict[str, An
             seed=subject.context.seed,
             device=subject.device,
             progress=subject.context.progress,
-            samples=_afforded(SAMPLES, spent.get(budget, 0) / 2, _SIGN) if spent else SAMPLES,
+            samples=_afforded(SAMPLES, spent.get(budget, 0) / 2, _INDICATOR_PASSES) if spent else SAMPLES,
         )
-        rows = [{"norm": budget[0], "eps": budget[1], **dataclasses.asdict(sign)} for sign in found]
+        rows = [{"norm": budget[0], "eps": budget[1], **dataclasses.asdict(one)} for one in indicators]
     beside = weaker_than_reference(
         subject.model, x, y, threat, here, costs=subject.costs, seed=subject.context.seed, device=subject.device
     )
@@ -115,15 +115,15 @@ def _unfinished(norm: str, eps: float, error: Exception) -> dict[str, Any]:
     return {
         "norm": norm,
         "eps": eps,
-        "name": "checks did not end",
+        "name": "checks did not finish",
         "seen": True,
         "detail": f"{type(error).__name__}: {first_line(error)}",
-        "meaning": "nothing is known of failed attacks under this threat model; the other results hold",
+        "meaning": "attack failure was not checked under this threat model; the other results are valid",
     }
 
 
 def convergence_table(findings: Findings) -> pd.DataFrame:
-    """Where each attack stood step by step, on a tenth of the samples; what goes wrong takes nothing from the rest."""
+    """Return the progress of each attack by step, on a tenth of the samples. Errors do not affect other results."""
     subject = findings.subject
     if not subject.options.signs:
         return table("convergence")
@@ -138,20 +138,20 @@ def convergence_table(findings: Findings) -> pd.DataFrame:
             x, y = subject.x[some], subject.y[some]
             try:
                 with faults_of(label):
-                    found = convergence(subject.model, x, y, attack, seed=subject.context.seed, device=subject.device)
-            except Exception:  # a plug-in's own may be anything, and the attack itself ended well
-                found = []
+                    steps = convergence(subject.model, x, y, attack, seed=subject.context.seed, device=subject.device)
+            except Exception:  # a plug-in may raise any exception; the attack itself succeeded
+                steps = []
             base = {"attack": label, "norm": attack.threat.norm, "eps": attack.threat.eps}
-            known = {"rows": [{**base, **row} for row in found]}
+            known = {"rows": [{**base, **row} for row in steps]}
             kept.write(known)
         rows += known["rows"]
         if subject.context.progress:
-            subject.context.progress("watching attacks", number + 1, len(findings.left), label)
+            subject.context.progress("tracking convergence", number + 1, len(findings.left), label)
     return table("convergence", rows)
 
 
 def _note(robustness: pd.DataFrame, beside: Mapping[str, str]) -> None:
-    """Put notes on attacks beside their figures."""
+    """Append notes on attacks to the robustness table."""
     for label, text in beside.items():
         here = robustness["attack"] == label
         robustness.loc[here, "note"] = robustness.loc[here, "note"].map(

@@ -1,4 +1,4 @@
-"""What no attack can do: samples that are proven robust, by linear bounds on the network (CROWN)."""
+"""Certified robustness by linear bounds on the network (CROWN)."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from robgib.runtime import SampleRNG, network_faults
 __all__ = ["NotCertifiableError", "certify", "certify_tables"]
 
 UNITS = 60_000
-"""Units of activations, counted over the whole network, above which bounds are not tried."""
-_ROOM = 2**26  # numbers held at once
-_ROUNDING = 1e-5  # of the largest logit: what float32 may be off by
-_RATE = 0.2  # of Adam, for slopes in [0, 1]
-_TRIALS = 4  # random images of each ball at which bounds are held against the network itself
+"""Maximum number of activation units of the whole network."""
+_ROOM = 2**26  # maximum number of values in memory
+_ROUNDING = 1e-5  # rounding error of float32, relative to the largest logit
+_RATE = 0.2  # learning rate of Adam, for slopes in [0, 1]
+_TRIALS = 4  # random images of each ball on which bounds are compared with the network itself
 _BISECTIONS = 40
-_TOGETHER = 8  # samples at once
-_KEPT = 24  # samples whose bounds are kept together, should the work be interrupted
+_TOGETHER = 8  # samples per batch
+_KEPT = 24  # samples whose bounds are saved together, for resume
 
-# What the gradient of an affine operation is called. Whatever else is found in a network's graph is no ground for a
-# bound: a gradient that was written by hand may be anything.
+# Names of the gradients of affine operations. Any other operation of the graph is rejected, since a custom gradient may
+# compute anything.
 _AFFINE = re.compile(
     "AccumulateGrad|CopyBackwards|_RelaxedBackward|("
     "Add|Sub|Rsub|Neg|Mul|Div|Addmm|Mm|Bmm|Convolution|NativeBatchNorm|View|UnsafeView|ReshapeAlias|Transpose|T|"
@@ -41,29 +41,29 @@ _AFFINE = re.compile(
     "(Mkldnn)?AdaptiveAvgPool2D|ConstantPadNd|ReflectionPad2D|ReplicationPad2D|PixelShuffle|PixelUnshuffle|"
     "UpsampleNearest2D|UpsampleBilinear2D|AsStrided|Split|Unbind|Repeat)Backward[0-9]"
 )
-# What tells values to Python, and what makes tensors of another's shape only.
-_TELL = re.compile(
+# Functions that export values to Python, and functions that use only the shape of a tensor.
+_EXPORT = re.compile(
     "item|tolist|numpy|__(bool|float|int|index|contains)__|equal|allclose|is_nonzero|register_hook|detach_"
 )
 _BLANK = re.compile("(zeros|ones|full|empty)_like|new_(zeros|ones|full|empty)")
 
 
 class NotCertifiableError(RobGIBError):
-    """Nothing can be proven of this network, or under this threat model; the message says why."""
+    """The network or the threat model is not supported; the message gives the reason."""
 
 
 @dataclass
 class _Bounds:
-    """Lower and upper bounds (B, …) of what goes into each activation, in the order in which they are called."""
+    """Lower and upper bounds (B, …) of the input of each activation, in call order."""
 
     below: list[Tensor] = field(default_factory=list)
     above: list[Tensor] = field(default_factory=list)
-    bent: list[bool] = field(default_factory=list)  # whether it is a ReLU, whose lower line may have any slope
-    late: frozenset[int] = frozenset()  # calls of ReLU that are as well made after the pooling that follows
+    bent: list[bool] = field(default_factory=list)  # whether it is a ReLU, whose lower line has a free slope
+    late: frozenset[int] = frozenset()  # calls of ReLU that are moved behind the pooling that follows
 
 
 class _Reached(Exception):
-    """Ends a pass at the activation whose input ``value`` was asked for; ``bent``: it is a ReLU."""
+    """Ends a pass at an activation with the input ``value``; ``bent``: it is a ReLU."""
 
     def __init__(self, value: Tensor, bent: bool) -> None:
         super().__init__()
@@ -71,10 +71,10 @@ class _Reached(Exception):
 
 
 class _Relaxed(torch.autograd.Function):
-    """An activation that takes lines below and above it for itself on the way back.
+    """An activation whose backward pass uses its lower and upper lines.
 
-    What comes back is no gradient but the coefficients of a linear function that is nowhere above what the rest of the
-    network makes of its input (Zhang et al. 2018, theorem 3.2); its constant is added to ``shifts``.
+    The backward pass returns the coefficients of a linear lower bound of the rest of the network (Zhang et al. 2018,
+    theorem 3.2), and adds the constant of the bound to ``shifts``.
     """
 
     @staticmethod
@@ -87,20 +87,21 @@ class _Relaxed(torch.autograd.Function):
         z, value, (slope_low, shift_low, slope_high, shift_high), shifts = ctx.kept
         up, down = grads[0].clamp_min(0), grads[0].clamp_max(0)
         inner = up * slope_low + down * slope_high
-        # All that is affine keeps the sum of coefficient times value but for its constant; here it is made up for.
+        # Affine operations keep the sum of coefficient times value up to their constant. This term corrects for the
+        # activation.
         constant = up * shift_low + down * shift_high - grads[0] * value + inner * z
         shifts.append(constant.flatten(1).sum(1))
         return inner, None, None, None
 
 
 class _Relaxation(TorchFunctionMode):
-    """Puts relaxed activations in the place of a network's own while it is called.
+    """Replaces the activations of a network by relaxed ones during a call.
 
     Args:
-        bounds: of the activations' inputs as far as they are known; at the first that is not the pass ends.
-        which: sample (R,) that each row is of.
-        slopes: for each ReLU, by number, the slope (R, …) of the line below it where it may be on either side; None
-            takes 0 or 1, whichever leaves less between the lines.
+        bounds: known bounds of the activations' inputs; the pass ends at the first unknown one.
+        which: sample index (R,) of each row.
+        slopes: for each ReLU, by number, the slope (R, …) of its lower line where the sign of its input is unknown;
+            None takes 0 or 1, whichever gives the smaller area between the lines.
     """
 
     def __init__(self, bounds: _Bounds, which: Tensor, slopes: dict[int, Tensor] | None = None) -> None:
@@ -108,7 +109,7 @@ class _Relaxation(TorchFunctionMode):
         self.bounds, self.which, self.slopes = bounds, which, slopes
         self.shifts: list[Tensor] = []
         self.count = self.calls = 0
-        self.waiting: list[Tensor] = []  # for a ReLU after their pooling
+        self.waiting: list[Tensor] = []  # inputs of a ReLU that is moved behind the pooling
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -131,14 +132,14 @@ class _Relaxation(TorchFunctionMode):
             return _in_place(subject, self._s_shaped(subject, name.rstrip("_")), name.endswith("_"))
         if name == "max_pool2d":
             return self._max_pool(subject, *args[1:], **{k: v for k, v in kwargs.items() if k != "input"})
-        untold = f"it uses values of its own where no gradient follows them ({name})"
-        if _TELL.fullmatch(name):
-            raise NotCertifiableError(untold)
+        no_gradient = f"it uses values that depend on its input without a gradient ({name})"
+        if _EXPORT.fullmatch(name):
+            raise NotCertifiableError(no_gradient)
         out = func(*args, **kwargs)
         if isinstance(out, Tensor) and out.dtype in (torch.float16, torch.bfloat16):
-            raise NotCertifiableError("it computes in half precision, whose rounding no bound allows for")
+            raise NotCertifiableError("it computes in half precision, whose rounding error is not bounded")
         if isinstance(out, Tensor) and not out.requires_grad and not _BLANK.fullmatch(name):
-            raise NotCertifiableError(untold)
+            raise NotCertifiableError(no_gradient)
         return out
 
     def _next(self, z: Tensor, bent: bool) -> tuple[int, Tensor, Tensor]:
@@ -194,9 +195,9 @@ class _Relaxation(TorchFunctionMode):
 
 
 class _Pooled(TorchFunctionMode):
-    """Notes which calls of ReLU feed max pooling and nothing else.
+    """Records which calls of ReLU feed max pooling only.
 
-    The two commute, and bounds are the tighter the fewer lines are drawn.
+    ReLU and max pooling commute. A ReLU behind the pooling has fewer units, and so the bounds are tighter.
     """
 
     def __init__(self) -> None:
@@ -217,7 +218,7 @@ class _Pooled(TorchFunctionMode):
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:
-    """All tensors among values, however nested."""
+    """Yield all tensors in nested values."""
     if isinstance(values, Tensor):
         yield values
     elif isinstance(values, dict | list | tuple):
@@ -233,18 +234,18 @@ def _pair(value: Any) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (int(value[0]), int(value[-1]))
 
 
-def _in_place(old: Tensor, new: Tensor, asked: bool) -> Tensor:
-    return old.copy_(new) if asked else new
+def _in_place(old: Tensor, new: Tensor, overwrite: bool) -> Tensor:
+    return old.copy_(new) if overwrite else new
 
 
 def _line_below(
     function: Callable[[Tensor], Tensor], slope: Callable[[Tensor], Tensor], low: Tensor, high: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Slope and constant of a line below a function that bends up on the left of 0 and down on its right."""
+    """Return slope and constant of a line below an S-shaped function, convex below 0 and concave above 0."""
     width = high - low
     secant = torch.where(width > 1e-9, (function(high) - function(low)) / width.clamp_min(1e-9), slope(high))
-    # On the right the secant. Elsewhere a tangent: at the middle on the left, else through the upper end, if it touches
-    # within the interval; what is found by halving stays on the safe side, where the tangent passes below that end.
+    # Right of 0: the secant. Left of 0: the tangent at the middle. On both sides: the tangent through the upper end, if
+    # it touches within the interval. The bisection keeps the side on which the tangent lies below that end.
     near, far = low, torch.zeros_like(low)
     for _ in range(_BISECTIONS):
         middle = (near + far) / 2
@@ -255,7 +256,7 @@ def _line_below(
     straight = (low >= 0) | (~touches & (high > 0))
     lean = torch.where(straight, secant, slope(at))
     through = torch.where(straight, low, at)
-    # An interval of a point or two is no place for a secant: its slope is rounding.
+    # On a very short interval the slope of the secant is rounding error: lower the line to hold at both ends.
     return lean, torch.minimum(function(through) - lean * through, function(low) - lean * low)
 
 
@@ -266,7 +267,7 @@ def _mirrored(
     high: Tensor,
     name: str,
 ) -> tuple[Tensor, Tensor]:
-    """The line above: that below, turned about the function's middle."""
+    """Return the upper line, by the symmetry of the function."""
     top = 0.0 if name == "tanh" else 1.0  # f(-z) = top - f(z)
     lean, shift = _line_below(function, slope, -high, -low)
     return lean, top - shift
@@ -281,69 +282,69 @@ def certify(
     steps: int = 20,
     device: torch.device | str = "cpu",
 ) -> np.ndarray:
-    """Bound from below, for each sample, the true class's lead over all others on every image of its ball.
+    """Compute, for each sample, a lower bound of the margin of the true class on its ball.
 
-    Every activation's input is bounded by linear functions of the image, traced back from there through all that comes
-    before it (CROWN: Zhang et al. 2018); for the lead itself the slopes below ReLUs are improved by ascent (Xu et al.
-    2021, with the inner bounds fixed). Networks of affine layers, ReLU, leaky ReLU, tanh, sigmoid and max pooling, in
-    whatever order and with shortcuts; the ball's part in the box counts alone. The sums are float64's, and
-    a hundred-thousandth of the largest logit is taken off for the rounding of float32.
+    Linear functions of the image bound the input of every activation, by backward propagation (CROWN: Zhang et al.
+    2018). For the margin itself, gradient ascent optimises the lower slopes of ReLUs (Xu et al. 2021, with fixed inner
+    bounds). Supported are affine layers, ReLU, leaky ReLU, tanh, sigmoid and max pooling, in any order and with
+    shortcuts. Only images in the box count. Sums are in float64, and a hundred-thousandth of the largest logit is
+    subtracted for the rounding of float32.
 
     Args:
-        model: the classifier, made ready by :func:`~robgib.models.inference.prepare`.
+        model: the classifier, prepared by :func:`~robgib.models.inference.prepare`.
         x: images (N, …) in [0, 1].
         y: labels (N,).
         threat: the ball, of a convex norm.
-        steps: of the ascent.
-        device: where the model is.
+        steps: number of ascent steps.
+        device: device of the model.
 
     Returns:
-        Bounds (N,) in logits. Above 0 the sample is proven robust; elsewhere nothing is known.
+        Bounds (N,) in logits. A sample with a bound above 0 is proven robust.
 
     Raises:
-        NotCertifiableError: the network does other things, answers at random, is too large, or the norm is L0.
+        NotCertifiableError: the network has other operations, is stochastic or too large, or the norm is L0.
 
     >>> import robgib
     >>> from robgib.models.inference import prepare
     >>> model, data = robgib.load_model("digits-mlp-relu")
     >>> x, y = data.test.x[:5], data.test.y[:5]
-    >>> lead = certify(prepare(model, x), x, y, ThreatModel("linf", 0.01))
-    >>> lead.shape, bool((lead > 0).any())
+    >>> margin = certify(prepare(model, x), x, y, ThreatModel("linf", 0.01))
+    >>> margin.shape, bool((margin > 0).any())
     ((5,), True)
     """
     if threat.norm not in CONVEX_NORMS:
-        raise NotCertifiableError(f"nothing can be proven under {threat.norm}: its ball is not convex.")
+        raise NotCertifiableError(f"certification does not support {threat.norm}: its ball is not convex.")
     if model.random or model.company:
-        told = "answers at random" if model.random else "answers to an image by the others of its batch"
-        raise NotCertifiableError(f"nothing can be proven of a network that {told}.")
+        reason = "is stochastic" if model.random else "depends on the other images of a batch"
+        raise NotCertifiableError(f"a network that {reason} cannot be certified.")
     x, y = x.to(device).double(), y.to(device)
     if not len(x):
         return np.zeros(0)
     try:
         net = copy.deepcopy(model.model).double()
         with eval_mode(net), network_faults():
-            found = []
+            batches = []
             for start in range(0, len(x), _TOGETHER):
                 rows = slice(start, start + _TOGETHER)
-                found.append(_leads(net, x[rows], y[rows], threat, steps))
-            bounds = np.concatenate(found)
-            _hold_against(net, x, y, threat, bounds)
+                batches.append(_margin_bounds(net, x[rows], y[rows], threat, steps))
+            bounds = np.concatenate(batches)
+            _check_bounds(net, x, y, threat, bounds)
     except NotCertifiableError as error:
-        raise NotCertifiableError(f"nothing can be proven of this network: {str(error).rstrip('.')}.") from error
+        raise NotCertifiableError(f"this network cannot be certified: {str(error).rstrip('.')}.") from error
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # a stranger's module may say anything to float64
+    except Exception as error:  # a custom module may fail in float64
         raise NotCertifiableError(
-            f"nothing can be proven of this network: {type(error).__name__}: {first_line(error)}"
+            f"this network cannot be certified: {type(error).__name__}: {first_line(error)}"
         ) from error
     return bounds
 
 
-def _leads(net: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, steps: int) -> np.ndarray:
+def _margin_bounds(net: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, steps: int) -> np.ndarray:
     with _Pooled() as uses, torch.no_grad():
         answer = net(x)
     bounds = _Bounds(late=frozenset(uses.pooled - uses.elsewhere))
-    held = x[0].numel()
+    size = x[0].numel()
     while True:
         everyone = torch.arange(len(x), device=x.device)
         reached = _pass(net, x, bounds, everyone)[0]
@@ -352,23 +353,23 @@ def _leads(net: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, steps: int
             break
         z = reached.value
         units = z[0].numel()
-        held += 2 * units
-        if held > 2 * UNITS:
-            raise NotCertifiableError(f"it has more than {UNITS:,} units, which would take hours an image")
-        low, high = _bounded(net, x, bounds, z, threat, max(1, _ROOM // (8 * held)))
+        size += 2 * units
+        if size > 2 * UNITS:
+            raise NotCertifiableError(f"it has more than {UNITS:,} units, which would take hours per image")
+        low, high = _bounded(net, x, bounds, z, threat, max(1, _ROOM // (8 * size)))
         bounds.below.append(low)
         bounds.above.append(high)
         bounds.bent.append(reached.bent)
     scale = answer.abs().amax(1)
     if not torch.allclose(logits, answer, rtol=0, atol=1e-9 * float(scale.max())):
-        raise NotCertifiableError("its answer is another one where its activations are replaced by their like")
+        raise NotCertifiableError("its output changes when its activations are replaced by equivalent ones")
     return (_final(net, x, y, logits.shape[1], bounds, threat, steps) - _ROUNDING * scale).cpu().numpy()
 
 
 def _pass(
     net: nn.Module, x: Tensor, bounds: _Bounds, which: Tensor, slopes: dict[int, Tensor] | None = None
 ) -> tuple[Tensor | _Reached, Tensor, _Relaxation]:
-    """Call the network on rows of samples, up to the first activation without bounds."""
+    """Call the network on the given samples, up to the first activation without bounds."""
     with torch.enable_grad():
         leaf = x[which].detach().requires_grad_(True)
         relaxation = _Relaxation(bounds, which, slopes)
@@ -379,25 +380,25 @@ def _pass(
             out = reached
     value = out.value if isinstance(out, _Reached) else out
     if len(value) != len(which):
-        raise NotCertifiableError("it takes its batches apart")
+        raise NotCertifiableError("it changes the number of samples in a batch")
     if not value.requires_grad:
-        raise NotCertifiableError("its output does not depend on its input through operations that are known")
+        raise NotCertifiableError("its output does not depend on its input by supported operations")
     _check_graph(value)
     return out, leaf, relaxation
 
 
 def _check_graph(value: Tensor) -> None:
-    """Raise where what leads to a value is not affine but for relaxed activations."""
-    todo, seen = [value.grad_fn], set()
+    """Raise an error if a value depends on the input by an operation that is neither affine nor relaxed."""
+    todo, visited = [value.grad_fn], set()
     while todo:
         node = todo.pop()
-        if node is None or node in seen:
+        if node is None or node in visited:
             continue
-        seen.add(node)
+        visited.add(node)
         name = node.name().split("::")[-1]
         if not _AFFINE.fullmatch(name):
             kind = re.sub("^Native|Backward[0-9]*$", "", name)
-            raise NotCertifiableError(f"it holds an operation that has no bounds here ({kind})")
+            raise NotCertifiableError(f"it has an unsupported operation ({kind})")
         if name == "NativeBatchNormBackward0" and getattr(node, "_saved_training", True):
             raise NotCertifiableError("it normalises by the image's own mean and variance")
         before = [f for f, _ in node.next_functions if f is not None]
@@ -417,22 +418,22 @@ def _lowest(
     relaxation: _Relaxation,
     threat: ThreatModel,
     again: bool,
-    climb: bool = False,
+    differentiate: bool = False,
 ) -> Tensor:
-    """Lower bound (R,) of ``seed`` · ``out``, a row each, over the ball around the row's image.
+    """Return a lower bound (R,) of ``seed`` · ``out``, by row, over the ball around the image of the row.
 
     Args:
-        out: what the network gave for each row.
-        seed: likewise.
-        leaf: the rows' images.
-        relaxation: what the network was called in.
+        out: network output of each row.
+        seed: coefficients of each row.
+        leaf: images of the rows.
+        relaxation: the relaxation of the call.
         threat: the ball.
-        again: whether another bound is taken of the same pass.
-        climb: whether the bound is differentiated by the slopes.
+        again: whether another bound of the same pass follows.
+        differentiate: whether the bound is differentiated with respect to the slopes.
     """
     relaxation.shifts.clear()
     value = (seed * out).flatten(1).sum(1)
-    (lean,) = torch.autograd.grad(value.sum(), leaf, retain_graph=again or climb, create_graph=climb)
+    (lean,) = torch.autograd.grad(value.sum(), leaf, retain_graph=again or differentiate, create_graph=differentiate)
     bound = value.detach() + (lean * _worst_move(lean.detach(), leaf.detach(), threat)).flatten(1).sum(1)
     for shift in relaxation.shifts:
         bound = bound + shift
@@ -440,7 +441,7 @@ def _lowest(
 
 
 def _worst_move(lean: Tensor, x: Tensor, threat: ThreatModel) -> Tensor:
-    """The move (R, …) within ball and box along which a linear function falls most."""
+    """Return the perturbation (R, …) in ball and box that minimises a linear function."""
     low, high = threat.box
     size = lean.abs().flatten(1)
     room = torch.where(lean > 0, x - low, high - x).clamp(0, threat.eps).flatten(1)
@@ -455,14 +456,14 @@ def _worst_move(lean: Tensor, x: Tensor, threat: ThreatModel) -> Tensor:
 
 
 def _pace(size: Tensor, room: Tensor, eps: float) -> Tensor:
-    """How far (R, 1) all go, as a multiple of their ``size``, where each ends at its ``room``, for a length of eps."""
+    """Return the factor (R, 1) of ``size`` at which the steps, each clipped at its ``room``, have L2 norm eps."""
     reach = torch.where(size > 0, room / size.clamp_min(1e-300), torch.inf)
     reach, order = reach.sort(1)
     full = (room.gather(1, order) ** 2).cumsum(1)
-    full = torch.cat([torch.zeros_like(full[:, :1]), full[:, :-1]], 1)  # of those that end before
+    full = torch.cat([torch.zeros_like(full[:, :1]), full[:, :-1]], 1)  # of the steps clipped before
     rest = (size.gather(1, order) ** 2).flip(1).cumsum(1).flip(1)
     pace = ((eps**2 - full).clamp_min(0) / rest.clamp_min(1e-300)).sqrt()
-    ends = pace <= reach  # the first one that does not come to its room
+    ends = pace <= reach  # the first step that is not clipped
     first = ends.to(torch.int8).argmax(1, keepdim=True)
     return torch.where(ends.any(1, keepdim=True), pace.gather(1, first), torch.inf).clamp_max(1e300)
 
@@ -470,26 +471,26 @@ def _pace(size: Tensor, room: Tensor, eps: float) -> Tensor:
 def _bounded(
     net: nn.Module, x: Tensor, bounds: _Bounds, z: Tensor, threat: ThreatModel, rows: int
 ) -> tuple[Tensor, Tensor]:
-    """Bounds (B, …) of the next activation's input ``z``."""
+    """Return bounds (B, …) of the input ``z`` of the next activation."""
     count, units = len(x), z[0].numel()
     sample = torch.arange(count, device=x.device).repeat_interleave(units)
     unit = torch.arange(units, device=x.device).repeat(count)
-    found: list[list[Tensor]] = [[], []]
+    ends: list[list[Tensor]] = [[], []]
     for start in range(0, len(sample), rows):
         which, one = sample[start : start + rows], unit[start : start + rows]
         reached, leaf, relaxation = _pass(net, x, bounds, which)
         out = reached.value if isinstance(reached, _Reached) else reached
-        for sign, kept in zip((1.0, -1.0), found, strict=True):
+        for sign, kept in zip((1.0, -1.0), ends, strict=True):
             seed = torch.zeros_like(out).flatten(1).scatter_(1, one[:, None], sign).view_as(out)
             kept.append(sign * _lowest(out, seed, leaf, relaxation, threat, again=sign > 0))
-    low, high = (torch.cat(kept).view(z.shape) for kept in found)
+    low, high = (torch.cat(kept).view(z.shape) for kept in ends)
     return low, torch.maximum(low, high)
 
 
 def _final(
     net: nn.Module, x: Tensor, y: Tensor, classes: int, bounds: _Bounds, threat: ThreatModel, steps: int
 ) -> Tensor:
-    """Lower bound (B,) of the true class's lead."""
+    """Return a lower bound (B,) of the margin of the true class."""
     everyone = torch.arange(len(x), device=x.device)
     which = everyone.repeat_interleave(classes)
     other = torch.arange(classes, device=x.device).repeat(len(x))
@@ -499,7 +500,7 @@ def _final(
         out, leaf, relaxation = _pass(net, x, bounds, which[rows], slopes)
         assert isinstance(out, Tensor)
         seed = torch.zeros_like(out).scatter_(1, y[which[rows]][:, None], 1.0).scatter_(1, other[rows][:, None], -1.0)
-        return _lowest(out, seed, leaf, relaxation, threat, again=False, climb=slopes is not None)
+        return _lowest(out, seed, leaf, relaxation, threat, again=False, differentiate=slopes is not None)
 
     best = bound(torch.arange(len(which), device=x.device), None)
     open_rows = (best <= 0).nonzero()[:, 0]
@@ -510,36 +511,38 @@ def _final(
     }
     if not slopes or not len(open_rows):
         return best.view(len(x), -1).amin(1)
-    climber = torch.optim.Adam(slopes.values(), lr=_RATE)
+    optimiser = torch.optim.Adam(slopes.values(), lr=_RATE)
     for _ in range(steps):
         now = bound(open_rows, slopes)
         best[open_rows] = torch.maximum(best[open_rows], now.detach())
         grads = torch.autograd.grad(-now.sum(), list(slopes.values()), allow_unused=True)
         for slope, grad in zip(slopes.values(), grads, strict=True):
             slope.grad = grad
-        climber.step()
+        optimiser.step()
         with torch.no_grad():
             for slope in slopes.values():
                 slope.clamp_(0, 1)
     return best.view(len(x), -1).amin(1)
 
 
-def _hold_against(net: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, bounds: np.ndarray) -> None:
-    """Raise where the network leads by less than its bound on some image of a ball: it does more than was seen."""
+def _check_bounds(net: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, bounds: np.ndarray) -> None:
+    """Raise an error if the margin on an image of a ball is below its bound."""
     rng = SampleRNG(0, range(len(x)))
     floor = torch.from_numpy(bounds).to(x)
     for trial in range(_TRIALS + 1):
         with torch.no_grad():
             logits = net(threat.random_start(x, rng) if trial else x)
-            lead = -Objective.untargeted(y, "margin").value(logits)
-        if bool((lead < floor).any()):
-            raise NotCertifiableError("its answers within a ball lie below the bounds: it does more than can be seen")
+            margin = -Objective.untargeted(y, "margin").value(logits)
+        if bool((margin < floor).any()):
+            raise NotCertifiableError(
+                "its margin on an image of the ball is below the bound: not all of its operations were detected"
+            )
 
 
 def certify_tables(subject: Subject, tables: dict[str, Any]) -> None:
-    """Enter in the tables of attacks which of the samples that remain robust are certified, once a budget.
+    """Add certified accuracy to the tables of attacks, once per budget, for the samples that remain robust.
 
-    Where nothing can be proven a note beside the figures says why.
+    If certification is not possible, a note gives the reason.
     """
     outcomes, robustness = tables["outcomes"], tables["robustness"]
     x, y, progress = subject.x, subject.y, subject.context.progress
@@ -551,24 +554,26 @@ def certify_tables(subject: Subject, tables: dict[str, Any]) -> None:
             continue
         left = outcomes[own].groupby("index")["right"].min().reindex(range(len(x))).to_numpy()
         remaining = np.flatnonzero((left > 0) & (subject.clean.right > 0))
-        lead = np.full(len(x), np.nan)
+        margin = np.full(len(x), np.nan)
         try:
             for start in range(0, len(remaining), _KEPT):
                 rows = remaining[start : start + _KEPT]
                 kept = subject.context.parts.at("certified", threat.norm, f"{threat.eps:.9g}", str(start))
                 known = kept.read()
                 if known is None:
-                    known = {"lead": certify(subject.model, x[rows], y[rows], threat, device=subject.device)}
+                    known = {"margin": certify(subject.model, x[rows], y[rows], threat, device=subject.device)}
                     kept.write(known)
-                lead[rows] = known["lead"]
+                margin[rows] = known["margin"]
                 if progress:
                     done = min(start + _KEPT, len(remaining))
                     progress("certifying", done, len(remaining), f"{threat.norm} {threat.eps:.4g}")
         except NotCertifiableError as error:
-            told = str(error).rstrip(".")
+            reason = str(error).rstrip(".")
             notes = robustness.loc[here, "note"]
-            robustness.loc[here, "note"] = notes.map(lambda note, told=told: f"{note}; {told}" if note else told)
+            robustness.loc[here, "note"] = notes.map(
+                lambda note, reason=reason: f"{note}; {reason}" if note else reason
+            )
             continue
-        outcomes.loc[own, "certified_lead"] = lead[outcomes.loc[own, "index"]]
-        robustness.loc[here, "certified"] = int((lead > 0).sum())
-        robustness.loc[here, "certified_accuracy"] = float((lead > 0).mean())
+        outcomes.loc[own, "certified_margin"] = margin[outcomes.loc[own, "index"]]
+        robustness.loc[here, "certified"] = int((margin > 0).sum())
+        robustness.loc[here, "certified_accuracy"] = float((margin > 0).mean())

@@ -1,4 +1,4 @@
-"""Whether images and classes reach a model as they did in training: the usual slips, tried out on clean images."""
+"""Detect common preprocessing and label mistakes by testing alternatives on clean images."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ __all__ = [
 ]
 
 _FEWEST = 20
-_FIRST = 64  # images that every way is tried on
-_MOST = 256  # that those are tried on which look better there
-_LEVEL = 0.001  # of the paired tests, all together
-_BEHIND = 0.02  # of accuracy that a learnt order of the classes must be ahead
-_CHANCE = 0.01  # at which an accuracy is told from chance
+_FIRST = 64  # images on which every alternative is tested
+_MOST = 256  # images on which an alternative is tested that does better on the first ones
+_LEVEL = 0.001  # family-wise level of the paired tests
+_BEHIND = 0.02  # accuracy by which a learned class order must be better than the other alternatives
+_CHANCE = 0.01  # level of the test against chance
 _CALLED = {
     "imagenet": "ImageNet's normalisation",
     "half": "a normalisation to [−1, 1]",
@@ -42,11 +42,11 @@ _ORDER = "give the names of its classes in its own order (--classes), or put its
 
 @dataclass(frozen=True)
 class Doubt:
-    """A reason to check how a model and its data are read before its figures are relied on.
+    """A reason to check how the model and its data are read.
 
     Attributes:
         text: a sentence.
-        explained: whether another way of reading images or classes does better.
+        explained: whether an alternative reading of images or classes does better.
     """
 
     text: str
@@ -55,7 +55,7 @@ class Doubt:
 
 @dataclass(frozen=True)
 class _Way:
-    """Another way to read images or classes, its name, what would bring it about, and the images it was tried on."""
+    """An alternative way to read images or classes: its name, its remedy, and its results on the images."""
 
     called: str
     remedy: str
@@ -65,34 +65,34 @@ class _Way:
 
     @property
     def p(self) -> float:
-        """One-sided exact probability of so many images won among those that changed (McNemar)."""
+        """One-sided p-value of the exact McNemar test."""
         return float(stats.binom.sf(self.better - 1, self.better + self.worse, 0.5))
 
     def rank(self) -> float:
-        """The share of right answers, by which the way to name is chosen: an order is learnt, and so comes second."""
+        """Accuracy, used for ranking. A class order is fitted to the answers, and so it is ranked lower."""
         return self.share - (_BEHIND if self.remedy == _ORDER else 0)
 
 
 def chance_doubts(
     model: PreparedModel, x: Tensor, y: Tensor, right: np.ndarray, device: torch.device | str = "cpu"
 ) -> list[Doubt]:
-    """Say it where a usual slip would explain wrong answers, and where the clean accuracy is not told from chance.
+    """Report common mistakes that explain wrong answers, and a clean accuracy no better than chance.
 
-    Tried are the usual normalisations and that of the images' own mean and standard deviation, colours from 0 to 255,
-    black and white exchanged, blue, green, red, class numbers one higher or lower, and another order of the classes. A
-    way is named where it does better on the same images by an exact paired test (McNemar) at a level of 0.001 over all
-    that were tried. Where too few answers are wrong for that, nothing is tried. A model that answers at random is asked
-    once.
+    The alternatives are the usual normalisations, the images' own mean and standard deviation, a colour scale from 0
+    to 255, inverted colours, BGR channel order, class numbers shifted by one, and another order of the classes. An
+    alternative is reported if it does better on the same images by an exact paired test (McNemar) at a family-wise
+    level of 0.001. If too few answers are wrong for such a test, no alternative is tested. A stochastic model is called
+    once per image.
 
     Args:
         model: the classifier.
         x: clean images (N, …) in [0, 1].
         y: labels (N,).
-        right: share of right answers to each (N,).
-        device: where the model is.
+        right: shares (N,) of right answers.
+        device: device of the model.
 
     Returns:
-        A doubt, or nothing.
+        A list with one doubt, or an empty list.
     """
     count = len(y)
     if count < _FEWEST or len(y.unique()) < 2:
@@ -104,22 +104,22 @@ def chance_doubts(
     changes = list(_changes(model, x))
     tried = len(changes) + len(_SHIFTS) + 1
     ways: list[_Way] = []
-    if float((1 - right[shown]).sum()) >= -np.log2(_LEVEL / tried):  # else no test could tell
+    if float((1 - right[shown]).sum()) >= -np.log2(_LEVEL / tried):  # else no test can be significant
         with _buffers_kept(model.model):
             ways = _ways(replace(model, random=False), x[shown], y[shown].numpy(), changes, device)
     helps = max((w for w in ways if w.p < _LEVEL / tried), key=_Way.rank, default=None)
-    told = f"its clean accuracy of {hits / count:.1%} is no better than chance ({chance:.1%}, the largest class)"
+    at_chance = f"its clean accuracy of {hits / count:.1%} is no better than chance ({chance:.1%}, the largest class)"
     if helps is not None:
-        before = told if by_chance else f"its clean accuracy is {hits / count:.1%}"
+        before = at_chance if by_chance else f"its clean accuracy is {hits / count:.1%}"
         odds = f"exact paired test on {len(shown)} images, p = {min(1.0, helps.p * tried):.0e}"
         return [Doubt(f"{before}; with {helps.called} it would be {helps.share:.0%} ({odds}): {helps.remedy}", True)]
     usual = "the usual normalisations, colour scales, channel orders or another order of the classes"
-    return [Doubt(f"{told}; none of {usual} helps", False)] if by_chance else []
+    return [Doubt(f"{at_chance}; none of {usual} helps", False)] if by_chance else []
 
 
 @contextmanager
 def _buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Put the model's buffers back, where what it is given changes them."""
+    """Restore the buffers of the model on exit."""
     before = [(b, b.clone()) for b in model.buffers()]
     try:
         yield
@@ -135,24 +135,24 @@ Change = tuple[str, str, Callable[[Tensor], Tensor]]
 def _ways(
     model: PreparedModel, x: Tensor, wanted: np.ndarray, changes: list[Change], device: torch.device | str
 ) -> list[_Way]:
-    """What each way of reading gains and loses on images (N, …) with labels (N,)."""
-    told = _told(model, x, device)
-    if told is None:
+    """Return the results of each alternative on images (N, …) with labels (N,)."""
+    predicted = _predicted(model, x, device)
+    if predicted is None:
         return []
-    base = told == wanted
-    found = []
+    base = predicted == wanted
+    ways = []
     first = np.arange(0, len(x), max(1, len(x) // _FIRST))
     for called, remedy, change in changes:
-        some = _told(model, change(x[first]), device)
+        some = _predicted(model, change(x[first]), device)
         if some is None or int((some == wanted[first]).sum()) <= int(base[first].sum()):
             continue
-        whole = some if len(first) == len(x) else _told(model, change(x), device)
+        whole = some if len(first) == len(x) else _predicted(model, change(x), device)
         if whole is not None:
-            found.append(_compared(called, remedy, whole == wanted, base))
+            ways.append(_compared(called, remedy, whole == wanted, base))
     for called, by in _SHIFTS.items():
-        found.append(_compared(called, _ORDER, np.where(told >= 0, told + by, told) == wanted, base))
-    renamed = _reordered(told, wanted)
-    return [*found, _compared("its classes in another order", _ORDER, renamed == wanted[1::2], base[1::2])]
+        ways.append(_compared(called, _ORDER, np.where(predicted >= 0, predicted + by, predicted) == wanted, base))
+    renamed = _reordered(predicted, wanted)
+    return [*ways, _compared("its classes in another order", _ORDER, renamed == wanted[1::2], base[1::2])]
 
 
 _SHIFTS = {"its classes numbered one higher": 1, "its classes numbered one lower": -1}
@@ -162,19 +162,19 @@ def _compared(called: str, remedy: str, right: np.ndarray, base: np.ndarray) -> 
     return _Way(called, remedy, int((right & ~base).sum()), int((base & ~right).sum()), float(right.mean()))
 
 
-def _told(model: PreparedModel, x: Tensor, device: torch.device | str) -> np.ndarray | None:
-    """The model's classes for images (N, …); None where it does not take them."""
+def _predicted(model: PreparedModel, x: Tensor, device: torch.device | str) -> np.ndarray | None:
+    """Return the predicted classes (N,) of images (N, …), or None if the model raises an error."""
     try:
         with network_faults():
             return answers(model, x, torch.zeros(len(x), dtype=torch.long), device=device).prediction
-    except Exception:  # a model may refuse what is not in [0, 1]
+    except Exception:  # a model may refuse images outside [0, 1]
         return None
 
 
 def _changes(model: PreparedModel, x: Tensor) -> Iterator[Change]:
-    """Ways to give images to a model, each with its name and the option for it.
+    """Yield alternative preprocessings, each with its name and the option that selects it.
 
-    An option takes the place of the normalisation that a library's network is behind.
+    An option replaces the normalisation of a library's network.
     """
     if x.ndim != 4:
         return
@@ -211,13 +211,13 @@ def _changes(model: PreparedModel, x: Tensor) -> Iterator[Change]:
     yield "black and white exchanged", f"{wrap} 1 - x", lambda part: 1 - part
 
 
-def _reordered(told: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Every second answer once the classes are renamed, by names that the other images give."""
-    size = int(max(told.max(), wanted.max())) + 1
-    seen = told[::2] >= 0
+def _reordered(predicted: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Return every second prediction under the class order that fits the other predictions best."""
+    size = int(max(predicted.max(), wanted.max())) + 1
+    answered = predicted[::2] >= 0
     counts = np.zeros((size, size))
-    np.add.at(counts, (told[::2][seen], wanted[::2][seen]), 1)
+    np.add.at(counts, (predicted[::2][answered], wanted[::2][answered]), 1)
     rows, columns = optimize.linear_sum_assignment(-counts)
-    renamed = np.full(size + 1, -1)  # no answer stays none
+    renamed = np.full(size + 1, -1)  # missing predictions remain -1
     renamed[rows] = columns
-    return renamed[told[1::2]]
+    return renamed[predicted[1::2]]

@@ -27,19 +27,19 @@ def corruption_accuracy(
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
 ) -> pd.DataFrame:
-    """Accuracy at each corruption and severity, with 95% Clopper–Pearson intervals.
+    """Measure accuracy at each corruption and severity, with 95% Clopper–Pearson intervals.
 
     Args:
-        model: classifier on ``device``, or what :func:`~robgib.models.inference.prepare` made of it.
+        model: classifier on ``device``, or the result of :func:`~robgib.models.inference.prepare`.
         x: images (N, C, H, W) in [0, 1].
         y: labels (N,).
-        seed: of the noise.
-        batch_size: images at once.
-        device: where the model is.
-        progress: called after each severity.
+        seed: seed of the noise.
+        batch_size: number of images per batch.
+        device: device of the model.
+        progress: callback after each severity.
 
     Returns:
-        A row a corruption and severity. ``jpeg`` is left out for images that are neither grey nor coloured.
+        A table with one row per corruption and severity. ``jpeg`` needs images of one or three channels.
     """
     names = [n for n in CORRUPTIONS if n != "jpeg" or x.shape[1] in (1, 3)]
     rows = []
@@ -50,8 +50,8 @@ def corruption_accuracy(
                 part, index = x[start : start + 1024], range(start, min(start + 1024, len(x)))
                 changed = corrupt(part, name, severity, SampleRNG(seed, index))
                 labels = y[start : start + 1024]
-                told = answers(model, changed, labels, batch_size=batch_size, seed=seed, device=device)
-                shares += float(told.right.sum())
+                judged = answers(model, changed, labels, batch_size=batch_size, seed=seed, device=device)
+                shares += float(judged.right.sum())
             right = int(shares) if shares.is_integer() else shares
             low, high = clopper_pearson(right, len(x))
             rows.append((name, severity, right, len(x), right / len(x), low, high))

@@ -1,4 +1,4 @@
-"""The robustness half of an evaluation: every attack on one model, as tables."""
+"""The robustness part of an evaluation: run attacks on one model and return tables."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ BUDGETS = {
     "standard": ("apgd-ce-linf", "fast-linf", "apgd-ce-l2", "fast-l2"),
     "full": ("autoattack-linf", "autoattack-l2"),
 }
-"""Attacks by how much they may cost. ``standard`` says what ``full``, the standard ensemble, says on the zoo's networks
-(docs/attacks.md has the table), on most in less than a fifth of its passes; both run as cascades."""
+"""Sets of attacks by cost. On the zoo's networks ``standard`` finds the same robust accuracy as ``full``, the standard
+ensemble, in most cases with less than a fifth of its passes (see docs/attacks.md). Both run as cascades."""
 DEFAULT_ATTACKS = "standard"
 
 
@@ -56,21 +56,21 @@ def evaluate(
     costs: Mapping[str, int] | None = None,
     **fields: Any,
 ) -> dict[str, Any]:
-    """Measure a classifier's accuracy, clean, under attacks and under common corruptions.
+    """Measure the accuracy of a classifier on clean images, under attacks and under common corruptions.
 
     Args:
-        model: classifier on the context's device, or what :func:`~robgib.models.inference.prepare` made of it.
-        x: images (N, …) in [0, 1]. Indicators, corruptions and ``until_width`` take the first of them: draw their order
-            where they are sorted by class (:meth:`~robgib.data.Split.sample`).
+        model: classifier on the context's device, or the result of :func:`~robgib.models.inference.prepare`.
+        x: images (N, …) in [0, 1]. Indicators, corruptions and ``until_width`` use the first images: shuffle sorted
+            images (:meth:`~robgib.data.Split.sample`).
         y: labels (N,).
-        attacks: as for :func:`named_attacks`; None takes those of the options.
-        options: what is attacked and measured beside it (:class:`~robgib.options.AttackOptions`).
-        context: seed, device, batch size, plug-ins, resume and progress (:class:`~robgib.options.Context`), on
-            the CPU by default.
-        default_eps: the customary budget per norm, for specifications that give none.
-        classes: how many classes the data have, where that is known.
-        clean: the model's answers to ``x``, where they are known.
-        costs: of :func:`~robgib.robustness.attacking.attack_costs`, where they are known.
+        attacks: as for :func:`named_attacks`; None uses those of the options.
+        options: what to attack and measure (:class:`~robgib.options.AttackOptions`).
+        context: seed, device, batch size, plug-ins, resume and progress (:class:`~robgib.options.Context`); the
+            default device is the CPU.
+        default_eps: default budget per norm, for specifications without eps.
+        classes: number of classes of the data, if known.
+        clean: the model's answers to ``x``, if known.
+        costs: the result of :func:`~robgib.robustness.attacking.attack_costs`, if known.
         fields: fields of ``options`` and ``context`` by name, such as ``curve=False`` or ``seed=1``.
 
     Returns:
@@ -78,7 +78,7 @@ def evaluate(
         :data:`~robgib.results.SCHEMA`, and ``pictures`` and ``adversarial``, arrays by name.
 
     Raises:
-        RobGIBError: the model cannot be called on such images, an attack does not fit them, or all attacks failed.
+        RobGIBError: the model cannot be called on these images, an attack does not fit them, or all attacks failed.
 
     >>> import robgib
     >>> model, data = robgib.load_model("digits-cnn")
@@ -97,7 +97,7 @@ def evaluate(
         model = prepare(
             model, x, classes=classes, batch_size=context.batch_size, precision=options.precision, device=where
         )
-        if classes is None and len(y):  # a label that the model has no logit of would count as an error of its
+        if classes is None and len(y):  # a label without a logit would count as an error of the model
             with torch.no_grad():
                 check_logits(model.model(x[:2].to(where)), x[:2], 1 + int(y.max()))
     if clean is None:
@@ -120,13 +120,13 @@ def evaluate(
     return tables
 
 
-def in_cascade(attacks: object, asked: bool | None) -> bool:
-    """Whether attacks run as a cascade: as asked, or as their budget does.
+def in_cascade(attacks: object, wanted: bool | None) -> bool:
+    """Whether attacks run as a cascade: the given value, or the default of their budget.
 
     >>> in_cascade("standard", None), in_cascade("quick", None), in_cascade(["pgd-linf"], None)
     (True, False, False)
     """
-    return attacks in ("standard", "full") if asked is None else asked
+    return attacks in ("standard", "full") if wanted is None else wanted
 
 
 def named_attacks(
@@ -137,13 +137,13 @@ def named_attacks(
     """Return attacks by label.
 
     Args:
-        attacks: specifications such as ``pgd-linf:eps=8/255``, attack objects, a mapping of labels to them, or the name
-            of a budget (:data:`BUDGETS`).
-        default_eps: the customary budget per norm, for specifications that give none.
-        catalogue: further folders of attacks and plug-ins.
+        attacks: specifications such as ``pgd-linf:eps=8/255``, attack objects, a mapping from labels to attacks, or
+            the name of a budget (:data:`BUDGETS`).
+        default_eps: default budget per norm, for specifications without eps.
+        catalogue: additional folders of attacks and plug-ins.
 
     Raises:
-        RobGIBError: an unknown name or parameter, or an attack that is given twice.
+        RobGIBError: a name or parameter is unknown, or an attack is given twice.
     """
     if isinstance(attacks, Mapping):
         for label, attack in attacks.items():
@@ -170,7 +170,7 @@ def named_attacks(
 
 
 def check_budgets(attacks: Mapping[str, Attack], shape: tuple[int, ...]) -> None:
-    """Raise where an attack's ball is larger than the box of samples of this shape."""
+    """Raise an error if the ball of an attack is larger than the box of samples of this shape."""
     for label, attack in attacks.items():
         try:
             attack.threat.check(math.prod(shape))

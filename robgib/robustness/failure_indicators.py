@@ -1,4 +1,4 @@
-"""Signs that an attack failed rather than that a model is robust."""
+"""Attack-failure indicators: evidence that an attack failed, rather than that the model is robust."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from robgib.attacks.apgd import APGD, WIDEST
 from robgib.attacks.base import Attack, objective_gradient, projected_gradient_ascent
 from robgib.attacks.fab import FAB
 from robgib.attacks.fgsm import FGSM
-from robgib.attacks.objective import Objective, misled
+from robgib.attacks.objective import Objective, misclassified
 from robgib.attacks.pgd import PGD
 from robgib.attacks.square import Square
 from robgib.attacks.threat_model import CONVEX_NORMS, ThreatModel
@@ -35,39 +35,39 @@ __all__ = [
 
 CHECKS = (
     "random outputs",
-    "answers depend on the batch",
-    "answers are probabilities",
-    "optimises inside",
+    "outputs depend on the batch",
+    "outputs are probabilities",
+    "test-time optimisation",
     "zero gradients",
     "loss does not grow",
     "one step beats many",
     "unbounded eps does not reach 0",
     "black box beats gradients",
-    "boundary steps beat climbing",
-    "climbs from afar lead further",
+    "boundary steps beat ascent",
+    "large-to-small eps beats ascent",
     "more effort still helps",
     "weaker than a short attack",
 )
 """The names of the checks, in order."""
 SAMPLES = 100
-"""Images that are looked at, at most."""
-_SHARE = 0.05  # of the samples: an effect on more counts
-_RARE = 0.01  # of the samples: what an attack with any image allowed may miss
-_LEVEL = 0.01  # of each check's test: how often chance alone may raise it
+"""Maximum number of images."""
+_SHARE = 0.05  # share of the samples above which an effect counts
+_RARE = 0.01  # the same for an attack with an unbounded eps
+_LEVEL = 0.01  # significance level of each check
 _QUERIES = 200
-_WALKS = 3  # classes that FAB-T walks towards
-_CALLS = 60  # on the same images: a model that answers at random in one call of twenty is seen in 19 cases of 20
-_CALLED = 2  # images of each call
-_DRAWS = 5  # over which a model that answers at random is averaged here
-_STILL = (
-    "gradient attacks stand still: use a loss that does not saturate (margin, dlr), or a way around the operation "
-    "without gradient (a smooth stand-in, or a black-box attack)"
+_TARGETS = 3  # target classes of FAB-T
+_CALLS = 60  # calls on the same images: they detect randomness in one call of twenty with 95% probability
+_CALLED = 2  # images per call
+_DRAWS = 5  # draws over which a stochastic model is averaged here
+_STALLED = (
+    "gradient attacks stall: use a loss that does not saturate (margin, dlr), replace the operation without gradient "
+    "by a smooth approximation (BPDA), or use a black-box attack"
 )
 
 
 @dataclass(frozen=True)
 class FailureIndicator:
-    """One check: what it looks for, whether it was seen, what was measured, and what it means if it was."""
+    """The result of one check: its name, whether it was seen, the measurement, and the meaning."""
 
     name: str
     seen: bool
@@ -91,32 +91,32 @@ def failure_indicators(
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
 ) -> list[FailureIndicator]:
-    """Look for signs that gradient attacks fail on a model although it is not robust.
+    """Check whether gradient attacks fail on a model that is not robust.
 
     After Athalye, Carlini & Wagner (2018), Carlini et al. (2019), Pintor et al. (2022) and AutoAttack's flags (Croce &
-    Hein 2020). A sign is a reason to look closer, and its absence proves nothing.
+    Hein 2020). An indicator is a reason to investigate. The absence of indicators proves nothing.
 
-    Each check is an exact test at the 1% level, so that a few samples raise no sign by chance: of a share of samples
-    against 5% (1% where any image is allowed), or of pairs, the samples that one attack alone fooled against those that
-    the other did alone.
+    Each check is an exact test at the 1% level. It compares a share of samples with 5% (1% for an unbounded eps), or
+    the samples that one attack alone fooled with those that another attack alone fooled.
 
     Args:
-        model: classifier on ``device``, or what :func:`~robgib.models.inference.prepare` made of it.
-        x: images (N, …) in [0, 1], right ones; the first ``samples`` are used.
+        model: classifier on ``device``, or the result of :func:`~robgib.models.inference.prepare`.
+        x: correctly classified images (N, …) in [0, 1]; the first ``samples`` are used.
         y: their labels (N,).
-        threat: the threat model under which the attacks ran.
-        attacks: the attacks that ran under it, by name, each with the shares (N,) of right answers that it left on
-            ``x``. The last two checks judge them; without any the check's own PGD is judged. Where one left none right,
-            the checks that attack are not made: an attack that failed would have left some.
-        costs: gradients a sample that an attack takes, by name, where it does not state them.
-        samples: how many images are looked at.
-        seed: of random numbers.
-        device: where the model is.
-        progress: called after each check.
+        threat: the threat model of the attacks.
+        attacks: the attacks that ran, by name, each with the shares (N,) of right answers that it left on ``x``. The
+            last checks evaluate them; without attacks they evaluate their own PGD. If an attack left no sample right,
+            the checks that run attacks are skipped, since a failed attack leaves some right.
+        costs: gradients per sample of an attack, by name, if the attack does not state them.
+        samples: number of images.
+        seed: seed of the random numbers.
+        device: device of the model.
+        progress: callback after each check.
 
     Returns:
-        The checks of :data:`CHECKS`, in order, less those that attack under L0, those that need a gradient where there
-        is none ("zero gradients" is then seen), and the last without ``attacks``; none when there are no images.
+        The checks of :data:`CHECKS`, in order. A check is left out if it runs attacks under L0, if it needs a gradient
+        and the model has none ("zero gradients" is then seen), or if it needs ``attacks`` and there are none. Without
+        images the list is empty.
     """
     whole = next((name for name, (_, left) in (attacks or {}).items() if len(left) and not left.any()), None)
     x, y = x[:samples].to(device), y[:samples].to(device)
@@ -128,29 +128,29 @@ def failure_indicators(
         look = _Look(prepared, x, y, threat, seed)
         checks: list[_Check] = [
             lambda: _random_outputs(look),
-            lambda: _company(prepared),
+            lambda: _batch_dependence(prepared),
             lambda: _probabilities(prepared),
-            lambda: _optimises(net, x[:_CALLED]),
+            lambda: _test_time_optimisation(net, x[:_CALLED]),
             lambda: _gradients(look),
         ]
-        if threat.norm in CONVEX_NORMS:  # no attack of the checks' own is defined under L0
+        if threat.norm in CONVEX_NORMS:  # the attacks of the checks are not defined under L0
             costly = _costly(look, attacks or {}).items()
             checks += [partial(_moot, name, whole) if whole else check for name, check in costly]
             checks.append(lambda: _weaker(look, attacks, costs or {}) if attacks else None)
-        signs: list[FailureIndicator] = []
+        indicators: list[FailureIndicator] = []
         for number, check in enumerate(checks):
             try:
-                sign = check()
+                indicator = check()
             except NoGradientError:
-                sign = None
-                if "zero gradients" not in {s.name for s in signs}:
-                    told = "none can be taken: no differentiable way leads from the image to the logits"
-                    sign = FailureIndicator("zero gradients", True, told, _STILL)
-            if sign:
-                signs.append(sign)
+                indicator = None
+                if "zero gradients" not in {one.name for one in indicators}:
+                    detail = "no gradient exists: the logits do not depend on the image by differentiable operations"
+                    indicator = FailureIndicator("zero gradients", True, detail, _STALLED)
+            if indicator:
+                indicators.append(indicator)
             if progress:
-                progress("looking for failed attacks", number + 1, len(checks), CHECKS[number])
-    return signs
+                progress("checking for attack failure", number + 1, len(checks), CHECKS[number])
+    return indicators
 
 
 def weaker_than_reference(
@@ -164,9 +164,9 @@ def weaker_than_reference(
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> dict[str, str]:
-    """Name the attacks that leave more samples right than PGD of 20 steps on the model itself does, each in a sentence.
+    """Return a note on each attack that leaves more samples right than PGD of 20 steps on the model itself.
 
-    Args: as for :func:`failure_indicators`. Attacks of one step are not named, since they are weaker by design.
+    Args: as for :func:`failure_indicators`. Single-step attacks are skipped, since they are weaker by design.
     """
     x, y = x[:SAMPLES].to(device), y[:SAMPLES].to(device)
     if not len(x) or threat.norm not in CONVEX_NORMS:
@@ -179,7 +179,7 @@ def weaker_than_reference(
 
 
 class _Look:
-    """The samples that the checks look at, and what their own attacks leave right of them."""
+    """The samples of the checks, and the samples that the attacks of the checks leave right."""
 
     def __init__(self, prepared: PreparedModel, x: Tensor, y: Tensor, threat: ThreatModel, seed: int) -> None:
         self.x, self.y, self.threat, self.seed = x, y, threat, seed
@@ -189,31 +189,31 @@ class _Look:
         self._right: dict[str, Tensor] = {}
 
     def right(self, name: str, attack: Attack) -> Tensor:
-        """Which samples (N,) the attack leaves right."""
+        """Return which samples (N,) the attack leaves right."""
         if name not in self._right:
-            found = attack.perturb(self.model, self.x, self.y, SampleRNG(self.seed, range(len(self.x))))
+            x_adv = attack.perturb(self.model, self.x, self.y, SampleRNG(self.seed, range(len(self.x))))
             with torch.no_grad():
-                self._right[name] = ~misled(self.model(found), self.y)
+                self._right[name] = ~misclassified(self.model(x_adv), self.y)
         return self._right[name]
 
     def pgd(self) -> Tensor:
-        """What PGD of 20 steps leaves right (N,)."""
+        """Return which samples (N,) PGD of 20 steps leaves right."""
         return self.right("pgd", PGD(self.threat.norm, self.threat.eps, steps=20))
 
-    def from_afar(self) -> Tensor:
-        """What a climb from afar leaves right (N,)."""
-        return self.right("from afar", APGD(self.threat.norm, self.threat.eps, widest=WIDEST))
+    def large_to_small(self) -> Tensor:
+        """Return which samples (N,) APGD with a large-to-small eps schedule leaves right."""
+        return self.right("large to small", APGD(self.threat.norm, self.threat.eps, widest=WIDEST))
 
 
 def _costly(look: _Look, attacks: Mapping[str, tuple[Attack, np.ndarray]]) -> dict[str, _Check]:
-    """The checks that attack, by name."""
+    """Return the checks that run attacks, by name."""
     return {
         "loss does not grow": lambda: _flat_loss(look),
         "one step beats many": lambda: _fewer_steps(look),
         "unbounded eps does not reach 0": lambda: _unbounded(look),
         "black box beats gradients": lambda: _black_box(look),
-        "boundary steps beat climbing": lambda: _boundary_steps(look, attacks),
-        "climbs from afar lead further": lambda: _from_afar(look, attacks),
+        "boundary steps beat ascent": lambda: _boundary_steps(look, attacks),
+        "large-to-small eps beats ascent": lambda: _large_to_small(look, attacks),
         "more effort still helps": lambda: _more_effort(look, attacks),
     }
 
@@ -222,8 +222,8 @@ def _moot(name: str, attack: str) -> FailureIndicator:
     return FailureIndicator(
         name,
         False,
-        f"not looked for: every image fell to {attack}",
-        "an attack that failed would have left images right",
+        f"skipped: {attack} fooled every image",
+        "a failed attack would have left images right",
     )
 
 
@@ -232,12 +232,12 @@ def _percent(mask: Tensor) -> str:
 
 
 def _many(mask: Tensor, share: float = _SHARE) -> bool:
-    """Whether clearly more than a share of the samples are marked."""
+    """Whether significantly more than a share of the samples are marked."""
     return share_test(int(mask.sum()), len(mask), share) <= _LEVEL
 
 
 def _more(one: Tensor, two: Tensor) -> bool:
-    """Whether clearly more samples are in ``one`` alone than in ``two`` alone."""
+    """Whether significantly more samples are in ``one`` alone than in ``two`` alone."""
     return sign_test(int((one & ~two).sum()), int((two & ~one).sum())) <= _LEVEL
 
 
@@ -252,38 +252,38 @@ def _random_outputs(look: _Look) -> FailureIndicator:
     others = sum(g > 1e-3 for g in gaps)
     return FailureIndicator(
         "random outputs",
-        look.random or others > 0,  # on a GPU reductions differ from call to call, but not so much
+        look.random or others > 0,  # the threshold exceeds the nondeterminism of GPU reductions
         f"call {len(gaps) + 1} on the same images differs from the first by {gaps[-1]:.2g} of the logits' spread"
         if others
         else f"{_CALLS} calls on the same images differ by at most {max(gaps):.2g} of the logits' spread",
-        "the model answers at random: attacks average over its draws and its answers are judged by several; prefer "
-        "autoattack-linf-rand, or fix its randomness",
+        "the model is stochastic: attacks average over several draws, and so does the evaluation; prefer "
+        "autoattack-linf-rand, or remove the randomness",
     )
 
 
-def _company(prepared: PreparedModel) -> FailureIndicator:
+def _batch_dependence(prepared: PreparedModel) -> FailureIndicator:
     return FailureIndicator(
-        "answers depend on the batch",
+        "outputs depend on the batch",
         prepared.company,
-        "the same image in other company gets " + ("other logits" if prepared.company else "the same logits"),
-        "one image's gradient then leads through the others: images were given to the model one at a time, and all "
-        "figures are those of single images",
+        "the same image in another batch has " + ("other logits" if prepared.company else "the same logits"),
+        "the gradient of one image then depends on the other images: the model was called on single images, and all "
+        "results are those of single images",
     )
 
 
 def _probabilities(prepared: PreparedModel) -> FailureIndicator:
     return FailureIndicator(
-        "answers are probabilities",
+        "outputs are probabilities",
         prepared.probabilities,
-        "on clean images the outputs " + ("are probabilities" if prepared.probabilities else "are no probabilities"),
-        "softmax of softmax hides the gradient: attacks climbed the logits below the probabilities; give the model "
-        "without its last softmax",
+        "on clean images the outputs " + ("are probabilities" if prepared.probabilities else "are not probabilities"),
+        "the softmax of a softmax hides the gradient: attacks used the logits before the last softmax; provide the "
+        "model without it",
     )
 
 
 @contextmanager
 def _backward_passes() -> Iterator[list[int]]:
-    """Note the tensors that backward passes read meanwhile: without any nobody differentiates."""
+    """Record the tensors that backward passes read in the block."""
     read: list[int] = []
 
     def unpack(tensor: Tensor) -> Tensor:
@@ -294,45 +294,47 @@ def _backward_passes() -> Iterator[list[int]]:
         yield read
 
 
-def _optimises(net: nn.Module, x: Tensor) -> FailureIndicator:
+def _test_time_optimisation(net: nn.Module, x: Tensor) -> FailureIndicator:
     with torch.no_grad(), faults_of("the model"), _backward_passes() as made:
         net(x)
     return FailureIndicator(
-        "optimises inside",
+        "test-time optimisation",
         bool(made),
-        "one call makes backward passes of its own" if made else "a call makes no backward pass of its own",
-        "the model optimises while it answers: gradients through that are misleading; attack its fixed part, or follow "
-        "its steps (adaptive attacks)",
+        "a call of the model runs backward passes" if made else "a call of the model runs no backward pass",
+        "gradients through an optimisation at test time are unreliable: attack the static part of the model, or "
+        "differentiate through its steps (adaptive attacks)",
     )
 
 
 def _gradients(look: _Look) -> FailureIndicator:
     gradient = objective_gradient(look.model, look.x, Objective.untargeted(look.y, "ce"))[0].flatten(1)
     broken = look.model.broken / len(look.x) / look.model.draws
-    # float32 loses a loss below about 1e-7, whose gradient is then 0: the margin's, where there is one, tells which.
+    # In float32 the cross-entropy has gradient 0 below about 1e-7. A nonzero gradient of the margin shows this case.
     zero = (gradient == 0).all(1)
     margin = objective_gradient(look.model, look.x, Objective.untargeted(look.y, "margin"))[0].flatten(1)
     saved = zero & (margin != 0).any(1)
-    detail = f"of the cross-entropy at {_percent(zero)} of the images 0, at {100 * broken:.0f}% not finite"
+    detail = (
+        f"the gradient of the cross-entropy is 0 on {_percent(zero)} of the images, not finite on {100 * broken:.0f}%"
+    )
     if bool(saved.any()):
-        detail += f"; the margin has one at {_percent(saved)} of them"
+        detail += f"; that of the margin is not 0 on {_percent(saved)} of them"
     many = share_test(round(broken * len(zero)), len(zero), _SHARE) <= _LEVEL
-    return FailureIndicator("zero gradients", _many(zero) or many, detail, _STILL)
+    return FailureIndicator("zero gradients", _many(zero) or many, detail, _STALLED)
 
 
 def _flat_loss(look: _Look) -> FailureIndicator:
     goal, x, threat = Objective.untargeted(look.y, "margin"), look.x, look.threat
-    found = projected_gradient_ascent(
+    x_adv = projected_gradient_ascent(
         look.model, x, goal, threat, start=x, steps=20, step_size=2.5 * threat.eps / 20, keep="last"
     )
     with torch.no_grad():
-        before, told = goal.value(look.model(x)), look.model(found)
-    flat = ~(goal.value(told) > before) & finite_answers(told)
+        before, after = goal.value(look.model(x)), look.model(x_adv)
+    flat = ~(goal.value(after) > before) & finite_answers(after)
     return FailureIndicator(
         "loss does not grow",
         _many(flat),
         f"20 steps did not raise the margin of {_percent(flat)} of the images",
-        "the gradient does not point where the loss grows: it is masked, or the step size is wrong",
+        "the gradient is no ascent direction of the loss: it is masked, or the step size is wrong",
     )
 
 
@@ -342,20 +344,20 @@ def _fewer_steps(look: _Look) -> FailureIndicator:
         "one step beats many",
         _more(pgd, fgsm),
         f"FGSM leaves {_percent(fgsm)} right, PGD of 20 steps {_percent(pgd)}",
-        "the iteration is stuck in a bad place: the loss surface is rough, or gradients are masked",
+        "the iteration stops at a poor local maximum: the loss surface is rough, or gradients are masked",
     )
 
 
 def _unbounded(look: _Look) -> FailureIndicator:
     whole = replace(look.threat, eps=look.threat.widest(look.x[0].numel()))
-    # Steps of one length may end in a corner of the box, on an honest network of few pixels too; and restarts would
-    # fool by chance, since any image is allowed.
-    stands = look.right("unbounded", APGD(whole.norm, whole.eps, steps=50))
+    # A fixed step size may end in a corner of the box even without gradient masking, and with an unbounded eps random
+    # restarts fool by chance.
+    remaining = look.right("unbounded", APGD(whole.norm, whole.eps, steps=50))
     return FailureIndicator(
         "unbounded eps does not reach 0",
-        _many(stands, _RARE),
-        f"APGD of 50 steps with the whole box as its ball leaves {_percent(stands)} right",
-        "with any image allowed an attack must reach every class: it does not follow the model's gradient",
+        _many(remaining, _RARE),
+        f"APGD of 50 steps with the whole box as its ball leaves {_percent(remaining)} right",
+        "with an unbounded eps an attack must fool every sample: it does not follow the gradient of the model",
     )
 
 
@@ -364,22 +366,22 @@ def _black_box(look: _Look) -> FailureIndicator | None:
         return None
     square = look.right("square", Square(look.threat.norm, look.threat.eps, queries=_QUERIES))
     try:
-        # Slopes around a clean image may mislead where those further out do not: gradients then find it all the same.
-        climbed, told = look.pgd() & look.from_afar(), "PGD of 20 steps and a climb from afar together"
+        # Gradients near the clean image may be uninformative where gradients at a larger distance are not.
+        ascent, reference = look.pgd() & look.large_to_small(), "PGD of 20 steps and large-to-small APGD together"
     except NoGradientError:
-        climbed, told = torch.ones_like(square), "without a gradient PGD"
-    alone = climbed & ~square
+        ascent, reference = torch.ones_like(square), "PGD without a gradient"
+    alone = ascent & ~square
     return FailureIndicator(
         "black box beats gradients",
-        _more(climbed, square) or _many(alone),
-        f"Square of {_QUERIES} queries leaves {_percent(square)} right, {told} {_percent(climbed)}; "
-        f"{int(alone.sum())} of {len(square)} fall to Square alone",
-        "what random search finds, gradients should: they are masked",
+        _more(ascent, square) or _many(alone),
+        f"Square of {_QUERIES} queries leaves {_percent(square)} right, {reference} {_percent(ascent)}; "
+        f"{int(alone.sum())} of {len(square)} are fooled by Square alone",
+        "gradient attacks should find what random search finds: gradients are masked",
     )
 
 
 def _strongest(look: _Look, attacks: Mapping[str, tuple[Attack, np.ndarray]]) -> tuple[str, Tensor]:
-    """The attack that left fewest samples right, or PGD where none ran, and what it left (N,)."""
+    """Return the attack that left the fewest samples right, or PGD if none ran, and which samples (N,) it left."""
     if not attacks:
         return "PGD of 20 steps", look.pgd()
     name = min(attacks, key=lambda label: float(attacks[label][1][: len(look.x)].mean()))
@@ -389,18 +391,18 @@ def _strongest(look: _Look, attacks: Mapping[str, tuple[Attack, np.ndarray]]) ->
 def _outdone(
     look: _Look,
     attacks: Mapping[str, tuple[Attack, np.ndarray]],
-    sign: str,
+    indicator: str,
     left: Tensor,
-    told: str,
+    other: str,
     meaning: str,
 ) -> FailureIndicator:
-    """Whether clearly more images fall to another attack, which left ``left`` (N,), than to the strongest that ran."""
+    """Compare the strongest attack that ran with another attack, which left the samples ``left`` (N,) right."""
     name, right = _strongest(look, attacks)
     return FailureIndicator(
-        sign,
+        indicator,
         _more(right, left),
-        f"{name} leaves {_percent(right)} right, {told} {_percent(left)}; {int((right & ~left).sum())} fall to the "
-        f"latter alone, {int((left & ~right).sum())} to the former",
+        f"{name} leaves {_percent(right)} right, {other} {_percent(left)}; the latter alone fools "
+        f"{int((right & ~left).sum())}, the former alone {int((left & ~right).sum())}",
         meaning,
     )
 
@@ -409,22 +411,22 @@ def _boundary_steps(look: _Look, attacks: Mapping[str, tuple[Attack, np.ndarray]
     return _outdone(
         look,
         attacks,
-        "boundary steps beat climbing",
-        look.right("fab-t", FAB(look.threat.norm, look.threat.eps, targeted=True, targets=_WALKS, steps=20)),
-        f"FAB-T of {_WALKS} classes and 20 steps",
-        "climbing a loss stands still here, with more steps too, where steps onto the linearised boundary do not: add "
-        "fab-t or the fast ensemble",
+        "boundary steps beat ascent",
+        look.right("fab-t", FAB(look.threat.norm, look.threat.eps, targeted=True, targets=_TARGETS, steps=20)),
+        f"FAB-T of {_TARGETS} classes and 20 steps",
+        "gradient ascent stalls here, with more steps too, and steps onto the linearised boundary do not: add fab-t or "
+        "the fast ensemble",
     )
 
 
-def _from_afar(look: _Look, attacks: Mapping[str, tuple[Attack, np.ndarray]]) -> FailureIndicator:
+def _large_to_small(look: _Look, attacks: Mapping[str, tuple[Attack, np.ndarray]]) -> FailureIndicator:
     return _outdone(
         look,
         attacks,
-        "climbs from afar lead further",
-        look.from_afar(),
-        f"APGD of 100 steps in balls that shrink from {WIDEST:g} eps",
-        "the slopes around the clean images mislead, and AutoAttack's climbs with them: add the fast ensemble, or "
+        "large-to-small eps beats ascent",
+        look.large_to_small(),
+        f"APGD of 100 steps with eps from {WIDEST:g} times down to 1 times its value",
+        "gradients near the clean images are uninformative, and AutoAttack's APGD stalls: add the fast ensemble, or "
         f"apgd-ce-{look.threat.norm}:widest={WIDEST:g}",
     )
 
@@ -436,35 +438,35 @@ def _more_effort(look: _Look, attacks: Mapping[str, tuple[Attack, np.ndarray]]) 
         "more effort still helps",
         look.right("longer pgd", PGD(look.threat.norm, look.threat.eps, steps=100, restarts=2)),
         "PGD of 100 steps and 2 restarts",
-        "the attack had not converged: the robust accuracy of a longer one will be lower",
+        "the attack had not converged: a longer attack will find a lower robust accuracy",
     )
 
 
 def _named(look: _Look, attacks: Mapping[str, tuple[Attack, np.ndarray]], costs: Mapping[str, int]) -> dict[str, str]:
     pgd = look.pgd()
-    found = {}
+    notes = {}
     for label, (attack, shares) in attacks.items():
         cost = costs.get(label, attack.cost)
-        if cost is not None and cost <= 1:  # one step is weaker than twenty, and nobody thinks otherwise
+        if cost is not None and cost <= 1:  # single-step attacks are weaker by design
             continue
         right = torch.as_tensor(shares[: len(pgd)] >= 0.5).to(pgd.device)
         if _more(right, pgd):
-            found[label] = (
-                f"it leaves {_percent(right)} of {len(pgd)} images right where PGD of 20 steps on the model itself "
-                f"leaves {_percent(pgd)}"
+            notes[label] = (
+                f"it leaves {_percent(right)} of {len(pgd)} images right; PGD of 20 steps on the model itself leaves "
+                f"{_percent(pgd)}"
             )
-    return found
+    return notes
 
 
 def _weaker(
     look: _Look, attacks: Mapping[str, tuple[Attack, np.ndarray]], costs: Mapping[str, int]
 ) -> FailureIndicator:
-    found = _named(look, attacks, costs)
+    notes = _named(look, attacks, costs)
     return FailureIndicator(
         "weaker than a short attack",
-        bool(found),
-        "; ".join(f"{label}: {told}" for label, told in found.items())
-        or f"no attack leaves clearly more right than PGD of 20 steps ({_percent(look.pgd())})",
-        "that attack failed on this model, or its steps do not reach the ball's edge: its robust accuracy is no "
-        "property of the model",
+        bool(notes),
+        "; ".join(f"{label}: {note}" for label, note in notes.items())
+        or f"no attack leaves significantly more right than PGD of 20 steps ({_percent(look.pgd())})",
+        "that attack failed on this model, or its steps do not reach the edge of the ball: its robust accuracy is not "
+        "a property of the model",
     )

@@ -1,4 +1,4 @@
-"""Rows of the tables of an evaluation, from what attacks found."""
+"""Table rows of an evaluation, from the results of attacks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["curve_rows", "outcome_rows", "summary_row", "unattacked_row", "worst
 def outcome_rows(
     base: Mapping[str, Any], truth: np.ndarray, clean: Answers, outcome: AttackResult, nearest: np.ndarray
 ) -> pd.DataFrame:
-    """An attack's rows of the outcomes table, one a sample; ``base`` is its label and budget."""
+    """Return the outcomes rows of an attack, one per sample; ``base`` holds its label and budget."""
     return pd.DataFrame(
         {
             "index": np.arange(len(truth)),
@@ -33,13 +33,13 @@ def outcome_rows(
             "linf": outcome.linf,
             "l2": outcome.l2,
             "distance": nearest,
-            "certified_lead": np.nan,
+            "certified_margin": np.nan,
         }
     )
 
 
 def curve_rows(base: Mapping[str, Any], points: Sequence[tuple[float, float]], count: int) -> list[dict[str, Any]]:
-    """An attack's rows of the curve table, one for each of its points (eps, samples right of ``count``)."""
+    """Return the curve rows of an attack, one per point (eps, number of right samples of ``count``)."""
     rows = []
     for eps, hits in points:
         low, high = clopper_pearson(hits, count)
@@ -50,7 +50,7 @@ def curve_rows(base: Mapping[str, Any], points: Sequence[tuple[float, float]], c
 
 
 def worst_row(norm: str, eps: float, clean: Answers, outcomes: Sequence[AttackResult]) -> dict[str, Any]:
-    """The row of what attacks at one budget, each run on all samples, left together."""
+    """Return the worst-case row of several attacks at one budget, each run on all samples."""
     worst = dataclasses.replace(
         outcomes[0],
         prediction=_worst_answer(outcomes),
@@ -64,7 +64,7 @@ def worst_row(norm: str, eps: float, clean: Answers, outcomes: Sequence[AttackRe
 
 
 def unattacked_row(clean: Answers) -> dict[str, Any]:
-    """The row of a run without attacks."""
+    """Return the row of a run without attacks."""
     nowhere = np.zeros(len(clean.right))
     unharmed = AttackResult(clean.prediction, clean.right, clean.right, nowhere, nowhere, nowhere, {}, QueryCount())
     return summary_row({"attack": "none", "norm": "", "eps": 0.0}, clean, unharmed, "")
@@ -77,7 +77,7 @@ def summary_row(
     reason: str,
     nearest: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """A row of the robustness table; ``outcome`` is None where the attack failed."""
+    """Return a row of the robustness table; ``outcome`` is None if the attack failed."""
     count, correct = len(clean.right), _whole(clean.right.sum())
     clean_low, clean_high = clopper_pearson(correct, count)
     remaining = np.nan if outcome is None else _whole(outcome.right.sum())
@@ -96,7 +96,7 @@ def summary_row(
         "robust_accuracy_8bit": np.nan if outcome is None else float(outcome.right_8bit.mean()),
         "certified": np.nan,
         "certified_accuracy": np.nan,
-        "undecided": 0 if outcome is None else int((outcome.prediction < 0).sum()),
+        "not_finite": 0 if outcome is None else int((outcome.prediction < 0).sum()),
         "seconds": round(outcome.seconds, 3) if outcome else 0.0,
         "forward": outcome.passes.forward if outcome else 0,
         "backward": outcome.passes.backward if outcome else 0,
@@ -108,11 +108,11 @@ def summary_row(
 
 
 def _whole(total: float) -> float:
-    """A count; whole, but where shares of draws are summed."""
+    """Return a count as an int, or as a float if it is a sum of shares."""
     return int(total) if float(total).is_integer() else float(total)
 
 
 def _worst_answer(outcomes: Sequence[AttackResult]) -> np.ndarray:
-    """For each sample the prediction (N,) of the attack that left the smallest share of right answers."""
+    """Return, for each sample, the prediction (N,) of the attack that left the smallest share of right answers."""
     which = np.stack([o.right for o in outcomes]).argmin(0)
     return np.stack([o.prediction for o in outcomes])[which, np.arange(len(which))]

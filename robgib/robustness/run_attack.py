@@ -1,4 +1,4 @@
-"""Run attacks on a model: per-sample outcomes, each adversarial image verified."""
+"""Run attacks on a model, verify each adversarial image, and record the outcome of each sample."""
 
 from __future__ import annotations
 
@@ -52,37 +52,37 @@ __all__ = [
     "after",
     "curve_points",
     "gradient_cost",
-    "in_8_bits",
     "joined",
+    "quantized",
     "run_attack",
 ]
 
-_POOL = 2**24  # pixels that an attack holds at once, at most
-_BATCHES = 16  # that it holds at once: survivors then leave one in sixteen ragged, and the bar still moves
-_KEPT = 20.0  # seconds after which an attack that goes on puts away what it has
-_JUDGE = 20  # sets its seeds apart from those of attacks
-_LEVEL = 0.01  # of the test that tells a faster form that misleads from rounding
-_FACTORS = (0.25, 0.5, 0.75, 1.5, 2.0)  # of an attack's eps, at which a curve is measured too
-_CHECKED = (16, 32)  # samples, at least and at most, on which that is looked at: one in 32 of those attacked
+_POOL = 2**24  # maximum number of pixels that an attack receives at once
+_BATCHES = 16  # maximum number of batches that it receives at once
+_KEPT = 20.0  # seconds between two saves of a running attack
+_JUDGE = 20  # separates the seeds of the evaluation from those of attacks
+_LEVEL = 0.01  # level of the test that compares the fused form with the model
+_FACTORS = (0.25, 0.5, 0.75, 1.5, 2.0)  # multiples of eps at which a curve is measured
+_CHECKED = (16, 32)  # minimum and maximum number of samples of that comparison: one in 32 of the attacked samples
 
 
 @dataclass(frozen=True)
 class AttackResult:
-    """What one attack did to N samples. Samples that were wrong beforehand are not attacked.
+    """The result of one attack on N samples. Samples that were misclassified before are not attacked.
 
     Attributes:
-        prediction: adversarial prediction (N,), int64; -1 where the model has no answer (see :class:`Answers`).
-        right: share (N,) of the draws in which the model labels the adversarial image right, 0 or 1 for a model that
-            does not answer at random; a sample that was wrong beforehand keeps its share on the clean image.
-        right_8bit: the same with adversarial images rounded to 255ths, as files of 8 bits keep them.
+        prediction: adversarial prediction (N,), int64; -1 if the output is not finite (see :class:`Answers`).
+        right: share (N,) of draws in which the adversarial image is classified correctly; 0 or 1 for a deterministic
+            model. A sample that was misclassified before keeps its share on the clean image.
+        right_8bit: the same for adversarial images quantized to 8 bits.
         linf: perturbation size in L-infinity (N,).
         l2: perturbation size in L2 (N,).
-        distance: distance (N,), in the attack's norm, of the nearest image found that the model does not label right,
-            also outside the ball if the attack looks there; 0 for samples wrong beforehand, inf where none was found.
+        distance: smallest distance (N,), in the norm of the attack, of an adversarial image, including images outside
+            the ball; 0 for samples misclassified before, inf if no adversarial image was found.
         pictures: adversarial images of the first fooled samples, by row.
-        passes: images that went through the model, and gradients that came back, all told.
-        seconds: that it took.
-        notes: what must be known beside the figure, a sentence each.
+        passes: number of forward and backward passes.
+        seconds: run time.
+        notes: limitations of the result, one sentence each.
     """
 
     prediction: np.ndarray
@@ -97,24 +97,24 @@ class AttackResult:
     notes: tuple[str, ...] = ()
 
 
-def after(before: AttackResult, found: AttackResult) -> AttackResult:
-    """What two attacks of a cascade did together: samples that the first did more to keep what it found."""
-    first = (before.right == 0) | (before.right < found.right)
+def after(before: AttackResult, later: AttackResult) -> AttackResult:
+    """Combine the results of two attacks of a cascade: each sample keeps the result of the stronger attack."""
+    first = (before.right == 0) | (before.right < later.right)
 
     def kept(one: np.ndarray, two: np.ndarray) -> np.ndarray:
         return np.where(first, one, two)
 
     fields = ("prediction", "right", "right_8bit", "linf", "l2")
     return replace(
-        found,
-        **{name: kept(getattr(before, name), getattr(found, name)) for name in fields},  # type: ignore[arg-type]
-        distance=np.where(before.right == 0, before.distance, np.minimum(before.distance, found.distance)),
-        notes=tuple(dict.fromkeys((*before.notes, *found.notes))),
+        later,
+        **{name: kept(getattr(before, name), getattr(later, name)) for name in fields},  # type: ignore[arg-type]
+        distance=np.where(before.right == 0, before.distance, np.minimum(before.distance, later.distance)),
+        notes=tuple(dict.fromkeys((*before.notes, *later.notes))),
     )
 
 
 def joined(one: AttackResult, two: AttackResult) -> AttackResult:
-    """What an attack did to samples, and to those that follow them."""
+    """Concatenate the results of an attack on two consecutive groups of samples."""
     fields = ("prediction", "right", "right_8bit", "linf", "l2", "distance")
     count = len(one.right)
     passes = (one.passes, two.passes)
@@ -143,36 +143,36 @@ def run_attack(
     parts: Parts | None = None,
     progress: Progress | None = None,
 ) -> AttackResult:
-    """Attack the samples that the model labels right.
+    """Attack the samples that the model classifies correctly.
 
-    The attack may climb a faster form of the model; the model itself, in float32, decides who is fooled, and a sample
-    that fooled the faster form alone is attacked again on the model. On some samples a few steps are taken on both
-    forms beforehand; where those on the faster form lead to less, the model itself is attacked, and a note says so.
+    The attack may use a fused form of the model. The model itself, in float32, decides which samples are fooled, and a
+    sample that fools only the fused form is attacked again on the model. Before the attack, a few ascent steps on some
+    samples compare both forms. If ascent on the fused form is weaker, the model itself is attacked, with a note.
 
-    A model that answers at random is attacked through the average of ``attack.eot`` draws (20 where that is None), and
-    judged by 20 draws of its own on each adversarial image. All random numbers, the model's too, follow from ``seed``.
+    An attack on a stochastic model uses the average over ``attack.eot`` draws (20 if None). Each adversarial image is
+    evaluated by 20 further draws. All random numbers, including those of the model, depend on ``seed``.
 
     Args:
-        model: classifier on ``device``, or what :func:`prepare` made of it.
+        model: classifier on ``device``, or the result of :func:`prepare`.
         x: images (N, …) in [0, 1].
         y: labels (N,).
         attack: the attack with its threat model.
         label: name for messages and progress.
-        clean: clean predictions (N,), or :func:`answers`; None asks the model.
-        index: each sample's own number (N,), which with ``seed`` fixes its random numbers.
-        seed: of the attack's random numbers, and the model's.
-        batch_size: images at once; None finds it.
-        device: where the model is.
-        pictures: how many adversarial images of fooled samples to keep.
-        parts: where what is found is kept, at intervals and at the end. What is there of the same attack is gone on
-            from: the outcome is that of an attack that was not interrupted.
-        progress: called as the attack goes on.
+        clean: clean predictions (N,), or the result of :func:`answers`; None calls the model.
+        index: index (N,) of each sample, which with ``seed`` determines its random numbers.
+        seed: seed of the attack and of the model.
+        batch_size: number of images per batch; None determines it.
+        device: device of the model.
+        pictures: number of adversarial images of fooled samples to keep.
+        parts: storage of intermediate results. A stored attack is resumed, and the outcome equals that of an
+            uninterrupted attack.
+        progress: callback during the attack.
 
     Raises:
         AttackContractError: the attack returned a wrong shape, or an image outside the ball or the box, or it changed
-            the model (which is mended; a mode that it left is put back before its images are judged, and noted).
-        RobGIBError: eps is larger than the box, images or labels are no such, or whatever the attack or the model
-            raises.
+            the model (which is restored; a changed training mode is only restored and noted).
+        RobGIBError: eps is larger than the box, images or labels are invalid, or the attack or the model raised an
+            error.
     """
     x, y = images_and_labels(x, y)
     if len(x):
@@ -195,18 +195,18 @@ def run_attack(
 
 @dataclass
 class AttackState:
-    """An attack under way: what it did to each of N samples so far, and which samples it has still to attack.
+    """The state of a running attack: its results on N samples so far, and the samples that remain to be attacked.
 
     Attributes:
-        arrays: as in :class:`AttackResult`, by name; samples that were not attacked yet are as on the clean image.
+        arrays: arrays of :class:`AttackResult`, by name; samples not attacked yet have their clean results.
         clean: the model's answers to the clean images.
-        waiting: rows of the samples that are attacked, those that the model labels right.
-        done: how many of these have been attacked.
-        most: how many adversarial images to keep.
-        broken: gradients so far that were not finite.
-        passes: through the model so far.
-        notes: sentences so far.
-        began: when it began, less what earlier tries took.
+        waiting: rows of the samples to attack, those that the model classifies correctly.
+        done: number of these that have been attacked.
+        most: number of adversarial images to keep.
+        broken: number of gradients so far that were not finite.
+        passes: number of passes so far.
+        notes: notes so far.
+        began: start time, minus the run time before a resume.
     """
 
     arrays: dict[str, np.ndarray]
@@ -222,7 +222,7 @@ class AttackState:
 
     @classmethod
     def begin(cls, clean: Answers, most: int) -> AttackState:
-        """The state before the first sample is attacked; ``most`` images of fooled samples will be kept."""
+        """Return the initial state; ``most`` is the number of adversarial images to keep."""
         right = clean.right.astype(float)
         arrays = {
             "prediction": clean.prediction.astype(np.int64),
@@ -235,7 +235,7 @@ class AttackState:
         return cls(arrays, clean, np.flatnonzero(right > 0), most)
 
     def restore(self, former: Mapping[str, Any]) -> None:
-        """Go on from what :meth:`kept` gave."""
+        """Restore the state from the result of :meth:`kept`."""
         self.arrays = {name: former[name] for name in self.arrays}
         self.pictures = dict(zip(former["picked"].tolist(), former["pictures"], strict=True))
         self.done, self.broken = former["done"], former["broken"]
@@ -244,7 +244,7 @@ class AttackState:
         self.began -= former["seconds"]
 
     def kept(self, notes: Sequence[str], broken: int, random: Mapping[str, Any]) -> dict[str, Any]:
-        """All that would be needed to go on: with the notes, broken gradients and random state of this try."""
+        """Return all values needed to resume, with the notes, broken gradients and random state of this run."""
         return {
             **self.arrays,
             "picked": np.array(list(self.pictures), dtype=np.int64),
@@ -258,22 +258,22 @@ class AttackState:
         }
 
     def next_rows(self, count: int) -> np.ndarray:
-        """The next rows to attack, ``count`` at most."""
+        """Return the next rows to attack, at most ``count``."""
         return self.waiting[self.done : self.done + count]
 
     def record(
         self, rows: np.ndarray, judged: _Judged, x: Tensor, y: Tensor, right_8bit: np.ndarray, threat: ThreatModel
     ) -> None:
-        """Enter what an attack found of some rows: their images ``x`` and labels ``y`` are on the device."""
+        """Record the results of some rows; their images ``x`` and labels ``y`` are on the device."""
         inside = (judged.image == judged.found).flatten(1).all(1)
         fooled = judged.answer != y
-        found = {
+        columns = {
             "prediction": torch.where(inside, judged.answer, y),
             "distance": torch.where(fooled, threat.distance(judged.found, x), float("inf")),
             "linf": distance(judged.image, x, "linf"),
             "l2": distance(judged.image, x, "l2"),
         }
-        for name, values in found.items():
+        for name, values in columns.items():
             self.arrays[name][rows] = values.cpu().numpy()
         self.arrays["right"][rows] = self.right_within(rows, judged)
         self.arrays["right_8bit"][rows] = right_8bit
@@ -283,13 +283,13 @@ class AttackState:
         self.done += len(rows)
 
     def right_within(self, rows: np.ndarray, judged: _Judged) -> np.ndarray:
-        """Shares (n,) of right answers: those to what lies in the ball; elsewhere those to the clean image."""
+        """Return shares (n,) of right answers, to the adversarial image if it is in the ball, else to the clean one."""
         inside = (judged.image == judged.found).flatten(1).all(1).cpu().numpy()
         within_ball: np.ndarray = np.where(inside, judged.right.cpu().numpy(), self.clean.right[rows])
         return within_ball
 
     def result(self) -> AttackResult:
-        """What the attack did, when all samples have been attacked."""
+        """Return the result, after all samples have been attacked."""
         return AttackResult(
             **self.arrays,
             pictures=self.pictures,
@@ -300,21 +300,21 @@ class AttackState:
 
 
 class _Forms:
-    """The forms of one model that an attack and its judge call, with the draws of a model that answers at random."""
+    """The forms of one model that an attack and its evaluation call, with the draws of a stochastic model."""
 
     def __init__(self, model: PreparedModel, attack: Attack, fused: nn.Module, watch: Callable[[], None]) -> None:
         net, size = model.model, model.batch_size
         draws = attack.eot or (_DRAWS if model.random else 1)
         self.judge = BatchedModel(net, size, watch=watch)
         self.plain = BatchedModel(net, size, watch=watch, random=model.random, draws=draws)
-        self.fast = BatchedModel(fused, size, model.precision, watch, model.random, draws)
+        self.fused = BatchedModel(fused, size, model.precision, watch, model.random, draws)
         self.is_fused = attack.pooled and fused is not net
-        self.attacked = self.fast if attack.pooled else self.plain if draws > 1 else net
+        self.attacked = self.fused if attack.pooled else self.plain if draws > 1 else net
 
     @property
     def broken(self) -> int:
-        """Gradients that were not finite."""
-        return self.fast.broken + self.plain.broken
+        """Number of gradients that were not finite."""
+        return self.fused.broken + self.plain.broken
 
 
 @dataclass
@@ -334,7 +334,7 @@ class _Run:
     _shown: float = field(default_factory=time.monotonic)
 
     def go(self, parts: Parts | None, former: Mapping[str, Any] | None) -> None:
-        """Attack all samples that wait, and keep what is found."""
+        """Attack all remaining samples, and save the results."""
         net, state = self.model.model, self.state
         prefix = f"{getattr(self.attack, 'label', self.label)}: "
         with (
@@ -342,7 +342,7 @@ class _Run:
             eval_mode(self.model.fused),
             unchanged([net, self.model.fused], self.label, self.attack.doubted) as before,
             seeded(self.seed, self.device),
-            _heard(prefix) as (notes, caught),
+            _collected_warnings(prefix) as (notes, caught),
             count_queries(net, self.model.fused) as passes,
         ):
             fused, note = self._fused()
@@ -357,7 +357,7 @@ class _Run:
 
             def keep() -> None:
                 if parts:
-                    every = [*notes, *_said(caught, prefix)]
+                    every = [*notes, *_messages(caught, prefix)]
                     parts.write(state.kept(every, forms.broken, random_state(self.device)))
 
             written, begun = time.monotonic(), state.done
@@ -374,7 +374,7 @@ class _Run:
         state.notes = [*notes, *self._limits()]
 
     def _fused(self) -> tuple[nn.Module, str]:
-        """The form to attack: the fused one, or the model itself where steps on the fused one lead to less; a note."""
+        """Return the form to attack, and a note if it is the model itself because the fused form is weaker."""
         state, net = self.state, self.model.model
         left = len(state.waiting) - state.done
         if not self.attack.pooled or self.model.fused is net or not left:
@@ -382,26 +382,27 @@ class _Run:
         waiting = state.waiting
         count = min(len(waiting), max(_CHECKED[0], min(_CHECKED[1], len(waiting) // 32)))
         some = waiting[np.linspace(0, len(waiting) - 1, count).astype(int)]
-        note = _misleads(self.model, self.x[some].to(self.device), self.y[some].to(self.device), self.attack.threat)
+        x, y = self.x[some].to(self.device), self.y[some].to(self.device)
+        note = _fused_is_weaker(self.model, x, y, self.attack.threat)
         return (net if note else self.model.fused), note
 
     def _pool(self) -> int:
-        """How many samples the attack gets at once."""
+        """Return how many samples the attack receives at once."""
         size = self.model.batch_size
         return max(size, min(_BATCHES * size, _POOL // max(1, self.x[:1].numel()))) if self.attack.pooled else size
 
     def _attack(self, rows: np.ndarray, forms: _Forms, before: State, notes: list[str]) -> None:
-        """Attack some rows, judge what was found, and record it."""
+        """Attack some rows, evaluate the images, and record the results."""
         start, draws = self.state.done, self.model.draws
         x, y = self.x[rows].to(self.device), self.y[rows].to(self.device)
-        found = self._find(forms.attacked, x, y, SampleRNG(self.seed, self.index[rows]), before, notes)
+        x_adv = self._find(forms.attacked, x, y, SampleRNG(self.seed, self.index[rows]), before, notes)
         with _judging(self.model, self.seed, start, self.device):
-            judged = _judge(self.attack, self.label, forms.judge, found, x, y, draws)
+            judged = _judge(self.attack, self.label, forms.judge, x_adv, x, y, draws)
         if forms.is_fused:
             with torch.no_grad():
-                misjudged = (forms.fast(judged.found).argmax(1) != y) & (judged.answer == y)
+                misjudged = (forms.fused(judged.found).argmax(1) != y) & (judged.answer == y)
             lost = misjudged.nonzero().squeeze(1)
-            if len(lost):  # they fool the fused form alone
+            if len(lost):  # these images fool only the fused form
                 numbers = SampleRNG(self.seed, self.index[rows][lost.cpu().numpy()])
                 again = self._find(forms.plain, x[lost], y[lost], numbers, before, notes)
                 judged.put(lost, _judge(self.attack, self.label, forms.judge, again, x[lost], y[lost], draws))
@@ -414,26 +415,26 @@ class _Run:
     def _find(
         self, model: nn.Module, x: Tensor, y: Tensor, numbers: SampleRNG, before: State, notes: list[str]
     ) -> object:
-        """What the attack finds; modes that it leaves are put back before anything is asked of the model."""
+        """Return the images of the attack. Training modes that it changed are restored before the evaluation."""
         attack, net = self.attack, self.model.model
         look = attack.find if isinstance(attack, MinimumNormAttack) else attack.perturb
         with running(self.label, net):
-            # Copies: what an attack writes into its images must not move the centre of the ball.
-            found = look(model, x.clone(), y.clone(), numbers)
+            # The attack receives copies, so that in-place changes do not move the centre of the ball.
+            x_adv = look(model, x.clone(), y.clone(), numbers)
         if left := before.modes():
             before.restore_modes()
-            notes.append(f"it left the model in training mode ({left[0] or type(net).__name__}): that was put back")
-        return found
+            notes.append(f"it left the model in training mode ({left[0] or type(net).__name__}): eval mode restored")
+        return x_adv
 
     def _watch(self) -> None:
-        """Show progress while an attack runs, five times a second at most."""
+        """Report progress during an attack, at most five times per second."""
         if self.progress and time.monotonic() - self._shown > 0.2:
             self._shown = time.monotonic()
             count = f"{self.state.passes.forward:,} passes"
             self.progress(self.label, self.state.done, len(self.state.waiting), count)
 
     def _limits(self) -> list[str]:
-        """What must be known beside the figure: steps that cannot reach the ball's edge, gradients not finite."""
+        """Return notes on limitations: steps that cannot reach the edge of the ball, gradients that are not finite."""
         state, limits = self.state, []
         steps, length = getattr(self.attack, "steps", None), getattr(self.attack, "step_size", None)
         if isinstance(steps, int) and isinstance(length, float):
@@ -442,40 +443,49 @@ class _Run:
         if state.broken:
             total = max(state.passes.backward, state.broken)
             limits.append(
-                f"gradients were not finite at {state.broken:,} of {total:,} images; such entries counted as 0, and a "
-                "way around the operation that makes them could find more"
+                f"gradients were not finite for {state.broken:,} of {total:,} images; such entries were set to 0, and "
+                "an attack that avoids the operation at fault may be stronger"
             )
         return limits
 
 
-_COUNTED = 4  # samples on which an attack's passes are counted
+_COUNTED = 4  # samples on which the passes of an attack are counted
 
 
 def gradient_cost(
     model: PreparedModel, x: Tensor, y: Tensor, clean: Answers, attack: Attack, label: str, context: Context
 ) -> int:
-    """Return about how many gradients a sample an attack takes, counted on a few samples that the model labels right.
+    """Return the approximate number of gradients per sample of an attack, counted on a few samples.
 
-    An attack that fails on them fails again where it is run, which says why: here it costs one.
+    A failing attack costs 1 here. Its error is reported when it runs on all samples.
     """
     some = np.flatnonzero(clean.right > 0)[:_COUNTED]
     if not len(some):
         return 1
-    held = Answers(clean.prediction[some], clean.right[some])
+    clean_few = Answers(clean.prediction[some], clean.right[some])
     try:
-        found = run_attack(model, x[some], y[some], attack, label=label, clean=held, index=some, seed=context.seed,
-                           device=context.device)  # fmt: skip
+        result = run_attack(
+            model,
+            x[some],
+            y[some],
+            attack,
+            label=label,
+            clean=clean_few,
+            index=some,
+            seed=context.seed,
+            device=context.device,
+        )
     except Exception:
         return 1
-    return max(1, round(found.passes.cost / 3 / len(some)))  # a gradient comes with a pass forward: three together
+    return max(1, round(result.passes.cost / 3 / len(some)))  # a gradient and its forward pass count as three passes
 
 
 @contextmanager
-def _heard(name: str) -> Iterator[tuple[list[str], list[warnings.WarningMessage]]]:
-    """Collect what attacks warn of (:class:`RobGIBWarning`), less their name; other warnings go their own way.
+def _collected_warnings(name: str) -> Iterator[tuple[list[str], list[warnings.WarningMessage]]]:
+    """Collect the warnings of attacks (:class:`RobGIBWarning`) without their prefix; emit other warnings again.
 
     Yields:
-        The notes, and what was warned of so far, which becomes notes at the end.
+        The notes, and the warnings so far, which become notes at the end.
     """
     notes: list[str] = []
     caught: list[warnings.WarningMessage] = []
@@ -484,30 +494,30 @@ def _heard(name: str) -> Iterator[tuple[list[str], list[warnings.WarningMessage]
             warnings.simplefilter("always", RobGIBWarning)
             yield notes, caught
     finally:
-        notes += _said(caught, name)
+        notes += _messages(caught, name)
         for warning in caught:
             if not issubclass(warning.category, RobGIBWarning):
                 warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
 
-def _said(caught: Sequence[warnings.WarningMessage], name: str) -> list[str]:
+def _messages(caught: Sequence[warnings.WarningMessage], name: str) -> list[str]:
     ours = (w for w in caught if issubclass(w.category, RobGIBWarning))
     return [str(w.message).removeprefix(name).rstrip(".") for w in ours]
 
 
-def _misleads(model: PreparedModel, x: Tensor, y: Tensor, threat: ThreatModel) -> str:
-    """Whether climbing the faster form leads to less than climbing the model: a sentence, or nothing.
+def _fused_is_weaker(model: PreparedModel, x: Tensor, y: Tensor, threat: ThreatModel) -> str:
+    """Return a note if gradient ascent on the fused form is weaker than on the model, else an empty string.
 
-    A few steps from the clean images ``x`` (N, …) on either form; the model itself says by its margin which led
-    further, sample by sample.
+    Both ascents take a few steps from the clean images ``x`` (N, …). The margin of the model itself, sample by sample,
+    decides which one is stronger.
     """
     ends = []
     for net in (model.model, model.fused):
-        housed = BatchedModel(net, model.batch_size)
+        wrapped = BatchedModel(net, model.batch_size)
         try:
             ends.append(
                 projected_gradient_ascent(
-                    housed,
+                    wrapped,
                     x,
                     Objective.untargeted(y, "margin"),
                     threat,
@@ -518,24 +528,24 @@ def _misleads(model: PreparedModel, x: Tensor, y: Tensor, threat: ThreatModel) -
                 )
             )
         except NoGradientError:
-            return ""  # whoever attacks with gradients will say so
+            return ""  # the attack itself reports missing gradients
     judge = BatchedModel(model.model, model.batch_size)
     with torch.no_grad():
         logits = [judge(images) for images in ends]
-    own, other = (Objective.untargeted(y, "margin").value(held) for held in logits)
+    own, other = (Objective.untargeted(y, "margin").value(values) for values in logits)
     step = 1e-3 * logits[0].abs().amax(1)
     ahead, behind = int((own > other + step).sum()), int((other > own + step).sum())
     if sign_test(ahead, behind) > _LEVEL or ahead < 0.2 * len(x):
         return ""
     return (
-        f"steps on the faster form of the network led less far than on the network itself on {ahead} of {len(x)} "
-        "images: the network itself was attacked"
+        f"gradient ascent on the fused form of the network was weaker than on the network itself on {ahead} of "
+        f"{len(x)} images: the network itself was attacked"
     )
 
 
 @dataclass
 class _Judged:
-    """What an attack found (N, …), what of it lies in the ball (else the clean image), and what the model says of it.
+    """The images of an attack (N, …), those in the ball (else the clean image), and the model's answers to them.
 
     ``answer`` (N,) and ``right`` (N,) are as in :class:`Answers`.
     """
@@ -546,32 +556,31 @@ class _Judged:
     right: Tensor
 
     def put(self, rows: Tensor, others: _Judged) -> None:
-        """Put others' findings in the place of some rows."""
+        """Replace some rows by those of ``others``."""
         for name in ("found", "image", "answer", "right"):
             getattr(self, name)[rows] = getattr(others, name)
 
 
-def _judge(attack: Attack, label: str, model: nn.Module, found: object, x: Tensor, y: Tensor, draws: int) -> _Judged:
-    """Hold what an attack found against its threat model, and ask the model."""
-    image = found
-    if isinstance(attack, MinimumNormAttack) and isinstance(found, Tensor) and found.shape == x.shape:
+def _judge(attack: Attack, label: str, model: nn.Module, x_adv: object, x: Tensor, y: Tensor, draws: int) -> _Judged:
+    """Check the images of an attack against its threat model, and call the model on them."""
+    image = x_adv
+    if isinstance(attack, MinimumNormAttack) and isinstance(x_adv, Tensor) and x_adv.shape == x.shape:
         low, high = attack.threat.box
-        found = found.detach().to(x.dtype)
-        inside = ((found >= low - 1e-6) & (found <= high + 1e-6)).flatten(1).all(1)
-        found = torch.where(per_sample(inside, x), found, x)
-        image = torch.where(per_sample(attack.threat.allows(found, x), x), found, x)
+        x_adv = x_adv.detach().to(x.dtype)
+        inside = ((x_adv >= low - 1e-6) & (x_adv <= high + 1e-6)).flatten(1).all(1)
+        x_adv = torch.where(per_sample(inside, x), x_adv, x)
+        image = torch.where(per_sample(attack.threat.allows(x_adv, x), x), x_adv, x)
     image = verified(attack, label, image, x)
     if not isinstance(attack, MinimumNormAttack):
-        found = image
-    assert isinstance(found, Tensor)
+        x_adv = image
+    assert isinstance(x_adv, Tensor)
     with torch.no_grad():
-        return _Judged(found.clone(), image.clone(), *ask(model, found, y, draws))
+        return _Judged(x_adv.clone(), image.clone(), *ask(model, x_adv, y, draws))
 
 
 @contextmanager
 def _judging(model: PreparedModel, seed: int, start: int, device: torch.device | str) -> Iterator[None]:
-    """Let a model that answers at random draw numbers of its own while it judges: an attack that seeds the global
-    generators does not know them beforehand."""
+    """Seed a stochastic model for its evaluation, independently of an attack that seeds the global generators."""
     if not model.random:
         yield
         return
@@ -580,18 +589,18 @@ def _judging(model: PreparedModel, seed: int, start: int, device: torch.device |
         yield
 
 
-def in_8_bits(images: Tensor) -> Tensor:
-    """Images as files of 8 bits keep them."""
+def quantized(images: Tensor) -> Tensor:
+    """Return images quantized to 8 bits."""
     return (images * 255).round() / 255
 
 
 def _after_rounding(model: nn.Module, image: Tensor, y: Tensor, right: np.ndarray, draws: int) -> np.ndarray:
-    """Share (N,) of right answers to adversarial images rounded to 255ths; those that fooled nobody stay right."""
+    """Return shares (N,) of right answers to quantized adversarial images; those that do not fool stay right."""
     kept = right.copy()
     fooled = np.flatnonzero(right < 1)
     if len(fooled):
         with torch.no_grad():
-            kept[fooled] = ask(model, in_8_bits(image[fooled]), y[fooled], draws)[1].cpu().numpy()
+            kept[fooled] = ask(model, quantized(image[fooled]), y[fooled], draws)[1].cpu().numpy()
     return kept
 
 
@@ -613,22 +622,21 @@ def accuracy_curve(
     parts: Parts | None = None,
     progress: Progress | None = None,
 ) -> tuple[list[tuple[float, float]], np.ndarray]:
-    """Return (eps, samples still right) at 0, at the attack's eps and at multiples of it, ascending; and distances.
+    """Return points (eps, number of right samples) at 0, eps and multiples of eps, in ascending order; and distances.
 
-    What is known is used: an image found at a distance fools at every eps above it, at whichever eps it was found, and
-    a sample that ``known`` (the outcome at the attack's own eps) did not fool counts as right at every smaller one. A
-    minimal-norm attack's distances give the whole curve without another step, for the samples that it was run on: in a
-    cascade those that fell before it are given to it now (``attacked`` (N,) is false for them; None is true for all).
-    Against a model that answers at random each eps is attacked anew, and samples count by their shares of right
-    answers.
+    Known results are reused. An adversarial image at a distance fools at every eps above that distance. A sample that
+    ``known`` (the outcome at eps) did not fool counts as right at every smaller eps. The distances of a minimum-norm
+    attack give the whole curve. In a cascade, such an attack also runs on the samples that were fooled before it
+    (``attacked`` (N,) is False for them; None means True for all). A stochastic model is attacked anew at each eps,
+    and samples count by their shares of right answers.
 
     Returns:
-        The curve, and the distance (N,) of the nearest image found for each sample (see :class:`AttackResult`).
+        The curve, and the minimum distance (N,) of an adversarial image for each sample (see :class:`AttackResult`).
     """
     eps, truth = attack.threat.eps, y.numpy()
     index = np.arange(len(x)) if index is None else index
-    held = clean if isinstance(clean, Answers) else Answers(clean, (clean == truth).astype(float))
-    right = held.right > 0
+    clean_answers = clean if isinstance(clean, Answers) else Answers(clean, (clean == truth).astype(float))
+    right = clean_answers.right > 0
     fooled_here = right & (known.right < 1)
     nearest = known.distance.copy()
     prepared = model if isinstance(model, PreparedModel) else prepare(model, x, batch_size=batch_size, device=device)
@@ -641,7 +649,7 @@ def accuracy_curve(
             y[todo],
             attack.at(at),
             label=f"{label} at eps={at:.3g}",
-            clean=Answers(held.prediction[todo], held.right[todo]),
+            clean=Answers(clean_answers.prediction[todo], clean_answers.right[todo]),
             index=index[todo],
             seed=seed,
             device=device,
@@ -657,10 +665,10 @@ def accuracy_curve(
             attack_at(eps, unseen)
     radii = _radii(attack.threat, x[0].numel() if len(x) else 0, factors)
     if random:
-        curve: list[tuple[float, float]] = [(0.0, _count(held.right))]
+        curve: list[tuple[float, float]] = [(0.0, _count(clean_answers.right))]
         todo = np.flatnonzero(right)
         for at in radii:
-            shares = held.right.copy()
+            shares = clean_answers.right.copy()
             if at == eps:
                 shares = known.right
             elif len(todo):
@@ -669,10 +677,10 @@ def accuracy_curve(
         return curve, nearest
     if not isinstance(attack, MinimumNormAttack):
         for at in radii:
-            left = _standing(at, eps, right, fooled_here, nearest) & (fooled_here | (at > eps))
+            left = _remaining(at, eps, right, fooled_here, nearest) & (fooled_here | (at > eps))
             if at != eps and left.any():
                 attack_at(at, np.flatnonzero(left))
-    return curve_points(attack.threat, x, held.right, known.right, nearest, factors), nearest
+    return curve_points(attack.threat, x, clean_answers.right, known.right, nearest, factors), nearest
 
 
 def curve_points(
@@ -683,39 +691,39 @@ def curve_points(
     nearest: np.ndarray,
     factors: Sequence[float] = _FACTORS,
 ) -> list[tuple[float, float]]:
-    """The curve (eps, samples still right) of a model that does not answer at random.
+    """Return the curve (eps, number of right samples) of a deterministic model.
 
     Args:
-        threat: of the attack.
+        threat: threat model of the attack.
         x: images (N, …).
-        clean: which (N,) the model labels right.
-        known: which (N,) it labels right at the attack's eps.
-        nearest: distances (N,) of the nearest images found.
-        factors: of eps, at which points lie too.
+        clean: which samples (N,) are right on the clean images.
+        known: which samples (N,) are right at eps.
+        nearest: minimum distances (N,) of adversarial images.
+        factors: multiples of eps of the other points.
     """
     right, fooled = clean > 0, (clean > 0) & (known < 1)
     radii = _radii(threat, x[0].numel() if len(x) else 0, factors)
     return [
         (0.0, _count(clean)),
-        *((at, _count(_standing(at, threat.eps, right, fooled, nearest))) for at in radii),
+        *((at, _count(_remaining(at, threat.eps, right, fooled, nearest))) for at in radii),
     ]
 
 
 def _radii(threat: ThreatModel, pixels: int, factors: Sequence[float]) -> list[float]:
-    """Where a curve's points lie, 0 apart: no ball is larger than the box."""
+    """Return the radii of a curve, without 0. No radius exceeds the box."""
     widest = threat.widest(pixels) if pixels else threat.eps
     return sorted({min(threat.eps * factor, widest) for factor in (*factors, 1.0)})
 
 
-def _standing(at: float, eps: float, right: np.ndarray, fooled: np.ndarray, nearest: np.ndarray) -> np.ndarray:
-    """Which samples (N,) stand at one radius, ``fooled`` being those that fell at the attack's own ``eps``."""
+def _remaining(at: float, eps: float, right: np.ndarray, fooled: np.ndarray, nearest: np.ndarray) -> np.ndarray:
+    """Return which samples (N,) remain right at the radius ``at``; ``fooled`` are those fooled at ``eps``."""
     reached = within(nearest, at)
-    fell = fooled & reached if at < eps else fooled if at == eps else fooled | reached
-    standing: np.ndarray = right & ~fell
-    return standing
+    fooled_here = fooled & reached if at < eps else fooled if at == eps else fooled | reached
+    remaining: np.ndarray = right & ~fooled_here
+    return remaining
 
 
 def _count(right: np.ndarray) -> float:
-    """Samples right: a whole number, but where shares of draws are summed."""
+    """Return the number of right samples, as an int, or as a float if it is a sum of shares."""
     total = float(right.sum())
     return int(total) if total.is_integer() else total

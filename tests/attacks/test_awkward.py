@@ -31,7 +31,7 @@ class Full(Around):
 
 
 class Saturated(Around):
-    """Logarithms of a softmax that leaves nothing to the wrong classes: -inf, and a lead that is infinite."""
+    """Log-probabilities with -inf for the wrong classes, and thus an infinite margin."""
 
     def forward(self, x):
         return torch.softmax(3e4 * self.model(x), 1).log()
@@ -110,7 +110,7 @@ class Hole(nn.Module):
 
 
 @pytest.mark.parametrize("norm", ["linf", "l1"])
-def test_a_climb_leaves_an_image_without_an_answer(norm):
+def test_ascent_leaves_an_image_without_a_finite_output(norm):
     x, y = torch.full((2, 1, 1, 1), 0.3), torch.tensor([0, 0])
     start = torch.tensor([0.05, 0.15]).view(2, 1, 1, 1)
     goal, ball = Objective.untargeted(y, "margin", patient=True), ThreatModel(norm, 0.28)
@@ -122,7 +122,7 @@ def test_a_climb_leaves_an_image_without_an_answer(norm):
     assert value.tolist() == pytest.approx([-1.42, -1.42], abs=1e-5)
 
 
-def test_what_a_shrinking_climb_costs_at_least():
+def test_minimum_cost_of_a_large_to_small_schedule():
     assert APGD("l2", 0.5, steps=1, widest=8).cost == 5
     assert APGD("l2", 0.5, steps=1).cost == 1
     assert APGD("l1", 0.5, steps=1).cost == 3

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from robgib import RobGIBError, SampleRNG, ThreatModel
 from robgib.attacks import APGD, Criterion, Objective, Square
 from robgib.attacks.apgd import auto_ascend, checkpoints, sparse_ascend
-from robgib.attacks.objective import make_objective, misled, wrong_by
+from robgib.attacks.objective import make_objective, misclassified, wrong_by
 from robgib.attacks.square import _as_images, _pattern, _patterns, _placed, _pyramid, _sides, _window
 from robgib.attacks.threat_model import onto_ball, within
 
@@ -65,7 +65,7 @@ def test_the_ratio_needs_as_many_classes_as_it_names():
 def test_who_is_fooled():
     rows = doubles([2, 1, 0], [0, 2, 1], [NAN, 0, 0], [INF, 0, 0], [1, 1, 0])
     y = torch.zeros(5, dtype=torch.long)
-    assert misled(rows, y).tolist() == [False, True, True, True, False]
+    assert misclassified(rows, y).tolist() == [False, True, True, True, False]
     assert Criterion(y)(rows).tolist() == [False, True, True, True, False]
     assert Criterion(torch.ones_like(y), True)(rows).tolist() == [False, True, True, True, False]
     assert Criterion(torch.full_like(y, 2), True)(rows).tolist() == [False, False, True, True, False]
@@ -185,7 +185,7 @@ def test_sizes_and_widest_radii_by_hand():
     ThreatModel("l2", 4 * (1 + 1e-10)).check(16)
     with pytest.raises(RobGIBError, match=r"eps 4\.01 \(l2\) is more than the whole box \[0, 1\] \(4\)"):
         ThreatModel("l2", 4.01).check(16)
-    with pytest.raises(RobGIBError, match=r"eps 17 \(l0\) is more than the 16 numbers"):
+    with pytest.raises(RobGIBError, match=r"eps 17 \(l0\) is more than the 16 values"):
         ThreatModel("l0", 17).check(16)
     with pytest.raises(RobGIBError, match=r"at least 1, not 0\.5"):
         ThreatModel("l0", 0.5)
@@ -357,20 +357,20 @@ def test_each_sample_goes_at_its_own_pace_and_leaves_when_it_is_fooled():
 
 
 class Recorded(APGD):
-    """What is asked of each ascent: its goal's targets and its samples. It reaches sample 0, and betters sample 1."""
+    """Record the targets and samples of each ascent. It fools sample 0 and improves sample 1."""
 
     def ascend(self, model, x, goal, rng, start=None):
-        told.append((goal.labels.tolist(), goal.targeted, goal.criterion.labels.tolist(), x[:, 0].tolist()))
+        calls.append((goal.labels.tolist(), goal.targeted, goal.criterion.labels.tolist(), x[:, 0].tolist()))
         gain = torch.where(x[:, 0] == 0.1, 1.0, -1.0).to(x)
-        return x + 0.01 * len(told), goal.value(model(x)) + gain, x[:, 0] == 0.0
+        return x + 0.01 * len(calls), goal.value(model(x)) + gain, x[:, 0] == 0.0
 
 
-told = []
+calls = []
 
 
 @pytest.mark.parametrize(("targets", "restarts"), [(0, 2), (2, 1), (9, 1)])
 def test_targets_and_restarts_take_turns_on_what_is_left(targets, restarts):
-    told.clear()
+    calls.clear()
     model = nn.Linear(1, 4, dtype=torch.float64)
     with torch.no_grad():
         model.weight.zero_()
@@ -380,12 +380,12 @@ def test_targets_and_restarts_take_turns_on_what_is_left(targets, restarts):
     found = attack.perturb(model, x, y, SampleRNG(0, range(4)))
     first = [0.0, 0.1, 0.2]
     if targets:  # the most likely wrong classes in turn
-        assert [t[0] for t in told] == [[2] * 3, [3] * 2, [1] * 2][: min(targets, 3)]
-        assert all(t[1] and set(t[2]) == {0} for t in told)
+        assert [t[0] for t in calls] == [[2] * 3, [3] * 2, [1] * 2][: min(targets, 3)]
+        assert all(t[1] and set(t[2]) == {0} for t in calls)
     else:
-        assert [t[0] for t in told] == [[0] * 3, [0] * 2]
-        assert not any(t[1] for t in told)
-    assert [t[3] for t in told] == [first, *[first[1:]] * (len(told) - 1)]
+        assert [t[0] for t in calls] == [[0] * 3, [0] * 2]
+        assert not any(t[1] for t in calls)
+    assert [t[3] for t in calls] == [first, *[first[1:]] * (len(calls) - 1)]
     # Kept is what reached the goal, and what is better than the best so far.
     last = {0: 0.01, 2: 0.02, 9: 0.03}[targets]
     assert found.flatten().tolist() == pytest.approx([0.01, 0.1 + last, 0.2, 0.3])

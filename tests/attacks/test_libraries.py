@@ -1,4 +1,4 @@
-"""Foolbox and ART through the same door, and as independent peers."""
+"""Attacks of Foolbox and ART by their adapters, and as independent references."""
 
 import inspect
 import sys
@@ -12,7 +12,7 @@ from torch import nn
 from robgib import RobGIBError, RobGIBWarning, SampleRNG, ThreatModel, make_attack
 from robgib.attacks import FGSM, PGD
 from robgib.attacks.base import reach_note
-from robgib.attacks.libraries import _held
+from robgib.attacks.libraries import _projected
 from robgib.robustness.run_attack import run_attack
 
 pytest.importorskip("foolbox")
@@ -113,7 +113,7 @@ def test_a_missing_library_is_named_with_its_install_line(spec, module, monkeypa
 
 @pytest.mark.slow
 def test_sparse_steps_are_no_weaker_than_foolbox(digits_cnn, digits):
-    """At one budget of three either may lead by a few samples, by the network; on the whole neither does."""
+    """At each of three budgets one may be stronger by a few samples; on average neither is."""
     x, y = digits.test.x, digits.test.y
     left = {"pgd-l1": [], "foolbox:SparseL1DescentAttack": []}
     for eps in (0.5, 1, 1.5):
@@ -163,7 +163,7 @@ def library_classes(library: str) -> dict:
 @pytest.mark.parametrize("library", STEPPED)
 @pytest.mark.parametrize("times", [1, 10])
 def test_steps_not_given_keep_their_share_of_the_radius(library, times, monkeypatch):
-    """The classes are stood in for: what matters is the step that they are built with."""
+    """The classes are replaced: the test checks the step size that they receive."""
     from robgib.attacks import libraries as adapters
 
     stepped, built = [], {}
@@ -282,7 +282,7 @@ def test_what_a_library_returns_is_held_to_the_threat_model(norm):
     x = 0.35 + 0.3 * torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     found = x + torch.tensor([1e-4, 1e-3, 0.1, 3.0]).view(4, 1, 1, 1) * torch.randn(x.shape)
     found[0] = (x[0] + 1e-4).clamp(0, 1)
-    held = _held("a library", found, x, threat)
+    held = _projected("a library", found, x, threat)
     assert torch.equal(held[0], found[0])  # inside: as it is
     assert bool(threat.allows(held, x, 1e-7).all())
     assert float(threat.distance(held, x)[3]) == pytest.approx(0.3, rel=1e-3)
@@ -294,7 +294,7 @@ def test_images_that_are_not_finite_become_the_clean_ones():
             return torch.stack([1 + 0 * x.flatten(1).sum(1), 0 * x.flatten(1).sum(1)], 1)
 
     x, y = torch.rand(4, 1, 3, 3), torch.zeros(4, dtype=torch.int64)
-    with pytest.warns(RobGIBWarning, match="foolbox:NewtonFoolAttack: 4 of 4 images came back with NaN"):
+    with pytest.warns(RobGIBWarning, match="foolbox:NewtonFoolAttack: 4 of 4 images have NaN"):
         found = make_attack("foolbox:NewtonFoolAttack:eps=0.1,steps=2").perturb(Flat(), x, y, SampleRNG(0, range(4)))
     assert torch.equal(found, x)
 
@@ -334,7 +334,7 @@ ASKING = (
     "InversionAttack BinarySearchContrastReductionAttack LinearSearchContrastReductionAttack GaussianBlurAttack "
     "LinearSearchBlendedUniformNoiseAttack VirtualAdversarialAttack"
 )
-TRUE_REASONS = ("so no budget can be verified.", "and a PyTorch classifier of images is none.")
+TRUE_REASONS = ("so no budget can be verified.", "a PyTorch image classifier is not supported.")
 
 
 @pytest.mark.parametrize("library", BOUNDED)

@@ -102,11 +102,11 @@ def test_the_fewest_pixels_to_a_linear_boundary_are_found(spec, excess):
         x = torch.rand(40, 1, 5, 5, generator=generator)
         logits = model(x)
         y = logits.argmax(1)
-        lead = (logits.amax(1) - logits.amin(1))[:, None]
+        margin = (logits.amax(1) - logits.amin(1))[:, None]
         w = (model[1].weight[1 - y] - model[1].weight[y]) * 1.0
         flat = x.flatten(1)
         gain = torch.where(w > 0, w * (1 - flat), -w * flat).sort(1, descending=True).values.cumsum(1)
-        exact = (gain <= lead).sum(1) + 1
+        exact = (gain <= margin).sum(1) + 1
     found = find(spec, model, x, y)
     assert bool((model(found).argmax(1) != y).all())
     size = distance(found, x, "l0")
@@ -125,7 +125,7 @@ def test_trimming_puts_pixels_back_that_are_not_needed(right_digits, digits_cnn)
 
 @pytest.mark.parametrize("norm", ["l2", "l1"])
 def test_fmn_finds_an_image_on_every_digit(norm, right_digits, digits_cnn):
-    """Where the ball was put before the box most of a step was cut off, and one digit in ten stood still."""
+    """Projection onto the ball before the box clipped most of a step, and one digit in ten made no progress."""
     x, y = (v[:60] for v in right_digits)
     found = find(f"fmn-{norm}:eps=64,steps=200", digits_cnn, x, y)
     assert bool((digits_cnn(found).argmax(1) != y).all())
@@ -468,7 +468,7 @@ def test_fab_is_as_strong_as_that_of_torchattacks(norm, budgets, right_digits, d
     torchattacks = pytest.importorskip("torchattacks")
     x, y = right_digits[0][:100], right_digits[1][:100]
     size = sizes(f"fab-t-{norm}:steps=40,targets=4", digits_cnn, x, y)
-    lead = []
+    advantages = []
     for eps in budgets:
         peer = torchattacks.FAB(
             digits_cnn, norm=norm.replace("l", "L"), eps=eps, steps=40, multi_targeted=True, n_classes=5
@@ -478,8 +478,8 @@ def test_fab_is_as_strong_as_that_of_torchattacks(norm, budgets, right_digits, d
         with torch.no_grad():
             robust = (digits_cnn(found).argmax(1) == y) | (distance(found, x, norm) > eps * (1 + 1e-5))
         assert 0.05 < float(robust.float().mean()) < 0.95
-        lead.append(float((size > eps).float().mean() - robust.float().mean()))
-    assert sum(lead) / 3 <= 0.01
+        advantages.append(float((size > eps).float().mean() - robust.float().mean()))
+    assert sum(advantages) / 3 <= 0.01
 
 
 def test_confidence_is_reached(right_digits, digits_cnn):
@@ -487,8 +487,8 @@ def test_confidence_is_reached(right_digits, digits_cnn):
     near, sure = (find(f"cw-l2:steps=60,binary_steps=5,initial_c=0.1,confidence={k}", digits_cnn, x, y) for k in (0, 2))
     with torch.no_grad():
         logits = digits_cnn(sure)
-    lead = logits.scatter(1, y[:, None], float("-inf")).amax(1) - logits.gather(1, y[:, None])[:, 0]
-    assert float(lead.min()) >= 2
+    margin = logits.scatter(1, y[:, None], float("-inf")).amax(1) - logits.gather(1, y[:, None])[:, 0]
+    assert float(margin.min()) >= 2
     assert bool((distance(sure, x, "l2") > distance(near, x, "l2")).all())
 
 

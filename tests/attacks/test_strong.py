@@ -93,7 +93,7 @@ def test_apgd_is_at_least_as_strong_as_pgd(digits_cnn, right_digits, norm):
     assert targeted <= pgd + 0.02
 
 
-def test_apgd_from_afar_finds_what_no_slope_around_the_clean_image_shows():
+def test_large_to_small_apgd_needs_no_gradient_near_the_clean_image():
     model, x, y = HardOfHearing().eval(), torch.full((50, 1, 8, 8), 0.5), torch.zeros(50, dtype=torch.long)
     left = {}
     for widest in (None, 1.0, 4.0, 8.0):
@@ -108,7 +108,7 @@ def test_apgd_from_afar_finds_what_no_slope_around_the_clean_image_shows():
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.06), ("l2", 0.35), ("l1", 2.0)])
-def test_apgd_from_afar_ends_in_the_ball(digits_cnn, right_digits, norm, eps):
+def test_large_to_small_apgd_ends_in_the_ball(digits_cnn, right_digits, norm, eps):
     x, y = (v[:32] for v in right_digits)
     attack = make_attack(f"apgd-ce-{norm}:steps=20,widest=50").at(eps)
     with count_queries(digits_cnn) as passes:
@@ -340,7 +340,7 @@ def test_autoattack_goes_on_without_gradients(digits_cnn, right_digits):
     model = Deaf(digits_cnn)
     attack = AutoAttack("linf", 0.1, queries=100)
     with pytest.warns(
-        RobGIBWarning, match=r"APGD \(ce\), APGD \(dlr, 9 targets\), FAB \(9 targets\) left out: .*no grad"
+        RobGIBWarning, match=r"APGD \(ce\), APGD \(dlr, 9 targets\), FAB \(9 targets\) skipped: .*no grad"
     ):
         found = attack.perturb(model, x, y, SampleRNG(0, range(40)))
     with torch.no_grad():
@@ -474,7 +474,7 @@ def test_the_fast_ensemble_leaves_no_more_than_its_long_members(digits_cnn, righ
         fast = robust(digits_cnn, x, y, FastEnsemble("linf", 0.06))
     assert 0.3 < reference < 0.9
     assert fast <= reference
-    # AutoAttack takes 8,600 on each image that stands.
+    # AutoAttack takes 8,600 on each image that remains right.
     assert passes.forward + passes.backward < 8600 / 3 * fast * len(x)
 
 
@@ -485,18 +485,18 @@ def test_the_fast_ensemble_turns_to_square_where_gradients_are_masked(digits_cnn
     black_box = robust(model, x, y, Square(norm, eps))
     blind = robust(model, x, y, APGD(norm, eps, steps=20, loss="dlr", targets=9))
     assert black_box < blind
-    with pytest.warns(RobGIBWarning, match="gradients mislead here, and AutoAttack was run on the rest"):
+    with pytest.warns(RobGIBWarning, match="gradients are uninformative, and AutoAttack was run on the rest"):
         assert robust(model, x, y, FastEnsemble(norm, eps)) <= black_box + 1 / 16
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("norm", "eps"), [("l2", 0.7), ("l1", 4.0)])
-def test_the_fast_ensemble_does_not_climb_in_vain_where_gradients_are_masked(digits_cnn, right_digits, norm, eps):
+def test_the_fast_ensemble_saves_ascent_where_gradients_are_masked(digits_cnn, right_digits, norm, eps):
     x, y = (v[:32] for v in right_digits)
     model = Staircase(digits_cnn).eval()
     with count_queries(model) as full:
         reference = robust(model, x, y, AutoAttack(norm, eps))
-    with count_queries(model) as few, pytest.warns(RobGIBWarning, match="gradients mislead here"):
+    with count_queries(model) as few, pytest.warns(RobGIBWarning, match="gradients are uninformative"):
         fast = robust(model, x, y, FastEnsemble(norm, eps))
     assert fast <= reference
     assert few.cost < full.cost / 5
@@ -516,20 +516,20 @@ class Terraces(Around):
 
 
 @pytest.mark.slow
-def test_the_fast_ensemble_climbs_from_afar_where_the_clean_image_stands_on_a_terrace(digits_cnn, right_digits):
+def test_the_fast_ensemble_uses_a_large_to_small_schedule_on_a_plateau(digits_cnn, right_digits):
     x, y = (v[:48] for v in right_digits)
     model = Terraces(digits_cnn, 0.08).eval()
-    climb = robust(model, x, y, APGD("l2", 0.7))
+    ascent = robust(model, x, y, APGD("l2", 0.7))
     reference = robust(model, x, y, Square("l2", 0.7))
-    assert reference < climb
-    afar = robust(model, x, y, APGD("l2", 0.7, widest=8))
-    assert afar < climb
-    with pytest.warns(RobGIBWarning, match="gradients mislead here, and climbs began in balls of 8 eps"):
+    assert reference < ascent
+    scheduled = robust(model, x, y, APGD("l2", 0.7, widest=8))
+    assert scheduled < ascent
+    with pytest.warns(RobGIBWarning, match="uninformative, and APGD used a large-to-small schedule from 8 eps"):
         assert robust(model, x, y, FastEnsemble("l2", 0.7)) <= reference
 
 
 def test_walks_go_on_for_as_long_as_samples_fall(digits_cnn, right_digits):
-    """In fives, those of the least lead first; FAB-T's own answer on each that was walked for."""
+    """In groups of five, in order of the margin, with the result of FAB-T on each."""
     x, y = (v[:25] for v in right_digits)
     rng = SampleRNG(0, range(len(x)))
     for eps, walked in ((1e-3, 5), (0.6, 25)):
@@ -547,7 +547,7 @@ def test_walks_go_on_for_as_long_as_samples_fall(digits_cnn, right_digits):
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
-def test_square_goes_on_from_what_a_climb_left(digits_cnn, right_digits, norm):
+def test_square_continues_from_the_result_of_ascent(digits_cnn, right_digits, norm):
     """Never to a worse image, never out of the ball, and further than from its own patterns."""
     x, y = (v[:30] for v in right_digits)
     threat = ThreatModel(norm, {"linf": 0.08, "l2": 0.4, "l1": 2.0}[norm])
@@ -571,7 +571,7 @@ def test_square_goes_on_from_what_a_climb_left(digits_cnn, right_digits, norm):
 
 
 def test_random_search_goes_on_only_where_it_gains(digits_cnn, right_digits, monkeypatch):
-    """A piece for every sample, and the next for those of whose lead it took a fifth."""
+    """One run for every sample, and another if it reduced the margin by a fifth."""
     x, y = (v[:12] for v in right_digits)
     took = []
     search_of = Square.search
@@ -598,8 +598,8 @@ def test_random_search_goes_on_only_where_it_gains(digits_cnn, right_digits, mon
 def test_a_sample_that_ties_on_the_clean_image_counts_as_nearest(right_digits):
     class Tied(nn.Module):
         def forward(self, x):
-            lead = torch.where(x.flatten(1)[:, 0] > 0.5, 0.0, 1.0)
-            return torch.stack([lead, torch.zeros_like(lead), torch.zeros_like(lead)], 1)
+            margin = torch.where(x.flatten(1)[:, 0] > 0.5, 0.0, 1.0)
+            return torch.stack([margin, torch.zeros_like(margin), torch.zeros_like(margin)], 1)
 
     x, y = torch.zeros(6, 1, 4, 4), torch.zeros(6, dtype=torch.long)
     x[3:, 0, 0, 0] = 0.9
@@ -631,7 +631,7 @@ def test_all_is_tried_on_a_sample_near_the_boundary(monkeypatch):
     calls, towards = [], []
 
     def ascend(self, model, x, goal, rng, start=None):
-        calls.append(("climb", self.steps, start is not None))
+        calls.append(("ascent", self.steps, start is not None))
         towards.append(goal.labels.tolist())
         return (x if start is None else start,)
 
@@ -647,8 +647,8 @@ def test_all_is_tried_on_a_sample_near_the_boundary(monkeypatch):
     search = _Search(Turning(), torch.zeros(1, 1, 2, 2), torch.zeros(1, dtype=torch.long))
     search.image[:] = 1
     attack._push(search, search.left, _Seen(search, attack.near), [Square("l2", 0.5, queries=7)], SampleRNG(0, [0]))
-    begun = [("climb", 100, True), *[("square", 50, False), ("climb", 50, True)] * 8]
-    assert calls == [*begun, ("square", 500, True), ("climb", 30, True), ("square", 7, False)]
+    begun = [("ascent", 100, True), *[("square", 50, False), ("ascent", 50, True)] * 8]
+    assert calls == [*begun, ("square", 500, True), ("ascent", 30, True), ("square", 7, False)]
     # The class likeliest on the clean image and on the best, in turn.
     assert towards == [[2], *[[1], [2]] * 4, [2]]
 
@@ -657,8 +657,8 @@ def test_all_is_tried_on_a_sample_near_the_boundary(monkeypatch):
     ("count", "falls", "given"), [(100, 0, [20]), (100, 1, [20, 80]), (300, 0, [30]), (300, 2, [30, 270])]
 )
 @pytest.mark.parametrize("from_afar", [False, True])
-def test_fab_looks_at_all_where_one_of_few_falls(count, falls, given, from_afar, monkeypatch):
-    """Of twenty, or a tenth; Square looks at all that stand, five times longer after climbs from afar."""
+def test_fab_runs_on_all_samples_if_it_fools_one_of_few(count, falls, given, from_afar, monkeypatch):
+    """Of twenty, or a tenth; Square runs on all remaining samples, five times longer with the schedule."""
     attack = FastEnsemble("l2", 0.5)
     search = _Search(Flat(), torch.zeros(count + 7, 1, 2, 2), torch.zeros(count + 7, dtype=torch.long))
     walked, probed = [], []
@@ -688,15 +688,15 @@ def test_fab_looks_at_all_where_one_of_few_falls(count, falls, given, from_afar,
         ((0.1, 0.1, 0.1, 0.0), [(25, 100), (50, 90), (100, 81), (100, 73)]),
     ],
 )
-def test_climbs_from_afar_end_where_they_fell_little(falls, given, monkeypatch):
+def test_the_schedule_ends_when_it_fools_few(falls, given, monkeypatch):
     """The nearer half after a short one in vain; none after that, or after a full one."""
     attack = FastEnsemble("l2", 0.5)
     search = _Search(Flat(), torch.zeros(100, 1, 2, 2), torch.zeros(100, dtype=torch.long))
     seen = _Seen(search, attack.near, from_afar=True)
     calls, shares = [], iter(falls)
 
-    def run(climb, rows, rng):
-        calls.append((climb.steps, len(rows)))
+    def run(attack_run, rows, rng):
+        calls.append((attack_run.steps, len(rows)))
         search.right[rows[: round(next(shares) * len(rows))]] = False
 
     monkeypatch.setattr(search, "run", run)
@@ -705,8 +705,8 @@ def test_climbs_from_afar_end_where_they_fell_little(falls, given, monkeypatch):
     assert calls == given
 
 
-def test_random_search_on_from_a_climb_goes_where_a_longer_climb_does_not(digits_cnn, right_digits):
-    """Behind ripples a climb stands still a little before the boundary; one square further on it does not."""
+def test_random_search_from_the_result_of_ascent_is_stronger_than_longer_ascent(digits_cnn, right_digits):
+    """Behind ripples ascent stalls near the boundary; after one square it continues."""
     x, y = (v[:60] for v in right_digits)
     model = Rippled(digits_cnn).eval()
     search = _Search(model, x, y)
@@ -714,13 +714,13 @@ def test_random_search_on_from_a_climb_goes_where_a_longer_climb_does_not(digits
     attack = FastEnsemble("linf", 0.1)
     goal = Objective.untargeted(y, "ce")
     search.offer(search.left, APGD("linf", 0.1).ascend(model, x, goal, rng)[0])
-    rows, lead = search.left, search.lead.clone()
+    rows, margin = search.left, search.lead.clone()
     attack._polish(search, rows, rng)
-    polished = lead[rows] - search.lead[rows]
+    polished = margin[rows] - search.lead[rows]
     again = _Search(model, x, y)
     again.offer(rows, APGD("linf", 0.1, steps=700).ascend(model, x[rows], goal.select(rows), rng.select(rows))[0])
-    climbed = lead[rows] - again.lead[rows]
-    assert float(polished.mean()) > float(climbed.mean())
+    ascended = margin[rows] - again.lead[rows]
+    assert float(polished.mean()) > float(ascended.mean())
 
 
 def test_fab_tells_what_it_found_outside_the_ball_and_skips_classes(digits_cnn, right_digits):
@@ -741,7 +741,7 @@ def test_fab_tells_what_it_found_outside_the_ball_and_skips_classes(digits_cnn, 
 
 
 class Rippled(Around):
-    """The network behind ripples on every pixel: climbs end in many places, the nearest to the boundary by luck."""
+    """The network behind ripples on every pixel: ascents end at many local maxima."""
 
     def forward(self, x):
         return self.model(x + 0.01 * torch.sin(600 * x))
@@ -775,11 +775,11 @@ def test_the_fast_ensemble_without_gradients_and_with_few_classes(digits_cnn, ri
         found = robust(Silent().eval(), x, y, FastEnsemble("linf", 0.15))
     assert found == robust(Silent().eval(), x, y, Square("linf", 0.15)) < 1
     rows = y < 2
-    climbed = robust(Two().eval(), x[rows], y[rows], APGD("linf", 0.4, loss="margin"))
-    assert robust(Two().eval(), x[rows], y[rows], FastEnsemble("linf", 0.4)) <= climbed < 1
+    ascent = robust(Two().eval(), x[rows], y[rows], APGD("linf", 0.4, loss="margin"))
+    assert robust(Two().eval(), x[rows], y[rows], FastEnsemble("linf", 0.4)) <= ascent < 1
 
 
-@pytest.mark.filterwarnings("ignore:.*gradients mislead")  # climbs of two steps do seem misled
+@pytest.mark.filterwarnings("ignore:.*gradients are uninformative")  # two steps of ascent do stall
 @pytest.mark.parametrize("norm", ["linf", "l2", pytest.param("l1", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("share", [0, 0.02, 0.5, 1])
 def test_the_fast_ensemble_ends_wherever_all_are_fooled(digits_cnn, right_digits, norm, share):

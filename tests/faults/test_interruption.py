@@ -175,7 +175,7 @@ def test_an_evaluation_goes_on_from_every_moment(moment, digits, digits_cnn, tmp
     assert saved[0] is again
     assert not list(place.iterdir())  # nothing is left of it
     if moment == "save":
-        assert not {"corrupting", "looking for failed attacks"} & set(done)
+        assert not {"corrupting", "checking for attack failure"} & set(done)
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,7 @@ def outcome(model, digits, options):
     except RobGIBError as error:
         return [one_sentence(error)]
     failed = run.robustness[run.robustness["status"] != "ok"]["reason"].tolist()
-    ended = run.signs[run.signs["name"] == "checks did not end"]["detail"].tolist()
+    ended = run.signs[run.signs["name"] == "checks did not finish"]["detail"].tolist()
     # What watches attacks step by step is beside the figures: attacks that it cannot watch are left out.
     left_out = [] if run.convergence["attack"].nunique() == 2 else ["a model that was not watched"]
     return [*failed, *ended, *left_out]

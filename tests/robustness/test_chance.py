@@ -64,22 +64,22 @@ def test_what_helps_is_named(levels, edge, words):
     x = torch.tensor(levels)[y].view(-1, 1, 1, 1).expand(-1, 1, 4, 4) + 0.02 * torch.rand(90, 1, 4, 4)
     model = Levels(edge)
     prepared = prepare(model, x, classes=3)
-    (told,) = chance_doubts(prepared, x, y, answers(prepared, x, y, classes=3).right)
-    assert "no better than chance (33.3%, the largest class)" in told
-    assert words in told
+    (doubt,) = chance_doubts(prepared, x, y, answers(prepared, x, y, classes=3).right)
+    assert "no better than chance (33.3%, the largest class)" in doubt
+    assert words in doubt
 
 
 def test_another_order_of_the_classes_is_found(digits, digits_cnn):
-    (told,) = doubts(Renamed(digits_cnn), digits)
-    assert "with its classes in another order it would be" in told
+    (doubt,) = doubts(Renamed(digits_cnn), digits)
+    assert "with its classes in another order it would be" in doubt
 
 
 def test_a_network_that_knows_nothing_is_said_to(digits):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     model[1].weight.data.zero_()
-    (told,) = doubts(model, digits)
-    assert told.endswith("or another order of the classes helps")
+    (doubt,) = doubts(model, digits)
+    assert doubt.endswith("or another order of the classes helps")
 
 
 def test_few_images_say_nothing(digits):
@@ -121,9 +121,9 @@ class TestAboveChance:
         ],
     )
     def test_the_way_that_helps_is_named_with_its_option(self, change, words, digits, digits_cnn):
-        (told,) = doubts(Before(digits_cnn, change), digits)
-        assert any(word in told for word in words.split("|")), told
-        assert "exact paired test" in told
+        (doubt,) = doubts(Before(digits_cnn, change), digits)
+        assert any(word in doubt for word in words.split("|")), doubt
+        assert "exact paired test" in doubt
 
     def test_more_than_chance_is_right_and_more_could_be(self, digits, digits_cnn):
         model = Before(digits_cnn, undone("half"))
@@ -131,10 +131,10 @@ class TestAboveChance:
         prepared = prepare(model, x, classes=10)
         share = answers(prepared, x, y, classes=10).right.mean()
         assert share > 0.2  # no class is a fifth of the images
-        (told,) = chance_doubts(prepared, x, y, answers(prepared, x, y, classes=10).right)
-        assert told.startswith(f"its clean accuracy is {share:.1%}; with ")
-        assert "with a normalisation to [−1, 1] it would be 100%" in told
-        assert "give --normalize half" in told
+        (doubt,) = chance_doubts(prepared, x, y, answers(prepared, x, y, classes=10).right)
+        assert doubt.startswith(f"its clean accuracy is {share:.1%}; with ")
+        assert "with a normalisation to [−1, 1] it would be 100%" in doubt
+        assert "give --normalize half" in doubt
 
     def test_blue_green_red(self):
         torch.manual_seed(0)
@@ -143,28 +143,28 @@ class TestAboveChance:
         x[y == 1, 0] += 0.4
         x[y == 0, 2] += 0.25
         model = Before(nn.Identity(), lambda x: x.mean((2, 3))[:, [0, 2]] - torch.tensor([0.08, 0.0]))
-        assert "blue, green, red" in self.told(model, x, y)
-        assert "x.flip(1)" in self.told(model, x, y)
+        assert "blue, green, red" in self.doubt(model, x, y)
+        assert "x.flip(1)" in self.doubt(model, x, y)
 
-    def told(self, model, x, y):
+    def doubt(self, model, x, y):
         prepared = prepare(model, x, classes=2)
-        (told,) = chance_doubts(prepared, x, y, answers(prepared, x, y, classes=2).right)
-        return told
+        (doubt,) = chance_doubts(prepared, x, y, answers(prepared, x, y, classes=2).right)
+        return doubt
 
     def test_classes_one_higher(self, digits, digits_cnn):
-        (told,) = doubts(Shifted(digits_cnn, None), digits)
-        assert "with its classes numbered one lower it would be" in told or "in another order" in told
+        (doubt,) = doubts(Shifted(digits_cnn, None), digits)
+        assert "with its classes numbered one lower it would be" in doubt or "in another order" in doubt
 
     def test_the_normalisation_of_a_library_s_network_is_replaced_not_doubled(self, digits, digits_cnn):
         right = Ported(Before(digits_cnn, undone("mnist")), (0.1307,), (0.3081,), widen=False).eval()
         wrong = Ported(Before(digits_cnn, undone("mnist")), (0.9,), (0.9,), widen=False).eval()
         plain = Ported(digits_cnn, (0.9,), (0.9,), widen=False).eval()
         assert doubts(right, digits) == []
-        (told,) = doubts(wrong, digits)
-        assert "--normalize mnist" in told
-        (told,) = doubts(plain, digits)
-        assert "with no normalisation it would be 100%" in told
-        assert "--normalize none" in told
+        (doubt,) = doubts(wrong, digits)
+        assert "--normalize mnist" in doubt
+        (doubt,) = doubts(plain, digits)
+        assert "with no normalisation it would be 100%" in doubt
+        assert "--normalize none" in doubt
 
     def test_the_option_that_is_named_brings_what_is_promised(self, digits, digits_cnn):
         model = Before(digits_cnn, undone("mnist"))
@@ -209,8 +209,8 @@ class TestCost:
 
     def test_a_model_that_refuses_other_images(self, digits, digits_cnn):
         model = Watched(Before(digits_cnn, lambda x: 0.9 - 0.8 * x), strict=True)
-        (told,) = doubts(model, digits)
-        assert "black and white exchanged" in told
+        (doubt,) = doubts(model, digits)
+        assert "black and white exchanged" in doubt
 
     def test_a_model_that_answers_at_random_is_asked_once(self, digits, digits_cnn):
         class Noisy(Watched):
@@ -223,16 +223,16 @@ class TestCost:
         assert prepared.random
         right = answers(prepared, x, y, classes=10).right
         model.seen = 0
-        (told,) = chance_doubts(prepared, x, y, right)
-        assert "MNIST" in told
+        (doubt,) = chance_doubts(prepared, x, y, right)
+        assert "MNIST" in doubt
         assert model.seen <= 256 * 11
 
     def test_text_has_no_colours(self):
         torch.manual_seed(0)
         x, y = torch.rand(100, 12), torch.arange(100) % 2
         prepared = prepare(nn.Linear(12, 2), x, classes=2)
-        told = chance_doubts(prepared, x, y, answers(prepared, x, y, classes=2).right)
-        assert all("--normalize" not in sentence for sentence in told)
+        doubt = chance_doubts(prepared, x, y, answers(prepared, x, y, classes=2).right)
+        assert all("--normalize" not in sentence for sentence in doubt)
 
     def test_chance_alone_names_nothing(self):
         torch.manual_seed(1)
@@ -243,8 +243,8 @@ class TestCost:
             y = torch.randint(0, 3, (200,), generator=generator)
             model = nn.Sequential(nn.Flatten(), nn.Linear(48, 3)).eval()
             prepared = PreparedModel(model, model, 256)
-            told = chance_doubts(prepared, x, y, answers(prepared, x, y, classes=3).right)
-            named += any("paired test" in sentence for sentence in told)
+            doubt = chance_doubts(prepared, x, y, answers(prepared, x, y, classes=3).right)
+            named += any("paired test" in sentence for sentence in doubt)
         assert named == 0
 
 
@@ -259,17 +259,17 @@ def test_it_is_said_first_in_terminal_run_page_and_json(digits, digits_cnn, tmp_
     }
     with pytest.warns(RobGIBWarning, match=r"^mine: its clean accuracy .*--normalize mnist"):
         run = robgib.evaluate(model, digits, name="mine", samples=200, progress=False, **options)
-    (told,) = run.config["doubts"]
+    (doubt,) = run.config["doubts"]
     assert "reading" not in run.config
     text = io.StringIO()
     console = Console(file=text, width=500)
     print_runs([run], console, console)
-    assert text.getvalue().startswith(f"Check first: mine: {told}.")
+    assert text.getvalue().startswith(f"Check first: mine: {doubt}.")
     (found,) = runs_json([run], [""])["models"]
-    assert found["doubts"] == [told]
+    assert found["doubts"] == [doubt]
     page = write_report([run], tmp_path / "report.html").read_text()
     assert page.index("--normalize mnist") < page.index("Accuracy, clean and under attack")
     robgib.results.save_run(run, tmp_path / "runs")
     (folder,) = (tmp_path / "runs").iterdir()
-    assert robgib.load_run(folder).config["doubts"] == [told]
+    assert robgib.load_run(folder).config["doubts"] == [doubt]
     assert np.isfinite(run.robustness["clean_accuracy"]).all()

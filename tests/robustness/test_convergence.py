@@ -1,4 +1,4 @@
-"""Attacks watched step by step."""
+"""Convergence of attacks by step."""
 
 import warnings
 
@@ -16,7 +16,7 @@ from robgib.robustness.evaluate import evaluate
 
 
 def test_every_step_of_a_linear_model_is_seen():
-    """Steps of 0.02 from 0.5 lower the lead of 1 by 0.32 each: the fourth crosses."""
+    """Steps of 0.02 from 0.5 lower the margin of 1 by 0.32 each: the fourth crosses."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
     with torch.no_grad():
         model[1].weight.copy_(torch.stack([torch.ones(16), torch.zeros(16)]))
@@ -25,11 +25,11 @@ def test_every_step_of_a_linear_model_is_seen():
     x += torch.tensor([0, 1e-3, 2e-3]).view(3, 1, 1, 1)  # nearer to each other than the attack goes
     attack = PGD("linf", 0.2, steps=6, step_size=0.02, random_start=False)
     rows = convergence(prepare(model, x), x, y, attack)
-    lead = 1 + 16e-3 * np.arange(3)[:, None]
-    expected = np.maximum(lead - 0.32 * np.arange(7), 0) / lead
+    margin = 1 + 16e-3 * np.arange(3)[:, None]
+    expected = np.maximum(margin - 0.32 * np.arange(7), 0) / margin
     assert [r["step"] for r in rows] == [0, 1, 2, 3, 4]
     assert [r["right"] for r in rows] == [1, 1, 1, 1, 0]
-    assert [r["lead"] for r in rows] == pytest.approx(expected.mean(0)[:5], abs=1e-5)
+    assert [r["margin"] for r in rows] == pytest.approx(expected.mean(0)[:5], abs=1e-5)
     assert [r["distance"] for r in rows] == pytest.approx([0, 0.02, 0.04, 0.06, 0.08], abs=1e-6)
 
 
@@ -53,7 +53,7 @@ def test_the_last_step_is_the_attacks_outcome(spec, digits_cnn, digits):
     left = float((digits_cnn(found).argmax(1) == y).float().mean())
     assert 0.1 < left < 0.9
     assert rows[-1]["right"] == pytest.approx(left, abs=1.5 / len(x))
-    assert all(a["right"] >= b["right"] and a["lead"] >= b["lead"] for a, b in zip(rows, rows[1:], strict=False))
+    assert all(a["right"] >= b["right"] and a["margin"] >= b["margin"] for a, b in zip(rows, rows[1:], strict=False))
     assert rows[0]["samples"] == len(x)
     assert len(rows) <= 41
 
@@ -74,7 +74,7 @@ def test_what_an_attack_warns_of_is_not_said_again(digits_cnn, digits):
     assert convergence(prepare(digits_cnn, x), x, y, Talks("linf", 0.1, steps=3))
 
 
-def test_it_stands_in_the_tables_and_on_the_page(digits_cnn, digits):
+def test_it_is_in_the_tables_and_on_the_page(digits_cnn, digits):
     x, y = digits.test.x[:40], digits.test.y[:40]
     tables = evaluate(digits_cnn, x, y, ["pgd-linf", "square-linf:queries=20"], corruptions=False, curve=False)
     assert set(tables["convergence"]["attack"]) == {"pgd-linf"}

@@ -40,15 +40,15 @@ def test_a_wide_interval_stops_at_once_and_a_narrow_one_never(digits_cnn, images
     assert tables["robustness"]["samples"].item() == 100
     with pytest.warns(
         RobGIBWarning, match=r"after all 600 samples the widest 95% interval is \d\.\d%, not 1\.0%"
-    ) as told:
+    ) as caught:
         tables = evaluate(digits_cnn, *images, ["fgsm-linf:eps=0.1"], until_width=0.01, **PLAIN)
     (row,) = tables["robustness"].to_dict("records")
     assert row["samples"] == 600
-    assert f"is {row['high'] - row['low']:.1%}, " in str(told[0].message)
-    assert f"about {samples_needed(row['robust'], 600, 0.01):,}." in str(told[0].message)
+    assert f"is {row['high'] - row['low']:.1%}, " in str(caught[0].message)
+    assert f"about {samples_needed(row['robust'], 600, 0.01):,}." in str(caught[0].message)
 
 
-def test_an_attack_that_fails_is_told_and_the_rest_stands(digits_cnn, images):
+def test_a_failed_attack_is_reported_and_the_others_run(digits_cnn, images):
     tables = evaluate(
         digits_cnn, *images, ["fgsm-linf:eps=0.1", "torchattacks:TIFGSM:eps=0.1"], until_width=0.3, **PLAIN
     )

@@ -1,4 +1,4 @@
-"""Networks on which robust accuracy was wrong unsaid: the right value, and what is said of it."""
+"""Networks on which robust accuracy was silently wrong: the correct value, and the notes."""
 
 import dataclasses
 
@@ -91,12 +91,12 @@ def test_a_spiking_network_with_a_surrogate_gradient(digits, images):
     assert share < clean - 0.15
 
 
-def test_a_form_that_misleads_is_left_and_said(digits_cnn, images):
-    """A form that agrees where it was compared and climbs nowhere: the short attack on both tells."""
+def test_a_weaker_fused_form_is_not_used_with_a_note(digits_cnn, images):
+    """A fused form that agrees on samples but has no gradient: the short attack on both detects it."""
     prepared = prepare(digits_cnn, images[0])
     assert prepared.fused is not prepared.model
-    stands = dataclasses.replace(prepared, fused=unusual.Quantised(digits_cnn))
-    share, outcome = left(stands, images, "pgd-linf:eps=0.1")
+    masked = dataclasses.replace(prepared, quick=unusual.Quantised(digits_cnn))
+    share, outcome = left(masked, images, "pgd-linf:eps=0.1")
     assert share == on_the_model_itself(digits_cnn, images, "pgd-linf:eps=0.1")
     assert any("the network itself was attacked" in note for note in outcome.notes)
     assert left(prepared, images, "pgd-linf:eps=0.1")[1].notes == ()
@@ -170,8 +170,8 @@ def test_probabilities_are_attacked_through_their_logarithm(scale, digits_cnn, i
         assert left(unusual.RoundedProbabilities(digits_cnn, scale), images, spec)[0] == share
 
 
-def test_answers_that_depend_on_their_company_are_those_of_single_images(digits_cnn, images):
-    """100% was reported: an image's own gradient led through its company."""
+def test_outputs_that_depend_on_the_batch_are_those_of_single_images(digits_cnn, images):
+    """100% was reported: the gradient of an image depended on the other images."""
     model = unusual.Company(digits_cnn)
     prepared = prepare(model, images[0])
     assert prepared.company
@@ -246,7 +246,7 @@ def test_nan_in_an_unused_buffer_accuses_nobody(digits_cnn, images):
         run_attack(model, *images, Meddling("linf", 8 / 255))
 
 
-def test_rounding_to_eight_bits_is_told_apart(digits_cnn, images):
+def test_quantized_accuracy_is_separate(digits_cnn, images):
     """Of the nearest adversarial images about half are no longer so in a file of 8 bits."""
     _, outcome = left(digits_cnn, images, "fab-t-linf:eps=0.3,steps=20")
     fooled = outcome.right == 0

@@ -70,7 +70,7 @@ COLUMNS = {
         "adversarial_prediction": "answers to adversarial images",
         "robust": "which samples are robust",
         "right": "shares of right answers",
-        "right_8bit": "answers to 8-bit copies",
+        "right_8bit": "answers to quantized copies",
         "linf": "sizes in linf",
         "l2": "sizes in l2",
         "distance": "distances",
@@ -88,15 +88,15 @@ COLUMNS = {
         "robust_accuracy": "robust accuracy and its interval",
         "low": "robust accuracy and its interval",
         "high": "robust accuracy and its interval",
-        "robust_accuracy_8bit": "robust accuracy in 8 bits",
+        "robust_accuracy_8bit": "quantized robust accuracy",
         "certified": "certified accuracy",
         "certified_accuracy": "certified accuracy",
-        "undecided": "undecided samples",
-        "median_distance": "median distance",
+        "not_finite": "samples without a finite answer",
+        "median_distance": "median minimum norm",
         "status": "status",
     },
     "curve": {
-        "attack": "of an attack that ran",
+        "attack": "belongs to an attack that ran",
         "norm": "radii of the curve",
         "eps": "radii of the curve",
         "at": "radii of the curve",
@@ -135,7 +135,7 @@ def test_a_changed_column_is_found(whole, tmp_path, digits_cnn, name, column, pl
     folder = shutil.copytree(whole, tmp_path / "run")
     table = pd.read_csv(folder / f"{name}.csv")
     assert set(table.columns) - set(COLUMNS[name]) <= {
-        "certified_lead", "seconds", "forward", "backward", "reason", "note",
+        "certified_margin", "seconds", "forward", "backward", "reason", "note",
     }  # fmt: skip
     rows = table["attack"] == table["attack"].iloc[0 if place == "first" else -1]
     if name == "curve" and column in ("right", "samples"):  # one point is enough
@@ -149,17 +149,17 @@ def test_a_changed_column_is_found(whole, tmp_path, digits_cnn, name, column, pl
 
 def test_the_command_line_names_the_column(whole, tmp_path):
     folder = shutil.copytree(whole, tmp_path / "run")
-    asked = ["verify", str(folder), "--model", "digits-cnn"]
-    told = CliRunner().invoke(app, asked)
-    assert told.exit_code == 0, told.output
-    assert "Not checked" in told.output
+    arguments = ["verify", str(folder), "--model", "digits-cnn"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert "Not checked" in result.output
     table = pd.read_csv(folder / "robustness.csv")
     table.loc[2, "clean_low"] = 0.5
     table.to_csv(folder / "robustness.csv", index=False)
-    told = CliRunner().invoke(app, asked)
-    assert told.exit_code == 1
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 1
     assert "worst of 2, linf 0.1: clean accuracy and its interval: clean_low is stated as 0.5" in " ".join(
-        told.output.split()
+        result.output.split()
     )
 
 
@@ -175,7 +175,7 @@ def test_a_curve_that_agrees_with_itself_is_held_against_the_distances(whole, di
     ]
 
 
-def test_distances_of_samples_that_stand(saved, whole, digits_cnn):
+def test_distances_of_samples_that_remain_robust(saved, whole, digits_cnn):
     """A bounded attack alone finds none; one that looks outside its ball, or a curve, may."""
     for folder, label, expected in ((saved, ATTACKS[0], True), (saved, ATTACKS[1], False)):
         run, images = load_run(folder), load_adversarial(folder)
@@ -188,7 +188,7 @@ def test_distances_of_samples_that_stand(saved, whole, digits_cnn):
     table["distance"] *= 0.5  # nearer than the images kept: a curve may have found such, but would show them
     found = broken(replace(run, outcomes=table), images, digits_cnn)
     assert any("accuracy at each radius" in what for what in found)
-    assert any("median distance" in what for what in found)
+    assert any("median minimum norm" in what for what in found)
 
 
 class Unsure(torch.nn.Module):
@@ -216,7 +216,7 @@ def test_undecided_wrong_and_failed(digits_cnn, digits, tmp_path, cascade):
     loaded, images = load_run(folder), load_adversarial(folder)
     table = loaded.robustness
     assert "failed" in set(table["status"])
-    assert table["undecided"].max() > 0
+    assert table["not_finite"].max() > 0
     assert table["correct"].iloc[0] < 60 - (loaded.outcomes["clean_prediction"].iloc[:60] < 0).sum()
     assert not broken(loaded, images, net)
     failed = table.copy()
@@ -272,7 +272,7 @@ def test_another_model_is_found_and_a_random_one_refused(saved, digits_cnn):
     run, images = load_run(saved), load_adversarial(saved)
     other = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
     assert broken(run, images, other)[0] == "the model has the weights that were attacked"
-    with pytest.raises(RobGIBError, match="answers at random"):
+    with pytest.raises(RobGIBError, match="is stochastic"):
         list(verify(run, images, Noisy()))
 
 
@@ -285,9 +285,9 @@ def test_from_the_command_line(tmp_path, monkeypatch):
     )  # fmt: skip
     assert done.exit_code == 0
     folder = next(p for p in tmp_path.iterdir())
-    told = call(app, ["verify", str(folder)])
-    assert told.exit_code == 0
-    assert "All 26 claims hold for 30 samples" in told.output
+    result = call(app, ["verify", str(folder)])
+    assert result.exit_code == 0
+    assert "All 26 claims hold, of 30 samples" in result.output
     wrong = call(app, ["verify", str(folder), "--model", "digits-mlp-relu"])
     assert wrong.exit_code == 1
     table = (folder / "robustness.csv").read_text()
@@ -319,9 +319,9 @@ def test_pictures_are_read_as_the_evaluation_read_them(tmp_path, digits):
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     folder = next((tmp_path / "runs").iterdir())
-    told = call(app, ["verify", str(folder), "--model", "digits-cnn", *reading, *sizing])
-    assert told.exit_code == 0, told.output
-    assert "the images and labels are those of the data" in told.output
+    result = call(app, ["verify", str(folder), "--model", "digits-cnn", *reading, *sizing])
+    assert result.exit_code == 0, result.output
+    assert "the images and labels are those of the data" in result.output
     assert call(app, ["verify", str(folder), "--model", "digits-cnn", *reading, "--input-size", "6"]).exit_code != 0
 
 

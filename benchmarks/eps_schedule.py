@@ -1,9 +1,9 @@
-"""Climbs that begin far out against the strongest attacks, where gradients mislead: the table of docs/attacks.md.
+"""APGD with a large-to-small eps schedule against strong attacks: the table of docs/attacks.md.
 
-    python benchmarks/afar.py --data-root DATA [--models fashion-cnn-at,f24-cnn-at --norm l2 --eps 1 --images 100]
+    python benchmarks/eps_schedule.py --data-root DATA [--models fashion-cnn-at --norm l2 --eps 1 --images 100]
 
-How many of the images that a network labels right each attack leaves right, all attacks on all images, and the passes
-that it takes for an image: forward passes, a gradient counted as two. Prints Markdown.
+Counts the correctly classified images that remain right under each attack, and the passes per image: forward passes; a
+gradient counts as two. All attacks run on all images. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ def main() -> None:
         for label, spec in ATTACKS.items():
             attack = make_attack(spec.format(options.norm)).at(options.eps)
             with count_queries(model) as passes:
-                found = attack.perturb(model, x, y, SampleRNG(0, range(len(x))))
+                x_adv = attack.perturb(model, x, y, SampleRNG(0, range(len(x))))
             with torch.no_grad():
-                fooled[label] = (model(found).argmax(1) != y) & attack.threat.allows(found, x)
+                fooled[label] = (model(x_adv).argmax(1) != y) & attack.threat.allows(x_adv, x)
             rows.setdefault(label, []).append(f"{int((~fooled[label]).sum())} | {passes.cost / len(x):,.0f}")
         for label, some in {"AutoAttack's four together": AUTOATTACK, "all together": tuple(ATTACKS)}.items():
             union = torch.stack([fooled[one] for one in some]).any(0)
