@@ -78,11 +78,11 @@ def chance_doubts(
 ) -> list[Doubt]:
     """Say it where a usual slip would explain wrong answers, and where the clean accuracy is not told from chance.
 
-    Tried are the usual normalisations and that of the images' own mean and standard deviation, colours from 0 to 255,
-    black and white exchanged, blue, green, red, class numbers one higher or lower, and another order of the classes. A
-    way is named where it does better on the same images by an exact paired test (McNemar) at a level of 0.001 over all
-    that were tried. Where too few answers are wrong for that, nothing is tried. A model that answers at random is asked
-    once.
+    Tried are the usual normalisations, the same undone, that of the images' own mean and standard deviation, colours
+    from 0 to 255, black and white exchanged, blue, green, red, class numbers one higher or lower, and another order of
+    the classes. A way is named where it does better on the same images by an exact paired test (McNemar) at a level of
+    0.001 over all that were tried. Where too few answers are wrong for that, nothing is tried. A model that answers at
+    random is asked once.
 
     Args:
         model: the classifier.
@@ -195,11 +195,15 @@ def _changes(model: Prepared, x: Tensor) -> Iterator[Change]:
             python = f"in Python robgib.models.normalization({key!r}).before(model, {channels})"
             called = _CALLED.get(key, "no normalisation")
             yield called, f"give --normalize {key} ({python})", partial(given, mean=mean, std=std)
+        if behind is None and key != "none":
+            called = f"{_CALLED.get(key, key)} undone, as if the images were normalised twice"
+            yield called, f"take one of the two out of it, or undo it: x * {_texts(std)} + {_texts(mean)}", partial(
+                _undone, mean=mean, std=std
+            )  # fmt: skip
     some = x[:: max(1, len(x) // _MOST)]
     mean, std = some.mean((0, 2, 3)), some.std((0, 2, 3))
     if bool((std > 0).all()):
-        texts = [",".join(f"{v:.3f}" for v in part) for part in (mean, std)]
-        remedy = f"give --mean {texts[0]} --std {texts[1]}"
+        remedy = f"give --mean {_texts(mean)} --std {_texts(std)}"
         own = partial(given, mean=mean.view(-1, 1, 1), std=std.view(-1, 1, 1))
         yield "the mean and standard deviation of these images as its normalisation", remedy, own
     wrap = "wrap the network, so that it takes"
@@ -209,6 +213,14 @@ def _changes(model: Prepared, x: Tensor) -> Iterator[Change]:
         colours = "blue, green, red in the place of red, green, blue"
         yield colours, f"{wrap} x.flip(1)", lambda part: part.flip(1)
     yield "black and white exchanged", f"{wrap} 1 - x", lambda part: 1 - part
+
+
+def _undone(part: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    return part * std + mean
+
+
+def _texts(numbers: Tensor) -> str:
+    return ",".join(f"{v:.3f}" for v in numbers.flatten())
 
 
 def _reordered(told: np.ndarray, wanted: np.ndarray) -> np.ndarray:
