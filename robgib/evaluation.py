@@ -27,7 +27,7 @@ from robgib.information.activations import check_layers
 from robgib.information.analysis import layer_information, make_estimators, partitions_of, passes_of
 from robgib.information.base import Estimator
 from robgib.information.features import check_features
-from robgib.information.registry import make_estimator
+from robgib.information.registry import check_estimators
 from robgib.models.adapt import as_module
 from robgib.models.checkpoint import weights_digest
 from robgib.models.inference import PreparedModel, answers, check_finite_answers, one_thread_measures, prepare
@@ -343,9 +343,7 @@ def _check_names(
 ) -> None:
     """Raise where an attack, an estimator or a layer is none."""
     named_attacks(attacks, COLOUR_EPS, catalogue)
-    for spec in estimators if isinstance(estimators, list | tuple) else ():
-        if isinstance(spec, str):
-            make_estimator(spec, catalogue)
+    check_estimators(estimators, catalogue)
     if layers is not None and not all(layers):
         raise RobGIBError("layers must be named by their modules; one of the names is empty.")
     check_layers(model, layers or ())

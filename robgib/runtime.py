@@ -137,7 +137,7 @@ def resolve_device(name: str | torch.device) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise RobGIBError(f"unknown device {str(name)!r}; use cpu, cuda, cuda:N or auto.") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise RobGIBError(f"device {str(name)!r} was asked for, and no CUDA device is here; use --device cpu.")

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import signal
 import sys
 import warnings
 from collections.abc import Callable
 from functools import wraps
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -19,6 +17,7 @@ from rich.markup import escape
 import robgib
 from robgib.cli import INTERRUPTS, attacks, data, doctor, estimators, evaluate, study, train, verify, zoo
 from robgib.cli.common import err, help_when_alone
+from robgib.cli.options import at_home
 from robgib.errors import RobGIBError, RobGIBWarning, never_ends, visible
 
 app = typer.Typer(
@@ -39,7 +38,6 @@ app.add_typer(attacks.app, name="attacks")
 app.add_typer(data.app, name="data")
 app.add_typer(estimators.app, name="estimators")
 app.add_typer(study.app, name="study")
-_HOME = re.compile(r"([a-z]+:)?(~(?:/.*)?)", re.DOTALL)
 
 
 @app.callback(invoke_without_command=True)
@@ -103,17 +101,10 @@ def _called(function: Callable[..., Any]) -> Callable[..., Any]:
     """Expand ``~`` in paths, also after a prefix such as ``folder:``; distinguish the user's interrupts from
     KeyboardInterrupt raised by other code."""
 
-    def expanded(value: Any) -> Any:
-        if isinstance(value, list):
-            return [expanded(one) for one in value]
-        if isinstance(value, Path | str) and (found := _HOME.fullmatch(str(value))):
-            return type(value)(f"{found[1] or ''}{os.path.expanduser(found[2])}")
-        return value
-
     @wraps(function)
     def call(*arguments: Any, **options: Any) -> Any:
         try:
-            return function(*map(expanded, arguments), **{name: expanded(value) for name, value in options.items()})
+            return function(*map(at_home, arguments), **{name: at_home(value) for name, value in options.items()})
         except KeyboardInterrupt as error:
             handler = signal.getsignal(signal.SIGINT)  # possibly one that a library installed
             if INTERRUPTS or (callable(handler) and handler.__module__ != "robgib.cli"):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import os
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +21,7 @@ from robgib.errors import RobGIBError, unknown_name
 from robgib.options import Option, option_of, plain_options
 
 __all__ = [
+    "at_home",
     "configuration",
     "configuration_reference",
     "configuration_text",
@@ -28,6 +31,22 @@ __all__ = [
 ]
 
 _SECTION = "Options"  # what a class of options is called after: ModelOptions are the section `model`
+
+
+_HOME = re.compile(r"([a-z]+:)?(~(?:/.*)?)", re.DOTALL)
+
+
+def at_home(value: Any) -> Any:
+    """Take ``~`` at the beginning of a path, or of one in a list, for the user's home folder, as a shell does.
+
+    >>> at_home("data/~x"), at_home(["folder:~/x"]) == [f"folder:{os.path.expanduser('~/x')}"]
+    ('data/~x', True)
+    """
+    if isinstance(value, list):
+        return [at_home(one) for one in value]
+    if isinstance(value, Path | str) and (found := _HOME.fullmatch(str(value))):
+        return type(value)(f"{found[1] or ''}{os.path.expanduser(found[2])}")
+    return value
 
 
 def with_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -75,6 +94,11 @@ def _is_options(kind: Any) -> bool:
 
 def _offered(kind: type[Any]) -> list[dataclasses.Field[Any]]:
     return [f for f in dataclasses.fields(kind) if option_of(f)]
+
+
+def _is_stated(field: dataclasses.Field[Any]) -> bool:
+    """Whether a field is something that can be written, not an object that only Python has."""
+    return option_of(field) is not None or field.default is not None
 
 
 def _parameter(field: dataclasses.Field[Any], kind: type[Any]) -> inspect.Parameter:
@@ -154,14 +178,14 @@ def configuration(
             raise unknown_name(f"section of {path}:", str(name), [*sections, "models"])
         if not isinstance(fields, Mapping):
             raise RobGIBError(f"{path}: section {name!r} must map options to values.")
-        known = {f.name: option_of(f) for f in dataclasses.fields(sections[name])}
+        known = {f.name: option_of(f) for f in dataclasses.fields(sections[name]) if _is_stated(f)}
         for key in fields:
             if key not in known:
                 raise unknown_name(f"option in section {name!r} of {path}:", str(key), known)
             how = known[key]
             if how is not None and not how.from_file and fields[key]:
                 raise RobGIBError(f"{path}: {key} may only be given on the command line; remove it from the file.")
-        found[sections[name]] = dict(fields)
+        found[sections[name]] = {key: at_home(value) for key, value in fields.items()}
     return found
 
 
@@ -174,7 +198,7 @@ def configured_models(path: Path | None) -> list[str]:
     names = registry.read_yaml(path).get("models", []) if path is not None else []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise RobGIBError(f"{path}: models must be a list of names.")
-    return names
+    return [at_home(name) for name in names]
 
 
 def _refuse_code(kind: type[Any], fields: Mapping[str, Any], allowed: bool) -> None:

@@ -30,7 +30,7 @@ from robgib.information.exact import Exact
 from robgib.information.features import Features, group_inputs
 from robgib.information.measures import effective_samples, gib_objective, ib_objective, pmi_weights
 from robgib.information.readings import noise_terms, subset_synergy, swept, unit_terms
-from robgib.information.registry import make_estimator
+from robgib.information.registry import check_estimators, make_estimator
 from robgib.information.views import (
     EXACT,
     NOISE,
@@ -360,11 +360,7 @@ def make_estimators(
     Raises:
         RobGIBError: an unknown name or option, an estimator that is given twice, or one that the data do not suit.
     """
-    if isinstance(estimators, str) or not isinstance(estimators, Sequence):
-        raise RobGIBError(f"estimators must be a sequence of specifications or estimators, not {estimators!r}.")
-    for e in estimators:
-        if not isinstance(e, str | Estimator):
-            raise RobGIBError(f"an estimator must be a specification such as 'probe', or an Estimator, not {e!r}.")
+    check_estimators(estimators, catalogue)
     made = [
         e if isinstance(e, Estimator) else make_estimator(e, catalogue, seed=seed, steps=_STEPS) for e in estimators
     ]

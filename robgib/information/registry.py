@@ -25,6 +25,7 @@ from robgib.options import construct
 __all__ = [
     "ESTIMATORS",
     "EstimatorEntry",
+    "check_estimators",
     "estimator_catalogue",
     "list_estimators",
     "make_estimator",
@@ -109,3 +110,22 @@ def make_estimator(spec: str, extra: Sequence[Path] = (), **defaults: object) ->
     if name != entry.estimator.name:
         object.__setattr__(made, "name", name)  # a setting with a name of its own goes by that in the tables
     return made
+
+
+def check_estimators(estimators: Any, extra: Sequence[Path] = ()) -> None:
+    """Raise unless these are specifications of estimators that are known, or estimators.
+
+    Raises:
+        RobGIBError: an unknown name or option, or another kind of thing.
+
+    >>> check_estimators(["probe", 3])
+    Traceback (most recent call last):
+    robgib.errors.RobGIBError: an estimator must be a specification such as 'probe', or an Estimator, not 3.
+    """
+    if isinstance(estimators, str) or not isinstance(estimators, Sequence):
+        raise RobGIBError(f"estimators must be a sequence of specifications or estimators, not {estimators!r}.")
+    for spec in estimators:
+        if not isinstance(spec, str | Estimator):
+            raise RobGIBError(f"an estimator must be a specification such as 'probe', or an Estimator, not {spec!r}.")
+        if isinstance(spec, str):
+            make_estimator(spec, extra)

@@ -118,6 +118,10 @@ def fit(
     notes = _found_as(chosen, twins, own, alone=len(sets) == 1)
     if applied is not None:
         notes.append(f"the file holds a normaliser beside the network ({_some(pair)}), which is applied")
+    elif pair:
+        notes.append(
+            f"the file holds a normaliser beside the network ({_some(pair)}), the same as inside it: it is applied once"
+        )
     elif not normalized and said:
         applied, told = _from_said(said, model)
         notes.append(told)

@@ -78,11 +78,11 @@ def chance_doubts(
 ) -> list[Doubt]:
     """Report common mistakes that explain wrong answers, and a clean accuracy no better than chance.
 
-    The alternatives are the usual normalisations, the images' own mean and standard deviation, a colour scale from 0
-    to 255, inverted colours, BGR channel order, class numbers shifted by one, and another order of the classes. An
-    alternative is reported if it does better on the same images by an exact paired test (McNemar) at a family-wise
-    level of 0.001. If too few answers are wrong for such a test, no alternative is tested. A stochastic model is called
-    once per image.
+    The alternatives are the usual normalisations, the same undone, the images' own mean and standard deviation, a colour
+    scale from 0 to 255, inverted colours, BGR channel order, class numbers shifted by one, and another order of the
+    classes. An alternative is reported if it does better on the same images by an exact paired test (McNemar) at a
+    family-wise level of 0.001. If too few answers are wrong for such a test, no alternative is tested. A stochastic
+    model is called once per image.
 
     Args:
         model: the classifier.
@@ -195,11 +195,15 @@ def _changes(model: PreparedModel, x: Tensor) -> Iterator[Change]:
             python = f"in Python robgib.models.normalization({key!r}).before(model, {channels})"
             called = _CALLED.get(key, "no normalisation")
             yield called, f"give --normalize {key} ({python})", partial(given, mean=mean, std=std)
+        if behind is None and key != "none":
+            called = f"{_CALLED.get(key, key)} undone, as if the images were normalised twice"
+            yield called, f"take one of the two out of it, or undo it: x * {_texts(std)} + {_texts(mean)}", partial(
+                _undone, mean=mean, std=std
+            )  # fmt: skip
     some = x[:: max(1, len(x) // _MOST)]
     mean, std = some.mean((0, 2, 3)), some.std((0, 2, 3))
     if bool((std > 0).all()):
-        texts = [",".join(f"{v:.3f}" for v in part) for part in (mean, std)]
-        remedy = f"give --mean {texts[0]} --std {texts[1]}"
+        remedy = f"give --mean {_texts(mean)} --std {_texts(std)}"
         own = partial(given, mean=mean.view(-1, 1, 1), std=std.view(-1, 1, 1))
         yield "the mean and standard deviation of these images as its normalisation", remedy, own
     wrap = "wrap the network, so that it takes"
@@ -209,6 +213,14 @@ def _changes(model: PreparedModel, x: Tensor) -> Iterator[Change]:
         colours = "blue, green, red in the place of red, green, blue"
         yield colours, f"{wrap} x.flip(1)", lambda part: part.flip(1)
     yield "black and white exchanged", f"{wrap} 1 - x", lambda part: 1 - part
+
+
+def _undone(part: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    return part * std + mean
+
+
+def _texts(numbers: Tensor) -> str:
+    return ",".join(f"{v:.3f}" for v in numbers.flatten())
 
 
 def _reordered(predicted: np.ndarray, wanted: np.ndarray) -> np.ndarray:

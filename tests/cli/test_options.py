@@ -7,7 +7,8 @@ import typer
 from typer.testing import CliRunner
 
 from robgib import RobGIBError
-from robgib.cli.options import configuration_reference, configuration_text, with_options
+from robgib.cli.app import app
+from robgib.cli.options import configuration_reference, configuration_text, configured_models, with_options
 from robgib.options import (
     AttackOptions,
     Context,
@@ -86,6 +87,7 @@ def test_the_command_line_goes_before_the_file_and_the_file_before_the_default(c
         ("model: {allow_pickle: true}", "allow_pickle may only be given on the command line"),
         ("model: {allow_code: true}", "allow_code may only be given on the command line"),
         ("model: {arch: 'os:system'}", "arch in the configuration file can name code to run"),
+        ("context: {progress: 'os:system'}", "unknown option in section 'context' of .*: 'progress'"),
         ("context: {catalogue: [.]}", "catalogue in the configuration file can name code to run"),
     ],
 )
@@ -94,6 +96,31 @@ def test_a_wrong_file_is_one_sentence(command, tmp_path, text, sentence):
     file.write_text(text)
     with pytest.raises(RobGIBError, match=sentence):
         command("--config", str(file))
+
+
+def test_a_path_in_a_file_begins_at_home(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file = tmp_path / "run.yaml"
+    file.write_text("models: ['~/net.pt']\nmodel: {data: 'folder:~/x'}\nreport: {out: '~/runs'}\n")
+    model, _, _, report, _ = command("--config", str(file))
+    assert (model.data, report.out) == (f"folder:{tmp_path}/x", tmp_path / "runs")
+    assert configured_models(file) == [f"{tmp_path}/net.pt"]
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("context: {device: [cpu]}", r"unknown device \"\['cpu'\]\""),
+        ("context: {device: {a: 1}}", "unknown device"),
+        ("information: {estimators: [[probe]]}", r"an estimator must be a specification .*not \['probe'\]"),
+        ("information: {estimators: 3}", "estimators must be a sequence of specifications or estimators, not 3"),
+    ],
+)
+def test_values_of_another_kind_are_one_sentence(tmp_path, monkeypatch, text, sentence):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.yaml").write_text(f"models: [digits-cnn]\n{text}\n")
+    with pytest.raises(RobGIBError, match=sentence):
+        CliRunner().invoke(app, ["evaluate", "--config", "run.yaml"], catch_exceptions=False)
 
 
 def test_a_file_that_is_not_there_is_named(command):

@@ -11,7 +11,7 @@ from torch import nn
 
 import robgib
 from robgib import RobGIBError, RobGIBWarning
-from robgib.models import fit, load_into, read_checkpoint
+from robgib.models import build, fit, load_into, read_checkpoint
 from robgib.models.normalization import Normalization
 from robgib.zoo.loading import load, load_checkpoint
 
@@ -354,6 +354,15 @@ class TestSeveralNetworks:
         state = {**below("a", net(1).state_dict()), **below("b", net(2).state_dict())}
         with pytest.raises(RobGIBError, match="'a', 'b'"):
             load_into(net(), state, "it")
+
+
+def test_a_normaliser_that_the_network_has_itself_is_said():
+    net = build("cnn", (1, 8, 8), 10)
+    state = {f"model.{key}": value for key, value in net.state_dict().items()}
+    pair = {"preprocess.mean": net.normalize.mean.clone(), "preprocess.std": net.normalize.std.clone()}
+    found = fit(net, {"": {**state, **pair}}, "net.pt")
+    assert found.normalization is None
+    assert "('preprocess.mean', 'preprocess.std'), the same as inside it: done once" in " ".join(found.notes)
 
 
 def test_load_model_warns_of_what_it_left_out(tmp_path):

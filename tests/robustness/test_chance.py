@@ -41,6 +41,11 @@ class Renamed(nn.Module):
         return self.model(x).roll(3, 1)
 
 
+class Halved(nn.Module):
+    def forward(self, x):
+        return (x - 0.5) / 0.5
+
+
 def doubts(model, data, count=300):
     x, y = data.test.x[:count], data.test.y[:count]
     prepared = prepare(model, x, classes=10)
@@ -67,6 +72,14 @@ def test_what_helps_is_named(levels, edge, words):
     (doubt,) = chance_doubts(prepared, x, y, answers(prepared, x, y, classes=3).right)
     assert "no better than chance (33.3%, the largest class)" in doubt
     assert words in doubt
+
+
+def test_a_normalisation_that_is_done_twice_is_found(digits, digits_cnn):
+    (told,) = doubts(normalization("half").before(digits_cnn, 1), digits)
+    assert "with no normalisation it would be" in told  # of ours an option takes the place
+    (told,) = doubts(nn.Sequential(Halved(), digits_cnn), digits)
+    assert "with a normalisation to [−1, 1] undone, as if the images were normalised twice it would be" in told
+    assert "take one of the two out of it, or undo it: x * 0.500 + 0.500" in told
 
 
 def test_another_order_of_the_classes_is_found(digits, digits_cnn):
