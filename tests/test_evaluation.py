@@ -309,7 +309,7 @@ def test_an_undecided_model_is_not_robust_and_its_run_is_whole(digits, digits_cn
     row = table.loc["pgd-linf:eps=0.1"]
     assert row["undecided"] > 50
     assert row["robust_accuracy"] < 0.15
-    assert any("has no answer to" in told for told in run.config["reading"])
+    assert any("without a finite answer" in note for note in run.config["reading"])
     page = write_report(run, tmp_path / "page.html").read_text()
     assert f"{row['undecided']} of 100 samples are not decided" in page
     assert run.layers.query("layer == 'logits'")["value"].notna().all()

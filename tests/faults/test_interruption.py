@@ -369,7 +369,7 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(room, filled, tmp_path):
     assert done.returncode == 2
     assert done.stderr.count("error:") == 1
     assert "Traceback" not in done.stderr
-    assert "what was measured is kept" in " ".join(done.stderr.split())
+    assert "the measurements are kept" in " ".join(done.stderr.split())
     assert not list((tmp_path / "out").iterdir())
     if room > 1000:  # the parts had room
         again = start(filled, *EVALUATE, "--out", str(tmp_path / "other"))
