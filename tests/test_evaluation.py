@@ -234,7 +234,7 @@ def test_bad_requests(options, message, digits, digits_cnn):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
 def test_cuda_where_there_is_none(digits, digits_cnn):
-    with pytest.raises(RobGIBError, match="no CUDA device is here; use --device cpu"):
+    with pytest.raises(RobGIBError, match="this machine has no CUDA device; use --device cpu"):
         evaluate(digits_cnn, digits, device="cuda")
 
 

@@ -156,7 +156,7 @@ class TestStreams:
         monkeypatch.setattr(dataset, "_ITERATED", 300)
         stream = Stream(TensorDataset(*by_class), endless=True)
         for source in (stream, DataLoader(stream, batch_size=8)):
-            with pytest.raises(RobGIBError, match=r"images and goes on; give samples="):
+            with pytest.raises(RobGIBError, match=r"images and does not end; limit"):
                 robgib.evaluate(Level(), source, **ASKED)
             with pytest.warns(RobGIBWarning, match=r"has no length: samples are drawn from the first [35][01][24]"):
                 run = robgib.evaluate(Level(), source, samples=10, **ASKED)
@@ -167,7 +167,7 @@ class TestStreams:
             def __getitem__(self, index):
                 raise FileNotFoundError(2, "No such file", "7.png")
 
-        with pytest.raises(RobGIBError, match=r"the loader must give pairs of images and labels.*7\.png"):
+        with pytest.raises(RobGIBError, match=r"the loader must return pairs of images and labels.*7\.png"):
             Dataset.from_torch(Gone(torch.zeros(3, 1, 2, 2), torch.zeros(3).long()))
 
 

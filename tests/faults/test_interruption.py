@@ -108,7 +108,7 @@ def test_damaged_parts_are_made_again(tmp_path):
 def test_where_nothing_can_be_kept_the_work_goes_on(tmp_path):
     (tmp_path / "file").touch()
     kept = Parts(tmp_path / "file" / "kept")
-    with pytest.warns(robgib.RobGIBWarning, match="what is finished is not kept"):
+    with pytest.warns(robgib.RobGIBWarning, match="finished parts cannot be kept"):
         kept.write({"a": 1})
     kept.write({"a": 1})  # said once
     kept.at("other").write({"a": 1})
