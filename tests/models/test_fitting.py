@@ -337,7 +337,7 @@ class TestSeveralNetworks:
         found = run(tmp_path / "n.ckpt")
         assert torch.equal(found.model.head.weight, net(1).head.weight)
         (told,) = found.left_out
-        assert told.startswith("4 of the file's tensors were left out: 'criterion.features.conv.weight'")
+        assert told.startswith("4 tensors of the file were not used: 'criterion.features.conv.weight'")
         assert "the network has none of these names" not in told
 
     def test_networks_that_are_unpickled_whole(self, tmp_path):
@@ -359,7 +359,7 @@ class TestSeveralNetworks:
 def test_load_model_warns_of_what_it_left_out(tmp_path):
     state = {**below("model", net().state_dict()), "neck.weight": torch.ones(2)}
     torch.save({"state_dict": state, "optimizer": {}}, tmp_path / "n.pt")
-    with pytest.warns(RobGIBWarning, match=r"^n: 1 of the file's tensors were left out, .*'neck.weight'"):
+    with pytest.warns(RobGIBWarning, match=r"^n: 1 tensors of the file were not used, .*'neck.weight'"):
         robgib.load_model(tmp_path / "n.pt", arch=f"{HERE}:make", data="digits")
     found = load(tmp_path / "n.pt", arch=f"{HERE}:make", data="digits")
     assert set(found.left_out) <= set(found.notes)
