@@ -1,4 +1,4 @@
-"""What goes wrong, said in one sentence that names the thing and the mend."""
+"""Errors and warnings: one sentence that names the problem and the remedy."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 
-_LONG = re.compile(r"\S{400,}")  # a word that no person wrote
+_LONG = re.compile(r"\S{400,}")  # a word too long to be written by a person
 
 
 class RobGIBError(Exception):
@@ -41,36 +41,36 @@ class RobGIBError(Exception):
 
 
 class AttackContractError(RobGIBError):
-    """An attack returned something that no attack may: a wrong shape, a point outside the ball or box."""
+    """An attack broke its contract: a wrong shape, or a point outside the ball or the box."""
 
 
 class NoGradientError(RobGIBError):
-    """A gradient was asked of a model that gives none: no differentiable way leads from the image to its logits."""
+    """The model has no gradient: its logits do not depend on the image through differentiable operations."""
 
 
 class RobGIBWarning(UserWarning):
-    """A result stands, but with a limit that its reader must know.
+    """A result is valid, but has a limitation that its reader must know.
 
-    What an attack warns of while it runs is kept as a note beside its figure.
+    Warnings of an attack are kept as a note beside its figure.
     """
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of another library's message, without a full stop; its class where it says nothing."""
+    """Return the first line of another library's message, without a full stop; the error's class if it is empty."""
     try:
-        told = str(error).strip()
-    except Exception:  # a stranger's class may fail at its own words
-        told = ""
-    return (told.splitlines() or [type(error).__name__])[0].rstrip(".")
+        text = str(error).strip()
+    except Exception:  # __str__ of a foreign class may fail
+        text = ""
+    return (text.splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 _TURNING = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def visible(text: str) -> str:
-    """Return text that a terminal only shows: control characters, and those that turn text round, are written out.
+    """Return text that is safe to print: control characters and changes of text direction are escaped.
 
-    A name in a file may hold codes that colour a terminal, move its cursor or write its title.
+    A name in a file may contain codes that colour a terminal, move its cursor or set its title.
 
     >>> visible("a\\x1b[31mb\\n")
     'a\\\\x1b[31mb\\n'
@@ -113,23 +113,23 @@ _KINDS = {
 
 
 def sentence_of(error: ValidationError, what: str) -> str:
-    """Say the first thing that pydantic found wrong in one sentence that names whose option it is, and its value."""
+    """Return the first validation error of pydantic as one sentence with the owner of the option and the value."""
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"] if "[" not in str(part))
     whose = where if not what else f"{what}: {where}" if what.endswith("'") else f"{what}'s {where}"
-    kind, found = first["type"], first["input"]
+    kind, given = first["type"], first["input"]
     if kind == "literal_error":
         wanted = first["ctx"]["expected"].replace("'", "")
         whole = f"{where} of {what}:" if what else where
-        return str(unknown_name(whole, str(found), wanted.replace(" or ", ", ").split(", ")))
+        return str(unknown_name(whole, str(given), wanted.replace(" or ", ", ").split(", ")))
     if kind in _BOUNDS:
         word, key = _BOUNDS[kind]
-        return f"{whose} must be {word} {first['ctx'][key]:g}, not {found!r}."
+        return f"{whose} must be {word} {first['ctx'][key]:g}, not {given!r}."
     if (noun := _KINDS.get(kind.partition("_")[0])) is not None:
-        return f"{whose} must be {noun}, not {found!r}."
+        return f"{whose} must be {noun}, not {given!r}."
     if kind == "value_error":  # raised by a validator of RobGIB
-        return f"{whose} {first['ctx']['error']}, not {found!r}."
-    return f"{whose}: {first['msg'].lower()} (found {found!r})."
+        return f"{whose} {first['ctx']['error']}, not {given!r}."
+    return f"{whose}: {first['msg'].lower()} (found {given!r})."
 
 
 P = ParamSpec("P")
@@ -137,22 +137,22 @@ R = TypeVar("R")
 
 
 def ends_program(error: BaseException) -> bool:
-    """Whether an exception would end the program past all that catches errors, and is no interrupt by its user."""
+    """Whether an exception would end the program uncaught and is not an interrupt by the user."""
     return not isinstance(error, Exception | KeyboardInterrupt)
 
 
 def never_ends(function: Callable[P, R]) -> Callable[P, R]:
-    """Make a function raise RobGIBError where code that it is given would end the program.
+    """Make a function raise RobGIBError if code that it calls would end the program.
 
-    The model, plug-ins and data that a user names are run in many places; whichever of them ends it, the caller of the
-    function is told, and never gets the exit code of a program that is done.
+    The models, plug-ins and data of a user run in many places. If any of them calls ``exit``, the caller gets an error
+    and never the exit code of a successful program.
 
     >>> @never_ends
     ... def measure(model):
     ...     return model()
     >>> measure(exit)
     Traceback (most recent call last):
-    robgib.errors.RobGIBError: code that was given (a model, a plug-in or data) would end the program (SystemExit).
+    robgib.errors.RobGIBError: a model, a plug-in or a data set would end the program (SystemExit).
     """
 
     @wraps(function)
@@ -162,7 +162,7 @@ def never_ends(function: Callable[P, R]) -> Callable[P, R]:
         except BaseException as error:
             if ends_program(error):
                 raise RobGIBError(
-                    f"code that was given (a model, a plug-in or data) would end the program ({type(error).__name__})."
+                    f"a model, a plug-in or a data set would end the program ({type(error).__name__})."
                 ) from error
             raise
 

@@ -1,4 +1,4 @@
-"""One model: what attacks leave of its accuracy beside what its layers hold, joined in one record."""
+"""Evaluate one model: robust accuracy and the information in its layers, in one record."""
 
 from __future__ import annotations
 
@@ -49,17 +49,17 @@ TorchData = torch.utils.data.Dataset[Any] | torch.utils.data.DataLoader[Any]
 
 @dataclass(frozen=True)
 class Record:
-    """How a run is recorded, found again and resumed.
+    """How a run is recorded, looked up and resumed.
 
     Attributes:
-        source: what to record about where the model came from.
-        known: looks for a finished run by the digest of everything that determines it (``config["request"]``), such as
-            :func:`~robgib.results.find_run` in a folder; what it gives is returned in place of a new one.
+        source: where the model came from, for the record.
+        known: looks up a finished run by the digest of everything that determines it (``config["request"]``), such as
+            :func:`~robgib.results.find_run` in a folder. A run that it returns replaces a new evaluation.
         save: called with a new run, to write it.
-        unfinished: folder in which every finished attack and estimate, and what a long attack has found so far, is kept
-            until the run is saved: the same evaluation goes on from there after it was killed, to the same tables.
-            Of two processes with the same request one waits for the other.
-        planned: called before the work with about how many seconds its parts take at most on this machine, by name
+        unfinished: folder that keeps every finished attack and estimate, and the partial results of a long attack,
+            until the run is saved. After an interruption the same evaluation continues from there and gives the same
+            tables. If two processes have the same request, one waits for the other.
+        planned: called before the work with an upper estimate of the seconds of each part on this machine, by name
             (``information``, ``attacks``, and ``beside`` for curve, indicators and corruptions).
     """
 
@@ -89,36 +89,35 @@ def evaluate(
 
     Args:
         model: maps images (N, C, H, W) in [0, 1] to logits (N, classes): a module, an exported program or any function.
-            Its modes, parameters and device are left as they were. Where its output is something else (a dictionary,
-            several tensors, probabilities, one logit, half precision …) it is read as logits, and
-            ``config["reading"]`` says how. One that changes its buffers when it answers gets a copy of them for each
-            call, which is said there too. Threads of one process wait for each other, so that their counts, notes and
-            random numbers do not mix.
+            Its modes, parameters and device are restored afterwards. Other outputs (a dictionary, several tensors,
+            probabilities, one logit, half precision …) are read as logits; ``config["reading"]`` describes how. A model
+            that changes its buffers in a call gets a copy of them for each call; this is noted there, too. Threads of
+            one process wait for each other, so that their counts, notes and random numbers do not mix.
         data: name of a data set, a :class:`~robgib.data.Dataset`, ``(images, labels)``
-            (:meth:`~robgib.data.Dataset.from_arrays`), or a Dataset or DataLoader of torch. Attacks take the test
-            images. Information is estimated on test images too; codes and components are fitted on training images, or,
-            where the data have none, on every second test image (the rest is estimated on).
+            (:meth:`~robgib.data.Dataset.from_arrays`), or a Dataset or DataLoader of torch. Attacks use the test
+            images. Information is estimated on test images, too; codes and components are fitted on training images. If
+            there are none, they are fitted on every second test image, and information is estimated on the others.
         attacks: specifications such as ``pgd-linf:eps=8/255``, attack objects, a mapping of labels to them, or a
             budget: ``quick``, ``standard`` (Auto-PGD, untargeted and targeted, in a cascade) or ``full`` (AutoAttack).
-        estimators: specifications such as ``probe`` or ``imputation:donors=32``, or estimator objects; none leaves
-            information out.
-        name: what the model is called.
-        attack: what is attacked and measured beside it (:class:`~robgib.options.AttackOptions`).
-        information: what is estimated of the layers (:class:`~robgib.options.InformationOptions`).
+        estimators: specifications such as ``probe`` or ``imputation:donors=32``, or estimator objects; an empty list
+            omits information.
+        name: name of the model in the results.
+        attack: which attacks and further measurements to run (:class:`~robgib.options.AttackOptions`).
+        information: what to estimate in the layers (:class:`~robgib.options.InformationOptions`).
         context: seed, device, batch size, folders (:class:`~robgib.options.Context`).
-        record: how the run is recorded, found again and resumed.
-        progress: whether bars show in a terminal or a notebook; or called with (task, done, total, note).
+        record: how the run is recorded, looked up and resumed.
+        progress: whether to show bars in a terminal or a notebook; or a function of (task, done, total, note).
         fields: fields of these four objects by name, such as ``samples=500``, ``layers=["logits"]`` or ``seed=1``.
 
-    Samples are drawn by ``seed``, each class by its share (:meth:`~robgib.data.Split.rows`), and ``config["drawn"]``
-    lists which; of data sets by name, which are shuffled as they are loaded, they are the first. Indicators,
-    corruptions and ``until_width`` take the first of those that were drawn.
+    Samples are drawn with ``seed``, stratified by class (:meth:`~robgib.data.Split.rows`); ``config["drawn"]`` lists
+    their rows. Named data sets are shuffled on loading, so their first samples are used. Indicators, corruptions and
+    ``until_width`` use the first of the drawn samples.
 
     Returns:
         A :class:`~robgib.results.Run`, whose tables are pandas DataFrames.
 
     Raises:
-        RobGIBError: input that cannot be used; the message says what and how to mend it.
+        RobGIBError: unusable input; the message names the problem and the remedy.
 
     >>> import robgib
     >>> model, data = robgib.load_model("digits-cnn")
@@ -146,9 +145,9 @@ def evaluate(
             place = record.unfinished / work.request[:32]
             stack.enter_context(alone(place, progress=bars))
             parts = parts_in(place)
-        former = record.known(work.request) if record.known else None  # of the process that was waited for
+        former = record.known(work.request) if record.known else None  # possibly of the process that was waited for
         if former is not None:
-            parts.clear()  # of a process that was killed when all was written
+            parts.clear()  # left by a process that was killed after it had saved the run
             return former
         run = _measure(work, replace(work.context, parts=parts, progress=bars))
         _save(run, record)
@@ -158,7 +157,7 @@ def evaluate(
 
 @dataclass(frozen=True)
 class _Work:
-    """An evaluation to be done, all that can be refused checked."""
+    """An evaluation to run, with all its input checked."""
 
     net: torch.nn.Module
     data: Dataset
@@ -175,7 +174,7 @@ class _Work:
 
     @property
     def options(self) -> dict[str, Any]:
-        """Every option that determines the result, as the record of the run holds it."""
+        """Every option that determines the result, for the record of the run."""
         attack, information = plain_options(self.attack), plain_options(self.information)
         return {
             "attack": {**attack, "attacks": {label: _describe(a) for label, a in self.attacks.items()}},
@@ -193,15 +192,15 @@ def _work(
     context: Context,
     record: Record,
 ) -> _Work:
-    """Read what an evaluation is given.
+    """Check the input of an evaluation.
 
     Raises:
-        RobGIBError: something that can be refused before any work.
+        RobGIBError: input that cannot be used.
     """
     net = as_module(model)
     where = resolve_device(context.device)
     context = replace(context, device=where)
-    # Names before images are read, which can take long.
+    # Check names before reading images, which can take long.
     _check_names(net, attack.attacks, information.estimators, information.layers, context.catalogue)
     samples = information.information_samples
     dataset = _dataset(data, context.data_root, context.seed, context.catalogue, attack.samples, samples)
@@ -230,7 +229,7 @@ def _work(
 
 
 def _measure(work: _Work, context: Context) -> Run:
-    """Do the work on the device; the network goes back to where it was."""
+    """Run the evaluation on the device, and move the network back afterwards."""
     home = next(iter(work.net.parameters()), torch.zeros(())).device
     work.net.to(context.device)
     try:
@@ -256,10 +255,10 @@ def _measured(work: _Work, context: Context) -> Run:
         work.record.planned(_plan(work, costs, count, forward))
     doubts = chance_doubts(prepared, x, y, clean.right, where)
     for doubt in doubts:
-        if doubt.explained:  # worth stopping for: all that follows would be of a network that is read wrongly
+        if doubt.explained:  # a reason to stop: the network is probably read in a wrong way
             warnings.warn(f"{work.name}: {doubt.text}", RobGIBWarning, stacklevel=2)
     assert information.information_samples is not None
-    found = layer_information(
+    estimates = layer_information(
         prepared,
         dataset,
         work.estimators,
@@ -273,9 +272,9 @@ def _measured(work: _Work, context: Context) -> Run:
     count = int(tables["robustness"]["samples"].iloc[0])
     _number_as_given(tables, drawn)
     reading = [*work.source.get("notes", ()), *_reading(prepared), *_missing(dataset, y[:count])]
-    if found.undecided:
-        reading.append(f"it has no answer to {found.undecided} of the images for information estimates: left out")
-    reading += found.left_out
+    if estimates.undecided:
+        reading.append(f"{estimates.undecided} images without a finite answer are excluded from information estimates")
+    reading += estimates.left_out
     config = {
         "request": work.request,
         "source": dict(work.source or {"kind": "python"}),
@@ -284,10 +283,10 @@ def _measured(work: _Work, context: Context) -> Run:
         "samples": count,
         "drawn": None if dataset.test.shuffled else drawn[:count].tolist(),
         "options": work.options,
-        "information_samples": found.samples,
-        "fit_samples": found.fit_samples,
-        "layers": list(found.names),
-        "partitions": list(found.partitions),
+        "information_samples": estimates.samples,
+        "fit_samples": estimates.fit_samples,
+        "layers": list(estimates.names),
+        "partitions": list(estimates.partitions),
         **({"reading": reading} if reading else {}),
         **({"doubts": [doubt.text for doubt in doubts]} if doubts else {}),
     }
@@ -295,8 +294,8 @@ def _measured(work: _Work, context: Context) -> Run:
         name=work.name,
         config=config,
         environment=environment(where),
-        layers=found.layers,
-        features=found.features,
+        layers=estimates.layers,
+        features=estimates.features,
         **tables,
     )
 
@@ -309,12 +308,12 @@ def _save(run: Run, record: Record) -> None:
     except RobGIBError as error:
         if not record.unfinished:
             raise
-        kept = "what was measured is kept, and the same evaluation into another folder takes it from there"
+        kept = "the measurements are kept, and the same evaluation into another folder reuses them"
         raise RobGIBError(f"{str(error).rstrip('.')}; {kept}.") from error
 
 
 def _check_classes(model: PreparedModel, x: Tensor, data: Dataset) -> None:
-    """Raise where the model has classes that folders, numbered in the order of their names, do not have."""
+    """Raise if the model has more classes than the folders, which are numbered in the order of their names."""
     classes = len(data.classes)
     outputs = _outputs(model, x) if data.by_name else classes
     if outputs > classes:
@@ -326,7 +325,7 @@ def _check_classes(model: PreparedModel, x: Tensor, data: Dataset) -> None:
 
 
 def _plan(work: _Work, costs: Mapping[str, int], count: int, forward: float) -> dict[str, float]:
-    """Seconds at most of the parts of an evaluation, of the time that an image takes forward through the network."""
+    """Upper estimate of the seconds of each part, from the time of one image's forward pass."""
     attacked = sum(costs.values()) * 3 * count
     samples = work.information.information_samples
     assert samples is not None
@@ -341,16 +340,16 @@ def _plan(work: _Work, costs: Mapping[str, int], count: int, forward: float) -> 
 def _check_names(
     model: torch.nn.Module, attacks: Any, estimators: Any, layers: Sequence[str] | None, catalogue: Sequence[Path]
 ) -> None:
-    """Raise where an attack, an estimator or a layer is none."""
+    """Raise if an attack, an estimator or a layer is unknown."""
     named_attacks(attacks, COLOUR_EPS, catalogue)
     check_estimators(estimators, catalogue)
     if layers is not None and not all(layers):
-        raise RobGIBError("layers must be named by their modules; one of the names is empty.")
+        raise RobGIBError("layers must be names of modules, but one name is empty.")
     check_layers(model, layers or ())
 
 
 def _number_as_given(tables: dict[str, Any], drawn: np.ndarray) -> None:
-    """Number the samples in tables and pictures as the data do, by which rows (n,) of them were attacked."""
+    """Number the samples in tables and pictures as the data do; ``drawn`` (n,) holds the rows that were attacked."""
     outcomes = tables["outcomes"]
     tables["outcomes"] = outcomes.assign(index=drawn[outcomes["index"].to_numpy(dtype=np.int64)])
     for key in [k for k in tables["pictures"] if k.endswith("/rows")]:
@@ -361,40 +360,40 @@ _NAMED = 10  # classes in a sentence
 
 
 def _missing(data: Dataset, drawn: Tensor) -> list[str]:
-    """Which classes of the test images are not among the labels (n,) that were drawn; a sentence, or none."""
+    """A sentence on the classes of the test images that are missing among the drawn labels (n,), or none."""
     every = sorted(set(data.test.y.tolist()))
     missing = [data.classes[k] for k in sorted(set(every) - set(drawn.tolist()))]
     if not missing:
         return []
     more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
     return [
-        f"{len(missing)} of the {len(every)} classes are not among the {len(drawn)} images that were drawn: "
+        f"{len(missing)} of the {len(every)} classes are missing among the {len(drawn)} drawn images: "
         f"{', '.join(missing[:_NAMED])}{more}"
     ]
 
 
 _INFORMATION = 5000
-_LEAST_INFORMATION = 200  # below which no estimate would tell anything
+_LEAST_INFORMATION = 200  # with fewer, every estimate is useless
 _ROOM = 2**29  # bytes of images
 
 
 def _information_samples(data: Dataset, samples: int | None) -> int:
-    """How many images information is estimated on where nothing is said: as many as are attacked, and fit."""
-    if data.enumerated:  # all that there are is what their information is counted of
+    """Default number of images for information: as many as are attacked and fit into memory."""
+    if data.enumerated:  # exact counts need all inputs
         return max(_INFORMATION, len(data.test))
     fit = _ROOM // (4 * int(np.prod(data.shape)))
-    asked = _INFORMATION if samples is None else samples
-    return max(_LEAST_INFORMATION, min(_INFORMATION, asked, fit))
+    attacked = _INFORMATION if samples is None else samples
+    return max(_LEAST_INFORMATION, min(_INFORMATION, attacked, fit))
 
 
 def _outputs(model: PreparedModel, x: Tensor) -> int:
-    """How many classes a model tells."""
+    """The number of classes of a model."""
     with torch.no_grad(), faults_of("the model"):
         return int(model.model(x).shape[1])
 
 
 def _code(thing: object) -> str:
-    """Digest of the code that a class was written in; its shape as text for a network."""
+    """Digest of a class's source code; for a network, also of its structure as text."""
     try:
         text = inspect.getsource(type(thing))
     except (OSError, TypeError):
@@ -417,7 +416,7 @@ def _dataset(
     if isinstance(data, tuple) and len(data) == 2:
         return Dataset.from_arrays(*data)
     if isinstance(data, torch.utils.data.Dataset | torch.utils.data.DataLoader):
-        # Information takes one half of them, and fits codes on the other.
+        # Information is estimated on one half, and codes are fitted on the other.
         most = None if samples is None else max(samples, 2 * (information_samples or min(samples, _INFORMATION)))
         return Dataset.from_torch(data, most=most)
     raise RobGIBError(
@@ -426,11 +425,11 @@ def _dataset(
 
 
 def _reading(model: PreparedModel) -> list[str]:
-    """How the model is called and judged, where that is out of the ordinary; a sentence each."""
-    told = list(model.notes)
+    """Special treatment of the model in calls and in judging, one sentence each."""
+    notes = list(model.notes)
     if model.random:
-        told.append(f"it answers at random: accuracies are means over {model.draws} draws a sample")
-    return told
+        notes.append(f"the model is stochastic: accuracies are means over {model.draws} draws per sample")
+    return notes
 
 
 def _describe(thing: Attack | Estimator) -> dict[str, Any]:
@@ -438,7 +437,7 @@ def _describe(thing: Attack | Estimator) -> dict[str, Any]:
     fields = {
         f.name: getattr(thing, f.name)
         for f in dataclasses.fields(thing)  # type: ignore[arg-type]
-        if f.name not in ("norm", "eps")  # an attack's threat holds them
+        if f.name not in ("norm", "eps")  # the attack's threat contains them
     }
     if isinstance(thing, Attack):
         fields["threat"] = dataclasses.asdict(thing.threat)

@@ -86,12 +86,12 @@ def check_writable(root: Path) -> None:
             f"output folder {str(root)[:60]!r}… has a name of {longest} bytes; give --out one of {_LONGEST_NAME}."
         )
     if not place.is_dir():
-        raise RobGIBError(f"output folder {str(root)!r} cannot be made: {place} is a file; give --out a folder.")
+        raise RobGIBError(f"output folder {str(root)!r} cannot be created: {place} is a file; give --out a folder.")
     try:
         os.rmdir(tempfile.mkdtemp(prefix=".robgib-", dir=place))
     except OSError as error:
         raise RobGIBError(
-            f"output folder {str(root)!r} is not writable ({error.strerror}); give --out a folder that is."
+            f"output folder {str(root)!r} is not writable ({error.strerror}); give --out a writable folder."
         ) from error
 
 
@@ -253,7 +253,7 @@ class Parts:
             write_file(self._file, buffer.getvalue())
         except RobGIBError as error:
             self._failed.append(str(error))
-            warnings.warn(f"what is finished is not kept: {error}", RobGIBWarning, stacklevel=2)
+            warnings.warn(f"finished parts cannot be kept: {error}", RobGIBWarning, stacklevel=2)
 
     def clear(self) -> None:
         """Remove all parts, those of other keys too: the whole is written."""
@@ -350,20 +350,20 @@ def download(
         _fetch(url, part, name, progress, size)
     except _TooMuch as error:
         part.unlink(missing_ok=True)
-        raise RobGIBError(f"model {name!r}: {url} {error}; nothing of it was kept.") from error
+        raise RobGIBError(f"model {name!r}: {url} {error}; nothing was kept.") from error
     except (OSError, ValueError, http.client.HTTPException) as error:
         with suppress(OSError):
             if part.lstat().st_size == 0:
                 part.unlink()
         raise RobGIBError(
-            f"model {name!r}: {url} could not be downloaded ({error}); what came is kept for the next try."
+            f"model {name!r}: {url} could not be downloaded ({error}); the received part is kept for the next attempt."
         ) from error
-    found = sha256(part)
-    if found != digest:
+    actual = sha256(part)
+    if actual != digest:
         part.unlink()
         raise RobGIBError(
-            f"model {name!r}: what {url} gave has the SHA-256 digest {found}, not the recipe's {digest}; "
-            "it was not kept."
+            f"model {name!r}: the file from {url} has the SHA-256 digest {actual}, but the recipe states {digest}; it "
+            "was not kept."
         )
     os.replace(part, target)
 
@@ -378,7 +378,7 @@ class _Redirected(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, req: Any, fp: Any, code: Any, msg: Any, headers: Any, newurl: str) -> Any:
         """See urllib."""
         if not newurl.lower().startswith(("http://", "https://")):
-            raise ValueError(f"it redirects to {newurl!r}, which is no http or https")
+            raise ValueError(f"it redirects to {newurl!r}, which is neither http nor https")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
@@ -430,7 +430,7 @@ def _fetch(
             while chunk := answer.read(1 << 20):
                 held += len(chunk)
                 if held > most:
-                    raise _TooMuch(f"gives more than {most:,} bytes{'' if total else ', and says no size'}")
+                    raise _TooMuch(f"sends more than {most:,} bytes{'' if total else ' and does not state a size'}")
                 file.write(chunk)
                 if progress:
                     progress(f"downloading {name}", held, total or held, f"{held / 1e6:.1f} MB")
@@ -443,10 +443,10 @@ def _promised(answer: http.client.HTTPResponse, held: int, size: int | None, par
     told = str(answer.headers.get("Content-Length") or "")
     coming = held + int(told) if told.isdecimal() and len(told) < 20 else 0
     if size is not None and coming and coming != size:
-        raise _TooMuch(f"is of {coming:,} bytes, and its size is stated as {size:,}")
+        raise _TooMuch(f"has {coming:,} bytes, but the recipe states {size:,}")
     if size is None and coming > MOST_BYTES:
-        raise _TooMuch(f"is of {coming:,} bytes, more than {MOST_BYTES:,}: state its size in the recipe")
+        raise _TooMuch(f"has {coming:,} bytes, more than {MOST_BYTES:,}: state its size in the recipe")
     total = coming if size is None else size
     if total - held > (free := shutil.disk_usage(part.parent).free):
-        raise _TooMuch(f"is of {total:,} bytes, and {part.parent} has room for {free:,}")
+        raise _TooMuch(f"has {total:,} bytes, but {part.parent} has room for {free:,} only")
     return total

@@ -1,4 +1,4 @@
-"""Options: what each may be is declared with its type, once, and checked here for all of them.
+"""Options: each is declared once, with its type and bounds, and checked here.
 
 A class of options is a frozen dataclass whose types carry their bounds (pydantic's ``Annotated[int, Field(ge=1)]``),
 and whose ``__post_init__`` calls :func:`check`. Attacks and estimators declare theirs in this way.
@@ -54,17 +54,17 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 AtLeastOne = Annotated[float, Field(ge=1, allow_inf_nan=False)]
 """A finite number of at least 1."""
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-"""A whole number that every generator takes."""
+"""A whole number that every random generator accepts."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 def checked_arguments(*names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Hold the named arguments of a function to their declared types, and turn what was meant into them.
+    """Check the named arguments of a function against their declared types, and convert them.
 
     Raises:
-        RobGIBError: (in the function) an argument out of its bounds or of another type.
+        RobGIBError: (in the function) an argument out of its bounds or of a wrong type.
 
     >>> @checked_arguments("samples")
     ... def draw(samples: Count, name: str = ""):
@@ -88,8 +88,8 @@ def checked_arguments(*names: str) -> Callable[[Callable[P, R]], Callable[P, R]]
         @functools.wraps(function)
         def call(*arguments: P.args, **options: P.kwargs) -> R:
             given = signature.bind(*arguments, **options)
-            held = {name: _plain(given.arguments[name]) for name in names if name in given.arguments}
-            given.arguments.update(_fitted(model(), held, ""))
+            values = {name: _plain(given.arguments[name]) for name in names if name in given.arguments}
+            given.arguments.update(_fitted(model(), values, ""))
             return function(*given.args, **given.kwargs)
 
         return call
@@ -102,7 +102,7 @@ def _model(kind: type[Any]) -> type[BaseModel]:
     """The fields of a dataclass as a pydantic model."""
     try:
         hints = typing.get_type_hints(kind, include_extras=True)
-    except NameError:  # a class made inside a function may use names that are seen there alone
+    except NameError:  # a class defined inside a function may use local names
         hints = {}
     fields = {f.name: (hints.get(f.name, Any), None) for f in dataclasses.fields(kind) if f.init}
     config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, validate_default=False)
@@ -110,11 +110,11 @@ def _model(kind: type[Any]) -> type[BaseModel]:
 
 
 def check(options: Any, what: str) -> None:
-    """Hold a dataclass of options to its types, and turn what was meant (``"20"``, NumPy's numbers) into them.
+    """Check a dataclass of options against its types, and convert values such as ``"20"`` or NumPy's numbers.
 
     Args:
         options: the dataclass, frozen or not.
-        what: whose options they are, for the message.
+        what: owner of the options, for the message.
 
     Raises:
         RobGIBError: an option out of its bounds or of another type.
@@ -140,12 +140,12 @@ def construct(kind: type[Any], parameters: Mapping[str, Any], what: str, **fixed
 
     Args:
         kind: the dataclass.
-        parameters: what a person gave.
-        what: what they are of, for the message.
+        parameters: values by name, as the user gave them.
+        what: owner of the parameters, for the message.
         fixed: further fields, which no parameter may name.
 
     Raises:
-        RobGIBError: an unknown parameter, or one that the class does not take.
+        RobGIBError: an unknown parameter, or a value that the class does not accept.
     """
     known = [f.name for f in dataclasses.fields(kind) if f.init and f.name not in fixed]
     for key in parameters:
@@ -159,12 +159,12 @@ def _checked(kind: type[Any], given: Mapping[str, Any], what: str) -> dict[str, 
 
 
 def _fitted(model: type[BaseModel], given: Mapping[str, Any], what: str) -> dict[str, Any]:
-    """The given values as the model's types take them."""
+    """The given values, converted to the model's types."""
     try:
-        held = model(**given)
+        checked = model(**given)
     except ValidationError as error:
         raise RobGIBError(sentence_of(error, what)) from error
-    return {name: getattr(held, name) for name in given}
+    return {name: getattr(checked, name) for name in given}
 
 
 def _plain(value: Any) -> Any:
@@ -196,10 +196,10 @@ class Option:
     Attributes:
         help: one sentence.
         flag: on the command line; None is the field's name with hyphens.
-        shown: the default as the help shows it; None shows the value.
-        text: the command line takes it as text, and :func:`check` reads it.
-        runs_code: it names code; a configuration file may give it only with ``--allow-code``.
-        from_file: a configuration file may give it at all.
+        shown: the default in the help; None shows the value.
+        text: whether the command line passes it as text, for :func:`check` to convert.
+        runs_code: whether it can name code; a configuration file may set it only with ``--allow-code``.
+        from_file: whether a configuration file may set it.
     """
 
     help: str
@@ -211,17 +211,17 @@ class Option:
 
 
 def option(default: Any, help: str, **how: Any) -> Any:
-    """Declare a field of a class of options: its default, its help, and the rest of :class:`Option`."""
+    """Declare a field of a class of options: its default, its help, and the other attributes of :class:`Option`."""
     return dataclasses.field(default=default, metadata={"option": Option(help, **how)})
 
 
 def option_of(field: dataclasses.Field[Any]) -> Option | None:
-    """How a field is offered; None where the command line and files do not have it."""
+    """The :class:`Option` of a field; None if the command line and files do not offer it."""
     return field.metadata.get("option")
 
 
 class _Checked:
-    """Dataclass whose fields are held to their types when it is made."""
+    """Base of dataclasses that check their fields."""
 
     _called: typing.ClassVar[str] = ""
 
@@ -231,7 +231,7 @@ class _Checked:
 
 @dataclass(frozen=True)
 class ModelOptions(_Checked):
-    """How a model and its pictures are read.
+    """How to read a model and its pictures.
 
     >>> ModelOptions(normalize="cifar10").input_size is None
     True
@@ -242,13 +242,13 @@ class ModelOptions(_Checked):
     )
     data: str | None = option(None, "Data set, in place of the model's own.")
     classes: str | None = option(
-        None, "The model's classes in its order, where folders number theirs otherwise: imagenet, or a file."
+        None, "The model's classes in its order, if the folders number theirs differently: imagenet, or a file."
     )
     class_subset: bool | None = option(
         None,
-        "Let the model choose among the classes of the data only.",
+        "Restrict predictions to the classes of the data.",
         flag="--class-subset/--no-class-subset",
-        shown="where --classes names more than the data have",
+        shown="if --classes names more classes than the data",
     )
     weights_key: str | None = option(
         None, "Which of several networks in a checkpoint file, by key or prefix, such as state_dict_ema or teacher."
@@ -256,21 +256,21 @@ class ModelOptions(_Checked):
     normalize: str | None = option(
         None,
         "How inputs were normalised in training: imagenet, cifar10, half, … or none.",
-        shown="what the architecture does",
+        shown="as in the file or the architecture",
     )
     mean: str | None = option(None, "Mean of each channel, as 0.5,0.5,0.5, in place of --normalize.")
     std: str | None = option(None, "Standard deviation of each channel.")
     bounds: str | None = option(
-        None, "The values of black and white that the network expects, as -1,1 or 0,255.", shown="0,1"
+        None, "Values of black and white that the network expects, as -1,1 or 0,255.", shown="0,1"
     )
     data_bounds: str | None = option(
         None,
-        "The numbers of npz: and folder: data that mean black and white, as 0,16.",
-        shown="0,255 for 8 bits, else 0,1",
+        "Values of black and white in npz: and folder: data, as 0,16.",
+        shown="0,255 for 8-bit data, otherwise 0,1",
     )
-    input_size: Count | None = option(None, "Resize the shorter side to this, then crop the middle square.")
-    resize: Count | None = option(None, "Length of the images' shorter side.")
-    crop: Count | None = option(None, "Side of the middle square that is kept.")
+    input_size: Count | None = option(None, "Resize the shorter side to this length, then crop the central square.")
+    resize: Count | None = option(None, "Resize the shorter side to this length.")
+    crop: Count | None = option(None, "Side of the central square crop.")
     interpolation: str = option("bilinear", "nearest, bilinear, bicubic or lanczos.")
     allow_pickle: bool = option(
         False,
@@ -279,15 +279,15 @@ class ModelOptions(_Checked):
     )
     allow_code: bool = option(
         False,
-        "Take package.module:factory from recipes, records and studies. "
-        "[red]It imports and runs code that a file names.",
+        "Import package.module:factory that recipes, records and studies name; read TorchScript and .pt2 whatever they "
+        "call. [red]This runs code that a file brings.",
         from_file=False,
     )
 
 
 @dataclass(frozen=True)
 class AttackOptions(_Checked):
-    """What is attacked, and what is measured beside the attacks.
+    """Which attacks to run, and what else to measure.
 
     >>> AttackOptions(until_width="2%").until_width
     0.02
@@ -295,15 +295,15 @@ class AttackOptions(_Checked):
 
     attacks: Any = option("standard", "Attack, as NAME[:key=value,…]; repeatable.", flag="--attack", shown="--standard")
     samples: Count | None = option(None, "Test images to attack.", shown="all")
-    cascade: bool | None = option(None, "Run the cheapest attack first, each later one on the samples still right.")
+    cascade: bool | None = option(
+        None, "Run attacks from the cheapest on, each on the samples that are still classified correctly."
+    )
     curve: bool = option(True, "Measure accuracy against eps.")
     signs: bool = option(True, "Run the attack-failure indicators.")
     corruptions: bool = option(True, "Measure accuracy under common corruptions.")
-    certify: bool = option(False, "Also prove samples robust, by bounds on the network (small ones).")
-    until_width: Width | None = option(
-        None, "Attack until the 95% intervals are this narrow, as 2% or 0.02, and no longer.", text=True
-    )
-    save_adversarial: bool = option(False, "Keep every adversarial image, for `robgib verify`.")
+    certify: bool = option(False, "Also prove samples robust, with bounds on the network (small networks only).")
+    until_width: Width | None = option(None, "Stop when the 95% intervals are this narrow, as 2% or 0.02.", text=True)
+    save_adversarial: bool = option(False, "Save every adversarial image, for `robgib verify`.")
     precision: Literal["float32", "bfloat16"] = option(
         "float32", "float32, or bfloat16 for the attacks' gradients (float32 judges the adversarial images)."
     )
@@ -311,7 +311,7 @@ class AttackOptions(_Checked):
 
 @dataclass(frozen=True)
 class InformationOptions(_Checked):
-    """What is estimated of the layers.
+    """What to estimate in the layers.
 
     >>> InformationOptions(codes=40).beta
     1.0
@@ -324,7 +324,7 @@ class InformationOptions(_Checked):
         None, "Layer, by module name or 'logits'; repeatable.", flag="--layer", shown="every block and the logits"
     )
     information_samples: Count | None = option(
-        None, "Most images for information estimates.", shown="--samples, 5000 at most"
+        None, "Largest number of images for information estimates.", shown="--samples, 5000 at most"
     )
     features: str | Sequence[str] = option(
         "auto", "patches:G, pca:N, pixels, channels, tokens:G or groups:G; repeatable.", shown="two sizes"
@@ -342,32 +342,32 @@ class InformationOptions(_Checked):
 
 @dataclass(frozen=True)
 class ReportOptions(_Checked):
-    """Where results go and how they are shown; nothing here changes a figure."""
+    """Where to write results and how to show them; nothing here changes a figure."""
 
     out: Path = option(Path("runs"), "Folder of the run folders.")
     verbose: bool = option(False, "Also print the bits of every layer.")
     as_json: bool = option(False, "Print the result as JSON, for scripts.", flag="--json")
-    fail_under: Share | None = option(None, "Exit with 1 where a robust accuracy is lower, as 40% or 0.4.", text=True)
+    fail_under: Share | None = option(None, "Exit with 1 if a robust accuracy is lower, as 40% or 0.4.", text=True)
     log: Sequence[str] = option(
         (), "Send parameters, figures, tables and the page to mlflow or tensorboard; repeatable.", shown=""
     )
-    fresh: bool = option(False, "Measure again what a run folder below --out holds already.")
+    fresh: bool = option(False, "Measure again, even if --out holds the finished run.")
     quiet: bool = option(False, "Show no progress bars.")
 
 
 @dataclass(frozen=True)
 class Context(_Checked):
-    """The context of a computation: what it draws from, where it runs, and which plug-ins it sees."""
+    """The context of a computation: its seed, its device, and the folders that it reads."""
 
     seed: Seed = option(0, "Seed of every random number.")
     device: Any = option("auto", "auto, cpu, cuda or cuda:N.", text=True)
-    batch_size: Count | None = option(None, "Images per batch.", shown="found")
+    batch_size: Count | None = option(None, "Images per batch.", shown="chosen automatically")
     data_root: Path | None = option(None, "Folder with the data files.", shown="the cache")
     catalogue: Sequence[Path] = option(
         (), "Further folder of attacks, recipes and plug-ins; repeatable.", shown="", runs_code=True
     )
     parts: Any = None
-    """:class:`~robgib.files.Parts` in which finished parts are kept and looked for."""
+    """:class:`~robgib.files.Parts` that keep finished parts."""
     progress: Any = None
     """Called with (task, done, total, note)."""
 
@@ -378,10 +378,10 @@ class Context(_Checked):
 
 
 def gather(what: str, fields: Mapping[str, Any], *defaults: Any) -> tuple[Any, ...]:
-    """Return options with some fields replaced, each by its own name whatever class it belongs to.
+    """Return options with some fields replaced; a field is found by its name in any of the objects.
 
     Args:
-        what: takes them, for the message.
+        what: the function that takes them, for the message.
         fields: new values by name.
         defaults: one object of each class.
 
@@ -403,7 +403,7 @@ def gather(what: str, fields: Mapping[str, Any], *defaults: Any) -> tuple[Any, .
 
 
 def plain_options(made: Any) -> dict[str, Any]:
-    """Options as a configuration file and a run's record hold them: numbers, texts and lists by name."""
+    """Return options as a configuration file and a run's record store them: numbers, texts and lists by name."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, Path):

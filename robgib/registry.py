@@ -1,4 +1,4 @@
-"""What goes by name: attacks, estimators, architectures, data sets, and the zoo's models.
+"""Everything that has a name: attacks, estimators, architectures, data sets, and the zoo's models.
 
 Content is looked for in the package (or the repository it runs from), in the folders given with
 ``--catalogue`` or ``ROBGIB_CATALOGUE``, and in installed entry points. A folder may hold files directly or in
@@ -205,7 +205,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         if _values(content, {}) > _MOST_VALUES:
             raise RobGIBError(
-                f"{path} holds more than {_MOST_VALUES:,} values, its aliases written out; make it smaller."
+                f"{path} holds more than {_MOST_VALUES:,} values with its aliases expanded; make it smaller."
             )
         deep = too_deep(content)
     except RecursionError:
@@ -303,7 +303,7 @@ def yaml_files(kind: Kind, extra: Sequence[Path] = ()) -> dict[str, Path]:
                 if kind == "zoo":
                     found[path.stem] = path  # whoever reads it will say so
                 elif kind == "attacks":
-                    warnings.warn(f"left out: {error}", RobGIBWarning, stacklevel=2)
+                    warnings.warn(f"skipped: {error}", RobGIBWarning, stacklevel=2)
                 continue
             if _MARK[kind] in content:
                 found[path.stem] = path
@@ -321,7 +321,7 @@ def plugin_modules(extra: Sequence[Path] = ()) -> Iterator[ModuleType]:
             if path.stem.startswith(("_", "test_")) or path.stem == "conftest":
                 continue
             if not path.is_file():  # a pipe would be waited for
-                raise RobGIBError(f"plug-in {path} is no regular file; remove it.")
+                raise RobGIBError(f"plug-in {path} is not a regular file; remove it.")
             resolved = str(path.resolve())
             key = f"{_PLUGIN}{path.stem}_{hashlib.sha256(resolved.encode()).hexdigest()[:8]}"
             if key not in sys.modules:
@@ -392,7 +392,7 @@ def parse_pairs(text: str, what: str) -> dict[str, Any]:
     for item in filter(None, (part.strip() for part in text.split(","))):
         key, equals, value = item.partition("=")
         if not equals or not key.strip():
-            raise RobGIBError(f"{what}: {item!r} is not of the form key=value.")
+            raise RobGIBError(f"{what}: {item!r} does not have the form key=value.")
         if key.strip() in parameters:
             raise RobGIBError(f"{what} gives {key.strip()!r} twice.")
         parameters[key.strip()] = parse_value(value)

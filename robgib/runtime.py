@@ -140,9 +140,11 @@ def resolve_device(name: str | torch.device) -> torch.device:
     except (RuntimeError, TypeError) as error:
         raise RobGIBError(f"unknown device {str(name)!r}; use cpu, cuda, cuda:N or auto.") from error
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise RobGIBError(f"device {str(name)!r} was asked for, and no CUDA device is here; use --device cpu.")
+        raise RobGIBError(f"device {str(name)!r} is not available: this machine has no CUDA device; use --device cpu.")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise RobGIBError(f"device {str(name)!r} was asked for, and {torch.cuda.device_count()} CUDA devices are here.")
+        raise RobGIBError(
+            f"device {str(name)!r} is not available: this machine has {torch.cuda.device_count()} CUDA devices."
+        )
     if device.type not in ("cpu", "cuda"):
         raise RobGIBError(f"device {str(name)!r} is not supported; use cpu, cuda, cuda:N or auto.")
     return device

@@ -234,7 +234,7 @@ def test_bad_requests(options, message, digits, digits_cnn):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
 def test_cuda_where_there_is_none(digits, digits_cnn):
-    with pytest.raises(RobGIBError, match="no CUDA device is here; use --device cpu"):
+    with pytest.raises(RobGIBError, match="this machine has no CUDA device; use --device cpu"):
         evaluate(digits_cnn, digits, device="cuda")
 
 
@@ -309,7 +309,7 @@ def test_an_undecided_model_is_not_robust_and_its_run_is_whole(digits, digits_cn
     row = table.loc["pgd-linf:eps=0.1"]
     assert row["not_finite"] > 50
     assert row["robust_accuracy"] < 0.15
-    assert any("has no answer to" in told for told in run.config["reading"])
+    assert any("without a finite answer" in note for note in run.config["reading"])
     page = write_report(run, tmp_path / "page.html").read_text()
     assert f"{row['not_finite']} of 100 samples are not decided" in page
     assert run.layers.query("layer == 'logits'")["value"].notna().all()

@@ -53,7 +53,7 @@ def read_classes(spec: str | Path | Sequence[str]) -> list[tuple[str, ...]]:
         return list(_imagenet())
     path = Path(spec)
     if not path.is_file():
-        raise RobGIBError(f"classes {str(spec)!r}: there is no such file; give one, or imagenet.")
+        raise RobGIBError(f"classes {str(spec)!r}: no such file; give an existing file, or imagenet.")
     try:
         if path.suffix == ".json":
             content = read_json(path)
@@ -65,13 +65,15 @@ def read_classes(spec: str | Path | Sequence[str]) -> list[tuple[str, ...]]:
             lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
             made = [tuple(part.strip() for part in line.split("\t")) for line in lines]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RobGIBError(f"classes {str(spec)!r} cannot be read: give a class a line, or JSON by number.") from error
+        raise RobGIBError(
+            f"classes {str(spec)!r} cannot be read; write one class per line, or JSON by number."
+        ) from error
     return _checked(made, str(spec))
 
 
 def _checked(classes: list[tuple[str, ...]], what: str) -> list[tuple[str, ...]]:
     if not 1 < len(classes) <= _MOST or not all(c and all(c) for c in classes):
-        raise RobGIBError(f"{what} must name 2 to {_MOST:,} classes, each by at least a name.")
+        raise RobGIBError(f"{what} must name 2 to {_MOST:,} classes, each with at least one name.")
     return classes
 
 
@@ -105,7 +107,7 @@ def class_indices(names: Sequence[str], classes: Sequence[tuple[str, ...]]) -> l
         found.append(at[0])
     if len(set(found)) < len(found):
         twice = next(names[i] for i, k in enumerate(found) if found.index(k) < i)
-        raise RobGIBError(f"two of the data's classes are the same of the model's, {twice!r} among them.")
+        raise RobGIBError(f"two classes of the data are the same class of the model, {twice!r} among them.")
     return found
 
 

@@ -209,7 +209,7 @@ class Dataset:
         """
         images, labels = _as_tensor(x, "images"), _as_tensor(y, "labels")
         if images.ndim == 0 or len(images) == 0:
-            raise RobGIBError("the data hold no samples; give at least one image with its label.")
+            raise RobGIBError("the data are empty; give at least one image with its label.")
         if images.ndim == 3 and images.dtype == torch.uint8:
             images = images[:, None]
         if labels.ndim == 2 and labels.shape[1] > 1 and bool(((labels == 0) | (labels == 1)).all()):
@@ -242,7 +242,7 @@ class Dataset:
             raise RobGIBError("the loader would end the program (SystemExit); take that out of it.") from error
         except Exception as error:  # of the loader's own code, whatever it is
             raise RobGIBError(
-                f"the loader must give pairs of images and labels, as tensors of one size: {first_line(error)}."
+                f"the loader must return pairs of images and labels, as tensors of one size: {first_line(error)}."
             ) from error
         return Dataset.from_arrays(images, labels, name)
 
@@ -261,15 +261,15 @@ def _batches(loader: DataLoader[Any], most: int | None) -> Iterator[tuple[Tensor
         if most is not None and seen >= max(_ITERATED, most, known):
             if not known:
                 warnings.warn(
-                    f"the loader has no length: samples are drawn from the first {seen:,} that it gives, in its own "
-                    "order; where that is class by class, the classes after them are missing.",
+                    f"the loader has no length: samples are drawn from its first {seen:,}, in its own order. If "
+                    "that order is by class, later classes are missing.",
                     RobGIBWarning,
                     stacklevel=4,
                 )
             return
         if seen > known and (seen > _ENDLESS[0] or size > _ENDLESS[1]):
             raise RobGIBError(
-                f"the loader has given {seen:,} images and goes on; give samples= to say how many are to be used."
+                f"the loader has returned {seen:,} images and does not end; limit their number with samples=."
             )
 
 
@@ -283,8 +283,8 @@ def check_brightness(largest: int, what: str) -> None:
     """Raise where the ``largest`` number of 8-bit images is so small that 255 is hardly their white."""
     if 0 < largest < _DARK:
         raise RobGIBError(
-            f"{what} are of 8 bits and no number is above {largest}, so that 255 is hardly white: say what is, "
-            f"with --data-bounds 0,{largest} (bounds=(0, {largest}) of Dataset.from_arrays and load_data), or 0,255."
+            f"{what} are 8-bit and no value is above {largest}, so 255 is probably not white: give --data-bounds "
+            f"0,{largest} (bounds=(0, {largest}) of Dataset.from_arrays and load_data), or 0,255."
         )
 
 
@@ -312,7 +312,9 @@ def as_images(
     if bounds is not None and not x.is_complex():
         x = (x.float() - bounds[0]) / (bounds[1] - bounds[0])
         if x.numel() and not (float(x.min()) >= -_ROUNDING and float(x.max()) <= 1 + _ROUNDING):
-            raise RobGIBError(f"{what} hold numbers outside the bounds {bounds[0]:g} and {bounds[1]:g}; give others.")
+            raise RobGIBError(
+                f"{what} have values outside the bounds {bounds[0]:g} and {bounds[1]:g}; correct the bounds."
+            )
     elif x.dtype == torch.uint8:
         check_brightness(int(x.max()) if x.numel() else 0, what)
         x = x.float() / 255
@@ -326,8 +328,8 @@ def _channels(shape: tuple[int, ...], what: str) -> str:
     first, last = (b == c != a, a == b != c) if b in (a, c) else (a <= 4 < c, c <= 4 < a)
     if first == last:
         raise RobGIBError(
-            f"{what} {shape} may have their channels first or last; say so with Dataset.from_arrays(x, y, "
-            "channels='first') or 'last'."
+            f"the channel axis of {what} {shape} is ambiguous; give channels='first' or 'last' to "
+            "Dataset.from_arrays(x, y)."
         )
     return "first" if first else "last"
 

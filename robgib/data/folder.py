@@ -66,13 +66,13 @@ def read_folder(path: Path, seed: int, sizing: Sizing | None = None, bounds: Bou
     inside = {p.name for p in _folders(path)}
     tests = [name for name in _TESTS if name in inside and ("train" in inside or inside <= set(_TESTS))]
     if inside == {"train"}:
-        raise RobGIBError(f"{path} holds train/ and no test/ or val/; name the folder of the pictures to test on.")
+        raise RobGIBError(f"{path} holds train/ but no test/ or val/; give the folder of the test pictures.")
     if tests:
         notes.folders += [str(path / name) for name in sorted(inside - {"train", tests[0]})]
     unseen = _Pictures(path / tests[0] if tests else path, sizing, bounds, notes)
     learnt = _Pictures(path / "train", sizing, bounds, notes) if tests and "train" in inside else None
     if learnt is not None and learnt.classes != unseen.classes:
-        raise RobGIBError(f"{path / 'train'} and {path / tests[0]} do not hold the same classes.")
+        raise RobGIBError(f"{path / 'train'} and {path / tests[0]} must hold the same classes.")
     if learnt is not None and learnt.shape != unseen.shape:
         raise RobGIBError(
             f"the pictures of {path / 'train'} are {learnt.shape} and those of {path / tests[0]} {unseen.shape}; "
@@ -102,19 +102,19 @@ class _Notes:
     def warn(self, path: Path) -> None:
         """Say all of it in one warning."""
         kinds = (
-            (self.hidden, "whose names begin with a dot"),
+            (self.hidden, "hidden (their names begin with a dot)"),
             (self.folders, "that are neither train nor test"),
             (self.links, "that are symbolic links to folders"),
-            (self.others, f"whose endings are no pictures' ({', '.join(_ENDINGS)})"),
+            (self.others, f"without an ending of pictures ({', '.join(_ENDINGS)})"),
         )
         told = [f"{len(names)} {what} ({_some(names, path)})" for names, what in kinds if names]
         parts = [f"left out: {', '.join(told)}"] if told else []
         if self.frames:
-            parts.append(f"only the first frame is read of {len(self.frames)} ({_some(self.frames, path)})")
+            parts.append(f"of {len(self.frames)} only the first frame is read ({_some(self.frames, path)})")
         if self.turned:
             parts.append(
-                f"{len(self.turned)} are turned as their EXIF orientation says ({_some(self.turned, path)}), which "
-                "torchvision's ImageFolder does not do"
+                f"{len(self.turned)} are rotated by their EXIF orientation ({_some(self.turned, path)}), unlike in "
+                "torchvision's ImageFolder"
             )
         if parts:
             warnings.warn(f"folder {path}: {'; '.join(parts)}.", RobGIBWarning, stacklevel=3)
@@ -162,8 +162,7 @@ def _files_of(folder: Path, notes: _Notes) -> list[str]:
             (found if name.lower().endswith(_ENDINGS) else notes.others).append(whole)
     if not found:
         raise RobGIBError(
-            f"{folder} holds no pictures ({', '.join(_ENDINGS)}), and would be a class: remove the folder, or put "
-            "pictures there."
+            f"the class folder {folder} holds no pictures ({', '.join(_ENDINGS)}); remove it, or add pictures."
         )
     return sorted(found)
 
@@ -261,8 +260,8 @@ class _Pictures:
     def _check(self, row: int) -> None:
         if _mark(self._files[row]) != self._marks[row]:
             raise RobGIBError(
-                f"picture {self._files[row]} has changed since its folder was listed; leave the pictures as they are "
-                "while they are used, and start again."
+                f"picture {self._files[row]} has changed since its folder was listed; start again, and do not change "
+                "pictures while they are used."
             )
 
     def read(self, row: int) -> np.ndarray:
@@ -281,7 +280,7 @@ class _Pictures:
             low, high = self._bounds
             planes = ((planes - np.float32(low)) / np.float32(high - low)).astype(np.float32)
             if planes.min() < 0 or planes.max() > 1:
-                raise RobGIBError(f"{name} holds numbers outside the bounds {low:g} and {high:g}; give others.")
+                raise RobGIBError(f"{name} has values outside the bounds {low:g} and {high:g}; correct the bounds.")
         return np.array(np.broadcast_to(planes, (self._colours, *planes.shape[1:])))
 
 
@@ -401,7 +400,7 @@ def _pixels(picture: Image.Image, name: str) -> np.ndarray:
     mode, kind = picture.mode, picture.format
     tags = getattr(picture, "tag_v2", {})
     if 2 in np.atleast_1d(tags.get(339, (1,))):
-        raise RobGIBError(f"{name} holds signed numbers, of which it is not told which is white; save it unsigned.")
+        raise RobGIBError(f"{name} has signed values, whose white is unknown; save it unsigned.")
     if mode.startswith(("I", "F")):
         # Pillow gives a TIFF's numbers as they lie, whatever their depth and whether 0 is black.
         depth = tags.get(258, (16,)) if mode.startswith("I") else (32,)
@@ -414,22 +413,24 @@ def _pixels(picture: Image.Image, name: str) -> np.ndarray:
         if plain and mode == "F" and numbers.min() >= 0 and numbers.max() <= 1:
             return numbers.astype(np.float32)
         raise RobGIBError(
-            f"{name} holds numbers from {numbers.min():g} to {numbers.max():g} (mode {mode}), of which it is not told "
-            "which is white; save it with 8 or 16 bits, or as floats in [0, 1]."
+            f"{name} has values from {numbers.min():g} to {numbers.max():g} (mode {mode}), whose white "
+            "is unknown; save it with 8 or 16 bits, or as floats in [0, 1]."
         )
     if _depth(name, kind, tags) > 8:
-        raise RobGIBError(f"{name} has more than 8 bits a colour, of which 8 would be read; save it with 8, or grey.")
+        raise RobGIBError(
+            f"{name} has more than 8 bits per colour, of which only 8 can be read; save it with 8, or grey."
+        )
     if mode in ("LA", "RGBA", "PA", "La", "RGBa") or "transparency" in picture.info:
         alpha = np.asarray(picture.convert("RGBA"))[..., 3]
         if alpha.min() < 255:
             raise RobGIBError(
-                f"{name} has transparent pixels, whose colour depends on what lies behind; lay it on a background."
+                f"{name} has transparent pixels, whose colour depends on the background; save it on a background."
             )
     if mode in ("1", "L", "LA", "La"):
         return np.asarray(picture.convert("L"))
     if mode in ("RGB", "RGBA", "RGBa", "RGBX", "P", "PA", "CMYK", "YCbCr"):
         return np.asarray(picture.convert("RGB"))
-    raise RobGIBError(f"{name} is of mode {mode}, whose colours cannot be told; save it as RGB or grey.")
+    raise RobGIBError(f"{name} has the mode {mode}, whose colours are unknown; save it as RGB or grey.")
 
 
 def _depth(name: str, kind: str | None, tags: Mapping[int, Any]) -> int:

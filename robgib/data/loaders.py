@@ -76,8 +76,8 @@ def read_idx(path: Path) -> np.ndarray:
     body = np.frombuffer(raw, dtype=np.uint8, offset=4 + 4 * raw[3])
     if body.size != math.prod(shape):
         raise RobGIBError(
-            f"{path} is truncated: its header promises {'x'.join(map(str, shape))} bytes "
-            f"and {body.size} are there; fetch the file again."
+            f"{path} is truncated: its header states {'x'.join(map(str, shape))} bytes "
+            f"but it has {body.size}; fetch the file again."
         )
     return body.reshape(shape)
 
@@ -174,7 +174,7 @@ def _idx(name: str, title: str, library: str, classes: tuple[str, ...]) -> Calla
         for images, labels, path in ((arrays[0], arrays[1], files[0]), (arrays[2], arrays[3], files[2])):
             fit = images.ndim == 3 and labels.ndim == 1 and len(images) == len(labels)
             if not fit or labels.max(initial=0) >= len(classes):
-                raise RobGIBError(f"{path} and its labels do not fit each other as {title}'s files do.")
+                raise RobGIBError(f"{path} and its labels do not have the sizes and classes of {title}.")
         return _assembled(name, (arrays[0], arrays[1]), (arrays[2], arrays[3]), classes, _GREY, seed)
 
     return load
@@ -271,11 +271,13 @@ def _npz(path: Path, seed: int, bounds: Bounds | None = None) -> Dataset:
         with np.load(path, allow_pickle=False) as archive:
             held = {key: archive[key] for key in archive.files}
     except AttributeError as error:  # an array alone
-        raise RobGIBError(f"{path} is not a readable .npz file of arrays: it holds one without a name.") from error
+        raise RobGIBError(
+            f"{path} is not an .npz file of arrays but a single array; save it with numpy.savez."
+        ) from error
     except Exception as error:  # numpy's reader raises of all kinds where a file is damaged
         raise RobGIBError(f"{path} is not a readable .npz file of arrays: {first_line(error)}.") from error
     if not all(isinstance(part, np.ndarray) for part in held.values()):
-        raise RobGIBError(f"{path} holds members that are no arrays; save it with numpy.savez.")
+        raise RobGIBError(f"{path} holds members that are not arrays; save it with numpy.savez.")
     wanted = ("x_test", "y_test") if "x_test" in held else ("x", "y")
     missing = [n for n in wanted if n not in held]
     if missing:
@@ -289,7 +291,7 @@ def _npz(path: Path, seed: int, bounds: Bounds | None = None) -> Dataset:
         if x.ndim == 0:
             raise RobGIBError(f"{path}: the images must be an array (N, H, W) or (N, C, H, W), not one number.")
         if y.ndim != 1 or len(x) != len(y) or not whole or not len(y):
-            raise RobGIBError(f"{path}: labels must be integers, one an image, not {y.dtype} {y.shape} for {len(x)}.")
+            raise RobGIBError(f"{path}: labels must be integers, one per image, not {y.dtype} {y.shape} for {len(x)}.")
         if y.min() < 0:
             raise RobGIBError(f"{path}: labels must be class numbers from 0, not {y.min()}.")
         if int(y.max()) >= _MOST_CLASSES:
@@ -384,7 +386,7 @@ def _check_chain(name: str, path: Path, sources: Mapping[str, str], known: Mappi
     seen = [name]
     while source in sources and not (source == seen[-1] and source in known):
         if source in seen:
-            raise RobGIBError(f"{path}: source {first!r} leads back to {source!r}; name another data set.")
+            raise RobGIBError(f"{path}: source {first!r} refers back to {source!r}; name another data set.")
         seen.append(source)
         source = sources[source]
 
@@ -422,7 +424,7 @@ def _named_source(name: str, path: Path, known: Mapping[str, Entry[Loader]], cat
         else:
             data = load_data(source, root, seed, catalogue=catalogue, bounds=bounds, lazy=True)
         if names is not None and len(names) != len(data.classes):
-            raise RobGIBError(f"{path} names {len(names)} classes and the data have {len(data.classes)}.")
+            raise RobGIBError(f"{path} names {len(names)} classes, but the data have {len(data.classes)}.")
         classes = data.classes if names is None else tuple(names)
         return replace(data, name=name, classes=classes, eps={**data.eps, **eps})
 
@@ -471,7 +473,7 @@ def load_data(
     kind, _, path = name.partition(":")
     registered = data_sets(catalogue).get(name)
     if bounds is not None and (registered or kind not in ("npz", "folder")):
-        raise RobGIBError(f"bounds are of npz: and folder: data; {name!r} knows its own.")
+        raise RobGIBError(f"bounds apply to npz: and folder: data only; {name!r} has its own.")
     if registered:
         data = _registered(registered.value, root, seed)
         return resized(data if lazy else read_images(data), sizing)

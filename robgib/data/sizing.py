@@ -171,5 +171,5 @@ def _none(split: Split, sizing: Sizing) -> Split:
 
 def _sides(data: Dataset) -> tuple[int, int]:
     if len(data.shape) != 3:
-        raise RobGIBError(f"{data.name} holds no pictures, which alone can be resized or cropped.")
+        raise RobGIBError(f"{data.name} holds no pictures; only pictures can be resized or cropped.")
     return data.shape[1], data.shape[2]

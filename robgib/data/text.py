@@ -47,7 +47,7 @@ def read_texts(folder: Path) -> tuple[list[list[str]], Array, tuple[str, ...]]:
         if not any(p.is_file() for p in one.iterdir()):
             raise RobGIBError(f"{one} holds no texts.")
         if strange := next((p for p in sorted(one.iterdir()) if not p.is_file()), None):  # a pipe would be waited for
-            raise RobGIBError(f"{strange} is no regular file; remove it, or give texts alone.")
+            raise RobGIBError(f"{strange} is not a regular file; remove it.")
     try:
         names = [p.name for p in classes]
         held = load_files(str(folder), categories=names, encoding="utf-8", decode_error="replace", shuffle=False)
@@ -78,7 +78,8 @@ def embed_tokens(texts: Sequence[Sequence[str]], seed: int) -> dict[str, Array]:
                     columns += (b, a)
     if len(known) <= WIDTH or not rows:
         raise RobGIBError(
-            f"the training texts hold {len(known)} tokens that occur twice; vectors of {WIDTH} need more than that."
+            f"the training texts have {len(known)} tokens that occur twice; vectors of width {WIDTH} need "
+            f"more than {WIDTH}."
         )
     pairs = sparse.coo_matrix((np.ones(len(rows)), (rows, columns)), shape=(len(known),) * 2).tocsr().tocoo()
     share = np.asarray(pairs.sum(1)).ravel() / pairs.sum()

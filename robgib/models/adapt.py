@@ -1,4 +1,4 @@
-"""Any classifier as attacks and estimators expect one: images in, one row of floating-point logits an image out."""
+"""Adapt any classifier to the interface of attacks and estimators: images in, one row of logits per image out."""
 
 from __future__ import annotations
 
@@ -36,18 +36,20 @@ __all__ = [
 Reading = Literal["logits", "softmax", "sigmoid"]
 Fixed = Literal["", "buffers", "weights"]
 Path = tuple[str | int, ...]
-"""Keys, numbers and attributes that lead to a tensor in what a model returns."""
+"""Keys, indices and attributes of a tensor in a model's output."""
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 10, 20, 25, 50, 100, 200, 250, 500, 1000)
-_CALLS = 64  # that a model which draws random numbers gets to show it: one draw in 20 would be missed once in 27 times
-_FEW_CALLS = 8  # that a model gets which draws none: it may still hold a generator of its own
-_DEEP = 3  # containers in each other that a model may return
-_EQUAL = 1e-3  # of the logits' spread: on a GPU reductions differ from call to call, but not so much
+_CALLS = (
+    64  # to detect randomness of a model that uses the global generators: a rate of 1 in 20 is missed 1 in 27 times
+)
+_FEW_CALLS = 8  # the same for other models, which may have a generator of their own
+_DEEP = 3  # nesting of containers in a model's output
+_EQUAL = 1e-3  # share of the logits' spread, above the differences of reductions between calls on a GPU
 
 
 def finite_answers(logits: Tensor) -> Tensor:
-    """Whether each row (N,) of logits (N, classes) is an answer: no NaN, no +inf, and not all of it -inf.
+    """Return whether each row (N,) of logits (N, classes) is a finite answer: no NaN, no +inf, and not all -inf.
 
-    Classes may be masked with -inf.
+    -inf may mask classes.
     """
     bad = torch.isnan(logits) | (logits == float("inf"))
     return ~bad.any(1) & (logits > float("-inf")).any(1)
@@ -55,7 +57,7 @@ def finite_answers(logits: Tensor) -> Tensor:
 
 @contextmanager
 def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
-    """Seed the global generators that a model may draw from (torch, numpy, Python); put their states back after."""
+    """Seed the global random generators (torch, numpy, Python); restore their states afterwards."""
     where = torch.device(device)
     numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002
     with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
@@ -70,7 +72,7 @@ def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
 
 
 def random_state(device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Where the global generators of :func:`seeded` stand, as arrays and plain values."""
+    """Return the states of the global generators of :func:`seeded`, as arrays and plain values."""
     name, keys, *rest = np.random.get_state()  # noqa: NPY002
     version, words, gauss = random.getstate()
     state = {
@@ -86,7 +88,7 @@ def random_state(device: torch.device | str = "cpu") -> dict[str, Any]:
 
 
 def put_random_state(state: Mapping[str, Any], device: torch.device | str = "cpu") -> None:
-    """Put the global generators where :func:`random_state` found them."""
+    """Restore the states of the global generators that :func:`random_state` returned."""
     torch.set_rng_state(torch.from_numpy(state["torch"]))
     name, *rest = state["numpy"]
     np.random.set_state((name, state["numpy_keys"], *rest))  # noqa: NPY002
@@ -97,25 +99,25 @@ def put_random_state(state: Mapping[str, Any], device: torch.device | str = "cpu
 
 
 class _Ends(TorchFunctionMode):
-    """Remembers what went into each softmax and sigmoid, so that the last can be taken off exactly.
+    """Records the inputs of each softmax and sigmoid, so that the last one can be inverted exactly.
 
-    The logarithm of a softmax that has come to 0 and 1 in float32 has lost what the softmax was given.
+    The logarithm of a softmax that is 0 or 1 in float32 does not recover its input.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: list[tuple[Tensor, Tensor, str]] = []
+        self.calls: list[tuple[Tensor, Tensor, str]] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "")
         if name in ("softmax", "sigmoid") and args and isinstance(out, Tensor):
-            self.seen.append((out, args[0], name))
+            self.calls.append((out, args[0], name))
         return out
 
     def before(self, out: Tensor) -> tuple[Tensor, str] | None:
-        """What went into the softmax or sigmoid that gave ``out``, but for rounding, and which of them it was."""
-        for made, given, name in reversed(self.seen):
+        """The input of the softmax or sigmoid that returned ``out`` (up to rounding), and its name."""
+        for made, given, name in reversed(self.calls):
             alike = made.numel() == out.numel()
             if made is out or (alike and torch.allclose(made.to(out).reshape(out.shape), out, rtol=0, atol=1e-5)):
                 return given.reshape(out.shape), name
@@ -123,21 +125,21 @@ class _Ends(TorchFunctionMode):
 
 
 class Classifier(nn.Module):
-    """A stranger's classifier, ``net``, called as it wants to be and read as logits (N, classes).
+    """Calls a foreign classifier, ``net``, as it requires, and reads its output as logits (N, classes).
 
     Args:
         net: any callable of images (N, …).
-        dtype: what it computes in, where it takes no float32.
-        rows: images that it takes at once, where it takes one number only; batches are filled up.
-        alone: give it no two different images at once, since its answers depend on their company.
-        copies: give it a copy of the images, since it changes them.
-        reading: what its output is: ``logits``, or a ``softmax`` or ``sigmoid`` of them, which is taken off.
-        single: one logit z an image, of two classes; it is read as [0, z].
-        masked: it masks classes with -inf, which is read as a number below all others.
-        fixed: what it changes when it answers, and gets a copy of for each call: its ``buffers``, or ``weights`` too.
-            An answer then does not depend on what was asked before. Its modes are put back after each call.
-        item: the keys, numbers and attributes that lead to the logits in what it returns, where it returns more than
-            one tensor; None looks for them at every call.
+        dtype: type of its computation, if it does not take float32.
+        rows: batch size, if it takes one size only; smaller batches are padded.
+        alone: whether each batch holds copies of one image, since outputs depend on the other images.
+        copies: whether it gets a copy of the images, since it overwrites them.
+        reading: its output: ``logits``, or a ``softmax`` or ``sigmoid`` of them, which is inverted.
+        single: whether it returns one logit z per image, of two classes, read as [0, z].
+        masked: whether it masks classes with -inf, read as a number below all others.
+        fixed: what it changes in a call and gets a copy of for each call: its ``buffers``, or also its ``weights``.
+            Outputs then do not depend on earlier calls. Its modes are restored after each call.
+        item: keys, indices and attributes of the logits in an output of several tensors; None looks for them at every
+            call.
     """
 
     def __init__(
@@ -184,7 +186,7 @@ class Classifier(nn.Module):
         return torch.cat(parts)
 
     def raw(self, x: Tensor) -> Any:
-        """What the network itself says of images (N, …), called as it wants to be."""
+        """The output of the network itself for images (N, …)."""
         given = x if self.dtype is None else x.to(self.dtype)
         given = given.clone() if self.copies else given
         if not self.fixed or not isinstance(self.net, nn.Module):
@@ -192,33 +194,33 @@ class Classifier(nn.Module):
         scripted: Any = torch.jit.ScriptModule
         plain = not any(isinstance(m, scripted) for m in self.net.modules())
         before = State([self.net], weights=not plain, buffers=not plain)
-        held: dict[str, Tensor] = {name: b.clone() for name, b in self.net.named_buffers()} if plain else {}
+        copies: dict[str, Tensor] = {name: b.clone() for name, b in self.net.named_buffers()} if plain else {}
         if self.fixed == "weights" and plain:
-            held |= {name: p.detach().clone() for name, p in self.net.named_parameters()}
+            copies |= {name: p.detach().clone() for name, p in self.net.named_parameters()}
         try:
-            return functional_call(self.net, held, (given,)) if plain else self.net(given)
+            return functional_call(self.net, copies, (given,)) if plain else self.net(given)
         finally:
             before.restore()
 
     def output(self, x: Tensor) -> Tensor:
-        """The tensor in what the network says of images (N, …) that its logits are read from."""
-        told = self.raw(x)
-        return logits_in(told, len(x))[0] if self.item is None else _at(told, self.item)
+        """The tensor of the network's output for images (N, …) from which logits are read."""
+        raw = self.raw(x)
+        return logits_in(raw, len(x))[0] if self.item is None else _at(raw, self.item)
 
     def _answer(self, x: Tensor) -> Tensor:
         if self.reading == "logits":
             logits = self.output(x)
         else:
             with _Ends() as ends:
-                told = self.output(x)
-            before = ends.before(told)
+                out = self.output(x)
+            before = ends.before(out)
             if before is not None and before[1] == self.reading:
                 logits = before[0]
             else:
-                tiny = torch.finfo(told.dtype).tiny
-                logits = told.clamp_min(tiny).log()
+                tiny = torch.finfo(out.dtype).tiny
+                logits = out.clamp_min(tiny).log()
                 if self.reading == "sigmoid":
-                    logits = logits - (1 - told).clamp_min(tiny).log()
+                    logits = logits - (1 - out).clamp_min(tiny).log()
         logits = logits.to(x.dtype)
         if self.single:
             logits = logits.reshape(len(logits), 1)
@@ -229,7 +231,7 @@ class Classifier(nn.Module):
 
 
 def _unmasked(logits: Tensor) -> Tensor:
-    """Logits (N, classes) with a finite number, below all others of its row, in the place of -inf."""
+    """Logits (N, classes) with -inf replaced by a finite number below all others of the row."""
     with torch.no_grad():
         masked = logits == float("-inf")
         low = logits.masked_fill(masked, float("inf")).amin(1, keepdim=True)
@@ -239,16 +241,16 @@ def _unmasked(logits: Tensor) -> Tensor:
 
 
 def network_of(model: nn.Module) -> nn.Module:
-    """The network whose layers have names: what a :class:`Classifier` holds, or the model itself."""
+    """Return the network whose layers have names: the ``net`` of a :class:`Classifier`, or the model itself."""
     net = model.net if isinstance(model, Classifier) else model
     return net if isinstance(net, nn.Module) else model
 
 
 def as_module(model: object) -> nn.Module:
-    """Return a model as a module: an exported program's network, a plain callable behind one.
+    """Return a model as a module; exported programs and plain callables are wrapped.
 
     Raises:
-        RobGIBError: it is no module and cannot be called, or has modules that wait for a first batch.
+        RobGIBError: it is not callable, or has lazy modules without a shape.
     """
     if isinstance(model, torch.export.ExportedProgram):
         model = model.module()
@@ -256,8 +258,8 @@ def as_module(model: object) -> nn.Module:
         raise RobGIBError(f"the model must be a torch.nn.Module or a function of images, not {type(model).__name__}.")
     if not isinstance(model, nn.Module):
         return Classifier(model)
-    held: Mapping[str, Any] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    waiting = [name for name, tensor in held.items() if is_lazy(tensor)]
+    tensors: Mapping[str, Any] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    waiting = [name for name, tensor in tensors.items() if is_lazy(tensor)]
     if waiting:
         raise RobGIBError(
             f"the model is not initialised yet ({waiting[0]} has no shape); call it once on a batch of images, then "
@@ -265,7 +267,7 @@ def as_module(model: object) -> nn.Module:
         )
     scripted: Any = torch.jit.ScriptModule
     if isinstance(model, scripted) or not _has_modes(model):
-        return Classifier(model)  # such a module takes no hooks, or no modes
+        return Classifier(model)  # such a module has no hooks, or no modes
     return model
 
 
@@ -283,14 +285,14 @@ def _has_modes(model: nn.Module) -> bool:
 
 @dataclass(frozen=True)
 class Adapted:
-    """A model that can be called as any other.
+    """A model with the standard interface.
 
     Attributes:
-        model: the model itself where it is called as any other, else behind a :class:`Classifier`.
-        random: whether it answers at random.
-        probabilities: whether its output are probabilities.
-        company: whether its answer to an image depends on the other images of the batch.
-        notes: what else was found, a sentence each.
+        model: the model itself if it has the standard interface, otherwise a :class:`Classifier` around it.
+        random: whether it is stochastic.
+        probabilities: whether its outputs are probabilities.
+        company: whether its output for an image depends on the other images of the batch.
+        notes: how it is called and read, if that is unusual, one sentence each.
     """
 
     model: nn.Module
@@ -301,104 +303,136 @@ class Adapted:
 
 
 def adapt(model: object, sample: Tensor, classes: int | None = None) -> Adapted:
-    """Find out how a classifier wants to be called, and what its output is.
+    """Find out how to call a classifier, and what its output is.
 
     Args:
         model: a module, an exported program, or any function of images; frozen, and on the device of ``sample``.
-        sample: clean images (N, …) in [0, 1], of which a few will do.
-        classes: how many classes the data have, where that is known.
+        sample: a few clean images (N, …) in [0, 1].
+        classes: number of classes of the data, if known.
 
     Raises:
-        RobGIBError: no way of calling it gives one row of numbers an image; the sentence tells what it said.
+        RobGIBError: no way of calling the model returns one row of numbers per image; the message names the reason.
     """
     net = as_module(model)
-    raw = net.net if isinstance(net, Classifier) else net
-    before = State([raw]) if isinstance(raw, nn.Module) else None
     with torch.no_grad(), seeded(0, sample.device), faults_of("the model"):
-        form, told, path = _form(raw, sample, classes)
-        options: dict[str, Any] = {**form, "item": path}
-        notes: list[str] = []
+        return _Adaptation(net, sample, classes).adapted()
+
+
+class _Adaptation:
+    """Finds the options of :class:`Classifier` for one network, step by step, each with the options found before."""
+
+    def __init__(self, net: nn.Module, sample: Tensor, classes: int | None) -> None:
+        self.net, self.sample, self.classes = net, sample, classes
+        self.raw = net.net if isinstance(net, Classifier) else net
+        self.notes: list[str] = []
+        self.options: dict[str, Any] = {}
+
+    def adapted(self) -> Adapted:
+        before = State([self.raw]) if isinstance(self.raw, nn.Module) else None
+        form, output, path = _form(self.raw, self.sample, self.classes)
+        self.options = {**form, "item": path}
+        self._note_form(form, output, path)
+        if before is not None:
+            self._keep_fixed(before)
+        self.options["copies"] = _overwrites(self._classifier(), self.sample)
+        if self.options["copies"]:
+            self.notes.append("the model overwrites its input images: it gets copies")
+        selected = _at(output, path)
+        logits = selected.float()
+        self._read_as_logits(logits)
+        classifier = self._classifier().train(False)
+        at_random = _random(classifier, self.sample)
+        if not at_random and _company(classifier, self.sample):
+            classifier.rows, classifier.alone = classifier.rows or 1, True
+            self.notes.append(
+                "the model's output for an image depends on the other images of the batch: it gets one image at a time"
+            )
+        unchanged = (
+            not any([*form.values(), *(self.options[n] for n in ("copies", "single", "masked")), path])
+            and not (classifier.fixed or classifier.alone)
+            and self.options["reading"] == "logits"
+            and logits.ndim == 2
+            and selected.dtype == self.sample.dtype
+            and not isinstance(self.net, Classifier)
+        )
+        return Adapted(
+            self.net if unchanged else classifier,
+            random=at_random,
+            probabilities=self.options["reading"] != "logits",
+            company=classifier.alone,
+            notes=tuple(self.notes),
+        )
+
+    def _classifier(self) -> Classifier:
+        return Classifier(self.raw, **self.options)
+
+    def _note_form(self, form: Mapping[str, Any], output: Any, path: Path) -> None:
         if form.get("dtype"):
-            notes.append(f"it computes in {str(form['dtype']).removeprefix('torch.')}")
+            self.notes.append(f"the model computes in {str(form['dtype']).removeprefix('torch.')}")
         if form.get("rows"):
-            notes.append(f"it takes batches of {form['rows']} only: they are filled up")
+            self.notes.append(f"the model takes batches of {form['rows']} only: smaller batches are padded")
         if path:
-            notes.append(f"its output is a {type(told).__name__}, of which {_named(path)} is read")
-        if before is not None and isinstance(raw, nn.Module):
-            tensors = before.changed()
-            changed = [*tensors, *(f"mode of {name or type(raw).__name__}" for name in before.modes())]
-            if changed:
-                of_weights = not set(tensors).isdisjoint(name for name, _ in raw.named_parameters())
-                options["fixed"] = "weights" if of_weights else "buffers"
-                before.restore()
-                notes.append(
-                    f"it changes itself when it answers ({', '.join(changed[:3])}): what it changes is put back after "
-                    "each call"
-                )
-        options["copies"] = _overwrites(Classifier(raw, **options), sample)
-        if options["copies"]:
-            notes.append("it changes the images that it is given: it gets copies")
-        given = _at(told, path)
-        logits = given.float()
+            self.notes.append(f"the model's output is a {type(output).__name__}; {_named(path)} is read as the logits")
+
+    def _keep_fixed(self, before: State) -> None:
+        """Restore what the model changed in its calls, and have it restored after each later call."""
+        assert isinstance(self.raw, nn.Module)
+        tensors = before.changed()
+        changed = [*tensors, *(f"mode of {name or type(self.raw).__name__}" for name in before.modes())]
+        if not changed:
+            return
+        of_weights = not set(tensors).isdisjoint(name for name, _ in self.raw.named_parameters())
+        self.options["fixed"] = "weights" if of_weights else "buffers"
+        before.restore()
+        self.notes.append(
+            f"the model changes itself in a call ({', '.join(changed[:3])}): its state is restored after each call"
+        )
+
+    def _read_as_logits(self, logits: Tensor) -> None:
+        """Find out whether the output is one number per image, probabilities, or masked."""
+        options, notes = self.options, self.notes
         options["single"] = logits.ndim == 1 or logits.shape[1:].numel() == 1
         if options["single"]:
-            if classes not in (None, 2):
+            if self.classes not in (None, 2):
                 raise RobGIBError(
-                    f"the model gives one number an image and the data have {classes} classes; use a model with a "
-                    "logit a class."
+                    f"the model returns one number per image, but the data have {self.classes} classes; use a model "
+                    "with one logit per class."
                 )
-            notes.append("it gives one logit z an image, read as the logits [0, z] of two classes")
-        options["reading"] = _read_as(Classifier(raw, **options), sample, logits)
+            notes.append("the model returns one logit z per image, read as the logits [0, z] of two classes")
+        options["reading"] = _read_as(self._classifier(), self.sample, logits)
         if options["reading"] == "softmax":
-            notes.append("its output are probabilities: attacks climb the logits below them")
+            notes.append("the model's outputs are probabilities: attacks use the logits before the softmax")
         elif options["reading"] == "sigmoid":
-            notes.append("its output are probabilities of single classes: attacks climb the logits below them")
+            notes.append(
+                "the model's outputs are probabilities of single classes: attacks use the logits before the sigmoid"
+            )
         options["masked"] = bool((logits == float("-inf")).any())
         if options["masked"]:
-            notes.append("it masks classes with -inf")
-        found = Classifier(raw, **options).train(False)
-        at_random = _random(found, sample)
-        if not at_random and _company(found, sample):
-            found.rows, found.alone = found.rows or 1, True
-            notes.append("its answer to an image depends on the others of the batch: images are given one at a time")
-    as_it_is = (
-        not any([*form.values(), *(options[n] for n in ("copies", "single", "masked")), found.fixed, found.alone, path])
-        and options["reading"] == "logits"
-        and logits.ndim == 2
-        and given.dtype == sample.dtype
-        and not isinstance(net, Classifier)
-    )
-    return Adapted(
-        net if as_it_is else found,
-        random=at_random,
-        probabilities=options["reading"] != "logits",
-        company=found.alone,
-        notes=tuple(notes),
-    )
+            notes.append("the model masks classes with -inf")
 
 
-def logits_in(told: Any, count: int, classes: int | None = None) -> tuple[Tensor, Path]:
-    """Return the logits in what a model returns for ``count`` images, and what leads to them (``()``: all of it).
+def logits_in(output: Any, count: int, classes: int | None = None) -> tuple[Tensor, Path]:
+    """Return the logits in a model's output for ``count`` images, and their path in it (``()``: the whole output).
 
-    Of several tensors with a row an image it is the one with a column a class of the data, then what is called
-    ``logits``; the probabilities of another one are left aside.
+    Among several tensors with one row per image, the logits have one column per class of the data; a tensor called
+    ``logits`` takes precedence. Probabilities computed from another tensor are ignored.
 
     Args:
-        told: a tensor, or a tuple, list, mapping, dataclass or object that holds some, also in each other.
-        count: images that it was told of.
-        classes: how many classes the data have, where that is known.
+        output: a tensor, or a tuple, list, mapping, dataclass or object that holds tensors, also nested.
+        count: number of images.
+        classes: number of classes of the data, if known.
 
     Raises:
-        TypeError: there is no tensor with a row an image.
-        RobGIBError: several could be the logits, or none has a column for every class.
+        TypeError: no tensor has one row per image.
+        RobGIBError: several tensors could be the logits, or none has a column for every class.
 
     >>> logits_in((torch.zeros(5, 64), {"out": torch.ones(5, 10)}), 5, classes=10)[1]
     (1, 'out')
     """
-    if isinstance(told, Tensor):
-        return told, ()
-    kind = type(told).__name__
-    tensors = list(_tensors(told))
+    if isinstance(output, Tensor):
+        return output, ()
+    kind = type(output).__name__
+    tensors = list(_tensors(output))
     if not tensors:
         raise TypeError(f"it returns {kind} without logits")
     rows = [(path, t) for path, t in tensors if _has_rows(t, count)]
@@ -423,37 +457,39 @@ def logits_in(told: Any, count: int, classes: int | None = None) -> tuple[Tensor
     )
 
 
-def _tensors(told: Any, deep: int = _DEEP) -> Iterator[tuple[Path, Tensor]]:
-    """Every tensor in what a model returns, and what leads to it."""
-    for key, part in _inside(told):
+def _tensors(output: Any, deep: int = _DEEP) -> Iterator[tuple[Path, Tensor]]:
+    """Every tensor in a model's output, with its path."""
+    for key, part in _inside(output):
         if isinstance(part, Tensor):
             yield (key,), part
         elif deep > 1:
             yield from (((key, *path), tensor) for path, tensor in _tensors(part, deep - 1))
 
 
-def _inside(told: Any) -> Sequence[tuple[str | int, Any]]:
-    """The parts of a container or an object with their keys, numbers or attributes."""
-    if isinstance(told, Mapping):
-        return [(key, part) for key, part in told.items() if isinstance(key, str | int)]
-    if isinstance(told, tuple | list):
-        return list(zip(getattr(told, "_fields", range(len(told))), told, strict=False))
-    if isinstance(told, type | nn.Module | str):
+def _inside(output: Any) -> Sequence[tuple[str | int, Any]]:
+    """The parts of a container or an object with their keys, indices or attributes."""
+    if isinstance(output, Mapping):
+        return [(key, part) for key, part in output.items() if isinstance(key, str | int)]
+    if isinstance(output, tuple | list):
+        return list(zip(getattr(output, "_fields", range(len(output))), output, strict=False))
+    if isinstance(output, type | nn.Module | str):
         return []
-    names = [f.name for f in fields(told)] if is_dataclass(told) else [n for n in _attributes(told) if n[:1] != "_"]
-    return [(name, getattr(told, name, None)) for name in names]
+    names = (
+        [f.name for f in fields(output)] if is_dataclass(output) else [n for n in _attributes(output) if n[:1] != "_"]
+    )
+    return [(name, getattr(output, name, None)) for name in names]
 
 
-def _attributes(told: Any) -> list[str]:
-    own = list(getattr(told, "__dict__", ()))
-    return own if "logits" in own or not hasattr(told, "logits") else [*own, "logits"]  # it may be a property
+def _attributes(output: Any) -> list[str]:
+    own = list(getattr(output, "__dict__", ()))
+    return own if "logits" in own or not hasattr(output, "logits") else [*own, "logits"]  # it may be a property
 
 
-def _at(told: Any, path: Path) -> Any:
-    """What a path leads to."""
+def _at(output: Any, path: Path) -> Any:
+    """The part of a model's output at a path."""
     for key in path:
-        told = told[key] if isinstance(key, int) or isinstance(told, Mapping) else getattr(told, key)
-    return told
+        output = output[key] if isinstance(key, int) or isinstance(output, Mapping) else getattr(output, key)
+    return output
 
 
 def _named(path: Path) -> str:
@@ -468,7 +504,7 @@ def _code(path: Path) -> str:
 
 
 def _has_rows(tensor: Tensor, count: int) -> bool:
-    """Whether a tensor has one row of numbers an image."""
+    """Whether a tensor has one row of numbers per image."""
     if tensor.ndim < 1 or len(tensor) != count or not tensor.is_floating_point():
         return False
     return tensor.ndim <= 2 or tensor.shape[2:].numel() == 1
@@ -479,7 +515,7 @@ def _columns(tensor: Tensor) -> int:
 
 
 def _distinct(found: list[tuple[Path, Tensor]]) -> list[tuple[Path, Tensor]]:
-    """Those of several answers (N, classes) that are no other one once more, nor its (logarithmic) probabilities."""
+    """The tensors (N, classes) without duplicates and without (logarithmic) probabilities of another one."""
 
     def alike(one: Tensor, two: Tensor) -> bool:
         near = 1e-5 if one.dtype in (torch.float32, torch.float64) else 1e-2
@@ -499,7 +535,7 @@ def _distinct(found: list[tuple[Path, Tensor]]) -> list[tuple[Path, Tensor]]:
 
 
 def _form(net: Callable[..., Any], sample: Tensor, classes: int | None) -> tuple[dict[str, Any], Any, Path]:
-    """How the net takes images: its dtype and number of rows where they are not any; what it told, and where."""
+    """How the network takes images: dtype and batch size if fixed; its output, and the path of the logits."""
     tensors = [*net.parameters(), *net.buffers()] if isinstance(net, nn.Module) else []
     own = next((t.dtype for t in tensors if t.is_floating_point()), sample.dtype)
     dtypes: list[torch.dtype | None] = [None] if own == sample.dtype else [own, None]
@@ -507,19 +543,19 @@ def _form(net: Callable[..., Any], sample: Tensor, classes: int | None) -> tuple
         dtypes.append(torch.float64)
     errors: list[str] = []
 
-    def tried(count: int, dtype: torch.dtype | None) -> tuple[Any, Path] | None:
+    def call(count: int, dtype: torch.dtype | None) -> tuple[Any, Path] | None:
         rows = torch.arange(count, device=sample.device) % len(sample)
         given = sample[rows]
         try:
             with network_faults():
-                told = net(given if dtype is None else given.to(dtype))
+                output = net(given if dtype is None else given.to(dtype))
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:  # whatever a stranger's model says: the caller tells it in a sentence
+        except Exception as error:  # a foreign model may raise anything; the caller reports the first error
             errors.append(first_line(error))
             return None
         try:
-            logits, path = logits_in(told, count, classes)
+            logits, path = logits_in(output, count, classes)
         except TypeError as error:
             errors.append(first_line(error))
             return None
@@ -529,16 +565,16 @@ def _form(net: Callable[..., Any], sample: Tensor, classes: int | None) -> tuple
         if not logits.is_floating_point():
             errors.append(f"its output is of type {str(logits.dtype).removeprefix('torch.')}, not logits")
             return None
-        return told, path
+        return output, path
 
     count = min(len(sample), 8)
     for dtype in dtypes:
-        whole = tried(count, dtype)
-        if whole is not None and tried(count + 1, dtype) is not None:
+        whole = call(count, dtype)
+        if whole is not None and call(count + 1, dtype) is not None:
             return ({"dtype": dtype} if dtype else {}), *whole
     for rows in dict.fromkeys((count, *_SIZES)):
         for dtype in dtypes:
-            whole = tried(rows, dtype)
+            whole = call(rows, dtype)
             if whole is not None:
                 return {"rows": rows, **({"dtype": dtype} if dtype else {})}, *whole
     raise RobGIBError(f"the model does not take images of shape {tuple(sample.shape[1:])}: {errors[0]}.")
@@ -552,11 +588,11 @@ def _overwrites(net: Classifier, sample: Tensor) -> bool:
     return not torch.equal(given, before)
 
 
-def _read_as(net: Classifier, sample: Tensor, told: Tensor) -> Reading:
-    """Whether the output is a softmax or a sigmoid."""
-    if not bool(((told >= 0) & (told <= 1)).all()):
+def _read_as(net: Classifier, sample: Tensor, output: Tensor) -> Reading:
+    """Whether the output is logits, a softmax or a sigmoid."""
+    if not bool(((output >= 0) & (output <= 1)).all()):
         return "logits"
-    if not net.single and bool(((told.flatten(1).sum(1) - 1).abs() < (1e-3 if net.dtype is None else 2e-2)).all()):
+    if not net.single and bool(((output.flatten(1).sum(1) - 1).abs() < (1e-3 if net.dtype is None else 2e-2)).all()):
         return "softmax"
     given = sample if net.rows is None else sample[torch.arange(net.rows, device=sample.device) % len(sample)]
     with _Ends() as ends:
@@ -565,11 +601,11 @@ def _read_as(net: Classifier, sample: Tensor, told: Tensor) -> Reading:
 
 
 def differ(one: Tensor, two: Tensor) -> float:
-    """By how much two answers (N, classes) to the same images differ, in units of the logits' spread."""
+    """Return the largest difference of two outputs (N, classes) for the same images, in units of the logits' spread."""
     spread = (one - one.mean(1, keepdim=True)).abs().mean().clamp_min(1e-12)
     gap = float((one - two).abs().max() / spread)
     same = torch.equal(torch.isfinite(one), torch.isfinite(two))
-    return gap if gap == gap else (0.0 if same else float("inf"))  # NaN where both were NaN is no difference
+    return gap if gap == gap else (0.0 if same else float("inf"))  # NaN in the same places is no difference
 
 
 def _random(net: Classifier, sample: Tensor) -> bool:
@@ -597,5 +633,5 @@ def _company(net: Classifier, sample: Tensor) -> bool:
     one, two = others.clone(), others.flip(0) / 2
     one[0] = two[0] = sample[0]
     three = sample[torch.arange(count, device=sample.device) % len(sample)]
-    told = [net(batch)[:1] for batch in (one, two, three)]
-    return any(differ(told[0], other) > _EQUAL for other in told[1:])
+    outputs = [net(batch)[:1] for batch in (one, two, three)]
+    return any(differ(outputs[0], other) > _EQUAL for other in outputs[1:])

@@ -46,9 +46,11 @@ class VariationalHead(nn.Module):
 def variational_head(model: nn.Module, dimension: object, arch: str) -> nn.Module:
     """Put a :class:`VariationalHead` in the place of the model's linear ``head``."""
     if not isinstance(dimension, int) or isinstance(dimension, bool) or dimension < 1:
-        raise RobGIBError(f"architecture {arch!r}: bottleneck must be a number of units from 1, not {dimension!r}.")
+        raise RobGIBError(
+            f"architecture {arch!r}: bottleneck must be a number of units of at least 1, not {dimension!r}."
+        )
     head = getattr(model, "head", None)
     if not isinstance(head, nn.Linear):
-        raise RobGIBError(f"architecture {arch!r} has no linear layer called 'head' for a bottleneck to stand before.")
+        raise RobGIBError(f"architecture {arch!r} has no linear layer 'head', which a bottleneck needs.")
     model.head = VariationalHead(head.in_features, dimension, head.out_features)
     return model

@@ -1,4 +1,4 @@
-"""Checkpoints: safetensors written whole or not at all; strangers' weights read, and nothing of theirs run."""
+"""Checkpoints: write safetensors atomically; read foreign weights without running code of the file."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ _INDEX = ".index.json"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint file holds.
+    """The content of a checkpoint file.
 
     Attributes:
-        network: a network that needs no architecture, in eval mode; None where the file holds weights alone.
-        weights: a state dict (empty where there is a network).
-        notes: what else there is to know of how it was read, a sentence each.
-        pickled: the class of a network that was pickled whole, and of which only the weights were taken.
-        sets: every state dict in the file by where it lies, the usual names first; ``weights`` are of the first, or of
-            the one that was asked for. :func:`~robgib.models.fit` finds the one that fits a network.
-        wanted: which of them was asked for.
-        said: the normalisations that the file tells of beside its weights.
-        check: compares the network's answer to images with another reader's of the same file, and gives notes.
+        network: a network that needs no architecture, in eval mode; None if the file holds weights only.
+        weights: a state dict (empty if there is a network).
+        notes: how the file was read, one sentence each.
+        pickled: the class of a pickled network of which only the weights were read.
+        sets: every state dict in the file by its key, the usual names first; ``weights`` are those of the first, or of
+            the requested one. :func:`~robgib.models.fit` finds the one that fits a network.
+        wanted: key of the requested state dict.
+        said: the normalisations that the file describes beside its weights.
+        check: compares the network's outputs with those of another reader of the same file, and returns notes.
     """
 
     network: nn.Module | None
@@ -79,15 +79,15 @@ def read_record(path: Path) -> dict[str, Any] | None:
     try:
         record = read_json(beside)
     except (OSError, ValueError) as error:
-        raise RobGIBError(f"the record {beside} is not readable JSON: {error}; remove or mend it.") from error
+        raise RobGIBError(f"the record {beside} is not readable JSON: {error}; correct or remove it.") from error
     return record if isinstance(record, dict) else None
 
 
 def _check_looks(path: Path) -> None:
-    """Raise where a file's beginning shows that it is no checkpoint at all.
+    """Raise if the beginning of a file shows that it is not a checkpoint.
 
     Raises:
-        RobGIBError: it is empty, or a web page or text that a download left in its place.
+        RobGIBError: it is empty, or a web page or text from a failed download.
     """
     try:
         with path.open("rb") as file:
@@ -98,24 +98,24 @@ def _check_looks(path: Path) -> None:
         raise RobGIBError(f"{path} is empty: the download or the copy failed; fetch the file again.")
     if head[:1] == b"<" and any(word in head.lower() for word in (b"<html", b"<!doctype", b"<?xml")):
         raise RobGIBError(
-            f"{path} is a web page, not a checkpoint: a download gave an error page; fetch the file again."
+            f"{path} is a web page, not a checkpoint: the download returned an error page; fetch the file again."
         )
     if head.startswith(b"version https://git-lfs"):
-        raise RobGIBError(f"{path} is a pointer of Git LFS, not the file itself; fetch it with `git lfs pull`.")
+        raise RobGIBError(f"{path} is a pointer of Git LFS, not the file itself; run `git lfs pull`.")
 
 
 def read_checkpoint(
     path: Path, *, allow_pickle: bool = False, weights_key: str | None = None, allow_code: bool = False
 ) -> Checkpoint:
-    """Read a checkpoint of any kind: a network that needs no architecture, or a state dict that does.
+    """Read a checkpoint of any kind: a complete network, or a state dict that needs an architecture.
 
     Args:
         path: ``.safetensors``; ``.pt``, ``.pth``, ``.ckpt``, ``.bin`` or ``.pth.tar`` (a state dict, a training
             script's file that holds one, or TorchScript); the index of sharded weights (``….index.json``); ``.ts`` or
             ``.torchscript``, ``.pt2`` (torch.export), ``.onnx``; or a folder that holds one of the first kinds.
-        allow_pickle: unpickle a file that holds a network whole. That can run any code.
-        weights_key: which of several sets of weights in a file: the key of a state dict, such as ``state_dict_ema``, a
-            prefix of its keys, such as ``teacher``, or both with a dot between.
+        allow_pickle: unpickle a file that holds a pickled network. That can run any code.
+        weights_key: one of several sets of weights in a file: the key of a state dict, such as ``state_dict_ema``, a
+            prefix of its keys, such as ``teacher``, or both joined by a dot.
         allow_code: read TorchScript and torch.export programs whatever they hold. That can run any code.
 
     Raises:
@@ -129,7 +129,7 @@ def read_checkpoint(
     if not path.exists():
         raise RobGIBError(f"checkpoint {str(path)!r} does not exist.")
     if not path.is_file():
-        raise RobGIBError(f"checkpoint {str(path)!r} is no file; give one.")
+        raise RobGIBError(f"checkpoint {str(path)!r} is not a file.")
     if path.name.endswith(_INDEX):
         return _of_sets(path, {"": _sharded(path)}, weights_key, _said_beside(path))
     if path.suffix == ".safetensors":
@@ -158,7 +158,7 @@ def _network_in(path: Path, content: dict[Any, Any], weights_key: str | None) ->
     found = {k: v for k, v in named.items() if not any(word in k.lower() for word in (*_OTHERS, "criterion", "loss"))}
     if len(found) > 1:
         raise RobGIBError(
-            f"{path} holds {len(found)} networks, {', '.join(map(repr, list(found)[:3]))}; say which is meant with "
+            f"{path} holds {len(found)} networks, {', '.join(map(repr, list(found)[:3]))}; choose one with "
             f"--weights-key {next(iter(found))} (in Python weights_key={next(iter(found))!r})."
         )
     return next(iter(found.values()), None)
@@ -168,9 +168,11 @@ def read_state(path: Path) -> dict[str, Tensor]:
     """Read a file's only state dict (:func:`read_checkpoint`); nothing is ever unpickled that is no tensor."""
     found = read_checkpoint(path)
     if len(found.sets) > 1:
-        raise RobGIBError(f"{path} holds several state dicts, {', '.join(map(repr, found.sets))}; give one alone.")
+        raise RobGIBError(
+            f"{path} holds several state dicts, {', '.join(map(repr, found.sets))}; save one of them to its own file."
+        )
     if found.network is not None:
-        raise RobGIBError(f"{path} holds a network whole, not a state dict of tensors.")
+        raise RobGIBError(f"{path} holds a complete network, not a state dict of tensors.")
     return found.weights
 
 
@@ -181,7 +183,7 @@ def _in_folder(folder: Path) -> Path:
             if path.is_file():
                 return path
     raise RobGIBError(
-        f"{folder} is a folder without model.safetensors or pytorch_model.bin; name the checkpoint in it."
+        f"{folder} holds neither model.safetensors nor pytorch_model.bin; give the path of a checkpoint file."
     )
 
 
@@ -196,7 +198,7 @@ def _safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             metadata = {k: _plain(v) for k, v in (file.metadata() or {}).items()}
         return _sound(path, load_file(str(path))), metadata
     except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise RobGIBError(f"{path} is not a whole safetensors file: {first_line(error)}.") from error
+        raise RobGIBError(f"{path} is not a complete safetensors file: {first_line(error)}.") from error
 
 
 def _plain(text: str) -> Any:
@@ -234,11 +236,11 @@ def _sharded(index: Path) -> dict[str, Tensor]:
         if not (index.parent / name).is_file():
             raise RobGIBError(f"{index} names the file {name!r}, which is not beside it; fetch all parts.")
         weights |= read_checkpoint(index.parent / name).weights
-    told = content["weight_map"]
-    missing = [key for key in told if key not in weights]
+    files = content["weight_map"]
+    missing = [key for key in files if key not in weights]
     if missing:
         raise RobGIBError(
-            f"{index} promises {missing[0]!r}, which is not in {told[missing[0]]}; fetch that file again."
+            f"{index} lists {missing[0]!r} in {files[missing[0]]}, but it is not there; fetch that file again."
         )
     return weights
 
@@ -260,8 +262,8 @@ def _unpickled(path: Path, allow_pickle: bool) -> Any:
     except Exception as error:
         reason = str(first).split("WeightsUnpickler error:")[-1].strip().splitlines()[0].rstrip(".")
         raise RobGIBError(
-            f"{path} is no file of torch.save, and would have to be unpickled, which can run any code "
-            f"({reason}); save `model.state_dict()` as safetensors or with torch.save instead."
+            f"{path} holds more than weights, and unpickling it can run any code ({reason}); save "
+            "`model.state_dict()` as safetensors or with torch.save."
         ) from error
 
 
@@ -329,7 +331,7 @@ def _chosen(path: Path, content: Any, weights_key: str | None) -> Checkpoint:
         at = at.get(part) if isinstance(at, dict) else None
     pickled = at.source if isinstance(at, StandIn) else ""
     notes = (
-        (f"the file holds a network of the class {pickled!r}, of which only the weights were taken",) if pickled else ()
+        (f"the file holds a pickled network of the class {pickled!r}; only its weights were read",) if pickled else ()
     )
     return replace(chosen, pickled=pickled, notes=notes)
 
@@ -393,13 +395,13 @@ def _sound(path: Path, state: Mapping[Any, Tensor]) -> dict[str, Tensor]:
     for key, value in state.items():
         kind = (
             "a sparse tensor" if value.layout != torch.strided
-            else "a quantised tensor" if value.is_quantized
-            else "a tensor without content (meta)" if value.is_meta
+            else "a quantized tensor" if value.is_quantized
+            else "a meta tensor without values" if value.is_meta
             else "complex numbers" if value.is_complex()
             else ""
         )  # fmt: skip
         if kind:
-            raise RobGIBError(f"{path} holds {kind}, {key!r}; save the weights as plain tensors of numbers.")
+            raise RobGIBError(f"{path} holds {kind}, {key!r}; save the weights as dense tensors of real numbers.")
     if not state:
         raise RobGIBError(f"{path} holds no weights.")
     return dict(state)

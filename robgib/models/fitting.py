@@ -1,4 +1,4 @@
-"""From the sets of weights that a file holds to a network: which of them it is, and what normalises its images."""
+"""Fill a network from a file: choose among its sets of weights, and find the normalisation of its images."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def fit(
     lost = _left_out([k for k in unused if k not in again], own)
     others = [key or _TOP for key in sets if key != chosen.key and key not in {c.key for c in twins}]
     if others and wanted is None:
-        lost = (*lost, f"the file also holds {_some(others)}, which is left out (--weights-key)")
+        lost = (*lost, f"the file also holds {_some(others)}, which is not used (--weights-key chooses)")
     elif others:
         notes.append(f"the file also holds {_some(others)}")
     return Fitted(tuple(notes), lost, applied)
@@ -137,15 +137,15 @@ def fit(
 
 def _found_as(chosen: _Set, twins: Sequence[_Set], own: Mapping[str, Tensor], alone: bool) -> list[str]:
     """Under which names, how often and in which precision a file holds a network's weights."""
-    notes = [f"the prefix {chosen.prefix!r} was taken off its weights' names"] if chosen.prefix else []
+    notes = [f"the prefix {chosen.prefix!r} was removed from the names of the weights"] if chosen.prefix else []
     if not alone:
-        notes.append(f"its weights are those of {chosen.label!r}")
+        notes.append(f"the weights are those of {chosen.label!r}")
     if twins:
-        notes.append(f"the file holds its weights again as {_some([c.label for c in twins])}")
+        notes.append(f"the file holds the same weights as {_some([c.label for c in twins])}")
     other = {v.dtype for k, v in chosen.weights.items() if v.dtype != own[k].dtype and v.is_floating_point()}
     if other:
         names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in other))
-        notes.append(f"its weights are {names} in the file, and computed with in float32")
+        notes.append(f"the weights are {names} in the file, and float32 in the network")
     return notes
 
 
@@ -236,7 +236,7 @@ def _chosen(fitting: list[_Set], source: str, wanted: str | None) -> tuple[_Set,
     if len(kinds) > 1:
         labels = [kind[0].label for kind in kinds]
         raise RobGIBError(
-            f"{source} holds {len(labels)} complete sets of the network's weights, {_some(labels)}; say which is meant "
+            f"{source} holds {len(labels)} complete sets of the network's weights, {_some(labels)}; choose one "
             f"with --weights-key {labels[0]} (in Python weights_key={labels[0]!r})."
         )
     chosen = kinds[0][0]
@@ -267,8 +267,8 @@ def _left_out(unused: list[str], own: Mapping[str, Tensor]) -> tuple[str, ...]:
     if not unused:
         return ()
     ends = tuple(f".{tidy(k)}" for k in own)
-    none = "" if any(f".{tidy(k)}".endswith(ends) for k in unused) else ", being none of the network's"
-    return (f"{len(unused)} of the file's tensors were left out{none}: {_some(unused)}",)
+    none = "" if any(f".{tidy(k)}".endswith(ends) for k in unused) else ", since the network has none of these names"
+    return (f"{len(unused)} tensors of the file were not used{none}: {_some(unused)}",)
 
 
 # Normalisers: a mean and a standard deviation by channel, which a wrapper, a file or a network holds under usual names.
@@ -354,16 +354,16 @@ def _own_normalizer(
     told = next(iter(found))
     own = _of_network(model)
     why = (
-        "they are several, and differ" if len(found) > 1
-        else "no mean in [0, 1] with a standard deviation in (0, 1] for each channel" if told is None
-        else "the architecture has another one inside" if own and told not in own
+        "there are several, and they differ" if len(found) > 1
+        else "it is not a mean in [0, 1] with a standard deviation in (0, 1] per channel" if told is None
+        else "the architecture contains another one" if own and told not in own
         else ""
     )  # fmt: skip
     if why or told is None:
         raise RobGIBError(
             f"{source} holds a normaliser beside the network, {_some(k for p in pairs for k in p)}, that cannot be "
-            f"applied ({why}); say what is done to images in [0, 1] with --normalize, or --mean, --std and --bounds "
-            "(in Python normalization=)."
+            f"applied ({why}); give the normalisation of images in [0, 1] with --normalize, or --mean, --std and "
+            "--bounds (in Python normalization=)."
         )
     return (told, pairs[0]) if told not in own else (None, pairs[0])
 
@@ -382,12 +382,15 @@ def _of_network(model: nn.Module) -> set[Normalization]:
 def _from_said(said: Sequence[Normalization], model: nn.Module) -> tuple[Normalization | None, str]:
     """The normalisation that a file tells of outside its weights, and a sentence on it."""
     kinds = list(dict.fromkeys(said))
-    told = " or ".join(map(str, kinds))
+    names = " or ".join(map(str, kinds))
     if len(kinds) > 1:
-        return None, f"the file tells of several normalisations ({told}): none is applied (--normalize chooses)"
+        return None, f"the file describes several normalisations ({names}): none is applied (--normalize chooses)"
     if _of_network(model):
-        return None, f"the file tells of a normalisation ({told}), and the architecture has its own: that alone counts"
-    return kinds[0], "the file tells how images are normalised, which is done"
+        return (
+            None,
+            f"the file describes a normalisation ({names}), but the architecture has its own: only that one is applied",
+        )
+    return kinds[0], "the normalisation that the file describes is applied"
 
 
 _SAID_DEEP = 4

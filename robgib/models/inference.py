@@ -1,4 +1,4 @@
-"""A classifier as attacks call it: eval mode, batches that fit the memory, a faster form, its passes counted."""
+"""Classifiers prepared for attacks: eval mode, batches that fit the memory, a fused copy, counted passes."""
 
 from __future__ import annotations
 
@@ -41,17 +41,17 @@ __all__ = [
 
 
 _ONE_THREAD = threading.RLock()
-"""Held by the thread that measures."""
-if hasattr(os, "register_at_fork"):  # a process that was forked meanwhile has not the thread that would let go of it
+"""Lock of the measuring thread."""
+if hasattr(os, "register_at_fork"):  # a forked process lacks the thread that would release the lock
     os.register_at_fork(after_in_child=lambda: globals().update(_ONE_THREAD=threading.RLock()))
 
 
 @contextmanager
 def one_thread_measures() -> Iterator[None]:
-    """Let the other threads of this process wait that would measure too.
+    """Make other measuring threads of this process wait.
 
-    A model's modes, the passes counted on it, what is warned of and the global random numbers are the process's own:
-    threads at once would mix them. Measuring in a thread gives what it gives without others; processes run at once.
+    A model's modes, its counted passes, warnings and the global random numbers belong to the process, and concurrent
+    threads would mix them. With this lock a thread gives the same results as alone. Processes run in parallel.
     """
     with _ONE_THREAD:
         yield
@@ -59,9 +59,9 @@ def one_thread_measures() -> Iterator[None]:
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Put the model in eval mode with parameters that take no gradients; restore both afterwards.
+    """Put the model in eval mode and freeze its parameters; restore both afterwards.
 
-    One thread of the process at a time is in here (:func:`one_thread_measures`).
+    Only one thread of the process can be in this context (:func:`one_thread_measures`).
     """
     with _ONE_THREAD, _eval_mode(model):
         yield
@@ -86,41 +86,41 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 PRECISIONS = ("float32", "bfloat16")
-_CACHE = 2**25  # bytes of activations at which a CPU's batches are about fastest
-_DOUBT = 0.05  # of the largest logit: what bfloat16 may be off by, and more
-_SAME = 1e-3  # of a gradient's length: how far one form's may be from another's, for most samples
-_KINK = 0.2  # and for all: where rounding takes a ReLU to its other side, a sample's gradient jumps
+_CACHE = 2**25  # bytes of activations for which batches are about fastest on a CPU
+_DOUBT = 0.05  # share of the largest logit, above the error of bfloat16
+_SAME = 1e-3  # relative error of the fused copy's gradients, for most samples
+_KINK = 0.2  # the same for all samples: if rounding changes the side of a ReLU, a gradient jumps
 
 
 @dataclass
 class QueryCount:
-    """Images that went forward through a model, and gradients that came back (each counted singly)."""
+    """Numbers of forward and backward passes through a model, counted per image."""
 
     forward: int = 0
     backward: int = 0
 
     @property
     def cost(self) -> int:
-        """In forward passes: a gradient takes about two."""
+        """Cost in forward passes; a backward pass costs about two."""
         return self.forward + 2 * self.backward
 
 
 @contextmanager
 def count_queries(*models: nn.Module) -> Iterator[QueryCount]:
-    """Count the passes through all of ``models`` while the context lasts, whoever calls them."""
+    """Count the passes through all of ``models`` in this context, whoever calls them."""
     passes = QueryCount()
 
-    def seen(module: nn.Module, inputs: tuple[Any, ...], logits: Any) -> None:
+    def count_forward(module: nn.Module, inputs: tuple[Any, ...], logits: Any) -> None:
         count = len(inputs[0]) if inputs and isinstance(inputs[0], Tensor) else 0
         passes.forward += count
 
-        def back(gradient: Tensor) -> None:
+        def count_backward(gradient: Tensor) -> None:
             passes.backward += count
 
         if isinstance(logits, Tensor) and logits.requires_grad:
-            logits.register_hook(back)
+            logits.register_hook(count_backward)
 
-    handles = [m.register_forward_hook(seen) for m in {id(m): m for m in models}.values()]
+    handles = [m.register_forward_hook(count_forward) for m in {id(m): m for m in models}.values()]
     try:
         yield passes
     finally:
@@ -129,59 +129,59 @@ def count_queries(*models: nn.Module) -> Iterator[QueryCount]:
 
 
 def gradient_of(value: Tensor, leaf: Tensor, keep: bool = False) -> Tensor:
-    """Gradient of the scalar ``value`` by ``leaf``; ``keep`` keeps the graph for another.
+    """Return the gradient of the scalar ``value`` with respect to ``leaf``; ``keep`` retains the graph.
 
     Raises:
-        NoGradientError: there is none.
+        NoGradientError: ``value`` does not depend on ``leaf`` through differentiable operations.
     """
     try:
         with network_faults():
             return torch.autograd.grad(value, leaf, retain_graph=keep)[0]
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # a stranger's backward pass may raise anything
+    except Exception as error:  # a foreign backward pass may raise anything
         if "does not require grad" in str(error) or "not have been used in the graph" in str(error):
             raise NoGradientError(
-                "the model gives no gradient: its logits do not depend on the image through differentiable "
-                "operations; use a black-box attack such as square-linf."
+                "the model gives no gradient: its logits do not depend on the image through differentiable operations; "
+                "use a black-box attack such as square-linf."
             ) from error
         with faults_of("the model's backward pass"):
             raise
 
 
 def finite(gradient: Tensor) -> Tensor:
-    """A gradient with 0 for its entries that are NaN or infinite, which would spoil all later steps."""
+    """Replace NaN and infinite entries of a gradient by 0; they would spoil all later steps."""
     return torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
 
 
 class ObjectiveProtocol(Protocol):
-    """What a gradient is taken of: an attack's objective (:class:`robgib.attacks.Objective`)."""
+    """The function that an attack maximises (:class:`robgib.attacks.Objective`)."""
 
     @property
     def criterion(self) -> Callable[[Tensor], Tensor]:
-        """From logits (N, classes) to whether each sample (N,) is where the attack wants it."""
+        """Maps logits (N, classes) to whether the attack has succeeded on each sample (N,)."""
 
     def value(self, logits: Tensor) -> Tensor:
-        """Per-sample value (N,) that is increased."""
+        """Value per sample (N,) to increase."""
 
     def select(self, mask: slice) -> ObjectiveProtocol:
-        """The same for some of the samples."""
+        """The same objective for some of the samples."""
 
 
 class BatchedModel(nn.Module):
-    """Gives a model images in batches, so that an attack may hold any number of samples at once.
+    """Calls a model in batches, so that an attack may pass any number of samples.
 
-    Where the device runs out of memory the batch size is halved, for good, and the batch repeated. Entries of gradients
-    that are not finite count as 0; ``broken`` tells on how many images there were any.
+    If the device runs out of memory, the batch size is halved permanently and the batch repeated. Entries of gradients
+    that are not finite are replaced by 0; ``broken`` counts the images with such entries.
 
     Args:
         model: classifier, frozen.
-        batch_size: images at once.
-        precision: ``bfloat16`` takes gradients under autocast. Logits that come with them are float32's wherever
-            bfloat16's are no safe ground for a decision, and those of a plain call always.
+        batch_size: images per batch.
+        precision: ``bfloat16`` computes gradients under autocast. Logits are recomputed in float32 wherever bfloat16 is
+            too coarse for a decision; a plain call always computes in float32.
         watch: called after each batch.
-        random: whether the model answers at random. No image then counts as one that fooled it while an attack goes on:
-            a lucky draw is none.
+        random: whether the model is stochastic. An attack on a stochastic model counts no image as a success while it
+            runs, since the success may be due to one lucky draw.
         draws: calls over which logits and gradients are averaged (expectation over transformation, Athalye et al.
             2018).
     """
@@ -206,7 +206,7 @@ class BatchedModel(nn.Module):
 
     @property
     def broken(self) -> int:
-        """How many images had gradients with entries that are not finite, each time counted singly."""
+        """Number of image gradients with entries that are not finite."""
         return int(torch.stack(self._broken).sum()) if self._broken else 0
 
     def forward(self, x: Tensor) -> Tensor:
@@ -221,15 +221,15 @@ class BatchedModel(nn.Module):
         return gradient, logits
 
     def map(self, count: int, call: Callable[[slice], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        """Call with slices of a batch each that cover ``count`` rows; join each of the results along the rows.
+        """Call with one slice per batch until ``count`` rows are covered; concatenate the results along the rows.
 
-        The results, floating-point all, are averaged over the draws.
+        Results must be floating-point; they are averaged over the draws.
         """
         if self.draws > 1:
-            found = self._map(count, call)
+            totals = self._map(count, call)
             for _ in range(self.draws - 1):
-                found = tuple(a + b for a, b in zip(found, self._map(count, call), strict=True))
-            return tuple(a / self.draws for a in found)
+                totals = tuple(a + b for a, b in zip(totals, self._map(count, call), strict=True))
+            return tuple(total / self.draws for total in totals)
         return self._map(count, call)
 
     def _map(self, count: int, call: Callable[[slice], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
@@ -284,11 +284,11 @@ class BatchedModel(nn.Module):
 
 
 def fuse_for_inference(model: nn.Module, sample: Tensor) -> nn.Module:
-    """Return a faster copy of a frozen model: batch norms folded, ReLU after max pooling, memory channels-last.
+    """Return an optimised copy of a frozen model: fused batch norms, ReLU after max pooling, channels-last memory.
 
-    The model itself comes back where it has no convolution, cannot be copied, or where the copy is not the same
-    function with the same gradients, to rounding: on the images ``sample`` (N, …) and on perturbed ones, for each of
-    the losses that attacks climb. A form that is traced loses custom gradients, hooks and what else it does not see.
+    The model itself is returned if it has no convolution or cannot be copied, or if logits or gradients of the copy
+    differ from the model's by more than rounding. They are compared on the images ``sample`` (N, …) and on perturbed
+    images, for each loss that attacks use. Tracing loses custom gradients, hooks and other code it does not record.
     """
     if isinstance(model, Classifier) or sample.ndim != 4 or not len(sample):
         return model
@@ -296,7 +296,7 @@ def fuse_for_inference(model: nn.Module, sample: Tensor) -> nn.Module:
         return model
     try:
         wanted = _probed(model, sample)
-    except RobGIBError:  # no gradient, or none that its own code can give
+    except RobGIBError:  # no gradient
         return model
     for copied in (_traced, copy.deepcopy):
         try:
@@ -308,13 +308,13 @@ def fuse_for_inference(model: nn.Module, sample: Tensor) -> nn.Module:
                     return fused
         except torch.OutOfMemoryError:
             raise
-        except Exception:  # whatever a stranger's module says to tracing or copying, it can be attacked as it is
+        except Exception:  # tracing or copying may raise anything; the model itself can still be attacked
             continue
     return model
 
 
 def _probed(model: nn.Module, sample: Tensor) -> list[tuple[Tensor, list[Tensor]]]:
-    """Logits, and the gradients of what losses are made of, at images and around them, near and far."""
+    """Logits, and gradients of the parts of all losses, at the images and at near and far perturbed images."""
     generator = torch.Generator().manual_seed(0)
     draws = torch.rand((2, *sample.shape), generator=generator, dtype=torch.float32).to(sample)
     found = []
@@ -336,8 +336,8 @@ def _probed(model: nn.Module, sample: Tensor) -> list[tuple[Tensor, list[Tensor]
     return found
 
 
-def _alike(told: list[tuple[Tensor, list[Tensor]]], wanted: list[tuple[Tensor, list[Tensor]]]) -> bool:
-    for (logits, gradients), (right, slopes) in zip(told, wanted, strict=True):
+def _alike(ours: list[tuple[Tensor, list[Tensor]]], wanted: list[tuple[Tensor, list[Tensor]]]) -> bool:
+    for (logits, gradients), (right, slopes) in zip(ours, wanted, strict=True):
         if logits.shape != right.shape or not torch.equal(finite_answers(logits), finite_answers(right)):
             return False
         far = (logits - right).abs() > 1e-4 * right.abs().amax(1, keepdim=True)
@@ -355,9 +355,9 @@ def _alike(told: list[tuple[Tensor, list[Tensor]]], wanted: list[tuple[Tensor, l
 
 
 def _traced(model: nn.Module) -> nn.Module:
-    """A traced copy with each batch norm folded into the convolution before it, and ReLU after max pooling.
+    """A traced copy with each batch norm fused into the convolution before it, and ReLU after max pooling.
 
-    The two commute, in their gradients too, and after the pooling there is less to do.
+    ReLU and max pooling commute, also in their gradients, and ReLU costs less after the pooling.
     """
     from torch.fx.experimental.optimization import fuse
 
@@ -378,16 +378,16 @@ def _traced(model: nn.Module) -> nn.Module:
 
 
 def rows_of(model: nn.Module) -> int | None:
-    """How many images a model takes at once, where it takes one number only."""
+    """The batch size of a model that takes one size only, otherwise None."""
     return model.rows if isinstance(model, Classifier) else None
 
 
 def fitting_batch(model: nn.Module, sample: Tensor) -> int:
     """Return a batch size for a frozen model, a power of two.
 
-    On a CPU its activations stay about in the cache, elsewhere in an eighth of the memory. The rule looks at the size
-    of the leaf modules' outputs for the images ``sample`` (N, …), on the model's device, and at no clock, so that it
-    gives the same answer every time.
+    The activations of a batch fit about into the cache of a CPU, or into an eighth of a GPU's memory. The rule adds up
+    the sizes of the leaf modules' outputs for the images ``sample`` (N, …) on the model's device. It measures no time,
+    so the result is reproducible.
     """
     if not len(sample):
         return 64
@@ -417,19 +417,18 @@ def _power(wanted: int, least: int, most: int) -> int:
     return min(most, max(least, 1 << max(0, wanted.bit_length() - 1)))
 
 
-_DRAWS = 20  # over which a model that answers at random is attacked, unless an attack says so, and judged
+_DRAWS = 20  # draws over which a stochastic model is judged, and attacked unless an attack states its own number
 NO_ANSWER = -1
-"""The prediction where a model has no answer."""
+"""The prediction for images without a finite answer."""
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What a model says of N images, beside their labels.
+    """Predictions of a model for N labelled images.
 
     Attributes:
-        prediction: classes (N,), int64; the most frequent of a model that answers at random, and -1 where it has no
-            answer (NaN).
-        right: share (N,) of the draws in which the label came out: 0 or 1 for a model that does not answer at random.
+        prediction: classes (N,), int64; the most frequent class of a stochastic model; -1 without a finite answer.
+        right: share (N,) of the draws that predict the label: 0 or 1 for a deterministic model.
     """
 
     prediction: np.ndarray
@@ -438,17 +437,17 @@ class Answers:
 
 @dataclass(frozen=True)
 class PreparedModel:
-    """A model made ready for attacks.
+    """A model prepared for attacks.
 
     Attributes:
         model: the model as attacks call it (:func:`~robgib.models.adapt.adapt`).
-        fused: the faster form that attacks climb; the model itself where there is none.
-        batch_size: images at once.
-        precision: of gradients.
-        random: whether it answers at random.
-        probabilities: whether its output are probabilities.
-        company: whether its answer to an image depends on the others of the batch.
-        notes: what else there is to know of how it is called, a sentence each.
+        fused: optimised copy from which attacks take gradients; the model itself if there is none.
+        batch_size: images per batch.
+        precision: precision of gradients.
+        random: whether the model is stochastic.
+        probabilities: whether its outputs are probabilities.
+        company: whether its output for an image depends on the other images of the batch.
+        notes: how it is called, if that is unusual, one sentence each.
     """
 
     model: nn.Module
@@ -462,7 +461,7 @@ class PreparedModel:
 
     @property
     def draws(self) -> int:
-        """Calls by which an answer is judged."""
+        """Calls over which a prediction is judged."""
         return _DRAWS if self.random else 1
 
 
@@ -475,18 +474,18 @@ def prepare(
     precision: str = "float32",
     device: torch.device | str = "cpu",
 ) -> PreparedModel:
-    """Make a model on ``device`` ready for attacks on images like ``sample`` (N, …), of which a few will do.
+    """Prepare a model on ``device`` for attacks on images like ``sample`` (N, …).
 
     Args:
         model: classifier: a module, an exported program, or a function of images.
-        sample: clean images in [0, 1].
-        classes: how many classes the data have, where that is known.
-        batch_size: images at once; None finds it. It is halved where memory does not suffice.
-        precision: ``float32``, or ``bfloat16`` for gradients; who is fooled is decided in float32 either way.
-        device: where the model is.
+        sample: a few clean images in [0, 1].
+        classes: number of classes of the data, if known.
+        batch_size: images per batch; None chooses it. It is halved when memory runs out.
+        precision: ``float32``, or ``bfloat16`` for gradients; float32 decides which samples are fooled.
+        device: device of the model.
 
     Raises:
-        RobGIBError: the model cannot be called on such images, or gives no logits.
+        RobGIBError: the model cannot be called on such images, or does not return logits.
     """
     if precision not in PRECISIONS:
         raise unknown_name("precision", precision, PRECISIONS)
@@ -503,12 +502,12 @@ def prepare(
             except torch.OutOfMemoryError:
                 if count == 1:
                     raise
-    told = (adapted.random, adapted.probabilities, adapted.company, adapted.notes)
-    return PreparedModel(adapted.model, fused, size, precision, *told)
+    properties = (adapted.random, adapted.probabilities, adapted.company, adapted.notes)
+    return PreparedModel(adapted.model, fused, size, precision, *properties)
 
 
 def check_logits(logits: Tensor, x: Tensor, classes: int | None = None) -> None:
-    """Raise when a model's output is not logits (N, classes), or no answer to any image."""
+    """Raise if a model's output is not logits (N, classes)."""
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise RobGIBError(
@@ -516,8 +515,8 @@ def check_logits(logits: Tensor, x: Tensor, classes: int | None = None) -> None:
         )
     if classes is not None and logits.shape[1] < classes:
         raise RobGIBError(
-            f"the model gives {logits.shape[1]} logits and the data have {classes} classes; "
-            "use a model and data that belong together."
+            f"the model returns {logits.shape[1]} logits, but the data have {classes} classes; "
+            "use a model and data with the same classes."
         )
 
 
@@ -531,9 +530,9 @@ def answers(
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> Answers:
-    """Return what a model says of images ``x`` (N, …) with labels ``y`` (N,), after checking that it is logits.
+    """Return a model's predictions for images ``x`` (N, …) with labels ``y`` (N,), after checking the output.
 
-    A model that was found to answer at random (:func:`prepare`) is asked 20 times.
+    A stochastic model (:func:`prepare`) is called 20 times.
 
     Raises:
         RobGIBError: the output is not logits.
@@ -543,10 +542,10 @@ def answers(
     batch_size = model.batch_size if isinstance(model, PreparedModel) else batch_size
     parts = []
     with eval_mode(net), torch.no_grad(), seeded(seed, device):
-        housed = BatchedModel(net, batch_size)
+        batched = BatchedModel(net, batch_size)
         for batch, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):
             try:
-                parts.append(ask(housed, batch.to(device), labels.to(device), draws, classes))
+                parts.append(ask(batched, batch.to(device), labels.to(device), draws, classes))
             except RobGIBError as error:
                 if parts or not isinstance(error.__cause__, RuntimeError):
                     raise
@@ -558,7 +557,7 @@ def answers(
 
 
 def check_finite_answers(clean: Answers) -> None:
-    """Raise when a model has an answer to no clean image."""
+    """Raise if a model has no finite answer to any clean image."""
     count = len(clean.prediction)
     if count and (clean.prediction == NO_ANSWER).all():
         raise RobGIBError(
@@ -567,15 +566,15 @@ def check_finite_answers(clean: Answers) -> None:
 
 
 def ask(model: nn.Module, x: Tensor, y: Tensor, draws: int, classes: int | None = None) -> tuple[Tensor, Tensor]:
-    """The model's most frequent answers (N,) to images in ``draws`` calls, and the share of right ones (N,)."""
+    """The most frequent predictions (N,) in ``draws`` calls, and the share of correct ones (N,)."""
     votes = []
     for _ in range(draws):
         logits = model(x)
         check_logits(logits, x, classes)
         votes.append(torch.where(finite_answers(logits), logits.argmax(1), NO_ANSWER))
-    said = torch.stack(votes)
-    right = (said == y).double().mean(0)
-    return said[0] if draws == 1 else said.mode(0).values, right
+    predictions = torch.stack(votes)
+    right = (predictions == y).double().mean(0)
+    return predictions[0] if draws == 1 else predictions.mode(0).values, right
 
 
 def predict(
@@ -586,12 +585,12 @@ def predict(
     batch_size: int = 256,
     device: torch.device | str = "cpu",
 ) -> np.ndarray:
-    """Return predicted classes (N,) of clean images ``x``, -1 where the model has no answer; see :func:`answers`.
+    """Return predicted classes (N,) of clean images ``x``, -1 without a finite answer; see :func:`answers`.
 
     Raises:
-        RobGIBError: the output is not logits, or no answer to any image.
+        RobGIBError: the output is not logits, or no answer is finite.
     """
     nothing = torch.full((len(x),), NO_ANSWER - 1)
-    told = answers(model, x, nothing, classes=classes, batch_size=batch_size, device=device)
-    check_finite_answers(told)
-    return told.prediction
+    result = answers(model, x, nothing, classes=classes, batch_size=batch_size, device=device)
+    check_finite_answers(result)
+    return result.prediction

@@ -50,9 +50,9 @@ class Normalization:
     def __post_init__(self) -> None:
         numbers = (*self.mean, *self.std, *self.bounds)
         if not all(math.isfinite(v) for v in numbers) or min(self.std, default=0) <= 0 or not self.mean:
-            raise RobGIBError("a normalisation needs finite means and standard deviations above 0, one a channel.")
+            raise RobGIBError("a normalisation needs finite means and positive standard deviations, one per channel.")
         if self.bounds[0] >= self.bounds[1]:
-            raise RobGIBError(f"bounds must be a lower and a higher number, such as -1,1, not {self.bounds}.")
+            raise RobGIBError(f"bounds must be two increasing numbers such as -1,1, not {self.bounds}.")
 
     @property
     def changes(self) -> bool:
@@ -70,7 +70,7 @@ class Normalization:
         channels = 3 if widen else channels
         for what, values in (("means", self.mean), ("standard deviations", self.std)):
             if len(values) not in (1, channels):
-                raise RobGIBError(f"{len(values)} {what} were given, and the images have {channels} channels.")
+                raise RobGIBError(f"{len(values)} {what} were given, but the images have {channels} channels.")
         low, high = self.bounds
         # ((high - low) x + low - mean) / std in one step.
         scale = high - low

@@ -35,7 +35,7 @@ ARCHITECTURES: Registry[Callable[..., nn.Module]] = Registry(
 
 
 def register_architecture(name: str) -> Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]:
-    """Enter a factory ``(shape: (C, H, W), classes: int, **options) -> nn.Module`` under ``name``."""
+    """Register a factory ``(shape: (C, H, W), classes: int, **options) -> nn.Module`` under ``name``."""
     return ARCHITECTURES.register(name)
 
 
@@ -61,7 +61,7 @@ def check_file_architecture(arch: str, options: dict[str, Any], file: str, allow
     """
     if runs_code(arch) and not allow_code:
         raise RobGIBError(
-            f"{file} names the architecture {arch!r}, whose code would be imported and run; give --allow-code "
+            f"{file} names the architecture {arch!r}. Building it imports and runs code: give --allow-code "
             "(allow_code=True) if you trust whoever made the file."
         )
     if arch.partition(":")[0] in _LIBRARIES:
@@ -122,7 +122,7 @@ def build(
     options = dict(options or {})
     if runs_code(arch) and not allow_code:
         raise RobGIBError(
-            f"architecture {arch!r} imports and runs code; give --allow-code (allow_code=True) to take it."
+            f"architecture {arch!r} imports and runs code; give --allow-code (allow_code=True) to allow it."
         )
     library, _, name = arch.partition(":")
     if arch not in ARCHITECTURES and library in _LIBRARIES:
@@ -163,8 +163,8 @@ def _check_options(arch: str, options: dict[str, Any], where: str = "") -> None:
     for key in map(str, options):
         if key.startswith(("pretrained", "weights")) or key in _FETCHING:
             raise RobGIBError(
-                f"{where}architecture {arch!r} is built untrained, and its option {key!r} is one that fetches weights; "
-                "leave it out and give the weights as a checkpoint."
+                f"{where}architecture {arch!r} is built untrained, but option {key!r} fetches weights; remove it and "
+                "give the weights as a checkpoint."
             )
 
 

@@ -78,9 +78,9 @@ def chance_doubts(
 ) -> list[Doubt]:
     """Report common mistakes that explain wrong answers, and a clean accuracy no better than chance.
 
-    The alternatives are the usual normalisations, the same undone, the images' own mean and standard deviation, a colour
-    scale from 0 to 255, inverted colours, BGR channel order, class numbers shifted by one, and another order of the
-    classes. An alternative is reported if it does better on the same images by an exact paired test (McNemar) at a
+    The alternatives are the usual normalisations, the same undone, the images' own mean and standard deviation, a
+    colour scale from 0 to 255, inverted colours, BGR channel order, class numbers shifted by one, and another order of
+    the classes. An alternative is reported if it does better on the same images by an exact paired test (McNemar) at a
     family-wise level of 0.001. If too few answers are wrong for such a test, no alternative is tested. A stochastic
     model is called once per image.
 

@@ -1,4 +1,4 @@
-"""Recipes: what a model is, what it learns from, and how, in a YAML file each."""
+"""Recipes: architecture, data and training of a model, one YAML file each."""
 
 from __future__ import annotations
 
@@ -71,15 +71,15 @@ class PretrainedWeights(BaseModel):
     @classmethod
     def _of_the_web(cls, url: str | None) -> str | None:
         if url is not None and not re.match(r"https?://[^/]", url):
-            raise ValueError("a url begins with https:// or http://; give a file of this machine as file")
+            raise ValueError("a url begins with https:// or http://; give a local file as `file`")
         return url
 
     @model_validator(mode="after")
     def _one_place(self) -> PretrainedWeights:
         if (self.file is None) == (self.url is None):
             raise ValueError("give either file or url")
-        if self.url is not None and (told := _unsafe(self.download_name)):
-            raise ValueError(f"the last part of the url names the file that is kept, and {told}")
+        if self.url is not None and (reason := _unsafe(self.download_name)):
+            raise ValueError(f"the last part of the url becomes a file name; {reason}")
         return self
 
     @property
@@ -91,11 +91,11 @@ class PretrainedWeights(BaseModel):
 def _unsafe(name: str) -> str | None:
     """Why ``name`` cannot be that of a file in a folder, or None where it can."""
     if not name.strip() or name in (".", ".."):
-        return "it must not be empty or dots alone"
+        return "it must not be empty or consist of dots"
     if len(name.encode(errors="replace")) > 200:  # file systems end at 255, and a digest and an ending follow
-        return "it must be of at most 200 bytes"
+        return "it must have at most 200 bytes"
     if any(c in "/\\:" or not c.isprintable() for c in name):
-        return "it must hold no slash, backslash, colon or control character"
+        return "it must not contain a slash, backslash, colon or control character"
     return None
 
 
@@ -135,7 +135,7 @@ class Recipe(BaseModel):
     @model_validator(mode="after")
     def _has_a_network(self) -> Recipe:
         if self.architecture is None and self.checkpoint is None:
-            raise ValueError("a recipe needs an architecture, or a checkpoint that holds its network whole")
+            raise ValueError("a recipe needs an architecture, or a checkpoint that holds a complete network")
         return self
 
     @property
@@ -200,9 +200,7 @@ class Recipe(BaseModel):
     def untrained(self, data: Dataset) -> nn.Module:
         """The network before training."""
         if self.architecture is None:
-            raise RobGIBError(
-                f"model {self.name!r} is a checkpoint that holds its network whole; there is none to build."
-            )
+            raise RobGIBError(f"model {self.name!r} is a checkpoint with a complete network and cannot be built.")
         self.check_architecture()
         return build(
             self.architecture.name,
@@ -224,7 +222,7 @@ def recipes(extra: Sequence[Path] = ()) -> dict[str, Recipe]:
         try:
             found[name] = _read(path, extra)
         except RobGIBError as error:
-            warnings.warn(f"recipe left out: {error}", RobGIBWarning, stacklevel=2)
+            warnings.warn(f"recipe skipped: {error}", RobGIBWarning, stacklevel=2)
     return found
 
 
@@ -235,8 +233,8 @@ def _read(path: Path, extra: Sequence[Path] = ()) -> Recipe:
         raise RobGIBError(f"{path}, line {line}: folder: extra inputs are not permitted.")
     if content.get("name", path.stem) != path.stem:
         raise RobGIBError(
-            f"{path}, line {registry.line_of(path, ['name'])}: name: a recipe is called as its file, {path.stem!r}, "
-            f"not {content['name']!r}; leave the key out or rename the file."
+            f"{path}, line {registry.line_of(path, ['name'])}: name: a recipe has the name of its file, {path.stem!r}, "
+            f"not {content['name']!r}; remove the key or rename the file."
         )
     try:
         group = None if path.parent.name == "zoo" or path.parent.parent.name != "zoo" else path.parent.name

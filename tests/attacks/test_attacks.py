@@ -168,7 +168,7 @@ class Says(nn.Module):
         (lambda x: x.flatten(1).sum(1), r"must be logits of shape \(N, classes\)"),
         (lambda x: x, r"must be logits"),
         (lambda x: torch.zeros(len(x), 10) * float("nan"), "NaN or infinite logits on 4 of 4"),
-        (lambda x: torch.zeros(len(x), 4), "4 logits and the data have 10 classes"),
+        (lambda x: torch.zeros(len(x), 4), "4 logits, but the data have 10 classes"),
         (lambda x: nn.functional.linear(x.flatten(1), torch.zeros(10, 7)), "does not take images"),
     ],
 )

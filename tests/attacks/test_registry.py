@@ -66,7 +66,7 @@ def test_adapter_reads_norms_and_holds_minimal_attacks_to_the_budget():
         ("pgd-linf:eps=1/0", "divides by zero"),
         ("pgd-linf:step=3", "unknown parameter of attack .*'step'; did you mean 'steps'"),
         ("pgd-linf:steps=2.5", "steps must be a whole number, not 2.5"),
-        ("pgd-linf:steps", "not of the form key=value"),
+        ("pgd-linf:steps", "does not have the form key=value"),
         ("pgd-linf:steps=1,steps=2", "gives 'steps' twice"),
         ("pgd-linf:norm=l2", "defined for the norm linf"),
         ("pgd-linf:loss=hinge", "unknown loss of attack .*'hinge'; known: ce, dlr, margin"),

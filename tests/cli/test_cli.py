@@ -275,7 +275,7 @@ class TestBadInput:
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
     def test_cuda(self, refused):
-        assert "no CUDA device is here" in refused("evaluate", "digits-cnn", "--device", "cuda")
+        assert "this machine has no CUDA device" in refused("evaluate", "digits-cnn", "--device", "cuda")
 
     def test_truncated_idx(self, refused, tmp_path):
         folder = write_fashion(tmp_path / "data")

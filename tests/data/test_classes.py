@@ -48,7 +48,7 @@ def test_imagenet_by_id_name_and_number():
     assert class_indices(["tiger_shark", "7", "golden retriever"], classes) == [3, 7, 207]
     with pytest.raises(RobGIBError, match="unknown class 'goldfis'; did you mean 'goldfish'"):
         class_indices(["goldfis"], classes)
-    with pytest.raises(RobGIBError, match="two of the data's classes are the same"):
+    with pytest.raises(RobGIBError, match="two classes of the data are the same"):
         class_indices(["goldfish", "1"], classes)
     with pytest.raises(RobGIBError, match="2 of the model's classes are called 'crane'"):
         class_indices(["crane"], [("a", "crane"), ("b", "crane")])

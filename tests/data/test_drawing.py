@@ -132,9 +132,7 @@ def test_information_is_of_all_classes(by_class):
 def test_classes_that_were_not_drawn_are_named(by_class):
     run = robgib.evaluate(Level(), by_class, samples=3, **ASKED)
     absent = sorted(set("01234") - set(run.outcomes["label"].astype(str)))
-    assert run.config["reading"] == [
-        f"2 of the 5 classes are not among the 3 images that were drawn: {', '.join(absent)}"
-    ]
+    assert run.config["reading"] == [f"2 of the 5 classes are missing among the 3 drawn images: {', '.join(absent)}"]
     assert "reading" not in robgib.evaluate(Level(), by_class, samples=10, **ASKED).config
 
 
@@ -158,7 +156,7 @@ class TestStreams:
         monkeypatch.setattr(dataset, "_ITERATED", 300)
         stream = Stream(TensorDataset(*by_class), endless=True)
         for source in (stream, DataLoader(stream, batch_size=8)):
-            with pytest.raises(RobGIBError, match=r"images and goes on; give samples="):
+            with pytest.raises(RobGIBError, match=r"images and does not end; limit"):
                 robgib.evaluate(Level(), source, **ASKED)
             with pytest.warns(RobGIBWarning, match=r"has no length: samples are drawn from the first [35][01][24]"):
                 run = robgib.evaluate(Level(), source, samples=10, **ASKED)
@@ -169,7 +167,7 @@ class TestStreams:
             def __getitem__(self, index):
                 raise FileNotFoundError(2, "No such file", "7.png")
 
-        with pytest.raises(RobGIBError, match=r"the loader must give pairs of images and labels.*7\.png"):
+        with pytest.raises(RobGIBError, match=r"the loader must return pairs of images and labels.*7\.png"):
             Dataset.from_torch(Gone(torch.zeros(3, 1, 2, 2), torch.zeros(3).long()))
 
 
@@ -180,5 +178,5 @@ def test_a_label_that_the_model_has_no_logit_of(by_class):
         lambda: robgib.robustness.evaluate(Level(), x, y + 2, ["fgsm-linf:eps=0.1"]),
         lambda: robgib.evaluate(Level(), (x, y + 2), **ASKED),
     ):
-        with pytest.raises(RobGIBError, match="the model gives 5 logits and the data have 7 classes"):
+        with pytest.raises(RobGIBError, match="the model returns 5 logits, but the data have 7 classes"):
             use()

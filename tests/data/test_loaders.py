@@ -238,7 +238,7 @@ class TestNpz:
         ("changed", "message"),
         [
             ({"y_test": None}, r"holds x_test, x_train, y_train; it must hold x_test and y_test"),
-            ({"y_test": np.arange(19)}, "labels must be integers, one an image"),
+            ({"y_test": np.arange(19)}, "labels must be integers, one per image"),
             ({"y_test": np.arange(20) - 1}, "class numbers from 0, not -1"),
             ({"y_test": np.arange(20) / 2}, "labels must be integers"),
             ({"x_test": np.zeros((20, 6))}, r"test images must be images \(N, H, W\)"),
@@ -347,14 +347,14 @@ class TestPictures:
     def test_colours_of_more_bits_and_signed_numbers_are_refused(self, tmp_path):
         (tmp_path / "deep" / "a").mkdir(parents=True)
         (tmp_path / "deep" / "a" / "a.ppm").write_bytes(b"P6 2 1 65535\n" + bytes(12))
-        with pytest.raises(RobGIBError, match=r"a\.ppm has more than 8 bits a colour"):
+        with pytest.raises(RobGIBError, match=r"a\.ppm has more than 8 bits per colour"):
             load_data(f"folder:{tmp_path / 'deep'}")
         rows = zlib.compress(b"\0" + bytes(12))
         chunks = [(b"IHDR", struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)), (b"IDAT", rows), (b"IEND", b"")]
         png = b"".join(struct.pack(">I", len(c)) + k + c + struct.pack(">I", zlib.crc32(k + c)) for k, c in chunks)
         (tmp_path / "png" / "a").mkdir(parents=True)
         (tmp_path / "png" / "a" / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + png)
-        with pytest.raises(RobGIBError, match=r"a\.png has more than 8 bits a colour"):
+        with pytest.raises(RobGIBError, match=r"a\.png has more than 8 bits per colour"):
             load_data(f"folder:{tmp_path / 'png'}")
         (tmp_path / "signed" / "a").mkdir(parents=True)
         Image.fromarray(self.BYTES).save(tmp_path / "signed" / "a" / "a.tif", tiffinfo={339: 2})
@@ -371,10 +371,10 @@ class TestPictures:
         [
             ("a.png", Image.new("RGBA", (3, 2), (9, 9, 9, 100)), "has transparent pixels"),
             ("a.png", Image.new("LA", (3, 2), (9, 0)), "has transparent pixels"),
-            ("a.tif", Image.fromarray(np.full((2, 3), 1.5, np.float32)), "holds numbers from 1.5 to 1.5"),
+            ("a.tif", Image.fromarray(np.full((2, 3), 1.5, np.float32)), "has values from 1.5 to 1.5"),
             ("a.tif", Image.fromarray(np.full((2, 3), -0.1, np.float32)), "floats in"),
             ("a.tif", Image.fromarray(np.full((2, 3), np.nan, np.float32)), "floats in"),
-            ("a.tif", Image.fromarray(np.full((2, 3), 70000, np.int32)), "not told which is white"),
+            ("a.tif", Image.fromarray(np.full((2, 3), 70000, np.int32)), "white is unknown"),
             ("a.tif", Image.new("LAB", (3, 2)), "mode LAB"),
         ],
     )
@@ -398,7 +398,7 @@ class TestPictures:
         picture = Image.fromarray(self.RAMP // 16)
         picture.format = "TIFF"
         picture.tag_v2 = {262: 1, 258: (16,), **{k: (v,) if k == 258 else v for k, v in tags.items()}}
-        with pytest.raises(RobGIBError, match="not told which is white"):
+        with pytest.raises(RobGIBError, match="white is unknown"):
             _pixels(picture, "a.tif")
 
     def test_a_picture_too_large_to_be_one(self, tmp_path, monkeypatch):

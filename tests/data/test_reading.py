@@ -27,7 +27,7 @@ class TestEightBits:
         y = np.arange(20) % 2
         np.savez(tmp_path / "small.npz", x=x, y=y)
         for read in (lambda: Dataset.from_arrays(x, y), lambda: load_data(f"npz:{tmp_path / 'small.npz'}")):
-            with pytest.raises(RobGIBError, match=rf"no number is above {largest}, .* --data-bounds 0,{largest} "):
+            with pytest.raises(RobGIBError, match=rf"no value is above {largest}, .* --data-bounds 0,{largest} "):
                 read()
         told = Dataset.from_arrays(x, y, bounds=(0, largest))
         assert torch.equal(told.test.x[:, 0], torch.from_numpy(x) / largest)
@@ -48,12 +48,12 @@ class TestEightBits:
             )
         signed = Dataset.from_arrays(2 * torch.rand(6, 1, 5, 5) - 1, np.arange(6) % 2, bounds=(-1, 1))
         assert 0 <= float(signed.test.x.min()) < float(signed.test.x.max()) <= 1
-        with pytest.raises(RobGIBError, match="hold numbers outside the bounds 0 and 100; give others"):
+        with pytest.raises(RobGIBError, match="have values outside the bounds 0 and 100; correct"):
             Dataset.from_arrays(x[:, None], np.arange(6) % 2, bounds=(0, 100))
         for bounds in ((1, 1), (0, np.inf), (0,)):
             with pytest.raises(RobGIBError, match="two different numbers, black and white"):
                 Dataset.from_arrays(x[:, None], np.arange(6) % 2, bounds=bounds)
-        with pytest.raises(RobGIBError, match="'digits' knows its own"):
+        with pytest.raises(RobGIBError, match="'digits' has its own"):
             load_data("digits", bounds=(0, 16))
 
     def test_masks_in_a_folder(self, tmp_path):
@@ -63,7 +63,7 @@ class TestEightBits:
                 Image.fromarray(RNG.integers(0, 2, (6, 6)).astype(np.uint8)).save(
                     tmp_path / "masks" / name / f"{i}.png"
                 )
-        with pytest.raises(RobGIBError, match="masks are of 8 bits and no number is above 1"):
+        with pytest.raises(RobGIBError, match="masks are 8-bit and no value is above 1"):
             load_data(f"folder:{tmp_path / 'masks'}")
         assert set(load_data(f"folder:{tmp_path / 'masks'}", bounds=(0, 1)).test.x.unique().tolist()) == {0.0, 1.0}
         with pytest.raises(RobGIBError, match=r"outside the bounds 0 and 0\.5"):
@@ -109,7 +109,7 @@ class TestChannels:
     @pytest.mark.parametrize("shape", [(8, 8, 8), (16, 5, 9), (2, 9, 4)])
     def test_or_do_not(self, shape):
         x = RNG.random((4, *shape)).astype(np.float32)
-        with pytest.raises(RobGIBError, match=r"may have their channels first or last; say so .*channels='first'"):
+        with pytest.raises(RobGIBError, match=r"is ambiguous; give channels='first'"):
             Dataset.from_arrays(x, [0, 1, 0, 1])
         assert Dataset.from_arrays(x, [0, 1, 0, 1], channels="first").shape == shape
         assert Dataset.from_arrays(x, [0, 1, 0, 1], channels="last").shape == (shape[2], *shape[:2])
@@ -196,7 +196,7 @@ class TestFolders:
 
     def test_a_class_without_pictures(self, pictures):
         (pictures / "bird").mkdir()
-        with pytest.raises(RobGIBError, match=r"bird holds no pictures \(.*\), and would be a class: remove"):
+        with pytest.raises(RobGIBError, match=r"bird holds no pictures \(.*\); remove"):
             load_data(f"folder:{pictures}")
 
     def test_gifs_are_read_and_of_several_frames_the_first(self, pictures):
@@ -209,7 +209,7 @@ class TestFolders:
         assert len(data.test) == 11
         values = (255 * data.test.x[:, 0, 0, 0]).round().int().tolist()
         assert sorted(values) == [40, 41, 42, 50, 50, 50, 50, 90, 200, 201, 202]
-        assert message.endswith("only the first frame is read of 4 (dog/two.gif, dog/two.png, dog/two.tiff, …).")
+        assert message.endswith("of 4 only the first frame is read (dog/two.gif, dog/two.png, dog/two.tiff, …).")
 
     @pytest.mark.parametrize("ending", ["png", "tiff", "jpg"])
     @pytest.mark.parametrize("turn", range(1, 9))

@@ -83,7 +83,7 @@ def test_train_and_val_are_no_classes(tmp_path):
     assert (data.classes, len(data.train), len(data.val), len(data.test)) == (("cat", "dog"), 44, 4, 12)
     only = tmp_path / "only"
     write(only / "train", [(4, 4)] * 3)
-    with pytest.raises(RobGIBError, match=r"holds train/ and no test/ or val/"):
+    with pytest.raises(RobGIBError, match=r"holds train/ but no test/ or val/"):
         load_data(f"folder:{only}")
 
 

@@ -38,7 +38,7 @@ NET = ("--arch", "mlp", "--data", "digits")
         (("evaluate", "digits-cnn", "--attack", f"pgd-linf:eps={'9' * 400}"), "number of 400 characters"),
         (("evaluate", "digits-cnn", "--attack", f"pgd-linf:steps={'9' * 400}"), "number of 400 characters"),
         (("evaluate", "digits-cnn", "--estimator", "binned:codes=-1"), "codes must be at least 2"),
-        (("evaluate", "digits-cnn", "--layer", ""), "one of the names is empty"),
+        (("evaluate", "digits-cnn", "--layer", ""), "one name is empty"),
         (("evaluate", "digits-cnn", "--out", "a" * 300), "give --out"),
         (("evaluate", "digits-cnn", "--out", "a" * 230), "has a name of 230 bytes"),
         (("evaluate", "digits-cnn", "--quick", "--full"), "exclude each other"),
@@ -46,17 +46,17 @@ NET = ("--arch", "mlp", "--data", "digits")
         (("evaluate", "net.pt", *NET, "--normalize", "imagnet"), "did you mean 'imagenet'"),
         (("evaluate", "net.pt", *NET, "--mean", "0.5"), "--mean and --std belong together"),
         (("evaluate", "net.pt", *NET, "--mean", "a", "--std", "1"), "--mean must be numbers"),
-        (("evaluate", "net.pt", *NET, "--mean", "0.5", "--std", "0"), "standard deviations above 0"),
+        (("evaluate", "net.pt", *NET, "--mean", "0.5", "--std", "0"), "positive standard deviations"),
         (("evaluate", "net.pt", *NET, "--normalize", "half", "--mean", "0.5", "--std", "1"), "not both"),
         (("evaluate", "net.pt", *NET, "--bounds", "1"), "--bounds must be two numbers"),
-        (("evaluate", "net.pt", *NET, "--bounds", "1,0"), "a lower and a higher number"),
-        (("evaluate", "net.pt", *NET, "--input-size", "8", "--crop", "4"), "give it or them"),
+        (("evaluate", "net.pt", *NET, "--bounds", "1,0"), "two increasing numbers"),
+        (("evaluate", "net.pt", *NET, "--input-size", "8", "--crop", "4"), "give --input-size or the other two"),
         (("evaluate", "net.pt", *NET, "--resize", "4", "--crop", "8"), "does not fit a shorter side of 4"),
         (("evaluate", "net.pt", *NET, "--crop", "9"), "smaller than the crop of 9x9"),
         (("evaluate", "net.pt", *NET, "--interpolation", "cubic"), "did you mean 'bicubic'"),
         (("evaluate", "net.pt", *NET, "--weights-key", "ema"), "unknown weights in net.pt: 'ema'"),
         (("evaluate", "digits-cnn", "--weights-key", "ema"), "--weights-key applies to checkpoint files"),
-        (("evaluate", "digits-cnn", "--crop", "4"), "give that too"),
+        (("evaluate", "digits-cnn", "--crop", "4"), "give --data too"),
         (("evaluate", "timm:resnet18"), "has no data set of its own; give --data"),
         (("evaluate", "torchvision:resnet8", "--data", "digits"), "unknown torchvision model"),
         (("evaluate", "hf:nowhere", "--data", "folder:nowhere"), "'nowhere' does not exist"),
@@ -183,6 +183,6 @@ def test_labels_beyond_all_classes(tmp_path):
 def test_what_is_no_file(tmp_path):
     os.mkfifo(tmp_path / "pipe.pt")
     (tmp_path / "folder.pt").mkdir()
-    for name, message in (("pipe.pt", "is no file"), ("folder.pt", "a folder without")):
+    for name, message in (("pipe.pt", "is not a file"), ("folder.pt", "holds neither model.safetensors")):
         with pytest.raises(RobGIBError, match=message):
             _load(tmp_path / name)

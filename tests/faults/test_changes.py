@@ -298,7 +298,7 @@ def test_a_model_that_adapts_is_measured_as_it_was_given(how, images, digits):
         information_samples=40, signs=False, curve=False, corruptions=False, device="cpu", progress=False,
     )  # fmt: skip
     assert (run.robustness["status"] == "ok").all(), run.robustness["reason"].tolist()
-    assert any("it changes itself when it answers" in told for told in run.config["reading"])
+    assert any("the model changes itself in a call" in told for told in run.config["reading"])
     assert alike(model, before)
     assert not any(m.training for m in model.modules())
 

@@ -108,7 +108,7 @@ def test_damaged_parts_are_made_again(tmp_path):
 def test_where_nothing_can_be_kept_the_work_goes_on(tmp_path):
     (tmp_path / "file").touch()
     kept = Parts(tmp_path / "file" / "kept")
-    with pytest.warns(robgib.RobGIBWarning, match="what is finished is not kept"):
+    with pytest.warns(robgib.RobGIBWarning, match="finished parts cannot be kept"):
         kept.write({"a": 1})
     kept.write({"a": 1})  # said once
     kept.at("other").write({"a": 1})
@@ -369,7 +369,7 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(room, filled, tmp_path):
     assert done.returncode == 2
     assert done.stderr.count("error:") == 1
     assert "Traceback" not in done.stderr
-    assert "what was measured is kept" in " ".join(done.stderr.split())
+    assert "the measurements are kept" in " ".join(done.stderr.split())
     assert not list((tmp_path / "out").iterdir())
     if room > 1000:  # the parts had room
         again = start(filled, *EVALUATE, "--out", str(tmp_path / "other"))

@@ -135,7 +135,7 @@ def test_a_download_without_a_length_ends_at_the_most(server, tmp_path, monkeypa
     server.body = itertools.repeat(bytes(100_000))
     with (
         in_time(),
-        pytest.raises(RobGIBError, match="gives more than 3,000,000 bytes, and says no size"),
+        pytest.raises(RobGIBError, match="sends more than 3,000,000 bytes and does not state a size"),
     ):
         download(server.url, tmp_path / "net.pt", SHA, "net")
     assert not list(tmp_path.iterdir())
@@ -143,7 +143,7 @@ def test_a_download_without_a_length_ends_at_the_most(server, tmp_path, monkeypa
 
 def test_a_download_ends_at_the_size_that_is_stated(server, tmp_path):
     server.body = itertools.repeat(bytes(100_000))
-    with in_time(), pytest.raises(RobGIBError, match="gives more than 10,240 bytes; nothing"):
+    with in_time(), pytest.raises(RobGIBError, match="sends more than 10,240 bytes; nothing"):
         download(server.url, tmp_path / "net.pt", SHA, "net", size=len(CONTENT))
     assert not list(tmp_path.iterdir())
     server.body = [CONTENT]
@@ -156,7 +156,7 @@ def test_a_download_ends_at_the_size_that_is_stated(server, tmp_path):
     [
         (10**15, None, "is of 1,000,000,000,000,000 bytes, more than 4,294,967,296: state its size"),
         (10**15, 10**15, "has room for"),
-        (20_000, 10_240, "is of 20,000 bytes, and its size is stated as 10,240"),
+        (20_000, 10_240, "has 20,000 bytes, but the recipe states 10,240"),
     ],
 )
 def test_a_length_that_cannot_be_meant_is_refused_before_it_comes(length, size, words, server, tmp_path):
@@ -169,7 +169,7 @@ def test_a_length_that_cannot_be_meant_is_refused_before_it_comes(length, size, 
 def test_what_is_resumed_has_the_same_limit(server, tmp_path):
     (tmp_path / "net.pt.part").write_bytes(CONTENT[:1000])
     server.status, server.body = 206, itertools.repeat(bytes(100_000))
-    with in_time(), pytest.raises(RobGIBError, match="gives more than 10,240 bytes"):
+    with in_time(), pytest.raises(RobGIBError, match="sends more than 10,240 bytes"):
         download(server.url, tmp_path / "net.pt", SHA, "net", size=len(CONTENT))
     assert server.asked == ["bytes=1000-"]
     assert not list(tmp_path.iterdir())
@@ -219,7 +219,7 @@ def test_a_recipe_states_the_size(server, tmp_path, monkeypatch):
     place = {"url": server.url, "sha256": SHA, "size": len(CONTENT)}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"data": "digits", "checkpoint": place}))
     recipe = find_recipe("mine", [tmp_path])
-    with in_time(), pytest.raises(RobGIBError, match="gives more than 10,240 bytes"):
+    with in_time(), pytest.raises(RobGIBError, match="sends more than 10,240 bytes"):
         stored_checkpoint(recipe)
     server.body = [CONTENT]
     found = stored_checkpoint(recipe)

@@ -38,7 +38,7 @@ def test_plugin_file(tmp_path):
         ("gausian", "did you mean 'gaussian'"),
         ("binned:code=3", "did you mean 'codes'"),
         ("binned:codes=many", "codes must be a whole number, not 'many'"),
-        ("binned:codes", "not of the form key=value"),
+        ("binned:codes", "does not have the form key=value"),
     ],
 )
 def test_bad_specifications(spec, message):

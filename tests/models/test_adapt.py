@@ -105,7 +105,7 @@ def test_one_logit_is_two_classes(kind, digits_cnn, images):
     assert prepared.probabilities == (kind is unusual.OneProbability)
     outcome = run_attack(prepared, x, y, make_attack("pgd-linf:eps=0.1"))
     assert outcome.right.mean() < 0.6
-    with pytest.raises(RobGIBError, match="one number an image and the data have 10 classes"):
+    with pytest.raises(RobGIBError, match="one number per image, but the data have 10 classes"):
         prepare(kind(digits_cnn), x, classes=10)
 
 
@@ -177,7 +177,7 @@ def test_a_whole_evaluation_of_a_function_of_fixed_batches(digits_cnn, digits):
     model = unusual.OfSixteen(digits_cnn)
     run = robgib.evaluate(model, digits, attacks=["pgd-linf"], estimators=["gaussian"], samples=50, curve=False)
     plain = robgib.evaluate(digits_cnn, digits, attacks=["pgd-linf"], estimators=["gaussian"], samples=50, curve=False)
-    assert run.config["reading"] == ["it takes batches of 16 only: they are filled up"]
+    assert run.config["reading"] == ["the model takes batches of 16 only: smaller batches are padded"]
     assert "reading" not in plain.config
     assert run.robustness["clean_accuracy"][0] == plain.robustness["clean_accuracy"][0]
     assert abs(run.robustness["robust_accuracy"][0] - plain.robustness["robust_accuracy"][0]) <= 0.04

@@ -72,8 +72,10 @@ def test_what_was_taken_off_or_left_out_is_said(network, tmp_path):
     state, other, _ = states(network)
     torch.save(LAYOUTS["lightning"](state, other, {}), tmp_path / "a.ckpt")
     notes = load_into(network, read_checkpoint(tmp_path / "a.ckpt").weights, "it")
-    assert notes[0] == "the prefix 'model.' was taken off its weights' names"
-    assert notes[1] == ("1 of the file's tensors were left out, being none of the network's: 'criterion.weight'")
+    assert notes[0] == "the prefix 'model.' was removed from the names of the weights"
+    assert notes[1] == (
+        "1 tensors of the file were not used, since the network has none of these names: 'criterion.weight'"
+    )
     torch.save(LAYOUTS["averaged beside"](state, other, {}), tmp_path / "b.pt")
     found = read_checkpoint(tmp_path / "b.pt")
     assert list(found.sets) == ["state_dict", "state_dict_ema"]
@@ -86,7 +88,7 @@ def test_what_was_taken_off_or_left_out_is_said(network, tmp_path):
 def test_half_precision_is_computed_in_float32(network, tmp_path):
     torch.save({k: v.bfloat16() for k, v in network.state_dict().items()}, tmp_path / "h.pt")
     notes = load_into(network, read_checkpoint(tmp_path / "h.pt").weights, "it")
-    assert notes == ("its weights are bfloat16 in the file, and computed with in float32",)
+    assert notes == ("the weights are bfloat16 in the file, and float32 in the network",)
     assert all(p.dtype == torch.float32 for p in network.parameters())
 
 
@@ -138,7 +140,7 @@ class TestShards:
     ("tensor", "message"),
     [
         (lambda: torch.ones(3).to_sparse(), "a sparse tensor"),
-        (lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8), "a quantised tensor"),
+        (lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8), "a quantized tensor"),
         (lambda: torch.ones(3, device="meta"), "without content"),
         (lambda: torch.ones(3, dtype=torch.complex64), "complex numbers"),
     ],
@@ -213,7 +215,7 @@ def test_arch_beside_a_network_that_is_whole(tmp_path):
 
 
 def test_a_folder_without_weights(network, tmp_path):
-    with pytest.raises(RobGIBError, match=r"a folder without model.safetensors"):
+    with pytest.raises(RobGIBError, match=r"holds neither model.safetensors"):
         read_checkpoint(tmp_path)
     save_checkpoint(network, tmp_path / "model.safetensors", {})
     assert read_checkpoint(tmp_path).weights.keys() == network.state_dict().keys()

@@ -149,16 +149,16 @@ class TestNormalisers:
     @pytest.mark.parametrize(
         ("beside", "why"),
         [
-            ({"normalize.mean": torch.tensor([123.7])}, "no mean in"),
-            ({"normalize.mean": torch.tensor([123.7]), "normalize.std": torch.tensor([58.4])}, "no mean in"),
-            ({"normalize.mean": torch.tensor([0.5]), "normalize.std": torch.tensor([0.0])}, "no mean in"),
-            ({"normalize.mean": torch.tensor([0.5, 0.4]), "normalize.std": torch.tensor([0.2])}, "no mean in"),
+            ({"normalize.mean": torch.tensor([123.7])}, "not a mean in"),
+            ({"normalize.mean": torch.tensor([123.7]), "normalize.std": torch.tensor([58.4])}, "not a mean in"),
+            ({"normalize.mean": torch.tensor([0.5]), "normalize.std": torch.tensor([0.0])}, "not a mean in"),
+            ({"normalize.mean": torch.tensor([0.5, 0.4]), "normalize.std": torch.tensor([0.2])}, "not a mean in"),
             (
                 {
                     "a.mean": torch.tensor([0.5]), "a.std": torch.tensor([0.2]),
                     "b.mean": torch.tensor([0.4]), "b.std": torch.tensor([0.2]),
                 },
-                "they are several, and differ",
+                "there are several, and they differ",
             ),
         ],
     )  # fmt: skip
@@ -173,7 +173,7 @@ class TestNormalisers:
 
     def test_an_architecture_that_has_another_inside(self, tmp_path):
         torch.save(AttackerModel(net(), Normalizer(0.3, 0.2)).state_dict(), tmp_path / "n.pt")
-        with pytest.raises(RobGIBError, match="the architecture has another one inside"):
+        with pytest.raises(RobGIBError, match="the architecture contains another one"):
             run(tmp_path / "n.pt", "make_normalized")
         torch.save(AttackerModel(net(), Normalizer(0.1, 0.2)).state_dict(), tmp_path / "n.pt")
         assert isinstance(run(tmp_path / "n.pt", "make_normalized").model, WithMean)  # the same: once is enough
@@ -185,8 +185,8 @@ class TestNormalisers:
         found = run(tmp_path / "n.pt")
         assert isinstance(found.model, Net)
         assert found.left_out == (
-            "3 of the file's tensors were left out, being none of the network's: 'bn.running_mean', 'head2.mu', "
-            "'head2.sigma'",
+            "3 tensors of the file were not used, since the network has none of these names: 'bn.running_mean', "
+            "'head2.mu', 'head2.sigma'",
         )
 
 
@@ -208,7 +208,7 @@ class TestWhatAFileSays:
     def check(self, found, digits):
         x = digits.test.x[:20]
         assert torch.allclose(found.model(x), net()((x - 0.3) / 0.2), atol=1e-5)
-        assert "the file tells how images are normalised, which is done" in found.notes
+        assert "the normalisation that the file describes is applied" in found.notes
         assert found.left_out == ()
 
     def test_in_the_metadata_of_safetensors(self, digits, tmp_path):
@@ -247,7 +247,7 @@ class TestWhatAFileSays:
         torch.save(TOLD["timm"](net().state_dict()), tmp_path / "n.pt")
         found = run(tmp_path / "n.pt", "make_normalized")
         assert isinstance(found.model, WithMean)
-        assert any("the architecture has its own: that alone counts" in n for n in found.notes)
+        assert any("the architecture has its own: only that one is applied" in n for n in found.notes)
 
 
 def below(prefix, state):
@@ -329,7 +329,7 @@ class TestSeveralNetworks:
         torch.save({"discriminator": other.state_dict(), "classifier": net().state_dict()}, tmp_path / "gan.pt")
         found = run(tmp_path / "gan.pt")
         assert torch.equal(found.model.head.weight, net().head.weight)
-        assert found.left_out == ("the file also holds 'discriminator', which is left out (--weights-key)",)
+        assert found.left_out == ("the file also holds 'discriminator', which is not used (--weights-key chooses)",)
 
     def test_what_lies_in_a_loss_is_none(self, tmp_path):
         state = {**below("model", net(1).state_dict()), **below("criterion.features", net(2).state_dict())}
@@ -337,12 +337,12 @@ class TestSeveralNetworks:
         found = run(tmp_path / "n.ckpt")
         assert torch.equal(found.model.head.weight, net(1).head.weight)
         (told,) = found.left_out
-        assert told.startswith("4 of the file's tensors were left out: 'criterion.features.conv.weight'")
-        assert "none of the network's" not in told
+        assert told.startswith("4 tensors of the file were not used: 'criterion.features.conv.weight'")
+        assert "the network has none of these names" not in told
 
     def test_networks_that_are_unpickled_whole(self, tmp_path):
         torch.save({"model": net(1), "ema": net(2), "criterion": nn.CrossEntropyLoss()}, tmp_path / "n.pt")
-        with pytest.raises(RobGIBError, match="holds 2 networks, 'model', 'ema'; say which"):
+        with pytest.raises(RobGIBError, match="holds 2 networks, 'model', 'ema'; choose one"):
             read_checkpoint(tmp_path / "n.pt", allow_pickle=True)
         found = read_checkpoint(tmp_path / "n.pt", allow_pickle=True, weights_key="ema").network
         assert torch.equal(found.head.weight, net(2).head.weight)
@@ -368,7 +368,7 @@ def test_a_normaliser_that_the_network_has_itself_is_said():
 def test_load_model_warns_of_what_it_left_out(tmp_path):
     state = {**below("model", net().state_dict()), "neck.weight": torch.ones(2)}
     torch.save({"state_dict": state, "optimizer": {}}, tmp_path / "n.pt")
-    with pytest.warns(RobGIBWarning, match=r"^n: 1 of the file's tensors were left out, .*'neck.weight'"):
+    with pytest.warns(RobGIBWarning, match=r"^n: 1 tensors of the file were not used, .*'neck.weight'"):
         robgib.load_model(tmp_path / "n.pt", arch=f"{HERE}:make", data="digits")
     found = load(tmp_path / "n.pt", arch=f"{HERE}:make", data="digits")
     assert set(found.left_out) <= set(found.notes)
@@ -378,5 +378,5 @@ def test_fit_says_where_the_weights_were(tmp_path):
     torch.save({"model": net(1).state_dict(), "best": net(1).state_dict()}, tmp_path / "n.pt")
     content = read_checkpoint(tmp_path / "n.pt")
     found = fit(net(), content.sets, "it")
-    assert found.notes == ("its weights are those of 'model'", "the file holds its weights again as 'best'")
+    assert found.notes == ("the weights are those of 'model'", "the file holds the same weights as 'best'")
     assert found.left_out == ()

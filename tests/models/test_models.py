@@ -177,7 +177,7 @@ class TestCheckpoints:
     @pytest.mark.parametrize(
         ("name", "content", "message"),
         [
-            ("m.safetensors", b"\x10\x00", "not a whole safetensors file"),
+            ("m.safetensors", b"\x10\x00", "not a complete safetensors file"),
             ("m.pt", b"PK\x03\x04 nonsense", "not a readable PyTorch file|unpickled"),
             ("m.h5", b"x", "unknown ending '.h5'"),
             ("m.bin", b"x", "not a readable PyTorch file|unpickled"),

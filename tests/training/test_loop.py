@@ -221,7 +221,9 @@ class TestPenalties:
         with pytest.raises(RobGIBError, match="needs a batch of at least 44 samples, not 43"):
             penalty_of(model, x, Penalty(kind="gib", beta=1))
 
-    @pytest.mark.parametrize(("units", "message"), [(0, "units from 1, not 0"), ("many", "units from 1, not 'many'")])
+    @pytest.mark.parametrize(
+        ("units", "message"), [(0, "units of at least 1, not 0"), ("many", "units of at least 1, not 'many'")]
+    )
     def test_bad_codes(self, units, message, digits):
         with pytest.raises(RobGIBError, match=message):
             small(digits, units)()

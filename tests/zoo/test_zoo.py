@@ -275,7 +275,7 @@ class TestStored:
         handler.ranges[0] = ranges
         handler.cut[0] = 1000
         recipe = self.recipe(tmp_path, {"url": f"http://127.0.0.1:{server.server_port}/b.safetensors"}, content)
-        with pytest.raises(RobGIBError, match="what came is kept for the next try"):
+        with pytest.raises(RobGIBError, match="the received part is kept for the next attempt"):
             stored_checkpoint(recipe)
         handler.cut[0] = None
         assert stored_checkpoint(recipe).read_bytes() == content
@@ -284,7 +284,7 @@ class TestStored:
     def test_another_digest(self, net, server, tmp_path, monkeypatch):
         monkeypatch.setenv("ROBGIB_CACHE", str(tmp_path / "cache"))
         recipe = self.recipe(tmp_path, {"url": f"http://127.0.0.1:{server.server_port}/c.safetensors"}, b"other")
-        with pytest.raises(RobGIBError, match=r"not the recipe's .*; it was not kept"):
+        with pytest.raises(RobGIBError, match=r"but the recipe states .*; it was not kept"):
             stored_checkpoint(recipe)
         assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file()]
 
@@ -434,7 +434,7 @@ class TestFilesThatNameCode:
 
     def test_adding_says_what_loading_needs(self, net, mynet, invoke):
         said = " ".join(invoke("zoo", "add", "net.safetensors", "--name", "mine", "--arch", mynet).split())
-        assert "that needs --allow-code" in said
+        assert "and needs --allow-code" in said
         assert "robgib evaluate mine --catalogue zoo --allow-code" in said
         assert "names the architecture" in invoke("evaluate", "mine", *self.FAST, "--catalogue", "zoo")
         assert "Report" in invoke("evaluate", "mine", *self.FAST, "--catalogue", "zoo", "--allow-code")
@@ -493,7 +493,7 @@ class TestNames:
     @pytest.mark.parametrize("name", ["../../ESCAPED", "", "other"])
     def test_a_recipe_is_called_as_its_file(self, name, tmp_path):
         (tmp_path / "quick.yaml").write_text(f"{RECIPE}name: {name!r}\n")
-        with pytest.raises(RobGIBError, match=r"quick\.yaml, line 5: name: a recipe is called as its file, 'quick'"):
+        with pytest.raises(RobGIBError, match=r"quick\.yaml, line 5: name: a recipe has the name of its file, 'quick'"):
             find_recipe("quick", [tmp_path])
         (tmp_path / "quick.yaml").write_text(f"{RECIPE}name: quick\n")
         assert find_recipe("quick", [tmp_path]).name == "quick"
