@@ -161,8 +161,8 @@ class FastEnsemble(Attack):
                 return search.image
         reason = (
             f"FAB-T, Square or large-to-small APGD fooled {seen.felled} of {seen.stood} images that gradient ascent "
+            "had left right and far from the boundary"
         )
-        reason += "had left right and far from the boundary"
         if seen.helped:
             seen = self._rounds(search, rng, from_afar=True)
         if not seen.blind:

@@ -95,7 +95,7 @@ def test_a_weaker_fused_form_is_not_used_with_a_note(digits_cnn, images):
     """A fused form that agrees on samples but has no gradient: the short attack on both detects it."""
     prepared = prepare(digits_cnn, images[0])
     assert prepared.fused is not prepared.model
-    masked = dataclasses.replace(prepared, quick=unusual.Quantised(digits_cnn))
+    masked = dataclasses.replace(prepared, fused=unusual.Quantised(digits_cnn))
     share, outcome = left(masked, images, "pgd-linf:eps=0.1")
     assert share == on_the_model_itself(digits_cnn, images, "pgd-linf:eps=0.1")
     assert any("the network itself was attacked" in note for note in outcome.notes)
