@@ -149,10 +149,10 @@ class TestNormalisers:
     @pytest.mark.parametrize(
         ("beside", "why"),
         [
-            ({"normalize.mean": torch.tensor([123.7])}, "not a mean in"),
-            ({"normalize.mean": torch.tensor([123.7]), "normalize.std": torch.tensor([58.4])}, "not a mean in"),
-            ({"normalize.mean": torch.tensor([0.5]), "normalize.std": torch.tensor([0.0])}, "not a mean in"),
-            ({"normalize.mean": torch.tensor([0.5, 0.4]), "normalize.std": torch.tensor([0.2])}, "not a mean in"),
+            ({"normalize.mean": torch.tensor([123.7])}, "it is not a mean in"),
+            ({"normalize.mean": torch.tensor([123.7]), "normalize.std": torch.tensor([58.4])}, "it is not a mean in"),
+            ({"normalize.mean": torch.tensor([0.5]), "normalize.std": torch.tensor([0.0])}, "it is not a mean in"),
+            ({"normalize.mean": torch.tensor([0.5, 0.4]), "normalize.std": torch.tensor([0.2])}, "it is not a mean in"),
             (
                 {
                     "a.mean": torch.tensor([0.5]), "a.std": torch.tensor([0.2]),

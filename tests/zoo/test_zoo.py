@@ -458,7 +458,7 @@ class TestFilesThatNameCode:
     @pytest.mark.parametrize("library", ["torchvision:resnet18", "timm:resnet18"])
     def test_options_that_fetch_weights(self, library, option, net, tmp_path):
         self.name(net, {"name": library, option: "file"})
-        with pytest.raises(RobGIBError, match=rf"net\.json: .*option '{option}' is one that fetches weights; leave it"):
+        with pytest.raises(RobGIBError, match=rf"net\.json: .*option '{option}' fetches weights; remove it"):
             load_checkpoint(net)
         text = yaml.safe_dump({"data": "digits", "architecture": {"name": library, option: "file"}})
         (tmp_path / "fetch.yaml").write_text(text)
@@ -501,7 +501,7 @@ class TestNames:
     @pytest.mark.parametrize(
         ("key", "message"),
         [
-            ("group: ../x", "line 5: group: it must hold no slash"),
+            ("group: ../x", "line 5: group: it must not contain a slash"),
             ("folder: /etc", "line 5: folder: extra inputs are not permitted"),
             ("allow_code: true", "line 5: allow_code: extra inputs are not permitted"),
         ],
@@ -544,7 +544,7 @@ def test_one_broken_recipe_leaves_the_others_usable(cli, tmp_path):
     done = cli("zoo", "list", "--catalogue", str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert "whole" in done.stdout
-    assert "warning: recipe left out: " in done.stderr
+    assert "warning: recipe skipped: " in done.stderr
     assert "broken.yaml, line 2" in done.stderr
     named = cli("train", "broken", "--catalogue", str(tmp_path))
     assert named.returncode == 2
