@@ -295,7 +295,7 @@ def test_it_is_allowed_nowhere_by_default():
             if inspect.isfunction(value):
                 for parameter in inspect.signature(value).parameters.values():
                     if parameter.name in ("allow_code", "allow_pickle"):
-                        assert parameter.default in (False, inspect.Parameter.empty), f"{module.name}.{name}"
+                        assert parameter.default in (False, None, inspect.Parameter.empty), f"{module.name}.{name}"
                         found.add(value.__qualname__)
             elif inspect.isclass(value) and issubclass(value, BaseModel):
                 assert not {"allow_code", "allows_code"} & set(value.model_fields), f"{module.name}.{name}"

@@ -362,7 +362,7 @@ def test_a_normaliser_that_the_network_has_itself_is_said():
     pair = {"preprocess.mean": net.normalize.mean.clone(), "preprocess.std": net.normalize.std.clone()}
     found = fit(net, {"": {**state, **pair}}, "net.pt")
     assert found.normalization is None
-    assert "('preprocess.mean', 'preprocess.std'), the same as inside it: done once" in " ".join(found.notes)
+    assert "('preprocess.mean', 'preprocess.std'), the same as inside it: it is applied once" in " ".join(found.notes)
 
 
 def test_load_model_warns_of_what_it_left_out(tmp_path):
