@@ -287,7 +287,7 @@ def test_from_the_command_line(tmp_path, monkeypatch):
     folder = next(p for p in tmp_path.iterdir())
     result = call(app, ["verify", str(folder)])
     assert result.exit_code == 0
-    assert "All 26 claims hold, of 30 samples" in result.output
+    assert "All 26 claims hold for 30 samples" in result.output
     wrong = call(app, ["verify", str(folder), "--model", "digits-mlp-relu"])
     assert wrong.exit_code == 1
     table = (folder / "robustness.csv").read_text()
