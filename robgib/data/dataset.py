@@ -209,7 +209,7 @@ class Dataset:
         """
         images, labels = _as_tensor(x, "images"), _as_tensor(y, "labels")
         if images.ndim == 0 or len(images) == 0:
-            raise RobGIBError("the data are empty; give at least one image with its label.")
+            raise RobGIBError("the data hold no samples; give at least one image with its label.")
         if images.ndim == 3 and images.dtype == torch.uint8:
             images = images[:, None]
         if labels.ndim == 2 and labels.shape[1] > 1 and bool(((labels == 0) | (labels == 1)).all()):

@@ -102,10 +102,10 @@ class _Notes:
     def warn(self, path: Path) -> None:
         """Say all of it in one warning."""
         kinds = (
-            (self.hidden, "hidden (their names begin with a dot)"),
+            (self.hidden, "whose names begin with a dot"),
             (self.folders, "that are neither train nor test"),
             (self.links, "that are symbolic links to folders"),
-            (self.others, f"without an ending of pictures ({', '.join(_ENDINGS)})"),
+            (self.others, f"without a picture's ending ({', '.join(_ENDINGS)})"),
         )
         told = [f"{len(names)} {what} ({_some(names, path)})" for names, what in kinds if names]
         parts = [f"left out: {', '.join(told)}"] if told else []

@@ -331,7 +331,7 @@ def _text(path: Path, seed: int) -> Dataset:
             raise RobGIBError(f"{path} must hold train/ and test/, each with a folder of text files for every class.")
     (learnt, labels, classes), (unseen, truth, others) = (read_texts(path / part) for part in ("train", "test"))
     if classes != others:
-        raise RobGIBError(f"{path / 'train'} and {path / 'test'} do not hold the same classes.")
+        raise RobGIBError(f"{path / 'train'} and {path / 'test'} must hold the same classes.")
     ours, held = stratified(labels, (11 / 12, 1 / 12), seed)
     vectors = embed_tokens([learnt[i] for i in ours], seed)
     order = np.random.default_rng(seed).permutation(len(truth))

@@ -262,7 +262,7 @@ def _unpickled(path: Path, allow_pickle: bool) -> Any:
     except Exception as error:
         reason = str(first).split("WeightsUnpickler error:")[-1].strip().splitlines()[0].rstrip(".")
         raise RobGIBError(
-            f"{path} holds more than weights, and unpickling it can run any code ({reason}); save "
+            f"{path} holds more than weights and would have to be unpickled, which can run any code ({reason}); save "
             "`model.state_dict()` as safetensors or with torch.save."
         ) from error
 

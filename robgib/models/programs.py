@@ -123,12 +123,12 @@ def _is_expression(text: str) -> bool:
 
 
 def _check_program(part: Any, key: str = "") -> None:
-    """Raise where a part of a program, under its ``key``, could do more than compute."""
+    """Raise if a part of a program, under its ``key``, could do more than compute."""
     if key == "metadata" and isinstance(part, dict):
-        for name in [k for k in part if k != "nn_module_stack"]:  # where it came from, which nothing here asks
+        for name in [k for k in part if k != "nn_module_stack"]:  # the origin of the program, which is not used
             del part[name]
     if isinstance(part, list) and key == "guards_code":
-        part.clear()  # Python that would check the sizes of the images
+        part.clear()  # Python code that would check the sizes of images
     elif isinstance(part, (list, tuple)):
         for item in part:
             _check_program(item, key)
@@ -137,22 +137,25 @@ def _check_program(part: Any, key: str = "") -> None:
             _check_program(str(name))
             _check_program(value, str(name))
     elif isinstance(part, str):
-        if key in ("in_spec", "out_spec"):
-            sound = _is_structure(part)
-        elif key == "expr_str":
-            sound = _is_expression(part)
-        elif key in ("target", "as_operator"):
-            found = _OPERATOR.fullmatch(part)
-            sound = found[2] in operators(found[1]) if found else _FUNCTION.fullmatch(part) is not None
-        elif key in ("as_string", "as_strings"):
-            sound = True  # an operator's argument
-        else:
-            sound = (_STACK if key == "nn_module_stack" else _PLAIN).fullmatch(part) is not None
-        if not sound:
+        if not _only_computes(part, key):
             raise RobGIBError(f"its {key or 'name'} {part[:80]!r} is more than a network's computation")
     elif hasattr(part, "__dict__") and not isinstance(part, type):
         for name, value in vars(part).items():
             _check_program(value, name)
+
+
+def _only_computes(text: str, key: str) -> bool:
+    """Whether a text of a program, under its ``key``, describes a computation and nothing else."""
+    if key in ("in_spec", "out_spec"):
+        return _is_structure(text)
+    if key == "expr_str":
+        return _is_expression(text)
+    if key in ("target", "as_operator"):
+        operator = _OPERATOR.fullmatch(text)
+        return operator[2] in operators(operator[1]) if operator else _FUNCTION.fullmatch(text) is not None
+    if key in ("as_string", "as_strings"):
+        return True  # an argument of an operator
+    return (_STACK if key == "nn_module_stack" else _PLAIN).fullmatch(text) is not None
 
 
 def _is_structure(text: str) -> bool:

@@ -158,7 +158,7 @@ class TestStreams:
         for source in (stream, DataLoader(stream, batch_size=8)):
             with pytest.raises(RobGIBError, match=r"images and does not end; limit"):
                 robgib.evaluate(Level(), source, **ASKED)
-            with pytest.warns(RobGIBWarning, match=r"has no length: samples are drawn from the first [35][01][24]"):
+            with pytest.warns(RobGIBWarning, match=r"has no length: samples are drawn from its first [35][01][24]"):
                 run = robgib.evaluate(Level(), source, samples=10, **ASKED)
             assert np.bincount(run.outcomes["label"]).tolist() == [2] * CLASSES
 

@@ -177,7 +177,7 @@ class TestFolders:
         assert (
             "left out: 4 whose names begin with a dot (.git, .ipynb_checkpoints, cat/.ipynb_checkpoints, …)" in message
         )
-        assert "1 whose endings are no pictures' (.bmp, " in message
+        assert "1 without a picture's ending (.bmp, " in message
         assert message.endswith("(dog/notes.txt).")
 
     @pytest.mark.parametrize("beside", [".git", "docs"])

@@ -108,7 +108,7 @@ def test_bad_folders(tmp_path, folder):
     (tmp_path / "train" / "a" / "1.txt").write_text("one two")
     (tmp_path / "test" / "b").mkdir()
     (tmp_path / "test" / "b" / "1.txt").write_text("one two")
-    with pytest.raises(RobGIBError, match="do not hold the same classes"):
+    with pytest.raises(RobGIBError, match="must hold the same classes"):
         load_data(f"text:{tmp_path}")
     (tmp_path / "test" / "b").rename(tmp_path / "test" / "a")
     with pytest.raises(RobGIBError, match="0 tokens that occur twice"):

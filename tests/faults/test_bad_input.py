@@ -47,7 +47,7 @@ NET = ("--arch", "mlp", "--data", "digits")
         (("evaluate", "net.pt", *NET, "--mean", "0.5"), "--mean and --std belong together"),
         (("evaluate", "net.pt", *NET, "--mean", "a", "--std", "1"), "--mean must be numbers"),
         (("evaluate", "net.pt", *NET, "--mean", "0.5", "--std", "0"), "positive standard deviations"),
-        (("evaluate", "net.pt", *NET, "--normalize", "half", "--mean", "0.5", "--std", "1"), "not both"),
+        (("evaluate", "net.pt", *NET, "--normalize", "half", "--mean", "0.5", "--std", "1"), "exclude each other"),
         (("evaluate", "net.pt", *NET, "--bounds", "1"), "--bounds must be two numbers"),
         (("evaluate", "net.pt", *NET, "--bounds", "1,0"), "two increasing numbers"),
         (("evaluate", "net.pt", *NET, "--input-size", "8", "--crop", "4"), "give --input-size or the other two"),

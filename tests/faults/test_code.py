@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 import robgib
 from robgib import RobGIBError
 from robgib.models import build
+from robgib.options import ModelOptions
 from robgib.results import save_run
 from robgib.studies import Cell, Study, cells, followed, read_phases, read_study
 from robgib.studies.design import Models, chosen_recipes
@@ -295,8 +296,11 @@ def test_it_is_allowed_nowhere_by_default():
             if inspect.isfunction(value):
                 for parameter in inspect.signature(value).parameters.values():
                     if parameter.name in ("allow_code", "allow_pickle"):
-                        assert parameter.default in (False, inspect.Parameter.empty), f"{module.name}.{name}"
+                        assert parameter.default in (False, None, inspect.Parameter.empty), f"{module.name}.{name}"
                         found.add(value.__qualname__)
             elif inspect.isclass(value) and issubclass(value, BaseModel):
                 assert not {"allow_code", "allows_code"} & set(value.model_fields), f"{module.name}.{name}"
-    assert {"build", "cells", "followed", "load", "load_checkpoint", "find_recipe", "plan", "run", "verify"} <= found
+    assert {"build", "cells", "followed", "add_recipe", "find_recipe", "plan", "run", "verify"} <= found
+    # load and load_checkpoint take these options as an object
+    assert not ModelOptions().allow_code
+    assert not ModelOptions().allow_pickle

@@ -141,7 +141,7 @@ class TestShards:
     [
         (lambda: torch.ones(3).to_sparse(), "a sparse tensor"),
         (lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8), "a quantized tensor"),
-        (lambda: torch.ones(3, device="meta"), "without content"),
+        (lambda: torch.ones(3, device="meta"), "without values"),
         (lambda: torch.ones(3, dtype=torch.complex64), "complex numbers"),
     ],
 )

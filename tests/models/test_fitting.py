@@ -149,10 +149,10 @@ class TestNormalisers:
     @pytest.mark.parametrize(
         ("beside", "why"),
         [
-            ({"normalize.mean": torch.tensor([123.7])}, "not a mean in"),
-            ({"normalize.mean": torch.tensor([123.7]), "normalize.std": torch.tensor([58.4])}, "not a mean in"),
-            ({"normalize.mean": torch.tensor([0.5]), "normalize.std": torch.tensor([0.0])}, "not a mean in"),
-            ({"normalize.mean": torch.tensor([0.5, 0.4]), "normalize.std": torch.tensor([0.2])}, "not a mean in"),
+            ({"normalize.mean": torch.tensor([123.7])}, "it is not a mean in"),
+            ({"normalize.mean": torch.tensor([123.7]), "normalize.std": torch.tensor([58.4])}, "it is not a mean in"),
+            ({"normalize.mean": torch.tensor([0.5]), "normalize.std": torch.tensor([0.0])}, "it is not a mean in"),
+            ({"normalize.mean": torch.tensor([0.5, 0.4]), "normalize.std": torch.tensor([0.2])}, "it is not a mean in"),
             (
                 {
                     "a.mean": torch.tensor([0.5]), "a.std": torch.tensor([0.2]),
@@ -362,7 +362,7 @@ def test_a_normaliser_that_the_network_has_itself_is_said():
     pair = {"preprocess.mean": net.normalize.mean.clone(), "preprocess.std": net.normalize.std.clone()}
     found = fit(net, {"": {**state, **pair}}, "net.pt")
     assert found.normalization is None
-    assert "('preprocess.mean', 'preprocess.std'), the same as inside it: done once" in " ".join(found.notes)
+    assert "('preprocess.mean', 'preprocess.std'), the same as inside it: it is applied once" in " ".join(found.notes)
 
 
 def test_load_model_warns_of_what_it_left_out(tmp_path):

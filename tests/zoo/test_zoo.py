@@ -3,6 +3,7 @@ import json
 import re
 import sys
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -10,11 +11,13 @@ import torch
 import yaml
 
 from robgib import RobGIBError, make_attack
+from robgib.models import Normalization
+from robgib.options import Context, ModelOptions
 from robgib.robustness.run_attack import run_attack
 from robgib.training.config import Training
 from robgib.training.loop import accuracy, train
 from robgib.training.losses import augment
-from robgib.zoo.loading import add_recipe, load_checkpoint, load_recipe, stored_checkpoint, train_recipe
+from robgib.zoo.loading import add_recipe, load, load_checkpoint, load_recipe, stored_checkpoint, train_recipe
 from robgib.zoo.recipe import PretrainedWeights, Recipe, find_recipe, recipes
 
 RECIPE = """
@@ -107,6 +110,20 @@ def test_own_checkpoints_know_what_they_are(quick, digits, tmp_path):
     loaded, data = found.model, found.data
     assert data.name == "digits"
     assert torch.equal(loaded(digits.test.x[:5]), model(digits.test.x[:5]))
+
+
+def test_options_as_an_object_and_by_name(quick, digits, tmp_path):
+    _, _, path = train_recipe(quick, digits, tmp_path / "mine.safetensors")
+    options = ModelOptions(data="digits", normalize="half")
+    by_object = load(path, options)
+    by_name = load(path, data="digits", normalization=Normalization((0.5,), (0.5,)))
+    assert by_object.notes == by_name.notes == ("images are normalised by mean 0.5, std 0.5 (half)",)
+    plain = load_checkpoint(path, replace(options, normalize=None), context=Context(seed=0))
+    x = digits.test.x[:5]
+    assert torch.equal(by_object.model(x), by_name.model(x))
+    assert torch.allclose(by_object.model(x), plain.model(2 * x - 1), atol=1e-6)
+    with pytest.raises(RobGIBError, match="unknown option of load: 'archs'; did you mean 'arch'"):
+        load(path, archs="mlp")
 
 
 def test_a_strangers_checkpoint_needs_arch_and_data(quick, digits, tmp_path):
@@ -458,7 +475,7 @@ class TestFilesThatNameCode:
     @pytest.mark.parametrize("library", ["torchvision:resnet18", "timm:resnet18"])
     def test_options_that_fetch_weights(self, library, option, net, tmp_path):
         self.name(net, {"name": library, option: "file"})
-        with pytest.raises(RobGIBError, match=rf"net\.json: .*option '{option}' is one that fetches weights; leave it"):
+        with pytest.raises(RobGIBError, match=rf"net\.json: .*option '{option}' fetches weights; remove it"):
             load_checkpoint(net)
         text = yaml.safe_dump({"data": "digits", "architecture": {"name": library, option: "file"}})
         (tmp_path / "fetch.yaml").write_text(text)
@@ -501,7 +518,7 @@ class TestNames:
     @pytest.mark.parametrize(
         ("key", "message"),
         [
-            ("group: ../x", "line 5: group: it must hold no slash"),
+            ("group: ../x", "line 5: group: it must not contain a slash"),
             ("folder: /etc", "line 5: folder: extra inputs are not permitted"),
             ("allow_code: true", "line 5: allow_code: extra inputs are not permitted"),
         ],
@@ -516,7 +533,7 @@ class TestNames:
         monkeypatch.setenv("ROBGIB_CACHE", str(tmp_path / "cache"))
         checkpoint = {"url": url, "sha256": "0" * 64}
         (tmp_path / "far.yaml").write_text(yaml.safe_dump({"data": "digits", "checkpoint": checkpoint}))
-        with pytest.raises(RobGIBError, match="the last part of the url names the file that is kept, and it must"):
+        with pytest.raises(RobGIBError, match="the last part of the url becomes a file name; it must"):
             find_recipe("far", [tmp_path])
         forged = PretrainedWeights.model_construct(file=None, **checkpoint)
         recipe = Recipe.model_construct(name="far", data="digits", checkpoint=forged, folder=None)
@@ -544,7 +561,7 @@ def test_one_broken_recipe_leaves_the_others_usable(cli, tmp_path):
     done = cli("zoo", "list", "--catalogue", str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert "whole" in done.stdout
-    assert "warning: recipe left out: " in done.stderr
+    assert "warning: recipe skipped: " in done.stderr
     assert "broken.yaml, line 2" in done.stderr
     named = cli("train", "broken", "--catalogue", str(tmp_path))
     assert named.returncode == 2
