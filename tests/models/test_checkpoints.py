@@ -184,8 +184,14 @@ def _text(text):
     return pickle.BINUNICODE + len(text).to_bytes(4, "little") + text.encode()
 
 
-@pytest.mark.parametrize("shared", ["torch._utils\n_rebuild_tensor", "torch\nUntypedStorage"])
-@pytest.mark.parametrize("slots", [False, True])
+@pytest.mark.parametrize(
+    ("shared", "slots"),
+    [
+        ("torch._utils\n_rebuild_tensor", False),
+        ("torch._utils\n_rebuild_tensor", True),
+        ("torch\nUntypedStorage", True),
+    ],
+)
 def test_nothing_that_torch_shares_is_changed_and_no_source_is_written(shared, slots, tmp_path, request):
     """torch writes the source of a class to NAME.patch, if ``dump_patches`` is set of what a file says is a class."""
     module, name = shared.split("\n")
@@ -201,7 +207,7 @@ def test_nothing_that_torch_shares_is_changed_and_no_source_is_written(shared, s
     parts = [pickle.dumps(part, 2) for part in (MAGIC_NUMBER, PROTOCOL_VERSION, {"little_endian": True})]
     parts += [pickle.PROTO + b"\x02" + container + pickle.BINPERSID + pickle.STOP, pickle.dumps([], 2)]
     (tmp_path / "net.pth").write_bytes(b"".join(parts))
-    with pytest.raises(RobGIBError, match="would have to be unpickled, which can run any code"):
+    with pytest.raises(RobGIBError, match="unpickling it can run any code"):
         read_checkpoint(tmp_path / "net.pth")
     assert thing.__name__ == name
     assert not hasattr(thing, "dump_patches")
