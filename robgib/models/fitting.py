@@ -120,7 +120,7 @@ def fit(
         notes.append(f"the file holds a normaliser beside the network ({_some(pair)}), which is applied")
     elif pair:
         notes.append(
-            f"the file holds a normaliser beside the network ({_some(pair)}), the same as inside it: done once"
+            f"the file holds a normaliser beside the network ({_some(pair)}), the same as inside it: it is applied once"
         )
     elif not normalized and said:
         applied, told = _from_said(said, model)

@@ -150,7 +150,7 @@ def test_normalisations_by_name_and_bounds():
     assert torch.allclose(shifted(x), 2 * x - 1, atol=1e-6)
     with pytest.raises(RobGIBError, match="did you mean 'imagenet'"):
         normalization("imagnet")
-    with pytest.raises(RobGIBError, match="2 means were given, and the images have 3 channels"):
+    with pytest.raises(RobGIBError, match="2 means were given, but the images have 3 channels"):
         Normalization((0.1, 0.2), (1.0, 1.0)).before(same, 3)
     with pytest.raises(RobGIBError, match="above 0"):
         Normalization((0.1,), (0.0,))
