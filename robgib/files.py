@@ -79,7 +79,7 @@ def check_writable(root: Path) -> None:
             place = place.parent
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise RobGIBError(f"output folder {str(root)[:60]!r}… cannot be made: {reason}; give --out another.") from error
+        raise RobGIBError(f"output folder {str(root)[:60]!r}… cannot be created: {reason}; give --out another.") from error
     longest = max((len(os.fsencode(part)) for part in root.parts), default=0)
     if longest > _LONGEST_NAME:
         raise RobGIBError(

@@ -255,7 +255,7 @@ class TestBadInput:
             (("evaluate", "digits-cnn", "--estimator", "gausian"), "did you mean 'gaussian'"),
             (("evaluate", "digits-cnn", "--layer", "blocks.9"), "unknown layer 'blocks.9'; did you mean 'blocks."),
             (("evaluate", "fashion-cnn", "--data-root", "nowhere"), "data folder 'nowhere' does not exist"),
-            (("evaluate", "digits-cnn", "--out", "/dev/null/runs"), "cannot be made: /dev/null is a file"),
+            (("evaluate", "digits-cnn", "--out", "/dev/null/runs"), "cannot be created: /dev/null is a file"),
             (("evaluate", "no.pt", "--arch", "cnn", "--data", "digits"), "checkpoint 'no.pt' does not exist"),
             (("evaluate", "digits-cnn", "digits-cnn"), "a model is named twice"),
             (("evaluate", "digits-cnn", "--features", "patches:9"), "no such grid"),
