@@ -154,7 +154,7 @@ def test_a_download_ends_at_the_size_that_is_stated(server, tmp_path):
 @pytest.mark.parametrize(
     ("length", "size", "words"),
     [
-        (10**15, None, "is of 1,000,000,000,000,000 bytes, more than 4,294,967,296: state its size"),
+        (10**15, None, "has 1,000,000,000,000,000 bytes, more than 4,294,967,296: state its size"),
         (10**15, 10**15, "has room for"),
         (20_000, 10_240, "has 20,000 bytes, but the recipe states 10,240"),
     ],
@@ -225,7 +225,7 @@ def test_a_recipe_states_the_size(server, tmp_path, monkeypatch):
     found = stored_checkpoint(recipe)
     assert found.read_bytes() == CONTENT
     found.write_bytes(CONTENT + b"x")
-    with pytest.raises(RobGIBError, match="is of 10241 bytes, not 10240"):
+    with pytest.raises(RobGIBError, match="has 10241 bytes, not 10240"):
         stored_checkpoint(recipe)
 
 

@@ -152,7 +152,7 @@ def test_normalisations_by_name_and_bounds():
         normalization("imagnet")
     with pytest.raises(RobGIBError, match="2 means were given, but the images have 3 channels"):
         Normalization((0.1, 0.2), (1.0, 1.0)).before(same, 3)
-    with pytest.raises(RobGIBError, match="above 0"):
+    with pytest.raises(RobGIBError, match="positive standard deviations"):
         Normalization((0.1,), (0.0,))
 
 
