@@ -79,7 +79,8 @@ def check_writable(root: Path) -> None:
             place = place.parent
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise RobGIBError(f"output folder {str(root)[:60]!r}… cannot be created: {reason}; give --out another.") from error
+        shown = f"{str(root)[:60]!r}…"
+        raise RobGIBError(f"output folder {shown} cannot be created: {reason}; give --out another.") from error
     longest = max((len(os.fsencode(part)) for part in root.parts), default=0)
     if longest > _LONGEST_NAME:
         raise RobGIBError(
