@@ -125,7 +125,7 @@ def _print_verdict(run: Run, name: str, out: Console) -> None:
 
 
 def _standing_out(run: Run) -> list[str]:
-    """Which layer hangs most on single pieces of the input."""
+    """Which layer depends most on individual features of the input."""
     held = run.layers[(run.layers["term"] == "v(X;Z)") & run.layers["value"].notna() & (run.layers["depth"] >= 0)]
     held = held[~held["saturated"].astype(bool)]
     if held.empty:
@@ -141,8 +141,8 @@ def _standing_out(run: Run) -> list[str]:
     if not count:
         return []
     return [
-        f"Layer {escape(str(top['layer']))} hangs most on single pieces: hiding one of {count} costs "
-        f"{top['value'] / count:.0%} of it on average."
+        f"Layer {escape(str(top['layer']))} depends most on individual features: masking one of {count} loses "
+        f"{top['value'] / count:.0%} of its information on average."
     ]
 
 
