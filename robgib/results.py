@@ -544,6 +544,8 @@ def save_run(run: Run, root: Path, also: Callable[[Path], None] | None = None) -
 def find_run(root: str | Path, request: str) -> Run | None:
     """Return the finished run below ``root`` that came of the same request (``config["request"]``), if there is one."""
     for file in sorted(Path(root).glob("*/config.json")):
+        if file.parent.name.startswith("."):  # a folder that a killed process left unfinished
+            continue
         try:
             if file.is_file() and read_json(file).get("request") == request:
                 return load_run(file.parent)

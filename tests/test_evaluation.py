@@ -557,3 +557,9 @@ def test_corruptions_and_distances_are_recorded(run):
     vectors = (torch.rand(60, 5), torch.randint(0, 3, (60,)))
     flat = evaluate(nn.Linear(5, 3), vectors, attacks=["pgd-linf"], estimators=[], layers=["logits"])
     assert flat.corruptions.empty
+
+
+def test_a_folder_that_a_killed_process_left_is_no_finished_run(run, tmp_path):
+    folder = run.save(tmp_path)
+    folder.rename(tmp_path / f".{folder.name}.unfinished")
+    assert robgib.results.find_run(tmp_path, run.config["request"]) is None
