@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, ParamSpec, TypeVar
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt, ValidationError, create_model
 
@@ -37,7 +36,6 @@ __all__ = [
     "Share",
     "Width",
     "check",
-    "checked_arguments",
     "construct",
     "gather",
     "option",
@@ -55,46 +53,6 @@ AtLeastOne = Annotated[float, Field(ge=1, allow_inf_nan=False)]
 """A finite number of at least 1."""
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """A whole number that every random generator accepts."""
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def checked_arguments(*names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Check the named arguments of a function against their declared types, and convert them.
-
-    Raises:
-        RobGIBError: (in the function) an argument out of its bounds or of a wrong type.
-
-    >>> @checked_arguments("samples")
-    ... def draw(samples: Count, name: str = ""):
-    ...     return samples
-    >>> draw("3"), draw(0)
-    Traceback (most recent call last):
-    ...
-    robgib.errors.RobGIBError: samples must be at least 1, not 0.
-    """
-
-    def wrap(function: Callable[P, R]) -> Callable[P, R]:
-        signature = inspect.signature(function)
-
-        @functools.cache
-        def model() -> type[BaseModel]:
-            hints = typing.get_type_hints(function, include_extras=True)
-            config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
-            fields = {name: (hints[name], None) for name in names}
-            return create_model(function.__name__, __config__=config, **fields)  # type: ignore[call-overload]
-
-        @functools.wraps(function)
-        def call(*arguments: P.args, **options: P.kwargs) -> R:
-            given = signature.bind(*arguments, **options)
-            values = {name: _plain(given.arguments[name]) for name in names if name in given.arguments}
-            given.arguments.update(_fitted(model(), values, ""))
-            return function(*given.args, **given.kwargs)
-
-        return call
-
-    return wrap
 
 
 @functools.cache
