@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test mutants lint clean
+.PHONY: demo test slow docs dist matrix mutants clean
 
 $(BIN)/robgib: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -23,10 +23,31 @@ test: $(VENV)/.test  ## lint, types, tests
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
+slow: $(VENV)/.test  ## convergence, long parity, guides, notebooks, the package
+	$(BIN)/python -m pytest -m slow -n 2 --dist worksteal
+
+docs: $(VENV)/.docs  ## the site, in site/; links that lead nowhere are errors
+	$(BIN)/typer robgib.cli.app utils docs --name robgib --title "Command line" --output docs/cli.md
+	$(BIN)/zensical build --clean --strict
+
+$(VENV)/.docs: pyproject.toml $(BIN)/robgib
+	$(BIN)/python -m pip install --disable-pip-version-check -e ".[docs]"
+	@touch $@
+
+dist: $(VENV)/.test  ## sdist and wheel in dist/, installed and run in an environment of their own
+	rm -rf dist
+	$(BIN)/python -m hatchling build -t sdist -t wheel
+	$(PYTHON) -m venv dist/.venv
+	dist/.venv/bin/python -m pip install --disable-pip-version-check dist/*.whl
+	cd dist && .venv/bin/robgib doctor && .venv/bin/robgib evaluate digits-cnn --quick --samples 100 --no-information
+
+matrix:  ## the default tests with each release of torch; TORCH=2.6 for one
+	$(PYTHON) benchmarks/matrix.py $(TORCH)
+
 mutants: $(VENV)/.test  ## does a test fail for each small change of a formula? hours; MUTANTS='robgib.statistics.*' for some
 	$(BIN)/python -m pip install --disable-pip-version-check "mutmut>=3.8"
 	OMP_NUM_THREADS=1 $(BIN)/mutmut run $(if $(MUTANTS),'$(MUTANTS)')
 	$(BIN)/python benchmarks/mutants.py
 
 clean:
-	rm -rf $(VENV) runs mutants
+	rm -rf $(VENV) .matrix runs mutants dist site

@@ -9,6 +9,7 @@ import pytest
 
 import robgib
 
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "examples").glob("*.ipynb"))
 MODULES = ["robgib", *(m.name for m in pkgutil.walk_packages(robgib.__path__, "robgib."))]
 EXAMPLES = {
     name: found
@@ -32,9 +33,9 @@ def test_docstrings(name, digits_cnn, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_notebook(tmp_path):
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs(path, tmp_path):
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
-    path = Path(__file__).parents[1] / "examples" / "own_checkpoint.ipynb"
     notebook = nbformat.read(path, as_version=4)
     done = nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": tmp_path}}).execute()
     assert (tmp_path / "report.html").stat().st_size > 100_000
