@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, digests, downloads that go on where they broke off, the cache."""
+"""Atomic writes, digests, resumable downloads and the cache."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def digest(content: Any) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds.
+    """Return the content of a JSON file.
 
     Raises:
         OSError: it cannot be read.
@@ -72,7 +72,7 @@ _LONGEST_NAME = 200  # bytes: file systems take 255, and names in the making are
 
 
 def check_writable(root: Path) -> None:
-    """Raise before any work is done when a folder cannot be written below ``root``; leave nothing behind."""
+    """Raise, before any work, if a folder cannot be written below ``root``; leave no trace."""
     place = root.absolute()
     try:
         while not place.exists():
@@ -97,7 +97,7 @@ def check_writable(root: Path) -> None:
 
 
 def check_file(path: Path) -> None:
-    """Raise before any work is done when a file cannot be written at ``path``; leave nothing behind."""
+    """Raise, before any work, if a file cannot be written at ``path``; leave no trace."""
     if not path.name or path.is_dir():
         raise RobGIBError(f"output file {str(path)!r} is a folder; give --out the name of a file.")
     check_writable(path.parent)
@@ -107,7 +107,7 @@ _HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:6]  # a folder may
 
 
 def _mark() -> str:
-    """What the names of unfinished things end in before some letters of chance: the machine and process of theirs."""
+    """Return the ending of unfinished files' names: this machine and process, before random letters."""
     return f"{_HOST}-{os.getpid()}"
 
 
@@ -115,19 +115,19 @@ _NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # Windows has none; there links need a 
 
 
 def _fresh(target: Path) -> tuple[int, Path]:
-    """A new file beside ``target``, open to write: under a name that nobody can foresee, and through no link."""
+    """Open a new file beside ``target`` for writing, under an unpredictable name, following no link."""
     place = target.with_name(f".{target.name}.{_mark()}.{secrets.token_hex(8)}")
     return os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINK, 0o666), place
 
 
 def _ours(place: Path) -> bool:
-    """Whether a file or folder, no link, is this user's: others may put what they like into a shared folder."""
-    held = place.lstat()
-    return not stat.S_ISLNK(held.st_mode) and (not hasattr(os, "geteuid") or held.st_uid == os.geteuid())
+    """Whether a file or folder belongs to this user and is no link; others can write into shared folders."""
+    status = place.lstat()
+    return not stat.S_ISLNK(status.st_mode) and (not hasattr(os, "geteuid") or status.st_uid == os.geteuid())
 
 
 def _sweep(target: Path) -> None:
-    """Remove what processes that were killed left of ``target``; put back what one had just moved aside."""
+    """Remove the remains of killed processes at ``target``; restore a version that one had moved aside."""
     for left in target.parent.glob(f".{glob.escape(target.name)}.{_HOST}-*"):
         owner = left.name.rpartition(f"{_HOST}-")[2].partition(".")[0]
         if not owner.isdigit() or _lives(int(owner)) or not _ours(left):
@@ -152,7 +152,7 @@ def _lives(process: int) -> bool:
 
 
 def write_file(target: Path, content: bytes) -> None:
-    """Write a file and its folder, the file whole or not at all."""
+    """Write a file atomically; make its folder."""
     if not target.name or target.is_dir():
         raise RobGIBError(f"cannot write {target}: it is a folder.")
     try:
@@ -172,7 +172,7 @@ def write_file(target: Path, content: bytes) -> None:
 
 @contextmanager
 def atomic_directory(target: Path) -> Iterator[Path]:
-    """Give a temporary folder that becomes ``target`` when the block ends, and vanishes when it fails.
+    """Yield a temporary folder that becomes ``target`` when the block succeeds, and is removed when it fails.
 
     What a process that was killed left of it goes with the next one that is made.
     """
@@ -204,7 +204,7 @@ def _beside(target: Path) -> Path:
 
 
 class Parts:
-    """Finished parts of a long piece of work, kept in a folder until the whole is written; without a folder none are.
+    """Finished parts of a long computation, kept in a folder until the result is written; without a folder none.
 
     A part goes by the words of its key, and is a mapping of names to arrays or to what JSON holds.
 
@@ -220,7 +220,7 @@ class Parts:
         self._failed: list[str] = []  # shared by all parts: what was said once is not said again
 
     def at(self, *words: str) -> Parts:
-        """The part, or the parts, that go by these words among these."""
+        """Return the parts below a name that these words form."""
         other = Parts(self.folder, (*self.key, *words))
         other._failed = self._failed
         return other
@@ -231,19 +231,19 @@ class Parts:
         return self.folder / f"{digest(self.key)[:16]}.npz"
 
     def read(self) -> dict[str, Any] | None:
-        """What was written, or None where nothing was, or what there is cannot be read."""
+        """Return the part, or None if there is none or it cannot be read."""
         if self.folder is None or not self._file.is_file():
             return None
         try:
             with np.load(self._file, allow_pickle=False) as archive:
-                held = {name: archive[name] for name in archive.files}
-            content: dict[str, Any] = json.loads(str(held.pop("json")))
+                arrays = {name: archive[name] for name in archive.files}
+            content: dict[str, Any] = json.loads(str(arrays.pop("json")))
         except Exception:  # numpy's reader raises of all kinds where a file is damaged: the part is made again
             return None
-        return {**content, **held}
+        return {**content, **arrays}
 
     def write(self, content: Mapping[str, Any]) -> None:
-        """Keep a part, in the place of a former one; where it cannot be written, say so, and keep none from then on."""
+        """Keep a part in place of a former one; if it cannot be written, warn and keep none from then on."""
         if self.folder is None or self._failed:
             return
         arrays = {name: value for name, value in content.items() if isinstance(value, np.ndarray)}
@@ -257,7 +257,7 @@ class Parts:
             warnings.warn(f"finished parts cannot be kept: {error}", RobGIBWarning, stacklevel=2)
 
     def clear(self) -> None:
-        """Remove all parts, those of other keys too: the whole is written."""
+        """Remove all parts, also those of other keys, once the result is written."""
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -266,7 +266,7 @@ _OLD = 30 * 86_400  # seconds after which parts of a work that nobody took up ag
 
 
 def parts_in(folder: Path) -> Parts:
-    """The parts in ``folder``; what lies beside it for a month, of works that nobody took up again, goes."""
+    """Return the parts in ``folder``; delete other computations' parts that are a month old."""
     for other in folder.parent.iterdir() if folder.parent.is_dir() else ():
         with suppress(OSError):
             if other != folder and time.time() - other.stat().st_mtime > _OLD:
@@ -278,7 +278,7 @@ def parts_in(folder: Path) -> Parts:
 def alone(
     target: Path, doing: str = "is on it", progress: Callable[[str, int, int], None] | None = None
 ) -> Iterator[bool]:
-    """Let one process at a time work at ``target``, by a lock beside it that goes with the process, however that ends.
+    """Let one process at a time work at ``target``, by a lock file that the system frees when the process ends.
 
     Where another one is at it, ``progress`` is told once that another process is ``doing`` so, and the context begins
     when that one has ended. Gives whether there is a lock: where none can be, the work goes on without.
@@ -305,7 +305,7 @@ def alone(
 
 
 def cache_folder() -> Path:
-    """Where checkpoints and downloads are kept: ``ROBGIB_CACHE``, or the platform's cache folder."""
+    """Return the folder of checkpoints and downloads: ``ROBGIB_CACHE``, or the platform's cache folder."""
     return Path(os.environ.get("ROBGIB_CACHE") or platformdirs.user_cache_dir("robgib"))
 
 
@@ -330,7 +330,7 @@ def download(
     progress: Callable[[str, int, int, str], None] | None = None,
     size: int | None = None,
 ) -> None:
-    """Download ``url`` to ``target``, there whole or not at all.
+    """Download ``url`` to ``target`` atomically.
 
     What comes is kept beside it as ``.part``, and the next try goes on after it.
 
@@ -370,11 +370,11 @@ def download(
 
 
 class _TooMuch(Exception):
-    """More bytes than were promised, or than there is room for."""
+    """A download larger than stated, or than the free space."""
 
 
 class _Redirected(urllib.request.HTTPRedirectHandler):
-    """Goes where a server redirects to, by http and https alone."""
+    """Follows redirects to http and https alone."""
 
     def redirect_request(self, req: Any, fp: Any, code: Any, msg: Any, headers: Any, newurl: str) -> Any:
         """See urllib."""
@@ -384,7 +384,7 @@ class _Redirected(urllib.request.HTTPRedirectHandler):
 
 
 def _opener() -> urllib.request.OpenerDirector:
-    """What opens http and https, and nothing else: urllib's own also reads files and FTP."""
+    """Return an opener of http and https alone; urllib's own also reads files and FTP."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler, urllib.request.HTTPHandler, urllib.request.HTTPSHandler, _Redirected,
@@ -395,10 +395,10 @@ def _opener() -> urllib.request.OpenerDirector:
 
 
 def _to_go_on(part: Path) -> IO[bytes]:
-    """The file of what came before, open to read and to append; a new one where there is none that is our own."""
+    """Open the partial file to read and append; make a new one unless it is this user's own."""
     if os.path.lexists(part):
-        held = part.lstat()
-        if not stat.S_ISREG(held.st_mode) or held.st_nlink > 1 or not _ours(part):
+        status = part.lstat()
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1 or not _ours(part):
             part.unlink()
     # In the folder of downloads nothing else has this name, and nobody who may not write there can put a link in.
     return open(os.open(part, os.O_RDWR | os.O_CREAT | os.O_APPEND | _NO_LINK, 0o666), "a+b")
@@ -412,10 +412,10 @@ def _fetch(
     size: int | None,
 ) -> None:
     with _to_go_on(part) as file:
-        held = os.fstat(file.fileno()).st_size
-        if size is not None and held > size:  # of another file
-            held = 0
-        request = urllib.request.Request(url, headers={"Range": f"bytes={held}-"} if held else {})
+        received = os.fstat(file.fileno()).st_size
+        if size is not None and received > size:  # of another file
+            received = 0
+        request = urllib.request.Request(url, headers={"Range": f"bytes={received}-"} if received else {})
         try:
             answer = _opener().open(request, timeout=60)
         except urllib.error.HTTPError as error:
@@ -423,31 +423,31 @@ def _fetch(
                 return
             raise
         with answer:
-            if not held or answer.status != 206:
+            if not received or answer.status != 206:
                 file.truncate(0)
-                held = 0
-            total = _promised(answer, held, size, part)
+                received = 0
+            total = _promised(answer, received, size, part)
             most = total or MOST_BYTES
             while chunk := answer.read(1 << 20):
-                held += len(chunk)
-                if held > most:
+                received += len(chunk)
+                if received > most:
                     raise _TooMuch(f"sends more than {most:,} bytes{'' if total else ' and does not state a size'}")
                 file.write(chunk)
                 if progress:
-                    progress(f"downloading {name}", held, total or held, f"{held / 1e6:.1f} MB")
-    if total and held < total:
-        raise OSError(f"it ended after {held} of {total} bytes")
+                    progress(f"downloading {name}", received, total or received, f"{received / 1e6:.1f} MB")
+    if total and received < total:
+        raise OSError(f"it ended after {received} of {total} bytes")
 
 
-def _promised(answer: http.client.HTTPResponse, held: int, size: int | None, part: Path) -> int:
-    """The bytes of the whole file: those stated, or the server's word, 0 where it gives none."""
-    told = str(answer.headers.get("Content-Length") or "")
-    coming = held + int(told) if told.isdecimal() and len(told) < 20 else 0
+def _promised(answer: http.client.HTTPResponse, received: int, size: int | None, part: Path) -> int:
+    """Return the size of the whole file in bytes: as stated, or by the server's header; 0 is unknown."""
+    length = str(answer.headers.get("Content-Length") or "")
+    coming = received + int(length) if length.isdecimal() and len(length) < 20 else 0
     if size is not None and coming and coming != size:
         raise _TooMuch(f"has {coming:,} bytes, but the recipe states {size:,}")
     if size is None and coming > MOST_BYTES:
         raise _TooMuch(f"has {coming:,} bytes, more than {MOST_BYTES:,}: state its size in the recipe")
     total = coming if size is None else size
-    if total - held > (free := shutil.disk_usage(part.parent).free):
+    if total - received > (free := shutil.disk_usage(part.parent).free):
         raise _TooMuch(f"has {total:,} bytes, but {part.parent} has room for {free:,} only")
     return total

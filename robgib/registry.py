@@ -1,4 +1,4 @@
-"""Everything that has a name: attacks, estimators, architectures, data sets, and the zoo's models.
+"""One registry of named things: attacks, estimators, architectures, data sets, and the zoo's models.
 
 Content is looked for in the package (or the repository it runs from), in the folders given with
 ``--catalogue`` or ``ROBGIB_CATALOGUE``, and in installed entry points. A folder may hold files directly or in
@@ -58,7 +58,7 @@ _MARK: dict[str, str] = {"attacks": "attack", "estimators": "estimator", "data":
 
 @dataclass(frozen=True)
 class Entry(Generic[T]):
-    """Something that goes by a name, and where it comes from."""
+    """A named value and its source."""
 
     name: str
     value: T
@@ -100,11 +100,11 @@ class Registry(Generic[T]):
         self._held: dict[str, Entry[T]] = {}
 
     def enter(self, name: str, value: T, source: str = BUILT_IN) -> None:
-        """Put a value under a name; it replaces one that is there."""
+        """Register a value under a name; it replaces a former one."""
         self._held[name] = Entry(name, value, source)
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Enter what is decorated under ``name``."""
+        """Register the decorated object under ``name``."""
 
         def enter(value: T) -> T:
             module = sys.modules.get(getattr(value, "__module__", ""))
@@ -124,13 +124,13 @@ class Registry(Generic[T]):
         return iter(self._held)
 
     def entries(self, extra: Sequence[Path] = ()) -> dict[str, Entry[T]]:
-        """Return everything by name, what plug-in files of ``extra`` folders and entry points add among it.
+        """Return all entries by name, with those of plug-in files in ``extra`` folders and of entry points.
 
         Raises:
             RobGIBError: a folder that does not exist, a plug-in that does not import, or an entry point that is not of
                 the kind.
         """
-        found: dict[str, Entry[T]] = {}
+        plugins: dict[str, Entry[T]] = {}
         searched = {BUILT_IN}
         for module in plugin_modules(extra):
             searched.add(str(module.__file__))
@@ -139,24 +139,24 @@ class Registry(Generic[T]):
                 if own and self.valid(value) and not getattr(value, "__abstractmethods__", None):
                     assert self.named is not None
                     name = self.named(value)
-                    found[name] = Entry(name, value, str(module.__file__))
+                    plugins[name] = Entry(name, value, str(module.__file__))
         for name, value in entry_points(self.group).items():
             if isinstance(value, ModuleType):  # imported to register what it holds
                 continue
             if not self.valid(value):
                 raise RobGIBError(f"entry point {name!r} of {self.group} is not {self.wanted}.")
             named = self.named(value) if self.named else name
-            found[named] = Entry(named, value, f"entry point {name}")
+            plugins[named] = Entry(named, value, f"entry point {name}")
         # What the plug-ins of other folders registered in this process is not theirs.
-        held = {name: entry for name, entry in self._held.items() if entry.source in searched}
-        return {**held, **found}
+        registered = {name: entry for name, entry in self._held.items() if entry.source in searched}
+        return {**registered, **plugins}
 
     def built_in(self, name: str) -> bool:
-        """Whether something of that name is there without any plug-in."""
+        """Whether the name exists without any plug-in."""
         return name in self._held and self._held[name].source == BUILT_IN
 
     def find(self, name: str, extra: Sequence[Path] = (), also: Sequence[str] = ()) -> T:
-        """Return what is called ``name``; ``also`` are names that a person could have meant besides.
+        """Return the entry called ``name``; ``also`` are further names to suggest in the error.
 
         Raises:
             RobGIBError: nothing is.
@@ -174,7 +174,7 @@ def _own(kind: Kind) -> Path:
 
 
 def _given(extra: Sequence[Path]) -> list[Path]:
-    """The folders that the environment and the caller name."""
+    """Return the folders that the environment and the caller name."""
     from_environment = [Path(p) for p in os.environ.get("ROBGIB_CATALOGUE", "").split(os.pathsep) if p]
     for folder in (*from_environment, *extra):
         if not folder.is_dir():
@@ -184,10 +184,10 @@ def _given(extra: Sequence[Path]) -> list[Path]:
 
 def folders(kind: Kind, extra: Sequence[Path] = ()) -> list[Path]:
     """Return the folders searched for ``kind``, the least specific first."""
-    found = [_own(kind)] if kind in ("attacks", "zoo") else []
+    searched = [_own(kind)] if kind in ("attacks", "zoo") else []
     for folder in _given(extra):
-        found += [folder, folder / kind] if (folder / kind).is_dir() else [folder]
-    return found
+        searched += [folder, folder / kind] if (folder / kind).is_dir() else [folder]
+    return searched
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -216,17 +216,17 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 class _Once(yaml.SafeLoader):
-    """Takes plain values alone, and each key of a mapping once: YAML would silently take the last."""
+    """Reads plain values alone, and rejects repeated keys, of which YAML would silently keep the last."""
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        """See yaml; what JSON has no word for is refused: nothing that reads these files knows what to do with it."""
+        """See yaml; values that JSON cannot express are refused, since no reader of these files expects them."""
         kind = str(node.tag).removeprefix("tag:yaml.org,2002:")
         if kind not in _PLAIN:
             hint = "; put it in quotes" if kind == "timestamp" else ""
             value = super().construct_object(node, deep) if kind == "timestamp" else None  # says so where it is none
-            told = f"a date ({value})" if kind == "timestamp" else f"a value of the kind {kind}"
+            described = f"a date ({value})" if kind == "timestamp" else f"a value of the kind {kind}"
             line = node.start_mark.line + 1
-            raise yaml.YAMLError(f"line {line} holds {told}, which is no text, number or list{hint}")
+            raise yaml.YAMLError(f"line {line} holds {described}, which is not a text, number or list{hint}")
         return super().construct_object(node, deep)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -242,7 +242,7 @@ _MOST_VALUES = 100_000
 
 
 def _values(content: object, known: dict[int, int]) -> int:
-    """How many values a YAML file holds with its aliases written out, each of them counted once to find that."""
+    """Count the values of a YAML file with its aliases expanded, without expanding them."""
     if not isinstance(content, Mapping | list):
         return 1
     if id(content) not in known:
@@ -253,30 +253,30 @@ def _values(content: object, known: dict[int, int]) -> int:
 
 
 def yaml_error(error: ValidationError, path: Path) -> RobGIBError:
-    """The first of a file's faults in one sentence, with its line."""
+    """Return a file's first fault as an error of one sentence, with its line."""
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
     line = line_of(path, first["loc"])
-    said = first["msg"].removeprefix("Value error, ")
-    said = said[:1].lower() + said[1:]
+    message = first["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
     if isinstance(first["input"], Mapping) or not where:  # what is wrong is no one value
-        return RobGIBError(f"{path}, line {line}: {where + ': ' if where else ''}{said}.")
-    return RobGIBError(f"{path}, line {line}: {where}: {said} (found {first['input']!r}).")
+        return RobGIBError(f"{path}, line {line}: {where + ': ' if where else ''}{message}.")
+    return RobGIBError(f"{path}, line {line}: {where}: {message} (found {first['input']!r}).")
 
 
 def line_of(path: Path, keys: Sequence[object]) -> int:
-    """Line, from 1, of the innermost of nested ``keys`` that a YAML file holds."""
+    """Return the line, from 1, of the innermost of nested ``keys`` in a YAML file."""
     node, line = yaml.compose(path.read_text(encoding="utf-8")), 1
     for key in keys:
         if isinstance(node, yaml.MappingNode):
-            found = next(((k, v) for k, v in node.value if k.value == str(key)), None)
+            pair = next(((k, v) for k, v in node.value if k.value == str(key)), None)
         elif isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
-            found = (node.value[key], node.value[key])
+            pair = (node.value[key], node.value[key])
         else:
-            found = None
-        if found is None:
+            pair = None
+        if pair is None:
             break
-        line, node = found[0].start_mark.line + 1, found[1]
+        line, node = pair[0].start_mark.line + 1, pair[1]
     return line
 
 
@@ -290,10 +290,10 @@ def yaml_files(kind: Kind, extra: Sequence[Path] = ()) -> dict[str, Path]:
     A folder named for the kind may hold sub-folders: groups, known by the sub-folder's name.
     """
     others = folders(kind, extra)
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     if kind in ("attacks", "zoo"):
         own, *others = others
-        found = {p.stem: p for pattern in ("*.yaml", "*/*.yaml") for p in _by_stem(own, pattern)}
+        files = {p.stem: p for pattern in ("*.yaml", "*/*.yaml") for p in _by_stem(own, pattern)}
     for folder in others:
         grouped = _by_stem(folder, "*/*.yaml") if folder.name == kind else []
         for path in (*_by_stem(folder, "*.yaml"), *grouped):
@@ -301,13 +301,13 @@ def yaml_files(kind: Kind, extra: Sequence[Path] = ()) -> dict[str, Path]:
                 content = read_yaml(path)
             except RobGIBError as error:  # what it would be nobody knows; the others are none the worse
                 if kind == "zoo":
-                    found[path.stem] = path  # whoever reads it will say so
+                    files[path.stem] = path  # whoever reads it will say so
                 elif kind == "attacks":
                     warnings.warn(f"skipped: {error}", RobGIBWarning, stacklevel=2)
                 continue
             if _MARK[kind] in content:
-                found[path.stem] = path
-    return found
+                files[path.stem] = path
+    return files
 
 
 _PLUGIN = "robgib_plugin_"

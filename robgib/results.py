@@ -1,4 +1,4 @@
-"""What evaluations find: one schema of all tables, and the run folders that hold them, whole or not at all."""
+"""Results of evaluations: one schema of all tables, and run folders that are written atomically."""
 
 from __future__ import annotations
 
@@ -141,12 +141,17 @@ SCHEMA: Mapping[str, tuple[Column, ...]] = {
             shown=("terminal", "page"),
         ),
         Column(
-            "certified", "count", "samples proven robust at this budget; empty: not asked, or no proof", "", 5, np.nan
+            "certified",
+            "count",
+            "samples certified robust at this budget; empty: not requested, or no certificate",
+            "",
+            5,
+            np.nan,
         ),
         Column(
             "certified_accuracy",
             "number",
-            "their share: what no attack can go below",
+            "their share: a lower bound for every attack",
             "share",
             5,
             np.nan,
@@ -177,14 +182,14 @@ SCHEMA: Mapping[str, tuple[Column, ...]] = {
         ),
         Column("status", "text", "ok or failed"),
         Column("reason", "text", "why it failed"),
-        Column("note", "text", "what must be known beside the figure", "", 2, ""),
+        Column("note", "text", "limits of the figure", "", 2, ""),
     ),
     "outcomes": (
         Column("index", "integer", "number of the sample"),
         Column("label", "integer", "its class"),
         *_BUDGET,
-        Column("clean_prediction", "integer", "the model's answer to the clean sample; -1: not finite"),
-        Column("adversarial_prediction", "integer", "its answer to the adversarial one; -1: not finite"),
+        Column("clean_prediction", "integer", "the model's prediction for the clean sample; -1: not finite"),
+        Column("adversarial_prediction", "integer", "its prediction for the adversarial one; -1: not finite"),
         Column("robust", "boolean", "whether both are right"),
         Column("right", "number", "draws answered right on the adversarial sample", "share", 2, np.nan),
         Column("right_8bit", "number", "the same on its copy in 8 bits", "share", 2, np.nan),
@@ -194,7 +199,7 @@ SCHEMA: Mapping[str, tuple[Column, ...]] = {
         Column(
             "certified_margin",
             "number",
-            "lower bound of the true class's margin on the whole ball, logits; above 0: proven; empty: not computed",
+            "lower bound of the true class's margin on the whole ball, logits; above 0: certified; empty: not computed",
             "",
             5,
             np.nan,
@@ -215,11 +220,15 @@ SCHEMA: Mapping[str, tuple[Column, ...]] = {
         Column("value", "number", "its estimate (r and v are numbers of features); empty: not estimable", "bits"),
         Column("low", "number", "lower end of its 95% interval", "bits"),
         Column("high", "number", "upper end", "bits"),
-        Column("saturated", "boolean", "at the estimator's ceiling: the truth may be anything above"),
-        Column("bound", "text", "how the estimate stands to the truth"),
-        Column("resolution", "text", "at which the variables were seen"),
+        Column(
+            "saturated",
+            "boolean",
+            "flagged: at the estimator's ceiling, or not learnt in full; the truth may be higher",
+        ),
+        Column("bound", "text", "relation of the estimate to the truth"),
+        Column("resolution", "text", "number of codes or bins, or the noise, that the variables were observed with"),
         Column("samples", "integer", "that it rests on"),
-        Column("note", "text", "limits that the reader must know"),
+        Column("note", "text", "limits of the figure"),
     ),
     "features": (
         *_LAYER,
@@ -297,7 +306,7 @@ SCHEMA: Mapping[str, tuple[Column, ...]] = {
         *_with_interval("synergy", "S(X;Z), mean over the layers"),
         *_with_interval("gib_depth_compression", "fall of C(X;Z) from its highest layer to the last", "share"),
         *_with_interval("ib_depth_compression", "fall of I(X;Z) from its highest layer to the last", "share"),
-        Column("saturated", "boolean", "whether any of the figures is marked"),
+        Column("saturated", "boolean", "whether any of the figures is flagged"),
     ),
     "validation": (
         Column("estimator", "text", "name of the estimator"),
@@ -308,9 +317,9 @@ SCHEMA: Mapping[str, tuple[Column, ...]] = {
         Column("truth", "number", "its true value, the mean over repeats", "bits"),
         Column("bias", "number", "mean error", "bits"),
         Column("sd", "number", "standard deviation of the error", "bits"),
-        Column("coverage", "number", "95% intervals that hold the truth", "share"),
-        Column("null", "number", "shuffled targets whose intervals hold 0", "share"),
-        Column("saturated", "number", "figures marked saturated", "share"),
+        Column("coverage", "number", "95% intervals that contain the truth", "share"),
+        Column("null", "number", "shuffled targets whose intervals contain 0", "share"),
+        Column("saturated", "number", "figures that are flagged", "share"),
         Column("seconds", "number", "median time of an estimate", "s"),
         Column("repeats", "integer", "draws of the task"),
         Column("claims", "boolean", "whether the estimator claims the regime"),
@@ -326,7 +335,7 @@ _SINCE = {"signs": 2, "corruptions": 2, "convergence": 4}  # the versions that b
 
 
 def plain_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """A table's rows as plain values for JSON; what is not finite is null.
+    """Return a table's rows as plain values for JSON; values that are not finite are null.
 
     >>> plain_rows(pd.DataFrame({"a": [1.5, np.nan]}))
     [{'a': 1.5}, {'a': None}]
@@ -345,7 +354,7 @@ _FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")
 
 
 def csv_text(frame: pd.DataFrame) -> str:
-    """Return a table as CSV of which a spreadsheet computes nothing.
+    """Return a table as CSV in which a spreadsheet finds no formula.
 
     A text that begins as a formula does, as with ``=``, gets an apostrophe before it, which spreadsheets know as the
     mark of text, and :func:`read_csv` takes away. Numbers stay as they are.
@@ -380,11 +389,11 @@ def read_csv(file: Path) -> pd.DataFrame:
         return value[1:] if isinstance(value, str) and value[:1] == "'" and _FORMULA.match(value) else value
 
     check_regular(file)
-    held = pd.read_csv(file, keep_default_na=True)
-    for name in held.columns:
-        if not pd.api.types.is_numeric_dtype(held[name]):
-            held[name] = held[name].map(plain)
-    return held.rename(columns=plain)
+    frame = pd.read_csv(file, keep_default_na=True)
+    for name in frame.columns:
+        if not pd.api.types.is_numeric_dtype(frame[name]):
+            frame[name] = frame[name].map(plain)
+    return frame.rename(columns=plain)
 
 
 def column_names(name: str) -> list[str]:
@@ -400,11 +409,11 @@ def table(name: str, rows: Iterable[Mapping[str, Any] | Sequence[Any]] = ()) -> 
     0.9
     """
     columns = column_names(name)
-    held = list(rows)
-    for row in held:
+    listed = list(rows)
+    for row in listed:
         assert len(row) == len(columns), f"a row of {name!r} has other columns than the schema"
         assert not isinstance(row, Mapping) or set(row) == set(columns), f"a row of {name!r} has other columns"
-    return pd.DataFrame(held, columns=columns)
+    return pd.DataFrame(listed, columns=columns)
 
 
 @dataclass(frozen=True)
@@ -418,7 +427,7 @@ class Run:
         environment: versions and machine.
         robustness: a row an attack: eps, samples, correct, robust, clean and robust accuracy with 95%
             Clopper–Pearson intervals (``low``, ``high``), robust accuracy when adversarial images are rounded to 8
-            bits, where it was asked for the samples proven robust (``certified``), samples to which the model has no
+            bits, on request the samples certified robust (``certified``), samples to which the model has no
             finite answer (``not_finite``, none of them robust), seconds, status, and a note on limitations of
             the result. For a stochastic model ``correct`` and ``robust`` are sums of shares of right answers.
         outcomes: a row a sample and attack: clean and adversarial prediction (-1: not finite), robust, the shares of
@@ -455,14 +464,14 @@ class Run:
     @property
     def attack_options(self) -> Mapping[str, Any]:
         """What was attacked and measured beside it, by the names of :class:`~robgib.options.AttackOptions`."""
-        held: Mapping[str, Any] = self.config["options"]["attack"]
-        return held
+        options: Mapping[str, Any] = self.config["options"]["attack"]
+        return options
 
     @property
     def information_options(self) -> Mapping[str, Any]:
         """What was estimated, by the names of :class:`~robgib.options.InformationOptions`."""
-        held: Mapping[str, Any] = self.config["options"]["information"]
-        return held
+        options: Mapping[str, Any] = self.config["options"]["information"]
+        return options
 
     @property
     def folder(self) -> str:
@@ -487,32 +496,32 @@ class Run:
         return pd.DataFrame(rows, columns=["attack", "norm", "eps", "accuracy", "low", "high"])
 
     def __repr__(self) -> str:
-        """The accuracies, and which layers' information there is; a line each."""
+        """Return the accuracies and the layers with information, one line each."""
         lines = [
             f"Run {self.name!r} on {self.config['data']['name']}: {int(self.robustness['samples'].iloc[0])} samples"
         ]
         for r in self.summary.itertuples():
             what = "clean" if r.attack == "none" else f"{r.attack}, {r.norm} {r.eps}"
-            told = "failed" if r.accuracy != r.accuracy else f"{r.accuracy:.1%} [{r.low:.1%}, {r.high:.1%}]"
-            lines.append(f"  {what}: {told}")
-        seen = self.signs[self.signs["seen"].astype(bool)]
-        lines += [f"  attack-failure indicator ({s.norm} {s.eps:.4g}): {s.name}" for s in seen.itertuples()]
+            accuracy = "failed" if r.accuracy != r.accuracy else f"{r.accuracy:.1%} [{r.low:.1%}, {r.high:.1%}]"
+            lines.append(f"  {what}: {accuracy}")
+        flagged = self.signs[self.signs["seen"].astype(bool)]
+        lines += [f"  attack-failure indicator ({s.norm} {s.eps:.4g}): {s.name}" for s in flagged.itertuples()]
         if len(self.layers):
             of = ", ".join(dict.fromkeys(self.layers["estimator"]))
             lines.append(f"  information in {self.layers['layer'].nunique()} layers by {of}: see .layers")
         return visible("\n".join(lines))
 
     def _repr_html_(self) -> str:
-        """The summary as a notebook shows it."""
+        """Return the summary as HTML for notebooks."""
         shown = self.summary.assign(
             accuracy=lambda t: [f"{v:.1%}" if v == v else "failed" for v in t["accuracy"]],
             interval=lambda t: [
                 f"[{a:.1%}, {b:.1%}]" if a == a else "" for a, b in zip(t["low"], t["high"], strict=True)
             ],
         )[["attack", "norm", "eps", "accuracy", "interval"]]
-        seen = self.signs[self.signs["seen"].astype(bool)]
+        flagged = self.signs[self.signs["seen"].astype(bool)]
         below = "".join(
-            f"<p>Attack-failure indicator ({escape(str(s.norm))}): {escape(s.name)}</p>" for s in seen.itertuples()
+            f"<p>Attack-failure indicator ({escape(str(s.norm))}): {escape(s.name)}</p>" for s in flagged.itertuples()
         )
         head = f"<p><b>{escape(self.name)}</b> on {escape(self.config['data']['name'])}</p>"
         return head + str(shown.to_html(index=False)) + below
@@ -555,7 +564,7 @@ def find_run(root: str | Path, request: str) -> Run | None:
 
 
 def load_adversarial(folder: str | Path) -> dict[str, np.ndarray]:
-    """Read the images that a run folder keeps: see :attr:`Run.adversarial`.
+    """Read the adversarial images of a run folder: see :attr:`Run.adversarial`.
 
     Raises:
         RobGIBError: it keeps none, or the file is damaged.
@@ -564,19 +573,19 @@ def load_adversarial(folder: str | Path) -> dict[str, np.ndarray]:
     if not file.is_file():
         raise RobGIBError(f"{str(folder)!r} holds no adversarial images; evaluate with --save-adversarial.")
     try:
-        held: dict[str, np.ndarray] = load_file(file)
-        clean, labels = held["clean"], held["labels"]
+        arrays: dict[str, np.ndarray] = load_file(file)
+        clean, labels = arrays["clean"], arrays["labels"]
         sound = len(clean) == len(labels) and labels.dtype == np.int64 and clean.dtype == np.float32
-        for name, rows in held.items():
+        for name, rows in arrays.items():
             if name.endswith("/rows"):
-                images = held[f"{name.removesuffix('/rows')}/images"]
+                images = arrays[f"{name.removesuffix('/rows')}/images"]
                 sound &= rows.dtype == np.int64 and len(rows) == len(images) and images.shape[1:] == clean.shape[1:]
                 sound &= bool(((rows >= 0) & (rows < len(clean))).all())
         if not sound:
             raise ValueError("arrays do not fit each other")
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise RobGIBError(f"{str(file)!r} cannot be read ({type(error).__name__}: {error}).") from error
-    return held
+    return arrays
 
 
 def load_run(folder: str | Path) -> Run:
@@ -612,8 +621,8 @@ def load_run(folder: str | Path) -> Run:
         _Environment.model_validate(surroundings)
         if tables["robustness"].empty:
             raise ValueError("robustness.csv has no rows")
-        for key, held in tables["layers"].groupby(["estimator", "partition", "layer"]):
-            if missing := _COUNTED - set(held["term"]):
+        for key, terms in tables["layers"].groupby(["estimator", "partition", "layer"]):
+            if missing := _COUNTED - set(terms["term"]):
                 raise ValueError(f"layers.csv lacks {min(missing)} of {', '.join(filter(None, map(str, key)))}")
     except ValidationError as error:
         raise RobGIBError(
@@ -652,7 +661,7 @@ class _Options(BaseModel):
 
 
 class _Source(BaseModel):
-    """What tells where the model came from, for :mod:`robgib.cli.verify`."""
+    """The model's origin, for :mod:`robgib.cli.verify`."""
 
     kind: str | None = None
     recipe: str | None = None
@@ -662,7 +671,7 @@ class _Source(BaseModel):
 
 
 class _Config(BaseModel):
-    """What readers of a run's configuration rely on."""
+    """The fields of a run's configuration that readers need."""
 
     data: _Data
     options: _Options
@@ -685,7 +694,7 @@ _FORMER_FEATURES = {
 
 
 def _upgraded(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration as this version writes it: before version 6 it held some of the options, each elsewhere."""
+    """Return the configuration in this version's form; before version 6 options were in other places."""
     if "options" in config:
         return config
     cut = config["features"]
@@ -716,22 +725,22 @@ _COUNTED = {"I(Z;Y)", "I(X;Z)"}
 def _read_table(file: Path, name: str, version: int) -> pd.DataFrame:
     if version < _SINCE.get(name, 1) and not file.exists():
         return table(name)
-    held = read_csv(file)
+    frame = read_csv(file)
     if version < SCHEMA_VERSION:
-        renamed = {c.former: c.name for c in SCHEMA[name] if c.former in held and c.name not in held}
-        held = held.rename(columns=renamed)
+        renamed = {c.former: c.name for c in SCHEMA[name] if c.former in frame and c.name not in frame}
+        frame = frame.rename(columns=renamed)
     for column in SCHEMA[name]:
-        if column.name not in held:
+        if column.name not in frame:
             if column.missing is None or version >= column.since:
                 raise KeyError(f"{file.name} has no column {column.name!r}")
-            held[column.name] = column.missing
+            frame[column.name] = column.missing
         if column.kind == "text":
-            held[column.name] = held[column.name].astype(object).where(held[column.name].notna(), "").map(str)
+            frame[column.name] = frame[column.name].astype(object).where(frame[column.name].notna(), "").map(str)
         elif column.kind == "boolean":
-            if not held[column.name].isin([True, False]).all():
+            if not frame[column.name].isin([True, False]).all():
                 raise ValueError(f"{file.name}: {column.name} must be True or False")
         else:
-            held[column.name] = pd.to_numeric(held[column.name])
-            if column.kind == "integer" and not (held[column.name] % 1 == 0).all():  # NaN is none either
+            frame[column.name] = pd.to_numeric(frame[column.name])
+            if column.kind == "integer" and not (frame[column.name] % 1 == 0).all():  # NaN is none either
                 raise ValueError(f"{file.name}: {column.name} must be whole numbers")
-    return held[column_names(name)]
+    return frame[column_names(name)]

@@ -1,4 +1,4 @@
-"""Labelled samples in [0, 1]: data sets by name, files of one's own, functions of known information."""
+"""Labelled samples in [0, 1]: data sets by name, users' own files, and functions of known information."""
 
 from robgib.data.classes import class_indices, map_classes, read_classes
 from robgib.data.corruptions import CORRUPTIONS, corrupt

@@ -1,4 +1,4 @@
-"""Which of a model's classes a data set's are: by the names, ids or numbers that folders carry."""
+"""Map the classes of a data set to those of a model, by the names, ids or numbers of its folders."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _imagenet() -> tuple[tuple[str, ...], ...]:
 
 
 def read_classes(spec: str | Path | Sequence[str]) -> list[tuple[str, ...]]:
-    """Return a model's classes in its order, each as the names that it goes by; the last is shown.
+    """Return a model's classes in its order. Each is a tuple of its names; pages show the last.
 
     Args:
         spec: ``imagenet`` (its 1,000 synset ids and names), a list of names, or a file: a text with a class a line (an
@@ -82,7 +82,7 @@ def _plain(name: str) -> str:
 
 
 def class_indices(names: Sequence[str], classes: Sequence[tuple[str, ...]]) -> list[int]:
-    """Return the number among a model's classes of each of a data set's, by id, name or number.
+    """Return the model's class index of each class of a data set, by id, name or number.
 
     Raises:
         RobGIBError: one that is none of them, or that several go by.
@@ -94,7 +94,7 @@ def class_indices(names: Sequence[str], classes: Sequence[tuple[str, ...]]) -> l
     for number, of in enumerate(classes):
         for name in dict.fromkeys(map(_plain, of)):
             known.setdefault(name, []).append(number)
-    found = []
+    indices = []
     for name in names:
         by_id = _ID.match(name)
         at = known.get(_plain(name)) or (known.get(by_id[0]) if by_id else None)
@@ -104,15 +104,15 @@ def class_indices(names: Sequence[str], classes: Sequence[tuple[str, ...]]) -> l
             raise unknown_name("class", name, [c[-1] for c in classes])
         if len(at) > 1:
             raise RobGIBError(f"{len(at)} of the model's classes are called {name!r}; name the folder by id or number.")
-        found.append(at[0])
-    if len(set(found)) < len(found):
-        twice = next(names[i] for i, k in enumerate(found) if found.index(k) < i)
+        indices.append(at[0])
+    if len(set(indices)) < len(indices):
+        twice = next(names[i] for i, k in enumerate(indices) if indices.index(k) < i)
         raise RobGIBError(f"two classes of the data are the same class of the model, {twice!r} among them.")
-    return found
+    return indices
 
 
 def map_classes(data: Dataset, classes: Sequence[tuple[str, ...]]) -> Dataset:
-    """Return the data with their labels as the model numbers them, and the model's classes as theirs.
+    """Return the data with the model's classes, and labels numbered as the model numbers them.
 
     Raises:
         RobGIBError: as :func:`class_indices` does.

@@ -1,4 +1,4 @@
-"""Common corruptions: changes that nobody chose to fool the model."""
+"""Common corruptions: noise, blur, low contrast and JPEG, without an adversary."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def corrupt(x: Tensor, name: str, severity: int, rng: SampleRNG | None = None) -
 
 
 def _blurred(x: Tensor, sigma: float) -> Tensor:
-    """Gaussian blur, cut at four standard deviations; borders repeat the last pixel."""
+    """Blur with a Gaussian kernel, truncated at four standard deviations; borders repeat the last pixel."""
     reach = max(1, round(4 * sigma))
     at = torch.arange(-reach, reach + 1, dtype=x.dtype, device=x.device)
     kernel = torch.exp(-(at**2) / (2 * sigma**2))
@@ -86,8 +86,8 @@ def _jpeg(x: Tensor, quality: int) -> Tensor:
     pixels = (x * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
     out = np.empty_like(pixels)
     for row, picture in enumerate(pixels):
-        held = io.BytesIO()
-        Image.fromarray(picture.squeeze(2) if picture.shape[2] == 1 else picture).save(held, "JPEG", quality=quality)
-        back = np.asarray(Image.open(held))
+        encoded = io.BytesIO()
+        Image.fromarray(picture.squeeze(2) if picture.shape[2] == 1 else picture).save(encoded, "JPEG", quality=quality)
+        back = np.asarray(Image.open(encoded))
         out[row] = back[..., None] if back.ndim == 2 else back
     return (torch.from_numpy(out).permute(0, 3, 1, 2).to(x) / 255).contiguous()

@@ -59,7 +59,7 @@ def stratified(y: np.ndarray, sizes: tuple[float, ...], seed: int) -> list[np.nd
 
 
 def drawn_order(labels: np.ndarray, seed: int) -> np.ndarray:
-    """Return a random order (N,) of samples by which every beginning holds the classes by their shares.
+    """Return a random order (N,) of samples in which every prefix holds the classes by their shares.
 
     >>> drawn_order(np.repeat([0, 1], 50), 0)[:20].tolist().count(0) < 50
     True
@@ -120,7 +120,7 @@ class Split:
         return len(self.x)
 
     def rows(self, count: int | None = None, seed: int = 0) -> np.ndarray:
-        """Return which samples (n,) are used where ``count`` are asked for; None is all, in the order of use.
+        """Return the indices (n,) of the first ``count`` samples to use, in the order of use; None uses all.
 
         They are the first of a shuffled split. Of any other they are drawn, each class by its share; of a smaller count
         they are the first of those of a larger one.
@@ -239,7 +239,9 @@ class Dataset:
         except RobGIBError:
             raise
         except SystemExit as error:
-            raise RobGIBError("the loader would end the program (SystemExit); take that out of it.") from error
+            raise RobGIBError(
+                "the loader raises SystemExit, which would end the program; remove the exit from it."
+            ) from error
         except Exception as error:  # of the loader's own code, whatever it is
             raise RobGIBError(
                 f"the loader must return pairs of images and labels, as tensors of one size: {first_line(error)}."
@@ -248,28 +250,28 @@ class Dataset:
 
 
 def _batches(loader: DataLoader[Any], most: int | None) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches of a loader; of one that may have no end, as many as are enough to draw ``most`` samples from."""
-    held = loader.dataset
-    known = 0 if isinstance(held, IterableDataset) else len(held)  # type: ignore[arg-type]
-    seen = size = 0
+    """Yield the batches of a loader; of an endless one as many as a draw of ``most`` samples needs."""
+    source = loader.dataset
+    known = 0 if isinstance(source, IterableDataset) else len(source)  # type: ignore[arg-type]
+    count = size = 0
     for x, y, *_ in loader:
         images, labels = torch.as_tensor(x), torch.as_tensor(y)
-        seen, size = seen + len(images), size + 4 * images.numel()
+        count, size = count + len(images), size + 4 * images.numel()
         yield images, labels
-        if seen < known:
+        if count < known:
             continue
-        if most is not None and seen >= max(_ITERATED, most, known):
+        if most is not None and count >= max(_ITERATED, most, known):
             if not known:
                 warnings.warn(
-                    f"the loader has no length: samples are drawn from its first {seen:,}, in its own order. If "
+                    f"the loader has no length: samples are drawn from its first {count:,}, in its own order. If "
                     "that order is by class, later classes are missing.",
                     RobGIBWarning,
                     stacklevel=4,
                 )
             return
-        if seen > known and (seen > _ENDLESS[0] or size > _ENDLESS[1]):
+        if count > known and (count > _ENDLESS[0] or size > _ENDLESS[1]):
             raise RobGIBError(
-                f"the loader has returned {seen:,} images and does not end; limit their number with samples=."
+                f"the loader has returned {count:,} images and does not end; limit their number with samples=."
             )
 
 
@@ -280,7 +282,7 @@ def check_bounds(bounds: Bounds | None) -> None:
 
 
 def check_brightness(largest: int, what: str) -> None:
-    """Raise where the ``largest`` number of 8-bit images is so small that 255 is hardly their white."""
+    """Raise if the ``largest`` value of 8-bit images is so small that 255 is probably not their white."""
     if 0 < largest < _DARK:
         raise RobGIBError(
             f"{what} are 8-bit and no value is above {largest}, so 255 is probably not white: give --data-bounds "
@@ -349,13 +351,13 @@ def _as_tensor(value: ArrayLike | Tensor, what: str) -> Tensor:
 
 
 def read_images(data: Dataset) -> Dataset:
-    """Return the data with their images in memory, split by split, where they are few."""
+    """Return the data with small splits read into memory."""
     train, val, test = (replace(part, x=in_memory(part.x)) for part in (data.train, data.val, data.test))
     return replace(data, train=train, val=val, test=test)
 
 
 def split_information(data: Dataset, limit: int, seed: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """The samples to estimate on, and those to fit codes on: disjoint, and each drawn by the classes' shares."""
+    """Return samples to estimate on and samples to fit codes on: disjoint, both stratified by class."""
     if len(data.train):
         return data.test.sample(limit, seed), data.train.sample(limit, seed)
     labels = data.test.y.numpy()

@@ -1,4 +1,4 @@
-"""Pictures in folders named for their classes, read when they are asked for."""
+"""Pictures in folders named for their classes, read on demand."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def read_folder(path: Path, seed: int, sizing: Sizing | None = None, bounds: Bou
 
 @dataclass
 class _Notes:
-    """What was left out of folders, and what was done to pictures."""
+    """Files that a folder's reader skipped, and pictures that it changed."""
 
     hidden: list[str] = field(default_factory=list)
     links: list[str] = field(default_factory=list)
@@ -100,15 +100,15 @@ class _Notes:
     turned: list[str] = field(default_factory=list)
 
     def warn(self, path: Path) -> None:
-        """Say all of it in one warning."""
+        """Report all of it in one warning."""
         kinds = (
             (self.hidden, "whose names begin with a dot"),
             (self.folders, "that are neither train nor test"),
             (self.links, "that are symbolic links to folders"),
             (self.others, f"without a picture's ending ({', '.join(_ENDINGS)})"),
         )
-        told = [f"{len(names)} {what} ({_some(names, path)})" for names, what in kinds if names]
-        parts = [f"left out: {', '.join(told)}"] if told else []
+        left_out = [f"{len(names)} {what} ({_some(names, path)})" for names, what in kinds if names]
+        parts = [f"left out: {', '.join(left_out)}"] if left_out else []
         if self.frames:
             parts.append(f"of {len(self.frames)} only the first frame is read ({_some(self.frames, path)})")
         if self.turned:
@@ -126,12 +126,12 @@ def _some(names: Sequence[str], path: Path) -> str:
 
 
 def _folders(path: Path, notes: _Notes | None = None) -> list[Path]:
-    """The folders in one, by name, but for hidden ones and links to what holds them."""
+    """Return the subfolders by name, without hidden ones and links to a parent."""
     try:
         inside = sorted(p for p in path.iterdir() if p.is_dir())
     except OSError as error:
         raise RobGIBError(f"{path} cannot be read: {error.strerror or error}.") from error
-    found = []
+    folders = []
     for one in inside:
         if one.name.startswith("."):
             if notes:
@@ -140,13 +140,13 @@ def _folders(path: Path, notes: _Notes | None = None) -> list[Path]:
             if notes:
                 notes.links.append(str(one))
         else:
-            found.append(one)
-    return found
+            folders.append(one)
+    return folders
 
 
 def _files_of(folder: Path, notes: _Notes) -> list[str]:
-    """The pictures below the folder of a class, in order."""
-    found: list[str] = []
+    """Return the pictures below the folder of a class, in order."""
+    pictures: list[str] = []
 
     def stop(error: OSError) -> None:
         raise RobGIBError(f"{error.filename} cannot be read: {error.strerror or error}.") from error
@@ -159,24 +159,24 @@ def _files_of(folder: Path, notes: _Notes) -> list[str]:
         inside[:] = sorted(set(inside) - set(links) - set(hidden))
         for name in sorted(set(files) - set(hidden)):
             whole = os.path.join(where, name)
-            (found if name.lower().endswith(_ENDINGS) else notes.others).append(whole)
-    if not found:
+            (pictures if name.lower().endswith(_ENDINGS) else notes.others).append(whole)
+    if not pictures:
         raise RobGIBError(
             f"the class folder {folder} holds no pictures ({', '.join(_ENDINGS)}); remove it, or add pictures."
         )
-    return sorted(found)
+    return sorted(pictures)
 
 
 _Mark = tuple[int, int, int, int, int]
 
 
 def _mark(name: str) -> _Mark:
-    """By what it is seen that a file is the same as before."""
+    """Return the facts that identify an unchanged file: device, inode, size and times."""
     try:
-        told = os.stat(name)
+        status = os.stat(name)
     except OSError as error:
         raise RobGIBError(f"picture {name} cannot be read: {error.strerror or error}.") from error
-    return told.st_dev, told.st_ino, told.st_size, told.st_mtime_ns, told.st_ctime_ns
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 class _Pictures:
@@ -196,14 +196,14 @@ class _Pictures:
         if self._kept.found is None:
             self._kept.found = self._look()
             self._kept.write()
-        found = self._kept.found
-        self._colours = found["shape"][0]
-        self.shape: tuple[int, ...] = tuple(found["shape"])
-        notes.frames += [self._files[i] for i in found["frames"]]
-        notes.turned += [self._files[i] for i in found["turned"]]
+        listing = self._kept.found
+        self._colours = listing["shape"][0]
+        self.shape: tuple[int, ...] = tuple(listing["shape"])
+        notes.frames += [self._files[i] for i in listing["frames"]]
+        notes.turned += [self._files[i] for i in listing["turned"]]
 
     def _look(self) -> dict[str, Any]:
-        """What the heads of the files say, and a few of the pictures."""
+        """Read the headers of all files, and a few whole pictures."""
         with ThreadPoolExecutor(_THREADS) as pool:
             looks = list(pool.map(_look, self._files))
         sizes = {look.size for look in looks}
@@ -235,16 +235,16 @@ class _Pictures:
             raise RobGIBError(f"{name}: {error}") from error
 
     def split(self, rows: np.ndarray) -> Split:
-        """Some of them with their labels, unread, in an order that was drawn."""
+        """Return a split of some pictures, still unread."""
         images: Any = LazyImages(self, rows)
         return Split(images, torch.from_numpy(self.labels[rows]), shuffled=True)
 
     def digests(self, rows: Sequence[int]) -> list[bytes]:
-        """Of the files, and how they are resized."""
+        """Return digests of the files and of how they are resized."""
         if self._kept.digests is None:
             with ThreadPoolExecutor(_THREADS) as pool:
-                told = list(pool.map(self._digest, range(len(self._files))))
-            self._kept.digests = told
+                digests = list(pool.map(self._digest, range(len(self._files))))
+            self._kept.digests = digests
             self._kept.write()
         return [self._kept.digests[row] for row in rows]
 
@@ -285,7 +285,7 @@ class _Pictures:
 
 
 class _Kept:
-    """What the cache holds about the pictures of a folder: their shape, and their digests once they were asked for.
+    """The cache's record of a folder's pictures: their shape, and digests once computed.
 
     It is true as long as the files are the same by name, size and times, which :func:`_mark` has.
     """
@@ -301,21 +301,21 @@ class _Kept:
             with np.load(self._path, allow_pickle=False) as archive:
                 if str(archive["key"]) != self._key:
                     return
-                found = {name: archive[name].tolist() for name in ("shape", "frames", "turned")}
-                told = archive["digests"]
+                listing = {name: archive[name].tolist() for name in ("shape", "frames", "turned")}
+                digests = archive["digests"]
         except Exception:  # not there or damaged: it is made anew
             return
-        self.found = found
-        self.digests = [row.tobytes() for row in told] if len(told) == len(files) else None
+        self.found = listing
+        self.digests = [row.tobytes() for row in digests] if len(digests) == len(files) else None
 
     def write(self) -> None:
-        """Keep it, unless a file is so new that it may yet change unseen."""
+        """Write the record, unless a file is so new that a change could go unnoticed."""
         if not self._settled or self.found is None:
             return
-        told = np.frombuffer(b"".join(self.digests or ()), np.uint8).reshape(-1, 32)
+        digests = np.frombuffer(b"".join(self.digests or ()), np.uint8).reshape(-1, 32)
         numbers = {name: np.array(values, dtype=np.int64) for name, values in self.found.items()}
         content = io.BytesIO()
-        np.savez(content, key=np.array(self._key), digests=told, **numbers)  # type: ignore[arg-type]
+        np.savez(content, key=np.array(self._key), digests=digests, **numbers)  # type: ignore[arg-type]
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             write_file(self._path, content.getvalue())
@@ -336,7 +336,7 @@ def _opened(name: str) -> Any:
 
 @dataclass(frozen=True)
 class _Look:
-    """What a picture's head says: its size upright, and whether it is coloured, turned, or the first of several."""
+    """A picture's header: its upright size, and whether it is coloured, rotated, or the first of several frames."""
 
     size: tuple[int, int]
     coloured: bool
@@ -364,10 +364,10 @@ _ANIMATED = ("GIF", "PNG", "TIFF", "WEBP")
 def _orientation(picture: Image.Image) -> int:
     """The EXIF orientation of a picture: 1 is upright, 5 to 8 change height and width."""
     try:
-        told = picture.getexif().get(0x0112, 1)
+        orientation = picture.getexif().get(0x0112, 1)
     except Exception:  # of whatever kind its damaged metadata raise
         return 1
-    return told if told in _TURNS else 1
+    return orientation if orientation in _TURNS else 1
 
 
 _TURNS: dict[Any, Any] = {
@@ -395,7 +395,7 @@ def _pixels(picture: Image.Image, name: str) -> np.ndarray:
     """Pixels (H, W) of a grey picture or (H, W, 3) of a coloured one: bytes, or float32 in [0, 1].
 
     Raises:
-        RobGIBError: what the picture's numbers mean as brightness cannot be told.
+        RobGIBError: the brightness that the picture's values stand for is unknown.
     """
     mode, kind = picture.mode, picture.format
     tags = getattr(picture, "tag_v2", {})
@@ -404,8 +404,8 @@ def _pixels(picture: Image.Image, name: str) -> np.ndarray:
     if mode.startswith(("I", "F")):
         # Pillow gives a TIFF's numbers as they lie, whatever their depth and whether 0 is black.
         depth = tags.get(258, (16,)) if mode.startswith("I") else (32,)
-        told = tags.get(262, 1) == 1 and "transparency" not in picture.info
-        plain = told and tuple(np.atleast_1d(depth)) in ((16,), (32,))
+        usual = tags.get(262, 1) == 1 and "transparency" not in picture.info
+        plain = usual and tuple(np.atleast_1d(depth)) in ((16,), (32,))
         numbers = np.asarray(picture)
         sixteen = mode.startswith("I;16") or (mode == "I" and kind in ("PNG", "PPM"))
         if plain and sixteen and numbers.min() >= 0 and numbers.max() <= 65535:
@@ -434,7 +434,7 @@ def _pixels(picture: Image.Image, name: str) -> np.ndarray:
 
 
 def _depth(name: str, kind: str | None, tags: Mapping[int, Any]) -> int:
-    """Bits of a number in a picture's file."""
+    """Return the bits per value in a picture's file."""
     with open(name, "rb") as file:
         head = file.read(200)
     if kind == "PNG":

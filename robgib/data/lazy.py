@@ -1,4 +1,4 @@
-"""Images that are read when they are asked for: a data set may then be larger than memory."""
+"""Images that are read on demand, so that a data set may be larger than memory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _THREADS = 4
 
 
 class Source(Protocol):
-    """Where images come from, one at a time."""
+    """A source of images, read one at a time."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -37,13 +37,13 @@ class Source(Protocol):
 
 
 def in_memory(x: Tensor) -> Tensor:
-    """Read lazy images where they are few; others, and a tensor, come back as they are."""
+    """Read lazy images into memory if they are few; return others, and tensors, unchanged."""
     lazy: Any = x
     return lazy.read() if isinstance(lazy, LazyImages) and 4 * lazy.numel() <= _FEW else x
 
 
 class LazyImages:
-    """Images (N, C, H, W), float32 in [0, 1], that are decoded when they are asked for.
+    """Images (N, C, H, W), float32 in [0, 1], decoded on demand.
 
     Rows of it are again lazy; in torch's functions, and for whatever else a tensor can do, it is read whole. What was
     read last is kept, as bytes where the pictures are of bytes, up to a quarter of a GiB.
@@ -76,7 +76,7 @@ class LazyImages:
         return self.shape.numel()
 
     def is_floating_point(self) -> bool:
-        """They are."""
+        """Return True."""
         return True
 
     def __len__(self) -> int:
@@ -86,7 +86,7 @@ class LazyImages:
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, key: Any) -> Any:
-        """One image (C, H, W); a part of them, still unread; or what a tensor would give."""
+        """Return one image (C, H, W), or a part of the images, still unread; else what a tensor would return."""
         if isinstance(key, int | np.integer):
             return self._part(self._rows[[int(key)]]).read()[0]
         if isinstance(key, tuple):
@@ -101,36 +101,36 @@ class LazyImages:
         return made
 
     def split(self, size: int) -> list[LazyImages]:
-        """Parts of ``size`` images, still unread."""
+        """Return parts of ``size`` images, still unread."""
         return [self[start : start + size] for start in range(0, max(1, len(self)), size)]
 
     def to(self, *arguments: Any, **options: Any) -> Tensor:
-        """Read them, to a device or type."""
+        """Read them, and move them to a device or type."""
         return self.read().to(*arguments, **options)
 
     def read(self) -> Tensor:
-        """Return them as a tensor; decoded by several threads."""
-        held = {row: self._kept[row] for row in dict.fromkeys(self._rows.tolist()) if row in self._kept}
-        missing = [row for row in dict.fromkeys(self._rows.tolist()) if row not in held]
+        """Return them as a tensor, decoded by several threads."""
+        decoded = {row: self._kept[row] for row in dict.fromkeys(self._rows.tolist()) if row in self._kept}
+        missing = [row for row in dict.fromkeys(self._rows.tolist()) if row not in decoded]
         if missing:
             with ThreadPoolExecutor(_THREADS) as pool:
-                held.update(zip(missing, pool.map(self._source.read, missing), strict=True))
+                decoded.update(zip(missing, pool.map(self._source.read, missing), strict=True))
         out = torch.empty(self.shape)
         for number, row in enumerate(self._rows.tolist()):
-            pixels = held[row]
+            pixels = decoded[row]
             out[number] = torch.from_numpy(pixels)
             if pixels.dtype == np.uint8:
                 out[number] /= 255
         for row in missing:
-            self._kept[row] = held[row]
+            self._kept[row] = decoded[row]
         while self._kept and len(self._kept) * next(iter(self._kept.values())).nbytes > _HELD:
             self._kept.popitem(last=False)
         return out
 
     def update_digest(self, sha: Any) -> None:
-        """Add what the images' files hold to a digest."""
-        for told in self._source.digests(self._rows.tolist()):
-            sha.update(told)
+        """Add the digests of the images' files to ``sha``."""
+        for file_digest in self._source.digests(self._rows.tolist()):
+            sha.update(file_digest)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):

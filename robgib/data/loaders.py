@@ -1,4 +1,4 @@
-"""Data sets by name, and from files of one's own, split once by seed."""
+"""Data sets by name, and from users' own files; a seed determines the split."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def _assembled(
     bounds: Bounds | None = None,
     by_share: bool = False,
 ) -> Dataset:
-    """Make a data set of arrays: a twelfth of the training images for validation, the test images shuffled.
+    """Make a data set of arrays, with a twelfth of the training images for validation and shuffled test images.
 
     ``by_share`` shuffles them so that every beginning holds the classes by their shares, whatever they are.
     """
@@ -136,21 +136,21 @@ def _assembled(
             f"{name}'s training images are {tuple(learnt.x.shape[1:])} and its test images {tuple(whole.x.shape[1:])}."
         )
     parts = [torch.from_numpy(i) for i in stratified(labels, (11 / 12, 1 / 12), seed)]
-    ours, held = (Split(learnt.x[i], learnt.y[i], shuffled=True) for i in parts)
-    return Dataset(name, ours, held, shuffled, classes, eps)
+    ours, validation = (Split(learnt.x[i], learnt.y[i], shuffled=True) for i in parts)
+    return Dataset(name, ours, validation, shuffled, classes, eps)
 
 
 def _find_idx(root: Path, places: tuple[str, ...]) -> list[Path] | str:
-    """The four files in one of ``places`` below ``root``, or the name of the first one missing."""
+    """Return the four files in one of ``places`` below ``root``, or the name of the first missing one."""
     for place in (root / p for p in places):
         if not place.is_dir():
             continue
-        found = [next((p for p in (place / name, place / f"{name}.gz") if p.is_file()), None) for name in _IDX_FILES]
-        if any(found):
-            for name, path in zip(_IDX_FILES, found, strict=True):
+        paths = [next((p for p in (place / name, place / f"{name}.gz") if p.is_file()), None) for name in _IDX_FILES]
+        if any(paths):
+            for name, path in zip(_IDX_FILES, paths, strict=True):
                 if path is None:
                     return name
-            return [p for p in found if p is not None]
+            return [p for p in paths if p is not None]
     return _IDX_FILES[0]
 
 
@@ -233,7 +233,7 @@ DATASETS: Registry[Loader] = Registry(
 
 
 def register_data(name: str) -> Callable[[Loader], Loader]:
-    """Enter a function ``(root: Path | None, seed: int) -> Dataset`` under ``name``.
+    """Register a function ``(root: Path | None, seed: int) -> Dataset`` under ``name``.
 
     Args:
         name: what the data set is called, in recipes and on the command line.
@@ -269,23 +269,23 @@ def _npz(path: Path, seed: int, bounds: Bounds | None = None) -> Dataset:
     """Arrays of an .npz file: ``x_test`` and ``y_test``, with ``x_train`` and ``y_train`` if there are; or x and y."""
     try:
         with np.load(path, allow_pickle=False) as archive:
-            held = {key: archive[key] for key in archive.files}
+            arrays = {key: archive[key] for key in archive.files}
     except AttributeError as error:  # an array alone
         raise RobGIBError(
             f"{path} is not an .npz file of arrays but a single array; save it with numpy.savez."
         ) from error
     except Exception as error:  # numpy's reader raises of all kinds where a file is damaged
         raise RobGIBError(f"{path} is not a readable .npz file of arrays: {first_line(error)}.") from error
-    if not all(isinstance(part, np.ndarray) for part in held.values()):
+    if not all(isinstance(part, np.ndarray) for part in arrays.values()):
         raise RobGIBError(f"{path} holds members that are not arrays; save it with numpy.savez.")
-    wanted = ("x_test", "y_test") if "x_test" in held else ("x", "y")
-    missing = [n for n in wanted if n not in held]
+    wanted = ("x_test", "y_test") if "x_test" in arrays else ("x", "y")
+    missing = [n for n in wanted if n not in arrays]
     if missing:
         raise RobGIBError(
-            f"{path} holds {', '.join(sorted(held)) or 'nothing'}; it must hold x_test and y_test (and may hold "
+            f"{path} holds {', '.join(sorted(arrays)) or 'nothing'}; it must hold x_test and y_test (and may hold "
             "x_train and y_train), or x and y."
         )
-    pairs = [(held[a], held[b]) for a, b in (wanted, ("x_train", "y_train")) if a in held and b in held]
+    pairs = [(arrays[a], arrays[b]) for a, b in (wanted, ("x_train", "y_train")) if a in arrays and b in arrays]
     for x, y in pairs:
         whole = np.issubdtype(y.dtype, np.integer) or y.dtype == np.bool_
         if x.ndim == 0:
@@ -316,12 +316,12 @@ def _function(name: str, seed: int) -> Dataset:
         return Dataset(f"function:{name}", train, val, test, names, eps)
     x, y = chosen.draw(4096, 0)
     order = np.random.default_rng(seed).permutation(len(y))
-    learnt, held = (
+    learnt, validation = (
         Split(torch.from_numpy(x[i]), torch.from_numpy(y[i]), shuffled=True)
         for i in stratified(y, (chosen.learnt, 1 - chosen.learnt), seed)
     )
     every = Split(torch.from_numpy(x[order]), torch.from_numpy(y[order]), shuffled=True)
-    return Dataset(f"function:{name}", learnt, held, every, names, eps, enumerated=True)
+    return Dataset(f"function:{name}", learnt, validation, every, names, eps, enumerated=True)
 
 
 def _text(path: Path, seed: int) -> Dataset:
@@ -332,12 +332,12 @@ def _text(path: Path, seed: int) -> Dataset:
     (learnt, labels, classes), (unseen, truth, others) = (read_texts(path / part) for part in ("train", "test"))
     if classes != others:
         raise RobGIBError(f"{path / 'train'} and {path / 'test'} must hold the same classes.")
-    ours, held = stratified(labels, (11 / 12, 1 / 12), seed)
+    ours, validation = stratified(labels, (11 / 12, 1 / 12), seed)
     vectors = embed_tokens([learnt[i] for i in ours], seed)
     order = np.random.default_rng(seed).permutation(len(truth))
     train, val, test = (
         Split(torch.from_numpy(as_vectors([texts[i] for i in index], vectors)), torch.from_numpy(y[index]).long(), True)
-        for texts, y, index in ((learnt, labels, ours), (learnt, labels, held), (unseen, truth, order))
+        for texts, y, index in ((learnt, labels, ours), (learnt, labels, validation), (unseen, truth, order))
     )
     return Dataset(f"text:{path.name}", train, val, test, classes, {"linf": 0.05, "l2": 1.0, "l1": 10.0})
 
@@ -347,7 +347,7 @@ _FILES = ("npz", "folder", "text")
 
 
 def check_data(name: str, catalogue: Sequence[Path] = ()) -> None:
-    """Raise unless ``name`` is a data set's, of these folders' too, or a path to one's own that exists."""
+    """Raise unless ``name`` is a known data set, also of these folders, or an existing path."""
     kind, colon, path = name.partition(":")
     if DATASETS.built_in(name) or name in (named := data_sets(catalogue)):
         return
@@ -381,13 +381,13 @@ def data_sets(catalogue: Sequence[Path] = ()) -> dict[str, Entry[Loader]]:
 
 
 def _check_chain(name: str, path: Path, sources: Mapping[str, str], known: Mapping[str, object]) -> None:
-    """Raise where a data set's source leads back to it; one of a name that is known otherwise may replace that one."""
+    """Raise if the sources of data sets refer to each other in a circle; a file may replace a built-in data set."""
     first = source = sources[name]
-    seen = [name]
-    while source in sources and not (source == seen[-1] and source in known):
-        if source in seen:
+    visited = [name]
+    while source in sources and not (source == visited[-1] and source in known):
+        if source in visited:
             raise RobGIBError(f"{path}: source {first!r} refers back to {source!r}; name another data set.")
-        seen.append(source)
+        visited.append(source)
         source = sources[source]
 
 
@@ -395,7 +395,7 @@ _KEYS = ("source", "classes", "eps", "description", "bounds")
 
 
 def _named_source(name: str, path: Path, known: Mapping[str, Entry[Loader]], catalogue: Sequence[Path]) -> Loader:
-    """The loader of a data set that a YAML file names; ``known`` are those that no YAML file names."""
+    """Return the loader of a YAML file's data set; ``known`` are the data sets without a YAML file."""
     content = read_yaml(path)
     for key in content:
         if key not in _KEYS:
@@ -412,11 +412,11 @@ def _named_source(name: str, path: Path, known: Mapping[str, Entry[Loader]], cat
         eps[norm] = float(budget)
     if names is not None and not (isinstance(names, list) and all(isinstance(n, str) for n in names)):
         raise RobGIBError(f"{path}: classes must be a list of names, not {names!r}.")
-    told, bounds = content.get("bounds"), None
-    if told is not None:
-        if not (isinstance(told, list) and len(told) == 2 and all(type(b) in (int, float) for b in told)):
-            raise RobGIBError(f"{path}: bounds must be two numbers such as [0, 16], not {told!r}.")
-        bounds = float(told[0]), float(told[1])
+    limits, bounds = content.get("bounds"), None
+    if limits is not None:
+        if not (isinstance(limits, list) and len(limits) == 2 and all(type(b) in (int, float) for b in limits)):
+            raise RobGIBError(f"{path}: bounds must be two numbers such as [0, 16], not {limits!r}.")
+        bounds = float(limits[0]), float(limits[1])
 
     def load(root: Path | None, seed: int) -> Dataset:
         if source == name and name in known:  # what it replaces

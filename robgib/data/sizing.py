@@ -1,4 +1,4 @@
-"""How pictures are brought to one size before a model sees them: resized, and cut in the middle."""
+"""Resize and centre-crop pictures to one size before a model sees them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _MOST = 4096  # pixels a side
 
 @dataclass(frozen=True)
 class Sizing:
-    """How pictures are brought to one size: the shorter side (or both) to ``resize``, then ``crop`` of the middle.
+    """Resize the shorter side (or both) of pictures to ``resize``, then cut ``crop`` from the middle.
 
     Attributes:
         resize: the shorter side's new length, the longer one's in proportion; or (height, width), whatever the shape.
@@ -58,12 +58,12 @@ class Sizing:
 
     @property
     def changes(self) -> bool:
-        """Whether it does anything."""
+        """Whether it changes pictures."""
         return self.resize is not None or self.crop is not None
 
     @property
     def fixes(self) -> bool:
-        """Whether pictures of any size come out in one."""
+        """Whether pictures of all sizes get one size."""
         return self.crop is not None or isinstance(self.resize, tuple)
 
     def scaled(self, height: int, width: int) -> tuple[int, int]:
@@ -96,7 +96,7 @@ class Sizing:
         return round((height - h) / 2), round((width - w) / 2), h, w
 
     def picture(self, picture: Image.Image) -> Image.Image:
-        """A Pillow picture of 8 bits, resized and cut."""
+        """Return a Pillow picture of 8 bits, resized and cropped."""
         self.size(picture.height, picture.width)
         height, width = self.scaled(picture.height, picture.width)
         if (width, height) != picture.size:
@@ -105,7 +105,7 @@ class Sizing:
         return picture.crop((left, top, left + w, top + h)) if (h, w) != (height, width) else picture
 
     def images(self, x: Tensor) -> Tensor:
-        """Images (N, C, H, W) in [0, 1], resized and cut."""
+        """Return images (N, C, H, W) in [0, 1], resized and cropped."""
         self.size(int(x.shape[2]), int(x.shape[3]))
         height, width = self.scaled(int(x.shape[2]), int(x.shape[3]))
         if (height, width) != tuple(x.shape[2:]):
@@ -130,7 +130,7 @@ class Sizing:
 
 
 class _Resized:
-    """Images of a data set, resized when they are asked for."""
+    """Images of a data set, resized on demand."""
 
     def __init__(self, x: Tensor, sizing: Sizing) -> None:
         self._x, self._sizing = x, sizing
@@ -141,13 +141,13 @@ class _Resized:
         return np.ascontiguousarray(self._sizing.images(self._x[[row]].to(torch.float32))[0].numpy())
 
     def digests(self, rows: Sequence[int]) -> list[bytes]:
-        """Of their own pixels, and how they are resized."""
+        """Return digests of the pixels and of how they are resized."""
         how = repr(self._sizing).encode()
         return [hashlib.sha256(self._x[[r]].to(torch.float32).numpy().tobytes() + how).digest() for r in rows]
 
 
 def resized(data: Dataset, sizing: Sizing | None) -> Dataset:
-    """Return the data with their images resized and cut, when they are asked for.
+    """Return the data with images that are resized and cropped on demand.
 
     Raises:
         RobGIBError: they are no images, or smaller than the crop.

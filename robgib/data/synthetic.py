@@ -1,4 +1,4 @@
-"""Functions of twelve inputs whose information is known: tasks small enough that nothing need be estimated.
+"""Functions of twelve inputs, small enough to compute their information exactly.
 
 The inputs are either all 4,096 patterns of twelve bits, each once, or draws of twelve numbers uniform in [0, 1]. A
 function uses some of the inputs; the others are distractors.
@@ -42,7 +42,7 @@ class Function:
     learnt: float = 0.8
 
     def draw(self, samples: int, seed: int) -> tuple[Array, Array]:
-        """Inputs (N, 12) and labels (N,): all patterns once where they are bits, else ``samples`` draws."""
+        """Return inputs (N, 12) and labels (N,): all patterns of bits once, or ``samples`` draws of real inputs."""
         x = np.random.default_rng(seed).random((samples, INPUTS)) if self.real else patterns()
         return x.astype(np.float32), self.label(x).astype(np.int64)
 
@@ -123,8 +123,8 @@ def _random(number: int) -> Function:
 
     def label(x: Array) -> Array:
         s = 1 - 2 * x
-        found: Array = sum(w * s[:, p].prod(1) for w, p in zip(weights, products, strict=True))
-        return (found > 0).astype(int)
+        weighted: Array = sum(w * s[:, p].prod(1) for w, p in zip(weights, products, strict=True))
+        return (weighted > 0).astype(int)
 
     return Function(f"random-{number}", label, learnt=1 / 8)
 
@@ -160,7 +160,7 @@ _KINDS = ("parity", "majority", "and", "sum", "real-parity", "real-max", "random
 
 
 def function_names() -> list[str]:
-    """The names, ``K`` standing for how many of the inputs the function uses, or which random one it is."""
+    """Return the names; ``K`` is the number of inputs that the function uses, or the index of a random function."""
     return [*_NAMED, *(f"{kind}-K" for kind in _KINDS)]
 
 
@@ -173,12 +173,12 @@ def function(name: str) -> Function:
     if name in _NAMED:
         return _NAMED[name]
     kind, _, number = name.rpartition("-")
-    found = _numbered(kind, int(number)) if kind in _KINDS and number.isdigit() else None
-    if found is None and kind in _KINDS:
+    chosen = _numbered(kind, int(number)) if kind in _KINDS and number.isdigit() else None
+    if chosen is None and kind in _KINDS:
         raise RobGIBError(
             f"function {name!r}: K must be a number of inputs from {2 if kind == 'real-max' else 1} to {INPUTS}"
             f"{', odd' if kind == 'majority' else ''}, as in {kind}-3."
         )
-    if found is None:
+    if chosen is None:
         raise unknown_name("function", name, function_names())
-    return found
+    return chosen

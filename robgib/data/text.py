@@ -1,4 +1,4 @@
-"""Texts as sequences of token vectors in [0, 1], so that whatever attacks images attacks them too."""
+"""Texts as sequences of token vectors in [0, 1], which every attack on images accepts."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ def read_texts(folder: Path) -> tuple[list[list[str]], Array, tuple[str, ...]]:
             raise RobGIBError(f"{strange} is not a regular file; remove it.")
     try:
         names = [p.name for p in classes]
-        held = load_files(str(folder), categories=names, encoding="utf-8", decode_error="replace", shuffle=False)
+        texts = load_files(str(folder), categories=names, encoding="utf-8", decode_error="replace", shuffle=False)
     except OSError as error:
         raise RobGIBError(f"the texts in {folder} cannot be read: {error}.") from error
-    return [tokenise(text) for text in held.data], np.asarray(held.target), tuple(held.target_names)
+    return [tokenise(text) for text in texts.data], np.asarray(texts.target), tuple(texts.target_names)
 
 
 def embed_tokens(texts: Sequence[Sequence[str]], seed: int) -> dict[str, Array]:
@@ -92,7 +92,7 @@ def embed_tokens(texts: Sequence[Sequence[str]], seed: int) -> dict[str, Array]:
 
 
 def as_vectors(texts: Sequence[Sequence[str]], vectors: dict[str, Array]) -> Array:
-    """Texts as (N, LENGTH, WIDTH); what lacks a vector is 0.5 throughout."""
+    """Return texts as (N, LENGTH, WIDTH); tokens without a vector are 0.5 throughout."""
     x = np.full((len(texts), LENGTH, WIDTH), _MIDDLE, np.float32)
     for i, text in enumerate(texts):
         for j, token in enumerate(text):

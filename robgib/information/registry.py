@@ -56,13 +56,13 @@ class EstimatorEntry:
 
 
 def estimator_catalogue(extra: Sequence[Path] = ()) -> dict[str, EstimatorEntry]:
-    """Return every named estimator: the classes, and what YAML files make of them (keys ``estimator``, ``parameters``).
+    """Return every named estimator: the classes, and those of YAML files (keys ``estimator``, ``parameters``).
 
     Raises:
-        RobGIBError: a file with another key, or of an estimator that there is not.
+        RobGIBError: a file has an unknown key, or names an unknown estimator.
     """
     classes = ESTIMATORS.entries(extra)
-    found = {name: EstimatorEntry(name, e.value, {}, e.value.summary, e.source) for name, e in classes.items()}
+    entries = {name: EstimatorEntry(name, e.value, {}, e.value.summary, e.source) for name, e in classes.items()}
     for name, path in registry.yaml_files("estimators", extra).items():
         content = registry.read_yaml(path)
         for key in content:
@@ -76,8 +76,8 @@ def estimator_catalogue(extra: Sequence[Path] = ()) -> dict[str, EstimatorEntry]
             raise RobGIBError(f"{path}: parameters must map names to values, not {given!r}.")
         parameters = {k: registry.parse_value(v) for k, v in given.items()}
         described = str(content.get("description") or kind.summary)
-        found[name] = EstimatorEntry(name, kind, parameters, described, str(path))
-    return found
+        entries[name] = EstimatorEntry(name, kind, parameters, described, str(path))
+    return entries
 
 
 def list_estimators(catalogue: Sequence[Path] = ()) -> list[str]:

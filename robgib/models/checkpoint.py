@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from robgib.errors import RobGIBError, first_line, unknown_name
 from robgib.files import read_json, write_file
-from robgib.models.fitting import part_of, said_normalizations, tidy
+from robgib.models.fitting import declared_normalizations, part_of, tidy
 from robgib.models.normalization import Normalization
 from robgib.models.programs import PICKLED_SUFFIXES, PROGRAM_SUFFIXES, is_program, read_program
 from robgib.models.transformers_files import check_parts
@@ -48,7 +48,7 @@ class Checkpoint:
         sets: every state dict in the file by its key, the usual names first; ``weights`` are those of the first, or of
             the requested one. :func:`~robgib.models.fit` finds the one that fits a network.
         wanted: key of the requested state dict.
-        said: the normalisations that the file describes beside its weights.
+        declared: the normalisations that the file describes beside its weights.
         check: compares the network's outputs with those of another reader of the same file, and returns notes.
     """
 
@@ -58,7 +58,7 @@ class Checkpoint:
     pickled: str = ""
     sets: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     wanted: str | None = None
-    said: tuple[Normalization, ...] = ()
+    declared: tuple[Normalization, ...] = ()
     check: Callable[[Tensor, Any], tuple[str, ...]] | None = None
 
 
@@ -131,10 +131,10 @@ def read_checkpoint(
     if not path.is_file():
         raise RobGIBError(f"checkpoint {str(path)!r} is not a file.")
     if path.name.endswith(_INDEX):
-        return _of_sets(path, {"": _sharded(path)}, weights_key, _said_beside(path))
+        return _of_sets(path, {"": _sharded(path)}, weights_key, _declared_beside(path))
     if path.suffix == ".safetensors":
         weights, metadata = _safetensors(path)
-        return _of_sets(path, {"": weights}, weights_key, [*said_normalizations(metadata), *_said_beside(path)])
+        return _of_sets(path, {"": weights}, weights_key, [*declared_normalizations(metadata), *_declared_beside(path)])
     if path.suffix not in PICKLED_SUFFIXES:
         raise RobGIBError(
             f"checkpoint {str(path)!r} has an unknown ending {path.suffix!r}; use {', '.join(CHECKPOINT_SUFFIXES)}."
@@ -211,18 +211,18 @@ def _plain(text: str) -> Any:
 _CONFIGURATIONS = ("config.json", "preprocessor_config.json")
 
 
-def _said_beside(path: Path) -> list[Normalization]:
+def _declared_beside(path: Path) -> list[Normalization]:
     """What the configurations of timm and transformers say that lie beside weights as Hugging Face lays them out."""
     if path.name.removesuffix(_INDEX) not in ("model.safetensors", "pytorch_model.bin"):
         return []
-    said: list[Normalization] = []
+    declared: list[Normalization] = []
     for name in _CONFIGURATIONS:
         if (path.parent / name).is_file():
             try:
-                said += said_normalizations(read_json(path.parent / name))
+                declared += declared_normalizations(read_json(path.parent / name))
             except (OSError, ValueError, RecursionError):
                 continue  # another library's file, which is not asked for
-    return said
+    return declared
 
 
 def _sharded(index: Path) -> dict[str, Tensor]:
@@ -230,11 +230,11 @@ def _sharded(index: Path) -> dict[str, Tensor]:
     try:
         content = read_json(index)
     except (OSError, ValueError) as error:
-        raise RobGIBError(f"{index} is not an index of weights with a weight_map; fetch it again.") from error
+        raise RobGIBError(f"{index} is not an index of weights with a weight_map; download it again.") from error
     weights: dict[str, Tensor] = {}
     for name in check_parts(content, str(index)):
         if not (index.parent / name).is_file():
-            raise RobGIBError(f"{index} names the file {name!r}, which is not beside it; fetch all parts.")
+            raise RobGIBError(f"{index} names the file {name!r}, which is not beside it; download all parts.")
         weights |= read_checkpoint(index.parent / name).weights
     files = content["weight_map"]
     missing = [key for key in files if key not in weights]
@@ -322,9 +322,9 @@ def _chosen(path: Path, content: Any, weights_key: str | None) -> Checkpoint:
         raise RobGIBError(f"{path} holds {held}, not a plain state dict of tensors; save `model.state_dict()`.")
     if isinstance(content, dict) and found.get("") is not None and len(found) > 1 and len(found[""]) < len(content) / 2:
         del found[""]  # some tensor beside the state dicts
-    said = [*said_normalizations(_configurations(content)), *_said_beside(path)]
+    declared = [*declared_normalizations(_configurations(content)), *_declared_beside(path)]
     weights = {k: state for k, state in found.items() if not _only_normalizes(state)}
-    chosen = _of_sets(path, weights or found, weights_key, said)
+    chosen = _of_sets(path, weights or found, weights_key, declared)
     at: Any = content
     key = next(iter(chosen.sets))
     for part in key.split(".") if key and not isinstance(content, StandIn) else ():
@@ -338,7 +338,7 @@ def _chosen(path: Path, content: Any, weights_key: str | None) -> Checkpoint:
 
 def _only_normalizes(state: Mapping[str, Tensor]) -> bool:
     """Whether a state dict is the mean and standard deviation of a normalisation and nothing more."""
-    return len(state) == 2 and bool(said_normalizations(state))
+    return len(state) == 2 and bool(declared_normalizations(state))
 
 
 def _configurations(content: Any, deep: int = _DEEPEST) -> Any:
@@ -353,7 +353,7 @@ def _configurations(content: Any, deep: int = _DEEPEST) -> Any:
 
 
 def _of_sets(
-    path: Path, sets: dict[str, dict[str, Tensor]], weights_key: str | None, said: Sequence[Normalization] = ()
+    path: Path, sets: dict[str, dict[str, Tensor]], weights_key: str | None, declared: Sequence[Normalization] = ()
 ) -> Checkpoint:
     """The sets of weights of a file, or those that a key is of.
 
@@ -362,7 +362,7 @@ def _of_sets(
     """
     if weights_key is None:
         weights = _sound(path, next(iter(sets.values())))
-        return Checkpoint(None, weights, sets=_all_sound(path, sets), said=tuple(said))
+        return Checkpoint(None, weights, sets=_all_sound(path, sets), declared=tuple(declared))
     inside = {key: _below(state, key, weights_key) for key, state in sets.items()}
     held = {key: state for key, state in inside.items() if state}
     if not held:
@@ -371,7 +371,7 @@ def _of_sets(
     held = {k: v for k, v in held.items() if k == weights_key} or held
     weights = _sound(path, next(iter(held.values())))
     sets = _all_sound(path, {**{k: sets[k] for k in held}, **sets})
-    return Checkpoint(None, weights, sets=sets, wanted=weights_key, said=tuple(said))
+    return Checkpoint(None, weights, sets=sets, wanted=weights_key, declared=tuple(declared))
 
 
 def _all_sound(path: Path, sets: Mapping[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:

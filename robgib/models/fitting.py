@@ -1,4 +1,4 @@
-"""Fill a network from a file: choose among its sets of weights, and find the normalisation of its images."""
+"""Load a file's weights into a network: choose among its state dicts, and find the normalisation of inputs."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from robgib.models.normalization import Normalization, Ported
 
 __all__ = [
     "Fitted",
+    "declared_normalizations",
     "fit",
     "load_into",
     "part_of",
-    "said_normalizations",
     "tidy",
 ]
 
@@ -31,7 +31,7 @@ _TOP = "."
 
 @dataclass(frozen=True)
 class Fitted:
-    """How a network was filled from a file.
+    """How a network was loaded from a file.
 
     Attributes:
         notes: what was taken off, and how it was read, a sentence each.
@@ -46,7 +46,7 @@ class Fitted:
 
 @dataclass(frozen=True)
 class _Set:
-    """A complete set of a network's weights: where it lies, tensors by the network's keys, their keys in the file."""
+    """A complete set of a network's weights: its place, tensors by the network's keys, and their keys in the file."""
 
     key: str
     prefix: str
@@ -68,7 +68,7 @@ def tidy(key: str) -> str:
 
 
 def part_of(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Return the tensors of a state dict below a prefix, by the rest of their keys.
+    """Return the tensors of a state dict below a prefix, by their keys without it.
 
     >>> list(part_of({"module.teacher.bias": torch.ones(2), "student.bias": torch.ones(2)}, "teacher"))
     ['bias']
@@ -83,32 +83,32 @@ def fit(
     source: str,
     *,
     wanted: str | None = None,
-    said: Sequence[Normalization] = (),
+    declared: Sequence[Normalization] = (),
     normalized: bool = False,
 ) -> Fitted:
-    """Load the one complete set of a network's weights among all that a file holds.
+    """Load the one complete set of a network's weights in a file.
 
     A prefix that the network's keys have in the file (``module.``, ``model.``, ``backbone.`` …), or that the file's
     lack, and the names of torch's wrappers may be between them. What lies below a loss or a metric is no candidate, and
     the same weights twice are one set.
 
     Args:
-        model: that is filled.
+        model: to load into.
         sets: state dicts by where they lie in the file.
         source: what the file is called in messages.
         wanted: which set: its key, its prefix, or both with a dot between.
-        said: normalisations that the file tells of outside its weights.
-        normalized: whether the caller says how images are normalised, so that the file's word is not needed.
+        declared: normalisations that the file declares outside its weights.
+        normalized: whether the caller gives the normalisation of images, which overrides the file's.
 
     Raises:
         RobGIBError: no set fits, or several do and ``wanted`` does not choose one; or the file brings a normaliser that
             cannot be applied.
     """
     own = model.state_dict()
-    found = [c for key, state in sets.items() for c in _complete(key, state, own) if _lies_in(c.label, wanted)]
-    fitting = [c for c in found if all(c.weights[k].shape == own[k].shape for k in own)]
+    complete = [c for key, state in sets.items() for c in _complete(key, state, own) if _lies_in(c.label, wanted)]
+    fitting = [c for c in complete if all(c.weights[k].shape == own[k].shape for k in own)]
     if not fitting:
-        _refuse(found[0].weights if found else _nearest(sets, wanted), own, source)
+        _refuse(complete[0].weights if complete else _nearest(sets, wanted), own, source)
     chosen, twins = _chosen(fitting, source, wanted)
     state = sets[chosen.key]
     applied, pair = (None, ()) if normalized else _own_normalizer(chosen, state, model, source)
@@ -122,9 +122,9 @@ def fit(
         notes.append(
             f"the file holds a normaliser beside the network ({_some(pair)}), the same as inside it: it is applied once"
         )
-    elif not normalized and said:
-        applied, told = _from_said(said, model)
-        notes.append(told)
+    elif not normalized and declared:
+        applied, note = _from_declared(declared, model)
+        notes.append(note)
     model.load_state_dict(chosen.weights)
     lost = _left_out([k for k in unused if k not in again], own)
     others = [key or _TOP for key in sets if key != chosen.key and key not in {c.key for c in twins}]
@@ -136,7 +136,7 @@ def fit(
 
 
 def _found_as(chosen: _Set, twins: Sequence[_Set], own: Mapping[str, Tensor], alone: bool) -> list[str]:
-    """Under which names, how often and in which precision a file holds a network's weights."""
+    """Describe the names, copies and precision of a network's weights in a file."""
     notes = [f"the prefix {chosen.prefix!r} was removed from the names of the weights"] if chosen.prefix else []
     if not alone:
         notes.append(f"the weights are those of {chosen.label!r}")
@@ -150,7 +150,7 @@ def _found_as(chosen: _Set, twins: Sequence[_Set], own: Mapping[str, Tensor], al
 
 
 def load_into(model: nn.Module, state: Mapping[str, Tensor], source: str) -> tuple[str, ...]:
-    """Load a state dict strictly, naming the first keys or shapes that do not fit (:func:`fit`).
+    """Load a state dict strictly; the error names the first keys or shapes that do not fit (:func:`fit`).
 
     Returns:
         What was taken off or left out, a sentence each.
@@ -158,8 +158,8 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], source: str) -> tup
     Raises:
         RobGIBError: the state does not fit, or holds several sets of weights that do.
     """
-    found = fit(model, {"": state}, source, normalized=True)
-    return (*found.notes, *found.left_out)
+    fitted = fit(model, {"": state}, source, normalized=True)
+    return (*fitted.notes, *fitted.left_out)
 
 
 def _some(keys: Iterable[str]) -> str:
@@ -175,14 +175,14 @@ def _lies_in(label: str, wanted: str | None) -> bool:
 
 
 def _nearest(sets: Mapping[str, Mapping[str, Tensor]], wanted: str | None) -> Mapping[str, Tensor]:
-    """The state that a message on what does not fit is about."""
+    """Return the state dict that an error message compares with the network."""
     key, state = next(iter(sets.items()))
     rest = "" if wanted is None else wanted.removeprefix(f"{key}.") if key else wanted
     return (part_of(state, rest) if rest and rest != key else {}) or state
 
 
 def _complete(key: str, state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[_Set]:
-    """Every complete set of a network's weights in a state dict, by names alone, the shortest prefix first.
+    """Return all complete sets of a network's weights in a state dict, by names alone, shortest prefix first.
 
     There is no other tensor in it than those of what is beside a network, of a normaliser, and of another such set.
     """
@@ -196,34 +196,34 @@ def _complete(key: str, state: Mapping[str, Tensor], own: Mapping[str, Tensor]) 
         needed = short.keys() - counts or short.keys()
         first = min(needed, default="")
         prefixes = [k.removesuffix(first) for k in names if k == first or k.endswith(f".{first}")]
-        held: dict[str, dict[str, str]] = {}
+        by_prefix: dict[str, dict[str, str]] = {}
         for prefix in prefixes:
             inside = {k.removeprefix(prefix): k for k in names if k.startswith(prefix)}
             if needed <= inside.keys():
-                held[prefix] = inside
+                by_prefix[prefix] = inside
         pairs = _pairs(state)
-        found: list[_Set] = []
-        for prefix in sorted(held, key=len, reverse=True):  # the inner ones first
-            inside = held[prefix]
+        candidates: list[_Set] = []
+        for prefix in sorted(by_prefix, key=len, reverse=True):  # the inner ones first
+            inside = by_prefix[prefix]
             normalizers = {tidy(k) for p in pairs if _holder(p, prefix) is not None for k in p}
             rest = [k for k in inside if k not in short and not _is_beside(k) and inside[k] not in normalizers]
-            if any(not any(inside[k].startswith(c.prefix) for c in found if c.prefix) for k in rest):
+            if any(not any(inside[k].startswith(c.prefix) for c in candidates if c.prefix) for k in rest):
                 continue
             weights = {plain[short[k]]: state[names[inside[k]]] for k in short if k in inside}
             weights |= {plain[short[k]]: own[plain[short[k]]] for k in counts - inside.keys()}
-            found.append(_Set(key, prefix, weights, frozenset(names[inside[k]] for k in short if k in inside)))
-        if found:
-            return sorted(found, key=lambda c: (len(c.prefix), prefixes.index(c.prefix)))
+            candidates.append(_Set(key, prefix, weights, frozenset(names[inside[k]] for k in short if k in inside)))
+        if candidates:
+            return sorted(candidates, key=lambda c: (len(c.prefix), prefixes.index(c.prefix)))
     return []
 
 
 def _is_beside(key: str) -> bool:
-    """Whether a key is of what lies beside a network: its loss, metrics, counts of operations."""
+    """Whether a key belongs to a loss, a metric or a count of operations."""
     return key.partition(".")[0] in _BESIDE or key.rpartition(".")[2] in _COUNTS
 
 
 def _chosen(fitting: list[_Set], source: str, wanted: str | None) -> tuple[_Set, list[_Set]]:
-    """The one set that is meant, and those that hold the same weights once more."""
+    """Return the chosen set, and the sets with equal weights."""
     exact = [c for c in fitting if wanted is not None and wanted in (c.label, tidy(c.label))]
     left = exact or [c for c in fitting if not any(p in _BESIDE for p in c.label.split("."))] or fitting
     kinds: list[list[_Set]] = []
@@ -248,7 +248,7 @@ def _equal(one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -> bool:
 
 
 def _refuse(state: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str) -> None:
-    """Say what of a state dict does not fit."""
+    """Raise an error that says which keys and shapes do not fit."""
     problems = []
     if missing := [k for k in own if k not in state]:
         problems.append(f"it lacks {_some(missing)}")
@@ -280,7 +280,7 @@ _MOST = 16  # channels
 
 
 def _partners(name: str) -> list[str]:
-    """What the standard deviation beside a mean of this name may be called; nothing where it is no mean of images."""
+    """Return possible names of the standard deviation beside a mean; none if the name is not a mean of images."""
     words = name.split("_")
     means = [w for w in words if w in _MEANS]
     if len(means) != 1 or not set(words) - set(means) <= _WITH:
@@ -289,19 +289,19 @@ def _partners(name: str) -> list[str]:
 
 
 def _pairs(state: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """The keys of normalisers in a state dict: a mean and its standard deviation, or a mean alone."""
-    found: list[tuple[str, ...]] = []
+    """Return the keys of normalisers in a state dict: a mean and its standard deviation, or a mean alone."""
+    pairs: list[tuple[str, ...]] = []
     for key, value in state.items():
         module, _, name = str(key).rpartition(".")
         if _numbers(value) is None or not (others := _partners(name)):
             continue
         place = f"{module}." if module else ""
-        found.append((key, *[f"{place}{o}" for o in others if _numbers(state.get(f"{place}{o}")) is not None][:1]))
-    return found
+        pairs.append((key, *[f"{place}{o}" for o in others if _numbers(state.get(f"{place}{o}")) is not None][:1]))
+    return pairs
 
 
 def _numbers(value: Any) -> tuple[float, ...] | None:
-    """The numbers by channel that a tensor, a list or a number holds."""
+    """Return the values per channel of a tensor, a list or a number."""
     if isinstance(value, Tensor):
         if value.is_meta or value.layout != torch.strided or not value.is_floating_point():
             return None
@@ -316,9 +316,9 @@ def _numbers(value: Any) -> tuple[float, ...] | None:
     return tuple(plain) if len(plain) == len(value) else None
 
 
-def _normalization(held: Mapping[str, Any], pair: tuple[str, ...]) -> Normalization | None:
-    """The normalisation of images in [0, 1] by a mean and a standard deviation, where they can be that."""
-    values = [_numbers(held[key]) for key in pair]
+def _normalization(tensors: Mapping[str, Any], pair: tuple[str, ...]) -> Normalization | None:
+    """Return a mean and standard deviation as a normalisation of images in [0, 1]; None if they cannot be one."""
+    values = [_numbers(tensors[key]) for key in pair]
     if len(values) != 2 or values[0] is None or values[1] is None or len(values[0]) != len(values[1]):
         return None
     mean, std = values[0], values[1]
@@ -328,7 +328,7 @@ def _normalization(held: Mapping[str, Any], pair: tuple[str, ...]) -> Normalizat
 
 
 def _holder(pair: tuple[str, ...], prefix: str) -> str | None:
-    """The module that holds a normaliser, or is one, and the network below a prefix too; None where there is none."""
+    """Return the module that contains both a normaliser and the network below a prefix; None if there is none."""
     module = tidy(pair[0]).rpartition(".")[0]
     holders = [m for m in (module, module.rpartition(".")[0]) if not m or prefix.startswith(f"{m}.")]
     return max(holders, key=len, default=None)
@@ -337,7 +337,7 @@ def _holder(pair: tuple[str, ...], prefix: str) -> str | None:
 def _own_normalizer(
     chosen: _Set, state: Mapping[str, Tensor], model: nn.Module, source: str
 ) -> tuple[Normalization | None, tuple[str, ...]]:
-    """The normaliser in the wrapper that a set of weights lies in, and its keys; of several the innermost.
+    """Return the innermost normaliser of the wrappers around a set of weights, and its keys.
 
     Raises:
         RobGIBError: it cannot be applied.
@@ -350,38 +350,38 @@ def _own_normalizer(
     if not places:
         return None, ()
     pairs = places[max(places)]
-    found = {_normalization(state, pair) for pair in pairs}
-    told = next(iter(found))
+    normalizations = {_normalization(state, pair) for pair in pairs}
+    normalization = next(iter(normalizations))
     own = _of_network(model)
     why = (
-        "there are several, and they differ" if len(found) > 1
-        else "it is not a mean in [0, 1] with a standard deviation in (0, 1] per channel" if told is None
-        else "the architecture contains another one" if own and told not in own
+        "there are several, and they differ" if len(normalizations) > 1
+        else "it is not a mean in [0, 1] with a standard deviation in (0, 1] per channel" if normalization is None
+        else "the architecture contains another one" if own and normalization not in own
         else ""
     )  # fmt: skip
-    if why or told is None:
+    if why or normalization is None:
         raise RobGIBError(
             f"{source} holds a normaliser beside the network, {_some(k for p in pairs for k in p)}, that cannot be "
             f"applied ({why}); give the normalisation of images in [0, 1] with --normalize, or --mean, --std and "
             "--bounds (in Python normalization=)."
         )
-    return (told, pairs[0]) if told not in own else (None, pairs[0])
+    return (normalization, pairs[0]) if normalization not in own else (None, pairs[0])
 
 
 def _of_network(model: nn.Module) -> set[Normalization]:
-    """The normalisations that a network does inside, as far as its modules show them; not a :class:`Ported`'s own."""
+    """Return the normalisations inside a network that its modules show; without that of :class:`Ported`."""
     inside = model.net if isinstance(model, Ported) else model
-    found = set()
+    normalizations = set()
     for module in inside.modules():
-        held = {**vars(module), **dict(module.named_buffers(recurse=False))}
-        held |= dict(module.named_parameters(recurse=False))
-        found |= {_normalization(held, pair) for pair in _pairs(held)}
-    return {n for n in found if n is not None}
+        tensors = {**vars(module), **dict(module.named_buffers(recurse=False))}
+        tensors |= dict(module.named_parameters(recurse=False))
+        normalizations |= {_normalization(tensors, pair) for pair in _pairs(tensors)}
+    return {n for n in normalizations if n is not None}
 
 
-def _from_said(said: Sequence[Normalization], model: nn.Module) -> tuple[Normalization | None, str]:
-    """The normalisation that a file tells of outside its weights, and a sentence on it."""
-    kinds = list(dict.fromkeys(said))
+def _from_declared(declared: Sequence[Normalization], model: nn.Module) -> tuple[Normalization | None, str]:
+    """Return the normalisation that a file declares outside its weights, and a sentence about it."""
+    kinds = list(dict.fromkeys(declared))
     names = " or ".join(map(str, kinds))
     if len(kinds) > 1:
         return None, f"the file describes several normalisations ({names}): none is applied (--normalize chooses)"
@@ -393,13 +393,13 @@ def _from_said(said: Sequence[Normalization], model: nn.Module) -> tuple[Normali
     return kinds[0], "the normalisation that the file describes is applied"
 
 
-_SAID_DEEP = 4
+_DEEPEST_CONFIGURATION = 4
 
 
-def said_normalizations(content: Any, deep: int = _SAID_DEEP) -> list[Normalization]:
-    """Return the normalisations that a file's configuration tells of, such as ``{"mean": [0.5], "std": [0.25]}``.
+def declared_normalizations(content: Any, deep: int = _DEEPEST_CONFIGURATION) -> list[Normalization]:
+    """Return the normalisations that a file's configuration declares, such as ``{"mean": [0.5], "std": [0.25]}``.
 
-    >>> said_normalizations({"args": {"image_mean": [0.5], "image_std": [0.25]}, "epoch": 3})[0].std
+    >>> declared_normalizations({"args": {"image_mean": [0.5], "image_std": [0.25]}, "epoch": 3})[0].std
     (0.25,)
     """
     if not isinstance(content, Mapping):
@@ -408,7 +408,7 @@ def said_normalizations(content: Any, deep: int = _SAID_DEEP) -> list[Normalizat
     if plain.get("do_normalize") is False:
         return [Normalization()]
     pairs = [pair for pair in _pairs(plain) if "." not in pair[0]]
-    found = [n for n in (_normalization(plain, pair) for pair in pairs) if n is not None]
+    normalizations = [n for n in (_normalization(plain, pair) for pair in pairs) if n is not None]
     for value in plain.values() if deep > 1 else ():
-        found += said_normalizations(value, deep - 1)
-    return found
+        normalizations += declared_normalizations(value, deep - 1)
+    return normalizations

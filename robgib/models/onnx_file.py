@@ -1,4 +1,4 @@
-"""ONNX files: their names are replaced before anything is made of them; answers are compared with onnxruntime."""
+"""ONNX files: names are replaced before conversion, and outputs are compared with onnxruntime's."""
 
 from __future__ import annotations
 
@@ -62,15 +62,15 @@ def read_onnx(path: Path) -> tuple[nn.Module, Check]:
         except Exception as error:
             first = first or error
             continue
-        told = tuple(dict.fromkeys(first_line(w.message) for w in doubts if isinstance(w.message, UserWarning)))
-        return network.eval(), _Comparison(path, _plain(model, path), plain, network, told)
+        messages = tuple(dict.fromkeys(first_line(w.message) for w in doubts if isinstance(w.message, UserWarning)))
+        return network.eval(), _Comparison(path, _plain(model, path), plain, network, messages)
     assert first is not None
     mend = f"; export it with opset {_OLDER[-1]} or older" if version > _OLDER[-1] else ""
     raise RobGIBError(f"{path} uses what onnx2torch cannot convert ({visible(first_line(first))[:200]}){mend}.")
 
 
 def _load(path: Path, onnx: Any) -> Any:
-    """The file's model, its weights in it, its functions written out where they are called."""
+    """Load the file's model with external weights read in and functions inlined."""
     try:
         model = onnx.load(str(path), load_external_data=False)
     except Exception as error:
@@ -79,7 +79,10 @@ def _load(path: Path, onnx: Any) -> Any:
         for entry in tensor.external_data:
             beside = PurePosixPath(entry.value.replace("\\", "/"))
             if entry.key == "location" and (beside.is_absolute() or ".." in beside.parts or ":" in entry.value):
-                raise RobGIBError(f"{path} takes weights from {entry.value[:80]!r}, which is not beside it; refused.")
+                raise RobGIBError(
+                    f"{path} takes weights from {entry.value[:80]!r}, which is outside its folder; RobGIB "
+                    "does not read the file."
+                )
     try:
         importlib.import_module("onnx.external_data_helper").load_external_data_for_model(model, str(path.parent))
         onnx.checker.check_model(model)
@@ -91,7 +94,7 @@ def _load(path: Path, onnx: Any) -> Any:
 
 
 def _messages(message: Any, kind: str) -> Iterator[Any]:
-    """Every part of a protocol buffer that is of a kind, in its order, those in subgraphs too."""
+    """Yield all messages of a kind in a protocol buffer, in order, also those in subgraphs."""
     if message.DESCRIPTOR.name == kind:
         yield message
     for field, value in message.ListFields():
@@ -105,7 +108,7 @@ def _tensors(model: Any) -> Iterator[Any]:
 
 
 def _plain(model: Any, path: Path) -> Any:
-    """A copy of a model whose nodes and values are called by their numbers, without texts that compute nothing.
+    """Copy a model with nodes and values named by number, and without descriptive texts.
 
     Raises:
         RobGIBError: it has operators of another domain than ONNX's, or text in the place of an option.
@@ -148,19 +151,21 @@ def _plain(model: Any, path: Path) -> Any:
 
 
 def _own_weights(graph: Any) -> None:
-    """Give each layer its copy of weights that several share: torch's exporter writes them once, with Identities."""
-    held = {tensor.name: tensor for tensor in graph.initializer}
+    """Copy shared weights for each layer: torch's exporter writes them once, with Identity nodes."""
+    weights = {tensor.name: tensor for tensor in graph.initializer}
     ends = {value.name for value in graph.output}
-    for node in [n for n in graph.node if n.op_type == "Identity" and n.input[0] in held and n.output[0] not in ends]:
+    for node in [
+        n for n in graph.node if n.op_type == "Identity" and n.input[0] in weights and n.output[0] not in ends
+    ]:
         copy = graph.initializer.add()
-        copy.CopyFrom(held[node.input[0]])
+        copy.CopyFrom(weights[node.input[0]])
         copy.name = node.output[0]
-        held[copy.name] = copy
+        weights[copy.name] = copy
         graph.node.remove(node)
 
 
 def _rename(node: Any, number: int, plain: Callable[[str], str], path: Path) -> None:
-    """Give a node a plain name and its values theirs; see that its operator and options are plain."""
+    """Rename a node and its values by number; check that its operator and options are plain names."""
     node.name, node.domain = f"n{number}", ""
     node.ClearField("doc_string")
     node.input[:], node.output[:] = [plain(v) for v in node.input], [plain(v) for v in node.output]
@@ -169,7 +174,10 @@ def _rename(node: Any, number: int, plain: Callable[[str], str], path: Path) -> 
     texts = [t.decode(errors="replace") for a in node.attribute for t in (a.s, *a.strings)]
     for text in (node.op_type, *options, *texts):
         if not _TEXT.fullmatch(text):
-            raise RobGIBError(f"{path} has the option or operator {visible(text)[:80]!r}, which is no name; refused.")
+            raise RobGIBError(
+                f"{path} has the option or operator {visible(text)[:80]!r}, which is not a plain name; "
+                "RobGIB does not read the file."
+            )
 
 
 def _other_answers(path: Path, than: str) -> RobGIBError:
@@ -180,7 +188,7 @@ def _other_answers(path: Path, than: str) -> RobGIBError:
 
 
 def _check_known(model: Any, path: Path) -> None:
-    """Raise where the converter is known to be wrong and onnxruntime cannot tell, since it has no such operator."""
+    """Raise if the converter is known to be wrong where onnxruntime lacks the operator to compare with."""
     for node in _messages(model, "NodeProto"):
         size = next((a.i for a in node.attribute if a.name == "size"), 1)
         if node.op_type == "LRN" and size % 2 == 0:  # torch's window of channels begins one earlier
@@ -188,13 +196,13 @@ def _check_known(model: Any, path: Path) -> None:
 
 
 class _Comparison:
-    """Compares a converted network with onnxruntime's answers to the file it came from."""
+    """Compares the outputs of a converted network with onnxruntime's on the original file."""
 
     def __init__(self, path: Path, model: Any, converted: Any, network: nn.Module, doubts: tuple[str, ...]) -> None:
         self.path, self.model, self.converted, self.network, self.doubts = path, model, converted, network, doubts
 
     def __call__(self, x: Tensor, answer: Any) -> tuple[str, ...]:
-        """Compare on images as the network takes them (N, …), and what it answers; what there is to note.
+        """Compare the network's outputs for images (N, …) with onnxruntime's; return notes.
 
         Raises:
             RobGIBError: the answers differ by more than rounding.
@@ -216,7 +224,7 @@ class _Comparison:
         raise _other_answers(self.path, f"than by onnxruntime ({which})")
 
     def _first_difference(self, x: Tensor) -> str | None:
-        """The first operator whose answer to onnxruntime's own values differs, with its options."""
+        """Return the first operator, with its options, whose output differs on onnxruntime's own inputs."""
         assert isinstance(self.network, fx.GraphModule)
         try:
             follow = _Following(self.network, self.converted, x)
@@ -240,7 +248,7 @@ def _array(tensor: Tensor) -> Any:
 
 
 def _agree(ours: Sequence[Any], theirs: Sequence[Any], share: float) -> bool:
-    """Whether tensors are the same as arrays but for rounding, as a share of the largest number of each."""
+    """Whether tensors equal arrays up to rounding, relative to the largest value of each."""
     return all(
         _same(_array(one), np.asarray(two), share)
         for one, two in zip(ours, theirs, strict=False)
@@ -261,15 +269,15 @@ def _same(ours: Any, theirs: Any, share: float) -> bool:
 
 
 def _run(model: Any, x: Tensor, all_values: bool = False) -> Mapping[str, Any]:
-    """What onnxruntime makes of images (N, …): the outputs by name, or every node's."""
+    """Run images (N, …) through onnxruntime; return the outputs by name, or every node's."""
     runtime = importlib.import_module("onnxruntime")
     if all_values:
-        asked = type(model)()
-        asked.CopyFrom(model)
-        held = {value.name for value in asked.graph.output}
-        for name in (n for node in asked.graph.node for n in node.output if n and n not in held):
-            asked.graph.output.add(name=name)
-        model = asked
+        complete = type(model)()
+        complete.CopyFrom(model)
+        outputs = {value.name for value in complete.graph.output}
+        for name in (n for node in complete.graph.node for n in node.output if n and n not in outputs):
+            complete.graph.output.add(name=name)
+        model = complete
     options = runtime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = torch.get_num_threads()
@@ -282,7 +290,7 @@ def _run(model: Any, x: Tensor, all_values: bool = False) -> Mapping[str, Any]:
 
 
 class _Following(fx.Interpreter):
-    """Runs a converted network operator by operator, each on onnxruntime's numbers, up to one that differs."""
+    """Runs a converted network operator by operator on onnxruntime's values, up to the first difference."""
 
     def __init__(self, network: fx.GraphModule, model: Any, x: Tensor) -> None:
         super().__init__(network)
@@ -291,7 +299,7 @@ class _Following(fx.Interpreter):
         self.found: str | None = None
 
     def run_node(self, n: fx.Node) -> Any:
-        """See torch; the operator's answer is onnxruntime's in the end."""
+        """See torch; return onnxruntime's output of the operator."""
         made = super().run_node(n)
         node = self.nodes.get(str(n.target)) if n.op == "call_module" else None
         if node is None:
@@ -309,12 +317,12 @@ class _Following(fx.Interpreter):
 
 
 def _described(node: Any) -> str:
-    """A node's operator with its options, as ``Resize(mode=cubic)``."""
+    """Describe a node's operator with its options, as ``Resize(mode=cubic)``."""
     get = importlib.import_module("onnx.helper").get_attribute_value
-    told = []
+    attributes = []
     for attribute in node.attribute:
         value = get(attribute)
         if isinstance(value, bytes | int | float):
             text = value.decode(errors="replace") if isinstance(value, bytes) else f"{value:g}"
-            told.append(f"{attribute.name}={text}")
-    return f"{node.op_type}({', '.join(told)})"
+            attributes.append(f"{attribute.name}={text}")
+    return f"{node.op_type}({', '.join(attributes)})"

@@ -1,4 +1,4 @@
-"""Networks that libraries hold trained: torchvision's, timm's, and image classifiers of Hugging Face's transformers."""
+"""Pretrained networks of torchvision, timm and Hugging Face's transformers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A trained network with what its makers say of its input and its classes.
+    """A pretrained network with its authors' description of input and classes.
 
     Attributes:
         model: from images (N, 3, H, W) in [0, 1] to logits, in eval mode; its normalisation is inside.
@@ -52,7 +52,7 @@ class Pretrained:
 
 
 def load_pretrained(name: str) -> Pretrained:
-    """Load a trained network.
+    """Load a pretrained network.
 
     Args:
         name: ``torchvision:NAME`` or ``torchvision:NAME/WEIGHTS``, ``timm:NAME``, ``hf:ORG/NAME``, or ``hf:`` and a
@@ -90,12 +90,12 @@ def _torchvision(name: str) -> Pretrained:
     options = {} if name not in ("googlenet", "inception_v3") else {"init_weights": False, "aux_logits": True}
     net = torchvision.models.get_model(name, weights=None, num_classes=len(weights.meta["categories"]), **options)
     load_into(net, read_state(file), str(file))
-    told = weights.transforms()
-    made = Ported(net.eval(), told.mean, told.std).eval()
+    transforms = weights.transforms()
+    made = Ported(net.eval(), transforms.mean, transforms.std).eval()
     classes = tuple((category,) for category in weights.meta["categories"])
-    how = str(getattr(told.interpolation, "value", told.interpolation))
+    how = str(getattr(transforms.interpolation, "value", transforms.interpolation))
     source = f"torchvision's {weights}"
-    return Pretrained(made, classes, int(told.resize_size[0]), _pair(told.crop_size), how, source)
+    return Pretrained(made, classes, int(transforms.resize_size[0]), _pair(transforms.crop_size), how, source)
 
 
 def _timm(name: str) -> Pretrained:
@@ -108,8 +108,8 @@ def _timm(name: str) -> Pretrained:
         f"give a file of its weights with --arch timm:{name.partition('.')[0]}",
         lambda: timm.create_model(name, pretrained=True),
     ).eval()
-    told = timm.data.resolve_model_data_config(net)
-    done = _timm_processing(told)
+    data_config = timm.data.resolve_model_data_config(net)
+    done = _timm_processing(data_config)
     labels = net.pretrained_cfg.get("label_names")
     classes = tuple((str(label),) for label in labels) if labels else ()
     if not classes and net.num_classes == 1000 and "in1k" in str(net.pretrained_cfg.get("tag")):
@@ -119,27 +119,27 @@ def _timm(name: str) -> Pretrained:
     return Pretrained(made, classes, done.resize, done.crop, done.interpolation, f"timm's {name}, {tag}")
 
 
-def _timm_processing(told: Mapping[str, Any]) -> Processing:
-    """What is done to images, as timm writes it."""
-    height, width = told["input_size"][1:]
-    share = float(told.get("crop_pct") or 1.0)
-    squashed = told.get("crop_mode") == "squash"
+def _timm_processing(data_config: Mapping[str, Any]) -> Processing:
+    """Return the image processing of a timm configuration."""
+    height, width = data_config["input_size"][1:]
+    share = float(data_config.get("crop_pct") or 1.0)
+    squashed = data_config.get("crop_mode") == "squash"
     resize = (int(height / share), int(width / share)) if squashed else int(min(height, width) / share)
-    mean, std = tuple(map(float, told["mean"])), tuple(map(float, told["std"]))
-    return Processing(mean, std, resize, (height, width), str(told.get("interpolation", "bilinear")))
+    mean, std = tuple(map(float, data_config["mean"])), tuple(map(float, data_config["std"]))
+    return Processing(mean, std, resize, (height, width), str(data_config.get("interpolation", "bilinear")))
 
 
 def is_transformers_folder(path: Path) -> bool:
-    """Whether a folder holds a network as Hugging Face's transformers write it."""
+    """Whether a folder holds a network in the format of Hugging Face's transformers."""
     try:
-        told = read_json(path / "config.json")
+        config = read_json(path / "config.json")
     except (OSError, ValueError):
         return False
-    return isinstance(told, dict) and ("model_type" in told or "architectures" in told)
+    return isinstance(config, dict) and ("model_type" in config or "architectures" in config)
 
 
 class Transformer(nn.Module):
-    """An image classifier of transformers, ``net``, whose logits are its answer."""
+    """An image classifier of transformers, ``net``, that returns its logits."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -161,20 +161,22 @@ def _transformers(name: str) -> Pretrained:
     local = folder.is_dir()
     if local and not is_transformers_folder(folder):
         raise RobGIBError(f"{folder} has no config.json of a transformers model; give a folder that has one.")
-    where, mend = (str(folder), "fetch its files again") if local else (name, "download it, and give hf:FOLDER")
+    where, mend = (str(folder), "download its files again") if local else (name, "download it, and give hf:FOLDER")
     logging = importlib.import_module("transformers.utils.logging")
     before = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
         beside = partial(_beside, where, local)
         _fetched(f"hf:{name}", mend, lambda: _check_files(beside, name))
-        net, told = _fetched(f"hf:{name}", mend, lambda: _classifier(library, where, local))
+        net, loading = _fetched(f"hf:{name}", mend, lambda: _classifier(library, where, local))
         config = _fetched(f"hf:{name}", mend, lambda: beside("preprocessor_config.json", {}))
     finally:
         logging.set_verbosity(before)
-    lacking = sorted(told.get("missing_keys", ()))
+    lacking = sorted(loading.get("missing_keys", ()))
     if lacking:
-        raise RobGIBError(f"hf:{name} holds no weights for {lacking[0]!r}: it is no trained classifier of images.")
+        raise RobGIBError(
+            f"hf:{name} holds no weights for {lacking[0]!r}: it is not a trained image classifier; choose one that is."
+        )
     labels = getattr(net.config, "id2label", {}) or {}
     classes = (
         tuple(_names(str(labels[i])) for i in range(len(labels))) if set(labels) == set(range(len(labels))) else ()
@@ -186,7 +188,7 @@ def _transformers(name: str) -> Pretrained:
 
 
 def _classifier(library: Any, where: str, local: bool) -> Any:
-    """The network, and what was told of its loading: nothing pickled and no code of the hub's is run.
+    """Return the network and transformers' report of its loading; no pickle and no code of the hub is run.
 
     Attention is computed by torch's own operators, whatever the files ask for.
     """
@@ -201,7 +203,7 @@ def _classifier(library: Any, where: str, local: bool) -> Any:
 
 
 def _processing(net: Any, config: Any, name: str) -> Processing:
-    """What is done to images; of timm's networks in transformers' files the network's configuration holds it."""
+    """Return the image processing; for timm's networks the network's own configuration describes it."""
     if net.config.model_type == "timm_wrapper":
         resolve = load_timm().data.resolve_data_config
         return _timm_processing(resolve(pretrained_cfg=dict(net.config.pretrained_cfg or {}), model=net.timm_model))
@@ -209,7 +211,7 @@ def _processing(net: Any, config: Any, name: str) -> Processing:
 
 
 def _names(label: str) -> tuple[str, ...]:
-    """The names that a class goes by: of ``tench, Tinca tinca`` both, and the whole."""
+    """Return all names of a class: of ``tench, Tinca tinca`` both, and the whole text."""
     parts = [part.strip() for part in label.split(",")]
     return (*parts, label) if len(parts) > 1 else (label,)
 
@@ -218,19 +220,22 @@ _ABSENT = object()
 
 
 def _beside(where: str, local: bool, file: str, absent: Any) -> Any:
-    """What a JSON file of a network's holds, or ``absent`` where there is none."""
+    """Return the content of a network's JSON file, or ``absent`` if there is none."""
     cached = importlib.import_module("transformers.utils").cached_file
     path = cached(where, file, local_files_only=local, _raise_exceptions_for_missing_entries=False)
     return absent if path is None else read_json(Path(path))
 
 
 def _check_files(beside: Callable[..., Any], name: str) -> None:
-    """Raise where a file of a network's would have the library act on more than its weights."""
+    """Raise if a network's file makes the library use more than weights."""
     config = beside("config.json", _ABSENT)
     if config is not _ABSENT:
         check_config(config, f"hf:{name}")
     if beside("adapter_config.json", _ABSENT) is not _ABSENT:
-        raise RobGIBError(f"hf:{name} holds an adapter of another network (adapter_config.json), which is not fetched.")
+        raise RobGIBError(
+            f"hf:{name} holds an adapter of another network (adapter_config.json), which RobGIB does not fetch; "
+            "choose a complete network."
+        )
     for file in INDEXES:
         index = beside(file, _ABSENT)
         if index is not _ABSENT:
@@ -238,14 +243,14 @@ def _check_files(beside: Callable[..., Any], name: str) -> None:
 
 
 def _pair(value: Any) -> tuple[int, int]:
-    """A side or two as height and width."""
+    """Return one or two sides as height and width."""
     if isinstance(value, list | tuple):
         return (int(value[0]), int(value[-1]))
     return int(value), int(value)
 
 
 def _fetched(name: str, mend: str, load: Callable[[], Any]) -> Any:
-    """What a library loads or downloads, its failure said in a sentence."""
+    """Call a library's loader; report its failure in one sentence."""
     try:
         return load()
     except RobGIBError:
@@ -265,6 +270,6 @@ PRETRAINED: Mapping[str, Callable[[str], Pretrained]] = {
 
 
 def is_pretrained(name: str) -> bool:
-    """Whether a model's name is that of a network which a library holds trained, by the word before its colon."""
+    """Whether a model's name is that of a library's pretrained network, by the prefix before the colon."""
     kind, colon, _ = name.partition(":")
     return bool(colon) and kind in PRETRAINED

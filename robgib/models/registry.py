@@ -1,4 +1,4 @@
-"""Architectures by name, and how a stranger's factory is found."""
+"""Architectures by name, and users' own factories."""
 
 from __future__ import annotations
 
@@ -171,10 +171,10 @@ def _check_options(arch: str, options: dict[str, Any], where: str = "") -> None:
 def _ported(library: str, name: str, shape: tuple[int, ...], classes: int, options: dict[str, Any]) -> nn.Module:
     """Build a network of torchvision's or timm's; ``mean`` and ``std`` among the options are the normalisation's.
 
-    Without them it is what timm's ``pretrained_cfg`` says of the network, or ImageNet's.
+    Without them, timm's ``pretrained_cfg`` of the network determines it, or ImageNet's values.
     """
     _check_options(f"{library}:{name}", options)
-    asked = {key: options.pop(key) for key in ("mean", "std") if key in options}
+    chosen = {key: options.pop(key) for key in ("mean", "std") if key in options}
     if shape[0] not in (1, 3):
         raise RobGIBError(f"{library}:{name} takes images of 1 or 3 channels, not {shape[0]}.")
     _check_library(library, name)
@@ -184,14 +184,14 @@ def _ported(library: str, name: str, shape: tuple[int, ...], classes: int, optio
         make = partial(load_timm().create_model, name, pretrained=False, num_classes=classes)
     try:
         net = make(**options)
-        told = {"mean": IMAGENET[0], "std": IMAGENET[1], **(getattr(net, "pretrained_cfg", None) or {}), **asked}
-        return Ported(net, told["mean"], told["std"])
+        settings = {"mean": IMAGENET[0], "std": IMAGENET[1], **(getattr(net, "pretrained_cfg", None) or {}), **chosen}
+        return Ported(net, settings["mean"], settings["std"])
     except Exception as error:
         raise RobGIBError(f"{library}:{name} does not build: {type(error).__name__}: {first_line(error)}.") from error
 
 
 def load_timm() -> Any:
-    """Import timm, torchvision mended first.
+    """Import timm, after repairing torchvision's import.
 
     Raises:
         RobGIBError: it is not installed.

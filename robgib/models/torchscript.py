@@ -1,4 +1,4 @@
-"""TorchScript files: read once it is seen that all they hold computes, and nothing of theirs runs before that."""
+"""TorchScript files: RobGIB checks that they only compute before any of their code runs."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ __all__ = [
 
 
 class Program(nn.Module):
-    """A TorchScript program, ``net``, as a module that can be watched; its inner layers cannot."""
+    """A TorchScript program, ``net``, as a module with hooks; its inner layers have none."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
 
     def forward(self, x: Tensor) -> Tensor:
-        """Whatever the program makes of images (N, …)."""
+        """Return the program's output for images (N, …)."""
         out: Tensor = self.net(x)
         return out
 
@@ -68,7 +68,7 @@ def read_torchscript(path: Path, *, allow_code: bool = False) -> Program:
 
 def _refused(path: Path, what: str) -> RobGIBError:
     return RobGIBError(
-        f"{path} {what}, which is no part of a network's computation; export the network without it, or give "
+        f"{path} {what}, which is not part of a network's computation; export the network without it, or give "
         "--allow-code (allow_code=True) if you trust whoever made the file."
     )
 
@@ -81,11 +81,13 @@ _RECORDS = re.compile(
 
 
 def _check_records(path: Path) -> None:
-    """Raise unless every record of the archive is one that is known and holds nothing that would run."""
+    """Raise unless every record of the archive is known and contains no runnable code."""
     reader = torch._C.PyTorchFileReader(str(path))
     records: list[str] = reader.get_all_records()
     if "constants.pkl" not in records:
-        raise RobGIBError(f"{path} is TorchScript of an older kind, which is not read; save it anew.")
+        raise RobGIBError(
+            f"{path} has an old TorchScript format, which RobGIB does not read; save it again with a newer torch."
+        )
     # torch finds a record whatever the case of its name.
     if len({name.casefold() for name in records}) < len(records):
         raise _refused(path, "holds several records of one name")
@@ -106,7 +108,7 @@ _KNOWN_WORDS = ("warn", "Print")
 
 
 def _check_source(code: bytes, known: Container[str], path: Path) -> None:
-    """Raise where code holds what runs when it is compiled or loaded, or names an operator that does not compute."""
+    """Raise if code would run when it is compiled or loaded, or names an operator with side effects."""
     try:
         text = code.decode("ascii")
         if re.search(r"[^ -~\n]|#", text):  # in which Python's reader and TorchScript's could differ
@@ -133,7 +135,7 @@ def _check_source(code: bytes, known: Container[str], path: Path) -> None:
 
 
 def _names(part: ast.AST) -> Iterator[str]:
-    """What an expression looks up in something: after a dot, or by getattr."""
+    """Yield the attribute names that an expression reads: after a dot, or by getattr."""
     if isinstance(part, ast.Attribute):
         yield part.attr
     elif isinstance(part, ast.Call) and isinstance(part.func, ast.Name) and part.func.id in ("getattr", "hasattr"):
@@ -142,7 +144,7 @@ def _names(part: ast.AST) -> Iterator[str]:
 
 
 def _is_literal(value: ast.AST) -> bool:
-    """Whether an expression is of numbers, texts and names alone; torch.device and annotate only say their types."""
+    """Whether an expression contains only numbers, texts and names; torch.device and annotate give types alone."""
     calls = [n for n in ast.walk(value) if isinstance(n, ast.Call)]
     plain = all(ast.unparse(n.func) in ("annotate", "torch.device") for n in calls)
     return plain and not any(isinstance(n, ast.Lambda | ast.comprehension | ast.BinOp) for n in ast.walk(value))
@@ -152,7 +154,7 @@ _NAMESPACES = ("aten", "prim", "prims", "torchvision", "quantized_decomposed")
 
 
 def _denied() -> frozenset[str]:
-    """The names of all operators that torch knows here, but for those that are allowed; custom classes."""
+    """Return the names of all operators that are not allowed, and of custom classes."""
     allowed = frozenset().union(*map(operators, _NAMESPACES), _KNOWN_WORDS)
     every: Any = torch._C._jit_get_all_schemas
     return frozenset(schema.name.rpartition("::")[2] for schema in every()) - allowed | {"classes"}
@@ -172,7 +174,7 @@ _SILENT = ("prim::Print", "aten::warn")
 
 
 def _silence(graph: Any) -> None:
-    """Take out what prints: a file's text could steer a terminal, or stand in the output that a script reads."""
+    """Remove print operators: their text could control a terminal or corrupt output that a script reads."""
     for node in list(graph.nodes()):
         for block in node.blocks():
             _silence(block)
@@ -181,7 +183,7 @@ def _silence(graph: Any) -> None:
 
 
 class _Objects(pickle.Unpickler):
-    """Reads a record of objects without making any: their classes must be the file's own, their tensors in bounds."""
+    """Reads a record of objects without creating any; checks that classes are the file's own and tensors in bounds."""
 
     def __init__(self, content: bytes, kind: str, sizes: dict[str, int], path: Path) -> None:
         super().__init__(io.BytesIO(content))

@@ -1,4 +1,4 @@
-"""The files beside a network of Hugging Face's transformers: checked before the library acts on them."""
+"""Checks of the files beside a transformers network, before the library acts on them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _ATTENTION = ("eager", "sdpa", "flex_attention", "flash_attention_2", "flash_att
 
 
 def _entries(part: Any) -> Iterator[tuple[str, Any]]:
-    """Every key of a configuration with its value, at any depth."""
+    """Yield every key of a configuration with its value, at any depth."""
     if isinstance(part, Mapping):
         for key, value in part.items():
             yield str(key), value
@@ -48,69 +48,70 @@ def _entries(part: Any) -> Iterator[tuple[str, Any]]:
 
 
 def check_config(config: Any, name: str) -> None:
-    """Raise where a ``config.json`` would have the library fetch, import or run more than its own network.
+    """Raise if a ``config.json`` makes the library fetch, import or run more than its own network.
 
     Args:
-        config: what the file holds.
+        config: content of the file.
         name: of the network, for the message.
 
     Raises:
-        RobGIBError: it is no mapping, or asks for code, compiled kernels, other weights or their unpacking.
+        RobGIBError: it is not a mapping, or requests code, compiled kernels, other weights or their unpacking.
 
     >>> check_config({"model_type": "vit", "_attn_implementation": "kernels-community/flash-attn"}, "hf:net")
     Traceback (most recent call last):
-    robgib.errors.RobGIBError: config.json of hf:net asks for '_attn_implementation': \
-'kernels-community/flash-attn', which would be fetched and run; take the entry out.
+    robgib.errors.RobGIBError: config.json of hf:net requests '_attn_implementation': \
+'kernels-community/flash-attn', which would be fetched and run; remove the entry.
     """
     if not isinstance(config, Mapping):
-        raise RobGIBError(f"config.json of {name} holds no mapping; fetch its files again.")
+        raise RobGIBError(f"config.json of {name} is not a mapping; download its files again.")
     for key, value in _entries(config):
         if value and key in _CODE:
             raise RobGIBError(f"config.json of {name} {_CODE[key]} ({key}), which is not run; take another network.")
         if key == "architecture" and not re.fullmatch(r"[\w.]+", str(value)):  # timm's, which may be a place
             raise RobGIBError(
-                f"config.json of {name} takes the network from {visible(str(value))[:80]!r}, which is not fetched; "
-                "name that one."
+                f"config.json of {name} takes the network from {visible(str(value))[:80]!r}, which RobGIB does not "
+                "fetch; name that network itself."
             )
         if not key.endswith("_implementation") or value is None:
             continue
         allowed = _ATTENTION if "attn" in key else ("eager",)
-        asked = list(value.values()) if isinstance(value, Mapping) else [value]
-        for one in asked:
+        implementations = list(value.values()) if isinstance(value, Mapping) else [value]
+        for one in implementations:
             if one is not None and one not in allowed:
                 raise RobGIBError(
-                    f"config.json of {name} asks for {key!r}: {visible(str(one))[:80]!r}, which would be fetched and "
-                    "run; take the entry out."
+                    f"config.json of {name} requests {key!r}: {visible(str(one))[:80]!r}, which would be fetched and "
+                    "run; remove the entry."
                 )
 
 
 def check_parts(index: Any, file: str) -> list[str]:
-    """Return the files that an index of sharded weights names, sorted; they lie beside it.
+    """Return the sorted names of the files in an index of sharded weights; all must be beside it.
 
     Args:
-        index: what the file holds.
+        index: content of the file.
         file: the index's name, for the message.
 
     Raises:
-        RobGIBError: it is no index, or names a file elsewhere or of another kind.
+        RobGIBError: it is not an index, or names a file elsewhere or of another kind.
 
     >>> check_parts({"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}, "index.json")
     ['model-1.safetensors', 'model-2.safetensors']
     """
-    told = index.get("weight_map") if isinstance(index, Mapping) else None
-    if not isinstance(told, Mapping) or not told or not all(isinstance(part, str) for part in told.values()):
-        raise RobGIBError(f"{file} is not an index of weights with a weight_map; fetch it again.")
-    for part in sorted(set(told.values())):
+    files = index.get("weight_map") if isinstance(index, Mapping) else None
+    if not isinstance(files, Mapping) or not files or not all(isinstance(part, str) for part in files.values()):
+        raise RobGIBError(f"{file} is not an index of weights with a weight_map; download it again.")
+    for part in sorted(set(files.values())):
         if not re.fullmatch(r"[\w+=@-][\w.+=@ -]*\.(safetensors|bin|pt|pth|ckpt)", part):
             raise RobGIBError(
-                f"{file} names the file {visible(part)[:80]!r}, which is not beside it, or no weights; fetch all parts."
+                f"{file} names the file {visible(part)[:80]!r}, which is not a weights file beside it; "
+                "download all parts."
             )
-    return sorted(set(told.values()))
+    return sorted(set(files.values()))
 
 
 @dataclass(frozen=True)
 class Processing:
-    """What a ``preprocessor_config.json`` has done to images before the network sees them.
+    """Image processing of a ``preprocessor_config.json``.
 
     Attributes:
         mean: by channel, or one.
@@ -135,8 +136,8 @@ def read_processing(config: Any, image_size: Any, name: str) -> Processing:
     """Read a processor's configuration.
 
     Args:
-        config: what the file holds; an empty mapping where there is none.
-        image_size: what the network's own configuration says of it, or None.
+        config: content of the file; an empty mapping if there is none.
+        image_size: the value in the network's own configuration, or None.
         name: of the network, for the messages.
 
     Raises:
@@ -147,35 +148,36 @@ def read_processing(config: Any, image_size: Any, name: str) -> Processing:
     """
     if not isinstance(config, Mapping):
         raise _wrong(name, "", config, "a mapping")
-    told = dict(config)
+    fields = dict(config)
     mean: tuple[float, ...]
     std: tuple[float, ...]
     mean, std = IMAGENET
-    if _switch(told, "do_normalize", name):
-        mean, std = _numbers(told, "image_mean", mean, name), _numbers(told, "image_std", std, name)
+    if _switch(fields, "do_normalize", name):
+        mean, std = _numbers(fields, "image_mean", mean, name), _numbers(fields, "image_std", std, name)
         if min(std) <= 0:
-            raise _wrong(name, "image_std", told.get("image_std"), "numbers above 0")
+            raise _wrong(name, "image_std", fields.get("image_std"), "numbers above 0")
     else:
         mean, std = (0.0,), (1.0,)
-    resample = told.get("resample", 2)
+    resample = fields.get("resample", 2)
     if resample is None:
         resample = 2
     if isinstance(resample, bool) or not isinstance(resample, int) or resample not in range(6):
         raise _wrong(name, "resample", resample, "Pillow's number of an interpolation")
-    resize, crop = _sizes(told, image_size, name)
+    resize, crop = _sizes(fields, image_size, name)
     return Processing(mean, std, resize, crop, _RESAMPLE.get(resample, "bilinear"))
 
 
 def _wrong(name: str, key: str, value: Any, wanted: str) -> RobGIBError:
-    found = visible(repr(value))[:80]
+    shown = visible(repr(value))[:80]
     return RobGIBError(
-        f"preprocessor_config.json of {name}: {key or 'it'} must be {wanted}, not {found}; mend it or fetch it again."
+        f"preprocessor_config.json of {name}: {key or 'it'} must be {wanted}, not {shown}; correct it, or "
+        "download it again."
     )
 
 
-def _switch(told: Mapping[str, Any], key: str, name: str) -> bool:
-    """Whether a step is taken; it is where nothing is said."""
-    value = told.get(key)
+def _switch(fields: Mapping[str, Any], key: str, name: str) -> bool:
+    """Whether a step is applied; the default is yes."""
+    value = fields.get(key)
     if value is not None and not isinstance(value, bool):
         raise _wrong(name, key, value, "true or false")
     return value is not False
@@ -185,25 +187,25 @@ def _number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _numbers(told: Mapping[str, Any], key: str, usual: tuple[float, ...], name: str) -> tuple[float, ...]:
-    """Numbers by channel; what is usual where nothing is said."""
-    if key not in told:
+def _numbers(fields: Mapping[str, Any], key: str, usual: tuple[float, ...], name: str) -> tuple[float, ...]:
+    """Return values per channel, or the usual ones if the field is absent."""
+    if key not in fields:
         return usual
-    values = told[key] if isinstance(told[key], list) else [told[key]]
+    values = fields[key] if isinstance(fields[key], list) else [fields[key]]
     if len(values) not in (1, 3) or not all(map(_number, values)):
-        raise _wrong(name, key, told[key], "one number, or one a channel")
+        raise _wrong(name, key, fields[key], "one number, or one a channel")
     return tuple(float(v) for v in values)
 
 
 def _sizes(
-    told: Mapping[str, Any], image_size: Any, name: str
+    fields: Mapping[str, Any], image_size: Any, name: str
 ) -> tuple[int | tuple[int, int] | None, tuple[int, int] | None]:
-    """The sides that pictures are resized and cropped to, as processors write them in several ways."""
-    size, crop, share = told.get("size"), told.get("crop_size"), told.get("crop_pct")
+    """Return the sides to resize and crop to, which processors write in several ways."""
+    size, crop, share = fields.get("size"), fields.get("crop_size"), fields.get("crop_pct")
     if share is not None and not (_number(share) and 0 < share <= 1):
         raise _wrong(name, "crop_pct", share, "a share")
     cut = None
-    if crop is not None and _switch(told, "do_center_crop", name):
+    if crop is not None and _switch(fields, "do_center_crop", name):
         cut = _side(crop, "crop_size", name)
     if size is None:
         return (None if image_size is None else _side(image_size, "image_size", name)), None
@@ -216,7 +218,7 @@ def _sizes(
 
 
 def _side(value: Any, key: str, name: str) -> tuple[int, int]:
-    """A side, two, or a mapping of them as height and width."""
+    """Return one side, two, or a mapping of them as height and width."""
     sides = [value]
     if isinstance(value, Mapping):
         height = value.get("height", value.get("shortest_edge"))

@@ -746,7 +746,7 @@ def _assemble(
         model = build(arch, data.shape, len(data.classes), options, allow_code=allow_code)
         is_given = normalization is not None
         sets = content.sets or {"": content.weights}
-        fitted = fit(model, sets, source, wanted=content.wanted, said=content.said, normalized=is_given)
+        fitted = fit(model, sets, source, wanted=content.wanted, declared=content.declared, normalized=is_given)
         model = normalized(model.eval(), normalization if is_given else fitted.normalization)
         notes = (*content.notes, *fitted.notes, *fitted.left_out, *_normalizing(model))
         return model, notes, fitted.left_out

@@ -121,14 +121,14 @@ class TestShards:
     def test_a_part_that_is_missing_or_lies_elsewhere(self, network, tmp_path):
         index, told = self.write(network, tmp_path)
         (tmp_path / "a-00002.safetensors").unlink()
-        with pytest.raises(RobGIBError, match=r"'a-00002.safetensors', which is not beside it; fetch all parts"):
+        with pytest.raises(RobGIBError, match=r"'a-00002.safetensors', which is not beside it; download all parts"):
             read_checkpoint(index)
         index.write_text(json.dumps({"weight_map": dict.fromkeys(told, "../../etc/passwd")}))
-        with pytest.raises(RobGIBError, match="which is not beside it"):
+        with pytest.raises(RobGIBError, match="which is not a weights file beside it"):
             read_checkpoint(index)
         for other in (index.name, "/etc/passwd", "..\\a.bin", "a\0.bin", "a\x1b[31m.bin", ".", ""):
             index.write_text(json.dumps({"weight_map": dict.fromkeys(told, other)}))
-            with pytest.raises(RobGIBError, match="which is not beside it, or no weights"):
+            with pytest.raises(RobGIBError, match="which is not a weights file beside it"):
                 read_checkpoint(index)
         for content in ("[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 1}}', "[" * 100000):
             index.write_text(content)

@@ -267,7 +267,7 @@ class TestProgramsThatDoMore:
                     given = head.rpartition("(self")[2].split(",")[1].split(":")[0].strip()
                     held = f"{head}{sign}    {line.replace('(x,', f'({given},')}\n{body}".encode()
                 forged.writestr(name, held)
-        with pytest.raises(RobGIBError, match=r"net.ts calls 'save', which is no part of a network"):
+        with pytest.raises(RobGIBError, match=r"net.ts calls 'save', which is not part of a network"):
             network_in(tmp_path / "net.ts")
         assert not (tmp_path / "written").exists()
 
@@ -300,7 +300,7 @@ class TestProgramsThatDoMore:
         module = importlib.import_module("robgib_test_writer")
         del sys.modules["robgib_test_writer"]
         torch.jit.save(torch.jit.script(module.Net()), "net.ts")
-        with pytest.raises(RobGIBError, match=r"net.ts calls '(save|from_file)', which is no part of a network"):
+        with pytest.raises(RobGIBError, match=r"net.ts calls '(save|from_file)', which is not part of a network"):
             network_in(tmp_path / "net.ts")
         assert not (tmp_path / "written").exists()
 

@@ -109,7 +109,7 @@ def test_a_constant_of_a_class(scripted):
 )
 def test_what_does_more_than_compute(line, named, scripted):
     path = scripted(f"    def forward(self, x):\n        {line}\n        return x.flatten(1)[:, :10]\n")
-    refused(path, f"calls '{named}', which is no part of a network's computation; .* give --allow-code")
+    refused(path, f"calls '{named}', which is not part of a network's computation; .* give --allow-code")
 
 
 @pytest.mark.parametrize(

@@ -53,8 +53,8 @@ def never(monkeypatch):
         ({"transformers_weights": "../other.safetensors"}, "names the file of its weights"),
         ({"kernel_config": {"a": "b"}}, "names compiled code"),
         ({"model_args": {"checkpoint_path": "../net.pth"}}, r"names the file of its weights \(checkpoint_path\)"),
-        ({"architecture": "hf-hub:someone/net"}, "takes the network from 'hf-hub:someone/net', which is not fetched"),
-        ({"architecture": "local-dir:../net"}, "takes the network from 'local-dir:../net', which is not fetched"),
+        ({"architecture": "hf-hub:someone/net"}, "takes the network from 'hf-hub:someone/net', which RobGIB does not fetch"),
+        ({"architecture": "local-dir:../net"}, "takes the network from 'local-dir:../net', which RobGIB does not fetch"),
     ],
 )
 def test_what_a_configuration_may_not_ask_for(entries, told, folder, never):
