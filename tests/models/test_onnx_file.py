@@ -168,7 +168,7 @@ def test_weights_that_lie_elsewhere(place, tmp_path):
     tensor.external_data.add(key="location", value=place)
     (tmp_path / "net").mkdir()
     (tmp_path / "net" / "net.onnx").write_bytes(made.SerializeToString())
-    with pytest.raises(RobGIBError, match="which is not beside it; refused"):
+    with pytest.raises(RobGIBError, match="which is outside its folder; RobGIB"):
         read_checkpoint(tmp_path / "net" / "net.onnx")
 
 

@@ -53,8 +53,8 @@ def never(monkeypatch):
         ({"transformers_weights": "../other.safetensors"}, "names the file of its weights"),
         ({"kernel_config": {"a": "b"}}, "names compiled code"),
         ({"model_args": {"checkpoint_path": "../net.pth"}}, r"names the file of its weights \(checkpoint_path\)"),
-        ({"architecture": "hf-hub:someone/net"}, "takes the network from 'hf-hub:someone/net', which RobGIB does not fetch"),
-        ({"architecture": "local-dir:../net"}, "takes the network from 'local-dir:../net', which RobGIB does not fetch"),
+        ({"architecture": "hf-hub:someone/net"}, "'hf-hub:someone/net', which RobGIB does not fetch"),
+        ({"architecture": "local-dir:../net"}, "'local-dir:../net', which RobGIB does not fetch"),
     ],
 )
 def test_what_a_configuration_may_not_ask_for(entries, told, folder, never):
@@ -72,7 +72,7 @@ def test_an_adapter_of_another_network(folder, never):
 def test_an_index_that_leads_elsewhere(file, part, folder, never):
     name = folder(file, weight_map={"a": part})
     with pytest.raises(
-        RobGIBError, match=f"{re.escape(file)} of hf:.*(which is not beside it|not an index of weights)"
+        RobGIBError, match=f"{re.escape(file)} of hf:.*(which is not a weights file beside it|not an index of weights)"
     ):
         load_pretrained(name)
 
