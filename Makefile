@@ -27,7 +27,7 @@ slow: $(VENV)/.test  ## convergence, long parity, guides, notebooks, the package
 	$(BIN)/python -m pytest -m slow -n 2 --dist worksteal
 
 docs: $(VENV)/.docs  ## the site, in site/; links that lead nowhere are errors
-	$(BIN)/typer robgib.cli.app utils docs --name robgib --title "Command line" --output docs/cli.md
+	$(BIN)/python docs/reference.py
 	$(BIN)/zensical build --clean --strict
 
 $(VENV)/.docs: pyproject.toml $(BIN)/robgib
@@ -50,4 +50,4 @@ mutants: $(VENV)/.test  ## does a test fail for each small change of a formula? 
 	$(BIN)/python benchmarks/mutants.py
 
 clean:
-	rm -rf $(VENV) .matrix runs mutants dist site
+	rm -rf $(VENV) .matrix .site runs mutants dist site

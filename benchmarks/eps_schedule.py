@@ -1,4 +1,4 @@
-"""APGD with a large-to-small eps schedule against strong attacks: the table of docs/attacks.md.
+"""APGD with a large-to-small eps schedule against strong attacks: the table of reports/evidence/attacks.md.
 
     python benchmarks/eps_schedule.py --data-root DATA [--models fashion-cnn-at --norm l2 --eps 1 --images 100]
 

@@ -1,6 +1,6 @@
 """Attack-failure indicators: detection rates on models built to show them, and false alarms on models of the zoo.
 
-    python -m benchmarks.signs --data-root DATA [--draws 8] [--into docs/signs.md]
+    python -m benchmarks.signs --data-root DATA [--draws 8] [--into reports/evidence/signs.md]
 
 Draws differ in size and seed: 50 correctly classified images for the built models, 15 to 100 for those of the zoo, at
 the default eps of their data sets. An indicator on a zoo model is a false alarm, since none of them masks gradients.

@@ -1,4 +1,4 @@
-"""Start distributions of PGD under L2 and L1, and losses of its restarts: the tables of docs/attacks.md.
+"""Start distributions of PGD under L2 and L1, and losses of its restarts: the tables of reports/evidence/attacks.md.
 
     python benchmarks/starts.py --data-root DATA [--models digits-cnn,digits-cnn-at,digits-vit,fashion-cnn-at]
 

@@ -1,30 +1,161 @@
-"""The plug-in guides, followed to the letter: their files are written and their commands run."""
+"""The guide: its commands and code are checked here, and run by the slow tests."""
 
+import importlib
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import typer
+import yaml
 
-DOCS = Path(__file__).parents[1] / "docs"
-_FENCE = re.compile(r"```(python|yaml|console)\n(.*?)```", re.S)
+from robgib.cli.app import app
+from tests.conftest import arguments_of
+from tests.test_extras import tomllib
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = {path.stem: path.read_text(encoding="utf-8") for path in [*sorted(DOCS.glob("*.md")), ROOT / "README.md"]}
+_FENCE = re.compile(r"(<!-- not run: [^\n]+ -->\n)?^```(\w*)\n(.*?)^```", re.S | re.M)
+_FILE = re.compile(r"# ([\w/-]+\.(?:py|yaml))\n")
 
 
-@pytest.mark.parametrize(
-    "guide", ["model", *(pytest.param(g, marks=pytest.mark.slow) for g in ("estimator", "attack", "data"))]
-)
-def test_guide(guide, cli, tmp_path):
-    ran = []
-    for kind, body in _FENCE.findall((DOCS / f"plugin-{guide}.md").read_text()):
-        first, _, rest = body.partition("\n")
-        if kind != "console" and first.startswith("# mine/"):
-            place = tmp_path / first.removeprefix("# ")
-            place.parent.mkdir(exist_ok=True)
-            place.write_text(rest)
-        for line in body.splitlines() if kind == "console" else ():
-            words = shlex.split(line)
-            assert words[:2] == ["$", "robgib"], line
-            done = cli(*words[2:])
-            assert done.returncode == 0, (line, done.stderr)
-            ran.append(done.stdout)
-    assert len(ran) >= 3
+def blocks(page):
+    """(language, text, whether it may be run) of each fenced block."""
+    return [(kind, body, not kept) for kept, kind, body in _FENCE.findall(PAGES[page])]
+
+
+def commands(text):
+    """The commands of a console block, as words."""
+    joined = text.replace("\\\n", " ")
+    return [shlex.split(line[2:], comments=True) for line in joined.splitlines() if line.startswith("$ ")]
+
+
+def written(kind, body, folder):
+    """Write a block that begins with the name of a file; whether it does."""
+    named = _FILE.match(body)
+    if named is None or kind not in ("python", "yaml"):
+        return False
+    place = folder / named[1]
+    place.parent.mkdir(exist_ok=True)
+    place.write_text(body[named.end() :])
+    return True
+
+
+def parsed(words):
+    """Parse the arguments of a command as the command line does, without running it."""
+    command, words = typer.main.get_command(app), list(words)
+    while words and words[0] in getattr(command, "commands", {}):
+        command = command.commands[words.pop(0)]
+    command.make_context("robgib", words)
+
+
+@pytest.mark.parametrize("page", [name for name in PAGES if "```" in PAGES[name]])
+def test_a_page_names_commands_options_and_names_that_exist(page):
+    for kind, body, _ in blocks(page):
+        if kind == "yaml":
+            assert yaml.safe_load(body), body
+        if kind == "python":
+            compile(body, page, "exec")
+            for home, names in re.findall(r"^from (robgib[\w.]*) import (.+)", body, re.M):
+                assert all(hasattr(importlib.import_module(home), name) for name in names.split(", ")), (home, names)
+        for words in commands(body) if kind == "console" else ():
+            if words[0] == "robgib":
+                parsed(words[1:])
+            elif words[0] == "make":
+                assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.M), words
+            else:
+                assert words[0] == "pip", words
+
+
+def test_an_unknown_option_on_a_page_is_found():
+    with pytest.raises(Exception, match="--sampels"):
+        parsed(["evaluate", "digits-cnn", "--sampels", "3"])
+
+
+def test_links_between_pages_lead_somewhere():
+    for name, text in PAGES.items():
+        folder = ROOT if name == "README" else DOCS
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
+            assert (folder / target).exists(), f"{name}: {target}"
+
+
+def test_every_page_is_in_the_navigation():
+    site = tomllib.loads((ROOT / "zensical.toml").read_text(encoding="utf-8"))["project"]
+
+    def pages(entry):
+        if isinstance(entry, str):
+            return [entry]
+        return [page for inner in (entry.values() if isinstance(entry, dict) else entry) for page in pages(inner)]
+
+    listed = pages(site["nav"])
+    assert len(listed) == len(set(listed))
+    made = {"cli.md", "tables.md", "attack-list.md"}  # docs/reference.py writes them
+    reports = {page for page in listed if page.startswith("reports/")}
+    assert {*listed} - made - reports == {path.name for path in DOCS.glob("*.md")}
+    assert all((ROOT / page).exists() for page in reports)
+
+
+_FAST = {"plugin-model"}
+_RUN = [
+    pytest.param(page, marks=() if page in _FAST else pytest.mark.slow)
+    for page in PAGES
+    if any(kind in ("python", "console") and runs for kind, _, runs in blocks(page))
+]
+
+
+@pytest.mark.parametrize("page", _RUN)
+def test_a_page_runs_as_it_is_written(page, cli, tmp_path):
+    """In the order of the page; some pages use the network of the tutorial."""
+    if page in ("README", "own-models"):
+        run_python(tutorial_network(tmp_path), tmp_path)
+    ran = 0
+    for kind, body, runs in blocks(page):
+        if not runs or written(kind, body, tmp_path):
+            continue
+        if kind == "python":
+            run_python(body, tmp_path)
+            ran += 1
+        for words in commands(body) if kind == "console" else ():
+            if words[0] != "robgib":
+                continue
+            plugged = "--catalogue" in words  # its modules are imported under names of their own
+            done = cli(*words[1:]) if plugged else run(arguments_of(words[1:]), tmp_path)
+            assert done.returncode == 0, (words, done.stderr)
+            ran += 1
+    assert ran
+
+
+def tutorial_network(folder):
+    """Write the tutorial's nets.py; returns the code that trains its network."""
+    first, second = [body for kind, body, _ in blocks("tutorial") if kind == "python"][:2]
+    assert written("python", first, folder)
+    return second
+
+
+def run(arguments, folder):
+    return subprocess.run(arguments, cwd=folder, capture_output=True, text=True, timeout=1800, check=False)
+
+
+def run_python(body, folder):
+    done = run([sys.executable, "-c", body], folder)
+    assert done.returncode == 0, (body, done.stderr)
+
+
+@pytest.mark.slow
+def test_the_site_is_built_without_a_warning(tmp_path):
+    pytest.importorskip("zensical")
+    for name in ("docs", "reports", "robgib", "attacks", "zensical.toml"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, tmp_path / name)
+    made = run([sys.executable, "docs/reference.py"], tmp_path)
+    assert made.returncode == 0, made.stderr
+    built = run([sys.executable, "-m", "zensical", "build", "--clean", "--strict"], tmp_path)
+    assert built.returncode == 0, built.stdout + built.stderr
+    assert "--until-width" in (tmp_path / "site" / "cli.html").read_text(encoding="utf-8")
+    assert "robgib.evaluate" in (tmp_path / "site" / "api.html").read_text(encoding="utf-8")
+    loaded = re.compile(r'<(?:script|link|img)[^>]+(?:src|href)="https?://')
+    assert not [page for page in (tmp_path / "site").rglob("*.html") if loaded.search(page.read_text(encoding="utf-8"))]

@@ -147,7 +147,7 @@ def validation_markdown(estimators: Sequence[type[Described]], table: pd.DataFra
     lines = [
         "# The estimators, and how far each is off",
         "",
-        "Made by `robgib validate-estimators`; all figures are in `docs/validation.csv`.",
+        "Made by `robgib validate-estimators`; all figures are in `validation.csv`.",
         "",
         "**Verdicts.** A figure *holds* where its 95% interval covers the truth in 90% of the repeats or more, or in "
         "so many that fewer than 90% are not told from chance (5%, one-sided). It is *marked* where it does so but for "
