@@ -1,7 +1,9 @@
 """The guide: its commands and code are checked here, and run by the slow tests."""
 
+import doctest
 import importlib
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -159,3 +161,16 @@ def test_the_site_is_built_without_a_warning(tmp_path):
     assert "robgib.evaluate" in (tmp_path / "site" / "api.html").read_text(encoding="utf-8")
     loaded = re.compile(r'<(?:script|link|img)[^>]+(?:src|href)="https?://')
     assert not [page for page in (tmp_path / "site").rglob("*.html") if loaded.search(page.read_text(encoding="utf-8"))]
+
+
+@pytest.mark.parametrize(("file", "needs"), [("docs/reference.py", "robgib"), ("docs/docstrings.py", "griffe")])
+def test_examples_of_the_site(file, needs):
+    pytest.importorskip(needs)
+    space = runpy.run_path(str(ROOT / file))
+    examples = [
+        (name, doctest.DocTestParser().get_doctest(made.__doc__ or "", space, name, file, 0))
+        for name, made in space.items()
+        if getattr(made, "__module__", "") == "<run_path>"
+    ]
+    assert any(example.examples for _, example in examples)
+    assert all(doctest.DocTestRunner().run(example).failed == 0 for _, example in examples)
