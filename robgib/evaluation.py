@@ -203,7 +203,9 @@ def _work(
     # Check names before reading images, which can take long.
     _check_names(net, attack.attacks, information.estimators, information.layers, context.catalogue)
     samples = information.information_samples
-    dataset = _dataset(data, context.data_root, context.seed, context.catalogue, attack.samples, samples)
+    most = samples or max(_LEAST_INFORMATION, min(_INFORMATION, attack.samples or 0))  # as many images will do
+    most = most if len(information.estimators) else 0
+    dataset = _dataset(data, context.data_root, context.seed, context.catalogue, attack.samples, most)
     if samples is None:
         samples = _information_samples(dataset, attack.samples)
     attack = replace(attack, cascade=in_cascade(attack.attacks, attack.cascade))
@@ -407,7 +409,7 @@ def _dataset(
     seed: int,
     catalogue: Sequence[Path],
     samples: int | None,
-    information_samples: int | None,
+    information: int,
 ) -> Dataset:
     if isinstance(data, Dataset):
         return data
@@ -416,9 +418,7 @@ def _dataset(
     if isinstance(data, tuple) and len(data) == 2:
         return Dataset.from_arrays(*data)
     if isinstance(data, torch.utils.data.Dataset | torch.utils.data.DataLoader):
-        # Information is estimated on one half, and codes are fitted on the other.
-        most = None if samples is None else max(samples, 2 * (information_samples or min(samples, _INFORMATION)))
-        return Dataset.from_torch(data, most=most)
+        return Dataset.from_torch(data, most=samples, seed=seed, information=information)
     raise RobGIBError(
         "data must be the name of a data set, a Dataset, a pair (images, labels), or a Dataset or DataLoader of torch."
     )

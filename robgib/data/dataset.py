@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from robgib.data.by_index import Samples, known_labels, selecting
 from robgib.data.lazy import LazyImages, in_memory
 from robgib.errors import RobGIBError, RobGIBWarning, first_line
 
@@ -27,6 +28,7 @@ __all__ = [
     "check_bounds",
     "check_brightness",
     "drawn_order",
+    "information_rows",
     "read_images",
     "split_information",
     "stratified",
@@ -221,32 +223,81 @@ class Dataset:
         return Dataset(name, none, none, test, tuple(str(i) for i in range(int(test.y.max()) + 1)))
 
     @staticmethod
-    def from_torch(source: object, name: str = "loader", most: int | None = None) -> Dataset:
+    def from_torch(
+        source: object, name: str = "loader", most: int | None = None, *, seed: int = 0, information: int = 0
+    ) -> Dataset:
         """Wrap a ``torch.utils.data`` Dataset of (image, label), or a DataLoader of batches of them, as a test set.
 
+        Where only ``most`` samples are used, and a map-style data set knows its labels (``targets``, ``samples`` or
+        ``labels``, also of a ``Subset``), only the samples that are drawn are decoded. Their numbers are then those of
+        the data set, whatever the order of a loader. Other sources are read whole, from first to last.
+
         Args:
-            source: what is read whole, from first to last.
+            source: the Dataset or DataLoader.
             name: of the data.
-            most: how many samples will be used. An iterable of unknown length is then read until it has given enough to
-                draw from, 10,000 at least, and a warning says so where it has more.
+            most: how many samples will be drawn (:meth:`Split.rows`); None is all. An iterable of unknown length is
+                read until it has given enough to draw from, 10,000 at least, and a warning says so where it has more.
+            seed: of the draw.
+            information: how many samples will be used for information, and as many to fit codes on.
 
         Raises:
             RobGIBError: what it gives are no pairs of images and labels of one size, or it gives them without end.
         """
-        try:
-            loader = source if isinstance(source, DataLoader) else DataLoader(source, batch_size=256)  # type: ignore[arg-type]
-            images, labels = (torch.cat(part) for part in zip(*_batches(loader, most), strict=True))
-        except RobGIBError:
-            raise
-        except SystemExit as error:
-            raise RobGIBError(
-                "the loader raises SystemExit, which would end the program; remove the exit from it."
-            ) from error
-        except Exception as error:  # of the loader's own code, whatever it is
-            raise RobGIBError(
-                f"the loader must return pairs of images and labels, as tensors of one size: {first_line(error)}."
-            ) from error
-        return Dataset.from_arrays(images, labels, name)
+        drawn = None if most is None else _by_index(source, name, most, seed, information)
+        if drawn is not None:
+            return drawn
+        enough = None if most is None else max(most, 2 * information)
+        return _read(lambda: source, name, enough)
+
+
+def _read(make: Callable[[], object], name: str, most: int | None = None) -> Dataset:
+    """What a Dataset or DataLoader of torch gives, its failure said in a sentence."""
+    try:
+        source = make()
+        loader = source if isinstance(source, DataLoader) else DataLoader(source, batch_size=256)  # type: ignore[arg-type]
+        images, labels = (torch.cat(part) for part in zip(*_batches(loader, most), strict=True))
+    except RobGIBError:
+        raise
+    except SystemExit as error:
+        raise RobGIBError(
+            "the loader raises SystemExit, which would end the program; remove the exit from it."
+        ) from error
+    except Exception as error:  # of the loader's own code, whatever it is
+        raise RobGIBError(
+            f"the loader must return pairs of images and labels, as tensors of one size: {first_line(error)}."
+        ) from error
+    return Dataset.from_arrays(images, labels, name)
+
+
+def _by_index(source: object, name: str, most: int, seed: int, information: int) -> Dataset | None:
+    """The data of which only the samples that are used are decoded; None where all must be read.
+
+    They are as if all had been read: the labels are all there, and an image that is asked for later is decoded then.
+    """
+    known = known_labels(source.dataset if isinstance(source, DataLoader) else source)
+    select = None if known is None else selecting(source)
+    if known is None or select is None:
+        return None
+
+    def decode(rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        found = _read(lambda: select(rows), name).test
+        return found.x, found.y
+
+    samples, labels = Samples(decode), known
+    for _ in range(2):  # a target_transform may change the labels, and with them the draw
+        halves = _halves(labels, information, seed) if information else ()
+        used = sorted({int(row) for part in (drawn_order(labels, seed)[:most], *halves) for row in part})
+        if len(used) >= len(known):
+            return None
+        samples.decode(used)
+        told = samples.labels_by(known)
+        if told is None:
+            return None
+        labels = told
+    samples.used = frozenset(used)
+    x, y = LazyImages(samples, range(len(labels))), torch.from_numpy(labels)
+    none = Split(torch.zeros(0, *samples.shape), y[:0])
+    return Dataset(name, none, none, Split(x, y), tuple(str(i) for i in range(int(labels.max()) + 1)))  # type: ignore[arg-type]
 
 
 def _batches(loader: DataLoader[Any], most: int | None) -> Iterator[tuple[Tensor, Tensor]]:
@@ -358,10 +409,20 @@ def read_images(data: Dataset) -> Dataset:
 
 def split_information(data: Dataset, limit: int, seed: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Return samples to estimate on and samples to fit codes on: disjoint, both stratified by class."""
+    ours, theirs = information_rows(data, limit, seed)
+    return data.test.at(ours), (data.train if len(data.train) else data.test).at(theirs)
+
+
+def information_rows(data: Dataset, limit: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows of :func:`split_information`: of the test images, and of the training images if there are any."""
     if len(data.train):
-        return data.test.sample(limit, seed), data.train.sample(limit, seed)
-    labels = data.test.y.numpy()
+        return data.test.rows(limit, seed), data.train.rows(limit, seed)
+    return _halves(data.test.y.numpy(), limit, seed)
+
+
+def _halves(labels: np.ndarray, limit: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of two disjoint draws, each of at most ``limit`` samples and by the classes' shares."""
     order = np.random.default_rng(seed).permutation(len(labels))
     order = order[np.argsort(labels[order], kind="stable")]
     ours, theirs = (half[drawn_order(labels[half], seed)][:limit] for half in (order[::2], order[1::2]))
-    return data.test.at(ours), data.test.at(theirs)
+    return ours, theirs

@@ -18,7 +18,7 @@ import torch
 from scipy.special import softmax
 from torch import Tensor, nn
 
-from robgib.data.dataset import Dataset, split_information
+from robgib.data.dataset import Dataset, information_rows, split_information
 from robgib.data.lazy import LazyImages
 from robgib.errors import RobGIBError, RobGIBWarning, never_ends
 from robgib.files import Parts
@@ -140,13 +140,16 @@ def layer_information(
     if not isinstance(model, PreparedModel):
         classes = len(data.classes)
         model = prepare(model, data.test.x, classes=classes, batch_size=context.batch_size, device=context.device)
-    names, left_out = find_layers(model.model, data.test.x[:2].to(context.device), options.layers or None)
-    halves = split_information(data, samples, context.seed)
+    few = data.test.sample(2, context.seed)[0]
+    names, left_out = find_layers(model.model, few.to(context.device), options.layers or None)
+    estimated, fitted = (len(rows) for rows in information_rows(data, samples, context.seed))
     undecided = 0
     layer_rows: list[dict[str, Any]] = []
     feature_rows: list[dict[str, Any]] = []
     if makers:
+        halves = split_information(data, samples, context.seed)
         halves, predicted, undecided = _decided_parts(model, halves, model.batch_size, context.device)
+        estimated, fitted = (len(x) for x, _ in halves)
         layers = _Layers.observe(model, data, makers, names, halves, predicted, options, context)
         pairs = [(estimator, partition) for estimator in makers for partition in partitions]
         for number, (estimator, partition) in enumerate(pairs):
@@ -164,8 +167,8 @@ def layer_information(
         table("features", feature_rows),
         names,
         partitions,
-        len(halves[0][0]),
-        len(halves[1][0]),
+        estimated,
+        fitted,
         undecided,
         left_out,
     )
@@ -388,8 +391,10 @@ def partitions_of(features: str | Sequence[str], shape: tuple[int, ...]) -> tupl
 
 def passes_of(estimators: Sequence[Estimator], data: Dataset, partitions: Sequence[str], samples: int) -> int:
     """About how many images the estimators run through the network, over all partitions."""
-    few = data.test.x[:50].numpy()
-    pieces = [len(group_inputs(cut, few, few).names) for cut in partitions] if estimators else []
+    if not estimators:
+        return 0
+    few = data.test.sample(50)[0].numpy()
+    pieces = [len(group_inputs(cut, few, few).names) for cut in partitions]
     return sum(e.passes(n, samples) for e in estimators for n in pieces)
 
 

@@ -147,6 +147,98 @@ def test_a_drawn_run_is_verified_against_the_data_as_given(by_class, tmp_path):
     assert "the images and labels are those of the data" in [c.what for c in other if not c.holds]
 
 
+class TestByIndex:
+    """Only the samples that are drawn are decoded, where the labels are known; the draw is that of the whole."""
+
+    class Counted(torch.utils.data.Dataset):
+        """Pairs whose labels are held under a name, and which counts what is decoded."""
+
+        def __init__(self, x, y, holds="targets", other=lambda label: label):
+            self.x, self.y, self.other, self.decoded = x, y, other, []
+            if holds == "samples":
+                self.samples = [(f"{i}.png", label) for i, label in enumerate(y.tolist())]
+            elif holds:
+                setattr(self, holds, y.tolist() if holds == "labels" else y)
+
+        def __len__(self):
+            return len(self.y)
+
+        def __getitem__(self, index):
+            self.decoded.append(int(index))
+            return self.x[index], self.other(int(self.y[index]))
+
+    WRAPPERS = {
+        "plain": lambda data: data,
+        "loader": lambda data: DataLoader(data, batch_size=7),
+        "shuffled loader": lambda data: DataLoader(data, batch_size=7, shuffle=True),
+        "subset": lambda data: torch.utils.data.Subset(data, range(len(data))),
+        "concatenated": lambda data: torch.utils.data.ConcatDataset([data]),
+    }
+
+    @pytest.mark.parametrize(
+        ("holds", "wrap"), zip(["targets", "samples", "labels", "targets", "samples"], WRAPPERS, strict=True)
+    )
+    def test_what_is_not_drawn_is_not_decoded(self, holds, wrap, by_class):
+        data = self.Counted(*by_class, holds)
+        run = robgib.evaluate(Level(), self.WRAPPERS[wrap](data), samples=10, **ASKED)
+        assert sorted(data.decoded) == sorted(run.config["drawn"])
+        plain = robgib.evaluate(Level(), by_class, samples=10, **ASKED)
+        assert run.config["drawn"] == plain.config["drawn"]
+        assert run.outcomes.drop(columns="seconds", errors="ignore").equals(
+            plain.outcomes.drop(columns="seconds", errors="ignore")
+        )
+
+    def test_labels_that_nobody_knows(self, by_class):
+        data = self.Counted(*by_class, holds=None)
+        run = robgib.evaluate(Level(), data, samples=10, **ASKED)
+        assert len(data.decoded) == 100
+        assert run.config["drawn"] == robgib.evaluate(Level(), by_class, samples=10, **ASKED).config["drawn"]
+
+    def test_a_loader_that_chooses_its_samples(self, by_class):
+        data = self.Counted(*by_class)
+        loader = DataLoader(data, sampler=torch.utils.data.SubsetRandomSampler(range(40, 100)))
+        robgib.evaluate(Level(), loader, samples=10, **ASKED)
+        assert set(data.decoded) == set(range(40, 100))
+
+    @pytest.mark.parametrize(("other", "most"), [(lambda label: (label + 3) % CLASSES, 20), (lambda label: 1, 20)])
+    def test_a_transform_of_the_labels(self, other, most, by_class):
+        x, y = by_class
+        data = self.Counted(x, y, other=other)
+        run = robgib.evaluate(Level(), data, samples=10, **ASKED)
+        assert len(set(data.decoded)) <= most
+        plain = robgib.evaluate(Level(), (x, torch.tensor([other(int(one)) for one in y])), samples=10, **ASKED)
+        assert run.config["drawn"] == plain.config["drawn"]
+        assert run.outcomes["label"].equals(plain.outcomes["label"])
+
+    def test_labels_that_are_of_something_else(self, by_class):
+        x, y = by_class
+        data = self.Counted(x, y)
+        data.targets = torch.arange(100) % 7
+        run = robgib.evaluate(Level(), data, samples=10, **ASKED)
+        assert np.bincount(run.outcomes["label"]).tolist() == [2] * CLASSES
+
+    def test_information_and_the_digest(self, by_class):
+        x, y = (part.repeat(5, *[1] * (part.ndim - 1)) for part in by_class)
+        data = self.Counted(x, y)
+        made = Dataset.from_torch(data, most=30, information=60, seed=3)
+        whole = Dataset.from_arrays(x, y)
+        for mine, all_of_it in zip(split_information(made, 60, 3), split_information(whole, 60, 3), strict=True):
+            assert all(torch.equal(*pair) for pair in zip(mine, all_of_it, strict=True))
+        assert torch.equal(made.test.sample(30, 3)[0], Split(x, y).sample(30, 3)[0])
+        assert len(set(data.decoded)) == len(data.decoded) <= 30 + 2 * 60
+        one, two, changed = (
+            Dataset.from_torch(self.Counted(images, y), most=30) for images in (x, x, (x + 0.001).clamp(0, 1))
+        )
+        before = one.digest
+        one.test.x.read()
+        assert one.digest == before == two.digest != changed.digest
+
+    def test_everything_is_read_where_everything_is_used(self, by_class):
+        data = self.Counted(*by_class)
+        run = robgib.evaluate(Level(), data, **ASKED)
+        assert len(data.decoded) == len(run.outcomes) == 100
+
+
 class TestStreams:
     """Iterables of unknown length."""
 
