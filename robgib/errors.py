@@ -101,6 +101,8 @@ _BOUNDS = {
     "less_than": ("below", "lt"),
 }
 _KINDS = {
+    "path": "a path",
+    "callable": "a function",
     "int": "a whole number",
     "float": "a number",
     "bool": "true or false",

@@ -31,7 +31,7 @@ from robgib.information.registry import check_estimators
 from robgib.models.adapt import as_module
 from robgib.models.checkpoint import weights_digest
 from robgib.models.inference import PreparedModel, answers, check_finite_answers, one_thread_measures, prepare
-from robgib.options import AttackOptions, Context, InformationOptions, gather, plain_options
+from robgib.options import AttackOptions, Context, InformationOptions, check, gather, plain_options
 from robgib.results import SCHEMA_VERSION, Run
 from robgib.robustness.attacking import attack_costs
 from robgib.robustness.chance import chance_doubts
@@ -68,6 +68,9 @@ class Record:
     save: Callable[[Run], object] | None = None
     unfinished: Path | None = None
     planned: Callable[[Mapping[str, float]], None] | None = None
+
+    def __post_init__(self) -> None:
+        check(self, "")
 
 
 @never_ends

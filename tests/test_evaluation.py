@@ -224,6 +224,9 @@ def test_without_attacks_or_estimators(digits, digits_cnn):
         ({"layers": ["hiden"]}, "did you mean 'hidden'"),
         ({"features": "patches:40"}, "no such grid"),
         ({"device": "gpu"}, "unknown device"),
+        ({"source": 3}, "source must be a mapping, not 3"),
+        ({"unfinished": 3}, "unfinished must be a path, not 3"),
+        ({"known": "x"}, "known must be a function, not 'x'"),
     ],
 )
 def test_bad_requests(options, message, digits, digits_cnn):
