@@ -258,7 +258,8 @@ def _measured(work: _Work, context: Context) -> Run:
     costs = attack_costs(prepared, x, y, clean, work.attacks, context)
     if work.record.planned:
         work.record.planned(_plan(work, costs, count, forward))
-    doubts = chance_doubts(prepared, x, y, clean.right, where)
+    options = work.source.get("kind") not in _WITHOUT_OPTIONS
+    doubts = chance_doubts(prepared, x, y, clean.right, where, options=options)
     for doubt in doubts:
         if doubt.explained:  # a reason to stop: the network is probably read in a wrong way
             warnings.warn(f"{work.name}: {doubt.text}", RobGIBWarning, stacklevel=2)
@@ -361,6 +362,8 @@ def _number_as_given(tables: dict[str, Any], drawn: np.ndarray) -> None:
         tables["pictures"][key] = drawn[tables["pictures"][key]]
 
 
+_WITHOUT_OPTIONS = ("zoo", "robustbench")
+"""Kinds of models whose normalisation is their own: the command line refuses another one."""
 _NAMED = 10  # classes in a sentence
 
 

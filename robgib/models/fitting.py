@@ -19,6 +19,7 @@ __all__ = [
     "load_into",
     "part_of",
     "tidy",
+    "unused_tensors",
 ]
 
 _WRAPPERS = ("module", "_orig_mod")
@@ -126,7 +127,7 @@ def fit(
         applied, note = _from_declared(declared, model)
         notes.append(note)
     model.load_state_dict(chosen.weights)
-    lost = _left_out([k for k in unused if k not in again], own)
+    lost = unused_tensors([k for k in unused if k not in again], own)
     others = [key or _TOP for key in sets if key != chosen.key and key not in {c.key for c in twins}]
     if others and wanted is None:
         lost = (*lost, f"the file also holds {_some(others)}, which is not used (--weights-key chooses)")
@@ -263,12 +264,18 @@ def _refuse(state: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str)
     raise RobGIBError(f"{source} does not fit the architecture: {'; '.join(problems)}.")
 
 
-def _left_out(unused: list[str], own: Mapping[str, Tensor]) -> tuple[str, ...]:
+def unused_tensors(unused: Sequence[str], own: Iterable[str]) -> tuple[str, ...]:
+    """Return a sentence on the tensors of a file that a network with the keys ``own`` does not use, if there are any.
+
+    >>> unused_tensors(["head.bias"], ["body.weight"])
+    ("1 tensor of the file was not used, since the network has none of these names: 'head.bias'",)
+    """
     if not unused:
         return ()
     ends = tuple(f".{tidy(k)}" for k in own)
     none = "" if any(f".{tidy(k)}".endswith(ends) for k in unused) else ", since the network has none of these names"
-    return (f"{len(unused)} tensors of the file were not used{none}: {_some(unused)}",)
+    count = "1 tensor of the file was" if len(unused) == 1 else f"{len(unused)} tensors of the file were"
+    return (f"{count} not used{none}: {_some(unused)}",)
 
 
 # Normalisers: a mean and a standard deviation by channel, which a wrapper, a file or a network holds under usual names.

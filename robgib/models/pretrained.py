@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from robgib._torchvision import load_torchvision
 from robgib.errors import RobGIBError, first_line, unknown_name
 from robgib.files import read_json
 from robgib.models.checkpoint import read_state
-from robgib.models.fitting import load_into
+from robgib.models.fitting import load_into, unused_tensors
 from robgib.models.normalization import Ported
 from robgib.models.registry import load_timm
 from robgib.models.transformers_files import INDEXES, Processing, check_config, check_parts, read_processing
@@ -41,6 +41,8 @@ class Pretrained:
         crop: height and width of the middle that is kept, or None.
         interpolation: ``nearest``, ``bilinear``, ``bicubic`` or ``lanczos``.
         source: which weights they are.
+        left_out: what the files hold that is not in the network, a sentence each.
+        assumed: a sentence where the files do not state the normalisation, and ImageNet's was taken.
     """
 
     model: nn.Module
@@ -49,6 +51,8 @@ class Pretrained:
     crop: tuple[int, int] | None
     interpolation: str
     source: str
+    left_out: tuple[str, ...] = ()
+    assumed: str = ""
 
 
 def load_pretrained(name: str) -> Pretrained:
@@ -169,22 +173,57 @@ def _transformers(name: str) -> Pretrained:
         beside = partial(_beside, where, local)
         _fetched(f"hf:{name}", mend, lambda: _check_files(beside, name))
         net, loading = _fetched(f"hf:{name}", mend, lambda: _classifier(library, where, local))
-        config = _fetched(f"hf:{name}", mend, lambda: beside("preprocessor_config.json", {}))
+        config = _fetched(f"hf:{name}", mend, lambda: beside("preprocessor_config.json", _ABSENT))
     finally:
         logging.set_verbosity(before)
-    lacking = sorted(loading.get("missing_keys", ()))
-    if lacking:
-        raise RobGIBError(
-            f"hf:{name} holds no weights for {lacking[0]!r}: it is not a trained image classifier; choose one that is."
-        )
+    left_out = _unused(net, loading, f"hf:{name}")
     labels = getattr(net.config, "id2label", {}) or {}
     classes = (
         tuple(_names(str(labels[i])) for i in range(len(labels))) if set(labels) == set(range(len(labels))) else ()
     )
-    done = _fetched(f"hf:{name}", mend, lambda: _processing(net, config, name))
+    done = _fetched(f"hf:{name}", mend, lambda: _processing(net, {} if config is _ABSENT else config, name))
     made = Ported(Transformer(net.eval()), done.mean, done.std).eval()
     source = f"Hugging Face's {name}" if not local else f"the folder {name}"
-    return Pretrained(made, classes, done.resize, done.crop, done.interpolation, source)
+    file = "it has no preprocessor_config.json" if config is _ABSENT else "its files do not state it"
+    assumed = f"the normalisation of images is assumed to be ImageNet's, since {file} (--normalize states another)"
+    return Pretrained(
+        made, classes, done.resize, done.crop, done.interpolation, source, left_out, assumed if done.assumed else ""
+    )
+
+
+def _unused(net: nn.Module, loading: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    """Return a sentence on the weights of the files that the network lacks; none if it uses all.
+
+    Args:
+        net: the loaded network.
+        loading: transformers' report of its loading.
+        name: of the network, for the messages.
+
+    Raises:
+        RobGIBError: weights of the network are missing or of another shape, or it has no classifier.
+    """
+    mend = "; correct config.json, or download its files again"
+    for key, in_file, in_network in sorted(loading.get("mismatched_keys", ())):
+        raise RobGIBError(
+            f"{name}: its config.json and its weights do not fit: {key!r} has the shape {tuple(in_file)} in the file "
+            f"and {tuple(in_network)} in the network{mend}."
+        )
+    lacking = sorted(loading.get("missing_keys", ()))
+    if lacking:
+        raise RobGIBError(
+            f"{name} holds no weights for {lacking[0]!r}: it is not a trained image classifier; choose one that is."
+        )
+    unused = sorted(loading.get("unexpected_keys", ()))
+    modules = dict(net.named_modules())
+    body = getattr(net, "base_model_prefix", "")
+    for key in unused:
+        part = key.partition(".")[0]
+        if part != body and part in modules and not any(True for _ in modules[part].parameters()):
+            raise RobGIBError(f"{name}: its config.json leaves out the trained classifier ({key!r}){mend}.")
+    labels: Any = getattr(getattr(net, "config", None), "num_labels", None)
+    if isinstance(labels, int) and labels < 1:
+        raise RobGIBError(f"{name}: its config.json describes {labels} classes{mend}.")
+    return unused_tensors(unused, net.state_dict())
 
 
 def _classifier(library: Any, where: str, local: bool) -> Any:
@@ -198,7 +237,12 @@ def _classifier(library: Any, where: str, local: bool) -> Any:
         if part is not None:
             part._attn_implementation = "eager"
     return library.AutoModelForImageClassification.from_pretrained(
-        where, config=config, attn_implementation="eager", output_loading_info=True, **options
+        where,
+        config=config,
+        attn_implementation="eager",
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # they are refused, with their names
+        **options,
     )
 
 
@@ -206,7 +250,9 @@ def _processing(net: Any, config: Any, name: str) -> Processing:
     """Return the image processing; for timm's networks the network's own configuration describes it."""
     if net.config.model_type == "timm_wrapper":
         resolve = load_timm().data.resolve_data_config
-        return _timm_processing(resolve(pretrained_cfg=dict(net.config.pretrained_cfg or {}), model=net.timm_model))
+        stated = dict(net.config.pretrained_cfg or {})
+        done = _timm_processing(resolve(pretrained_cfg=stated, model=net.timm_model))
+        return replace(done, assumed=not {"mean", "std"} <= stated.keys())
     return read_processing(config, getattr(net.config, "image_size", None), f"hf:{name}")
 
 

@@ -119,6 +119,7 @@ class Processing:
         resize: the shorter side that pictures are resized to, (height, width), or None.
         crop: height and width of the middle that is kept, or None.
         interpolation: ``nearest``, ``bilinear``, ``bicubic`` or ``lanczos``.
+        assumed: whether the file does not state mean and standard deviation, so that ImageNet's were taken.
     """
 
     mean: tuple[float, ...]
@@ -126,6 +127,7 @@ class Processing:
     resize: int | tuple[int, int] | None
     crop: tuple[int, int] | None
     interpolation: str
+    assumed: bool = False
 
 
 _RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
@@ -144,7 +146,8 @@ def read_processing(config: Any, image_size: Any, name: str) -> Processing:
         RobGIBError: a field is of another type or size than such a field.
 
     >>> read_processing({"size": {"height": 32, "width": 48}, "image_mean": 0.5, "image_std": [0.5]}, None, "hf:net")
-    Processing(mean=(0.5,), std=(0.5,), resize=(32, 48), crop=None, interpolation='bilinear')
+    Processing(mean=(0.5,), std=(0.5,), resize=(32, 48), crop=None, interpolation='bilinear', \
+assumed=False)
     """
     if not isinstance(config, Mapping):
         raise _wrong(name, "", config, "a mapping")
@@ -152,7 +155,8 @@ def read_processing(config: Any, image_size: Any, name: str) -> Processing:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     mean, std = IMAGENET
-    if _switch(fields, "do_normalize", name):
+    normalizes = _switch(fields, "do_normalize", name)
+    if normalizes:
         mean, std = _numbers(fields, "image_mean", mean, name), _numbers(fields, "image_std", std, name)
         if min(std) <= 0:
             raise _wrong(name, "image_std", fields.get("image_std"), "numbers above 0")
@@ -164,7 +168,8 @@ def read_processing(config: Any, image_size: Any, name: str) -> Processing:
     if isinstance(resample, bool) or not isinstance(resample, int) or resample not in range(6):
         raise _wrong(name, "resample", resample, "Pillow's number of an interpolation")
     resize, crop = _sizes(fields, image_size, name)
-    return Processing(mean, std, resize, crop, _RESAMPLE.get(resample, "bilinear"))
+    assumed = normalizes and not {"image_mean", "image_std"} <= fields.keys()
+    return Processing(mean, std, resize, crop, _RESAMPLE.get(resample, "bilinear"), assumed)
 
 
 def _wrong(name: str, key: str, value: Any, wanted: str) -> RobGIBError:

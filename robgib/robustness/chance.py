@@ -74,7 +74,13 @@ class _Way:
 
 
 def chance_doubts(
-    model: PreparedModel, x: Tensor, y: Tensor, right: np.ndarray, device: torch.device | str = "cpu"
+    model: PreparedModel,
+    x: Tensor,
+    y: Tensor,
+    right: np.ndarray,
+    device: torch.device | str = "cpu",
+    *,
+    options: bool = True,
 ) -> list[Doubt]:
     """Report common mistakes that explain wrong answers, and a clean accuracy no better than chance.
 
@@ -89,6 +95,7 @@ def chance_doubts(
         x: clean images (N, …) in [0, 1].
         y: labels (N,).
         right: shares (N,) of right answers.
+        options: whether the options of normalisation apply to the model; else the remedies name Python's alone.
         device: device of the model.
 
     Returns:
@@ -101,7 +108,7 @@ def chance_doubts(
     hits = round(float(right.sum()))
     by_chance = stats.binom.sf(hits - 1, count, chance) >= _CHANCE
     shown = np.unique(np.linspace(0, count - 1, min(count, _MOST)).astype(int))
-    changes = list(_changes(model, x))
+    changes = list(_changes(model, x, options))
     tried = len(changes) + len(_SHIFTS) + 1
     ways: list[_Way] = []
     if float((1 - right[shown]).sum()) >= -np.log2(_LEVEL / tried):  # else no test can be significant
@@ -171,7 +178,7 @@ def _predicted(model: PreparedModel, x: Tensor, device: torch.device | str) -> n
         return None
 
 
-def _changes(model: PreparedModel, x: Tensor) -> Iterator[Change]:
+def _changes(model: PreparedModel, x: Tensor, options: bool) -> Iterator[Change]:
     """Yield alternative preprocessings, each with its name and the option that selects it.
 
     An option replaces the normalisation of a library's network.
@@ -193,8 +200,9 @@ def _changes(model: PreparedModel, x: Tensor) -> Iterator[Change]:
         mean, std = (torch.tensor(v).view(-1, 1, 1) for v in numbers)
         if not (torch.equal(mean, before[0]) and torch.equal(std, before[1])):
             python = f"in Python robgib.models.normalization({key!r}).before(model, {channels})"
+            remedy = f"give --normalize {key} ({python})" if options else f"put it before the network, {python}"
             called = _CALLED.get(key, "no normalisation")
-            yield called, f"give --normalize {key} ({python})", partial(given, mean=mean, std=std)
+            yield called, remedy, partial(given, mean=mean, std=std)
         if behind is None and key != "none":
             called = f"{_CALLED.get(key, key)} undone, as if the images were normalised twice"
             yield called, f"take one of the two out of it, or undo it: x * {_texts(std)} + {_texts(mean)}", partial(
@@ -204,11 +212,15 @@ def _changes(model: PreparedModel, x: Tensor) -> Iterator[Change]:
     mean, std = some.mean((0, 2, 3)), some.std((0, 2, 3))
     if bool((std > 0).all()):
         remedy = f"give --mean {_texts(mean)} --std {_texts(std)}"
+        if not options:
+            made = f"robgib.models.Normalization(({_texts(mean)},), ({_texts(std)},)).before(model, {channels})"
+            remedy = f"put it before the network, in Python {made}"
         own = partial(given, mean=mean.view(-1, 1, 1), std=std.view(-1, 1, 1))
         yield "the mean and standard deviation of these images as its normalisation", remedy, own
     wrap = "wrap the network, so that it takes"
     scaled = partial(given, mean=torch.zeros(1, 1, 1), std=torch.full((1, 1, 1), 1 / 255))
-    yield "colours from 0 to 255", f"give --bounds 0,255, or {wrap} 255 * x", scaled
+    bounds = "give --bounds 0,255, or " if options else ""
+    yield "colours from 0 to 255", f"{bounds}{wrap} 255 * x", scaled
     if channels == 3:
         colours = "blue, green, red in the place of red, green, blue"
         yield colours, f"{wrap} x.flip(1)", lambda part: part.flip(1)

@@ -366,11 +366,8 @@ class _Loading:
     def _library(self) -> Loaded:
         """A trained network of a library, on data that are resized to what it takes."""
         text, options, classes = str(self.name), self.options, self.classes
-        if options.arch is not None or self.preprocessing.normalization is not None or options.weights_key is not None:
-            raise RobGIBError(
-                f"{text!r} has its own architecture, weights and normalisation; remove --arch, --weights-key and the "
-                "options of normalisation."
-            )
+        if options.arch is not None or options.weights_key is not None:
+            raise RobGIBError(f"{text!r} has its own architecture and weights; remove --arch and --weights-key.")
         if options.data is None:
             raise RobGIBError(f"{text!r} has no data set of its own; give --data, such as folder:DIR.")
         check_data(options.data, self.context.catalogue)  # before anything is downloaded
@@ -384,9 +381,16 @@ class _Loading:
         if options.class_subset and not (data.by_name and known):
             raise RobGIBError(_NO_CLASSES)
         source = {"kind": "library", "name": text, "weights": found.source}
-        notes = (*_resizing(sizing), *_normalizing(found.model))
         name = text.rpartition(":")[2].replace("/", "-")
-        made = Loaded(name, found.model.to(self.context.device), mapped, source, notes)
+        model, given = found.model, self.preprocessing.normalization
+        if given is not None:
+            own = found.model
+            assert isinstance(own, Ported)
+            model = given.before(own.net, data.shape[0], own.widen).eval()
+        elif found.assumed:
+            warnings.warn(f"{name}: {found.assumed}.", RobGIBWarning, stacklevel=4)
+        notes = (*_resizing(sizing), *_normalizing(model), *found.left_out)
+        made = Loaded(name, model.to(self.context.device), mapped, source, notes, found.left_out)
         chooses = options.class_subset or (classes is not None and data.by_name)
         return _chosen_classes(made, data, known if chooses else None, options.class_subset)
 

@@ -74,7 +74,7 @@ def test_what_was_taken_off_or_left_out_is_said(network, tmp_path):
     notes = load_into(network, read_checkpoint(tmp_path / "a.ckpt").weights, "it")
     assert notes[0] == "the prefix 'model.' was removed from the names of the weights"
     assert notes[1] == (
-        "1 tensors of the file were not used, since the network has none of these names: 'criterion.weight'"
+        "1 tensor of the file was not used, since the network has none of these names: 'criterion.weight'"
     )
     torch.save(LAYOUTS["averaged beside"](state, other, {}), tmp_path / "b.pt")
     found = read_checkpoint(tmp_path / "b.pt")

@@ -368,7 +368,7 @@ def test_a_normaliser_that_the_network_has_itself_is_said():
 def test_load_model_warns_of_what_it_left_out(tmp_path):
     state = {**below("model", net().state_dict()), "neck.weight": torch.ones(2)}
     torch.save({"state_dict": state, "optimizer": {}}, tmp_path / "n.pt")
-    with pytest.warns(RobGIBWarning, match=r"^n: 1 tensors of the file were not used, .*'neck.weight'"):
+    with pytest.warns(RobGIBWarning, match=r"^n: 1 tensor of the file was not used, .*'neck.weight'"):
         robgib.load_model(tmp_path / "n.pt", arch=f"{HERE}:make", data="digits")
     found = load(tmp_path / "n.pt", arch=f"{HERE}:make", data="digits")
     assert set(found.left_out) <= set(found.notes)

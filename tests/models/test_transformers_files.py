@@ -2,12 +2,15 @@
 
 import json
 import re
+import warnings
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from PIL import Image
+from safetensors.torch import load_file, save_file
 
-from robgib import RobGIBError
+import robgib
+from robgib import RobGIBError, RobGIBWarning
 from robgib.models import load_pretrained
 
 transformers = pytest.importorskip("transformers")
@@ -81,6 +84,67 @@ def test_an_index_that_leads_elsewhere(file, part, folder, never):
 def test_attention_is_torchs_own(asked, folder):
     found = load_pretrained(folder(_attn_implementation=asked))
     assert found.model.net.net.config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize(
+    ("entries", "reason"),
+    [
+        ({"num_labels": -3}, r"config.json leaves out the trained classifier \('classifier.bias'\)"),
+        ({"id2label": {}}, "config.json leaves out the trained classifier"),
+        ({"id2label": {str(i): str(i) for i in range(5)}}, r"'classifier.bias' has the shape \(2,\) .* \(5,\) in the"),
+        ({"image_size": 48}, r"'vit.embeddings.position_embeddings' has the shape"),
+        ({"num_hidden_layers": 2}, "holds no weights for 'vit.layers.1"),
+    ],
+)
+def test_a_configuration_that_does_not_fit_the_weights(entries, reason, folder):
+    """A network without its classifier answered with 16 features, which were read as logits."""
+    with pytest.raises(RobGIBError, match=reason) as found:
+        load_pretrained(folder(**entries))
+    assert "\n" not in str(found.value)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    for name in "ab":
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for i in range(3):
+            Image.new("RGB", (32, 32), (40 * i, 9, 200)).save(tmp_path / "pictures" / name / f"{i}.png")
+    return f"folder:{tmp_path / 'pictures'}"
+
+
+def test_weights_that_the_network_does_not_take(folder, pictures, tmp_path):
+    processing = {"image_mean": 0.5, "image_std": 0.5, "size": SIZE}
+    name, file = folder("preprocessor_config.json", **processing), tmp_path / "net" / "model.safetensors"
+    classes = {"classes": ["a", "b"]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RobGIBWarning)
+        robgib.load_model(name, data=pictures, **classes)
+    save_file({**load_file(file), "distilled.weight": torch.zeros(2)}, file, {"format": "pt"})
+    left_out = "1 tensor of the file was not used, since the network has none of these names: 'distilled.weight'"
+    with pytest.warns(RobGIBWarning, match=f"net: {left_out}$"):
+        robgib.load_model(name, data=pictures, **classes)
+    assert left_out in robgib.zoo.load(name, data=pictures, progress=False, **classes).notes
+    with pytest.warns(RobGIBWarning, match="17 tensors of the file were not used"):
+        robgib.load_model(folder(num_hidden_layers=0), data=pictures, **classes)
+
+
+@pytest.mark.parametrize("stated", [{}, {"image_mean": 0.5}])
+def test_a_normalisation_that_no_file_states(stated, folder, pictures):
+    """It was ImageNet's without a word; --normalize was refused."""
+    name = folder("preprocessor_config.json", size=SIZE, **stated) if stated else folder()
+    why = "its files do not state it" if stated else "it has no preprocessor_config.json"
+    asked = {"data": pictures, "classes": ["a", "b"], "input_size": 32}
+    with pytest.warns(RobGIBWarning, match=rf"net: the normalisation of images is assumed to be ImageNet's, since {why} \(--normalize states"):
+        robgib.load_model(name, **asked)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RobGIBWarning)
+        model, data = robgib.load_model(name, normalize="half", **asked)
+        other, _ = robgib.load_model(name, mean="0.1,0.2,0.3", std="0.4", **asked)
+    x = data.test.x
+    with torch.no_grad():
+        assert torch.allclose(model(x), model.net(2 * x - 1), atol=1e-5)
+        shifted = (x - torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)) / 0.4
+        assert torch.allclose(other(x), other.net(shifted), atol=1e-5)
 
 
 SIZE = {"height": 32, "width": 32}

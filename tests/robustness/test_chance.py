@@ -10,6 +10,7 @@ from torch import nn
 
 import robgib
 from robgib import RobGIBWarning
+from robgib.evaluation import Record
 from robgib.models.inference import PreparedModel, answers, prepare
 from robgib.models.normalization import NORMALIZATIONS, Ported, normalization
 from robgib.reporting import print_runs, runs_json, write_report
@@ -259,6 +260,16 @@ class TestCost:
             doubt = chance_doubts(prepared, x, y, answers(prepared, x, y, classes=3).right)
             named += any("paired test" in sentence for sentence in doubt)
         assert named == 0
+
+
+@pytest.mark.parametrize("kind", ["zoo", "robustbench"])
+def test_no_option_is_named_that_such_a_model_does_not_take(kind, digits, digits_cnn):
+    """--normalize was named for models of the zoo, which refuse it."""
+    record = Record(source={"kind": kind})
+    asked = {"attacks": [], "estimators": [], "signs": False, "curve": False, "corruptions": False, "samples": 300}
+    with pytest.warns(RobGIBWarning, match=r"Python robgib.models.normalization\('mnist'\).before\(model, 1\)") as said:
+        robgib.evaluate(Before(digits_cnn, undone("mnist")), digits, record=record, **asked)
+    assert not any("--" in str(one.message) for one in said)
 
 
 def test_it_is_said_first_in_terminal_run_page_and_json(digits, digits_cnn, tmp_path):
