@@ -134,7 +134,10 @@ def test_a_normalisation_that_no_file_states(stated, folder, pictures):
     name = folder("preprocessor_config.json", size=SIZE, **stated) if stated else folder()
     why = "its files do not state it" if stated else "it has no preprocessor_config.json"
     asked = {"data": pictures, "classes": ["a", "b"], "input_size": 32}
-    with pytest.warns(RobGIBWarning, match=rf"net: the normalisation of images is assumed to be ImageNet's, since {why} \(--normalize states"):
+    sentence = (
+        rf"net: the normalisation of images is assumed to be ImageNet's, since {why} \(--normalize states another"
+    )
+    with pytest.warns(RobGIBWarning, match=sentence):
         robgib.load_model(name, **asked)
     with warnings.catch_warnings():
         warnings.simplefilter("error", RobGIBWarning)
