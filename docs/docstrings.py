@@ -11,15 +11,8 @@ import griffe
 def fenced(text: str) -> str:
     """Put examples into fences, which Markdown would take for quotations.
 
-    >>> print(fenced("Adds.\\n\\n>>> 1 + 1\\n2\\n\\nMore."))
-    Adds.
-    <BLANKLINE>
-    ```pycon
-    >>> 1 + 1
-    2
-    ```
-    <BLANKLINE>
-    More.
+    >>> fenced("Adds.\\n\\n>>> 1 + 1\\n2")
+    'Adds.\\n\\n```pycon\\n>>> 1 + 1\\n2\\n```'
     """
     blocks = text.split("\n\n")
     return "\n\n".join(f"```pycon\n{b}\n```" if b.lstrip().startswith(">>> ") else b for b in blocks)
