@@ -6,11 +6,14 @@ python docs/reference.py    (`make docs` does so, and builds the site from it)
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
+import typer
+from typer.cli import get_docs_for_click
+
 from robgib.attacks import attack_catalogue
+from robgib.cli.app import app
+from robgib.cli.options import show_all
 from robgib.results import SCHEMA, SCHEMA_VERSION
 
 ROOT = Path(__file__).parents[1]
@@ -58,6 +61,13 @@ def attacks() -> str:
     return text + rows(("name", "norm", "parameters", "description"), *cells)
 
 
+def command_line() -> str:
+    """All commands, with every option."""
+    command = typer.main.get_command(app)
+    show_all(command)
+    return get_docs_for_click(obj=command, ctx=typer.Context(command), name="robgib", title="Command line")
+
+
 def copy(folder: str, endings: tuple[str, ...]) -> None:
     """Copy pages and pictures of a folder; links that leave ``docs/`` are made to stay inside the site."""
     for source in sorted((ROOT / folder).rglob("*")):
@@ -79,8 +89,7 @@ def main() -> None:
     shutil.copy(ROOT / LISTED, SITE / LISTED)
     (SITE / "tables.md").write_text(tables(), encoding="utf-8")
     (SITE / "attack-list.md").write_text(attacks(), encoding="utf-8")
-    options = ("--name", "robgib", "--title", "Command line", "--output", str(SITE / "cli.md"))
-    subprocess.run([sys.executable, "-m", "typer", "robgib.cli.app", "utils", "docs", *options], check=True)
+    (SITE / "cli.md").write_text(command_line(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -84,13 +84,20 @@ def visible(text: str) -> str:
 _SHOWN = 40  # names in a message
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str], listing: str = "") -> RobGIBError:
-    """Return the error for an unknown name, with the nearest known one."""
+def unknown_name(
+    kind: str, name: str, known: Iterable[str], listing: str = "", meant: str | None = None
+) -> RobGIBError:
+    """Return the error for an unknown name, with what the user ``meant``, or else the nearest known name.
+
+    >>> str(unknown_name("attack", "pgd", ["pgd-l2", "pgd-linf"], meant="pgd-linf"))
+    "unknown attack 'pgd'; did you mean 'pgd-linf'?"
+    """
     known = sorted(known)
     folded = {k.lower(): k for k in known}
     near = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.5)
     some = ", ".join(known[:_SHOWN]) + (f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else "")
-    hint = f"; did you mean {folded[near[0]]!r}?" if near else f"; known: {some or 'none'}."
+    meant = meant or (folded[near[0]] if near else None)
+    hint = f"; did you mean {meant!r}?" if meant else f"; known: {some or 'none'}."
     return RobGIBError(f"unknown {kind} {name!r}{hint}" + (f" `{listing}` lists them." if listing else ""))
 
 

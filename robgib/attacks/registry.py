@@ -190,7 +190,8 @@ def make_attack(spec: str, default_eps: Mapping[str, float] | None = None, extra
     given = registry.parse_pairs(rest, f"attack {spec!r}")
     entries = attack_catalogue(extra, [name])
     if name not in entries:
-        raise unknown_name("attack", name, entries, "robgib attacks list")
+        forms = [f"{name}-{norm}" for norm in NORMS if f"{name}-{norm}" in entries]  # L-inf first
+        raise unknown_name("attack", name, entries, "robgib attacks list", forms[0] if forms else None)
     entry = entries[name]
     if entry.norm is not None and "norm" in given:
         raise RobGIBError(f"attack {name!r} is defined for the norm {entry.norm}; choose another catalogue entry.")

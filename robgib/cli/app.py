@@ -21,13 +21,13 @@ from robgib.cli.options import at_home
 from robgib.errors import RobGIBError, RobGIBWarning, never_ends, visible
 
 app = typer.Typer(
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="Measure the adversarial robustness of image classifiers, and the information in their layers.",
 )
 app.command()(evaluate.evaluate)
 app.command()(evaluate.report)
+app.command()(evaluate.init)
 app.command()(verify.verify)
 app.command()(train.train)
 app.command()(train.trace)

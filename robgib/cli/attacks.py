@@ -10,7 +10,9 @@ from rich.markup import escape
 from rich.table import Table
 
 import robgib
-from robgib.cli.common import Catalogue, help_when_alone, out
+from robgib.cli.common import Catalogue, help_when_alone, out, show_entry
+from robgib.cli.options import names_of
+from robgib.errors import RobGIBError
 
 app = typer.Typer(help="The attack catalogue.")
 app.callback(invoke_without_command=True)(help_when_alone)
@@ -30,6 +32,24 @@ def attacks_list(catalogue: Catalogue = None) -> None:
         norms = entry.norm or " or ".join(entry.attack.norms)
         table.add_row(*map(escape, (entry.name, norms, parameters, entry.description)))
     out.print(table)
+
+
+@app.command("show")
+def attacks_show(
+    name: Annotated[str, typer.Argument(help="Name in the catalogue.", autocompletion=names_of("attacks"))],
+    catalogue: Catalogue = None,
+) -> None:
+    """Show what an attack does, and its parameters with their values."""
+    extra = list(catalogue or [])
+    robgib.attacks.make_attack(name, extra=extra)  # an unknown name ends with a suggestion
+    entries = robgib.attacks.attack_catalogue(extra)
+    if name not in entries:
+        raise RobGIBError(f"{name!r} is not a name of the catalogue; `robgib attacks list` lists them.")
+    entry = entries[name]
+    eps = "the data set's" if entry.eps is None else f"{entry.eps:g}"
+    norms = entry.norm or " or ".join(entry.attack.norms)
+    heading = f"{name}: {entry.description}\nnorm: {norms}; eps: {eps}"
+    show_entry(entry.attack, heading, entry.parameters, entry.source)
 
 
 @app.command("new")

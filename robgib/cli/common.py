@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
 from rich import console
+from rich.markup import escape
+from rich.table import Table
 from rich.text import Text
 
 from robgib.errors import visible
@@ -74,6 +79,30 @@ TraceEstimators = Annotated[
         help="Estimator of the trace; repeatable.", show_default="imputation; exact where all inputs are listed"
     ),
 ]
+
+
+def show_entry(kind: type[Any], heading: str, given: Mapping[str, Any], source: str) -> None:
+    """Print what a named attack or estimator is: its description, and its parameters with their values.
+
+    Args:
+        kind: its class, a dataclass of parameters.
+        heading: the first line.
+        given: values that its file sets.
+        source: where it is defined.
+    """
+    text = inspect.cleandoc(kind.__doc__ or "").partition("\n>>> ")[0].rstrip()
+    out.print(f"[bold]{escape(heading)}[/bold]\n\n{escape(text)}\n", highlight=False)
+    table = Table()
+    for column in ("parameter", "value", "type"):
+        table.add_column(column, no_wrap=column == "parameter")
+    for parameter in dataclasses.fields(kind):
+        if parameter.init and parameter.name not in ("norm", "eps"):
+            plain = None if parameter.default is dataclasses.MISSING else parameter.default
+            value = str(given.get(parameter.name, plain))
+            table.add_row(*map(escape, (parameter.name, value, str(parameter.type))))
+    if table.row_count:
+        out.print(table)
+    out.print(f"defined in: {escape(source)}", highlight=False, soft_wrap=True)
 
 
 def help_when_alone(context: typer.Context) -> None:

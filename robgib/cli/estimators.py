@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import robgib
-from robgib.cli.common import Catalogue, Quiet, help_when_alone, out
+from robgib.cli.common import Catalogue, Quiet, help_when_alone, out, show_entry
 from robgib.errors import RobGIBError, unknown_name
 from robgib.files import atomic_directory, check_writable
 
@@ -27,6 +27,19 @@ def estimators_list(catalogue: Catalogue = None) -> None:
     for name, entry in robgib.information.estimator_catalogue(list(catalogue or [])).items():
         table.add_row(*map(escape, (name, entry.estimator.bound, entry.description)))
     out.print(table)
+
+
+@app.command("show")
+def estimators_show(
+    name: Annotated[str, typer.Argument(help="Name in the catalogue.")], catalogue: Catalogue = None
+) -> None:
+    """Show what an estimator bounds, where it may be trusted, and its parameters with their values."""
+    known = robgib.information.estimator_catalogue(list(catalogue or []))
+    if name not in known:
+        raise unknown_name("estimator", name, known, "robgib estimators list")
+    entry = known[name]
+    heading = f"{name}: {entry.description}\nbound: {entry.estimator.bound}\n\n{entry.estimator.guide}"
+    show_entry(entry.estimator, heading, entry.parameters, entry.source)
 
 
 def _usable(classes: dict[str, type[robgib.Estimator]], extra: list[Path]) -> list[str]:

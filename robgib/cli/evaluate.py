@@ -14,9 +14,9 @@ from rich.markup import escape
 
 import robgib
 from robgib.cli.common import err, out
-from robgib.cli.options import configuration_text, configured_models, with_options
+from robgib.cli.options import configuration_template, configuration_text, configured_models, names_of, with_options
 from robgib.errors import RobGIBError
-from robgib.files import atomic_directory, cache_folder, check_file, check_writable, digest
+from robgib.files import atomic_directory, cache_folder, check_file, check_writable, digest, write_file
 from robgib.options import AttackOptions, Context, InformationOptions, ModelOptions, ReportOptions, option
 
 CONFIGURATION = "run.yaml"
@@ -43,6 +43,7 @@ def evaluate(
         typer.Argument(
             help="Zoo names, checkpoint files, torchvision:NAME, timm:NAME, hf:ORG/NAME or "
             "robustbench:DATASET/THREAT/NAME.",
+            autocompletion=names_of("zoo"),
             show_default="those of --config",
         ),
     ] = None,
@@ -99,6 +100,7 @@ class _Evaluation:
     def check(self) -> None:
         """Check everything that can be checked before any work."""
         extra = self.context.catalogue
+        self._check_together()
         if not self.models:
             raise RobGIBError("name at least one model, such as digits-cnn; `robgib zoo list` lists the zoo.")
         robgib.runtime.resolve_device(self.context.device)
@@ -122,6 +124,16 @@ class _Evaluation:
         for tracker in self.report.log:
             robgib.reporting.check_tracker(tracker)
         check_writable(self.report.out)
+
+    def _check_together(self) -> None:
+        """Raise where options for checkpoint files meet models that are none."""
+        files = [name for name in self.models if robgib.zoo.is_file(name)]
+        others = [name for name in self.models if name not in files]
+        if files and others and (self.model.arch or self.model.weights_key or self.model.normalize or self.model.mean):
+            raise RobGIBError(
+                f"options such as --arch apply to checkpoint files only; evaluate {', '.join(files)} and "
+                f"{', '.join(others)} in two commands, and write one page with `robgib report RUN RUN`."
+            )
 
     def evaluate(self, name: str, progress: Any) -> None:
         """Load and measure one model, or read its finished run."""
@@ -224,6 +236,18 @@ def _write_study(runs: list[robgib.Run], folder: Path) -> None:
     summary = robgib.results.csv_text(robgib.reporting.summary.summarise(runs))
     (folder / "summary.csv").write_text(summary, encoding="utf-8", newline="")
     robgib.reporting.write_report(runs, folder / "report.html")
+
+
+def init(
+    file: Annotated[Path, typer.Argument(help="The file to write.")] = Path(CONFIGURATION),
+) -> None:
+    """Write a configuration file with every option and its meaning, to edit."""
+    if file.exists():
+        raise RobGIBError(f"{str(file)!r} exists; remove it or give another name.")
+    kinds = (ModelOptions, AttackOptions, InformationOptions, ReportOptions, Context)
+    write_file(file, configuration_template(["digits-cnn"], kinds).encode())
+    out.print(f"Configuration: [bold]{escape(str(file))}[/bold]", soft_wrap=True, highlight=False)
+    out.print(f"[dim]robgib evaluate --config {escape(str(file))}", soft_wrap=True, highlight=False)
 
 
 def report(

@@ -24,9 +24,12 @@ __all__ = [
     "at_home",
     "configuration",
     "configuration_reference",
+    "configuration_template",
     "configuration_text",
     "configured_models",
+    "names_of",
     "section_of",
+    "show_all",
     "with_options",
 ]
 
@@ -59,7 +62,7 @@ def with_options(function: Callable[..., Any]) -> Callable[..., Any]:
     >>> @with_options
     ... def command(*, context: Context): ...
     >>> list(inspect.signature(command).parameters)
-    ['seed', 'device', 'batch_size', 'data_root', 'catalogue']
+    ['seed', 'device', 'batch_size', 'data_root', 'catalogue', 'help_all']
     """
     hints = typing.get_type_hints(function, include_extras=True)
     signature = inspect.signature(function)
@@ -70,9 +73,11 @@ def with_options(function: Callable[..., Any]) -> Callable[..., Any]:
             parameters += [_parameter(f, kind) for kind in [classes[name]] for f in _offered(kind)]
         else:
             parameters.append(parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY))
+    parameters.append(_HELP_ALL)
 
     @functools.wraps(function)
     def call(**given: Any) -> Any:
+        given.pop("help_all", None)
         configured = configuration(given["config"], classes.values()) if given.get("config") else {}
         made = {}
         for name, kind in classes.items():
@@ -86,6 +91,53 @@ def with_options(function: Callable[..., Any]) -> Callable[..., Any]:
     call.__annotations__ = {p.name: p.annotation for p in parameters}
     del call.__wrapped__  # else the signature of the function shows through
     return call
+
+
+def show_all(command: Any) -> None:
+    """Let the help of a command, or of all commands of a group, list every option."""
+    for parameter in command.params:
+        parameter.hidden = False
+    for inner in getattr(command, "commands", {}).values():
+        show_all(inner)
+
+
+def _print_all(context: typer.Context, given: bool) -> None:
+    if given:
+        show_all(context.command)
+        typer.echo(context.get_help())
+        raise typer.Exit
+
+
+_HELP_ALL = inspect.Parameter(
+    "help_all",
+    inspect.Parameter.KEYWORD_ONLY,
+    default=False,
+    annotation=Annotated[
+        bool, typer.Option("--help-all", help="Show every option.", is_eager=True, callback=_print_all)
+    ],
+)
+
+
+def names_of(kind: str) -> Callable[[str], list[str]]:
+    """Return what completes a name of the catalogue, ``zoo`` or ``attacks``, for the shell.
+
+    >>> names_of("zoo")("digits-v")
+    ['digits-vit']
+    """
+
+    def complete(incomplete: str) -> list[str]:
+        return sorted(name for name in registry.yaml_files(kind, ()) if name.startswith(incomplete))
+
+    return complete
+
+
+_RARE = {
+    "beta", "bounds", "catalogue", "class_subset", "codes", "corruptions", "crop", "curve", "data_bounds",
+    "information_samples", "interpolation", "log", "mean", "pmi", "precision", "resize", "sigma", "signs", "std",
+    "unit_groups", "weights_key",
+}  # fmt: skip
+"""Options that ``--help-all`` lists and ``--help`` does not."""
+_NAMES = {"attacks": names_of("attacks")}
 
 
 def _is_options(kind: Any) -> bool:
@@ -110,7 +162,15 @@ def _parameter(field: dataclasses.Field[Any], kind: type[Any]) -> inspect.Parame
     if held is bool and "/" not in flag:
         flag = f"{flag}/--no-{flag[2:]}" if field.default is True else flag
     panel = f"{section_of(kind).capitalize()} options"
-    info = typer.Option(flag, help=how.help, show_default=_shown(field, how), rich_help_panel=panel, **bounds)
+    info = typer.Option(
+        flag,
+        help=how.help,
+        show_default=_shown(field, how),
+        rich_help_panel=panel,
+        hidden=field.name in _RARE,
+        autocompletion=_NAMES.get(field.name),
+        **bounds,
+    )
     return inspect.Parameter(
         field.name,
         inspect.Parameter.KEYWORD_ONLY,
@@ -176,6 +236,8 @@ def configuration(
             continue
         if name not in sections:
             raise unknown_name(f"section of {path}:", str(name), [*sections, "models"])
+        if fields is None:  # all of its options are commented out
+            continue
         if not isinstance(fields, Mapping):
             raise RobGIBError(f"{path}: section {name!r} must map options to values.")
         known = {f.name: option_of(f) for f in dataclasses.fields(sections[name]) if _is_stated(f)}
@@ -231,6 +293,34 @@ def configuration_text(models: Sequence[str], *made: Any) -> str:
         if kept:
             content[section_of(type(one))] = kept
     return yaml.safe_dump(content, sort_keys=False)
+
+
+def configuration_template(models: Sequence[str], kinds: Sequence[type[Any]]) -> str:
+    """Return a configuration file with every option that a file may set, commented out, at its default.
+
+    >>> from robgib.options import Context
+    >>> print(*configuration_template(["digits-cnn"], [Context]).splitlines()[4:8], sep="\\n")
+    # The context of a computation: its seed, its device, and the folders that it reads.
+    context:
+      # Seed of every random number.
+      # seed: 0
+    """
+    lines = [
+        "# Configuration of `robgib evaluate --config FILE`. Remove `# ` before an option to set it; the command line",
+        "# overrides the file. Values are the defaults; null leaves the choice to RobGIB.",
+        f"models: {yaml.safe_dump(list(models), default_flow_style=True).strip()}",
+    ]
+    for kind in kinds:
+        lines += ["", f"# {(kind.__doc__ or '').strip().splitlines()[0]}", f"{section_of(kind)}:"]
+        default = plain_options(kind())
+        for field in _offered(kind):
+            how = option_of(field)
+            if how is None or not how.from_file:
+                continue
+            value = yaml.safe_dump(default[field.name], default_flow_style=True).partition("\n")[0]
+            needs = " Needs --allow-code." if how.runs_code else ""
+            lines += [f"  # {how.help.replace('[red]', '')}{needs}", f"  # {field.name}: {value}"]
+    return "\n".join(lines) + "\n"
 
 
 def configuration_reference(kinds: Sequence[type[Any]]) -> str:

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -23,6 +24,7 @@ __all__ = [
     "build",
     "check_architecture",
     "check_file_architecture",
+    "library_name",
     "load_timm",
     "register_architecture",
     "runs_code",
@@ -84,7 +86,17 @@ def check_architecture(arch: str) -> None:
     elif colon:
         _import_factory(arch)
     else:
-        raise unknown_name("architecture", arch, ARCHITECTURES)
+        raise unknown_name("architecture", arch, ARCHITECTURES, meant=library_name(arch))
+
+
+def library_name(name: str) -> str | None:
+    """Return ``torchvision:NAME`` if torchvision has a network of that name.
+
+    >>> library_name("resnet18")
+    'torchvision:resnet18'
+    """
+    models = load_torchvision().models
+    return f"torchvision:{name}" if name in models.list_models(module=models) else None
 
 
 def _check_library(library: str, name: str) -> None:
@@ -133,7 +145,7 @@ def build(
     elif ":" in arch:
         factory, arguments = _import_factory(arch), ()  # type: ignore[assignment]
     else:
-        raise unknown_name("architecture", arch, ARCHITECTURES)
+        raise unknown_name("architecture", arch, ARCHITECTURES, meant=library_name(arch))
     try:
         known = inspect.signature(factory).parameters
     except ValueError:  # a built-in without a signature
@@ -205,6 +217,10 @@ def load_timm() -> Any:
 
 def _import_factory(arch: str) -> Callable[..., nn.Module]:
     module_name, _, attribute = arch.partition(":")
+    if module_name.endswith(".py"):
+        path = Path(module_name).with_suffix("")
+        named = path.name if path.is_absolute() or ".." in path.parts else ".".join(path.parts)
+        raise RobGIBError(f"--arch {arch!r} names a file; did you mean its module, '{named}:{attribute}'?")
     load_torchvision()  # a factory may import it, or what imports it, and it may need mending
     try:
         here = os.getcwd()

@@ -26,7 +26,7 @@ from robgib import registry
 from robgib.data.dataset import Dataset
 from robgib.data.loaders import check_data
 from robgib.errors import RobGIBError, RobGIBWarning, unknown_name
-from robgib.models.registry import build, check_file_architecture
+from robgib.models.registry import build, check_file_architecture, library_name
 from robgib.training.config import Training
 
 __all__ = [
@@ -283,7 +283,8 @@ def read_recipe(name: str, extra: Sequence[Path] = ()) -> Recipe:
     files = registry.yaml_files("zoo", extra)
     registry.load_plugins(extra)
     if name not in files:
-        raise unknown_name("model", name, files, "robgib zoo list")
+        here = f"./{name}" if Path(name).exists() else None
+        raise unknown_name("model", name, files, "robgib zoo list", here or library_name(name))
     return _read(files[name], extra)
 
 
