@@ -11,7 +11,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any, Literal, Optional
 
 import typer
 import yaml
@@ -118,7 +118,7 @@ _HELP_ALL = inspect.Parameter(
 )
 
 
-def names_of(kind: str) -> Callable[[str], list[str]]:
+def names_of(kind: Literal["attacks", "zoo"]) -> Callable[[str], list[str]]:
     """Return what completes a name of the catalogue, ``zoo`` or ``attacks``, for the shell.
 
     >>> names_of("zoo")("digits-v")
