@@ -48,7 +48,8 @@ def read_folder(path: Path, seed: int, sizing: Sizing | None = None, bounds: Bou
 
     A class is a folder, as torchvision's ImageFolder has it, with all pictures below it. Left out, which one warning
     says, are names that begin with a dot, files whose ending is no picture's, folders inside a class that are symbolic
-    links, and all frames but the first.
+    links, symbolic links to what the folder holds anyway, and all frames but the first. Symbolic links to pictures
+    elsewhere are followed, which the warning says, too.
 
     Only the pictures' heads are read, and not even those where the cache knows the folder: by the names, sizes and
     times of its files.
@@ -69,8 +70,8 @@ def read_folder(path: Path, seed: int, sizing: Sizing | None = None, bounds: Bou
         raise RobGIBError(f"{path} holds train/ but no test/ or val/; give the folder of the test pictures.")
     if tests:
         notes.folders += [str(path / name) for name in sorted(inside - {"train", tests[0]})]
-    unseen = _Pictures(path / tests[0] if tests else path, sizing, bounds, notes)
-    learnt = _Pictures(path / "train", sizing, bounds, notes) if tests and "train" in inside else None
+    unseen = _Pictures(path / tests[0] if tests else path, sizing, bounds, notes, path)
+    learnt = _Pictures(path / "train", sizing, bounds, notes, path) if tests and "train" in inside else None
     if learnt is not None and learnt.classes != unseen.classes:
         raise RobGIBError(f"{path / 'train'} and {path / tests[0]} must hold the same classes.")
     if learnt is not None and learnt.shape != unseen.shape:
@@ -94,6 +95,8 @@ class _Notes:
 
     hidden: list[str] = field(default_factory=list)
     links: list[str] = field(default_factory=list)
+    again: list[str] = field(default_factory=list)
+    followed: list[str] = field(default_factory=list)
     folders: list[str] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
     frames: list[str] = field(default_factory=list)
@@ -105,12 +108,15 @@ class _Notes:
             (self.hidden, "whose names begin with a dot"),
             (self.folders, "that are neither train nor test"),
             (self.links, "that are symbolic links to folders"),
+            (self.again, "that are symbolic links to other pictures of the folder"),
             (self.others, f"without a picture's ending ({', '.join(_ENDINGS)})"),
         )
         left_out = [f"{len(names)} {what} ({_some(names, path)})" for names, what in kinds if names]
         parts = [f"left out: {', '.join(left_out)}"] if left_out else []
         if self.frames:
             parts.append(f"of {len(self.frames)} only the first frame is read ({_some(self.frames, path)})")
+        if self.followed:
+            parts.append(f"{len(self.followed)} are symbolic links to files elsewhere ({_some(self.followed, path)})")
         if self.turned:
             parts.append(
                 f"{len(self.turned)} are rotated by their EXIF orientation ({_some(self.turned, path)}), unlike in "
@@ -126,7 +132,8 @@ def _some(names: Sequence[str], path: Path) -> str:
 
 
 def _folders(path: Path, notes: _Notes | None = None) -> list[Path]:
-    """Return the subfolders by name, without hidden ones and links to a parent."""
+    """Return the subfolders by name, without hidden ones and links to a parent or to one of them."""
+    whole = path.resolve()
     try:
         inside = sorted(p for p in path.iterdir() if p.is_dir())
     except OSError as error:
@@ -136,7 +143,8 @@ def _folders(path: Path, notes: _Notes | None = None) -> list[Path]:
         if one.name.startswith("."):
             if notes:
                 notes.hidden.append(str(one))
-        elif one.is_symlink() and path.resolve().is_relative_to(one.resolve()):  # it would hold all classes
+        elif one.is_symlink() and (whole.is_relative_to(one.resolve()) or one.resolve().is_relative_to(whole)):
+            # It would hold all classes, or another class once more.
             if notes:
                 notes.links.append(str(one))
         else:
@@ -144,8 +152,8 @@ def _folders(path: Path, notes: _Notes | None = None) -> list[Path]:
     return folders
 
 
-def _files_of(folder: Path, notes: _Notes) -> list[str]:
-    """Return the pictures below the folder of a class, in order."""
+def _files_of(folder: Path, notes: _Notes, root: Path) -> list[str]:
+    """Return the pictures below the folder of a class, in order; ``root`` is the folder that the user named."""
     pictures: list[str] = []
 
     def stop(error: OSError) -> None:
@@ -159,12 +167,28 @@ def _files_of(folder: Path, notes: _Notes) -> list[str]:
         inside[:] = sorted(set(inside) - set(links) - set(hidden))
         for name in sorted(set(files) - set(hidden)):
             whole = os.path.join(where, name)
-            (pictures if name.lower().endswith(_ENDINGS) else notes.others).append(whole)
+            if not name.lower().endswith(_ENDINGS):
+                notes.others.append(whole)
+            elif not os.path.islink(whole):
+                pictures.append(whole)
+            elif _is_listed(whole, root):  # under its own class
+                notes.again.append(whole)
+            else:
+                notes.followed.append(whole)
+                pictures.append(whole)
     if not pictures:
         raise RobGIBError(
             f"the class folder {folder} holds no pictures ({', '.join(_ENDINGS)}); remove it, or add pictures."
         )
     return sorted(pictures)
+
+
+def _is_listed(link: str, root: Path) -> bool:
+    """Whether a symbolic link leads to a picture that is below ``root`` anyway."""
+    target, whole = Path(os.path.realpath(link)), root.resolve()
+    if not target.is_relative_to(whole) or not target.name.lower().endswith(_ENDINGS):
+        return False
+    return not any(part.startswith(".") for part in target.relative_to(whole).parts)
 
 
 _Mark = tuple[int, int, int, int, int]
@@ -182,11 +206,11 @@ def _mark(name: str) -> _Mark:
 class _Pictures:
     """The pictures of one folder: a source of images."""
 
-    def __init__(self, folder: Path, sizing: Sizing | None, bounds: Bounds | None, notes: _Notes) -> None:
+    def __init__(self, folder: Path, sizing: Sizing | None, bounds: Bounds | None, notes: _Notes, root: Path) -> None:
         classes = _folders(folder, notes)
         if not classes:
             raise RobGIBError(f"{folder} holds no folders of pictures named for their classes.")
-        listed = [_files_of(one, notes) for one in classes]
+        listed = [_files_of(one, notes, root) for one in classes]
         self._files = [name for names in listed for name in names]
         self._sizing, self._bounds = sizing or Sizing(), bounds
         self.labels = np.repeat(np.arange(len(classes)), [len(names) for names in listed])

@@ -1,5 +1,6 @@
 """Arrays and folders are read as they were meant, or refused in a sentence."""
 
+import shutil
 import struct
 import warnings
 
@@ -163,8 +164,38 @@ class TestFolders:
         save(tmp_path / "elsewhere" / "x.png", 100)
         (pictures / "emu").symlink_to(tmp_path / "elsewhere")
         (pictures / "cat" / "x.png").symlink_to(tmp_path / "elsewhere" / "x.png")
-        data = load_data(f"folder:{pictures}")
+        data, message = told(pictures)
         assert (data.classes, len(data.test)) == (("cat", "dog", "emu"), 8)
+        assert message.endswith("1 are symbolic links to files elsewhere (cat/x.png).")
+
+    def test_links_to_what_is_in_the_folder_anyway_are_left_out(self, pictures, tmp_path):
+        """Such a picture was taken under two labels, without a word."""
+        (pictures / "cat" / "x.png").symlink_to(pictures / "dog" / "0.png")
+        (pictures / "emu").symlink_to("dog")
+        data, message = told(pictures)
+        assert (data.classes, len(data.test)) == (("cat", "dog"), 6)
+        assert "1 that are symbolic links to folders (emu)" in message
+        assert "1 that are symbolic links to other pictures of the folder (cat/x.png)" in message
+
+    def test_links_from_the_test_to_the_training_pictures(self, pictures):
+        (pictures.parent / "all").mkdir()
+        for part in ("train", "test"):
+            shutil.copytree(pictures, pictures.parent / "all" / part)
+        (pictures.parent / "all" / "test" / "cat" / "x.png").symlink_to("../../train/cat/1.png")
+        data, message = told(pictures.parent / "all")
+        assert len(data.test) == 6
+        assert "symbolic links to other pictures of the folder (test/cat/x.png)" in message
+
+    def test_pictures_that_all_lie_in_a_hidden_store(self, pictures):
+        """As git-annex and DVC keep them."""
+        for file in sorted(pictures.glob("*/*.png")):
+            held = pictures / ".store" / f"{file.parent.name}{file.name}"
+            held.parent.mkdir(exist_ok=True)
+            file.rename(held)
+            file.symlink_to(held)
+        data, message = told(pictures)
+        assert len(data.test) == 6
+        assert "6 are symbolic links to files elsewhere" in message
 
     def test_what_is_hidden_or_no_picture_is_left_out_and_said(self, pictures):
         (pictures / ".git").mkdir()
