@@ -17,6 +17,7 @@ __all__ = [
     "sign_test",
     "smallest_correlation",
     "spearman",
+    "weighted_correlation",
     "williams_test",
 ]
 
@@ -165,6 +166,19 @@ def williams_test(r_xy: float, r_zy: float, r_xz: float, samples: int) -> tuple[
         return math.nan, math.nan
     t = (r_xy - r_zy) * math.sqrt((samples - 1) * (1 + r_xz) / below)
     return t, float(2 * stats.t.sf(abs(t), samples - 3))
+
+
+def weighted_correlation(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Pearson's correlation of x and y, each (N,) or (draws, N), under each row of weights (draws, N); NaN where a side
+    is constant.
+
+    >>> weighted_correlation(np.arange(3.0), np.array([0.0, 2.0, 1.0]), np.array([[1.0, 1.0, 0.0]])).round(6).tolist()
+    [1.0]
+    """
+    w = weights / weights.sum(1, keepdims=True)
+    a, b = (v - (w * v).sum(1, keepdims=True) for v in (x, y))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray((w * a * b).sum(1) / np.sqrt((w * a**2).sum(1) * (w * b**2).sum(1)))
 
 
 def smallest_correlation(samples: int, level: float = 0.05, power: float = 0.8) -> float:

@@ -16,7 +16,7 @@ import robgib
 from robgib.cli.common import AllowCode, Catalogue, DataRoot, Quiet, help_when_alone, out
 from robgib.cli.options import with_options
 from robgib.errors import RobGIBError, unknown_name
-from robgib.files import atomic_directory, check_writable
+from robgib.files import atomic_directory, check_file, check_writable, write_file
 from robgib.options import Count, option
 
 app = typer.Typer(help="Studies over many models: plan, run, verdict.")
@@ -47,6 +47,36 @@ def plan(file: File, allow_code: AllowCode = False, data_root: DataRoot = None, 
     out.print(table)
     for sentence in planned.summary:
         out.print(escape(sentence), highlight=False)
+
+
+@app.command()
+def simulate(
+    file: File,
+    draws: Annotated[int, typer.Option("--draws", min=1, help="Simulated studies of each truth.")] = 200,
+    out_file: Annotated[Path | None, typer.Option("--out", help="CSV file of the table.")] = None,
+    allow_code: AllowCode = False,
+    catalogue: Catalogue = None,
+    quiet: Quiet = False,
+) -> None:
+    """Draw studies of the same structure whose truth is known: false positives and power of each rung."""
+    folders = list(catalogue or [])
+    study = robgib.studies.read_study(file, folders)
+    rows = robgib.studies.structure(robgib.studies.cells(study, folders, allow_code=allow_code))
+    if out_file is not None:
+        check_file(out_file)
+    with robgib.runtime.progress_bars(not quiet, always=True) as progress:
+        shares = robgib.studies.simulate(study, rows, draws, progress=progress)
+    table = Table(title=escape(f"{study.name}: {draws} simulated studies of each truth"), title_justify="left")
+    rungs = list(dict.fromkeys(shares["rung"]))
+    for column in ("truth", *rungs):
+        table.add_column(column, justify="left" if column == "truth" else "right")
+    for truth, of in shares.groupby("truth", sort=False):
+        shown = [f"{s:.0%}{'*' if m == 'power' else ''}" for s, m in zip(of["share"], of["meaning"], strict=True)]
+        table.add_row(escape(str(truth)), *shown)
+    out.print(table)
+    out.print("* true of these studies: the power; the others are false positives, to be 5% or less.", highlight=False)
+    if out_file is not None:
+        write_file(out_file, robgib.results.csv_text(shares).encode())
 
 
 @dataclass(frozen=True)

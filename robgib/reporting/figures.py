@@ -335,7 +335,9 @@ def robustness_scatter(summary: pd.DataFrame, estimator: str, partition: str, at
 
 
 def study_scatter(rows: pd.DataFrame, figure_label: str, outcome: str, axis: str) -> str:
-    """A figure against the outcome, a point a model: colours are architectures, shapes are regimes, sizes doses."""
+    """A figure against the outcome, a point a model: colours are architectures, shapes are regimes, sizes strengths;
+    open are models that were left out."""
+    most = max(float(rows["strength"].max()), 1e-12)
     figure = go.Figure()
     architectures, regimes = (list(dict.fromkeys(rows[k])) for k in ("architecture", "regime"))
     for (architecture, regime), g in rows.groupby(["architecture", "regime"], sort=False):
@@ -345,10 +347,14 @@ def study_scatter(rows: pd.DataFrame, figure_label: str, outcome: str, axis: str
                 error_x={"type": "data", "array": 1.96 * g[f"{figure_label}_se"], "thickness": 0.8, "width": 0},
                 error_y={"type": "data", "array": 1.96 * g[f"{outcome}_se"], "thickness": 0.8, "width": 0},
                 marker={
-                    "size": 9, "color": _COLOURS[architectures.index(architecture) % len(_COLOURS)],
-                    "symbol": _SYMBOLS[regimes.index(regime) % len(_SYMBOLS)],
+                    "size": 7 + 8 * g["strength"] / most,
+                    "color": _COLOURS[architectures.index(architecture) % len(_COLOURS)],
+                    "symbol": [
+                        _SYMBOLS[regimes.index(regime) % len(_SYMBOLS)] + ("-open" if out else "")
+                        for out in g["left_out"]
+                    ],
                 },
-                text=[f"{m}, dose {d:g}" for m, d in zip(g["model"], g["dose"], strict=True)],
+                text=[f"{m}, strength {d:g}" for m, d in zip(g["model"], g["strength"], strict=True)],
                 hovertemplate="%{text}: %{x:.3f}, %{y:.3f}",
             )
         )  # fmt: skip

@@ -4,6 +4,7 @@ from robgib.studies.claims import Claim, claim
 from robgib.studies.design import Cell, Figure, Outcome, Study, cells, read_study
 from robgib.studies.engines import ENGINES, Engine
 from robgib.studies.kinds import KINDS, Answer, Plan, StudyKind, open_study
+from robgib.studies.ladder import Question, Rung, ladder
 from robgib.studies.measure import Measured, estimated_seconds, measure, measured_rows, stored
 from robgib.studies.page import (
     STUDY_SCHEMA,
@@ -25,6 +26,7 @@ from robgib.studies.phases import (
     read_phases,
     trace_all,
 )
+from robgib.studies.simulate import simulate, structure
 
 __all__ = [
     "ENGINES",
@@ -41,6 +43,8 @@ __all__ = [
     "Phases",
     "PhasesClaim",
     "Plan",
+    "Question",
+    "Rung",
     "Study",
     "StudyKind",
     "Traced",
@@ -48,6 +52,7 @@ __all__ = [
     "claim",
     "estimated_seconds",
     "followed",
+    "ladder",
     "measure",
     "measured_rows",
     "open_study",
@@ -58,7 +63,9 @@ __all__ = [
     "phases_rows",
     "read_phases",
     "read_study",
+    "simulate",
     "stored",
+    "structure",
     "study_json",
     "study_markdown",
     "study_page",

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -53,6 +53,7 @@ FIGURES = {
     "label_information": "I(Z;Y)",
 }
 """What a study may ask of a layer, and the term of the layers' table that it is."""
+DEFAULT_MEASURES = ("clean_accuracy", "weight_norm", "gradient_norm", "linear_r2")
 Part = Literal["explore", "confirm"]
 Design = TypeVar("Design", bound=BaseModel)
 _RANGE = re.compile(r"\{(\d{1,6})\.\.(\d{1,6})\}")
@@ -198,6 +199,10 @@ class Study(BaseModel):
     information_samples: PositiveInt = 1000
     signs: bool = True
     """Look for signs of failed attacks; models that show one are left out of the verdict."""
+    measures: list[str] = Field(default_factory=lambda: list(DEFAULT_MEASURES))
+    """The baselines that are measured of every model, beside the strength of its training."""
+    least_accuracy: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Clean accuracy below which a network is left out; when not given, those near chance are."""
     seed: NonNegativeInt = 0
 
     @model_validator(mode="after")
@@ -231,7 +236,7 @@ class Cell:
         part: ``explore`` or ``confirm``.
         architecture: its name.
         regime: how it was trained: standard, adversarial, trades, noise, or a penalty.
-        dose: how much of that: eps, the noise's deviation, or the penalty's weight; 0 for standard training.
+        strength: of that: eps, the noise's deviation, or the penalty's weight; 0 for standard training.
         training_seed: of the training.
         control: ``untrained`` (weights left as they are drawn), ``random-labels``, ``permuted-patches``, or none.
     """
@@ -240,7 +245,7 @@ class Cell:
     part: str
     architecture: str
     regime: str
-    dose: float
+    strength: float
     training_seed: int
     control: Control | None = None
 
@@ -407,14 +412,14 @@ def _varied(recipe: Recipe, keys: Mapping[str, Any], values: Sequence[Any]) -> R
 
 
 def _origin(recipe: Recipe) -> tuple[str, str, float, int]:
-    """Architecture, regime, dose and seed of a recipe."""
+    """Architecture, regime, strength and seed of a recipe."""
     training = recipe.training
-    regime, dose = "standard", 0.0
+    regime, strength = "standard", 0.0
     if training.adversary is not None:
-        regime, dose = "trades" if training.adversary.trades else "adversarial", training.adversary.eps
+        regime, strength = "trades" if training.adversary.trades else "adversarial", training.adversary.eps
     elif training.penalty is not None:
-        regime, dose = training.penalty.kind, training.penalty.beta
+        regime, strength = training.penalty.kind, training.penalty.beta
     elif training.noise:
-        regime, dose = "noise", training.noise
+        regime, strength = "noise", training.noise
     architecture = recipe.architecture.name if recipe.architecture else "checkpoint"
-    return architecture, regime, float(dose), training.seed
+    return architecture, regime, float(strength), training.seed

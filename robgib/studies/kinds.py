@@ -96,7 +96,7 @@ class CorrelationStudy:
         study = self.study
         measured = {cell.name: stored(cell, study).is_dir() for cell in self.cells}
         rows = [
-            (c.name, c.part, c.architecture, c.control or c.regime, f"{c.dose:g}", str(c.training_seed),
+            (c.name, c.part, c.architecture, c.control or c.regime, f"{c.strength:g}", str(c.training_seed),
              "yes" if measured[c.name] else "")
             for c in self.cells
         ]  # fmt: skip
@@ -107,7 +107,7 @@ class CorrelationStudy:
         ]
         if not all(measured.values()):
             summary.append(self._duration(data_root))
-        return Plan(study.name, ("model", "part", "architecture", "regime", "dose", "seed", "measured"), rows,
+        return Plan(study.name, ("model", "part", "architecture", "regime", "strength", "seed", "measured"), rows,
                     tuple(summary))  # fmt: skip
 
     def _duration(self, data_root: Path | None) -> str:

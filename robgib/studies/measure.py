@@ -28,6 +28,7 @@ from robgib.results import Run, load_run, save_run
 from robgib.runtime import Progress
 from robgib.studies.design import FIGURES, Cell, Figure, Study
 from robgib.studies.engines import HERE, Engine, Task, finish
+from robgib.studies.strata import FIELD, training_fields, varied_fields
 from robgib.training.loop import accuracy
 from robgib.training.tracing import control
 from robgib.zoo.loading import checkpoint_path, data_of, load_recipe
@@ -41,8 +42,6 @@ __all__ = [
     "stored",
 ]
 
-COVARIATES = ("clean_accuracy", "weight_norm", "gradient_norm", "linear_r2")
-"""What else is known of a model, and may stand behind a correlation."""
 _TIMED = 64  # images of a pass that is timed
 _UNSTATED = 100  # gradients a sample of an attack that does not state them
 _BATCH = 64  # images of one pass
@@ -255,9 +254,10 @@ def measured_rows(study: Study, measured: Sequence[Measured]) -> pd.DataFrame:
             "data": cell.recipe.data,
             "architecture": cell.architecture,
             "regime": cell.control or cell.regime,
-            "dose": cell.dose,
+            "strength": cell.strength,
             "training_seed": cell.training_seed,
             "left_out": one.error,
+            **training_fields(cell.recipe),
         }
         if run is not None:
             row |= _outcome(study, run)
@@ -269,7 +269,9 @@ def measured_rows(study: Study, measured: Sequence[Measured]) -> pd.DataFrame:
             if len(signs) and not one.error:
                 row["left_out"] = "signs of a failed attack: " + ", ".join(dict.fromkeys(signs["name"]))
         rows.append(row)
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    further = [c for c in table if c.startswith(FIELD)]
+    return table.drop(columns=[c for c in further if c not in varied_fields(table)])
 
 
 def _bound(run: Run) -> dict[str, float]:

@@ -14,8 +14,9 @@ from markupsafe import Markup
 from robgib.reporting import figures
 from robgib.reporting.page import page
 from robgib.results import csv_text, plain_rows
-from robgib.studies.claims import Claim
+from robgib.studies.claims import Claim, collapsed
 from robgib.studies.design import Study
+from robgib.studies.ladder import DRAWS, shown_p
 from robgib.studies.phases import Phases, PhasesClaim, Traced
 
 __all__ = [
@@ -28,7 +29,7 @@ __all__ = [
     "study_page",
 ]
 
-STUDY_SCHEMA = 1
+STUDY_SCHEMA = 2
 """Version of what :func:`study_json` writes."""
 
 
@@ -48,40 +49,61 @@ def _cells(table: pd.DataFrame) -> dict[str, Any]:
 
 def _shown(study: Study, claim: Claim) -> list[tuple[str, str, pd.DataFrame]]:
     facts = pd.DataFrame(list(claim.facts.items()), columns=["figure", "value"])
+    correlations = claim.correlations
+    if "p" in correlations:
+        correlations = correlations.assign(
+            p=["" if math.isnan(p) else shown_p(p, DRAWS).removeprefix("= ") for p in correlations["p"]]
+        )
     return [
         (
-            f"Correlations with {study.outcome.noun}",
-            "Spearman's ρ with a 95% interval (bootstrap over groups of models that differ by their seed alone) and "
-            "its permutation p; Holm's correction for the secondary figures; Pearson's and Kendall's coefficients. "
+            "The ladder of evidence",
+            "Goes with: Spearman's ρ over all models; p relabels architectures, strengths and other fields of the "
+            "recipes. At fixed training: among models that differ by their seed alone; p permutes within them. Beyond "
+            "the baselines: the share of the squared error that the figure removes when the baselines predict an "
+            "architecture that they were not fitted on. Intervals are 95%, by a bootstrap over groups of models that "
+            "differ by their seed alone, with ranks taken anew in each draw.",
+            claim.ladder,
+        ),
+        (
+            f"Correlations of figures and baselines with {study.outcome.noun}",
+            "Spearman's ρ with a 95% interval (the same bootstrap) and p by permutation of the models, which takes "
+            "them for independent; Holm's correction for the secondary figures; Pearson's and Kendall's coefficients. "
             "Reliability: the share of the figure's variance over models that is not its own estimation error; "
             "corrected: Pearson's coefficient had both been measured without error (not given where error is most of "
             "the variance, or where it would pass 1: intervals also hold errors that all models share).",
-            claim.correlations,
+            correlations,
         ),
         (
-            "At each level of how the models differ",
-            "The primary figure's correlation with the outcome among models that differ by their seed alone, by the "
-            "dose of their training, and by regime; and its standardised coefficient in a mixed model.",
-            claim.effects,
+            "Agreement of ranks",
+            "Kendall's τ over all models, and given the baselines; Ψ: the mean agreement of models that differ in one "
+            "field alone, by field (Jiang et al. 2020); τ among models that share a field; the share of wrong signs in "
+            "the worst environment, a change of one field from one level to another, and its mean (Dziugaite et al. "
+            "2020).",
+            claim.agreement.set_index("figure").T.rename_axis(None).reset_index(names="")
+            if len(claim.agreement)
+            else claim.agreement,
+        ),
+        (
+            "GIB against IB",
+            "C(X;Z) and I(X;Z) of the same layer, partition and estimator: how alike they are over the models, and "
+            "which goes more with the outcome, whatever its sign. Williams' test compares the magnitudes of Pearson's "
+            "coefficients.",
+            claim.against,
         ),
         (
             "Given what else is known of the models",
-            "Spearman's partial correlation of the primary figure with the outcome.",
+            "Spearman's partial correlation of the primary figure with the outcome given each baseline, and of the "
+            "baseline given the figure.",
             claim.partial,
         ),
         ("With each group left out", "The primary figure's ρ without those models.", claim.without),
-        (
-            "GIB and IB",
-            "Whether the two complexities can be told apart on these models, and whether the bound IB ≤ GIB holds in "
-            "every layer's estimate.",
-            facts,
-        ),
+        ("Power and the bound", "Whether IB ≤ GIB holds in every layer's estimate.", facts),
     ]
 
 
-def _downloads(rows: pd.DataFrame, told: dict[str, Any]) -> dict[str, str]:
+def _downloads(rows: pd.DataFrame, answer: dict[str, Any]) -> dict[str, str]:
     """What a page offers for download, in base 64."""
-    texts = {"csv": csv_text(rows), "json": json.dumps(told)}
+    texts = {"csv": csv_text(rows), "json": json.dumps(answer)}
     return {kind: base64.b64encode(text.encode()).decode() for kind, text in texts.items()}
 
 
@@ -100,12 +122,13 @@ def _head(study: Study | Phases, claim: Claim | PhasesClaim, version: str) -> di
 def study_page(study: Study, rows: pd.DataFrame, claim: Claim, version: str) -> str:
     """Return the page as self-contained HTML: the verdict first, then the design, then the results."""
     primary = study.primary.label
-    told = rows[rows["left_out"] == ""]
-    drawn = {"confirm", "explore"} & set(told["part"])
+    rows = collapsed(study, rows)
+    labels = [primary, *(f.label for f in study.secondary if f.figure in _COMPLEXITIES)]
     plots = [
-        (part, Markup(figures.study_scatter(told[told["part"] == part], primary, "outcome", study.outcome.axis)))
+        (part, Markup(figures.study_scatter(of, label, "outcome", study.outcome.axis)))
         for part in ("confirm", "explore", "control")
-        if (part in drawn or part == "control") and primary in told and len(told[told["part"] == part])
+        for label in (labels if part == "confirm" else labels[:1])
+        if len(of := _drawn(rows, part, label))
     ]
     data = study_json(study, rows, claim, version)
     return page(
@@ -121,6 +144,17 @@ def study_page(study: Study, rows: pd.DataFrame, claim: Claim, version: str) -> 
         **_downloads(rows, data),
         version=version,
     )
+
+
+_COMPLEXITIES = ("gib_complexity", "ib_complexity")
+
+
+def _drawn(rows: pd.DataFrame, part: str, label: str) -> pd.DataFrame:
+    """The models of a part that have the figure: those that count, and those left out as collapsed."""
+    if label not in rows or "outcome" not in rows:
+        return rows.iloc[:0]
+    shown = (rows["left_out"] == "") | rows["left_out"].str.contains("accuracy")
+    return rows[shown & (rows["part"] == part)].dropna(subset=[label, "outcome"])
 
 
 def phases_page(study: Phases, traced: Sequence[Traced], rows: pd.DataFrame, claim: PhasesClaim, version: str) -> str:
@@ -175,7 +209,9 @@ def study_json(study: Study, rows: pd.DataFrame, claim: Claim, version: str) -> 
         "facts": plain_rows(pd.DataFrame([claim.facts]))[0] if claim.facts else {},
         "notes": list(claim.notes),
         "correlations": plain_rows(claim.correlations),
-        "effects": plain_rows(claim.effects),
+        "ladder": plain_rows(claim.ladder),
+        "agreement": plain_rows(claim.agreement),
+        "against": plain_rows(claim.against),
         "partial": plain_rows(claim.partial),
         "without": plain_rows(claim.without),
         "models": plain_rows(rows),

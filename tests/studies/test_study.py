@@ -41,7 +41,7 @@ def test_a_grid_names_its_models_and_tells_where_they_come_from(tmp_path):
     found = {c.name: c for c in cells(study)}
     assert list(found) == ["digits-cnn-at-eps0.02", "digits-cnn-at-eps0.1", "digits-mlp-relu-untrained"]
     one = found["digits-cnn-at-eps0.1"]
-    assert (one.regime, one.dose, one.part, one.recipe.training.epochs) == ("adversarial", 0.1, "confirm", 1)
+    assert (one.regime, one.strength, one.part, one.recipe.training.epochs) == ("adversarial", 0.1, "confirm", 1)
     assert found["digits-mlp-relu-untrained"].part == "control"
     keys = {c.key(study) for c in found.values()}
     assert len(keys) == 3

@@ -1,0 +1,343 @@
+"""The ladder of evidence: does a figure go with an outcome, also at fixed training, also beyond simple baselines?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import statsmodels.api as sm
+from scipy import stats
+from sklearn.preprocessing import StandardScaler
+
+from robgib.statistics import weighted_correlation
+from robgib.studies.strata import axes, cell_of, clusters, relabelled, weighted_ranks
+
+__all__ = [
+    "DRAWS",
+    "LEAST",
+    "RUNGS",
+    "Question",
+    "Rung",
+    "beyond_baselines",
+    "fixed_training",
+    "goes_with",
+    "ladder",
+    "shown_p",
+]
+
+Vector = npt.NDArray[np.float64]
+Status = Literal["reached", "not reached", "opposite", "cannot be told"]
+RUNGS = ("goes with", "at fixed training", "beyond the baselines")
+LEAST = 8
+"""Fewer models than this carry no verdict."""
+DRAWS = 2000
+_LEVEL = 0.05
+_FREE = 5  # degrees of freedom that a regression must leave
+_PENALTIES = np.logspace(-2, 3, 6)
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One rung of the ladder.
+
+    Attributes:
+        name: one of :data:`RUNGS`.
+        status: ``reached``, ``not reached``, ``opposite`` (shown, with the sign opposite to the expected one), or
+            ``cannot be told``.
+        figure: a correlation; on the last rung the share of the out-of-architecture error that the figure removes.
+        low: of its 95% interval.
+        high: of the same.
+        p: of the test.
+        draws: permutations behind p, of which 1 / (draws + 1) is the smallest value; 0 where p is not limited so.
+        sentence: the rung in plain words.
+    """
+
+    name: str
+    status: Status
+    figure: float
+    low: float
+    high: float
+    p: float
+    draws: int
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Question:
+    """What the ladder is asked about.
+
+    Attributes:
+        rows: the models, a row each, with the columns ``outcome`` and ``label``.
+        label: column of the figure.
+        expect: the sign that the claim predicts: 1, −1, or 0 for either.
+        baselines: columns of the baselines.
+    """
+
+    rows: pd.DataFrame
+    label: str
+    expect: int = 0
+    baselines: tuple[str, ...] = ()
+
+    @property
+    def x(self) -> Vector:
+        """The figure, (N,)."""
+        return self.rows[self.label].to_numpy(float)
+
+    @property
+    def y(self) -> Vector:
+        """The outcome, (N,)."""
+        return self.rows["outcome"].to_numpy(float)
+
+
+def shown_p(p: float, draws: int = 0) -> str:
+    """Return p as text; at the floor of a permutation test it is a bound, not a value.
+
+    >>> shown_p(1 / 2001, 2000), shown_p(0.0312, 2000), shown_p(0.0004)
+    ('< 0.0005', '= 0.031', '= 0.0004')
+    """
+    floor = 1 / (draws + 1) if draws else 0.0
+    return f"< {floor:.2g}" if p <= floor * (1 + 1e-9) else f"= {p:.2g}"
+
+
+def ladder(question: Question, rng: np.random.Generator) -> tuple[Rung, ...]:
+    """Return the three rungs. A rung needs those below it: one above a rung that is not reached is not tested.
+
+    A rung that cannot be tested does not hold up the second, whose test is a separate one.
+    """
+    first = goes_with(question, rng)
+    if first.status in ("not reached", "opposite"):
+        below = f"the rung {first.name!r} is not reached in the expected sign"
+        return first, _untested(RUNGS[1], below), _untested(RUNGS[2], below)
+    second = fixed_training(question, rng, _sign(question, first))
+    if second.status != "reached":
+        return first, second, _untested(RUNGS[2], f"the rung {second.name!r} is not reached")
+    return first, second, beyond_baselines(question, rng, _sign(question, second))
+
+
+def _sign(question: Question, below: Rung) -> int:
+    """The sign that a rung must have: the expected one, else that of the rung below."""
+    return question.expect or (int(np.sign(below.figure)) if below.status == "reached" else 0)
+
+
+def _untested(name: str, reason: str) -> Rung:
+    return Rung(name, "not reached", math.nan, math.nan, math.nan, math.nan, 0, f"Not tested: {reason}.")
+
+
+def _unknown(name: str, reason: str) -> Rung:
+    return Rung(name, "cannot be told", math.nan, math.nan, math.nan, math.nan, 0, f"Cannot be told: {reason}.")
+
+
+def _p(observed: float, drawn: Vector, sign: int, every: bool) -> float:
+    """p of an observed correlation against those of permutations: one-sided for a sign, two-sided for 0.
+
+    ``every`` says that all permutations were taken, the identity among them.
+    """
+    score = (lambda r: sign * r) if sign else np.abs
+    hits = int((score(drawn) >= score(np.array(observed)) - 1e-12).sum())
+    return hits / len(drawn) if every else (1 + hits) / (1 + len(drawn))
+
+
+def _status(figure: float, low: float, high: float, p: float, expect: int) -> Status:
+    clear = low > 0 or high < 0
+    if not clear or not p < _LEVEL:
+        return "not reached"
+    return "reached" if expect in (0, int(np.sign(figure))) else "opposite"
+
+
+def goes_with(question: Question, rng: np.random.Generator) -> Rung:
+    """Test the first rung: Spearman's correlation over all models.
+
+    The interval is the bootstrap's over cells, ranks taken anew in each draw. p relabels the levels of the recipes'
+    fields (:func:`~robgib.studies.strata.relabelled`), so that an effect that architectures or strengths have of their
+    own is no evidence.
+    """
+    rows, x, y = question.rows, question.x, question.y
+    rho = float(stats.spearmanr(x, y).statistic)
+    drawn = bootstrap(x, y, resamples(clusters(rows, LEAST), rng))
+    low, high = (float(np.nanquantile(drawn, q)) for q in (0.025, 0.975))
+    cell = cell_of(rows)
+    levels = axes(rows)
+    if levels:
+        frame = pd.DataFrame({"x": x, "y": y, **levels}).groupby(cell, sort=True).mean()
+        mean_x, mean_y = frame["x"].to_numpy(), frame["y"].to_numpy()
+        of = [frame[name].to_numpy().astype(np.int64) for name in levels]
+    else:
+        mean_x, mean_y, of = x, y, [np.arange(len(x))]
+    moved, every = relabelled(mean_x, mean_y, of, DRAWS, rng)
+    own = float(stats.spearmanr(mean_x, mean_y).statistic) if len(mean_x) > 2 else math.nan
+    p = _p(own, moved, _side(question.expect, own), every)
+    if every and len(moved) < 1 / _LEVEL:
+        said = (
+            f"ρ = {rho:+.2f} [{low:+.2f}, {high:+.2f}] over {len(x)} models, of which the architectures and strengths "
+            f"can be relabelled in {len(moved)} ways only; no test at 5% is possible"
+        )
+        return Rung(RUNGS[0], "cannot be told", rho, low, high, p, 0, f"Cannot be told: {said}.")
+    status = _status(rho, low, high, p, question.expect)
+    draws = 0 if every else len(moved)
+    figures = f"ρ = {rho:+.2f} [{low:+.2f}, {high:+.2f}], p {shown_p(p, draws)}, over {len(x)} models"
+    sentence = {
+        "reached": f"The figure goes with the outcome over all models: {figures}.",
+        "opposite": f"The correlation over all models has the sign opposite to the expected one: {figures}.",
+    }.get(status, f"No correlation over all models is shown: {figures}.")
+    return Rung(RUNGS[0], status, rho, low, high, p, draws, sentence)
+
+
+def _side(expect: int, observed: float) -> int:
+    """One side where the correlation has the expected sign; two where it has the other, which nobody predicted."""
+    return expect if expect and expect == int(np.sign(observed)) else 0
+
+
+def fixed_training(question: Question, rng: np.random.Generator, sign: int) -> Rung:
+    """Test the second rung: the correlation among models of one cell, which differ by their seed alone.
+
+    Ranks over all models are centred in each cell. p permutes the outcome within cells; the interval is the
+    bootstrap's over cells (of few cells, over the models in them), ranks and means taken anew in each draw.
+    """
+    cell = cell_of(question.rows)
+    size = np.bincount(cell)[cell]
+    shared = size > 1
+    if not shared.any():
+        return _unknown(RUNGS[1], "no two models share a training")
+    order = np.flatnonzero(shared)[np.argsort(cell[shared], kind="stable")]
+    x, y = question.x[order], question.y[order]
+    of = np.unique(cell[order], return_inverse=True)[1].reshape(-1)
+    cells = int(of.max()) + 1
+    ways = math.prod(math.factorial(int(n)) for n in np.bincount(of))
+    if ways < (1 if sign else 2) / _LEVEL:
+        return _unknown(RUNGS[1], f"{len(x)} models in {cells} groups of one training are too few for a test at 5%")
+    a, b = (centred(stats.rankdata(v)[None], np.ones((1, len(v))), of)[0] for v in (x, y))
+    if a.std() < 1e-12 or b.std() < 1e-12:
+        return _unknown(RUNGS[1], "the figure or the outcome is the same for all models of one training")
+    r = float(np.corrcoef(a, b)[0, 1])
+    keys = rng.random((DRAWS, len(x))) + of  # sorted, they permute within the cells, which lie one after another
+    moved = b[np.argsort(keys, axis=1)] @ a / math.sqrt((a @ a) * (b @ b))
+    p = _p(r, moved, _side(sign, r), every=False)
+    groups = (
+        [np.flatnonzero(of == k) for k in range(cells)] if cells >= LEAST else [np.array([i]) for i in range(len(x))]
+    )
+    counts = resamples(groups, rng)
+    a, b = (centred(weighted_ranks(v, counts), counts, of) for v in (x, y))
+    drawn = weighted_correlation(a, b, counts)
+    low, high = (float(np.nanquantile(drawn, q)) for q in (0.025, 0.975))
+    status = _status(r, low, high, p, sign)
+    figures = (
+        f"r = {r:+.2f} [{low:+.2f}, {high:+.2f}], p {shown_p(p, DRAWS)}, over {len(x)} models in {cells} groups that "
+        "differ by their seed alone"
+    )
+    sentence = {
+        "reached": f"The figure goes with the outcome at fixed training too: {figures}.",
+        "opposite": f"At fixed training the correlation has the opposite sign: {figures}.",
+    }.get(status, f"At fixed training no correlation is shown: {figures}.")
+    return Rung(RUNGS[1], status, r, low, high, p, DRAWS, sentence)
+
+
+def centred(ranks: Vector, counts: Vector, of: npt.NDArray[np.int64]) -> Vector:
+    """Ranks (draws, N) less their mean in each group ``of`` (N,), a row counted ``counts`` (draws, N) times."""
+    member = np.eye(int(of.max()) + 1)[of]
+    total = np.maximum(counts @ member, 1e-12)
+    return np.asarray(ranks - ((ranks * counts) @ member / total)[:, of])
+
+
+def bootstrap(x: Vector, y: Vector, counts: Vector) -> Vector:
+    """Spearman's ρ of each resample: ranks are taken anew in each (:func:`~robgib.studies.strata.weighted_ranks`)."""
+    return weighted_correlation(weighted_ranks(x, counts), weighted_ranks(y, counts), counts)
+
+
+def resamples(groups: Sequence[npt.NDArray[np.int64]], rng: np.random.Generator, draws: int | None = None) -> Vector:
+    """How often each row is drawn (draws, N), whole groups at a time."""
+    member = np.zeros((len(groups), sum(map(len, groups))))
+    for k, rows in enumerate(groups):
+        member[k, rows] = 1.0
+    times = rng.multinomial(len(groups), np.full(len(groups), 1 / len(groups)), size=draws or DRAWS)
+    return np.asarray(times @ member)
+
+
+def beyond_baselines(question: Question, rng: np.random.Generator, sign: int) -> Rung:
+    """Test the last rung: what the figure adds to all baselines.
+
+    Two tests must agree: the figure's partial effect given the baselines and indicators of architecture, strength and
+    every other field (ordinary least squares on ranks, errors robust to unequal variance), and the error with which a
+    ridge regression on the baselines predicts architectures that it was not fitted on, with the figure and without
+    (its penalty chosen among the other architectures).
+    """
+    rows = question.rows
+    baselines = usable_baselines(rows, question.baselines)
+    if not baselines:
+        return _unknown(RUNGS[2], "no baseline was measured on every model")
+    if rows["architecture"].nunique() < 3:
+        return _unknown(RUNGS[2], "fewer than three architectures leave none to predict from the others")
+    effect = partial_effect(rows, question.label, baselines)
+    if math.isnan(effect[0]):
+        return _unknown(
+            RUNGS[2], f"{len(rows)} models are too few for {len(baselines)} baselines and the fields of the recipes"
+        )
+    without, with_it = (prediction_errors(rows, columns) for columns in (baselines, (*baselines, question.label)))
+    gained = without**2 - with_it**2
+    counts = resamples(clusters(rows, LEAST), rng)
+    share = float(gained.sum() / (without**2).sum())
+    drawn = (counts @ gained) / (counts @ without**2)
+    low, high = (float(np.quantile(drawn, q)) for q in (0.025, 0.975))
+    beta, error, p = effect
+    right = p < _LEVEL and (not sign or np.sign(beta) == sign)
+    status: Status = "reached" if right and low > 0 else "not reached"
+    said = (
+        f"given {len(baselines)} baselines and the recipes' fields its standardised effect is {beta:+.2f} ± "
+        f"{1.96 * error:.2f} (p {shown_p(p)}), and it removes {100 * share:.0f}% [{100 * low:.0f}%, {100 * high:.0f}%] "
+        f"of the squared error with which they predict another architecture "
+        f"(RMSE {np.sqrt((without**2).mean()):.3f} → {np.sqrt((with_it**2).mean()):.3f})"
+    )
+    head = "The figure adds to the baselines" if status == "reached" else "It is not shown to add to the baselines"
+    return Rung(RUNGS[2], status, share, low, high, p, 0, f"{head}: {said}.")
+
+
+def usable_baselines(rows: pd.DataFrame, names: Sequence[str]) -> tuple[str, ...]:
+    """Baselines that every model has and that vary."""
+    return tuple(n for n in names if n in rows and np.isfinite(rows[n].astype(float)).all() and rows[n].nunique() > 1)
+
+
+def partial_effect(rows: pd.DataFrame, label: str, baselines: Sequence[str]) -> tuple[float, float, float]:
+    """Standardised effect of a figure on the outcome, its standard error and p, given baselines and recipe fields.
+
+    All are ranks; each field is entered by indicators of its levels. NaN where too few models are left.
+    """
+    y, x = (stats.zscore(stats.rankdata(rows[c])) for c in ("outcome", label))
+    fields = [np.eye(int(level.max()) + 1)[level] for level in axes(rows).values()]
+    given = np.column_stack([np.ones(len(rows)), *(stats.zscore(stats.rankdata(rows[b])) for b in baselines), *fields])
+    rank = int(np.linalg.matrix_rank(given))
+    if len(rows) - rank - 1 < _FREE or np.linalg.matrix_rank(np.column_stack([given, x])) == rank:
+        return math.nan, math.nan, math.nan
+    basis = np.linalg.svd(given, full_matrices=False)[0][:, :rank]
+    fitted = sm.OLS(y, np.column_stack([x, basis])).fit(cov_type="HC3", use_t=True)
+    return float(fitted.params[0]), float(fitted.bse[0]), float(fitted.pvalues[0])
+
+
+def prediction_errors(rows: pd.DataFrame, columns: Sequence[str]) -> Vector:
+    """Errors (N,) of predicting each architecture's outcomes from the other architectures, by ridge regression.
+
+    The penalty is the one that predicts best an architecture left out among those (nested cross-validation).
+    """
+    x, y = rows[list(columns)].to_numpy(float), rows["outcome"].to_numpy(float)
+    group = rows["architecture"].to_numpy()
+    errors = np.zeros(len(y))
+    for held in np.unique(group):
+        train = group != held
+        inner = sum(
+            (_missed(x, y, train & (group != one), train & (group == one)) ** 2).sum(1)
+            for one in np.unique(group[train])
+        )
+        errors[~train] = _missed(x, y, train, ~train)[int(np.argmin(inner))]
+    return errors
+
+
+def _missed(x: Vector, y: Vector, fit: npt.NDArray[np.bool_], test: npt.NDArray[np.bool_]) -> Vector:
+    """Errors (penalties, test models) of ridge regressions on standardised columns, by their closed form."""
+    scale = StandardScaler().fit(x[fit])
+    left, size, right = np.linalg.svd(scale.transform(x[fit]), full_matrices=False)
+    middle = y[fit].mean()
+    shrunk = size / (size**2 + _PENALTIES[:, None]) * (left.T @ (y[fit] - middle))
+    return np.asarray(y[test] - middle - shrunk @ right @ scale.transform(x[test]).T)
