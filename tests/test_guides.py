@@ -174,3 +174,26 @@ def test_examples_of_the_site(file, needs):
     ]
     assert any(example.examples for _, example in examples)
     assert all(doctest.DocTestRunner().run(example).failed == 0 for _, example in examples)
+
+
+def test_the_readme_is_short_and_shows_the_page():
+    assert len(PAGES["README"].split()) <= 900
+    (picture,) = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", PAGES["README"])
+    assert 10_000 < (ROOT / picture).stat().st_size <= 200_000
+
+
+_REWORDED = (
+    "was trained with is said by", "run unasked and are told", "climb a faster form", "hangs most on single pieces",
+    "is no cause",
+)  # fmt: skip
+
+
+def test_sentences_that_readers_stopped_at_do_not_come_back():
+    """In the guide, the program and its page."""
+    texts = {
+        **PAGES,
+        **{str(f): f.read_text(encoding="utf-8") for f in (ROOT / "robgib").rglob("*.*") if f.suffix in (".py", ".j2")},
+    }
+    for name, text in texts.items():
+        plain = " ".join(text.split())
+        assert not [words for words in _REWORDED if words in plain], name
