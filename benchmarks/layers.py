@@ -56,7 +56,7 @@ def main() -> None:
                 of = {r.term: r for r in rows.itertuples()}
                 cells = [
                     ("n/e" if np.isnan(of[t].value) else f"{of[t].value:.2f} ± {(of[t].high - of[t].low) / 2:.2f}")
-                    + (" sat" if of[t].saturated else "")
+                    + (" sat" if of[t].flagged else "")
                     for t in TERMS
                 ]
                 kept = "yes" if of["IB"].value <= of["GIB"].value else "no"

@@ -278,8 +278,8 @@ def _measured(work: _Work, context: Context) -> Run:
     count = int(tables["robustness"]["samples"].iloc[0])
     _number_as_given(tables, drawn)
     reading = [*work.source.get("notes", ()), *_reading(prepared), *_missing(dataset, y[:count])]
-    if estimates.undecided:
-        reading.append(f"{estimates.undecided} images without a finite answer are excluded from information estimates")
+    if estimates.not_finite:
+        reading.append(f"{estimates.not_finite} images without a finite answer are excluded from information estimates")
     reading += estimates.left_out
     config = {
         "request": work.request,

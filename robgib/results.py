@@ -39,6 +39,7 @@ __all__ = [
     "read_csv",
     "save_run",
     "table",
+    "with_present_names",
 ]
 
 SCHEMA_VERSION = 7
@@ -93,11 +94,10 @@ _LAYER = (
 )
 
 
-def _with_interval(name: str, what: str, unit: str = "bits") -> tuple[Column, ...]:
-    return (
-        Column(name, "number", what, unit),
-        Column(f"{name}_low", "number", "lower end of its 95% interval", unit),
-        Column(f"{name}_high", "number", "upper end", unit),
+def _with_interval(name: str, what: str, unit: str = "bits", former: str = "") -> tuple[Column, ...]:
+    return tuple(
+        Column(f"{name}{end}", "number", text, unit, former=f"{former}{end}" if former else "")
+        for end, text in (("", what), ("_low", "lower end of its 95% interval"), ("_high", "upper end"))
     )
 
 
@@ -221,9 +221,10 @@ SCHEMA: Mapping[str, tuple[Column, ...]] = {
         Column("low", "number", "lower end of its 95% interval", "bits"),
         Column("high", "number", "upper end", "bits"),
         Column(
-            "saturated",
+            "flagged",
             "boolean",
-            "flagged: at the estimator's ceiling, or not learnt in full; the truth may be higher",
+            "whether the estimate is not reliable: at the estimator's ceiling, or for the reason in the note",
+            former="saturated",
         ),
         Column("bound", "text", "relation of the estimate to the truth"),
         Column("resolution", "text", "number of codes or bins, or the noise, that the variables were observed with"),
@@ -233,8 +234,8 @@ SCHEMA: Mapping[str, tuple[Column, ...]] = {
     "features": (
         *_LAYER,
         Column("feature", "text", "name of the input's feature X_i"),
-        *_with_interval("single", "I(X_i;Z)"),
-        *_with_interval("rest", "I(X_-i;Z)"),
+        *_with_interval("single_feature", "I(X_i;Z)", former="single"),
+        *_with_interval("leave_one_out", "I(X_-i;Z)", former="rest"),
         *_with_interval("interaction", "II_i(X;Z)"),
         Column("total", "number", "the same estimator's I(X;Z)", "bits", 3, np.nan),
     ),
@@ -306,20 +307,20 @@ SCHEMA: Mapping[str, tuple[Column, ...]] = {
         *_with_interval("synergy", "S(X;Z), mean over the layers"),
         *_with_interval("gib_depth_compression", "fall of C(X;Z) from its highest layer to the last", "share"),
         *_with_interval("ib_depth_compression", "fall of I(X;Z) from its highest layer to the last", "share"),
-        Column("saturated", "boolean", "whether any of the figures is flagged"),
+        Column("flagged", "boolean", "whether any of the figures is flagged", former="saturated"),
     ),
     "validation": (
         Column("estimator", "text", "name of the estimator"),
         Column("regime", "text", "kind of task"),
         Column("task", "text", "name of the task"),
         Column("samples", "integer", "samples of one repeat"),
-        Column("figure", "text", "I, S, C, singles or rests; of a network's layer its term"),
+        Column("figure", "text", "I, S, C, single-feature or leave-one-out; of a network's layer its term"),
         Column("truth", "number", "its true value, the mean over repeats", "bits"),
         Column("bias", "number", "mean error", "bits"),
         Column("sd", "number", "standard deviation of the error", "bits"),
         Column("coverage", "number", "95% intervals that contain the truth", "share"),
         Column("null", "number", "shuffled targets whose intervals contain 0", "share"),
-        Column("saturated", "number", "figures that are flagged", "share"),
+        Column("flagged", "number", "figures that are flagged", "share", former="saturated"),
         Column("seconds", "number", "median time of an estimate", "s"),
         Column("repeats", "integer", "draws of the task"),
         Column("claims", "boolean", "whether the estimator claims the regime"),
@@ -722,13 +723,21 @@ _COUNTED = {"I(Z;Y)", "I(X;Z)"}
 """Terms that every layer has."""
 
 
+def with_present_names(frame: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Return a table with columns that have a former name (:attr:`Column.former`) under their present one.
+
+    >>> with_present_names(pd.DataFrame({"single": [0.5]}), "features").columns.tolist()
+    ['single_feature']
+    """
+    columns = (*SCHEMA[name], *(SCHEMA["layers"] if name == "trace" else ()))
+    renamed = {c.former: c.name for c in columns if c.former in frame and c.name not in frame}
+    return frame.rename(columns=renamed)
+
+
 def _read_table(file: Path, name: str, version: int) -> pd.DataFrame:
     if version < _SINCE.get(name, 1) and not file.exists():
         return table(name)
-    frame = read_csv(file)
-    if version < SCHEMA_VERSION:
-        renamed = {c.former: c.name for c in SCHEMA[name] if c.former in frame and c.name not in frame}
-        frame = frame.rename(columns=renamed)
+    frame = with_present_names(read_csv(file), name)
     for column in SCHEMA[name]:
         if column.name not in frame:
             if column.missing is None or version >= column.since:

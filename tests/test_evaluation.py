@@ -80,7 +80,7 @@ def test_layer_terms_are_complete_and_consistent(run):
             assert 0 <= v["v(X;Z)"] <= n
         # What is learnt is shares of the counted I(X;Z), where that is known.
         counted = g[g["term"] == "I(X;Z)"].iloc[0]
-        known = np.isfinite(counted["value"]) and not counted["saturated"]
+        known = np.isfinite(counted["value"]) and not counted["flagged"]
         total = counted["value"] if known else v["learnt I(X;Z)"]
         assert total == pytest.approx(v["C(X;Z)"] + v["S(X;Z)"])
         assert v["GIB"] == pytest.approx(v["I(Z;Y)"] - 0.25 * v["C(X;Z)"])
@@ -108,7 +108,7 @@ def test_what_an_estimator_did_not_learn_is_marked(run):
         if term == "C(X;Z)" and layer not in ("Y", "Ŷ"):
             total, learnt = (table.loc[(partition, layer, t), "value"] for t in ("I(X;Z)", "learnt I(X;Z)"))
             if learnt < 0.9 * total:
-                assert row["saturated"]
+                assert row["flagged"]
                 assert "of the counted I(X;Z) is learnt" in row["note"]
 
 
@@ -119,7 +119,7 @@ def test_feature_table_gives_the_layer_terms_back(run):
     for key, g in features.groupby(keys):
         assert len(g) == int(key[1][-1]) ** 2
         assert g["interaction"].mean() == pytest.approx(values[(*key, "S(X;Z)")])
-        assert (g["single"] + g["rest"]).mean() == pytest.approx(values[(*key, "C(X;Z)")])
+        assert (g["single_feature"] + g["leave_one_out"]).mean() == pytest.approx(values[(*key, "C(X;Z)")])
         assert g["total"].iloc[0] == pytest.approx(values[(*key, "C(X;Z)")] + values[(*key, "S(X;Z)")])
 
 

@@ -109,7 +109,9 @@ def validate_estimators(
         (folder / "estimators.md").write_text(
             robgib.reporting.validation_markdown(kinds, whole, robgib.validation.REGIMES), encoding="utf-8"
         )
-    for name, held in found[~found["figure"].isin(["singles", "rests"])].groupby("estimator", sort=False):
+    for name, held in found[~found["figure"].isin(["single-feature", "leave-one-out"])].groupby(
+        "estimator", sort=False
+    ):
         table = Table(title=f"{name} against the truth, {repeats} repeats (bits)", title_justify="left")
         table.add_column("task", overflow="fold")
         table.add_column("figure", no_wrap=True)

@@ -52,7 +52,7 @@ class Binned(Estimator):
         "Its figures are information between codes: exact for discrete variables while the joint symbols stay well "
         "below the samples, and a lower bound of the information between real variables, often a loose one. It needs "
         "no model and fails visibly: where chance alone reaches half of the ceiling, or a count comes within 5% of "
-        "log2 of the samples, the figure is marked saturated. Real features too many to count jointly are coded "
+        "log2 of the samples, the figure is flagged. Real features too many to count jointly are coded "
         "by one k-means codebook; those figures compare layers and models at one resolution, but I(X;T) may then lie "
         "below what the layer tells of the label, since the code of X loses more than the code of the layer."
     )
@@ -102,7 +102,7 @@ class Binned(Estimator):
             resolution=f"target {symbols_t} codes, {how}",
             pointwise=pointwise,
             floor=floor,
-            saturated=saturated,
+            flagged=saturated,
             notes=notes,
         )
 

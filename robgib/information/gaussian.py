@@ -141,7 +141,7 @@ class Gaussian(Estimator):
             replicates=terms[1:],
             pointwise=None if problem.weights is None else _pointwise(joint, covariance[0], sizes),
             floor=floor,
-            saturated=(terms[0] >= 0.95 * ceiling) | ((nearest < _SINGULAR) & (terms[0] > 0)) | bent,
+            flagged=(terms[0] >= 0.95 * ceiling) | ((nearest < _SINGULAR) & (terms[0] > 0)) | bent,
             notes=notes,
         )
 

@@ -156,7 +156,7 @@ class Imputation(Estimator):
         pointwise = np.full((rows, 2 * n + 1), np.nan)
         pointwise[:, 0] = _whole(setting, target, found) - base
         pointwise[:, -len(setting.subsets) :] = found.pointwise - base[:, None]
-        counted = None if target.total.saturated else target.total
+        counted = None if target.total.flagged else target.total
         if target.code and counted is not None and setting.weights is None:
             # Here nothing of the total is learnt: what the sample's mean is off from the count is no lack.
             pointwise[:, [0, *range(1 + n, 1 + 2 * n)]] += counted.value - pointwise[:, 0].mean()

@@ -75,7 +75,7 @@ class InfoNCE(Estimator):
         "among K alternatives, held out and calibrated. It takes real targets as they are, without codes, for "
         "dependence of any form and features of many dimensions, at about twice the cost of the probe. It is low for "
         "strong or intricate dependence (by 0.1 bit of 0.5 on additive uniform noise) and can never exceed log2 K, "
-        "near which it is marked saturated; a deterministic target of real values always is unless noise is asked for. "
+        "near which it is flagged; a deterministic target of real values always is unless noise is asked for. "
         "Differences of such bounds, as II and S are, are bounds of nothing. The interval holds what learning lost, as "
         "the gap between seen and held-out samples shows it."
     )
@@ -148,7 +148,7 @@ class InfoNCE(Estimator):
             pointwise=pointwise,
             floor=learning_floor((masks @ widths.float()).numpy() * target.shape[1], samples),
             missing=missing,
-            saturated=saturated,
+            flagged=saturated,
             notes=notes,
         )
 

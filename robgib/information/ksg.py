@@ -63,8 +63,8 @@ class KSG(Estimator):
     Limits: the density is taken as even over a neighbourhood, which fails where the dependence is strong (Gao,
     Ver Steeg & Galstyan 2015) or the dimension high; then the figure is low. That error goes as ρ², or as
     k^(2/d) in d dimensions, so that (I(k) − I(4k))/(4^(2/d) − 1) tells what smaller neighbourhoods would add:
-    0.8 to 2 times the measured shortfall. It is in the intervals, and above 0.1 bits the figure is marked
-    saturated.
+    0.8 to 2 times the measured shortfall. It is in the intervals, and above 0.1 bits the figure is
+    flagged.
 
     Fields:
         k: neighbours. More are steadier and blur more.
@@ -83,7 +83,7 @@ class KSG(Estimator):
         "target dimension, or two feature dimensions and classes, from some thousand samples on. With every further "
         "dimension it reads low, as it does where the dependence is strong: already three real dimensions cost up to "
         "0.07 bit at 2,000 samples, and the interval does not cover that. It therefore claims no regime as a whole. "
-        "A figure that smaller neighbourhoods would still raise is marked saturated."
+        "A figure that smaller neighbourhoods would still raise is flagged."
     )
     k: Count = 4
     noise: NonNegative = 0.0
@@ -145,7 +145,7 @@ class KSG(Estimator):
             resolution=f"{self.k} nearest neighbours, {of_target}{added}",
             pointwise=terms + _SHARED * (pointwise - terms),
             floor=floor,
-            saturated=saturated,
+            flagged=saturated,
             notes=self._notes(not dims_t and not codes_t.any(), saturated),
         )
 

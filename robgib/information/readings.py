@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,15 +15,16 @@ from robgib.information.activations import without_units
 from robgib.information.base import Estimator
 from robgib.information.discrete import adjusted_information
 from robgib.information.estimate import Estimate
-from robgib.information.views import Codebook, NoisyLayer, Target
+from robgib.information.observer import LayerView, Observation, Resolution
+from robgib.information.views import NOISE, RATE
 
 __all__ = [
     "RESOLUTIONS",
     "SUBSET",
     "UNIT_TERMS",
+    "code_variants",
     "noise_terms",
     "subset_synergy",
-    "swept",
     "unit_terms",
 ]
 
@@ -37,73 +39,59 @@ _IMAGES = 500  # that they are tried on
 _NOISY = 2000  # samples of a mixture: its cost goes with their square
 
 
-def swept(
-    now: Mapping[str, Array],
-    then: Mapping[str, Array],
-    y: Array,
-    weights: Array | None,
-    dims: int,
-    codes: int,
-    seed: int,
-) -> tuple[dict[str, Codebook], dict[str, Target], dict[str, tuple[str, str]]]:
-    """Layers in codes of half and of twice as many symbols.
-
-    Returns:
-        The codebooks and the targets by name, and by the same names the layer and which of :data:`RESOLUTIONS` it is.
-    """
-    books: dict[str, Codebook] = {}
-    targets: dict[str, Target] = {}
-    of: dict[str, tuple[str, str]] = {}
-    for how, size in zip(RESOLUTIONS, (max(2, codes // 2), 2 * codes), strict=True):
-        for layer, fit in then.items():
-            if size > len(fit):
-                continue
-            name = f"{layer}\n{how}"  # no module is called so
-            books[name] = Codebook.fit(fit, dims, size, seed)
-            targets[name] = books[name].target(name, now[layer], fit, y, weights)
-            of[name] = (layer, how)
-    return books, targets, of
+def code_variants(fit: Mapping[str, Array], resolution: Resolution) -> list[LayerView]:
+    """Fit codes of half and of twice as many symbols (:data:`RESOLUTIONS`) on the layers' activations (M, …)."""
+    sizes = (max(2, resolution.codes // 2), 2 * resolution.codes)
+    return [
+        LayerView(layer, replace(resolution, codes=size).fit(RATE, z), variant)
+        for variant, size in zip(RESOLUTIONS, sizes, strict=True)
+        for layer, z in fit.items()
+        if size <= len(z)
+    ]
 
 
 def noise_terms(
-    z: Array, fit: Array, y: Array, dims: int, sigma: float, beta: float, seed: int, weights: Array | None = None
+    observation: Observation, layer: str, resolution: Resolution, beta: float, weights: Array | None = None
 ) -> list[dict[str, Any]]:
-    """I(X;Z) and the IB of a layer in its ``noise`` view, where both can move: that of a code is the rate chosen."""
+    """I(X;Z) and the IB of a layer in its ``noise`` view, where both are free; in the ``rate`` view, the code's size
+    limits I(X;Z)."""
     few = slice(_NOISY)
-    target = NoisyLayer.fit(fit, dims, sigma, seed).target(
-        "", z[few], fit[few], y[few], None if weights is None else weights[few]
-    )
+    z, fit, y = observation.values[layer][few], observation.fit[layer], observation.inputs.y[few]
+    target = resolution.fit(NOISE, fit).target("", z, fit[few], y, None if weights is None else weights[few])
     total, label = target.total, target.label
     half = float(np.hypot((label.high - label.low) / 2, beta * (total.high - total.low) / 2))
     ib = label.value - beta * total.value
-    full = label.saturated or total.saturated
     notes = "; ".join(dict.fromkeys([*target.notes, *filter(None, [total.note])]))
+    objective = Estimate(ib, ib - half, ib + half, label.flagged or total.flagged)
     return [
-        _row("I(X;Z) noise", total, target.resolution, len(z[few]), "counted", notes),
-        _row("IB noise", Estimate(ib, ib - half, ib + half, full), target.resolution, len(z[few]), "counted", notes),
+        _row("I(X;Z) noise", total, target.resolution, len(z), "counted", notes),
+        _row("IB noise", objective, target.resolution, len(z), "counted", notes),
     ]
 
 
 def unit_terms(
-    estimator: Estimator, z: Array, fit: Array, y: Array, y_fit: Array, groups: int, weights: Array | None
+    estimator: Estimator, observation: Observation, layer: str, groups: int, weights: Array | None = None
 ) -> list[dict[str, Any]]:
-    """S(Z;Y) and C(Z;Y): groups of a layer's units (N, U, …) as features, the label as target.
+    """S(Z;Y) and C(Z;Y): groups of a layer's units as features, the label as target.
 
-    Of an estimator that runs the network the rows say why they hold nothing.
+    For an estimator that runs the network, the rows are not estimable and say why.
     """
+    z, fit, inputs = observation.values[layer], observation.fit[layer], observation.inputs
     if estimator.runs_network:
         note = (
             f"{' and '.join(UNIT_TERMS)} need an estimator of variables, such as binned or probe: {estimator.name} "
-            "replaces pieces of the input, which a layer's units are not"
+            "replaces pieces of the input, and a layer's units are not pieces of the input"
         )
         nothing = Estimate(np.nan, np.nan, np.nan)
         return [_row(term, nothing, f"{groups} groups of units", len(z), estimator.bound, note) for term in UNIT_TERMS]
     units = estimator.of_units(z, fit, groups)
-    found = estimator.estimate(units.values, y, fit_features=units.fit, fit_target=y_fit, weights=weights)
-    where, notes = f"{units.resolution}; {found.resolution}", "; ".join(found.notes)
+    result = estimator.estimate(
+        units.values, inputs.y, fit_features=units.fit, fit_target=inputs.y_fit, weights=weights
+    )
+    resolution, notes = f"{units.resolution}; {result.resolution}", "; ".join(result.notes)
     return [
-        _row(term, e, where, found.samples, found.bound, notes)
-        for term, e in zip(UNIT_TERMS, (found.synergy, found.complexity), strict=True)
+        _row(term, e, resolution, result.samples, result.bound, notes)
+        for term, e in zip(UNIT_TERMS, (result.synergy, result.complexity), strict=True)
     ]
 
 
@@ -170,7 +158,7 @@ def _row(term: str, e: Estimate, resolution: str, samples: int, bound: str, note
         "value": e.value,
         "low": e.low,
         "high": e.high,
-        "saturated": e.saturated,
+        "flagged": e.flagged,
         "bound": bound,
         "resolution": resolution,
         "samples": samples,

@@ -83,8 +83,8 @@ class Renyi(Estimator):
         "one width it needs no codes and no model, sees dependence of any form, and converges: held here against "
         "its own closed form for Gaussian variables, which the regime *kernel* is. Use it to compare layers and models "
         "at one width, never beside another estimator's bits. It costs two eigenvalue problems per term and block, so "
-        "that all features cost about n/1.5 times one information, which no arrangement avoids. A figure is marked "
-        "saturated where chance alone reaches half of its ceiling, or the kernels are all but the identity."
+        "that all features cost about n/1.5 times one information, which no arrangement avoids. A figure is flagged "
+        "if chance alone reaches half of its ceiling, or the kernels are all but the identity."
     )
     alpha: Positive = 1.01
     width: Positive = 1.5
@@ -134,7 +134,7 @@ class Renyi(Estimator):
             problem=problem,
             resolution=self._resolution(data, [len(b) for b in blocks], float(short.max())),
             replicates=terms + np.sqrt(size / (size - 1)) * deviations,  # as the jackknife's formula takes them
-            saturated=saturated,
+            flagged=saturated,
             notes=_notes(data, saturated),
         )
 

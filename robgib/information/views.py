@@ -30,10 +30,10 @@ __all__ = [
     "Bins",
     "Codebook",
     "Dominance",
+    "FittedView",
     "Network",
     "NoisyLayer",
     "Rescaled",
-    "Seen",
     "Target",
     "View",
     "count_information",
@@ -105,7 +105,7 @@ def mark_processing(
                 "the label, so that I(Z;Y) is no less, and the view of the layer loses it"
             )
             note = "; ".join(filter(None, [target.label.note, note]))
-            marked[i] = replace(target, label=replace(target.label, saturated=True, note=note))
+            marked[i] = replace(target, label=replace(target.label, flagged=True, note=note))
     return marked
 
 
@@ -129,7 +129,7 @@ class Network:
     codes: Callable[[Tensor], Mapping[str, Array]]
 
 
-class Seen(Protocol):
+class FittedView(Protocol):
     """A view of one layer, fitted once: from activations (N, …) to T."""
 
     @property
@@ -198,7 +198,7 @@ def _marked(target: Target, dominance: Dominance | None, what: str) -> Target:
     """A target of a view that sees little but a few large units, marked."""
     if dominance is None:
         return target
-    label = replace(target.label, saturated=True)
+    label = replace(target.label, flagged=True)
     return replace(target, label=label, notes=(*target.notes, f"{dominance}: {what}"))
 
 
@@ -246,7 +246,7 @@ class Codebook:
         return np.asarray(((self.centres**2).sum(1) - 2 * scores @ self.centres.T).argmin(1))
 
     def target(self, name: str, z: Array, fit: Array, y: Array, weights: Array | None = None) -> Target:
-        """See :meth:`Seen.target`."""
+        """See :meth:`FittedView.target`."""
         size, classes = len(self.centres), len(np.unique(y))
         resolution = f"k-means code of {size} symbols on {self.projection.dims} components"
         made = self.counted(name, self(z), self(fit), y, weights, RATE, resolution)
@@ -302,7 +302,7 @@ class Bins:
         return relabel(np.clip(share * self.count, 0, self.count - 1).astype(np.int64))
 
     def target(self, name: str, z: Array, fit: Array, y: Array, weights: Array | None = None) -> Target:
-        """See :meth:`Seen.target`: everything is counted, and nothing is estimated."""
+        """See :meth:`FittedView.target`: everything is counted, and nothing is estimated."""
         codes = self(z)
         h = entropy_estimate(codes, weights, exact=True)
         both = entropy_estimate(relabel(np.stack([codes, y], 1)), weights, exact=True)
@@ -350,7 +350,7 @@ class NoisyLayer:
         return np.asarray(scores + self.sigma * self.scale * rng.standard_normal(scores.shape))
 
     def target(self, name: str, z: Array, fit: Array, y: Array, weights: Array | None = None) -> Target:
-        """See :meth:`Seen.target`: both informations are those of mixtures."""
+        """See :meth:`FittedView.target`: both informations are those of mixtures."""
         scores, width = self.projection(z), self.sigma * self.scale
         codes = relabel(np.asarray(y))
         rng = np.random.default_rng([self.seed, _SALT, 2])
@@ -376,12 +376,12 @@ class Rescaled:
     The same function may be computed by layers of different scale, each undone by the weights after it.
 
     Attributes:
-        seen: the view, fitted on such units.
+        fitted: the view, fitted on such units.
         centre: the layer's mean (U, …).
         scale: its total standard deviation.
     """
 
-    seen: Seen
+    fitted: FittedView
     centre: Array
     scale: float
 
@@ -393,17 +393,17 @@ class Rescaled:
 
     @property
     def view(self) -> View:
-        """See :attr:`Seen.view`."""
-        return self.seen.view
+        """See :attr:`FittedView.view`."""
+        return self.fitted.view
 
     def __call__(self, z: Array) -> Array:
         """T of the activations (N, …)."""
-        return self.seen((z - self.centre) / self.scale)
+        return self.fitted((z - self.centre) / self.scale)
 
     def target(self, name: str, z: Array, fit: Array, y: Array, weights: Array | None = None) -> Target:
-        """See :meth:`Seen.target`."""
+        """See :meth:`FittedView.target`."""
         ours, theirs = ((part - self.centre) / self.scale for part in (z, fit))
-        return self.seen.target(name, ours, theirs, y, weights)
+        return self.fitted.target(name, ours, theirs, y, weights)
 
 
 def _mean(values: Array, weights: Array | None) -> Estimate:

@@ -127,7 +127,7 @@ def _print_verdict(run: Run, name: str, out: Console) -> None:
 def _standing_out(run: Run) -> list[str]:
     """Which layer depends most on individual features of the input."""
     held = run.layers[(run.layers["term"] == "v(X;Z)") & run.layers["value"].notna() & (run.layers["depth"] >= 0)]
-    held = held[~held["saturated"].astype(bool)]
+    held = held[~held["flagged"].astype(bool)]
     if held.empty:
         return []
     key = held[["estimator", "partition"]].iloc[0]
@@ -164,7 +164,7 @@ def runs_json(runs: Sequence[Run], folders: Sequence[str]) -> dict[str, Any]:
                 "attacks": plain_rows(run.robustness.loc[run.robustness["attack"] != "none", keys]),
                 "signs": plain_rows(run.signs.loc[run.signs["seen"].astype(bool), ["norm", "eps", "name", "detail"]]),
                 "layers": plain_rows(
-                    run.layers[["estimator", "partition", "layer", "view", "term", "value", "low", "high", "saturated"]]
+                    run.layers[["estimator", "partition", "layer", "view", "term", "value", "low", "high", "flagged"]]
                 ),
                 "reading": list(run.config.get("reading", ())),
             }
@@ -205,7 +205,7 @@ def _print_layers(held: pd.DataFrame, title: str, out: Console) -> None:
     if layers:
         told_at = "; ".join(f"{escape(str(n))} {', '.join(f'{v[n]:.2f}' for v in swept.values())}" for n in layers)
         out.print(f"  [dim]v at k/2, k and 2k codes: {told_at}", highlight=False)
-    if held["saturated"].any():
+    if held["flagged"].any():
         out.print("  [dim]*: marked, the truth may be above", highlight=False)
 
 
@@ -213,4 +213,4 @@ def _cell(row: Any) -> str:
     if row.value != row.value:
         return "n/e"
     error = f"\n±{(row.high - row.low) / 2:.2f}" if row.high > row.low else ""  # none where all outcomes are counted
-    return f"{row.value:.2f}" + ("[yellow]*[/]" if row.saturated else "") + error
+    return f"{row.value:.2f}" + ("[yellow]*[/]" if row.flagged else "") + error

@@ -215,7 +215,7 @@ def layer_terms(held: pd.DataFrame) -> str:
                 go.Scatter(
                     x=g["layer"], y=scaled["value"], error_y=_errors(scaled), mode="lines+markers", name=label,
                     legendgroup=label, showlegend=label not in shown, line={"color": colour, "width": 2},
-                    marker={"size": 8, "symbol": ["circle-open" if s else "circle" for s in g["saturated"]]},
+                    marker={"size": 8, "symbol": ["circle-open" if s else "circle" for s in g["flagged"]]},
                     hovertemplate="%{x}: %{y:.3f}",
                 ), 1, column,
             )  # fmt: skip
@@ -225,7 +225,8 @@ def layer_terms(held: pd.DataFrame) -> str:
 
 
 def feature_maps(run: Run) -> str:
-    """Where in the image the layers' information lies: what a patch tells by itself, and what hiding it costs.
+    """Where in the image the layers' information lies: the single-feature information of a
+    patch, and the loss when it is left out.
 
     Shares of I(X;Z) by patch, for some of the layers and the prediction; empty where no patches were measured.
     """
@@ -235,11 +236,13 @@ def feature_maps(run: Run) -> str:
     finest = max(held["partition"].unique(), key=lambda p: int(p.partition(":")[2]))
     grid, held = int(finest.partition(":")[2]), held[held["partition"] == finest]
     kinds = []
-    for label, column in (("tells by itself", "single"), ("hiding it costs", "rest")):
+    for label, column in (("single patch", "single_feature"), ("leave-one-out loss", "leave_one_out")):
         able = [e for e, g in held.groupby("estimator", sort=False) if g[column].notna().any()]
         if able:
-            own = held[held["estimator"] == ("imputation" if column == "rest" and "imputation" in able else able[0])]
-            share = own["single"] / own["total"] if column == "single" else 1 - own["rest"] / own["total"]
+            own = held[
+                held["estimator"] == ("imputation" if column == "leave_one_out" and "imputation" in able else able[0])
+            ]
+            share = own[column] / own["total"] if column == "single_feature" else 1 - own[column] / own["total"]
             kinds.append((label, own.assign(share=share)))
     order = list(dict.fromkeys(held.loc[held["depth"] >= 0].sort_values("depth")["layer"]))
     layers = [order[i] for i in sorted({0, len(order) // 2, len(order) - 1})] if order else []
@@ -292,7 +295,7 @@ def information_plane(runs: Sequence[tuple[str, pd.DataFrame]]) -> str:
                     mode="lines+markers+text", text=[str(i) for i in g["depth"]], textposition="top center",
                     textfont={"size": 11}, customdata=g["layer"], legendgroup=name, showlegend=column == 1,
                     line={"color": _COLOURS[m % len(_COLOURS)], "width": 1.5},
-                    marker={"size": 9, "symbol": ["circle-open" if s else "circle" for s in g["saturated"]]},
+                    marker={"size": 9, "symbol": ["circle-open" if s else "circle" for s in g["flagged"]]},
                     hovertemplate="%{customdata}: complexity %{x:.3f}, prediction %{y:.3f} bits",
                 ), 1, column,
             )  # fmt: skip
@@ -438,7 +441,7 @@ def trace_terms(table: pd.DataFrame, estimator: str) -> str:
                     x=g["epoch"].astype(str), y=g["value"], error_y=_errors(g), mode="lines+markers", name=layer,
                     legendgroup=layer, showlegend=n == 0, line={"color": _COLOURS[d % len(_COLOURS)], "width": 2},
                     marker={"size": 7, "symbol": [_SYMBOLS[d % len(_SYMBOLS)] + ("-open" if s else "")
-                                                  for s in g["saturated"]]},
+                                                  for s in g["flagged"]]},
                     hovertemplate="epoch %{x}: %{y:.3f} bits",
                 ), 1 + n // 2, 1 + n % 2,
             )  # fmt: skip

@@ -109,9 +109,9 @@ def _layer_table(held: pd.DataFrame, terms: Sequence[str]) -> list[dict[str, Any
         cells = []
         for t in terms:
             r = by_term.get(t)
-            told = {"text": "", "saturated": False}
+            told = {"text": "", "flagged": False}
             if r is not None:
-                told = {"text": _bits(r.value, r.low, r.high), "saturated": bool(r.saturated)}
+                told = {"text": _bits(r.value, r.low, r.high), "flagged": bool(r.flagged)}
             cells.append(told)
         notes = dict.fromkeys(note for r in g.itertuples() for note in str(r.note).split("; ") if note)
         rows.append({"layer": layer, "cells": cells, "note": "; ".join(notes)})
@@ -133,7 +133,7 @@ def _words(run: Run) -> list[dict[str, Any]]:
     for layer, g in held.sort_values("depth", kind="stable").groupby("layer", sort=False):
         best = {}
         for term in ("I(X;Z)", "I(Z;Y)", "r(X;Z)", "v(X;Z)"):
-            rows = g[(g["term"] == term) & g["value"].notna()].sort_values("saturated", kind="stable")
+            rows = g[(g["term"] == term) & g["value"].notna()].sort_values("flagged", kind="stable")
             if term == "v(X;Z)" and (rows["estimator"] == "imputation").any():
                 rows = rows[rows["estimator"] == "imputation"]
             best[term] = rows.iloc[0] if len(rows) else None
@@ -145,7 +145,7 @@ def _words(run: Run) -> list[dict[str, Any]]:
             if row is None or not n:
                 return ""
             half = (row["high"] - row["low"]) / 2 / n
-            return f"{100 * row['value'] / n:.0f} ± {100 * half:.0f}%" + ("*" if row["saturated"] else "")
+            return f"{100 * row['value'] / n:.0f} ± {100 * half:.0f}%" + ("*" if row["flagged"] else "")
 
         told.append(
             {
@@ -203,7 +203,7 @@ def _estimators(runs: Sequence[Run], names: Sequence[str], summary: Any) -> list
                 "plane": Markup(figures.information_plane([(n, t) for _, n, t in here])),
                 "models": models,
                 "scatters": scatters,
-                "saturated": bool(any(t["saturated"].any() for _, _, t in here)),
+                "flagged": bool(any(t["flagged"].any() for _, _, t in here)),
             }
         )
     return found

@@ -102,7 +102,7 @@ def summarise(runs: Sequence[Run]) -> pd.DataFrame:
                 g = wide[term]
                 triple = compression_interval(list(g["value"]), list(g["low"]), list(g["high"]))
                 figures |= {key: triple[0], f"{key}_low": triple[1], f"{key}_high": triple[2]}
-            saturated = bool(held[held["term"].isin(FIGURES.values())]["saturated"].any())
+            flagged = bool(held[held["term"].isin(FIGURES.values())]["flagged"].any())
             for attack in attacks.itertuples():
                 rows.append(
                     {
@@ -116,7 +116,7 @@ def summarise(runs: Sequence[Run]) -> pd.DataFrame:
                         "robust_low": attack.low,
                         "robust_high": attack.high,
                         **figures,
-                        "saturated": saturated,
+                        "flagged": flagged,
                     }
                 )
     return table("summary", rows)

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from robgib.errors import RobGIBError
 from robgib.reporting import figures
 from robgib.reporting.page import page
-from robgib.results import column_names, read_csv
+from robgib.results import column_names, read_csv, with_present_names
 
 __all__ = [
     "merge_validations",
@@ -25,6 +25,8 @@ __all__ = [
 ]
 
 _COLUMNS = tuple(column_names("validation"))
+_FORMER_FIGURES = {"singles": "single-feature", "rests": "leave-one-out"}
+"""Figures by their names in older tables."""
 
 
 class Described(Protocol):
@@ -43,9 +45,11 @@ def read_validation(path: Path) -> pd.DataFrame | None:
     if not path.exists():
         return None
     try:
-        table = read_csv(path)
+        table = with_present_names(read_csv(path), "validation")
     except (OSError, ValueError) as error:
         raise RobGIBError(f"{path} is not a validation's table ({error}); leave --add away to replace it.") from error
+    if "figure" in table:
+        table["figure"] = table["figure"].replace(_FORMER_FIGURES)
     if tuple(table.columns) != _COLUMNS:
         raise RobGIBError(f"{path} is not a validation's table; leave --add away to replace it.")
     return table
@@ -88,7 +92,7 @@ def validation_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
             "sd": "" if np.isnan(r.sd) else f"{r.sd:.3f}",
             "coverage": "" if np.isnan(r.coverage) else f"{100 * r.coverage:.0f}%",
             "null": "" if np.isnan(r.null) else f"{100 * r.null:.0f}%",
-            "saturated": f"{100 * r.saturated:.0f}%" if r.saturated else "",
+            "flagged": f"{100 * r.flagged:.0f}%" if r.flagged else "",
             "seconds": f"{r.seconds:.2f}",
             "claims": r.claims,
             "verdict": r.verdict,
@@ -152,7 +156,8 @@ def validation_markdown(estimators: Sequence[type[Described]], table: pd.DataFra
         "**Verdicts.** A figure *holds* where its 95% interval covers the truth in 90% of the repeats or more, or in "
         "so many that fewer than 90% are not told from chance (5%, one-sided). It is *marked* where it does so but for "
         "figures that carry a mark or a note, *refused* where no figure is given, and *wrong* where it misses and "
-        "does not say so. Variables are judged by I, S, C and by I(X_i;T) (singles) and I(X_-i;T) (rests), pooled "
+        "does not say so. Variables are judged by I, S, C and by I(X_i;T) (single-feature) and I(X_-i;T) "
+        "(leave-one-out), pooled "
         "over the features; layers of networks by the terms that `evaluate` shows, against the truth of the very code "
         "or noise that the layer is seen in. r and v are the degrees of redundancy and vulnerability. A regime in "
         "parentheses is one that the estimator does not claim.",
@@ -182,7 +187,7 @@ def validation_markdown(estimators: Sequence[type[Described]], table: pd.DataFra
     return "\n".join(lines) + "\n"
 
 
-_OF_VARIABLES = ("I", "S", "C", "singles", "rests")
+_OF_VARIABLES = ("I", "S", "C", "single-feature", "leave-one-out")
 _OF_LAYERS = ("I(X;Z)", "I(Z;Y)", "C(X;Z)", "S(X;Z)", "r(X;Z)", "v(X;Z)")
 
 

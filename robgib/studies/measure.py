@@ -342,5 +342,5 @@ def _figure(figure: Figure, run: Run) -> Mapping[str, Any]:
     return {
         "": float(chosen["value"].mean(skipna=False)),
         "_se": float(half / 1.96),
-        "_marked": bool(chosen["saturated"].any()),
+        "_marked": bool(chosen["flagged"].any()),
     }

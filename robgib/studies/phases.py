@@ -19,7 +19,7 @@ from robgib.errors import RobGIBError, unknown_name
 from robgib.files import cache_folder, digest
 from robgib.information.activations import LOGITS
 from robgib.information.registry import make_estimator
-from robgib.results import SCHEMA_VERSION, csv_text, read_csv
+from robgib.results import SCHEMA_VERSION, csv_text, read_csv, with_present_names
 from robgib.runtime import Progress
 from robgib.studies.design import Grid, Models, chosen_recipes, read_design
 from robgib.studies.engines import HERE, Engine, Task, finish
@@ -223,7 +223,9 @@ def _read(network: Followed, study: Phases, error: str) -> Traced:
     folder = network.folder(study)
     if error or not (folder / "trace.csv").is_file():
         return Traced(network, None, None, error=error or "it was not traced")
-    table, compression = (read_csv(folder / name) for name in ("trace.csv", "compression.csv"))
+    table, compression = (
+        with_present_names(read_csv(folder / f"{name}.csv"), name) for name in ("trace", "compression")
+    )
     return Traced(network, table, compression, float(table["test_accuracy"].iloc[-1]))
 
 

@@ -21,7 +21,7 @@ from robgib.information.donors import places
 from robgib.information.exact import Exact
 from robgib.information.features import group_inputs
 from robgib.information.preprocessing import relabel
-from robgib.information.views import RATE, NoisyLayer, Seen, count_information, mixture_information
+from robgib.information.views import RATE, FittedView, NoisyLayer, count_information, mixture_information
 from robgib.validation.known_variables import Vector, gaussian_information, spiral, subset_terms
 
 __all__ = [
@@ -90,7 +90,7 @@ class KnownNetwork:
         y = rng.integers(len(self.classes), size=samples)
         return x + self.classes[y], y
 
-    def truth(self, layer: str, seen: Seen) -> tuple[Vector, float]:
+    def truth(self, layer: str, seen: FittedView) -> tuple[Vector, float]:
         """The 2n+1 terms of a layer in a view (NaN where not known), and what it tells of the label, in bits.
 
         Args:
@@ -144,7 +144,7 @@ class KnownNetwork:
     def _left(
         self,
         of: Callable[[Vector], Vector],
-        seen: Seen,
+        seen: FittedView,
         held: list[int],
         outer: int,
         inner: int,
@@ -169,11 +169,13 @@ class KnownNetwork:
                 bits.append(float(mixture_information(seen.projection(z), seen.sigma * seen.scale, rng).mean()))
         return float(np.mean(bits))
 
-    def _listed(self, of: Callable[[Vector], Vector], seen: Seen) -> Vector:
+    def _listed(self, of: Callable[[Vector], Vector], seen: FittedView) -> Vector:
         """Counted over all inputs there are."""
         x = np.array(np.meshgrid(*[[-1.0, 1.0]] * self.dims)).reshape(self.dims, -1).T
         found = Exact().estimate([relabel(c) for c in x.T], np.asarray(seen(of(x))).astype(np.int64))
-        return np.array([found.total.value, *(e.value for e in found.singles), *(e.value for e in found.rests)])
+        return np.array(
+            [found.total.value, *(e.value for e in found.single_feature), *(e.value for e in found.leave_one_out)]
+        )
 
     def _in_noise(self, layer: str, seen: NoisyLayer) -> float:
         """I(X;T) of Gaussian inputs: in closed form, or that of a mixture of many of them."""

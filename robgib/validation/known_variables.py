@@ -168,7 +168,9 @@ def _known(name: str) -> Callable[[int, np.random.Generator], Sample]:
     def draw(samples: int, rng: np.random.Generator) -> Sample:
         known = known_distributions()[name]
         exact = Exact().estimate(list(known.features.T), known.target)
-        truth = _terms(exact.total.value, [e.value for e in exact.singles], [e.value for e in exact.rests])
+        truth = _terms(
+            exact.total.value, [e.value for e in exact.single_feature], [e.value for e in exact.leave_one_out]
+        )
         return Sample(*known.draw(samples, rng), truth)
 
     return draw
@@ -189,7 +191,9 @@ def _random_discrete(samples: int, rng: np.random.Generator) -> Sample:
         truth = subset_terms((1, 1, 1), of)
     except ImportError:
         exact = Exact(weights).estimate(list(outcomes.T[:3]), outcomes[:, 3])
-        truth = _terms(exact.total.value, [e.value for e in exact.singles], [e.value for e in exact.rests])
+        truth = _terms(
+            exact.total.value, [e.value for e in exact.single_feature], [e.value for e in exact.leave_one_out]
+        )
     rows = outcomes[rng.choice(len(outcomes), size=samples, p=weights)]
     return Sample(list(rows.T[:3]), rows[:, 3], truth)
 

@@ -19,12 +19,13 @@ from scipy import stats
 from torch import Tensor
 
 from robgib.errors import RobGIBError, RobGIBWarning
-from robgib.information.analysis import SIGMA, default_codes, fit_view, term_rows
+from robgib.information.analysis import SIGMA, default_codes, term_rows
 from robgib.information.base import Decomposition, Estimator
 from robgib.information.estimate import Estimate
 from robgib.information.features import group_inputs
 from robgib.information.measures import functionals
-from robgib.information.views import EXACT, NOISE, Network, Seen, View
+from robgib.information.observer import Resolution
+from robgib.information.views import EXACT, NOISE, FittedView, Network, View
 from robgib.results import table
 from robgib.runtime import Progress, end_with
 from robgib.validation.known_networks import KnownNetwork, known_networks
@@ -102,10 +103,11 @@ def validate(
         progress: called after each repeat.
 
     Returns:
-        A row an estimator, task (``NETWORK/LAYER`` of a network) and figure (I, S, C, and ``singles`` and ``rests``
-        pooled; of a layer its terms): mean truth, ``bias`` and ``sd`` of the error in bits, ``coverage`` of the 95%
-        interval, ``null``: share of shuffled targets whose intervals of I and S contain 0, ``saturated``: share of
-        marked figures, ``seconds`` an estimate (of a network: of all its layers), whether the estimator ``claims`` the
+        A row an estimator, task (``NETWORK/LAYER`` of a network) and figure (I, S, C, and ``single-feature`` and
+        ``leave-one-out`` pooled over the features; of a layer its terms): mean truth, ``bias`` and ``sd`` of the error
+        in bits, ``coverage`` of the 95% interval, ``null``: share of shuffled targets whose intervals of I and S
+        contain 0, ``flagged``: share of marked figures, ``seconds`` an estimate (of a network: of all its layers),
+            whether the estimator ``claims`` the
         regime, and the :func:`verdict`.
     """
     rows: list[dict[str, Any]] = []
@@ -135,11 +137,11 @@ class _Trial:
     inside: npt.NDArray[np.bool_]
     marked: npt.NDArray[np.bool_]
     null: tuple[bool, bool] | None
-    saturated: bool
+    flagged: bool
     seconds: float
 
 
-Views = Mapping[str, tuple[Seen, Vector, float]]
+Views = Mapping[str, tuple[FittedView, Vector, float]]
 """Of each layer: how it is seen, its true terms, and the true I(T;Y)."""
 
 
@@ -172,7 +174,7 @@ def _try_variables(estimator: Estimator, task: Task, rng: np.random.Generator) -
     except RobGIBError:
         found = None
     seconds = time.perf_counter() - began
-    names = ("I", *["singles"] * n, *["rests"] * n, *["II"] * n, "S", "C", "slack")
+    names = ("I", *["single-feature"] * n, *["leave-one-out"] * n, *["II"] * n, "S", "C", "slack")
     if found is None:
         nothing = np.full(len(truth), np.nan)
         never = np.zeros(len(truth), bool)
@@ -183,7 +185,7 @@ def _try_variables(estimator: Estimator, task: Task, rng: np.random.Generator) -
         truth,
         *_held(_figures(found), truth, bool(found.notes)),
         (null.total.low <= 0 <= null.total.high, null.synergy.low <= 0 <= null.synergy.high),
-        found.total.saturated or found.synergy.saturated,
+        found.total.flagged or found.synergy.flagged,
         seconds,
     )
 
@@ -191,8 +193,8 @@ def _try_variables(estimator: Estimator, task: Task, rng: np.random.Generator) -
 def _figures(found: Decomposition) -> list[Estimate]:
     return [
         found.total,
-        *found.singles,
-        *found.rests,
+        *found.single_feature,
+        *found.leave_one_out,
         *found.interaction,
         found.synergy,
         found.complexity,
@@ -206,7 +208,7 @@ def _held(
     """Values, whether intervals hold the truth, and whether figures are marked."""
     # Rounding: a figure without any error may differ from the truth in the last digit.
     inside = np.array([e.low - 1e-9 <= t <= e.high + 1e-9 for e, t in zip(figures, truth, strict=True)])
-    return np.array([e.value for e in figures]), inside, np.array([e.saturated or noted for e in figures])
+    return np.array([e.value for e in figures]), inside, np.array([e.flagged or noted for e in figures])
 
 
 @lru_cache(maxsize=100)
@@ -214,8 +216,9 @@ def _views(network: KnownNetwork, view: View) -> Views:
     """A network's layers in one view, fitted once for all repeats, with the truth."""
     x, _ = network.draw(_FIT, np.random.default_rng(1))
     classes = 2 if network.classes is None else len(network.classes)
-    seen = {n: fit_view(view, of(x), _DIMS, default_codes(classes, _FIT), SIGMA, 0) for n, of in network.layers.items()}
-    return {n: (s, *network.truth(n, s)) for n, s in seen.items()}
+    resolution = Resolution(_DIMS, default_codes(classes, _FIT), SIGMA)
+    fitted = {name: resolution.fit(view, layer(x)) for name, layer in network.layers.items()}
+    return {name: (one, *network.truth(name, one)) for name, one in fitted.items()}
 
 
 def _try_network(
@@ -236,20 +239,20 @@ def _try_network(
         shown = {row["term"]: row for row in term_rows(target, decomposition, inputs, 1.0)}
         truth = _layer_truth(terms, label)
         rows = [shown[name] for name in _OF_LAYER]
-        made = [Estimate(r["value"], r["low"], r["high"], r["saturated"]) for r in rows]
+        made = [Estimate(r["value"], r["low"], r["high"], r["flagged"]) for r in rows]
         value, inside, marked = _held(made, truth, False)
         marked |= np.array([bool(r["note"]) for r in rows])
         trials[f"{network.name}/{target.name}"] = _Trial(
-            _OF_LAYER, truth, value, inside, marked, None, any(r["saturated"] for r in rows), seconds
+            _OF_LAYER, truth, value, inside, marked, None, any(r["flagged"] for r in rows), seconds
         )
     return trials
 
 
 def _layer_truth(terms: Vector, label: float) -> Vector:
     n, total = (len(terms) - 1) // 2, terms[0]
-    singles, rests = terms[1 : n + 1], terms[n + 1 :]
-    cost = float((singles + rests).mean())
-    degrees = [float(singles.sum() / total), float((total - rests).sum() / total)]
+    single_feature, leave_one_out = terms[1 : n + 1], terms[n + 1 :]
+    cost = float((single_feature + leave_one_out).mean())
+    degrees = [float(single_feature.sum() / total), float((total - leave_one_out).sum() / total)]
     return np.array([total, label, cost, total - cost, *degrees])
 
 
@@ -313,7 +316,7 @@ def _rows(estimator: Estimator, regime: str, task: str, samples: int, trials: Se
                 "sd": float(np.mean([_spread(e) for e in error.T])),
                 "coverage": float(inside[of][given].mean()) if shown else float("nan"),
                 "null": float(np.mean(nulls)) if nulls else float("nan"),
-                "saturated": float(np.mean([t.saturated for t in trials])),
+                "flagged": float(np.mean([t.flagged for t in trials])),
                 "seconds": float(np.median([t.seconds for t in trials])),
                 "repeats": len(trials),
                 "claims": regime in estimator.regimes,

@@ -15,7 +15,7 @@ def test_known_distributions_from_samples(name):
     found = Binned().estimate(*known.draw(10_000, 0))
     got = (found.total.value, found.synergy.value, found.complexity.value)
     assert got == pytest.approx((known.total, known.synergy, known.complexity), abs=0.02)
-    assert not found.total.saturated
+    assert not found.total.flagged
 
 
 def test_bias_is_corrected_where_the_plug_in_is_far_off():
@@ -55,18 +55,18 @@ def test_crowded_real_features_share_a_codebook_and_are_not_saturated():
     x = [rng.standard_normal((2000, 2)) for _ in range(8)]
     found = Binned().estimate(x, x[0][:, 0] + x[1][:, 0])
     assert "each X_-i by one codebook of" in found.resolution
-    assert not found.total.saturated
-    assert found.singles[0].value > 0.1 > found.singles[5].value
+    assert not found.total.flagged
+    assert found.single_feature[0].value > 0.1 > found.single_feature[5].value
 
 
 def test_crowded_symbols_are_marked_saturated():
     rng = np.random.default_rng(3)
     x = list(rng.integers(2, size=(20, 500)))
     found = Binned().estimate(x, rng.integers(2, size=500))
-    assert found.total.saturated
-    assert found.synergy.saturated
+    assert found.total.flagged
+    assert found.synergy.flagged
     assert found.notes
-    assert not found.singles[0].saturated
+    assert not found.single_feature[0].flagged
 
 
 def test_subset_codes_equal_the_naive_joins():

@@ -39,7 +39,14 @@ def features(name):
 
 
 def figures(found):
-    return [found.total, *found.singles, *found.rests, *found.interaction, found.synergy, found.complexity]
+    return [
+        found.total,
+        *found.single_feature,
+        *found.leave_one_out,
+        *found.interaction,
+        found.synergy,
+        found.complexity,
+    ]
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +80,7 @@ def test_a_constant_feature_tells_nothing(name):
     constant = np.zeros((N, 1), features(name)[0].dtype)
     found = make(name).estimate([*features(name), constant], target(name))
     assert all(np.isfinite(e.value) for e in figures(found))
-    assert found.singles[2].value == pytest.approx(0, abs=0.02)
+    assert found.single_feature[2].value == pytest.approx(0, abs=0.02)
     assert found.interaction[2].low <= 0 <= found.interaction[2].high
 
 
@@ -82,7 +89,7 @@ def test_a_duplicated_feature_is_redundant(name):
     x = features(name)
     found = make(name).estimate([x[0], x[0].copy(), x[1]], target(name))
     for i in (0, 1):
-        single, interaction = found.singles[i], found.interaction[i]
+        single, interaction = found.single_feature[i], found.interaction[i]
         assert np.isfinite(interaction.value)
         assert interaction.low - 1e-9 <= -single.value <= interaction.high + 1e-9
 
@@ -101,10 +108,10 @@ def test_codes_with_as_many_symbols_as_samples_are_no_silent_number(name):
     """Features that number the samples tell a plug-in everything about any target."""
     found = make(name).estimate([np.arange(N), RNG.permutation(N)], LABELS)
     total = found.total
-    unsure = np.isnan(total.value) or total.saturated or total.low <= 0
+    unsure = np.isnan(total.value) or total.flagged or total.low <= 0
     assert unsure, (name, total)
     crowded = make(name).estimate(REAL, np.arange(N)).total
-    assert np.isnan(crowded.value) or crowded.saturated or crowded.low <= np.log2(N), (name, crowded)
+    assert np.isnan(crowded.value) or crowded.flagged or crowded.low <= np.log2(N), (name, crowded)
 
 
 @pytest.mark.parametrize("name", sorted(set(NAMES) - {"exact"}))
@@ -133,7 +140,7 @@ def test_one_pass_equals_separate_fits_of_closed_forms(name, target):
     found = maker.estimate(x, goal)
     joined = [x, *([v] for v in x), *(x[:i] + x[i + 1 :] for i in range(4))]
     alone = [maker.estimate([np.stack(s, 1) if s[0].ndim == 1 else np.hstack(s)], goal).total for s in joined]
-    for mine, naive in zip([found.total, *found.singles, *found.rests], alone, strict=True):
+    for mine, naive in zip([found.total, *found.single_feature, *found.leave_one_out], alone, strict=True):
         if name == "renyi" or (name, target) == ("gaussian", "labels"):
             assert mine.low - 0.01 <= naive.value <= mine.high + 0.01
         else:
@@ -152,8 +159,8 @@ def test_one_masked_network_agrees_with_a_network_a_subset(name, task):
     subsets = [list(range(n)), *([i] for i in range(n)), *([j for j in range(n) if j != i] for i in range(n))]
     x = [v.reshape(len(v), -1) for v in sample.features]
     alone = np.array([maker.estimate([np.hstack([x[i] for i in s])], sample.target).total.value for s in subsets])
-    mine = np.array([e.value for e in (found.total, *found.singles, *found.rests)])
-    half = np.array([e.high - e.low for e in (found.total, *found.singles, *found.rests)]) / 2
+    mine = np.array([e.value for e in (found.total, *found.single_feature, *found.leave_one_out)])
+    half = np.array([e.high - e.low for e in (found.total, *found.single_feature, *found.leave_one_out)]) / 2
     assert (np.abs(mine - alone) <= half + 0.02).all(), np.round(np.stack([mine, alone, sample.truth]), 3)
     synergy = functionals(n)[3 * n + 1] @ alone
     assert found.synergy.low - 0.02 <= synergy <= found.synergy.high + 0.02
@@ -173,7 +180,14 @@ def test_every_estimator_says_what_it_is(name):
 def test_a_constant_target_is_exactly_nothing(name, target):
     options = {"noise": 0.5} if name in ("gaussian", "infonce", "ksg") else {}
     found = make(name, **options).estimate(features(name), target)
-    for e in (found.total, *found.singles, *found.rests, *found.interaction, found.synergy, found.complexity):
+    for e in (
+        found.total,
+        *found.single_feature,
+        *found.leave_one_out,
+        *found.interaction,
+        found.synergy,
+        found.complexity,
+    ):
         assert (e.low, e.value, e.high) == (0, 0, 0)
     assert "one value only" in found.notes[0]
 

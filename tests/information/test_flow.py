@@ -11,7 +11,7 @@ QUICK = Flow(steps=100)
 
 
 def terms(found):
-    return np.array([e.value for e in (found.total, *found.singles, *found.rests)])
+    return np.array([e.value for e in (found.total, *found.single_feature, *found.leave_one_out)])
 
 
 @pytest.mark.slow
@@ -38,7 +38,7 @@ def test_it_learns_what_no_linear_law_has():
     truth = entropy - 0.5 * np.log2(2 * np.pi * np.e * 0.09)
     assert found.total.value > 0.7 * truth
     assert found.total.low <= truth <= found.total.high
-    assert found.singles[1].value == pytest.approx(0, abs=0.03)
+    assert found.single_feature[1].value == pytest.approx(0, abs=0.03)
 
 
 @pytest.mark.slow

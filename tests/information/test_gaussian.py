@@ -50,8 +50,8 @@ def test_bias_and_coverage_on_random_covariances():
             [
                 found.total.low <= total <= found.total.high,
                 found.synergy.low <= synergy <= found.synergy.high,
-                found.singles[1].low <= singles[1] <= found.singles[1].high,
-                found.rests[2].low <= rests[2] <= found.rests[2].high,
+                found.single_feature[1].low <= singles[1] <= found.single_feature[1].high,
+                found.leave_one_out[2].low <= rests[2] <= found.leave_one_out[2].high,
             ]
         )
     assert np.abs(np.mean(errors, 0)).max() < 0.05
@@ -68,7 +68,7 @@ def test_one_pass_equals_separate_fits():
     for i in range(4):
         single = Gaussian().estimate([x[i]], target).total
         rest = Gaussian().estimate([np.hstack([v for j, v in enumerate(x) if j != i])], target).total
-        for one_pass, alone in ((found.singles[i], single), (found.rests[i], rest)):
+        for one_pass, alone in ((found.single_feature[i], single), (found.leave_one_out[i], rest)):
             assert one_pass.value == pytest.approx(alone.value, abs=1e-6)
             assert one_pass.low == pytest.approx(alone.low, abs=1e-6)
 
@@ -146,8 +146,8 @@ class TestClasses:
             values, y, *_ = self.mixture(2000, rng)
             found = Gaussian(seed=seed).estimate([values[:, :2], values[:, 2:]], y)
             # Leaving one of two features out leaves the other.
-            assert found.rests[1].value == pytest.approx(found.singles[0].value, abs=0.01)
-            errors.append([found.total.value - total, found.singles[0].value - single])
+            assert found.leave_one_out[1].value == pytest.approx(found.single_feature[0].value, abs=0.01)
+            errors.append([found.total.value - total, found.single_feature[0].value - single])
             covered.append(found.total.low <= total <= found.total.high)
         assert np.abs(np.mean(errors, 0)).max() < 0.02
         assert np.mean(covered) >= 0.85
@@ -191,9 +191,9 @@ def test_constant_and_duplicated_features():
     x = rng.standard_normal(500)
     target = x + rng.standard_normal(500)
     constant = Gaussian().estimate([x, np.zeros(500)], target)
-    assert constant.singles[1].value == pytest.approx(0, abs=0.01)
+    assert constant.single_feature[1].value == pytest.approx(0, abs=0.01)
     twice = Gaussian().estimate([x, x], target)
-    assert twice.total.saturated
+    assert twice.total.flagged
     assert "near-singular" in twice.notes[0]
     assert np.isfinite(twice.total.value)
 
@@ -203,7 +203,7 @@ def test_a_deterministic_target_is_finite_at_a_noise_level_and_saturated():
     x = rng.standard_normal((1000, 2))
     found = Gaussian(noise=0.01).estimate([x[:, 0], x[:, 1]], x)
     assert found.total.value == pytest.approx(np.log2(101), abs=0.1)
-    assert found.total.saturated
+    assert found.total.flagged
     assert "noise variance 0.01" in found.resolution
 
 
@@ -230,8 +230,8 @@ def test_a_copula_that_is_not_gaussian_is_marked(name, least, most):
     for seed in range(20):
         sample = tasks()[name].draw(2000, np.random.default_rng([seed, 9]))
         found = Gaussian().estimate(sample.features, sample.target)
-        seen.append(found.total.saturated)
-        assert found.total.saturated == any("copula is not Gaussian" in n for n in found.notes)
+        seen.append(found.total.flagged)
+        assert found.total.flagged == any("copula is not Gaussian" in n for n in found.notes)
     assert least <= np.mean(seen) <= most
 
 

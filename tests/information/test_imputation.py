@@ -51,7 +51,7 @@ def test_an_exclusive_or_falls_with_either_input(kind):
     assert layers.loc["I(X;Z)", "value"] == pytest.approx(1, abs=0.01)
     assert layers.loc["v(X;Z)", "value"] == pytest.approx(2, abs=0.05)  # two of four features, each destroys all
     assert layers.loc["v(X;Z)", "value"] >= 2 - 0.02  # a bound from above
-    rests = features.set_index("feature")["rest"]
+    rests = features.set_index("feature")["leave_one_out"]
     assert rests[["input 0", "input 1"]].max() < 0.02
     assert rests[["input 2", "input 3"]].min() > 0.98
 
@@ -79,9 +79,9 @@ def test_singles_complete_the_terms():
     assert layers.loc["r(X;Z)", "value"] == pytest.approx(0, abs=0.05)
     assert layers.loc["S(X;Z)", "value"] == pytest.approx(0.5, abs=0.05)
     assert layers.loc["C(X;Z)", "value"] == pytest.approx(0.5, abs=0.05)
-    assert features["single"].max() < 0.05
+    assert features["single_feature"].max() < 0.05
     layers, features = figures(Copy(), bits(copied=True), "near", singles=True)
-    assert features.set_index("feature").loc[["input 0", "input 1"], "single"].min() > 0.95
+    assert features.set_index("feature").loc[["input 0", "input 1"], "single_feature"].min() > 0.95
 
 
 @pytest.mark.parametrize("certain", [1, 100])

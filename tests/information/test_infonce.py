@@ -23,7 +23,7 @@ def test_gaussian_target_without_codes():
     sample = tasks()["gaussian-row"].draw(2000, np.random.default_rng(0))
     found = InfoNCE(steps=800).estimate(sample.features, sample.target)
     assert "codes" not in found.resolution
-    for figure, truth in zip((found.total, *found.singles, *found.rests), sample.truth, strict=True):
+    for figure, truth in zip((found.total, *found.single_feature, *found.leave_one_out), sample.truth, strict=True):
         assert figure.low <= truth <= figure.high
         assert figure.value > truth - 0.15
 
@@ -44,12 +44,12 @@ def test_a_deterministic_target_is_marked_and_noise_is_a_resolution():
     rng = np.random.default_rng(2)
     x = rng.standard_normal((600, 2))
     plain = InfoNCE(steps=600).estimate([x[:, [0]], x[:, [1]]], x)
-    assert plain.total.saturated
+    assert plain.total.flagged
     assert any("the most that the contrast can show" in n for n in plain.notes)
     assert plain.total.value <= np.log2(120)
     noisy = QUICK.__class__(steps=300, noise=1.0).estimate([x[:, [0]], x[:, [1]]], x)
     assert "noise variance 1" in noisy.resolution
-    assert not noisy.total.saturated
+    assert not noisy.total.flagged
     assert noisy.total.value == pytest.approx(1.0, abs=0.35)  # two coordinates of half a bit each
 
 
@@ -70,7 +70,7 @@ def test_one_class_constant_features_and_too_few_samples():
     assert nothing.total.value == 0
     assert any("one value only" in n for n in nothing.notes)
     found = QUICK.estimate(x, rng.standard_normal(100))
-    assert found.singles[1].value == pytest.approx(0, abs=0.05)
+    assert found.single_feature[1].value == pytest.approx(0, abs=0.05)
     with pytest.raises(RobGIBError, match="too few for the infonce estimator"):
         QUICK.estimate([rng.standard_normal(20)], rng.integers(2, size=20))
 

@@ -31,8 +31,8 @@ def test_one_pass_equals_separate_estimates():
     target = x.sum(1) + rng.standard_normal(400)
     found = KSG().estimate([x[:, 0], x[:, 1]], target)
     for i in range(2):
-        assert found.singles[i].value == pytest.approx(KSG().estimate([x[:, i]], target).total.value, abs=1e-9)
-        assert found.rests[i].value == pytest.approx(found.singles[1 - i].value, abs=1e-9)
+        assert found.single_feature[i].value == pytest.approx(KSG().estimate([x[:, i]], target).total.value, abs=1e-9)
+        assert found.leave_one_out[i].value == pytest.approx(found.single_feature[1 - i].value, abs=1e-9)
 
 
 def test_what_it_cannot_do_is_marked():
@@ -40,7 +40,7 @@ def test_what_it_cannot_do_is_marked():
     x = rng.standard_normal((500, 4))
     with pytest.warns(RobGIBWarning, match="6 real dimensions of features and target, above 3"):
         found = KSG().estimate([x[:, :2], x[:, 2:]], x[:, :2] + 0.001 * rng.standard_normal((500, 2)))
-    assert found.total.saturated
+    assert found.total.flagged
     assert any("outside its regime" in note for note in found.notes)
 
 
@@ -49,7 +49,7 @@ def test_ties_constants_and_few_samples():
     y = rng.integers(2, size=500)
     relu = np.maximum(y + rng.standard_normal(500) - 0.5, 0)
     found = KSG().estimate([relu, np.zeros(500)], y)
-    assert found.singles[1].value == pytest.approx(0, abs=0.05)
+    assert found.single_feature[1].value == pytest.approx(0, abs=0.05)
     assert found.total.value == pytest.approx(Binned().estimate([relu], y).total.value, abs=0.1)
     assert KSG().estimate([relu], np.zeros(500, int)).total.value == pytest.approx(0, abs=1e-9)
     with pytest.raises(RobGIBError, match="too few for 8 neighbours"):
@@ -76,7 +76,7 @@ def test_many_dimensions_are_looked_at_pair_by_pair_and_agree_with_the_tree(monk
     monkeypatch.setattr("robgib.information.ksg._TREE", 99)
     tree = KSG(limit=10).estimate([x[:, :3], x[:, 3:]], y)
     assert pairs.total.value == pytest.approx(tree.total.value, abs=1e-9)
-    assert [e.value for e in pairs.rests] == pytest.approx([e.value for e in tree.rests], abs=1e-9)
+    assert [e.value for e in pairs.leave_one_out] == pytest.approx([e.value for e in tree.leave_one_out], abs=1e-9)
 
 
 def test_what_would_take_minutes_is_refused():

@@ -70,7 +70,7 @@ def distributions(largest_n=4):
 def test_identities_hold_on_every_discrete_distribution(distribution, beta):
     features, target, weights = distribution
     d = Exact(weights).estimate(features, target)
-    singles, rests = [e.value for e in d.singles], [e.value for e in d.rests]
+    singles, rests = [e.value for e in d.single_feature], [e.value for e in d.leave_one_out]
     assert d.total.value == pytest.approx(d.complexity.value + d.synergy.value, abs=1e-10)
     assert [e.value for e in d.interaction] == pytest.approx(
         list(interaction_information(d.total.value, singles, rests)), abs=1e-10
@@ -105,7 +105,7 @@ def test_duplicating_a_feature(distribution):
     features, target, weights = distribution
     before = Exact(weights).estimate(features, target)
     after = Exact(weights).estimate([*features, features[0]], target)
-    own = before.singles[0].value
+    own = before.single_feature[0].value
     assert after.interaction[0].value == pytest.approx(-own, abs=1e-10)
     assert after.interaction[-1].value == pytest.approx(-own, abs=1e-10)
     assert -own <= before.interaction[0].value + 1e-10
@@ -141,9 +141,9 @@ def test_exact_agrees_with_dit(distribution):
     assert found.total.value == pytest.approx(information(joint, list(range(n)), [n]), abs=1e-9)
     for i in range(n):
         rest = [j for j in range(n) if j != i]
-        assert found.singles[i].value == pytest.approx(information(joint, [i], [n]), abs=1e-9)
+        assert found.single_feature[i].value == pytest.approx(information(joint, [i], [n]), abs=1e-9)
         expected = information(joint, rest, [n]) if rest else 0.0
-        assert found.rests[i].value == pytest.approx(expected, abs=1e-9)
+        assert found.leave_one_out[i].value == pytest.approx(expected, abs=1e-9)
 
 
 def test_functionals_are_the_identities():
@@ -211,8 +211,8 @@ class TestWeights:
             known, other = (v + 0.3 * rng.standard_normal(6000) for v in (known, other))
         plain = estimator.estimate([known, other], y)
         weighted = estimator.estimate([known, other], y, weights=pmi_weights(y_hat, y))
-        assert weighted.singles[0].value > plain.singles[0].value + 0.02
-        assert weighted.singles[1].value < plain.singles[1].value - 0.02
+        assert weighted.single_feature[0].value > plain.single_feature[0].value + 0.02
+        assert weighted.single_feature[1].value < plain.single_feature[1].value - 0.02
         assert weighted.total.value == pytest.approx(weighted.complexity.value + weighted.synergy.value)
 
     @pytest.mark.parametrize("estimator", [Binned(), Gaussian()])
@@ -224,7 +224,9 @@ class TestWeights:
         target = target if real else (target > 0).astype(int)
         plain = estimator.estimate(list(x.T), target)
         weighted = estimator.estimate(list(x.T), target, weights=np.full(800, 3.0))
-        assert [e.value for e in weighted.rests] == pytest.approx([e.value for e in plain.rests], abs=1e-9)
+        assert [e.value for e in weighted.leave_one_out] == pytest.approx(
+            [e.value for e in plain.leave_one_out], abs=1e-9
+        )
         assert weighted.synergy.value == pytest.approx(plain.synergy.value, abs=1e-9)
 
     def test_what_cannot_be_weighed_says_so(self):

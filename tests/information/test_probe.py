@@ -66,8 +66,8 @@ def test_a_real_target_is_coded():
     x = rng.standard_normal((1500, 2))
     found = QUICK.estimate([x[:, [0]], x[:, [1]]], x[:, [0]] + 0.1 * rng.standard_normal((1500, 1)))
     assert "target 11 codes" in found.resolution
-    assert found.singles[0].value > 1.5
-    assert abs(found.singles[1].value) < 0.1
+    assert found.single_feature[0].value > 1.5
+    assert abs(found.single_feature[1].value) < 0.1
 
 
 def test_one_class_and_too_few_samples():
@@ -86,9 +86,9 @@ def test_constant_and_duplicated_features():
     y = rng.integers(2, size=600)
     x = y + 0.3 * rng.standard_normal(600)
     found = QUICK.estimate([x, x.copy(), np.zeros(600)], y)
-    assert found.singles[2].value == pytest.approx(0, abs=0.01)
+    assert found.single_feature[2].value == pytest.approx(0, abs=0.01)
     # Either copy alone tells what both do: II = -I of the one.
-    assert found.interaction[0].value == pytest.approx(-found.singles[0].value, abs=0.05)
+    assert found.interaction[0].value == pytest.approx(-found.single_feature[0].value, abs=0.05)
 
 
 @pytest.mark.parametrize("option", ["folds", "width", "steps", "batch"])

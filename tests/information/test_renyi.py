@@ -58,7 +58,7 @@ def test_blocks_agree_with_the_exact_matrix_and_with_the_limit():
     whole, blocks = (Renyi(exact_samples=s).estimate(sample.features, sample.target) for s in (1000, 250))
     assert "4 blocks of 250" in blocks.resolution
     for found in (whole, blocks):
-        for figure, truth in zip((found.total, *found.singles, *found.rests), sample.truth, strict=True):
+        for figure, truth in zip((found.total, *found.single_feature, *found.leave_one_out), sample.truth, strict=True):
             assert figure.low - 0.005 <= truth <= figure.high + 0.005
         assert found.total.high - found.total.low < 0.1
 
@@ -86,8 +86,8 @@ def test_classes_and_real_features():
     y = rng.integers(2, size=500)
     x = [y + 0.3 * rng.standard_normal(500), rng.standard_normal(500)]
     found = QUICK.estimate(x, y)
-    assert found.singles[0].low > 0.2
-    assert abs(found.singles[1].value) < 0.05
+    assert found.single_feature[0].low > 0.2
+    assert abs(found.single_feature[1].value) < 0.05
     assert "not Shannon" in found.notes[0]
 
 
@@ -96,8 +96,8 @@ def test_duplicated_and_constant_features():
     x = rng.standard_normal((400, 1))
     target = x + 0.5 * rng.standard_normal((400, 1))
     found = QUICK.estimate([x, x.copy(), np.zeros((400, 1))], target)
-    assert found.rests[0].value == pytest.approx(found.singles[1].value, abs=0.02)
-    assert found.singles[2].value == 0
+    assert found.leave_one_out[0].value == pytest.approx(found.single_feature[1].value, abs=0.02)
+    assert found.single_feature[2].value == 0
     assert found.interaction[2].value == pytest.approx(0, abs=1e-9)
 
 
@@ -108,7 +108,7 @@ def test_nothing_to_tell_and_too_few():
     assert (one.total.value, one.synergy.value) == (0, 0)
     assert any("one value only" in n for n in one.notes)
     crowded = QUICK.estimate([np.arange(100), np.arange(100) % 7], np.arange(100))
-    assert crowded.total.saturated
+    assert crowded.total.flagged
     with pytest.raises(RobGIBError, match="too few for the renyi estimator"):
         QUICK.estimate([x[0][:20]], x[1][:20])
     weighted = QUICK.estimate(x, rng.integers(2, size=100), weights=rng.random(100))

@@ -31,8 +31,8 @@ def test_entropy_and_its_interval():
     assert entropy_estimate(np.zeros(50, int)).value == 0
     exact = entropy_estimate(np.arange(8), exact=True)
     assert (exact.low, exact.value, exact.high) == (3, 3, 3)
-    assert entropy_estimate(np.arange(300)).saturated
-    assert not entropy_estimate(np.arange(3000) % 40).saturated
+    assert entropy_estimate(np.arange(300)).flagged
+    assert not entropy_estimate(np.arange(3000) % 40).flagged
 
 
 def test_weighted_entropy_is_that_of_the_weighted_law():
@@ -51,7 +51,7 @@ def test_counted_information_of_codes():
     nothing, _ = count_information(rng.permutation(code), y)
     assert nothing.low <= 0 <= nothing.high
     few, notes = count_information(y // 2, y)  # 5 codes for 10 classes: the code's own entropy is all there is
-    assert few.saturated
+    assert few.flagged
     assert "ceiling of the code" in notes[0]
 
 
@@ -142,7 +142,7 @@ def test_a_large_unit_does_not_hide_the_others(places, size):
     assert any("unit 12 holds" in n and "scaled down" in n for n in mended.notes)
     for seen in (NoisyLayer.fit(large, 8, 0.3), Bins.fit(large, 30)):  # what they hold fixed is one scale of the layer
         told = seen.target("l", large, large, y)
-        assert told.label.saturated
+        assert told.label.flagged
         assert "unit 12 holds" in told.notes[-1]
 
 
@@ -171,9 +171,9 @@ def test_a_layer_that_tells_less_than_what_is_computed_from_it_is_marked():
 
     marked = mark_processing([a, b, c], functions)
     assert asked == [("a", ["c"]), ("b", ["c"])]  # what lies inside the intervals is not tried
-    assert [t.label.saturated for t in marked] == [True, True, False]
+    assert [t.label.flagged for t in marked] == [True, True, False]
     assert "breaks data processing: 'c' is computed from it and tells 1.50 bits" in marked[0].label.note
-    assert not any(t.label.saturated for t in mark_processing([a, b, c], lambda name, others: ()))
+    assert not any(t.label.flagged for t in mark_processing([a, b, c], lambda name, others: ()))
     assert mark_processing([a, replace(c, code=False)], functions)[0] is a  # the label is not computed
 
 
@@ -201,7 +201,7 @@ def test_calls_and_lost_information_in_the_table_of_layers(digits, digits_cnn):
     told = found[found["term"] == "I(Z;Y)"].set_index("layer")
     assert list(told.index[:4]) == ["wide", "same[1]", "same[2]", "logits"]
     assert told["value"]["same[1]"] == told["value"]["same[2]"]
-    assert told["saturated"].to_dict() | {"Ŷ": 0, "Y": 0} == {
+    assert told["flagged"].to_dict() | {"Ŷ": 0, "Y": 0} == {
         "wide": True, "same[1]": False, "same[2]": False, "logits": False, "Ŷ": 0, "Y": 0,
     }  # fmt: skip
     assert "breaks data processing" in told["note"]["wide"]

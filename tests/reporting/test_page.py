@@ -86,7 +86,7 @@ def test_five_models_are_correlated(run):
 
 def test_saturated_and_missing_figures_are_shown_as_such(run):
     layers = run.layers.copy()
-    layers.loc[0, "saturated"] = True
+    layers.loc[0, "flagged"] = True
     layers.loc[1, ["value", "low", "high"]] = float("nan")
     layers.loc[1, "note"] = "too few samples"
     text = visible(render([dataclasses.replace(run, layers=layers)]))

@@ -75,13 +75,13 @@ def coded(run, name, means):
     """A run whose two layers have such vulnerabilities at k/2, k and 2k codes, and of the predicted label the last."""
     base = run.layers[run.layers["term"] == "v(X;Z)"].iloc[0].to_dict() | {"view": "rate", "low": 0.0, "high": 1.0}
     rows = [
-        {**base, "layer": layer, "depth": depth, "term": f"v(X;Z){ending}", "value": value, "saturated": False}
+        {**base, "layer": layer, "depth": depth, "term": f"v(X;Z){ending}", "value": value, "flagged": False}
         for layer, depth in (("a", 0), ("b", 1))
         for ending, value in zip((" k/2", "", " 2k"), means, strict=False)
     ]
     rows += [
-        {**base, "layer": "Ŷ", "depth": -1, "term": "v(X;Z)", "value": means[3], "saturated": False},
-        *({**base, "layer": layer, "depth": d, "term": t, "value": 1.0, "saturated": False}
+        {**base, "layer": "Ŷ", "depth": -1, "term": "v(X;Z)", "value": means[3], "flagged": False},
+        *({**base, "layer": layer, "depth": d, "term": t, "value": 1.0, "flagged": False}
           for layer, d in (("a", 0), ("b", 1)) for t in ("I(X;Z)", "C(X;Z)", "IB", "IB noise")),
     ]  # fmt: skip
     return dataclasses.replace(run, name=name, layers=pd.DataFrame(rows)[list(run.layers.columns)])

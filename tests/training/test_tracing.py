@@ -14,7 +14,8 @@ from robgib.data.loaders import load_data
 from robgib.information.views import entropy_estimate
 from robgib.reporting.page import write_trace
 from robgib.results import column_names
-from robgib.training.tracing import _agreed, _Point, _verdict, control, log_spaced, saved_epochs, trace
+from robgib.training.compression import Point, agreed_verdict, verdict_of
+from robgib.training.tracing import control, log_spaced, saved_epochs, trace
 from robgib.zoo.loading import train_recipe
 from robgib.zoo.recipe import find_recipe
 
@@ -181,7 +182,7 @@ def test_a_pooled_code_that_resolves_nothing_of_an_epoch_is_marked(digits):
     networks = {e: (lambda f=f: grown(f)) for e, f in enumerate((1e-3, 1.0))}
     table = trace(networks, digits, ["binned"], layers=["0"], samples=400).table.query("term == 'I(X;Z)'")
     assert table["value"].iloc[0] < 0.1
-    assert list(table["saturated"]) == [True, False]
+    assert list(table["flagged"]) == [True, False]
     assert "holds 0.00 bits here, and 5." in table["note"].iloc[0]
     assert "own spread" not in table["note"].iloc[1]
 
@@ -217,7 +218,7 @@ def test_bins_are_swept_and_have_the_range_of_all_inputs():
     ],
 )
 def test_a_verdict_is_what_all_agree_on(told, agreed):
-    assert _agreed(told) == agreed
+    assert agreed_verdict(told) == agreed
 
 
 def test_a_network_that_does_not_change_is_not_compressed(digits, digits_cnn):
@@ -241,10 +242,10 @@ def test_a_flat_truth_gives_an_interval_that_holds_nothing(kind):
             values = 0.6 * base + 0.8 * rng.standard_normal(400)
             if kind == "codes":
                 codes = np.digitize(values, [-1, -0.3, 0.3, 1])
-                curve[epoch] = _Point(entropy_estimate(codes).value, 0.0, codes=codes)
+                curve[epoch] = Point(entropy_estimate(codes).value, 0.0, codes=codes)
             else:
-                curve[epoch] = _Point(3 + values.mean(), 0.0, pointwise=3 + values)
-        told = _verdict(curve, seed)
+                curve[epoch] = Point(3 + values.mean(), 0.0, pointwise=3 + values)
+        told = verdict_of(curve, seed)
         held.append(told["low"] == 0)
         missed.append(told["verdict"] == "compresses")
     assert np.mean(held) >= 0.93
@@ -256,10 +257,10 @@ def test_a_fall_is_found_and_its_interval_holds_it():
     truth = np.array([1.0, 2.0, 3.0, 2.6, 2.0])
     for seed in range(100):
         base = rng.standard_normal(500)
-        curve = {e: _Point(float((t + base).mean()), 0.0, pointwise=t + base + rng.standard_normal(500))
+        curve = {e: Point(float((t + base).mean()), 0.0, pointwise=t + base + rng.standard_normal(500))
                  for e, t in enumerate(truth)}  # fmt: skip
         curve = {e: replace(p, value=float(p.pointwise.mean())) for e, p in curve.items()}
-        told = _verdict(curve, seed)
+        told = verdict_of(curve, seed)
         inside.append(told["low"] <= 1 / 3 <= told["high"])
         seen.append(told["verdict"] == "compresses" and told["peak_epoch"] == 2)
     assert np.mean(inside) >= 0.93
@@ -342,7 +343,7 @@ def test_a_control_from_the_command_line(cli, tmp_path):
 def test_folders_that_are_no_trace(tmp_path, invoke):
     for files, message in (
         (["notes.txt"], "holds no checkpoints"),
-        (["last.pt"], "does not tell its epoch"),
+        (["last.pt"], "has no epoch in its record or name"),
         (["epoch-1.pt", "net-01.pth"], "are both of epoch 1"),
     ):
         folder = tmp_path / message.replace(" ", "-")

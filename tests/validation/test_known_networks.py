@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from robgib.information import Gaussian, Imputation, Probe
-from robgib.information.analysis import fit_view
+from robgib.information.observer import Resolution
 from robgib.information.views import mixture_information
 from robgib.validation.known_networks import known_networks
 from robgib.validation.validate import _try_network, _views, validate
@@ -14,7 +14,7 @@ NETWORKS = known_networks()
 
 def seen(network, layer, view, sigma=0.3):
     x, _ = network.draw(3000, np.random.default_rng(1))
-    return fit_view(view, network.layers[layer](x), 8, 16, sigma, 0)
+    return Resolution(dims=8, codes=16, sigma=sigma).fit(view, network.layers[layer](x))
 
 
 def test_the_bijection_keeps_volumes_and_the_law():

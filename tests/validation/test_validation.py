@@ -32,7 +32,7 @@ def test_every_task_draws_what_it_says(name):
 def test_random_discrete_truth_is_that_of_the_samples_in_the_limit():
     sample = tasks()["random-3x3x3"].draw(200_000, np.random.default_rng(2))
     found = Exact().estimate(sample.features, sample.target)
-    got = [found.total, *found.singles, *found.rests]
+    got = [found.total, *found.single_feature, *found.leave_one_out]
     assert [e.value for e in got] == pytest.approx(list(sample.truth), abs=0.01)
 
 
@@ -90,8 +90,8 @@ def test_a_biased_estimator_is_shown_as_one():
     found = validate([Off()], [Task("t", "gaussian", draw, 50)], repeats=3).set_index("figure")
     assert found.loc["I", "bias"] == pytest.approx(0.2)
     assert found.loc["I", "coverage"] == 0
-    assert found.loc["singles", "bias"] == pytest.approx(0)
-    assert found.loc["singles", "coverage"] == 1
+    assert found.loc["single-feature", "bias"] == pytest.approx(0)
+    assert found.loc["single-feature", "coverage"] == 1
     assert found.loc["I", "null"] == 0  # 0.7 ± 0.1 is not 0, whatever the target
 
 
