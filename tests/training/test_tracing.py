@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,9 @@ from torch import nn
 
 from robgib import RobGIBError
 from robgib.data.loaders import load_data
+from robgib.information import Binned
 from robgib.information.views import entropy_estimate
+from robgib.options import InformationOptions
 from robgib.reporting.page import write_trace
 from robgib.results import column_names
 from robgib.training.compression import Point, agreed_verdict, verdict_of
@@ -374,3 +377,37 @@ def test_a_layer_that_collapsed_ends_at_nothing(digits, digits_cnn):
         assert last.loc[term, "verdict"] == "compresses"
     at_the_end = found.table[(found.table["epoch"] == 1) & (found.table["term"] == "C(X;Z)")]
     assert (at_the_end[["value", "low", "high"]] == 0).all(axis=None)
+
+
+class Careless(Binned):
+    """A plug-in that changes the network on which it estimates."""
+
+    name: ClassVar[str] = "careless"
+    network: ClassVar[nn.Module]
+
+    def of_network(self, *args):
+        with torch.no_grad():
+            next(self.network.parameters()).add_(1)
+        return super().of_network(*args)
+
+
+def test_a_plug_in_that_changes_the_network_is_refused_in_a_trace_too(digits, digits_cnn):
+    """A trace captured layers by itself, and did not check that; an evaluation did."""
+    Careless.network = copy.deepcopy(digits_cnn)
+    before = copy.deepcopy(Careless.network.state_dict())
+    with pytest.raises(RobGIBError, match="'careless', epoch 0: it changed the model"):
+        trace({0: lambda: Careless.network}, digits, [Careless()], layers=["logits"], samples=60)
+    assert all(torch.equal(before[k], v) for k, v in Careless.network.state_dict().items())
+
+
+def test_a_trace_takes_the_options_of_an_evaluation(digits, digits_cnn):
+    options = InformationOptions(layers=["logits"], features="patches:2", codes=10)
+    found = trace({0: lambda: digits_cnn}, digits, ["binned"], samples=60, options=options)
+    by_name = trace(
+        {0: lambda: digits_cnn}, digits, ["binned"], samples=60, layers=["logits"], features="patches:2", codes=10
+    )
+    pd.testing.assert_frame_equal(found.table, by_name.table)
+    with pytest.raises(RobGIBError, match="a trace takes one partition of the input, not 2; give one of them"):
+        trace({0: lambda: digits_cnn}, digits, ["binned"], features=["patches:2", "patches:4"])
+    with pytest.raises(RobGIBError, match="unknown option of trace: 'layer'; did you mean 'layers'"):
+        trace({0: lambda: digits_cnn}, digits, ["binned"], layer=["logits"])
