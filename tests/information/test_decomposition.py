@@ -45,7 +45,7 @@ def test_former_names_still_work():
 def test_terms_are_scaled_to_a_counted_total():
     """1 bit is learnt, half of it in the feature alone; 2 bits are counted: twice the terms and their sampling errors.
 
-    The learnt total lacks half of the counted one: so may each kind of terms, at 0.75 of that as one standard deviation.
+    The learnt total lacks half of the counted one; so may each kind of terms, by 0.75 of that as a standard deviation.
     """
     found = decomposed([1.0, 0.5, 0.25], Estimate(2.0, 2.0, 2.0), floor=0.01)
     assert [e.value for e in (found.total, *found.single_feature, *found.leave_one_out)] == [2.0, 1.0, 0.5]
