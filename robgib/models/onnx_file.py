@@ -65,8 +65,39 @@ def read_onnx(path: Path) -> tuple[nn.Module, Check]:
         messages = tuple(dict.fromkeys(first_line(w.message) for w in doubts if isinstance(w.message, UserWarning)))
         return network.eval(), _Comparison(path, _plain(model, path), plain, network, messages)
     assert first is not None
+    if lacking := _lacking(model, onnx):
+        raise RobGIBError(
+            f"{path} uses {', '.join(lacking)}, which onnx2torch cannot convert in any opset; export the network "
+            "without it, or with torch.export."
+        )
     mend = f"; export it with opset {_OLDER[-1]} or older" if version > _OLDER[-1] else ""
     raise RobGIBError(f"{path} uses what onnx2torch cannot convert ({visible(first_line(first))[:200]}){mend}.")
+
+
+def _lacking(model: Any, onnx: Any) -> list[str]:
+    """Return the operators that the converter has in no version, although the oldest opset tried has them.
+
+    Operators that came later, such as Gelu, are written as several others in a file of an older opset.
+    """
+    registry = importlib.import_module("onnx2torch.node_converters.registry")
+
+    def known(kind: str, version: int) -> bool:
+        try:
+            registry.get_converter(kind, version, "")
+        except (NotImplementedError, onnx.defs.SchemaError):
+            return False
+        return True
+
+    def there(kind: str) -> bool:
+        try:
+            onnx.defs.get_schema(kind, _OLDER[-1], "")
+        except onnx.defs.SchemaError:
+            return False
+        return True
+
+    kinds = sorted({node.op_type for node in _messages(model, "NodeProto")})
+    versions = range(1, _OLDER[-1] + 1)
+    return [repr(kind) for kind in kinds if there(kind) and not any(known(kind, v) for v in versions)]
 
 
 def _load(path: Path, onnx: Any) -> Any:

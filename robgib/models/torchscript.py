@@ -126,8 +126,9 @@ def _check_source(code: bytes, known: Container[str], path: Path) -> None:
             if part.decorator_list or not all(map(_is_literal, values)):
                 raise _refused(path, "runs code when it is compiled (the default of an argument)")
         elif isinstance(part, ast.ClassDef):
-            stated = [v for v in part.body if isinstance(v, ast.Assign | ast.AnnAssign)]
-            if not all(v.value is None or _is_literal(v.value) for v in stated if isinstance(v, ast.AnnAssign)):
+            listed = any(ast.unparse(base) == "Enum" for base in part.bases)  # whose members are assignments
+            kinds = (ast.Assign, ast.AnnAssign) if listed else (ast.AnnAssign,)
+            if not all(v.value is None or _is_literal(v.value) for v in part.body if isinstance(v, kinds)):
                 raise _refused(path, "runs code when it is compiled (a constant of a class)")
         for word in _names(part):
             if word in known:
@@ -182,8 +183,26 @@ def _silence(graph: Any) -> None:
             node.destroy()
 
 
-class _Objects(pickle.Unpickler):
+class _Objects(pickle._Unpickler):  # the one written in Python, since steps of the other cannot be changed
     """Reads a record of objects without creating any; checks that classes are the file's own and tensors in bounds."""
+
+    dispatch = dict(pickle._Unpickler.dispatch)
+
+    def load_reduce(self) -> None:
+        """Call what a file may call; torch writes the value of an Enum's member where others have all arguments."""
+        stack: list[Any] = self.stack  # type: ignore[attr-defined]
+        if isinstance(stack[-2], type) and issubclass(stack[-2], StandIn) and not isinstance(stack[-1], tuple):
+            stack[-1] = (stack[-1],)
+        super().load_reduce()  # type: ignore[misc]
+
+    def load_build(self) -> None:
+        """Set the state of an object of the file's own, and of nothing else."""
+        if not isinstance(self.stack[-2], StandIn):  # type: ignore[attr-defined]
+            raise pickle.UnpicklingError("it sets attributes of a class or function")
+        super().load_build()  # type: ignore[misc]
+
+    dispatch[pickle.REDUCE[0]] = load_reduce  # type: ignore[assignment]
+    dispatch[pickle.BUILD[0]] = load_build  # type: ignore[assignment]
 
     def __init__(self, content: bytes, kind: str, sizes: dict[str, int], path: Path) -> None:
         super().__init__(io.BytesIO(content))

@@ -150,13 +150,16 @@ def _pass_times(model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
 
 
 def _read(cell: Cell, study: Study) -> Run | None:
-    folder = stored(cell, study)
-    if not folder.is_dir():
-        return None
-    try:
-        return load_run(next(p for p in folder.iterdir() if (p / "config.json").is_file()))
-    except (RobGIBError, StopIteration, OSError):
-        return None  # half of one, or of another version: measured again
+    """Return the cell's finished run, the newest if there are several; None if it must be measured (again)."""
+    files = [f for f in stored(cell, study).glob("*/config.json") if not f.parent.name.startswith(".")]
+    for file in sorted(files, key=lambda f: (f.stat().st_mtime_ns, f), reverse=True):
+        try:
+            run = load_run(file.parent)
+        except (RobGIBError, OSError):
+            continue  # half of one, or of another version
+        if run.config["source"].get("study_cell") == cell.key(study):
+            return run
+    return None
 
 
 def _file(recipe: Recipe, data: Dataset) -> str:

@@ -192,8 +192,9 @@ def _text(text):
         ("torch\nUntypedStorage", True),
     ],
 )
-def test_nothing_that_torch_shares_is_changed_and_no_source_is_written(shared, slots, tmp_path, request):
+def test_nothing_that_torch_shares_is_changed_and_no_source_is_written(shared, slots, tmp_path, request, monkeypatch):
     """torch writes the source of a class to NAME.patch, if ``dump_patches`` is set of what a file says is a class."""
+    monkeypatch.chdir(tmp_path)  # where torch would write it
     module, name = shared.split("\n")
     thing = getattr(importlib.import_module(module), name)
     request.addfinalizer(lambda: setattr(thing, "__name__", name))

@@ -1,5 +1,6 @@
 """ONNX files: no name of a file's becomes code, and their answers are onnxruntime's or they are refused."""
 
+import importlib
 import sys
 
 import numpy as np
@@ -258,13 +259,36 @@ def test_without_onnxruntime_it_is_said_once(tmp_path, monkeypatch):
     assert "cubic coefficient" in note
 
 
-@pytest.mark.parametrize(("opset", "hint"), [(13, False), (17, True)])
-def test_the_hint_of_an_older_opset_where_there_is_one(opset, hint, tmp_path):
-    made = model([node("Flatten", ["x"], "f"), node("Hardmax", ["f"], "y")], {}, opset=opset)
-    onnx.save(made, tmp_path / "net.onnx")
-    with pytest.raises(RobGIBError, match="uses what onnx2torch cannot convert") as found:
+def _branch():
+    return onnx.helper.make_graph(
+        [node("Identity", ["f"], "o")], "branch", [], [onnx.helper.make_tensor_value_info("o", 1, None)]
+    )
+
+
+@pytest.mark.parametrize("opset", [13, 17])
+@pytest.mark.parametrize("kind", ["Hardmax", "RandomNormalLike", "If"])
+def test_an_operator_that_no_opset_helps(kind, opset, tmp_path):
+    """An older opset was named."""
+    branches = {"then_branch": _branch(), "else_branch": _branch()} if kind == "If" else {}
+    nodes = [node("Flatten", ["x"], "f"), node(kind, ["yes" if branches else "f"], "y", **branches)]
+    onnx.save(model(nodes, {"yes": np.array(True)}, opset=opset), tmp_path / "net.onnx")
+    with pytest.raises(RobGIBError, match=f"uses '{kind}', which onnx2torch cannot convert in any opset") as found:
         read_checkpoint(tmp_path / "net.onnx")
-    assert ("export it with opset 13 or older" in str(found.value)) is hint
+    assert "or older" not in str(found.value)
+
+
+@pytest.mark.parametrize(("kind", "opset"), [("Gelu", 20), ("ReduceMean", 18)])
+def test_the_hint_of_an_older_opset_where_there_is_one(kind, opset, tmp_path, monkeypatch):
+    """Gelu is written as several operators in an older file; ReduceMean is known in older versions."""
+    converter = importlib.import_module("onnx.version_converter")
+
+    def fails(*given):
+        raise RuntimeError("no adapter")
+
+    monkeypatch.setattr(converter, "convert_version", fails)
+    onnx.save(model([node("Flatten", ["x"], "f"), node(kind, ["f"], "y")], {}, opset=opset), tmp_path / "net.onnx")
+    with pytest.raises(RobGIBError, match=r"cannot convert .*; export it with opset 13 or older"):
+        read_checkpoint(tmp_path / "net.onnx")
 
 
 def test_layers_of_the_same_weights(tmp_path):

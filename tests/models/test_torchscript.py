@@ -14,7 +14,7 @@ from robgib.models import read_checkpoint
 from robgib.models.operators import operators
 from robgib.zoo.loading import load_checkpoint
 
-HEAD = "import torch, warnings\nfrom typing import Tuple\n\n\nclass Net(torch.nn.Module):\n"
+HEAD = "import torch, warnings\nfrom enum import Enum\nfrom typing import Tuple\n\n\nclass Net(torch.nn.Module):\n"
 PLAIN = "    def forward(self, x):\n        return x.flatten(1)[:, :10]\n"
 
 
@@ -29,8 +29,8 @@ def scripted(tmp_path, monkeypatch):
         (tmp_path / "robgib_test_net.py").write_text(HEAD + methods)
         importlib.invalidate_caches()
         module = importlib.import_module("robgib_test_net")
-        del sys.modules["robgib_test_net"]
         torch.jit.save(torch.jit.script(module.Net()), "plain.ts")
+        del sys.modules["robgib_test_net"]
         with zipfile.ZipFile("plain.ts") as plain, zipfile.ZipFile("net.ts", "w") as forged:
             for name in plain.namelist():
                 held = plain.read(name)
@@ -58,6 +58,26 @@ STATE = (
     "    @torch.jit.export\n    def __setstate__(self, s: Tuple[torch.Tensor, bool]):\n"
     "        torch.save(s[0], 'written')\n        self.w = s[0]\n        self.training = s[1]\n"
 )
+
+
+ENUM = (
+    "    def __init__(self):\n        super().__init__()\n        self.kind = Kind.WIDE\n"
+    "    def forward(self, x):\n        x = x.flatten(1)\n"
+    "        if self.kind == Kind.WIDE:\n            return x[:, :10]\n        return x[:, :5]\n"
+)
+KINDS = "\n\nclass Kind(Enum):\n    WIDE = {}\n    THIN = {}\n"
+
+
+@pytest.mark.parametrize(("kind", "values"), [("Whole", (1, 2)), ("Word", ("'a'", "'b'")), ("Share", (0.5, -1.5))])
+def test_an_enum_is_read(kind, values, scripted):
+    """It was refused as a damaged file."""
+    path = scripted((ENUM + KINDS.format(*values)).replace("Kind", kind))  # torch keeps classes by name
+    assert read_checkpoint(path).network(torch.rand(2, 1, 8, 8)).shape == (2, 10)
+
+
+def test_the_value_of_an_enum_runs_nothing(scripted):
+    path = scripted(ENUM + KINDS.format(1, 2), [(b"WIDE = 1", b'WIDE = torch.sum(torch.zeros([9], "written"))')])
+    refused(path, "runs code when it is compiled")
 
 
 @pytest.mark.parametrize("folder", ["Code", "CODE", "cODE"])

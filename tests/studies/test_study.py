@@ -2,13 +2,18 @@
 
 import importlib
 import json
+import shutil
 
 import pandas as pd
 import pytest
+import torch
 
+import robgib
 from robgib import RobGIBError
 from robgib.data import function
+from robgib.evaluation import Record
 from robgib.information import layer_information
+from robgib.results import save_run
 from robgib.studies import cells, measure, measured_rows, read_study, stored
 from robgib.validation import true_information
 from robgib.zoo.loading import load_recipe
@@ -150,6 +155,32 @@ def test_from_the_command_line_to_the_page(cli, cache, tmp_path, monkeypatch):
         cli("study", "run", str(tmp_path / "small.yaml"), "--out", str(tmp_path / "again"), "--quiet").returncode == 0
     )
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "again" / "models.csv"), first)
+
+
+def test_the_folder_that_is_read_is_the_cell_s_own(tmp_path, cache, digits, monkeypatch):
+    """It was the first that held a config.json, also half of one, and another's."""
+    study = read_study(written(tmp_path, SMALL))
+    (cell, other, *_) = cells(study)
+    module, place = importlib.import_module("robgib.studies.measure"), stored(cell, study)
+    monkeypatch.setattr(module, "_one", lambda *_: pytest.fail("measured"))
+
+    def keep(name, key):
+        asked = {"attacks": [], "estimators": [], "signs": False, "curve": False, "corruptions": False, "samples": 3}
+        level = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+        record = Record(source={"kind": "study", "study_cell": key})
+        return save_run(robgib.evaluate(level, digits, name=name, record=record, progress=False, **asked), place)
+
+    try:
+        keep("another", other.key(study))
+        assert module._read(cell, study) is None
+        own = keep("own", cell.key(study))
+        (place / "a").mkdir()
+        (place / "a" / "config.json").write_text("{")
+        shutil.copytree(own, place / ".own-of-a-killed-process")
+        (found,) = measure(study, [cell])
+        assert found.run.name == "own"
+    finally:
+        shutil.rmtree(place)
 
 
 def test_networks_on_permuted_patches_are_controls(tmp_path):
