@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         validation,
         zoo,
     )
-    from robgib.attacks.base import Attack, projected_gradient_ascent
+    from robgib.attacks.base import Attack, projected_gradient_ascent, register_attack
     from robgib.attacks.checks import check_attack
     from robgib.attacks.objective import make_objective
     from robgib.attacks.registry import list_attacks, make_attack
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from robgib.data.loaders import list_data, load_data, register_data
     from robgib.errors import AttackContractError, RobGIBError, RobGIBWarning
     from robgib.evaluation import evaluate
-    from robgib.information.base import Decomposition, Estimator
+    from robgib.information.base import Decomposition, Estimator, register_estimator
     from robgib.information.estimate import Estimate
     from robgib.information.registry import list_estimators, make_estimator
     from robgib.models.registry import register_architecture
@@ -82,7 +82,9 @@ __all__ = [
     "models",
     "projected_gradient_ascent",
     "register_architecture",
+    "register_attack",
     "register_data",
+    "register_estimator",
     "registry",
     "reporting",
     "results",
@@ -97,7 +99,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
-    "attacks.base": ("Attack", "projected_gradient_ascent"),
+    "attacks.base": ("Attack", "projected_gradient_ascent", "register_attack"),
     "attacks.checks": ("check_attack",),
     "attacks.objective": ("make_objective",),
     "attacks.registry": ("list_attacks", "make_attack"),
@@ -106,7 +108,7 @@ _HOMES = {
     "data.loaders": ("list_data", "load_data", "register_data"),
     "errors": ("AttackContractError", "RobGIBError", "RobGIBWarning"),
     "evaluation": ("evaluate",),
-    "information.base": ("Decomposition", "Estimator"),
+    "information.base": ("Decomposition", "Estimator", "register_estimator"),
     "information.estimate": ("Estimate",),
     "information.registry": ("list_estimators", "make_estimator"),
     "models.registry": ("register_architecture",),

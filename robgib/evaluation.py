@@ -19,24 +19,22 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from robgib.attacks.base import Attack
-from robgib.data.dataset import COLOUR_EPS, Dataset
+from robgib.data.dataset import Dataset
 from robgib.data.loaders import load_data
 from robgib.errors import RobGIBError, RobGIBWarning, never_ends
 from robgib.files import Parts, alone, digest, parts_in
 from robgib.information.activations import check_layers
-from robgib.information.analysis import layer_information, make_estimators, partitions_of, passes_of
+from robgib.information.analysis import check_suited, layer_information, named_estimators, partitions_of, passes_of
 from robgib.information.base import Estimator
 from robgib.information.features import check_features
-from robgib.information.registry import check_estimators
 from robgib.models.adapt import as_module
 from robgib.models.checkpoint import weights_digest
 from robgib.models.inference import PreparedModel, answers, check_finite_answers, one_thread_measures, prepare
 from robgib.options import AttackOptions, Context, InformationOptions, check, gather, plain_options
 from robgib.results import SCHEMA_VERSION, Run
-from robgib.robustness.attacking import attack_costs
+from robgib.robustness.attacking import Subject, attack_costs
 from robgib.robustness.chance import chance_doubts
-from robgib.robustness.evaluate import check_budgets, in_cascade, named_attacks
-from robgib.robustness.evaluate import evaluate as evaluate_robustness
+from robgib.robustness.evaluate import check_budgets, in_cascade, measure, read_attacks, under_budgets
 from robgib.runtime import Progress, environment, faults_of, progress_bars, resolve_device
 
 __all__ = [
@@ -204,7 +202,9 @@ def _work(
     where = resolve_device(context.device)
     context = replace(context, device=where)
     # Check names before reading images, which can take long.
-    _check_names(net, attack.attacks, information.estimators, information.layers, context.catalogue)
+    attacks = read_attacks(attack.attacks, context.catalogue)
+    estimators = named_estimators(information.estimators, context.seed, context.catalogue)
+    _check_layers(net, information.layers)
     samples = information.information_samples
     most = samples or max(_LEAST_INFORMATION, min(_INFORMATION, attack.samples or 0))  # as many images will do
     most = most if len(information.estimators) else 0
@@ -212,20 +212,20 @@ def _work(
     if samples is None:
         samples = _information_samples(dataset, attack.samples)
     attack = replace(attack, cascade=in_cascade(attack.attacks, attack.cascade))
-    named = named_attacks(attack.attacks, dataset.eps, context.catalogue)
+    named = under_budgets(attacks, dataset.eps)
     check_budgets(named, dataset.shape)
-    makers = make_estimators(information.estimators, dataset, samples, context.seed, context.catalogue)
-    for cut in partitions_of(information.features, dataset.shape) if makers else ():
+    check_suited(estimators, dataset, samples)
+    for cut in partitions_of(information.features, dataset.shape) if estimators else ():
         check_features(cut, dataset.shape)
     information = replace(information, information_samples=samples)
     weights, source = weights_digest(net), dict(record.source or {})
-    work = _Work(net, dataset, name, named, makers, attack, information, context, record, weights, "", source)
+    work = _Work(net, dataset, name, named, estimators, attack, information, context, record, weights, "", source)
     request = digest(
         {
             "robgib": [version("robgib"), SCHEMA_VERSION, torch.__version__],
             "model": [name, weights, _code(net), source],
             "data": [dataset.name, dataset.digest, dataset.test.shuffled, dataset.train.shuffled],
-            "code": [_code(thing) for thing in (*named.values(), *makers)],
+            "code": [_code(thing) for thing in (*named.values(), *estimators)],
             "options": work.options,
             "device": where.type,
         }
@@ -272,9 +272,7 @@ def _measured(work: _Work, context: Context) -> Run:
         options=information,
         context=context,
     )
-    tables = evaluate_robustness(
-        prepared, x, y, work.attacks, options=attack, context=context, classes=classes, clean=clean, costs=costs
-    )
+    tables = measure(Subject(prepared, x, y, clean, work.attacks, costs, attack, context))
     count = int(tables["robustness"]["samples"].iloc[0])
     _number_as_given(tables, drawn)
     reading = [*work.source.get("notes", ()), *_reading(prepared), *_missing(dataset, y[:count])]
@@ -343,12 +341,8 @@ def _plan(work: _Work, costs: Mapping[str, int], count: int, forward: float) -> 
     }
 
 
-def _check_names(
-    model: torch.nn.Module, attacks: Any, estimators: Any, layers: Sequence[str] | None, catalogue: Sequence[Path]
-) -> None:
-    """Raise if an attack, an estimator or a layer is unknown."""
-    named_attacks(attacks, COLOUR_EPS, catalogue)
-    check_estimators(estimators, catalogue)
+def _check_layers(model: torch.nn.Module, layers: Sequence[str] | None) -> None:
+    """Raise if a layer is unknown."""
     if layers is not None and not all(layers):
         raise RobGIBError("layers must be names of modules, but one name is empty.")
     check_layers(model, layers or ())

@@ -20,6 +20,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt, ValidationError, create_model
 
 from robgib.errors import RobGIBError, sentence_of, unknown_name
+from robgib.files import Parts
+from robgib.progress import Progress
 
 __all__ = [
     "AtLeastOne",
@@ -324,9 +326,9 @@ class Context(_Checked):
     catalogue: Sequence[Path] = option(
         (), "Further folder of attacks, recipes and plug-ins; repeatable.", shown="", runs_code=True
     )
-    parts: Any = None
-    """:class:`~robgib.files.Parts` that keep finished parts."""
-    progress: Any = None
+    parts: Parts = dataclasses.field(default_factory=Parts, compare=False)
+    """Storage of finished parts, from which an interrupted computation resumes; by default nothing is stored."""
+    progress: Progress | None = None
     """Called with (task, done, total, note)."""
 
     def report(self, task: str, done: int, total: int, note: str = "") -> None:

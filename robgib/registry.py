@@ -103,8 +103,20 @@ class Registry(Generic[T]):
         """Register a value under a name; it replaces a former one."""
         self._held[name] = Entry(name, value, source)
 
+    def remove(self, name: str) -> None:
+        """Remove a name, if it is registered."""
+        self._held.pop(name, None)
+
     def register(self, name: str) -> Callable[[T], T]:
-        """Register the decorated object under ``name``."""
+        """Register the decorated object under ``name``.
+
+        Raises:
+            RobGIBError: no name, as in a decorator without parentheses.
+        """
+        if not isinstance(name, str) or not name:
+            raise RobGIBError(
+                f"a name must register the {self.kind}, not {name!r}; write it in the decorator's parentheses."
+            )
 
         def enter(value: T) -> T:
             module = sys.modules.get(getattr(value, "__module__", ""))
@@ -132,10 +144,12 @@ class Registry(Generic[T]):
         """
         plugins: dict[str, Entry[T]] = {}
         searched = {BUILT_IN}
-        for module in plugin_modules(extra):
+        modules = list(plugin_modules(extra))  # importing them registers what they decorate
+        decorated = {id(entry.value) for entry in self._held.values()}
+        for module in modules:
             searched.add(str(module.__file__))
             for value in vars(module).values() if self.base else ():
-                own = isinstance(value, type) and value.__module__ == module.__name__
+                own = isinstance(value, type) and value.__module__ == module.__name__ and id(value) not in decorated
                 if own and self.valid(value) and not getattr(value, "__abstractmethods__", None):
                     assert self.named is not None
                     name = self.named(value)

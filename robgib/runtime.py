@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from robgib.errors import RobGIBError, ends_program, first_line, visible
+from robgib.progress import Progress
 
 __all__ = [
     "INSIDE",
@@ -38,13 +39,6 @@ INSIDE = "- "
 """What the name of a task begins with that runs inside another, in many stages; it is over when its total is 0."""
 _WIDE = 100  # columns
 _QUIET = 30.0  # seconds between two lines about one task, where lines are all there is
-
-
-class Progress(Protocol):
-    """Receives how far a named task is; the command line draws a bar from it."""
-
-    def __call__(self, task: str, done: int, total: int, note: str = "") -> None:
-        """Report that ``done`` of ``total`` steps of ``task`` are over."""
 
 
 @contextmanager

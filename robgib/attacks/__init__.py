@@ -3,7 +3,14 @@
 from robgib.attacks.alma import ALMA
 from robgib.attacks.apgd import APGD
 from robgib.attacks.autoattack import AutoAttack, cascade
-from robgib.attacks.base import Attack, MinimumNormAttack, objective_gradient, projected_gradient_ascent
+from robgib.attacks.base import (
+    ATTACKS,
+    Attack,
+    MinimumNormAttack,
+    objective_gradient,
+    projected_gradient_ascent,
+    register_attack,
+)
 from robgib.attacks.carlini_wagner import CarliniWagner
 from robgib.attacks.checks import Check, check_attack
 from robgib.attacks.ddn import DDN
@@ -17,7 +24,7 @@ from robgib.attacks.mifgsm import MIFGSM
 from robgib.attacks.objective import Criterion, Objective, make_objective
 from robgib.attacks.pgd import PGD
 from robgib.attacks.primal_dual import PDGD, PDPGD
-from robgib.attacks.registry import ATTACKS, CatalogueEntry, attack_catalogue, list_attacks, make_attack
+from robgib.attacks.registry import CatalogueEntry, attack_catalogue, list_attacks, make_attack
 from robgib.attacks.rfgsm import RFGSM
 from robgib.attacks.sigma_zero import SigmaZero
 from robgib.attacks.square import Square
@@ -67,4 +74,5 @@ __all__ = [
     "new_attack",
     "objective_gradient",
     "projected_gradient_ascent",
+    "register_attack",
 ]

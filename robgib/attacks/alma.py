@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from robgib.attacks.base import objective_gradient
+from robgib.attacks.base import objective_gradient, register_attack
 from robgib.attacks.nearest import Nearest, NearestAttack
 from robgib.attacks.objective import Objective, wrong_by
 from robgib.attacks.threat_model import per_sample
@@ -23,6 +23,7 @@ _MULTIPLIER = (1e-6, 1e12)  # range of the multiplier
 _ENOUGH = 1e-4  # required margin of a wrong class, in units of the DLR loss
 
 
+@register_attack("ALMA")
 @dataclass(frozen=True)
 class ALMA(NearestAttack):
     """Minimum distance under the constraint of misclassification, by an augmented Lagrangian (Rony et al. 2021).

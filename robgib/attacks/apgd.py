@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from robgib.attacks.base import Attack, objective_gradient
+from robgib.attacks.base import Attack, objective_gradient, register_attack
 from robgib.attacks.linearization import wrong_classes
 from robgib.attacks.objective import Criterion, Loss, Objective, is_stochastic, misclassified
 from robgib.attacks.threat_model import CONVEX_NORMS, ThreatModel, per_sample
@@ -36,6 +36,7 @@ _SETTLED = 0.95  # L1: the step size is reset if the number of changed pixels fa
 _SHORTEST = 0.1  # L1: minimum step size, in radii
 
 
+@register_attack("APGD")
 @dataclass(frozen=True)
 class APGD(Attack):
     """Auto-PGD (Croce & Hein 2020, algorithm 1): momentum, and a step size that is halved if the loss stalls.

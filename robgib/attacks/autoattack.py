@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from robgib.attacks.apgd import APGD
-from robgib.attacks.base import Attack
+from robgib.attacks.base import Attack, register_attack
 from robgib.attacks.fab import FAB
 from robgib.attacks.objective import Objective
 from robgib.attacks.square import Square
@@ -26,6 +26,7 @@ __all__ = [
 ]
 
 
+@register_attack("AutoAttack")
 @dataclass(frozen=True)
 class AutoAttack(Attack):
     """AutoAttack (Croce & Hein 2020): APGD-CE, APGD-T, FAB-T and Square, each on the remaining samples.

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from numpy.typing import ArrayLike
@@ -21,9 +21,11 @@ from robgib.models.adapt import as_module, seeded
 from robgib.models.inference import BatchedModel, check_logits, eval_mode, finite, gradient_of
 from robgib.models.state import State, settings_kept
 from robgib.options import Count, check
+from robgib.registry import Registry
 from robgib.runtime import SampleRNG, faults_of
 
 __all__ = [
+    "ATTACKS",
     "Attack",
     "MinimumNormAttack",
     "images_and_labels",
@@ -31,6 +33,7 @@ __all__ = [
     "projected_gradient_ascent",
     "reach_note",
     "reaching",
+    "register_attack",
     "running",
     "unchanged",
     "verified",
@@ -159,6 +162,47 @@ class Attack(ABC):
         The model is in eval mode and its parameters do not require gradients. Draw random numbers only from ``rng``, so
         that the result does not depend on the batch size.
         """
+
+
+ATTACKS: Registry[type[Attack]] = Registry(
+    "attack class",
+    group="robgib.attacks",
+    valid=lambda value: isinstance(value, type) and issubclass(value, Attack),
+    wanted="a subclass of robgib.Attack",
+    base=Attack,
+    named=lambda value: value.__name__,
+)
+"""The attack classes by name."""
+Kind = TypeVar("Kind", bound=type[Attack])
+
+
+def register_attack(name: str) -> Callable[[Kind], Kind]:
+    """Register a subclass of :class:`Attack` under ``name``.
+
+    A plug-in file needs no decorator: its attacks are known by their hyphenated class names without one.
+
+    Args:
+        name: the name in specifications and catalogue files.
+
+    >>> from dataclasses import dataclass
+    >>> @register_attack("stay")
+    ... @dataclass(frozen=True)
+    ... class Stay(Attack):
+    ...     def perturb(self, model, x, y, rng):
+    ...         return x
+    >>> ATTACKS["stay"] is Stay
+    True
+    >>> ATTACKS.remove("stay")
+    """
+    register = ATTACKS.register(name)
+
+    def enter(kind: Kind) -> Kind:
+        if not (isinstance(kind, type) and issubclass(kind, Attack)):
+            raise RobGIBError(f"register_attack({name!r}) must decorate a subclass of robgib.Attack, not {kind!r}.")
+        register(kind)
+        return kind
+
+    return enter
 
 
 @dataclass(frozen=True)

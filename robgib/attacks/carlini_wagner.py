@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from robgib.attacks.base import objective_gradient
+from robgib.attacks.base import objective_gradient, register_attack
 from robgib.attacks.nearest import Adam, NearestAttack
 from robgib.attacks.objective import Objective, wrong_by
 from robgib.attacks.threat_model import per_sample
@@ -21,6 +21,7 @@ __all__ = [
 _INSIDE = 1 - 1e-3  # starts are scaled into the box by this factor, since tanh is flat at its faces
 
 
+@register_attack("CarliniWagner")
 @dataclass(frozen=True)
 class CarliniWagner(NearestAttack):
     """Squared distance plus c times the hinge f_6, descended under x = tanh(w) (Carlini & Wagner 2017, section V).

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from robgib.attacks.base import objective_gradient
+from robgib.attacks.base import objective_gradient, register_attack
 from robgib.attacks.nearest import Nearest, NearestAttack, cosine
 from robgib.attacks.objective import Objective, wrong_by
 from robgib.attacks.threat_model import per_sample
@@ -22,6 +22,7 @@ __all__ = [
 _LAST = 0.01  # length of the last step; the first has length 1
 
 
+@register_attack("DDN")
 @dataclass(frozen=True)
 class DDN(NearestAttack):
     """Gradient steps on a sphere whose radius decreases if the image fools and otherwise increases (Rony et al. 2019).

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from robgib.attacks.base import register_attack
 from robgib.attacks.linearization import dual_norm, nearest_boundary, wrong_classes
 from robgib.attacks.nearest import NearestAttack
 from robgib.attacks.objective import wrong_by
@@ -18,6 +19,7 @@ __all__ = [
 ]
 
 
+@register_attack("DeepFool")
 @dataclass(frozen=True)
 class DeepFool(NearestAttack):
     """Steps onto the nearest linearised boundary until the class changes (Moosavi-Dezfooli et al. 2016, algorithm 2).

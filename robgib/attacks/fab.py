@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from robgib.attacks.base import MinimumNormAttack
+from robgib.attacks.base import MinimumNormAttack, register_attack
 from robgib.attacks.linearization import hyperplane_step, nearest_boundary, wrong_classes
 from robgib.attacks.objective import misclassified, wrong_by
 from robgib.attacks.threat_model import CONVEX_NORMS, distance, per_sample
@@ -24,6 +24,7 @@ _SEARCHES = 3  # steps of the final search, as in the paper
 _NEARER = 0.999  # of images at nearly the same distance the first is kept, so that rounding does not decide
 
 
+@register_attack("FAB")
 @dataclass(frozen=True)
 class FAB(MinimumNormAttack):
     """Projections onto linearised boundaries, biased towards the clean image (Croce & Hein 2020, algorithm 1).

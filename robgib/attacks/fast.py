@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from robgib.attacks.apgd import APGD, WIDEST
 from robgib.attacks.autoattack import AutoAttack, cascade
-from robgib.attacks.base import Attack
+from robgib.attacks.base import Attack, register_attack
 from robgib.attacks.fab import FAB
 from robgib.attacks.linearization import boundary_distances, wrong_classes
 from robgib.attacks.objective import Criterion, Loss, Objective, is_stochastic
@@ -49,6 +49,7 @@ _HALF = 0.5  # share of the clean margin: Square continues if it got below it, r
 _TARGETED_CLASSES = 4  # minimum number of classes of the targeted DLR loss
 
 
+@register_attack("FastEnsemble")
 @dataclass(frozen=True)
 class FastEnsemble(Attack):
     """Estimate the robust accuracy of AutoAttack with fewer passes, by spending them on samples near the boundary.

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from robgib.attacks.base import Attack, projected_gradient_ascent
+from robgib.attacks.base import Attack, projected_gradient_ascent, register_attack
 from robgib.attacks.objective import Loss, Target, make_objective
 from robgib.attacks.threat_model import CONVEX_NORMS
 from robgib.runtime import SampleRNG
@@ -17,6 +17,7 @@ __all__ = [
 ]
 
 
+@register_attack("FGSM")
 @dataclass(frozen=True)
 class FGSM(Attack):
     """One step of length eps along the steepest direction (Goodfellow, Shlens & Szegedy 2015, section 4).

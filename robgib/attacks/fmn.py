@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from robgib.attacks.base import register_attack
 from robgib.attacks.linearization import dual_norm
 from robgib.attacks.nearest import Nearest, NearestAttack, cosine, margin_gradient
 from robgib.attacks.objective import Objective, wrong_by
@@ -22,6 +23,7 @@ __all__ = [
 _LAST = 0.01  # final learning rate, as a share of the initial one
 
 
+@register_attack("FMN")
 @dataclass(frozen=True)
 class FMN(NearestAttack):
     """Margin descent in a ball whose radius converges to the boundary (Pintor et al. 2021, algorithm 1).

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from robgib.attacks.base import Attack, objective_gradient
+from robgib.attacks.base import Attack, objective_gradient, register_attack
 from robgib.attacks.objective import Loss, Target, make_objective
 from robgib.attacks.threat_model import per_sample
 from robgib.options import Count, NonNegative, Positive
@@ -19,6 +19,7 @@ __all__ = [
 ]
 
 
+@register_attack("MIFGSM")
 @dataclass(frozen=True)
 class MIFGSM(Attack):
     """MI-FGSM (Dong et al. 2018, algorithm 1): steps along a decaying sum of gradients, each of L1 norm 1.

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from robgib.attacks.base import Attack, projected_gradient_ascent
+from robgib.attacks.base import Attack, projected_gradient_ascent, register_attack
 from robgib.attacks.objective import Loss, Target, make_objective
 from robgib.attacks.threat_model import CONVEX_NORMS, per_sample
 from robgib.options import Count, Positive
@@ -19,6 +19,7 @@ __all__ = [
 ]
 
 
+@register_attack("PGD")
 @dataclass(frozen=True)
 class PGD(Attack):
     """Projected gradient ascent from random starts in the ball (Madry et al. 2018, equation 2.2 ff.).

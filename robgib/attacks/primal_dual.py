@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from robgib.attacks.base import register_attack
 from robgib.attacks.nearest import Adam, Nearest, NearestAttack, margin_gradient
 from robgib.attacks.objective import Objective, wrong_by
 from robgib.attacks.threat_model import CONVEX_NORMS, per_sample
@@ -23,6 +24,7 @@ _INNER = 5  # steps of the proximal descent under L1
 _MOST = 13.8  # maximum log ratio of the weights: a ratio of a million
 
 
+@register_attack("PDGD")
 @dataclass(frozen=True)
 class PDGD(NearestAttack):
     """Primal-dual optimisation of distance and misclassification (Matyasko & Chau 2021).
@@ -93,6 +95,7 @@ class PDGD(NearestAttack):
         return moved
 
 
+@register_attack("PDPGD")
 @dataclass(frozen=True)
 class PDPGD(PDGD):
     """PDGD with a proximal step for the distance, as needed for L1 and L-inf (Matyasko & Chau 2021, section 4).

@@ -5,32 +5,15 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from robgib import registry
-from robgib.attacks.alma import ALMA
-from robgib.attacks.apgd import APGD
-from robgib.attacks.autoattack import AutoAttack
-from robgib.attacks.base import Attack
-from robgib.attacks.carlini_wagner import CarliniWagner
-from robgib.attacks.ddn import DDN
-from robgib.attacks.deepfool import DeepFool
-from robgib.attacks.fab import FAB
-from robgib.attacks.fast import FastEnsemble
-from robgib.attacks.fgsm import FGSM
-from robgib.attacks.fmn import FMN
+from robgib.attacks.base import ATTACKS, Attack
 from robgib.attacks.libraries import ADAPTERS, takes
-from robgib.attacks.mifgsm import MIFGSM
-from robgib.attacks.pgd import PGD
-from robgib.attacks.primal_dual import PDGD, PDPGD
-from robgib.attacks.rfgsm import RFGSM
-from robgib.attacks.sigma_zero import SigmaZero
-from robgib.attacks.square import Square
-from robgib.attacks.superdeepfool import SuperDeepFool
 from robgib.attacks.threat_model import NORMS, Norm, ThreatModel
 from robgib.errors import RobGIBError, RobGIBWarning, unknown_name
 from robgib.options import construct
@@ -38,26 +21,14 @@ from robgib.options import construct
 __all__ = [
     "ATTACKS",
     "CatalogueEntry",
+    "NamedAttack",
     "attack_catalogue",
     "list_attacks",
     "make_attack",
+    "read_attack",
 ]
 
-ATTACKS: registry.Registry[type[Attack]] = registry.Registry(
-    "attack class",
-    group="robgib.attacks",
-    valid=lambda value: isinstance(value, type) and issubclass(value, Attack),
-    wanted="a subclass of robgib.Attack",
-    base=Attack,
-    named=lambda value: value.__name__,
-)
-"""The attack classes by class name."""
-_BUILT_IN: tuple[type[Attack], ...] = (
-    FGSM, RFGSM, PGD, MIFGSM, APGD, Square, DeepFool, SuperDeepFool, CarliniWagner, DDN, ALMA, PDGD, PDPGD, FMN,
-    SigmaZero, FAB, AutoAttack, FastEnsemble,
-)  # fmt: skip
-for _kind in _BUILT_IN:
-    ATTACKS.enter(_kind.__name__, _kind)
+_USUAL_EPS = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0, "l0": 24.0}
 
 
 @dataclass(frozen=True)
@@ -93,9 +64,16 @@ def attack_catalogue(extra: Sequence[Path] = (), wanted: Sequence[str] = ()) -> 
     entries: dict[str, CatalogueEntry] = {}
     for entry in classes.values():
         if entry.source != "built in":
-            name = _kebab(entry.name)
+            own_name = entry.name != entry.value.__name__  # from @register_attack
+            name = entry.name if own_name else _kebab(entry.name)
             entries[name] = CatalogueEntry(
-                name, entry.value, None, None, {}, _one_line(entry.value.__doc__), entry.source
+                name,
+                entry.value,
+                norm=None,
+                eps=None,
+                parameters={},
+                description=_one_line(entry.value.__doc__),
+                source=entry.source,
             )
     for name, path in registry.yaml_files("attacks", extra).items():
         try:
@@ -137,9 +115,10 @@ def _entry(name: str, path: Path, classes: Mapping[str, registry.Entry[type[Atta
         file = AttackFile.model_validate(registry.read_yaml(path))
     except ValidationError as error:
         raise registry.yaml_error(error, path) from error
-    if file.attack not in classes:
+    by_class = {entry.value.__name__: entry.value for entry in classes.values()}
+    kind = classes[file.attack].value if file.attack in classes else by_class.get(file.attack)
+    if kind is None:
         raise unknown_name(f"attack class in {path}:", file.attack, classes)
-    kind = classes[file.attack].value
     return CatalogueEntry(
         name,
         kind,
@@ -160,6 +139,29 @@ def list_attacks(catalogue: Sequence[Path] = ()) -> list[str]:
     return sorted(attack_catalogue(catalogue))
 
 
+@dataclass(frozen=True)
+class NamedAttack:
+    """An attack that a specification names.
+
+    Attributes:
+        spec: the specification.
+        attack: the attack, with the usual radius if the specification leaves it open.
+        is_open: whether the radius is the default of the data.
+    """
+
+    spec: str
+    attack: Attack
+    is_open: bool
+
+    def under(self, default_eps: Mapping[str, float] | None) -> Attack:
+        """Return the attack; an open radius becomes ``default_eps`` of its norm, if there is one."""
+        norm = self.attack.threat.norm
+        if not self.is_open or norm not in (default_eps or {}):
+            return self.attack
+        assert default_eps is not None
+        return replace(self.attack, eps=_radius(self.spec, norm, default_eps[norm]))
+
+
 def make_attack(spec: str, default_eps: Mapping[str, float] | None = None, extra: Sequence[Path] = ()) -> Attack:
     """Build an attack from ``NAME[:key=value,…]``, or from ``LIBRARY:NAME[:key=value,…]``.
 
@@ -174,19 +176,18 @@ def make_attack(spec: str, default_eps: Mapping[str, float] | None = None, extra
     Raises:
         RobGIBError: a name or parameter is unknown, or a value is invalid.
     """
-    budgets = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0, "l0": 24.0, **(default_eps or {})}
+    return read_attack(spec, extra).under(default_eps)
+
+
+def read_attack(spec: str, extra: Sequence[Path] = ()) -> NamedAttack:
+    """Build the attack of a specification, whose radius may be left open until the data are known.
+
+    Raises:
+        RobGIBError: as for :func:`make_attack`.
+    """
     name, _, rest = spec.partition(":")
     if name in ADAPTERS:
-        library, (kind, norm_of) = name, ADAPTERS[name]
-        name, _, rest = rest.partition(":")
-        given = registry.parse_pairs(rest, f"attack {spec!r}")
-        eps = given.pop("eps", None)
-        eot = None if "eot" in takes(library, name) else given.pop("eot", None)
-        if eot is not None and type(eot) is not int:
-            raise RobGIBError(f"attack {spec!r}: eot must be a whole number of draws such as 20, not {eot!r}.")
-        bounded = norm_of(name, given)
-        radius = _radius(spec, bounded, budgets[bounded] if eps is None else eps)
-        return kind(bounded, radius, name, given, eot=eot)  # type: ignore[call-arg, misc, arg-type]
+        return _of_library(spec, name, *rest.partition(":")[::2])
     given = registry.parse_pairs(rest, f"attack {spec!r}")
     entries = attack_catalogue(extra, [name])
     if name not in entries:
@@ -198,10 +199,23 @@ def make_attack(spec: str, default_eps: Mapping[str, float] | None = None, extra
     norm: Any = entry.norm or given.pop("norm", None) or entry.attack.norms[0]
     if norm not in NORMS:
         raise unknown_name("norm", str(norm), NORMS)
-    eps = given.pop("eps", entry.eps if entry.eps is not None else budgets[norm])
-    parameters = {**entry.parameters, **given}
-    made: Attack = construct(entry.attack, parameters, f"attack {spec!r}", norm=norm, eps=_radius(spec, norm, eps))
-    return made
+    is_open = "eps" not in given and entry.eps is None
+    eps = _radius(spec, norm, given.pop("eps", _USUAL_EPS[norm] if entry.eps is None else entry.eps))
+    made: Attack = construct(entry.attack, {**entry.parameters, **given}, f"attack {spec!r}", norm=norm, eps=eps)
+    return NamedAttack(spec, made, is_open)
+
+
+def _of_library(spec: str, library: str, name: str, options: str) -> NamedAttack:
+    """Build an attack of another library."""
+    kind, norm_of = ADAPTERS[library]
+    given = registry.parse_pairs(options, f"attack {spec!r}")
+    eps = given.pop("eps", None)
+    eot = None if "eot" in takes(library, name) else given.pop("eot", None)
+    if eot is not None and type(eot) is not int:
+        raise RobGIBError(f"attack {spec!r}: eot must be a whole number of draws such as 20, not {eot!r}.")
+    norm = norm_of(name, given)
+    radius = _radius(spec, norm, _USUAL_EPS[norm] if eps is None else eps)
+    return NamedAttack(spec, kind(norm, radius, name, given, eot=eot), eps is None)  # type: ignore[call-arg, misc, arg-type]
 
 
 def _radius(spec: str, norm: Norm, eps: Any) -> float:

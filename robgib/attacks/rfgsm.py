@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 from torch import Tensor, nn
 
-from robgib.attacks.base import Attack, projected_gradient_ascent
+from robgib.attacks.base import Attack, projected_gradient_ascent, register_attack
 from robgib.attacks.objective import Loss, Target, make_objective
 from robgib.runtime import SampleRNG
 
@@ -17,6 +17,7 @@ __all__ = [
 ]
 
 
+@register_attack("RFGSM")
 @dataclass(frozen=True)
 class RFGSM(Attack):
     """R+FGSM (Tramèr et al. 2018, section 4.1): a random step of length start·eps, then a gradient step of the rest.

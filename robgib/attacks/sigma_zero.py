@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from robgib.attacks.base import register_attack
 from robgib.attacks.nearest import Adam, Nearest, NearestAttack, cosine, margin_gradient
 from robgib.attacks.objective import Objective
 from robgib.attacks.threat_model import per_sample
@@ -22,6 +23,7 @@ _LAST = 0.1  # final learning rate, as a share of the initial one
 _TRIM_STEPS = 5  # sign steps of the pixels that remain changed
 
 
+@register_attack("SigmaZero")
 @dataclass(frozen=True)
 class SigmaZero(NearestAttack):
     """Descent on the margin and a smooth count of changed pixels (Cinà et al. 2025, algorithm 1).

@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from robgib.attacks.base import Attack
+from robgib.attacks.base import Attack, register_attack
 from robgib.attacks.objective import Objective
 from robgib.attacks.threat_model import CONVEX_NORMS, distance, per_sample
 from robgib.options import Count
@@ -26,6 +26,7 @@ _BLOCK = 100  # queries whose random numbers are drawn at once
 _HALVED = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 queries: where the area of squares is halved
 
 
+@register_attack("Square")
 @dataclass(frozen=True)
 class Square(Attack):
     """Score-based random search (Andriushchenko et al. 2020, algorithms 1 to 3): a black-box attack.

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from robgib.attacks.base import register_attack
 from robgib.attacks.linearization import nearest_boundary, wrong_classes
 from robgib.attacks.nearest import Nearest, NearestAttack
 from robgib.attacks.objective import wrong_by
@@ -19,6 +20,7 @@ __all__ = [
 ]
 
 
+@register_attack("SuperDeepFool")
 @dataclass(frozen=True)
 class SuperDeepFool(NearestAttack):
     """Alternates DeepFool and a projection onto the normal of the boundary (Abdolahpourrostam et al. 2024).

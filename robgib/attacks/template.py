@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from robgib.attacks.registry import ATTACKS
+from robgib.attacks.base import ATTACKS
 from robgib.errors import RobGIBError
 from robgib.files import write_file
 

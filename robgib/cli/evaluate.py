@@ -120,7 +120,7 @@ class _Evaluation:
         if len(set(self.models)) < len(self.models):
             raise RobGIBError("a model is named twice; name each model once.")
         robgib.robustness.named_attacks(self.attack.attacks, None, extra)
-        robgib.information.registry.check_estimators(self.information.estimators, extra)
+        robgib.information.registry.build_estimators(self.information.estimators, extra)
         for tracker in self.report.log:
             robgib.reporting.check_tracker(tracker)
         check_writable(self.report.out)

@@ -259,7 +259,7 @@ for _name, _loader in {
     "cifar100": _library("cifar100", "CIFAR-100", "CIFAR100", "cifar-100-python/"),
     "svhn": _library("svhn", "SVHN", "SVHN", "train_32x32.mat and test_32x32.mat"),
 }.items():
-    DATASETS.enter(_name, _loader)
+    register_data(_name)(_loader)
 
 
 _MOST_CLASSES = 100_000

@@ -2,7 +2,7 @@
 
 from robgib.information.activations import LOGITS, collect_activations, default_layers, layer_shapes
 from robgib.information.analysis import DEFAULT_ESTIMATORS, LayerInformation, layer_information
-from robgib.information.base import Decomposition, Estimator
+from robgib.information.base import ESTIMATORS, Decomposition, Estimator, register_estimator
 from robgib.information.binned import Binned
 from robgib.information.estimate import Estimate
 from robgib.information.exact import Exact
@@ -13,7 +13,7 @@ from robgib.information.imputation import Imputation
 from robgib.information.infonce import InfoNCE
 from robgib.information.ksg import KSG
 from robgib.information.probe import Probe
-from robgib.information.registry import ESTIMATORS, estimator_catalogue, list_estimators, make_estimator
+from robgib.information.registry import estimator_catalogue, list_estimators, make_estimator
 from robgib.information.renyi import Renyi
 
 __all__ = [
@@ -44,5 +44,6 @@ __all__ = [
     "list_estimators",
     "make_estimator",
     "reduce",
+    "register_estimator",
     "unit_slices",
 ]

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from robgib.data.dataset import Dataset, information_rows, split_information
 from robgib.data.lazy import LazyImages
 from robgib.errors import RobGIBError, never_ends
-from robgib.files import Parts
 from robgib.information.activations import LOGITS, find_layers, functions_of
 from robgib.information.base import Decomposition, Estimator
 from robgib.information.donors import most_donors
@@ -26,7 +25,7 @@ from robgib.information.features import Features, group_inputs
 from robgib.information.measures import effective_samples, gib_objective, ib_objective, pmi_weights
 from robgib.information.observer import LABEL, PREDICTION, Inputs, LayerView, Observation, Resolution, about
 from robgib.information.readings import code_variants, noise_terms, subset_synergy, unit_terms
-from robgib.information.registry import check_estimators, make_estimator
+from robgib.information.registry import build_estimators
 from robgib.information.views import (
     EXACT,
     NOISE,
@@ -51,10 +50,12 @@ __all__ = [
     "TERMS",
     "LayerInformation",
     "bins_of",
+    "check_suited",
     "default_codes",
     "default_features",
     "layer_information",
     "make_estimators",
+    "named_estimators",
     "partitions_of",
     "passes_of",
     "term_rows",
@@ -231,7 +232,7 @@ class _Layers:
         pairs = [(estimator, partition) for estimator in makers for partition in partitions]
         for number, (estimator, partition) in enumerate(pairs):
             context.report("estimating information", number, len(pairs), f"{estimator.name}, {partition}")
-            kept = (context.parts or Parts()).at("information", estimator.name, partition)
+            kept = context.parts.at("information", estimator.name, partition)
             known = kept.read()
             if known is None:
                 known = self._rows(estimator, partition)
@@ -326,20 +327,38 @@ def make_estimators(
     Raises:
         RobGIBError: an unknown name or option, an estimator that is given twice, or one that the data do not suit.
     """
-    check_estimators(estimators, catalogue)
-    made = [
-        e if isinstance(e, Estimator) else make_estimator(e, catalogue, seed=seed, steps=_STEPS) for e in estimators
-    ]
-    for estimator in made:
+    made = named_estimators(estimators, seed, catalogue)
+    check_suited(made, data, samples)
+    return made
+
+
+def named_estimators(
+    estimators: Sequence[str | Estimator], seed: int = 0, catalogue: Sequence[Path] = ()
+) -> list[Estimator]:
+    """Build estimators for a model's layers, before the data are known.
+
+    Raises:
+        RobGIBError: an unknown name or option, or an estimator that is given twice.
+    """
+    made = build_estimators(estimators, catalogue, seed=seed, steps=_STEPS)
+    if len({e.name for e in made}) < len(made):
+        raise RobGIBError("an estimator is given twice; name each one once.")
+    return made
+
+
+def check_suited(estimators: Sequence[Estimator], data: Dataset, samples: int) -> None:
+    """Raise if an estimator cannot use the data.
+
+    Raises:
+        RobGIBError: an estimator that counts all inputs, for data or samples that are not all inputs.
+    """
+    for estimator in estimators:
         if estimator.view == EXACT and not (data.enumerated and samples >= len(data.test)):
             enough = f" with at least {len(data.test)} information samples" if data.enumerated else ""
             raise RobGIBError(
                 f"the {estimator.name} estimator counts all inputs there are, such as those of "
                 f"function:parity-3{enough}; choose another estimator for {data.name!r}."
             )
-    if len({e.name for e in made}) < len(made):
-        raise RobGIBError("an estimator is given twice; name each one once.")
-    return made
 
 
 def partitions_of(features: str | Sequence[str], shape: tuple[int, ...]) -> tuple[str, ...]:

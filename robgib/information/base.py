@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +17,11 @@ from robgib.information.estimate import Estimate
 from robgib.information.features import Features, group_units
 from robgib.information.views import NOISE, Network, Target, View
 from robgib.options import check
+from robgib.registry import Registry
 from robgib.runtime import Progress
 
 __all__ = [
+    "ESTIMATORS",
     "Decomposition",
     "Estimate",
     "Estimator",
@@ -27,6 +29,7 @@ __all__ = [
     "Problem",
     "Uncertainty",
     "decompose",
+    "register_estimator",
 ]
 
 Array = npt.NDArray[Any]
@@ -262,3 +265,46 @@ def _matrix(values: npt.ArrayLike, what: str) -> Array:
             raise RobGIBError(f"{what} has NaN or infinite values in {int(bad.any(1).sum())} of {len(array)} samples.")
         array = array.astype(np.float64, copy=False)
     return array
+
+
+ESTIMATORS: Registry[type[Estimator]] = Registry(
+    "estimator",
+    group="robgib.estimators",
+    valid=lambda value: isinstance(value, type) and issubclass(value, Estimator),
+    wanted="a subclass of robgib.Estimator",
+    base=Estimator,
+    named=lambda value: value.name,
+)
+"""The estimator classes by name."""
+Kind = TypeVar("Kind", bound=type[Estimator])
+
+
+def register_estimator(name: str) -> Callable[[Kind], Kind]:
+    """Register a subclass of :class:`Estimator` under ``name``, which becomes its attribute ``name``.
+
+    A plug-in file needs no decorator: its estimators are known by their attribute ``name`` without one.
+
+    Args:
+        name: the name in specifications, tables and catalogue files.
+
+    >>> from dataclasses import dataclass
+    >>> @register_estimator("nothing")
+    ... @dataclass(frozen=True)
+    ... class Nothing(Estimator):
+    ...     bound, summary = "none", "nothing at all"
+    >>> Nothing.name, ESTIMATORS["nothing"] is Nothing
+    ('nothing', True)
+    >>> ESTIMATORS.remove("nothing")
+    """
+    register = ESTIMATORS.register(name)
+
+    def enter(kind: Kind) -> Kind:
+        if not (isinstance(kind, type) and issubclass(kind, Estimator)):
+            raise RobGIBError(
+                f"register_estimator({name!r}) must decorate a subclass of robgib.Estimator, not {kind!r}."
+            )
+        kind.name = name
+        register(kind)
+        return kind
+
+    return enter

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from robgib.information.base import Decomposition, Estimator, Problem, decompose
+from robgib.information.base import Decomposition, Estimator, Problem, decompose, register_estimator
 from robgib.information.discrete import adjusted_by, combine, subset_codes
 from robgib.information.preprocessing import SALTS, Codes, codebook, default_size, encode
 from robgib.information.views import RATE, View
@@ -22,6 +22,7 @@ Array = npt.NDArray[Any]
 Symbols = Annotated[int, Field(ge=2)]
 
 
+@register_estimator("binned")
 @dataclass(frozen=True)
 class Binned(Estimator):
     """Plug-in information of quantile- or k-means-coded variables.

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from robgib.errors import RobGIBError
-from robgib.information.base import Decomposition, Estimator, Problem, decompose
+from robgib.information.base import Decomposition, Estimator, Problem, decompose, register_estimator
 from robgib.information.discrete import plug_in, subset_codes
 from robgib.information.features import Features, unit_slices
 from robgib.information.preprocessing import Codes, relabel
@@ -23,6 +23,7 @@ __all__ = [
 Array = npt.NDArray[Any]
 
 
+@register_estimator("exact")
 @dataclass(frozen=True)
 class Exact(Estimator):
     """Information of an enumerated distribution: the samples are all its outcomes.

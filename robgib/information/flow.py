@@ -15,7 +15,7 @@ from sklearn.covariance import OAS
 from torch import Tensor, nn
 
 from robgib.errors import RobGIBError
-from robgib.information.base import Decomposition, Estimator, Problem, decompose
+from robgib.information.base import Decomposition, Estimator, Problem, decompose, register_estimator
 from robgib.information.masked_network import LOST, Columns, Folds, draw_masks, pooled_note, subsets
 from robgib.information.preprocessing import SALTS, normal_scores
 from robgib.information.views import NOISE, View
@@ -39,6 +39,7 @@ _DOUBT = (0.003, 0.01, 0.03, 0.1, 1.0)  # share of q(t) in the answer, so that n
 _CHUNK = 4096
 
 
+@register_estimator("flow")
 @dataclass(frozen=True)
 class Flow(Estimator):
     """I(X_S;T) as the mean of log2 q(t|x_S) − log2 q(t), held out: q is one flow that is shown masked features.

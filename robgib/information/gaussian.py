@@ -14,7 +14,7 @@ from scipy.stats import norm
 from sklearn.model_selection import KFold, StratifiedKFold
 from torch import Tensor
 
-from robgib.information.base import Decomposition, Estimator, Problem, decompose
+from robgib.information.base import Decomposition, Estimator, Problem, decompose, register_estimator
 from robgib.information.discrete import entropy
 from robgib.information.preprocessing import SALTS, Vector, normal_scores, relabel, standardised
 from robgib.options import NonNegative
@@ -41,6 +41,7 @@ def _information_bias(a: int, b: int, freedom: Vector) -> Vector:
     return (_log_det_bias(a, freedom) + _log_det_bias(b, freedom) - _log_det_bias(a + b, freedom)) / 2 / _LOG2
 
 
+@register_estimator("gaussian")
 @dataclass(frozen=True)
 class Gaussian(Estimator):
     """Gaussian-copula information (Ince et al. 2017), with the conditional terms of all features at once.

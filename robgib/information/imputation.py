@@ -14,7 +14,7 @@ from torch import Tensor
 
 from robgib.data.lazy import LazyImages
 from robgib.errors import RobGIBError
-from robgib.information.base import Decomposition, Estimator, Prepared, Problem, decompose
+from robgib.information.base import Decomposition, Estimator, Prepared, Problem, decompose, register_estimator
 from robgib.information.donors import Completion, Pool, most_donors, places
 from robgib.information.pieces import Pieces, learn_codes
 from robgib.information.stacking import FOLDS, Stack, stacked
@@ -43,6 +43,7 @@ _WIDELY = 8  # features up to which all samples are estimated on, and above fewe
 _MORE = (0.5, 3.0)  # of what the last doubling of donors and steps brought, in the figure, and at most to come
 
 
+@register_estimator("imputation")
 @dataclass(frozen=True)
 class Imputation(Estimator):
     """I(X_A;T) of single features and of all but one, by the network itself and a learnt predictor, mixed.

@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from robgib.information.base import Decomposition, Estimator, Problem, decompose
+from robgib.information.base import Decomposition, Estimator, Problem, decompose, register_estimator
 from robgib.information.masked_network import (
     Answer,
     Columns,
@@ -40,6 +40,7 @@ _DIMS = 32  # in which the critic compares features and target
 _FULL = 0.9  # share of log2 K from which a figure is marked
 
 
+@register_estimator("infonce")
 @dataclass(frozen=True)
 class InfoNCE(Estimator):
     """InfoNCE (van den Oord, Li & Vinyals 2018): I(X_S;T) ≥ log2 K less the loss of finding T among K alternatives.

@@ -15,7 +15,7 @@ from scipy.special import digamma
 from torch import Tensor
 
 from robgib.errors import RobGIBError
-from robgib.information.base import Decomposition, Estimator, Problem, decompose
+from robgib.information.base import Decomposition, Estimator, Problem, decompose, register_estimator
 from robgib.information.discrete import combine, subset_codes
 from robgib.information.preprocessing import SALTS, Codes, columns_or_codes, normal_scores
 from robgib.options import Count, NonNegative
@@ -40,6 +40,7 @@ _MOST = 1e11  # coordinates compared: some minutes
 _RARE = 0.05  # share of samples alone with their symbols, above which a figure is marked
 
 
+@register_estimator("ksg")
 @dataclass(frozen=True)
 class KSG(Estimator):
     """k-nearest-neighbour information (Kraskov, Stögbauer & Grassberger 2004, estimator 1, max-norm).

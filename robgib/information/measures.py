@@ -6,6 +6,8 @@ I(X_i;T) and ``rests`` = I(X_-i;T), where X_-i is every feature but the i-th.
 
 from __future__ import annotations
 
+import math
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -28,11 +30,12 @@ __all__ = [
 
 Number = TypeVar("Number", float, np.ndarray)
 Vector = npt.NDArray[np.float64]
+_floats = partial(np.asarray, dtype=float)
 
 
 def interaction_information(total: float, singles: npt.ArrayLike, rests: npt.ArrayLike) -> Vector:
     """II_i(X;T) = I(X;T) − I(X_i;T) − I(X_-i;T) for each feature (n,): above 0 synergy, below 0 redundancy."""
-    return total - np.asarray(singles, float) - np.asarray(rests, float)
+    return total - _floats(singles) - _floats(rests)
 
 
 def average_interaction(total: float, singles: npt.ArrayLike, rests: npt.ArrayLike) -> float:
@@ -42,7 +45,7 @@ def average_interaction(total: float, singles: npt.ArrayLike, rests: npt.ArrayLi
 
 def complexity(singles: npt.ArrayLike, rests: npt.ArrayLike) -> float:
     """C(X;T), the mean of I(X_i;T) + I(X_-i;T): the GIB's complexity. I(X;T) = C + S."""
-    return float(np.mean(np.asarray(singles, float) + np.asarray(rests, float)))
+    return float(np.mean(_floats(singles) + _floats(rests)))
 
 
 def ib_objective(prediction: Number, total: Number, beta: float) -> Number:
@@ -62,9 +65,9 @@ def bound_slack(total: float, singles: npt.ArrayLike, rests: npt.ArrayLike) -> f
 
 def compression(values: npt.ArrayLike) -> float:
     """(peak − last) / peak of a sequence of complexities; NaN unless the peak is above 0."""
-    sequence = np.asarray(values, float)
+    sequence = _floats(values)
     peak = sequence.max()
-    return float((peak - sequence[-1]) / peak) if peak > 0 else float("nan")
+    return float((peak - sequence[-1]) / peak) if peak > 0 else math.nan
 
 
 def pmi_weights(predicted: npt.ArrayLike, labels: npt.ArrayLike) -> Vector:
@@ -81,8 +84,8 @@ def pmi_weights(predicted: npt.ArrayLike, labels: npt.ArrayLike) -> Vector:
     >>> pmi_weights([0, 0, 1, 1], [0, 1, 1, 1]).round(2).tolist()
     [1.9, 0.0, 1.05, 1.05]
     """
-    told, truth = np.asarray(predicted).reshape(-1), np.asarray(labels).reshape(-1)
-    y_hat, y = (np.unique(v, return_inverse=True)[1].reshape(-1) for v in (told, truth))
+    told, truth = np.asarray(predicted).ravel(), np.asarray(labels).ravel()
+    y_hat, y = (np.unique(v, return_inverse=True)[1].ravel() for v in (told, truth))
     joint = np.zeros((y_hat.max() + 1, y.max() + 1))
     np.add.at(joint, (y_hat, y), 1.0)
     expected = joint.sum(1)[y_hat] * joint.sum(0)[y] / len(y)
@@ -97,7 +100,7 @@ def effective_samples(weights: npt.ArrayLike) -> float:
     >>> effective_samples([1.0, 1.0, 0.0, 0.0])
     2.0
     """
-    w = np.asarray(weights, float)
+    w = _floats(weights)
     return float(w.sum() ** 2 / np.square(w).sum())
 
 
@@ -107,7 +110,7 @@ def redundancy_degree(total: float, singles: npt.ArrayLike) -> float:
     >>> redundancy_degree(1.0, [1.0, 1.0])  # two copies
     2.0
     """
-    return float(np.sum(np.asarray(singles, float)) / total) if total > 0 else float("nan")
+    return float(np.sum(_floats(singles)) / total) if total > 0 else math.nan
 
 
 def vulnerability_degree(total: float, rests: npt.ArrayLike) -> float:
@@ -118,7 +121,7 @@ def vulnerability_degree(total: float, rests: npt.ArrayLike) -> float:
     >>> vulnerability_degree(1.0, [0.0, 0.0])  # an exclusive or
     2.0
     """
-    return float(np.sum(total - np.asarray(rests, float)) / total) if total > 0 else float("nan")
+    return float(np.sum(total - _floats(rests)) / total) if total > 0 else math.nan
 
 
 def functionals(n: int) -> Vector:

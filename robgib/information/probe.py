@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from robgib.information.base import Decomposition, Estimator, Prepared, Problem, decompose
+from robgib.information.base import Decomposition, Estimator, Prepared, Problem, decompose, register_estimator
 from robgib.information.discrete import entropy
 from robgib.information.masked_network import (
     Answer,
@@ -44,6 +44,7 @@ random weights on ten bits, of whose code 97% was learnt, the rests came out 9% 
 LEAST_PER_SYMBOL = 5  # samples, on average, below which a target's figure is not worth its name
 
 
+@register_estimator("probe")
 @dataclass(frozen=True)
 class Probe(Estimator):
     """Usable information (Xu et al. 2020): I(X_S;T) as H(T) less the held-out cross-entropy of a predictor of X_S.

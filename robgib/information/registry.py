@@ -10,38 +10,18 @@ from typing import Any
 
 from robgib import registry
 from robgib.errors import RobGIBError, unknown_name
-from robgib.information.base import Estimator
-from robgib.information.binned import Binned
-from robgib.information.exact import Exact
-from robgib.information.flow import Flow
-from robgib.information.gaussian import Gaussian
-from robgib.information.imputation import Imputation
-from robgib.information.infonce import InfoNCE
-from robgib.information.ksg import KSG
-from robgib.information.probe import Probe
-from robgib.information.renyi import Renyi
+from robgib.information.base import ESTIMATORS, Estimator
 from robgib.options import construct
 
 __all__ = [
     "ESTIMATORS",
     "EstimatorEntry",
+    "build_estimators",
     "check_estimators",
     "estimator_catalogue",
     "list_estimators",
     "make_estimator",
 ]
-
-ESTIMATORS: registry.Registry[type[Estimator]] = registry.Registry(
-    "estimator",
-    group="robgib.estimators",
-    valid=lambda value: isinstance(value, type) and issubclass(value, Estimator),
-    wanted="a subclass of robgib.Estimator",
-    base=Estimator,
-    named=lambda value: value.name,
-)
-"""The estimator classes by name."""
-for _kind in (Exact, Binned, Gaussian, Probe, Imputation, KSG, InfoNCE, Flow, Renyi):
-    ESTIMATORS.enter(_kind.name, _kind)
 
 
 @dataclass(frozen=True)
@@ -112,13 +92,18 @@ def make_estimator(spec: str, extra: Sequence[Path] = (), **defaults: object) ->
     return made
 
 
-def check_estimators(estimators: Any, extra: Sequence[Path] = ()) -> None:
-    """Raise unless these are specifications of estimators that are known, or estimators.
+def build_estimators(estimators: Any, extra: Sequence[Path] = (), **defaults: object) -> list[Estimator]:
+    """Build estimators from specifications; estimator objects stay as they are.
+
+    Args:
+        estimators: a sequence of specifications such as ``probe``, or of estimators.
+        extra: additional catalogue folders.
+        defaults: options of the specified estimators that have them.
 
     Raises:
-        RobGIBError: an unknown name or option, or another kind of thing.
+        RobGIBError: an unknown name or option, or an object of another type.
 
-    >>> check_estimators(["probe", 3])
+    >>> build_estimators(["probe", 3])
     Traceback (most recent call last):
     robgib.errors.RobGIBError: an estimator must be a specification such as 'probe', or an Estimator, not 3.
     """
@@ -127,5 +112,9 @@ def check_estimators(estimators: Any, extra: Sequence[Path] = ()) -> None:
     for spec in estimators:
         if not isinstance(spec, str | Estimator):
             raise RobGIBError(f"an estimator must be a specification such as 'probe', or an Estimator, not {spec!r}.")
-        if isinstance(spec, str):
-            make_estimator(spec, extra)
+    return [spec if isinstance(spec, Estimator) else make_estimator(spec, extra, **defaults) for spec in estimators]
+
+
+def check_estimators(estimators: Any, extra: Sequence[Path] = ()) -> None:
+    """Raise unless :func:`build_estimators` can build these estimators."""
+    build_estimators(estimators, extra)

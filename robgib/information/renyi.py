@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from robgib.information.base import Decomposition, Estimator, Problem, decompose
+from robgib.information.base import Decomposition, Estimator, Problem, decompose, register_estimator
 from robgib.information.discrete import combine, subset_codes
 from robgib.information.preprocessing import SALTS, Codes, columns_or_codes
 from robgib.options import Count, Positive
@@ -29,6 +29,7 @@ _PARTITIONS = 4  # how often they are drawn, over all blocks
 _MISSING = 0.75  # standard deviation of what a figure misses of its limit, in chance over ceiling of itself
 
 
+@register_estimator("renyi")
 @dataclass(frozen=True)
 class Renyi(Estimator):
     """Matrix-based Rényi information of order alpha (Giraldo, Rao & Príncipe 2015; Yu et al. 2019).

@@ -2,9 +2,10 @@
 
 from robgib.robustness.certification import NotCertifiableError, certify
 from robgib.robustness.corruptions import corruption_accuracy
+from robgib.robustness.curve import accuracy_curve
 from robgib.robustness.evaluate import BUDGETS, DEFAULT_ATTACKS, evaluate, named_attacks
 from robgib.robustness.failure_indicators import FailureIndicator, failure_indicators, weaker_than_reference
-from robgib.robustness.run_attack import AttackResult, accuracy_curve, run_attack
+from robgib.robustness.run_attack import AttackResult, run_attack
 from robgib.robustness.verify import UNCHECKED, Verification, verify
 
 __all__ = [

@@ -20,8 +20,9 @@ from robgib.errors import NoGradientError, RobGIBError
 from robgib.models.inference import Answers, PreparedModel
 from robgib.options import AttackOptions, Context
 from robgib.results import column_names, table
+from robgib.robustness.curve import accuracy_curve
 from robgib.robustness.rows import curve_rows, outcome_rows, summary_row, unattacked_row, worst_row
-from robgib.robustness.run_attack import AttackResult, accuracy_curve, after, gradient_cost, run_attack
+from robgib.robustness.run_attack import AttackResult, after, gradient_cost, run_attack
 from robgib.robustness.until import attack_until
 from robgib.runtime import faults_of
 
@@ -87,6 +88,11 @@ class Subject:
             order.sort(key=lambda item: (threats.index(item[1].threat), self.costs[item[0]]))
         return order
 
+    def is_last(self, label: str) -> bool:
+        """Whether no attack under the same threat model runs after this one."""
+        labels = [name for name, attack in self.in_order() if attack.threat == self.attacks[label].threat]
+        return labels[-1] == label
+
     def attack(self, label: str, clean: Answers | AttackResult, rows: slice | None = None) -> AttackResult:
         """Run one attack on the samples that are right in ``clean``, or on the given ``rows`` of them."""
         whole = rows is None
@@ -100,11 +106,8 @@ class Subject:
             label=label,
             clean=Answers(clean.prediction, clean.right),
             index=np.arange(len(self))[chosen],
-            seed=self.context.seed,
-            device=self.device,
             pictures=self.pictures,
-            parts=parts if whole else parts.at(str(chosen.start), str(chosen.stop)),
-            progress=self.context.progress,
+            context=replace(self.context, parts=parts if whole else parts.at(str(chosen.start), str(chosen.stop))),
         )
 
 
@@ -234,9 +237,8 @@ def budget_of(attack: Attack) -> Budget:
 def attack_all(subject: Subject, ready: Ready) -> Findings:
     """Run every attack of a subject. ``ready`` holds the results of attacks that have already run."""
     findings = Findings(subject)
-    order = subject.in_order()
-    for number, (label, attack) in enumerate(order):
-        attacked = _guarded(partial(_attack, subject, label, attack, findings, ready), label)
+    for number, (label, _) in enumerate(subject.in_order()):
+        attacked = _guarded(partial(_attack, subject, label, findings, ready), label)
         if isinstance(attacked, Exception):
             findings.fail(label, attacked)
         else:
@@ -244,44 +246,51 @@ def attack_all(subject: Subject, ready: Ready) -> Findings:
     return findings
 
 
-def _attack(subject: Subject, label: str, attack: Attack, findings: Findings, ready: Ready) -> Attacked:
+def _attack(subject: Subject, label: str, findings: Findings, ready: Ready) -> Attacked:
     """Run one attack and measure its curve. In a cascade, only the last attack of a budget has a curve."""
-    earlier = findings.results.get(budget_of(attack), [])
-    known = earlier[-1] if earlier and subject.options.cascade else None
+    earlier = findings.results.get(budget_of(subject.attacks[label]), []) if subject.options.cascade else []
     result = ready.get(label)
     if isinstance(result, Exception):
         raise result
     if result is None:
-        result = subject.attack(label, known or subject.clean)
-        result = after(known, result) if known else result
-    order = subject.in_order()
-    later = [a for name, a in order[[name for name, _ in order].index(label) + 1 :] if a.threat == attack.threat]
-    if not subject.options.curve or (subject.options.cascade and later):
+        result = subject.attack(label, earlier[-1] if earlier else subject.clean)
+        result = after(earlier[-1], result) if earlier else result
+    if not subject.options.curve or (subject.options.cascade and not subject.is_last(label)):
         return Attacked(result, [], result.distance)
-    # The curve of a cascade uses its cheapest attack. At small eps nearly every sample remains robust, and the most
-    # expensive attack would run on all of them.
-    name, other = label, attack
-    if known and not isinstance(attack, MinimumNormAttack):
-        name, other = next((n, a) for n, a in order if a.threat == attack.threat)
-    stalled = subject.options.cascade and earlier and _stalled(earlier[0], result)
-    if stalled and isinstance(other, APGD) and other.widest is None:
-        other = replace(other, widest=WIDEST)
-    spent = findings.spent.get(budget_of(attack), 0) + result.passes.cost
+    name, curve_attack = _curve_attack(subject, label, earlier, result)
+    spent = findings.spent.get(budget_of(subject.attacks[label]), 0) + result.passes.cost
     points, distance = accuracy_curve(
         subject.model,
         subject.x,
         subject.y,
-        _shortened(other, subject.costs[name], len(subject), spent),
+        _shortened(curve_attack, subject.costs[name], len(subject), spent),
         result,
         label=name,
         clean=subject.clean,
-        seed=subject.context.seed,
-        device=subject.device,
-        parts=subject.context.parts.at("curve", label),
-        progress=subject.context.progress,
-        attacked=known.right > 0 if known and name == label else None,
+        context=replace(subject.context, parts=subject.context.parts.at("curve", label)),
     )
     return Attacked(result, points, distance)
+
+
+def _curve_attack(
+    subject: Subject, label: str, earlier: Sequence[AttackResult], result: AttackResult
+) -> tuple[str, Attack]:
+    """Return the attack at the other radii of a curve, with its label.
+
+    Args:
+        subject: the attacked subject.
+        label: the attack whose curve is measured.
+        earlier: in a cascade, the results of the attacks of this budget before it.
+        result: its own result.
+    """
+    # The curve of a cascade uses its cheapest attack. At small eps nearly every sample remains robust, and the most
+    # expensive attack would run on all of them.
+    attack = subject.attacks[label]
+    if earlier and not isinstance(attack, MinimumNormAttack):
+        label, attack = next((n, a) for n, a in subject.in_order() if a.threat == attack.threat)
+    if earlier and isinstance(attack, APGD) and attack.widest is None and _stalled(earlier[0], result):
+        attack = replace(attack, widest=WIDEST)
+    return label, attack
 
 
 def attack_until_narrow(subject: Subject, width: float) -> tuple[int, dict[str, AttackResult | Exception]]:

@@ -43,10 +43,7 @@ def corruption_table(subject: Subject, spent: Mapping[Budget, int]) -> pd.DataFr
             subject.model,
             subject.x[:some],
             subject.y[:some],
-            seed=subject.context.seed,
-            batch_size=subject.model.batch_size,
-            device=subject.device,
-            progress=subject.context.progress,
+            context=dataclasses.replace(subject.context, batch_size=subject.model.batch_size),
         )
         known = {"rows": measured.to_dict("records")}
         here.write(known)
@@ -99,15 +96,11 @@ def _indicators(findings: Findings, budget: Budget, whole: bool) -> dict[str, An
             threat,
             attacks=here,
             costs=subject.costs,
-            seed=subject.context.seed,
-            device=subject.device,
-            progress=subject.context.progress,
+            context=subject.context,
             samples=_afforded(SAMPLES, spent.get(budget, 0) / 2, _INDICATOR_PASSES) if spent else SAMPLES,
         )
         rows = [{"norm": budget[0], "eps": budget[1], **dataclasses.asdict(one)} for one in indicators]
-    beside = weaker_than_reference(
-        subject.model, x, y, threat, here, costs=subject.costs, seed=subject.context.seed, device=subject.device
-    )
+    beside = weaker_than_reference(subject.model, x, y, threat, here, costs=subject.costs, context=subject.context)
     return {"rows": rows, "beside": beside}
 
 
@@ -138,15 +131,14 @@ def convergence_table(findings: Findings) -> pd.DataFrame:
             x, y = subject.x[some], subject.y[some]
             try:
                 with faults_of(label):
-                    steps = convergence(subject.model, x, y, attack, seed=subject.context.seed, device=subject.device)
+                    steps = convergence(subject.model, x, y, attack, context=subject.context)
             except Exception:  # a plug-in may raise any exception; the attack itself succeeded
                 steps = []
             base = {"attack": label, "norm": attack.threat.norm, "eps": attack.threat.eps}
             known = {"rows": [{**base, **row} for row in steps]}
             kept.write(known)
         rows += known["rows"]
-        if subject.context.progress:
-            subject.context.progress("tracking convergence", number + 1, len(findings.left), label)
+        subject.context.report("tracking convergence", number + 1, len(findings.left), label)
     return table("convergence", rows)
 
 

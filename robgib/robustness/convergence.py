@@ -17,6 +17,7 @@ from robgib.attacks.threat_model import distance
 from robgib.errors import NoGradientError, RobGIBWarning
 from robgib.models.adapt import seeded
 from robgib.models.inference import BatchedModel, ObjectiveProtocol, PreparedModel, eval_mode
+from robgib.options import Context, gather
 from robgib.runtime import SampleRNG
 
 __all__ = ["TRACKED", "convergence"]
@@ -77,8 +78,8 @@ def convergence(
     y: Tensor,
     attack: Attack,
     *,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
+    context: Context | None = None,
+    **fields: Any,
 ) -> list[dict[str, Any]]:
     """Run an attack again on a few images, and measure its progress at each gradient step.
 
@@ -87,8 +88,8 @@ def convergence(
         x: correctly classified images (N, …); the first :data:`TRACKED` are used.
         y: their labels (N,).
         attack: the attack; it runs on its own, without the results of other attacks.
-        seed: seed of its random numbers.
-        device: device of the model.
+        context: seed and device, by default the CPU (:class:`~robgib.options.Context`).
+        fields: fields of ``context`` by name, such as ``seed=1``.
 
     Returns:
         One row per step, 40 at most: ``step``; ``samples``, their number; ``right``, the share that is still right;
@@ -104,18 +105,19 @@ def convergence(
     >>> rows[-1]["step"], rows[0]["right"] >= rows[-1]["right"]
     (10, True)
     """
-    x, y = x[:TRACKED].to(device), y[:TRACKED].to(device)
+    (context,) = gather("convergence", fields, context or Context(device="cpu"))
+    x, y = x[:TRACKED].to(context.device), y[:TRACKED].to(context.device)
     if not len(x) or not attack.pooled:
         return []
-    with eval_mode(prepared.model), seeded(seed, device), warnings.catch_warnings():
+    watched = _Watched(prepared, x, y, attack.threat.norm)
+    with eval_mode(prepared.model), seeded(context.seed, torch.device(context.device)), warnings.catch_warnings():
         warnings.simplefilter("ignore", RobGIBWarning)  # the attack has already emitted its warnings
-        watched = _Watched(prepared, x, y, attack.threat.norm)
         with torch.no_grad():
             clean = -Objective.untargeted(y, "margin").value(watched(x))
         try:
             find = attack.find if isinstance(attack, MinimumNormAttack) else attack.perturb
             labels = _Labels.of(y.clone(), torch.arange(len(y), device=y.device))
-            x_adv = find(watched, x.clone(), labels, SampleRNG(seed, range(len(x))))
+            x_adv = find(watched, x.clone(), labels, SampleRNG(context.seed, range(len(x))))
         except NoGradientError:
             return []
         with torch.no_grad():
@@ -123,6 +125,31 @@ def convergence(
         end = distance(x_adv, x, attack.threat.norm)
     if not any(watched.margins):
         return []
+    margin, reach, right = _by_step(watched, attack, clean, fooled, end)
+    return [
+        {
+            "step": int(step),
+            "samples": len(x),
+            "right": float(right[:, step].mean()),
+            "margin": float(margin[:, step].mean()),
+            "distance": float(reach[:, step].mean()),
+        }
+        for step in _spread(margin.shape[1] - 1)
+    ]
+
+
+def _by_step(
+    watched: _Watched, attack: Attack, clean: Tensor, fooled: Tensor, end: Tensor
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the smallest margin so far, the distance, and whether a sample is still right, each (N, steps + 1).
+
+    Args:
+        watched: the recorded margins and distances.
+        attack: the attack.
+        clean: clean margins (N,).
+        fooled: whether the returned image (N,) fools the model, inside the ball.
+        end: distances (N,) of the returned images.
+    """
     edge = attack.threat.eps * (1 + 1e-4)
     # Minimum-norm attacks may approach from outside the ball. Other attacks count inside the ball only, since a
     # large-to-small eps schedule starts outside.
@@ -132,26 +159,16 @@ def convergence(
         if not margins or margins[-1] > 0 or far[-1] > counted:
             margins.append(0.0 if bool(fooled[row]) else float(clean[row]))
             far.append(float(end[row]))
-    steps = max(map(len, watched.margins)) - 1
-    margin, reach, right = (np.zeros((len(x), steps + 1)) for _ in range(3))
+    shape = (len(clean), max(map(len, watched.margins)))
+    margin, reach, right = (np.zeros(shape) for _ in range(3))
     for row, (margins, far) in enumerate(zip(watched.margins, watched.reach, strict=True)):
-        values_seen, size = np.array(margins), np.array(far)
-        least = np.minimum.accumulate(np.where(size <= counted, values_seen, float(clean[row])))
-        whole = np.maximum(least, 0) / max(float(clean[row]), 1e-12)
-        remains = np.minimum.accumulate(np.where(size <= edge, values_seen, np.inf)) > 0
-        for kept, values in ((margin, whole), (reach, size), (right, remains)):
+        recorded, size = np.array(margins), np.array(far)
+        least = np.minimum.accumulate(np.where(size <= counted, recorded, float(clean[row])))
+        share = np.maximum(least, 0) / max(float(clean[row]), 1e-12)
+        remains = np.minimum.accumulate(np.where(size <= edge, recorded, np.inf)) > 0
+        for kept, values in ((margin, share), (reach, size), (right, remains)):
             kept[row, : len(values)], kept[row, len(values) :] = values, values[-1]
-    shown = _spread(steps)
-    return [
-        {
-            "step": int(step),
-            "samples": len(x),
-            "right": float(right[:, step].mean()),
-            "margin": float(margin[:, step].mean()),
-            "distance": float(reach[:, step].mean()),
-        }
-        for step in shown
-    ]
+    return margin, reach, right
 
 
 def _spread(steps: int) -> Sequence[int]:

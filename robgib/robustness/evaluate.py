@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from robgib.attacks.base import Attack
-from robgib.attacks.registry import make_attack
+from robgib.attacks.registry import NamedAttack, read_attack
 from robgib.errors import RobGIBError, never_ends
-from robgib.files import Parts
-from robgib.models.inference import Answers, PreparedModel, answers, check_finite_answers, check_logits, prepare
+from robgib.models.inference import PreparedModel, answers, check_finite_answers, check_logits, prepare
 from robgib.options import AttackOptions, Context, gather
 from robgib.robustness.attacking import Subject, attack_all, attack_costs, attack_until_narrow
 from robgib.robustness.beside import add_indicators, convergence_table, corruption_table
@@ -28,7 +27,10 @@ __all__ = [
     "check_budgets",
     "evaluate",
     "in_cascade",
+    "measure",
     "named_attacks",
+    "read_attacks",
+    "under_budgets",
 ]
 
 BUDGETS = {
@@ -52,8 +54,6 @@ def evaluate(
     context: Context | None = None,
     default_eps: Mapping[str, float] | None = None,
     classes: int | None = None,
-    clean: Answers | None = None,
-    costs: Mapping[str, int] | None = None,
     **fields: Any,
 ) -> dict[str, Any]:
     """Measure the accuracy of a classifier on clean images, under attacks and under common corruptions.
@@ -69,8 +69,6 @@ def evaluate(
             default device is the CPU.
         default_eps: default budget per norm, for specifications without eps.
         classes: number of classes of the data, if known.
-        clean: the model's answers to ``x``, if known.
-        costs: the result of :func:`~robgib.robustness.attacking.attack_costs`, if known.
         fields: fields of ``options`` and ``context`` by name, such as ``curve=False`` or ``seed=1``.
 
     Returns:
@@ -89,7 +87,6 @@ def evaluate(
     options, context = gather("evaluate", fields, options or AttackOptions(), context or Context(device="cpu"))
     attacks = options.attacks if attacks is None else attacks
     options = dataclasses.replace(options, attacks=attacks, cascade=in_cascade(attacks, options.cascade))
-    context = dataclasses.replace(context, parts=context.parts or Parts())
     named = named_attacks(attacks, default_eps, context.catalogue)
     check_budgets(named, tuple(x.shape[1:]))
     where = torch.device(context.device)
@@ -100,14 +97,21 @@ def evaluate(
         if classes is None and len(y):  # a label without a logit would count as an error of the model
             with torch.no_grad():
                 check_logits(model.model(x[:2].to(where)), x[:2], 1 + int(y.max()))
-    if clean is None:
-        clean = answers(model, x, y, classes=classes, seed=context.seed, device=where)
-        check_finite_answers(clean)
-    if costs is None:
-        costs = attack_costs(model, x, y, clean, named, context)
-    subject = Subject(model, x, y, clean, named, costs, options, context)
+    clean = answers(model, x, y, classes=classes, seed=context.seed, device=where)
+    check_finite_answers(clean)
+    costs = attack_costs(model, x, y, clean, named, context)
+    return measure(Subject(model, x, y, clean, named, costs, options, context))
+
+
+def measure(subject: Subject) -> dict[str, Any]:
+    """Run the attacks of a subject and the measurements beside them; return the tables of :func:`evaluate`.
+
+    Raises:
+        RobGIBError: all attacks failed.
+    """
+    options = subject.options
     ready: dict[str, AttackResult | Exception] = {}
-    if options.until_width is not None and named:
+    if options.until_width is not None and subject.attacks:
         count, ready = attack_until_narrow(subject, options.until_width)
         subject = subject.first(count)
     findings = attack_all(subject, ready)
@@ -145,6 +149,20 @@ def named_attacks(
     Raises:
         RobGIBError: a name or parameter is unknown, or an attack is given twice.
     """
+    return under_budgets(read_attacks(attacks, catalogue), default_eps)
+
+
+def under_budgets(
+    attacks: Mapping[str, Attack | NamedAttack], default_eps: Mapping[str, float] | None
+) -> dict[str, Attack]:
+    """Return attacks by label; a radius that a specification leaves open becomes the default of its norm."""
+    return {label: a.under(default_eps) if isinstance(a, NamedAttack) else a for label, a in attacks.items()}
+
+
+def read_attacks(
+    attacks: str | Sequence[str | Attack] | Mapping[str, Attack], catalogue: Sequence[Path] = ()
+) -> dict[str, Attack | NamedAttack]:
+    """Return attacks by label, before the data and thus the default radii are known; see :func:`named_attacks`."""
     if isinstance(attacks, Mapping):
         for label, attack in attacks.items():
             if not isinstance(label, str) or not label or not isinstance(attack, Attack):
@@ -159,13 +177,12 @@ def named_attacks(
         attacks = BUDGETS[attacks]
     if not isinstance(attacks, Sequence) or not all(isinstance(item, str | Attack) for item in attacks):
         raise RobGIBError(f"attacks must be a sequence of specifications or attacks, not {attacks!r}.")
-    named: dict[str, Attack] = {}
+    named: dict[str, Attack | NamedAttack] = {}
     for item in attacks:
-        attack = item if isinstance(item, Attack) else make_attack(item, default_eps, catalogue)
         label = item if isinstance(item, str) else type(item).__name__.lower()
         if label in named:
             raise RobGIBError(f"attack {label!r} is given twice; name each one once.")
-        named[label] = attack
+        named[label] = read_attack(item, catalogue) if isinstance(item, str) else item
     return named
 
 

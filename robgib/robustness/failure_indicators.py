@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,8 @@ from robgib.attacks.threat_model import CONVEX_NORMS, ThreatModel
 from robgib.errors import NoGradientError
 from robgib.models.adapt import differ, finite_answers, seeded
 from robgib.models.inference import BatchedModel, PreparedModel, eval_mode, prepare
-from robgib.runtime import Progress, SampleRNG, faults_of
+from robgib.options import Context, gather
+from robgib.runtime import SampleRNG, faults_of
 from robgib.statistics import share_test, sign_test
 
 __all__ = [
@@ -87,9 +89,8 @@ def failure_indicators(
     attacks: Mapping[str, tuple[Attack, np.ndarray]] | None = None,
     costs: Mapping[str, int] | None = None,
     samples: int = SAMPLES,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-    progress: Progress | None = None,
+    context: Context | None = None,
+    **fields: Any,
 ) -> list[FailureIndicator]:
     """Check whether gradient attacks fail on a model that is not robust.
 
@@ -100,7 +101,7 @@ def failure_indicators(
     the samples that one attack alone fooled with those that another attack alone fooled.
 
     Args:
-        model: classifier on ``device``, or the result of :func:`~robgib.models.inference.prepare`.
+        model: classifier on the context's device, or the result of :func:`~robgib.models.inference.prepare`.
         x: correctly classified images (N, …) in [0, 1]; the first ``samples`` are used.
         y: their labels (N,).
         threat: the threat model of the attacks.
@@ -109,23 +110,23 @@ def failure_indicators(
             the checks that run attacks are skipped, since a failed attack leaves some right.
         costs: gradients per sample of an attack, by name, if the attack does not state them.
         samples: number of images.
-        seed: seed of the random numbers.
-        device: device of the model.
-        progress: callback after each check.
+        context: seed, device (by default the CPU) and progress (:class:`~robgib.options.Context`).
+        fields: fields of ``context`` by name, such as ``seed=1``.
 
     Returns:
         The checks of :data:`CHECKS`, in order. A check is left out if it runs attacks under L0, if it needs a gradient
         and the model has none ("zero gradients" is then seen), or if it needs ``attacks`` and there are none. Without
         images the list is empty.
     """
+    (context,) = gather("failure_indicators", fields, context or Context(device="cpu"))
     whole = next((name for name, (_, left) in (attacks or {}).items() if len(left) and not left.any()), None)
-    x, y = x[:samples].to(device), y[:samples].to(device)
+    x, y = x[:samples].to(context.device), y[:samples].to(context.device)
     if not len(x):
         return []
-    prepared = model if isinstance(model, PreparedModel) else prepare(model, x, device=device)
+    prepared = model if isinstance(model, PreparedModel) else prepare(model, x, device=context.device)
     net = prepared.model
-    with eval_mode(net), seeded(seed, device):
-        look = _Look(prepared, x, y, threat, seed)
+    with eval_mode(net), seeded(context.seed, torch.device(context.device)):
+        look = _Look(prepared, x, y, threat, context.seed)
         checks: list[_Check] = [
             lambda: _random_outputs(look),
             lambda: _batch_dependence(prepared),
@@ -148,8 +149,7 @@ def failure_indicators(
                     indicator = FailureIndicator("zero gradients", True, detail, _STALLED)
             if indicator:
                 indicators.append(indicator)
-            if progress:
-                progress("checking for attack failure", number + 1, len(checks), CHECKS[number])
+            context.report("checking for attack failure", number + 1, len(checks), CHECKS[number])
     return indicators
 
 
@@ -161,19 +161,20 @@ def weaker_than_reference(
     attacks: Mapping[str, tuple[Attack, np.ndarray]],
     *,
     costs: Mapping[str, int] | None = None,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
+    context: Context | None = None,
+    **fields: Any,
 ) -> dict[str, str]:
     """Return a note on each attack that leaves more samples right than PGD of 20 steps on the model itself.
 
     Args: as for :func:`failure_indicators`. Single-step attacks are skipped, since they are weaker by design.
     """
-    x, y = x[:SAMPLES].to(device), y[:SAMPLES].to(device)
+    (context,) = gather("weaker_than_reference", fields, context or Context(device="cpu"))
+    x, y = x[:SAMPLES].to(context.device), y[:SAMPLES].to(context.device)
     if not len(x) or threat.norm not in CONVEX_NORMS:
         return {}
-    with eval_mode(prepared.model), seeded(seed, device):
+    with eval_mode(prepared.model), seeded(context.seed, torch.device(context.device)):
         try:
-            return _named(_Look(prepared, x, y, threat, seed), attacks, costs or {})
+            return _named(_Look(prepared, x, y, threat, context.seed), attacks, costs or {})
         except NoGradientError:
             return {}
 

@@ -24,7 +24,7 @@ from robgib.attacks.base import (
     verified,
 )
 from robgib.attacks.objective import Objective
-from robgib.attacks.threat_model import ThreatModel, distance, per_sample, within
+from robgib.attacks.threat_model import ThreatModel, distance, per_sample
 from robgib.errors import NoGradientError, RobGIBWarning
 from robgib.files import Parts
 from robgib.models.adapt import put_random_state, random_state, seeded
@@ -41,16 +41,14 @@ from robgib.models.inference import (
     prepare,
 )
 from robgib.models.state import State
-from robgib.options import Context
-from robgib.runtime import Progress, SampleRNG
+from robgib.options import Context, gather
+from robgib.runtime import SampleRNG
 from robgib.statistics import sign_test
 
 __all__ = [
     "AttackResult",
     "AttackState",
-    "accuracy_curve",
     "after",
-    "curve_points",
     "gradient_cost",
     "joined",
     "quantized",
@@ -62,7 +60,6 @@ _BATCHES = 16  # maximum number of batches that it receives at once
 _KEPT = 20.0  # seconds between two saves of a running attack
 _JUDGE = 20  # separates the seeds of the evaluation from those of attacks
 _LEVEL = 0.01  # level of the test that compares the fused form with the model
-_FACTORS = (0.25, 0.5, 0.75, 1.5, 2.0)  # multiples of eps at which a curve is measured
 _CHECKED = (16, 32)  # minimum and maximum number of samples of that comparison: one in 32 of the attacked samples
 
 
@@ -83,6 +80,7 @@ class AttackResult:
         passes: number of forward and backward passes.
         seconds: run time.
         notes: limitations of the result, one sentence each.
+        attacked: which samples (N,) the attack ran on; in a cascade, those that the attacks before it left.
     """
 
     prediction: np.ndarray
@@ -95,6 +93,7 @@ class AttackResult:
     passes: QueryCount
     seconds: float = 0.0
     notes: tuple[str, ...] = ()
+    attacked: np.ndarray | None = None
 
 
 def after(before: AttackResult, later: AttackResult) -> AttackResult:
@@ -115,7 +114,7 @@ def after(before: AttackResult, later: AttackResult) -> AttackResult:
 
 def joined(one: AttackResult, two: AttackResult) -> AttackResult:
     """Concatenate the results of an attack on two consecutive groups of samples."""
-    fields = ("prediction", "right", "right_8bit", "linf", "l2", "distance")
+    fields = ("prediction", "right", "right_8bit", "linf", "l2", "distance", "attacked")
     count = len(one.right)
     passes = (one.passes, two.passes)
     return AttackResult(
@@ -136,12 +135,9 @@ def run_attack(
     label: str = "attack",
     clean: np.ndarray | Answers | None = None,
     index: Sequence[int] | np.ndarray | None = None,
-    seed: int = 0,
-    batch_size: int | None = None,
-    device: torch.device | str = "cpu",
     pictures: int = 0,
-    parts: Parts | None = None,
-    progress: Progress | None = None,
+    context: Context | None = None,
+    **fields: Any,
 ) -> AttackResult:
     """Attack the samples that the model classifies correctly.
 
@@ -150,23 +146,21 @@ def run_attack(
     samples compare both forms. If ascent on the fused form is weaker, the model itself is attacked, with a note.
 
     An attack on a stochastic model uses the average over ``attack.eot`` draws (20 if None). Each adversarial image is
-    evaluated by 20 further draws. All random numbers, including those of the model, depend on ``seed``.
+    evaluated by 20 further draws. All random numbers, including those of the model, depend on the context's seed.
 
     Args:
-        model: classifier on ``device``, or the result of :func:`prepare`.
+        model: classifier on the context's device, or the result of :func:`prepare`.
         x: images (N, …) in [0, 1].
         y: labels (N,).
         attack: the attack with its threat model.
         label: name for messages and progress.
         clean: clean predictions (N,), or the result of :func:`answers`; None calls the model.
-        index: index (N,) of each sample, which with ``seed`` determines its random numbers.
-        seed: seed of the attack and of the model.
-        batch_size: number of images per batch; None determines it.
-        device: device of the model.
+        index: index (N,) of each sample, which with the seed determines its random numbers.
         pictures: number of adversarial images of fooled samples to keep.
-        parts: storage of intermediate results. A stored attack is resumed, and the outcome equals that of an
-            uninterrupted attack.
-        progress: callback during the attack.
+        context: seed, device (by default the CPU), batch size, resume and progress
+            (:class:`~robgib.options.Context`). If its ``parts`` store a part of the attack, the attack is resumed, and
+            the outcome equals that of an uninterrupted attack.
+        fields: fields of ``context`` by name, such as ``seed=1`` or ``batch_size=64``.
 
     Raises:
         AttackContractError: the attack returned a wrong shape, or an image outside the ball or the box, or it changed
@@ -174,22 +168,22 @@ def run_attack(
         RobGIBError: eps is larger than the box, images or labels are invalid, or the attack or the model raised an
             error.
     """
+    (context,) = gather("run_attack", fields, context or Context(device="cpu"))
     x, y = images_and_labels(x, y)
     if len(x):
         attack.threat.check(x[0].numel())
     if not isinstance(model, PreparedModel):
-        model = prepare(model, x, batch_size=batch_size, device=device)
+        model = prepare(model, x, batch_size=context.batch_size, device=context.device)
     if clean is None:
-        clean = answers(model, x, y, seed=seed, device=device)
+        clean = answers(model, x, y, seed=context.seed, device=context.device)
     elif not isinstance(clean, Answers):
         clean = Answers(clean, (clean == y.numpy()).astype(float))
     index = np.arange(len(x)) if index is None else np.asarray(index)
     state = AttackState.begin(clean, pictures)
-    former = parts.read() if parts else None
+    former = context.parts.read()
     if former is not None:
         state.restore(former)
-    run = _Run(model, x, y, attack, label, index, seed, torch.device(device), state, progress)
-    run.go(parts, former)
+    _Run(model, x, y, attack, label, index, state, context).go(former)
     return state.result()
 
 
@@ -296,6 +290,7 @@ class AttackState:
             passes=self.passes,
             seconds=time.monotonic() - self.began,
             notes=tuple(dict.fromkeys(self.notes)),
+            attacked=self.clean.right > 0,
         )
 
 
@@ -327,21 +322,24 @@ class _Run:
     attack: Attack
     label: str
     index: np.ndarray
-    seed: int
-    device: torch.device
     state: AttackState
-    progress: Progress | None
+    context: Context
     _shown: float = field(default_factory=time.monotonic)
 
-    def go(self, parts: Parts | None, former: Mapping[str, Any] | None) -> None:
-        """Attack all remaining samples, and save the results."""
+    @property
+    def device(self) -> torch.device:
+        """The device of the model."""
+        return torch.device(self.context.device)
+
+    def go(self, former: Mapping[str, Any] | None) -> None:
+        """Attack all remaining samples, and save the results; ``former`` are the stored results."""
         net, state = self.model.model, self.state
         prefix = f"{getattr(self.attack, 'label', self.label)}: "
         with (
             eval_mode(net),
             eval_mode(self.model.fused),
             unchanged([net, self.model.fused], self.label, self.attack.doubted) as before,
-            seeded(self.seed, self.device),
+            seeded(self.context.seed, self.device),
             _collected_warnings(prefix) as (notes, caught),
             count_queries(net, self.model.fused) as passes,
         ):
@@ -356,15 +354,13 @@ class _Run:
             forms = _Forms(self.model, self.attack, fused, self._watch)
 
             def keep() -> None:
-                if parts:
-                    every = [*notes, *_messages(caught, prefix)]
-                    parts.write(state.kept(every, forms.broken, random_state(self.device)))
+                every = [*notes, *_messages(caught, prefix)]
+                self.context.parts.write(state.kept(every, forms.broken, random_state(self.device)))
 
             written, begun = time.monotonic(), state.done
             while len(rows := state.next_rows(self._pool())):
                 self._attack(rows, forms, before, notes)
-                if self.progress:
-                    self.progress(self.label, state.done, len(state.waiting), f"{passes.forward:,} passes")
+                self.context.report(self.label, state.done, len(state.waiting), f"{passes.forward:,} passes")
                 if time.monotonic() - written > _KEPT and state.done < len(state.waiting):
                     keep()
                     written = time.monotonic()
@@ -395,20 +391,20 @@ class _Run:
         """Attack some rows, evaluate the images, and record the results."""
         start, draws = self.state.done, self.model.draws
         x, y = self.x[rows].to(self.device), self.y[rows].to(self.device)
-        x_adv = self._find(forms.attacked, x, y, SampleRNG(self.seed, self.index[rows]), before, notes)
-        with _judging(self.model, self.seed, start, self.device):
+        x_adv = self._find(forms.attacked, x, y, SampleRNG(self.context.seed, self.index[rows]), before, notes)
+        with _judging(self.model, self.context.seed, start, self.device):
             judged = _judge(self.attack, self.label, forms.judge, x_adv, x, y, draws)
         if forms.is_fused:
             with torch.no_grad():
                 misjudged = (forms.fused(judged.found).argmax(1) != y) & (judged.answer == y)
             lost = misjudged.nonzero().squeeze(1)
             if len(lost):  # these images fool only the fused form
-                numbers = SampleRNG(self.seed, self.index[rows][lost.cpu().numpy()])
+                numbers = SampleRNG(self.context.seed, self.index[rows][lost.cpu().numpy()])
                 again = self._find(forms.plain, x[lost], y[lost], numbers, before, notes)
                 judged.put(lost, _judge(self.attack, self.label, forms.judge, again, x[lost], y[lost], draws))
         right_8bit = self.state.right_within(rows, judged)
         if self.x.ndim == 4:
-            with _judging(self.model, self.seed + 1, start, self.device):
+            with _judging(self.model, self.context.seed + 1, start, self.device):
                 right_8bit = _after_rounding(forms.judge, judged.image, y, right_8bit, draws)
         self.state.record(rows, judged, x, y, right_8bit, self.attack.threat)
 
@@ -428,10 +424,10 @@ class _Run:
 
     def _watch(self) -> None:
         """Report progress during an attack, at most five times per second."""
-        if self.progress and time.monotonic() - self._shown > 0.2:
+        if self.context.progress and time.monotonic() - self._shown > 0.2:
             self._shown = time.monotonic()
             count = f"{self.state.passes.forward:,} passes"
-            self.progress(self.label, self.state.done, len(self.state.waiting), count)
+            self.context.report(self.label, self.state.done, len(self.state.waiting), count)
 
     def _limits(self) -> list[str]:
         """Return notes on limitations: steps that cannot reach the edge of the ball, gradients that are not finite."""
@@ -472,8 +468,7 @@ def gradient_cost(
             label=label,
             clean=clean_few,
             index=some,
-            seed=context.seed,
-            device=context.device,
+            context=replace(context, parts=Parts(), progress=None),
         )
     except Exception:
         return 1
@@ -602,128 +597,3 @@ def _after_rounding(model: nn.Module, image: Tensor, y: Tensor, right: np.ndarra
         with torch.no_grad():
             kept[fooled] = ask(model, quantized(image[fooled]), y[fooled], draws)[1].cpu().numpy()
     return kept
-
-
-def accuracy_curve(
-    model: object,
-    x: Tensor,
-    y: Tensor,
-    attack: Attack,
-    known: AttackResult,
-    *,
-    label: str = "attack",
-    clean: np.ndarray | Answers,
-    factors: Sequence[float] = _FACTORS,
-    attacked: np.ndarray | None = None,
-    index: np.ndarray | None = None,
-    seed: int = 0,
-    batch_size: int | None = None,
-    device: torch.device | str = "cpu",
-    parts: Parts | None = None,
-    progress: Progress | None = None,
-) -> tuple[list[tuple[float, float]], np.ndarray]:
-    """Return points (eps, number of right samples) at 0, eps and multiples of eps, in ascending order; and distances.
-
-    Known results are reused. An adversarial image at a distance fools at every eps above that distance. A sample that
-    ``known`` (the outcome at eps) did not fool counts as right at every smaller eps. The distances of a minimum-norm
-    attack give the whole curve. In a cascade, such an attack also runs on the samples that were fooled before it
-    (``attacked`` (N,) is False for them; None means True for all). A stochastic model is attacked anew at each eps,
-    and samples count by their shares of right answers.
-
-    Returns:
-        The curve, and the minimum distance (N,) of an adversarial image for each sample (see :class:`AttackResult`).
-    """
-    eps, truth = attack.threat.eps, y.numpy()
-    index = np.arange(len(x)) if index is None else index
-    clean_answers = clean if isinstance(clean, Answers) else Answers(clean, (clean == truth).astype(float))
-    right = clean_answers.right > 0
-    fooled_here = right & (known.right < 1)
-    nearest = known.distance.copy()
-    prepared = model if isinstance(model, PreparedModel) else prepare(model, x, batch_size=batch_size, device=device)
-    random = prepared.random
-
-    def attack_at(at: float, todo: np.ndarray) -> AttackResult:
-        outcome = run_attack(
-            prepared,
-            x[todo],
-            y[todo],
-            attack.at(at),
-            label=f"{label} at eps={at:.3g}",
-            clean=Answers(clean_answers.prediction[todo], clean_answers.right[todo]),
-            index=index[todo],
-            seed=seed,
-            device=device,
-            parts=parts.at(f"{at:.9g}") if parts else None,
-            progress=progress,
-        )
-        nearest[todo] = np.minimum(nearest[todo], outcome.distance)
-        return outcome
-
-    if isinstance(attack, MinimumNormAttack) and attacked is not None and not random:
-        unseen = np.flatnonzero(right & ~attacked)
-        if len(unseen):
-            attack_at(eps, unseen)
-    radii = _radii(attack.threat, x[0].numel() if len(x) else 0, factors)
-    if random:
-        curve: list[tuple[float, float]] = [(0.0, _count(clean_answers.right))]
-        todo = np.flatnonzero(right)
-        for at in radii:
-            shares = clean_answers.right.copy()
-            if at == eps:
-                shares = known.right
-            elif len(todo):
-                shares[todo] = attack_at(at, todo).right
-            curve.append((at, min(curve[-1][1], _count(shares))))
-        return curve, nearest
-    if not isinstance(attack, MinimumNormAttack):
-        for at in radii:
-            left = _remaining(at, eps, right, fooled_here, nearest) & (fooled_here | (at > eps))
-            if at != eps and left.any():
-                attack_at(at, np.flatnonzero(left))
-    return curve_points(attack.threat, x, clean_answers.right, known.right, nearest, factors), nearest
-
-
-def curve_points(
-    threat: ThreatModel,
-    x: Tensor,
-    clean: np.ndarray,
-    known: np.ndarray,
-    nearest: np.ndarray,
-    factors: Sequence[float] = _FACTORS,
-) -> list[tuple[float, float]]:
-    """Return the curve (eps, number of right samples) of a deterministic model.
-
-    Args:
-        threat: threat model of the attack.
-        x: images (N, …).
-        clean: which samples (N,) are right on the clean images.
-        known: which samples (N,) are right at eps.
-        nearest: minimum distances (N,) of adversarial images.
-        factors: multiples of eps of the other points.
-    """
-    right, fooled = clean > 0, (clean > 0) & (known < 1)
-    radii = _radii(threat, x[0].numel() if len(x) else 0, factors)
-    return [
-        (0.0, _count(clean)),
-        *((at, _count(_remaining(at, threat.eps, right, fooled, nearest))) for at in radii),
-    ]
-
-
-def _radii(threat: ThreatModel, pixels: int, factors: Sequence[float]) -> list[float]:
-    """Return the radii of a curve, without 0. No radius exceeds the box."""
-    widest = threat.widest(pixels) if pixels else threat.eps
-    return sorted({min(threat.eps * factor, widest) for factor in (*factors, 1.0)})
-
-
-def _remaining(at: float, eps: float, right: np.ndarray, fooled: np.ndarray, nearest: np.ndarray) -> np.ndarray:
-    """Return which samples (N,) remain right at the radius ``at``; ``fooled`` are those fooled at ``eps``."""
-    reached = within(nearest, at)
-    fooled_here = fooled & reached if at < eps else fooled if at == eps else fooled | reached
-    remaining: np.ndarray = right & ~fooled_here
-    return remaining
-
-
-def _count(right: np.ndarray) -> float:
-    """Return the number of right samples, as an int, or as a float if it is a sum of shares."""
-    total = float(right.sum())
-    return int(total) if total.is_integer() else total

@@ -19,8 +19,9 @@ from robgib.models.checkpoint import weights_digest
 from robgib.models.inference import NO_ANSWER, Answers, PreparedModel, QueryCount, answers, prepare
 from robgib.results import Run
 from robgib.robustness.certification import certify
+from robgib.robustness.curve import curve_points
 from robgib.robustness.rows import curve_rows, outcome_rows, summary_row, unattacked_row, worst_row
-from robgib.robustness.run_attack import AttackResult, curve_points, quantized
+from robgib.robustness.run_attack import AttackResult, quantized
 
 __all__ = ["UNCHECKED", "Verification", "verify"]
 

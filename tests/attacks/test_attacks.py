@@ -8,7 +8,8 @@ from torch import nn
 from robgib import AttackContractError, RobGIBError, SampleRNG, make_attack
 from robgib.attacks import FGSM, PGD, Attack
 from robgib.models.inference import PreparedModel, count_queries, eval_mode, predict
-from robgib.robustness.run_attack import accuracy_curve, run_attack
+from robgib.robustness.curve import accuracy_curve
+from robgib.robustness.run_attack import run_attack
 
 
 def perturb(spec, model, x, y, seed=0):

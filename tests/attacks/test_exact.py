@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import nn
 from torch.nn import functional as F
 
@@ -13,7 +14,8 @@ from robgib.attacks import APGD, Criterion, Objective, Square
 from robgib.attacks.apgd import auto_ascend, checkpoints, sparse_ascend
 from robgib.attacks.objective import make_objective, misclassified, wrong_by
 from robgib.attacks.square import _as_images, _pattern, _patterns, _placed, _pyramid, _sides, _window
-from robgib.attacks.threat_model import onto_ball, within
+from robgib.attacks.threat_model import Radius, onto_ball, within
+from tests.elsewhere import a_second_device
 
 NAN, INF = math.nan, math.inf
 
@@ -156,6 +158,18 @@ def test_projections_onto_balls_of_their_own_radius():
     assert onto_ball(delta.view(2, 3, 1), radius, "l1").shape == (2, 3, 1)
 
 
+def test_one_large_change_alone_is_thresholded():
+    # 1 − 0.75 = 0.25; the other value is 0 already.
+    assert onto_ball(doubles([1.0, 0.0]), torch.tensor([0.25]).double(), "l1").tolist() == [[0.25, 0.0]]
+
+
+@pytest.mark.parametrize("norm", ["l1", "l0"])
+def test_small_slopes_count_as_large_ones_do(norm):
+    x, slope = doubles([0.5, 1.0, 0.0, 0.5]), doubles([0.5, 0.9, -0.9, -0.25])
+    # The second and the third value are at the edge of the box; of the others the first has the steeper slope.
+    assert (ThreatModel(norm, 1).step(x, slope, 0.2) - x)[0].tolist() == pytest.approx([0.2, 0, 0, 0])
+
+
 def test_steps_by_hand():
     x, gradient = doubles([0.5, 0.5, 0.5]), doubles([3.0, -4.0, 0.0])
     assert (ThreatModel("linf", 0.1).step(x, gradient, 0.2) - x)[0].tolist() == pytest.approx([0.2, -0.2, 0])
@@ -183,6 +197,7 @@ def test_sizes_and_widest_radii_by_hand():
         widest = {norm: ThreatModel(norm, 1, box).widest(16) for norm in sizes}
         assert widest == {"linf": scale, "l2": 4 * scale, "l1": 16 * scale, "l0": 16}
     ThreatModel("l2", 4 * (1 + 1e-10)).check(16)
+    ThreatModel("l2", 4 * (1 + 1e-9)).check(16)  # equality
     with pytest.raises(RobGIBError, match=r"eps 4\.01 \(l2\) is more than the whole box \[0, 1\] \(4\)"):
         ThreatModel("l2", 4.01).check(16)
     with pytest.raises(RobGIBError, match=r"eps 17 \(l0\) is more than the 16 values"):
@@ -230,6 +245,31 @@ def test_random_starts_from_their_numbers():
     assert torch.allclose(
         found.flatten(1).gather(1, largest).float(), rng.uniform((2, 2)).flatten(1).gather(1, largest)
     )
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.2), ("l2", 0.2), ("l1", 0.2), ("l0", 2)])
+def test_random_starts_and_projections_stay_on_their_device(norm, eps):
+    x, threat = torch.full((3, 2, 2), 0.5), ThreatModel(norm, eps)
+    expected = threat.random_start(x, SampleRNG(1, range(3)))
+    moved = onto_ball(expected - x, torch.full((3,), 1.0), norm)
+    with a_second_device() as device:
+        found = threat.random_start(x.to(device), SampleRNG(1, range(3)))
+        assert found.device == device
+        assert torch.equal(found.cpu(), expected)
+        assert torch.equal(onto_ball(found - x.to(device), torch.full((3,), 1.0).to(device), norm).cpu(), moved)
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.2), ("l2", 0.2), ("l0", 2)])
+def test_random_starts_keep_the_type_of_the_images(norm, eps):
+    x = torch.full((3, 2, 2), 0.5, dtype=torch.float16)
+    assert ThreatModel(norm, eps).random_start(x, SampleRNG(1, range(3))).dtype == torch.float16
+
+
+def test_radii_of_files_are_numbers_or_fractions():
+    read = TypeAdapter(Radius).validate_python
+    assert (read("8/255"), read(0.5), read("2")) == (8 / 255, 0.5, 2)
+    with pytest.raises(ValidationError, match="divides by zero"):
+        read("8/0")
 
 
 # Auto-PGD.

@@ -196,6 +196,26 @@ def test_weights_enter_the_error_as_those_of_a_ratio():
     assert found.error == pytest.approx(max(held.std() / math.sqrt(samples), floor))
 
 
+def test_weights_enter_the_share_of_chance():
+    # Of the weighted shuffles: 2/3 of the ceiling by the weighted mean, less by the mean of the pointwise terms.
+    x, weights = np.array([0, 1, 2, 0, 1, 2]), np.array([4.0, 1, 1, 0, 0, 0])
+    found = adjusted_by(x, x, [x], weights)
+    value, pointwise, _ = plug_in(x, x, weights)
+    assert pointwise.mean() < value / 2
+    assert found.saturated  # chance reaches the whole ceiling
+    assert (
+        adjusted_by(x, x, [], weights).value == adjusted_information(x, x, 0, np.random.default_rng(0), weights).value
+    )
+    assert adjusted_by(x, x, []).value != adjusted_by(x, x, [], weights).value
+
+
+def test_the_floor_of_three_by_three_symbols():
+    # sqrt((3 − 1)(3 − 1)/2) / (N ln 2)
+    codes = np.arange(9) % 3
+    assert adjusted_by(codes, np.arange(9) // 3, []).floor == pytest.approx(math.sqrt(2) / 9 / LN2)
+    assert adjusted_by(codes, codes // 2, []).floor == pytest.approx(math.sqrt(2 * 1 / 2) / 9 / LN2)
+
+
 def test_shuffles_are_permutations_of_the_target():
     x = np.arange(600) % 3
     t = (np.arange(600) // 3) % 2
