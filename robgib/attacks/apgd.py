@@ -190,68 +190,95 @@ def auto_ascend(
     Returns:
         The first adversarial iterate, else the best one (N, …); its objective (N,); whether it is adversarial (N,).
     """
-    count = len(x)
-    start, gradient, logits = _answered(model, x, goal, start)
-    result, is_adversarial = start.clone(), torch.zeros(count, dtype=torch.bool, device=x.device)
-    rows = torch.arange(count, device=x.device)
-    value = goal.value(logits)
-    values = value.clone()
-    # One row per active sample: current, previous and best iterate, and counts since the last checkpoint.
-    state = {
-        "x": x, "at": start, "before": start, "best": start, "gradient": gradient, "best_gradient": gradient,
-        "value": value, "best_value": value, "size": torch.full_like(value, 2 * threat.eps),
-        "rises": torch.zeros_like(value), "marked": value, "halved": torch.ones_like(value).bool(),
-    }  # fmt: skip
-
-    def leave(done: Tensor) -> None:
-        nonlocal rows, goal, state
-        is_adversarial[rows[done]] = True
-        result[rows[done]], values[rows[done]] = state["at"][done], state["value"][done]
-        stay = ~done
-        rows, goal = rows[stay], goal.select(stay)
-        state = {name: values_of[stay] for name, values_of in state.items()}
-
-    done = goal.criterion(logits)
-    if bool(done.any()):
-        leave(done)
+    ascent = _Ascent(model, x, goal, start)
+    s = ascent.state  # one row per active sample; counts since the last checkpoint
+    s["before"], s["size"] = s["at"], torch.full_like(s["value"], 2 * threat.eps)
+    s["rises"], s["marked"], s["halved"] = torch.zeros_like(s["value"]), s["value"], torch.ones_like(s["value"]).bool()
+    ascent.release()
     turns, last = checkpoints(steps), 0
     for step in range(1, steps + 1):
-        if not len(rows):
-            return result, values, is_adversarial
-        s = state
+        if not len(ascent.rows):
+            break
+        s = ascent.state
         ahead = threat.project(threat.step(s["at"], s["gradient"], per_sample(s["size"], s["at"])), s["x"])
         if step > 1:
             ahead = s["at"] + _MOMENTUM * (ahead - s["at"]) + (1 - _MOMENTUM) * (s["at"] - s["before"])
             ahead = threat.project(ahead, s["x"])
-        s["before"], s["at"] = s["at"], ahead
-        if step < steps:
-            s["gradient"], logits = objective_gradient(model, ahead, goal)
-        else:
-            with torch.no_grad():
-                logits = model(ahead)
-        value = goal.value(logits)
-        s["rises"] = s["rises"] + (value > s["value"])
-        s["value"] = value
-        better = value > s["best_value"]
-        wide = per_sample(better, ahead)
-        s["best"] = torch.where(wide, ahead, s["best"])
-        s["best_gradient"] = torch.where(wide, s["gradient"], s["best_gradient"])
-        s["best_value"] = torch.where(better, value, s["best_value"])
-        done = goal.criterion(logits)
-        if bool(done.any()):
-            leave(done)
-        if step in turns and len(rows):
-            s = state
+        s["before"] = s["at"]
+        s["rises"] = s["rises"] + ascent.move(ahead, is_last=step == steps)
+        ascent.release()
+        if step in turns and len(ascent.rows):
+            s = ascent.state
             stuck = ~s["halved"] & (s["best_value"] <= s["marked"])
             s["halved"] = (s["rises"] < rho * (step - last)) | stuck
             s["size"] = torch.where(s["halved"], s["size"] / 2, s["size"])
-            back = per_sample(s["halved"], s["at"])
-            s["at"] = torch.where(back, s["best"], s["at"])
-            s["gradient"] = torch.where(back, s["best_gradient"], s["gradient"])
-            s["value"] = torch.where(s["halved"], s["best_value"], s["value"])
+            ascent.restart(s["halved"])
             s["marked"], s["rises"], last = s["best_value"], torch.zeros_like(s["rises"]), step
-    result[rows], values[rows] = state["best"], state["best_value"]
-    return result, values, is_adversarial
+    return ascent.end()
+
+
+class _Ascent:
+    """An ascent: its active samples, which are not adversarial yet, and the results of all N samples.
+
+    Attributes:
+        rows: rows (n,) of the active samples.
+        goal: their objective.
+        state: tensors with one row per active sample, by name: clean image ``x``, iterate ``at`` with its ``gradient``
+            and ``value``, and the ``best`` iterate with its ``best_gradient`` and ``best_value``. A search adds others.
+    """
+
+    def __init__(self, model: nn.Module, x: Tensor, goal: Objective, start: Tensor) -> None:
+        start, gradient, self._logits = _answered(model, x, goal, start)
+        self.model, self.goal = model, goal
+        self.rows = torch.arange(len(x), device=x.device)
+        value = goal.value(self._logits)
+        self.state = {
+            "x": x, "at": start, "gradient": gradient, "value": value,
+            "best": start, "best_gradient": gradient, "best_value": value,
+        }  # fmt: skip
+        self._result, self._values = start.clone(), value.clone()
+        self._is_adversarial = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+
+    def move(self, ahead: Tensor, is_last: bool) -> Tensor:
+        """Move to the iterates ``ahead`` (n, …), and return whether each value (n,) rose. The last has no gradient."""
+        s = self.state
+        s["at"] = ahead
+        if is_last:
+            with torch.no_grad():
+                self._logits = self.model(ahead)
+        else:
+            s["gradient"], self._logits = objective_gradient(self.model, ahead, self.goal)
+        value = self.goal.value(self._logits)
+        rose, better = value > s["value"], value > s["best_value"]
+        wide = per_sample(better, ahead)
+        s["value"] = value
+        s["best"] = torch.where(wide, ahead, s["best"])
+        s["best_gradient"] = torch.where(wide, s["gradient"], s["best_gradient"])
+        s["best_value"] = torch.where(better, value, s["best_value"])
+        return rose
+
+    def release(self) -> None:
+        """Record the iterates that are adversarial; their samples are no longer active."""
+        done = self.goal.criterion(self._logits)
+        if not bool(done.any()):
+            return
+        leaving = self.rows[done]
+        self._is_adversarial[leaving] = True
+        self._result[leaving], self._values[leaving] = self.state["at"][done], self.state["value"][done]
+        self.rows, self.goal = self.rows[~done], self.goal.select(~done)
+        self.state = {name: tensor[~done] for name, tensor in self.state.items()}
+
+    def restart(self, which: Tensor) -> None:
+        """Return some of the active samples (n,) to their best iterates."""
+        s, wide = self.state, per_sample(which, self.state["at"])
+        s["at"] = torch.where(wide, s["best"], s["at"])
+        s["gradient"] = torch.where(wide, s["best_gradient"], s["gradient"])
+        s["value"] = torch.where(which, s["best_value"], s["value"])
+
+    def end(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the images (N, …), their values (N,), and whether they are adversarial (N,)."""
+        self._result[self.rows], self._values[self.rows] = self.state["best"], self.state["best_value"]
+        return self._result, self._values, self._is_adversarial
 
 
 def _answered(model: nn.Module, x: Tensor, goal: Objective, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -281,50 +308,27 @@ def sparse_ascend(
 
     Args and returns: as for :func:`auto_ascend`.
     """
-    count = len(x)
-    start, gradient, logits = _answered(model, x, goal, start)
-    result, is_adversarial = start.clone(), torch.zeros(count, dtype=torch.bool, device=x.device)
-    rows = torch.arange(count, device=x.device)
-    value = goal.value(logits)
-    values = value.clone()
-    state = {
-        "x": x, "at": start, "best": start, "gradient": gradient, "best_gradient": gradient, "best_value": value,
-        "size": torch.full_like(value, threat.eps), "sparse": changed.to(value), "before": changed.to(value),
-    }  # fmt: skip
+    ascent = _Ascent(model, x, goal, start)
+    s = ascent.state
+    s["size"] = torch.full_like(s["value"], threat.eps)
+    s["sparse"] = s["before"] = changed.to(s["value"])
+    ascent.release()
     turn = max(1, int(_TURN * steps))
-    for step in range(steps + 1):
-        s = state
-        if step:
-            s["at"] = threat.project(_sparse_step(s["at"], s["gradient"], s["size"], s["sparse"]), s["x"])
-            if step < steps:
-                s["gradient"], logits = objective_gradient(model, s["at"], goal)
-            else:
-                with torch.no_grad():
-                    logits = model(s["at"])
-            value = goal.value(logits)
-            better = value > s["best_value"]
-            wide = per_sample(better, s["at"])
-            s["best"] = torch.where(wide, s["at"], s["best"])
-            s["best_gradient"] = torch.where(wide, s["gradient"], s["best_gradient"])
-            s["best_value"] = torch.where(better, value, s["best_value"])
-        done = goal.criterion(logits)
-        if bool(done.any()):
-            is_adversarial[rows[done]] = True
-            result[rows[done]], values[rows[done]] = s["at"][done], value[done]
-            rows, goal = rows[~done], goal.select(~done)
-            s = state = {name: values_of[~done] for name, values_of in state.items()}
-        if not len(rows):
-            return result, values, is_adversarial
-        if step and step % turn == 0:
+    for step in range(1, steps + 1):
+        if not len(ascent.rows):
+            break
+        s = ascent.state
+        ahead = threat.project(_sparse_step(s["at"], s["gradient"], s["size"], s["sparse"]), s["x"])
+        ascent.move(ahead, is_last=step == steps)
+        ascent.release()
+        if step % turn == 0 and len(ascent.rows):
+            s = ascent.state
             now = _changed(s["best"], s["x"])
             fewer = now < _SETTLED * s["before"]
             s["sparse"], s["before"] = now / _SPARSER, now
             s["size"] = torch.where(fewer, threat.eps, (s["size"] / _SPARSER).clamp_min(_SHORTEST * threat.eps))
-            back = per_sample(fewer, s["at"])
-            s["at"] = torch.where(back, s["best"], s["at"])
-            s["gradient"] = torch.where(back, s["best_gradient"], s["gradient"])
-    result[rows], values[rows] = state["best"], state["best_value"]
-    return result, values, is_adversarial
+            ascent.restart(fewer)
+    return ascent.end()
 
 
 def _sparse_step(x: Tensor, gradient: Tensor, size: Tensor, changed: Tensor) -> Tensor:

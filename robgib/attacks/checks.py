@@ -52,16 +52,13 @@ def check_attack(attack: Attack) -> list[Check]:
     same images; split batches give the same images as one batch (to 1e-5), if the attack is batch-independent.
     """
     model, x, y = _subject()
-    clean, state = x.clone(), {k: v.clone() for k, v in model.state_dict().items()}
-    modes = [m.training for m in model.modules()]
-    flags = [p.requires_grad for p in model.parameters()]
+    clean, before = x.clone(), _flags_of(model.eval())
+    weights = {k: v.clone() for k, v in model.state_dict().items()}
 
     def run(rows: slice = slice(None), images: torch.Tensor = x) -> torch.Tensor:
         index = list(range(len(images)))[rows]
         return attack.perturb(model, images[rows], y[rows], SampleRNG(1, index))
 
-    model.eval()
-    modes_eval = [m.training for m in model.modules()]
     x_adv: Any
     try:
         x_adv = run()
@@ -70,53 +67,65 @@ def check_attack(attack: Attack) -> list[Check]:
     checks = [Check("runs", True)]
     if not isinstance(x_adv, torch.Tensor):
         return [*checks, Check("returns images", False, f"it returned a {type(x_adv).__name__}")]
-    same_shape = x_adv.shape == x.shape and x_adv.dtype == x.dtype
-    checks.append(
-        Check(
-            "same shape and dtype as the input",
-            same_shape,
-            "" if same_shape else f"{tuple(x_adv.shape)} {x_adv.dtype}",
-        )
-    )
+    same = x_adv.shape == x.shape and x_adv.dtype == x.dtype
+    detail = "" if same else f"{tuple(x_adv.shape)} {x_adv.dtype}"
+    checks.append(Check("same shape and dtype as the input", same, detail))
     if x_adv.shape != x.shape:
         return checks
-    free = x_adv.detach()
+    flags, modes = before
+    flags_now, modes_now = _flags_of(model)
+    return [
+        *checks,
+        *_inside(attack, x_adv.detach(), clean),
+        Check("clean images untouched", bool(torch.equal(x, clean))),
+        Check(
+            "parameters and buffers unchanged", all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
+        ),
+        Check("no gradients left on the parameters", all(p.grad is None for p in model.parameters())),
+        Check("requires_grad flags restored", flags_now == flags),
+        Check("train/eval modes unchanged", modes_now == modes),
+        Check("no gradient history on the output", not x_adv.requires_grad),
+        *_repeatable(attack, run, model, x, x_adv.detach()),
+    ]
+
+
+def _flags_of(model: nn.Module) -> tuple[list[bool], list[bool]]:
+    """Return the ``requires_grad`` flags of the parameters, and the modes of the modules."""
+    return [p.requires_grad for p in model.parameters()], [m.training for m in model.modules()]
+
+
+def _inside(attack: Attack, x_adv: torch.Tensor, clean: torch.Tensor) -> list[Check]:
+    """Check that images are finite, and inside the ball and the box."""
     low, high = attack.threat.box
-    far = float(attack.threat.distance(free, clean).max())
-    finite = bool(torch.isfinite(free).all())
-    checks += [
+    distance = float(attack.threat.distance(x_adv, clean).max())
+    finite = bool(torch.isfinite(x_adv).all())
+    return [
         Check("finite values", finite),
         Check(
             f"inside the {attack.threat.norm} ball, up to rounding",
-            finite and bool(attack.threat.allows(free.clamp(low, high), clean).all()),
-            f"largest distance {far:.6g}, eps {attack.threat.eps:.6g}",
+            finite and bool(attack.threat.allows(x_adv.clamp(low, high), clean).all()),
+            f"largest distance {distance:.6g}, eps {attack.threat.eps:.6g}",
         ),
         Check(
             "inside the box to 1e-6",
-            finite and float(free.min()) >= low - 1e-6 and float(free.max()) <= high + 1e-6,
-            f"values in [{float(free.min()):.6g}, {float(free.max()):.6g}]",
+            finite and float(x_adv.min()) >= low - 1e-6 and float(x_adv.max()) <= high + 1e-6,
+            f"values in [{float(x_adv.min()):.6g}, {float(x_adv.max()):.6g}]",
         ),
-        Check("clean images untouched", bool(torch.equal(x, clean))),
-        Check(
-            "parameters and buffers unchanged",
-            all(torch.equal(v, state[k]) for k, v in model.state_dict().items()),
-        ),
-        Check("no gradients left on the parameters", all(p.grad is None for p in model.parameters())),
-        Check("requires_grad flags restored", [p.requires_grad for p in model.parameters()] == flags),
-        Check("train/eval modes unchanged", [m.training for m in model.modules()] == modes_eval),
-        Check("no gradient history on the output", not x_adv.requires_grad),
     ]
-    again = run().detach()
-    gap = float((again - free).abs().max())
-    checks.append(Check("deterministic under a seed", gap == 0, f"two runs differ by {gap:.3g}" if gap else ""))
+
+
+def _repeatable(
+    attack: Attack, run: Callable[..., torch.Tensor], model: nn.Module, x: torch.Tensor, x_adv: torch.Tensor
+) -> list[Check]:
+    """Check that the attack gives the same images again, and in other batches."""
+    gap = float((run().detach() - x_adv).abs().max())
+    checks = [Check("deterministic under a seed", gap == 0, f"two runs differ by {gap:.3g}" if gap else "")]
     if attack.batch_independent:
         gap = _batch_gap(run, x)
         if gap > 1e-5:  # float64 separates accumulated rounding from dependence
             gap = min(gap, _in_double(run, model, x))
         detail = f"split batches differ by {gap:.3g}" if gap > 1e-5 else ""
         checks.append(Check("independent of the batch size", gap <= 1e-5, detail))
-    for module, mode in zip(model.modules(), modes, strict=True):
-        module.training = mode
     return checks
 
 
