@@ -197,16 +197,16 @@ def test_weights_enter_the_error_as_those_of_a_ratio():
 
 
 def test_weights_enter_the_share_of_chance():
-    # Of the weighted shuffles: 2/3 of the ceiling by the weighted mean, less by the mean of the pointwise terms.
-    x, weights = np.array([0, 1, 2, 0, 1, 2]), np.array([4.0, 1, 1, 0, 0, 0])
-    found = adjusted_by(x, x, [x], weights)
-    value, pointwise, _ = plug_in(x, x, weights)
-    assert pointwise.mean() < value / 2
-    assert found.saturated  # chance reaches the whole ceiling
-    assert (
-        adjusted_by(x, x, [], weights).value == adjusted_information(x, x, 0, np.random.default_rng(0), weights).value
-    )
-    assert adjusted_by(x, x, []).value != adjusted_by(x, x, [], weights).value
+    x, weights = np.array([0, 0, 0, 0, 1, 2] * 10 + [0] * 100), np.array([1.0] * 60 + [0.0] * 100)
+    found, (value, pointwise, _) = adjusted_by(x, x, [x], weights), plug_in(x, x, weights)
+    # The shuffle gives the whole ceiling by its weighted mean, and less than half by the mean of its pointwise terms.
+    assert (value, pointwise.mean()) == pytest.approx((H_X_OF_FOUR, H_X_OF_FOUR * 60 / 160))
+    assert found.saturated
+    alone = adjusted_information(x, x, 0, np.random.default_rng(0), weights)
+    assert alone.value == adjusted_by(x, x, [], weights).value != adjusted_by(x, x, []).value
+
+
+H_X_OF_FOUR = math.log2(6) - 4 / 6 * 2  # of the shares 4/6, 1/6, 1/6
 
 
 def test_the_floor_of_three_by_three_symbols():
