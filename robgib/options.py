@@ -328,7 +328,7 @@ class Context(_Checked):
     )
     parts: Parts = dataclasses.field(default_factory=Parts, compare=False)
     """Storage of finished parts, from which an interrupted computation resumes; by default nothing is stored."""
-    progress: Progress | None = None
+    progress: Progress | None = dataclasses.field(default=None, compare=False)
     """Called with (task, done, total, note)."""
 
     def report(self, task: str, done: int, total: int, note: str = "") -> None:
@@ -370,4 +370,5 @@ def plain_options(made: Any) -> dict[str, Any]:
             return str(value)
         return [plain(v) for v in value] if isinstance(value, list | tuple) else value
 
-    return {f.name: plain(getattr(made, f.name)) for f in dataclasses.fields(made)}
+    # What is not compared is an object that only Python has, such as the storage of parts.
+    return {f.name: plain(getattr(made, f.name)) for f in dataclasses.fields(made) if f.compare}

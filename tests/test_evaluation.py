@@ -566,3 +566,22 @@ def test_a_folder_that_a_killed_process_left_is_no_finished_run(run, tmp_path):
     folder = run.save(tmp_path)
     folder.rename(tmp_path / f".{folder.name}.unfinished")
     assert robgib.results.find_run(tmp_path, run.config["request"]) is None
+
+
+def test_names_are_looked_up_once(monkeypatch, digits, digits_cnn):
+    """Before the data are read; the default radius of the data is applied afterwards."""
+    looked_up = []
+    for module, name in (
+        ("robgib.robustness.evaluate", "read_attack"),
+        ("robgib.information.registry", "make_estimator"),
+    ):
+        function = getattr(sys.modules[module], name)
+        monkeypatch.setattr(
+            sys.modules[module], name, lambda spec, *a, f=function, **k: looked_up.append(spec) or f(spec, *a, **k)
+        )
+    run = robgib.evaluate(
+        digits_cnn, digits, attacks=["fgsm-linf"], estimators=["gaussian"], layers=["logits"], samples=16,
+        information_samples=60, curve=False, signs=False, corruptions=False, progress=False,
+    )  # fmt: skip
+    assert run.robustness["eps"].tolist() == [digits.eps["linf"]]
+    assert sorted(looked_up) == ["fgsm-linf", "gaussian"]

@@ -150,7 +150,7 @@ def _offered(kind: type[Any]) -> list[dataclasses.Field[Any]]:
 
 def _is_stated(field: dataclasses.Field[Any]) -> bool:
     """Whether a field is something that can be written, not an object that only Python has."""
-    return option_of(field) is not None or field.default is not None
+    return option_of(field) is not None or (field.compare and field.default is not None)
 
 
 def _parameter(field: dataclasses.Field[Any], kind: type[Any]) -> inspect.Parameter:
