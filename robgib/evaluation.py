@@ -30,6 +30,7 @@ from robgib.information.features import check_features
 from robgib.models.adapt import as_module
 from robgib.models.checkpoint import weights_digest
 from robgib.models.inference import PreparedModel, answers, check_finite_answers, one_thread_measures, prepare
+from robgib.models.state import Settings
 from robgib.options import AttackOptions, Context, InformationOptions, check, gather, plain_options
 from robgib.results import SCHEMA_VERSION, Run
 from robgib.robustness.attacking import Subject, attack_costs
@@ -237,10 +238,19 @@ def _measure(work: _Work, context: Context) -> Run:
     """Run the evaluation on the device, and move the network back afterwards."""
     home = next(iter(work.net.parameters()), torch.zeros(())).device
     work.net.to(context.device)
+    before = Settings()
     try:
         return _measured(work, context)
     finally:
         work.net.to(home)
+        changed = before.changed()  # by a model that does so later than in its first calls, or by a plug-in
+        before.restore()
+        if changed:
+            warnings.warn(
+                f"{work.name}: settings of the process were changed ({', '.join(changed)}): they are restored.",
+                RobGIBWarning,
+                stacklevel=3,
+            )
 
 
 def _measured(work: _Work, context: Context) -> Run:

@@ -16,7 +16,7 @@ from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 from robgib.errors import RobGIBError, first_line
-from robgib.models.state import State
+from robgib.models.state import Settings, State
 from robgib.runtime import faults_of, network_faults
 
 __all__ = [
@@ -138,6 +138,7 @@ class Classifier(nn.Module):
         masked: whether it masks classes with -inf, read as a number below all others.
         fixed: what it changes in a call and gets a copy of for each call: its ``buffers``, or also its ``weights``.
             Outputs then do not depend on earlier calls. Its modes are restored after each call.
+        settings: whether it changes settings of the process in a call, which are then restored.
         item: keys, indices and attributes of the logits in an output of several tensors; None looks for them at every
             call.
     """
@@ -154,12 +155,14 @@ class Classifier(nn.Module):
         single: bool = False,
         masked: bool = False,
         fixed: Fixed = "",
+        settings: bool = False,
         item: Path | None = None,
     ) -> None:
         super().__init__()
         self.net = net
         self.dtype, self.rows, self.alone, self.copies = dtype, rows, alone, copies
         self.reading, self.single, self.masked, self.fixed, self.item = reading, single, masked, fixed, item
+        self.settings = settings
         self.training = bool(getattr(net, "training", False))
 
     def train(self, mode: bool = True) -> Classifier:
@@ -187,6 +190,15 @@ class Classifier(nn.Module):
 
     def raw(self, x: Tensor) -> Any:
         """The output of the network itself for images (N, …)."""
+        if not self.settings:
+            return self._raw(x)
+        before = Settings()
+        try:
+            return self._raw(x)
+        finally:
+            before.restore()
+
+    def _raw(self, x: Tensor) -> Any:
         given = x if self.dtype is None else x.to(self.dtype)
         given = given.clone() if self.copies else given
         if not self.fixed or not isinstance(self.net, nn.Module):
@@ -329,15 +341,21 @@ class _Adaptation:
 
     def adapted(self) -> Adapted:
         before = State([self.raw]) if isinstance(self.raw, nn.Module) else None
-        form, output, path = _form(self.raw, self.sample, self.classes)
-        self.options = {**form, "item": path}
+        changed: set[str] = set()
+        form, output, path = _form(self.raw, self.sample, self.classes, changed)
+        self.options = {**form, "item": path, "settings": bool(changed)}
+        if changed:
+            self.notes.append(
+                f"the model changes settings of the process in a call ({', '.join(sorted(changed))}): they are "
+                "restored after each call"
+            )
         self._note_form(form, output, path)
         if before is not None:
             self._keep_fixed(before)
         self.options["copies"] = _overwrites(self._classifier(), self.sample)
         if self.options["copies"]:
             self.notes.append("the model overwrites its input images: it gets copies")
-        selected = _at(output, path)
+        selected = _at(output, path).detach()
         logits = selected.float()
         self._read_as_logits(logits)
         classifier = self._classifier().train(False)
@@ -348,7 +366,7 @@ class _Adaptation:
                 "the model's output for an image depends on the other images of the batch: it gets one image at a time"
             )
         unchanged = (
-            not any([*form.values(), *(self.options[n] for n in ("copies", "single", "masked")), path])
+            not any([*form.values(), *(self.options[n] for n in ("copies", "single", "masked", "settings")), path])
             and not (classifier.fixed or classifier.alone)
             and self.options["reading"] == "logits"
             and logits.ndim == 2
@@ -534,7 +552,9 @@ def _distinct(found: list[tuple[Path, Tensor]]) -> list[tuple[Path, Tensor]]:
     return left
 
 
-def _form(net: Callable[..., Any], sample: Tensor, classes: int | None) -> tuple[dict[str, Any], Any, Path]:
+def _form(
+    net: Callable[..., Any], sample: Tensor, classes: int | None, changed: set[str]
+) -> tuple[dict[str, Any], Any, Path]:
     """How the network takes images: dtype and batch size if fixed; its output, and the path of the logits."""
     tensors = [*net.parameters(), *net.buffers()] if isinstance(net, nn.Module) else []
     own = next((t.dtype for t in tensors if t.is_floating_point()), sample.dtype)
@@ -547,8 +567,13 @@ def _form(net: Callable[..., Any], sample: Tensor, classes: int | None) -> tuple
         rows = torch.arange(count, device=sample.device) % len(sample)
         given = sample[rows]
         try:
-            with network_faults():
-                output = net(given if dtype is None else given.to(dtype))
+            with network_faults(), torch.enable_grad():  # in which its switching gradients off is seen
+                before = Settings()
+                try:
+                    output = net(given if dtype is None else given.to(dtype))
+                finally:
+                    changed.update(before.changed())
+                    before.restore()
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # a foreign model may raise anything; the caller reports the first error

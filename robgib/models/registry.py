@@ -6,7 +6,9 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,10 @@ from typing import Any
 from torch import nn
 
 from robgib._torchvision import load_torchvision
-from robgib.errors import RobGIBError, first_line, unknown_name
+from robgib.errors import RobGIBError, RobGIBWarning, first_line, unknown_name
 from robgib.models.bottleneck import variational_head
 from robgib.models.normalization import IMAGENET, Ported
+from robgib.models.state import Settings
 from robgib.registry import Registry
 
 __all__ = [
@@ -155,7 +158,8 @@ def build(
             if key not in known:
                 raise unknown_name(f"option of architecture {arch!r}:", key, list(known)[len(arguments) :])
     try:
-        model = factory(*arguments, **options)
+        with _settings_kept(f"architecture {arch!r}"):
+            model = factory(*arguments, **options)
     except RobGIBError:
         raise
     except (Exception, SystemExit) as error:
@@ -165,6 +169,23 @@ def build(
     if not isinstance(model, nn.Module):
         raise RobGIBError(f"architecture {arch!r} returned {type(model).__name__}, not a torch.nn.Module.")
     return model if bottleneck is None else variational_head(model, bottleneck, arch)
+
+
+@contextmanager
+def _settings_kept(who: str) -> Iterator[None]:
+    """Restore the settings of the process that the code of a network changes, and warn of it."""
+    before = Settings()
+    try:
+        yield
+    finally:
+        changed = before.changed()
+        before.restore()
+    if changed:
+        warnings.warn(
+            f"{who} changes settings of the process ({', '.join(changed)}): they are restored.",
+            RobGIBWarning,
+            stacklevel=4,
+        )
 
 
 _FETCHING = ("checkpoint_path", "cache_dir")
@@ -229,7 +250,8 @@ def _import_factory(arch: str) -> Callable[..., nn.Module]:
     if here not in sys.path:
         sys.path.insert(0, here)  # `--arch mynet:make` finds ./mynet.py, as `python -m` would
     try:
-        module = importlib.import_module(module_name)
+        with _settings_kept(f"module {module_name!r}"):
+            module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
         raise RobGIBError(
             f"--arch {arch!r}: module {module_name!r} does not import ({type(error).__name__}: {first_line(error)})."

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 __all__ = [
+    "Settings",
     "State",
     "same",
     "settings_kept",
@@ -126,18 +128,73 @@ def _hooks(module: nn.Module) -> tuple[Any, ...]:
     return (*(tuple(getattr(module, kind, ())) for kind in _HOOKS), "forward" in vars(module))
 
 
+def _folder() -> str | None:
+    try:
+        return os.getcwd()
+    except OSError:  # it was deleted
+        return None
+
+
+def _put_device(device: torch.device) -> None:
+    torch.set_default_device(None if device.type == "cpu" else device)
+
+
+_SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
+    "whether gradients are computed": (torch.is_grad_enabled, torch.set_grad_enabled),
+    "the default dtype": (torch.get_default_dtype, torch.set_default_dtype),
+    "the default device": (torch.get_default_device, _put_device),
+    "the number of threads": (torch.get_num_threads, torch.set_num_threads),
+    "the working folder": (_folder, lambda place: place and os.chdir(place)),
+}
+"""Settings of the process, with what reads and what sets each."""
+_SEED = "the seed of torch"
+
+
+class Settings:
+    """Settings of the process at one moment, so that it can be told later what changed, and put back.
+
+    Args:
+        seed: whether the seed of torch's generator is one of them; random numbers that were drawn are no change.
+
+    >>> before = Settings()
+    >>> torch.set_default_dtype(torch.float64)
+    >>> before.changed()
+    ['the default dtype']
+    >>> before.restore()
+    >>> before.changed()
+    []
+    """
+
+    def __init__(self, seed: bool = True) -> None:
+        self._held = {name: read() for name, (read, _) in _SETTINGS.items()}
+        self._seed = (torch.initial_seed(), torch.get_rng_state()) if seed else None
+
+    def changed(self) -> list[str]:
+        """Names of the settings that are others now."""
+        found = [name for name, (read, _) in _SETTINGS.items() if read() != self._held[name]]
+        return [*found, _SEED] if self._seed is not None and torch.initial_seed() != self._seed[0] else found
+
+    def restore(self) -> None:
+        """Put back what changed."""
+        changed = self.changed()
+        if self._seed is not None and _SEED in changed:
+            torch.set_rng_state(self._seed[1])
+        for name in changed:
+            if name != _SEED:
+                _SETTINGS[name][1](self._held[name])
+
+
 @contextmanager
 def settings_kept() -> Iterator[None]:
-    """Leave what holds for all of torch as it was: whether gradients are taken, and the default dtype.
+    """Restore the settings of the process on exit, but for the seed.
 
     >>> with settings_kept():
     ...     torch.set_default_dtype(torch.float64)
     >>> torch.get_default_dtype()
     torch.float32
     """
-    grad, dtype = torch.is_grad_enabled(), torch.get_default_dtype()
+    before = Settings(seed=False)
     try:
         yield
     finally:
-        torch.set_grad_enabled(grad)
-        torch.set_default_dtype(dtype)
+        before.restore()

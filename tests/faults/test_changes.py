@@ -1,6 +1,9 @@
 """Plug-ins and models that change what they must not: it is put back, and said, and no figure rests on it."""
 
+import importlib
+import os
 import random
+import sys
 import threading
 import warnings
 from dataclasses import dataclass, field
@@ -16,7 +19,8 @@ from robgib.attacks import PGD, Attack
 from robgib.errors import AttackContractError
 from robgib.information.gaussian import Gaussian
 from robgib.models.inference import count_queries, prepare
-from robgib.models.state import State
+from robgib.models.registry import build
+from robgib.models.state import Settings, State
 from robgib.robustness.run_attack import run_attack
 
 
@@ -371,3 +375,87 @@ def test_threads_on_one_model_do_not_mix_their_counts_notes_and_modes(images):
     with count_queries(model) as passes:
         model(x)
     assert passes.forward == 20
+
+
+SETTINGS = {
+    "the default dtype": lambda where: torch.set_default_dtype(torch.float64),
+    "the number of threads": lambda where: torch.set_num_threads(torch.get_num_threads() % 3 + 1),
+    "the working folder": lambda where: os.chdir(where),
+    "the seed of torch": lambda where: torch.manual_seed(12345),
+    "whether gradients are computed": lambda where: torch.set_grad_enabled(not torch.is_grad_enabled()),
+}
+
+
+def settings():
+    return (
+        torch.get_default_dtype(), torch.get_num_threads(), os.getcwd(), torch.initial_seed(), torch.is_grad_enabled(),
+        torch.get_rng_state().tolist(),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def put_back(tmp_path):
+    """What a test changes is undone, also where it fails."""
+    before = Settings()
+    yield tmp_path
+    before.restore()
+
+
+class Meddler(nn.Module):
+    """Changes a setting of the process in its calls, from one of them on."""
+
+    def __init__(self, change, since=1):
+        super().__init__()
+        self.net, self.change, self.since, self.calls = network(), change, since, 0
+
+    def forward(self, x):
+        out = self.net(x)
+        self.calls += 1
+        if self.calls >= self.since:
+            self.change()
+        return out
+
+
+class TestSettings:
+    """What holds for the whole process, and stayed as a user's model had left it."""
+
+    ASKED: ClassVar = {"attacks": ["pgd-linf:eps=0.1,steps=2"], "estimators": [], "curve": False, "signs": False}
+
+    @pytest.mark.parametrize("name", SETTINGS)
+    def test_of_a_model_in_its_calls(self, name, images, put_back):
+        x, y = (part[:20] for part in images)
+        before = settings()
+        meddler = Meddler(lambda: SETTINGS[name](put_back))
+        run = evaluate(meddler, (x, y), progress=False, corruptions=False, **self.ASKED)
+        assert settings() == before
+        (note,) = run.config["reading"]
+        assert (
+            note == f"the model changes settings of the process in a call ({name}): they are restored after each call"
+        )
+        plain = evaluate(network(), (x, y), progress=False, corruptions=False, **self.ASKED)
+        columns = ["label", "clean_prediction", "adversarial_prediction", "linf"]
+        assert run.outcomes[columns].equals(plain.outcomes[columns])
+
+    def test_of_a_model_in_later_calls(self, images, put_back):
+        x, y = (part[:20] for part in images)
+        before = settings()
+        meddler = Meddler(lambda: SETTINGS["the working folder"](put_back), since=12)
+        with pytest.warns(RobGIBWarning, match=r"^model: settings of the process were changed \(the working folder\)"):
+            evaluate(meddler, (x, y), progress=False, corruptions=False, **self.ASKED)
+        assert settings() == before
+
+    @pytest.mark.parametrize("name", SETTINGS)
+    def test_of_a_network_that_is_built(self, name, put_back, monkeypatch):
+        before = settings()
+        monkeypatch.syspath_prepend(str(put_back))
+        monkeypatch.setattr(sys, "dont_write_bytecode", True)
+        (put_back / "robgib_meddling.py").write_text("def make():\n    change()\n    return net\n")
+        importlib.invalidate_caches()
+        module = importlib.import_module("robgib_meddling")
+        module.change, module.net = (lambda: SETTINGS[name](put_back)), network()
+        try:
+            with pytest.warns(RobGIBWarning, match=rf"'robgib_meddling:make' changes settings .* \({name}\): they are"):
+                build("robgib_meddling:make", (1, 8, 8), 10, allow_code=True)
+        finally:
+            del sys.modules["robgib_meddling"]
+        assert settings() == before
