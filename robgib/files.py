@@ -232,7 +232,7 @@ class Parts:
 
     def read(self) -> dict[str, Any] | None:
         """Return the part, or None if there is none or it cannot be read."""
-        if self.folder is None or not self._file.is_file():
+        if self.folder is None or self.folder.is_symlink() or not self._file.is_file():
             return None
         try:
             with np.load(self._file, allow_pickle=False) as archive:
@@ -245,6 +245,11 @@ class Parts:
     def write(self, content: Mapping[str, Any]) -> None:
         """Keep a part in place of a former one; if it cannot be written, warn and keep none from then on."""
         if self.folder is None or self._failed:
+            return
+        if self.folder.is_symlink():  # the folder's name can be foreseen, and a link may lead anywhere
+            self._failed.append(str(self.folder))
+            sentence = f"finished parts cannot be kept: {self.folder} is a symbolic link; remove it."
+            warnings.warn(sentence, RobGIBWarning, stacklevel=2)
             return
         arrays = {name: value for name, value in content.items() if isinstance(value, np.ndarray)}
         rest = json.dumps({k: v for k, v in content.items() if k not in arrays}, default=lambda value: value.item())

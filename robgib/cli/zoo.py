@@ -121,6 +121,10 @@ def zoo_add(
         Optional[str],  # noqa: UP045
         typer.Option(help="Architecture of a state dict: a name, or package.module:factory."),
     ] = None,
+    weights_key: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Which of several networks in the file, by key or prefix, such as state_dict_ema."),
+    ] = None,
     data: Annotated[Optional[str], typer.Option(help="Its data set.", show_default="from its record")] = None,  # noqa: UP045
     description: Annotated[str, typer.Option(help="One line for the list of models.")] = "",
     folder: Annotated[Path, typer.Option("--into", help="Folder of the recipe.")] = Path("zoo"),
@@ -133,6 +137,7 @@ def zoo_add(
         name,
         folder,
         arch=arch,
+        weights_key=weights_key,
         data_name=data,
         root=data_root,
         description=description,

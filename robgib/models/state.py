@@ -135,6 +135,11 @@ def _folder() -> str | None:
         return None
 
 
+def _put_folder(place: str | None) -> None:
+    if place is not None:
+        os.chdir(place)
+
+
 def _put_device(device: torch.device) -> None:
     torch.set_default_device(None if device.type == "cpu" else device)
 
@@ -144,7 +149,7 @@ _SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "the default dtype": (torch.get_default_dtype, torch.set_default_dtype),
     "the default device": (torch.get_default_device, _put_device),
     "the number of threads": (torch.get_num_threads, torch.set_num_threads),
-    "the working folder": (_folder, lambda place: place and os.chdir(place)),
+    "the working folder": (_folder, _put_folder),
 }
 """Settings of the process, with what reads and what sets each."""
 _SEED = "the seed of torch"

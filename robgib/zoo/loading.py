@@ -543,7 +543,7 @@ def load_recipe(
     """Return a recipe's model with its record, from the cache; train or download it first if necessary."""
     if recipe.checkpoint is not None:
         path = stored_checkpoint(recipe, progress)
-        content = read_checkpoint(path, allow_code=recipe.allows_code)
+        content = read_checkpoint(path, weights_key=recipe.checkpoint.weights_key, allow_code=recipe.allows_code)
         architecture = recipe.architecture or Architecture(name="")
         if content.network is None and not architecture.name:
             raise RobGIBError(
@@ -601,6 +601,7 @@ def add_recipe(
     folder: Path,
     *,
     arch: str | None = None,
+    weights_key: str | None = None,
     data_name: str | None = None,
     root: Path | None = None,
     description: str = "",
@@ -613,6 +614,7 @@ def add_recipe(
         name: name of the new model.
         folder: folder of the new recipe.
         arch: a registered name, or ``package.module:factory``; None for a file with a record or a complete network.
+        weights_key: which of several networks in the file, by key or prefix.
         data_name: its data set; None reads it from the record.
         root: the data folder.
         description: one line for the list of models.
@@ -628,7 +630,9 @@ def add_recipe(
     target = folder / f"{name}.yaml"
     if target.exists() or name in recipes():
         raise RobGIBError(f"a model {name!r} exists already; choose another --name.")
-    loaded = load_checkpoint(file, arch=arch, data=data_name, data_root=root, allow_code=allow_code)
+    loaded = load_checkpoint(
+        file, arch=arch, weights_key=weights_key, data=data_name, data_root=root, allow_code=allow_code
+    )
     record = read_record(file) or {}
     # A file that holds a complete network needs no architecture, and a record beside it may name anything.
     architecture = {"name": arch} if arch else None if is_program(file) else record.get("architecture")
@@ -640,7 +644,11 @@ def add_recipe(
             "description": description or f"Checkpoint {file.name}",
             "data": data_name or record["data"],
             **({"architecture": architecture} if architecture else {}),
-            "checkpoint": {"file": place, "sha256": sha256(file)},
+            "checkpoint": {
+                "file": place,
+                "sha256": sha256(file),
+                **({"weights_key": weights_key} if weights_key else {}),
+            },
         }
     except OSError as error:
         raise RobGIBError(f"cannot read {file}: {error.strerror or error}.") from error

@@ -66,6 +66,8 @@ class PretrainedWeights(BaseModel):
     size: PositiveInt | None = None
     """Bytes of the file: a download goes no further, and one of another size is refused."""
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    weights_key: str | None = Field(default=None, min_length=1)
+    """Which of several networks in the file, by key or prefix."""
 
     @field_validator("url")
     @classmethod
@@ -142,7 +144,8 @@ class Recipe(BaseModel):
     def digest(self) -> str:
         """SHA-256 of what determines the trained weights."""
         if self.checkpoint is not None:
-            return self.checkpoint.sha256
+            stored, key = self.checkpoint.sha256, self.checkpoint.weights_key
+            return stored if key is None else hashlib.sha256(f"{stored} {key}".encode()).hexdigest()
         content = self.model_dump(include={"data", "architecture", "training"})
         training = content["training"]
         for key in _LATER_KEYS:  # so that a recipe without them keeps the digest from before there were such keys

@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from robgib import RobGIBError, make_attack
-from robgib.models import Normalization
+from robgib.models import Normalization, build
 from robgib.options import Context, ModelOptions
 from robgib.robustness.run_attack import run_attack
 from robgib.training.config import Training
@@ -31,6 +31,29 @@ training: {epochs: 1, batch_size: 256}
 def quick(tmp_path):
     (tmp_path / "quick.yaml").write_text(RECIPE)
     return find_recipe("quick", [tmp_path])
+
+
+def test_a_recipe_of_one_of_several_networks_in_a_file(tmp_path, digits, cli):
+    """There was no way to say which one."""
+    nets = {name: build("mlp", digits.shape, 10, {"hidden": [8]}).eval() for name in ("teacher", "student")}
+    torch.save({f"{name}.{k}": v for name, net in nets.items() for k, v in net.state_dict().items()}, tmp_path / "n.pt")
+    (tmp_path / "n.json").write_text(json.dumps({"architecture": {"name": "mlp", "hidden": [8]}, "data": "digits"}))
+    digests = set()
+    with pytest.raises(RobGIBError, match="choose one with --weights-key"):
+        add_recipe(tmp_path / "n.pt", "both", tmp_path)
+    for name, net in nets.items():
+        add_recipe(tmp_path / "n.pt", f"the-{name}", tmp_path, weights_key=name)
+        recipe = find_recipe(f"the-{name}", [tmp_path])
+        assert recipe.checkpoint.weights_key == name
+        digests.add(recipe.digest)
+        x = digits.test.x[:5]
+        assert torch.equal(load_recipe(recipe, digits)[0](x), net(x))
+    assert len(digests) == 2
+    done = cli(
+        "zoo", "add", str(tmp_path / "n.pt"), "--name", "said", "--weights-key", "teacher", "--into", str(tmp_path)
+    )
+    assert done.returncode == 0, done.stderr
+    assert "weights_key: teacher" in (tmp_path / "said.yaml").read_text()
 
 
 def test_the_recipes_that_are_promised():
