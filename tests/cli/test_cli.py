@@ -65,17 +65,23 @@ def test_listings(cli, arguments, words):
     assert all(word in done.stdout for word in words)
 
 
+SMALL = "data: digits\narchitecture: {name: mlp, hidden: [16]}\ntraining: {epochs: 5, batch_size: 64}\n"
+
+
 def test_two_models_end_to_end(process, cli, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "small-mlp.yaml").write_text(SMALL)
     done = process(
-        "evaluate", "digits-cnn", "digits-mlp-relu", "--samples", "100", "--attack", "pgd-linf:steps=5",
+        "evaluate", "digits-cnn", "small-mlp", "--catalogue", "mine", "--samples", "100",
+        "--attack", "pgd-linf:steps=5",
         "--estimator", "probe:steps=60", "--estimator", "imputation:donors=2,steps=20", "--layer", "logits",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
-    assert "training digits-mlp-relu" in done.stderr
+    assert "training small-mlp" in done.stderr
     assert "too few to correlate" in done.stdout
     folders = sorted(p.name for p in (tmp_path / "runs").iterdir())
-    assert [f.rsplit("-", 1)[0] for f in folders] == ["digits-cnn", "digits-mlp-relu", "study"]
+    assert [f.rsplit("-", 1)[0] for f in folders] == ["digits-cnn", "small-mlp", "study"]
     page = tmp_path / "runs" / folders[2] / "report.html"
     assert str(page.relative_to(tmp_path)) in done.stdout.replace("\n", "")
     table = pd.read_csv(tmp_path / "runs" / folders[0] / "robustness.csv")

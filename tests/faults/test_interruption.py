@@ -1,5 +1,6 @@
 """What was killed goes on where it was, to the tables of one that was not; and one process at a time is at it."""
 
+import functools
 import os
 import random
 import shutil
@@ -132,9 +133,16 @@ RARER = [
 ]
 
 
+@pytest.fixture(scope="module")
+def whole(digits, digits_cnn):
+    """Evaluate without interruption, once for each set of options."""
+    return functools.cache(lambda beside: evaluate(digits_cnn, digits, attacks=ATTACKS, **OPTIONS, **dict(beside)))
+
+
 @pytest.mark.parametrize("moment", [*MOMENTS, *RARER])
-def test_an_evaluation_goes_on_from_every_moment(moment, digits, digits_cnn, tmp_path, monkeypatch):
-    whole = evaluate(digits_cnn, digits, attacks=ATTACKS, **OPTIONS)
+def test_an_evaluation_goes_on_from_every_moment(moment, whole, digits, digits_cnn, tmp_path, monkeypatch):
+    beside = () if moment != "second attack" else (("signs", False), ("corruptions", False))  # what comes after it
+    asked, expected = {"attacks": ATTACKS, **OPTIONS, **dict(beside)}, whole(beside)
     place = tmp_path / "unfinished"
     calls = {
         "layers": ("robgib.evaluation", "evaluate_robustness", 1),
@@ -161,16 +169,16 @@ def test_an_evaluation_goes_on_from_every_moment(moment, digits, digits_cnn, tmp
             left, own = [number], getattr(sys.modules[name], function)
             patched.setattr(sys.modules[name], function, dies)
         with pytest.raises(Killed):
-            evaluate(digits_cnn, digits, attacks=ATTACKS, unfinished=place, save=fail, **OPTIONS)
+            evaluate(digits_cnn, digits, unfinished=place, save=fail, **asked)
     assert list(place.iterdir())
     done = []
     monkeypatch.setattr("robgib.information.analysis.group_inputs", lambda *_: pytest.fail("estimated again"))
     saved = []
     again = evaluate(
-        digits_cnn, digits, attacks=ATTACKS, unfinished=place, save=saved.append,
-        **{**OPTIONS, "progress": lambda task, *_: done.append(task)},
+        digits_cnn, digits, unfinished=place, save=saved.append,
+        **{**asked, "progress": lambda task, *_: done.append(task)},
     )  # fmt: skip
-    same_tables(again, whole)
+    same_tables(again, expected)
     assert len(saved) == 1
     assert saved[0] is again
     assert not list(place.iterdir())  # nothing is left of it
