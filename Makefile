@@ -23,7 +23,7 @@ test: $(VENV)/.test  ## lint, types, tests
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-slow: $(VENV)/.test  ## convergence, long parity, guides, notebooks, the package
+slow: $(VENV)/.test $(VENV)/.docs  ## convergence, long parity, guides, notebooks, the package, the site
 	$(BIN)/python -m pytest -m slow -n 2 --dist worksteal
 
 docs: $(VENV)/.docs  ## the site, in site/; links that lead nowhere are errors

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
+import types
+import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -91,18 +94,43 @@ def show_entry(kind: type[Any], heading: str, given: Mapping[str, Any], source: 
         source: where it is defined.
     """
     text = inspect.cleandoc(kind.__doc__ or "").partition("\n>>> ")[0].rstrip()
+    text = re.sub(r"(?<=\S)\n(?=\S)|\n {8,}", " ", text)  # the terminal breaks lines
     out.print(f"[bold]{escape(heading)}[/bold]\n\n{escape(text)}\n", highlight=False)
     table = Table()
     for column in ("parameter", "value", "type"):
         table.add_column(column, no_wrap=column == "parameter")
+    hints = typing.get_type_hints(kind, include_extras=True)
     for parameter in dataclasses.fields(kind):
         if parameter.init and parameter.name not in ("norm", "eps"):
             plain = None if parameter.default is dataclasses.MISSING else parameter.default
             value = str(given.get(parameter.name, plain))
-            table.add_row(*map(escape, (parameter.name, value, str(parameter.type))))
+            table.add_row(*map(escape, (parameter.name, value, type_text(hints[parameter.name]))))
     if table.row_count:
         out.print(table)
     out.print(f"defined in: {escape(source)}", highlight=False, soft_wrap=True)
+
+
+_KINDS = {int: "whole number", float: "number", bool: "True or False", str: "text", type(None): "None"}
+_LIMITS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+
+
+def type_text(hint: Any) -> str:
+    """Return a type, with the bounds that it carries, in words.
+
+    >>> from robgib.options import Count
+    >>> type_text(Count | None)
+    'whole number at least 1, or None'
+    """
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        limits = [m for extra in inner[1:] for m in getattr(extra, "metadata", [])]
+        bounds = [f"{word} {getattr(m, name):g}" for m in limits for name, word in _LIMITS.items() if hasattr(m, name)]
+        return " ".join([type_text(inner[0]), " and ".join(bounds)]).rstrip()
+    if origin is typing.Literal:
+        return ", ".join(map(str, inner))
+    if origin in (typing.Union, types.UnionType):
+        return ", or ".join(map(type_text, inner))
+    return _KINDS.get(hint, getattr(hint, "__name__", str(hint)))
 
 
 def help_when_alone(context: typer.Context) -> None:

@@ -35,7 +35,7 @@ def test_a_study_that_was_killed_goes_on_to_the_tables_of_two_processes(cache, t
     before = set(held.iterdir()) if held.exists() else set()
     process = subprocess.Popen(command, env={**os.environ, "ROBGIB_CACHE": str(cache)}, start_new_session=True)
     done: set = set()
-    for _ in range(600):
+    for _ in range(6000):  # ends earlier, unless the machine is very busy
         done = {p for p in (held.iterdir() if held.exists() else ()) if not p.name.startswith(".")} - before
         if done or process.poll() is not None:
             break
