@@ -28,8 +28,10 @@ __all__ = [
     "RUN_TABLES",
     "SCHEMA",
     "SCHEMA_VERSION",
+    "TERMS",
     "Column",
     "Run",
+    "Term",
     "column_names",
     "csv_text",
     "find_run",
@@ -46,6 +48,9 @@ SCHEMA_VERSION = 7
 """Kept in every run folder. Folders without one are of version 1."""
 
 
+Form = Literal["percent", "share", "interval", "estimate", "bits", "error", "distance", "seconds", "hundredths", "text"]
+
+
 @dataclass(frozen=True)
 class Column:
     """A column of a table.
@@ -58,8 +63,9 @@ class Column:
         since: the schema version that brought it.
         missing: default value in folders that are older.
         label: its heading where it is shown; empty is not shown.
-        form: how a value is written: ``percent``, ``interval`` (from the table's ``low`` and ``high``), ``distance``,
-            ``seconds`` or ``text``.
+        form: how a value is written: ``percent``, ``share`` (whole percent), ``interval`` (from the table's ``low`` and
+            ``high``), ``estimate`` (with half of that interval, and a * where ``flagged``), ``bits``, ``error`` (bits
+            with a sign), ``distance``, ``seconds``, ``hundredths`` (two decimals) or ``text``.
         shown: where: ``terminal``, ``page``. A column without a value in any row is left out there.
         former: its name in older folders.
     """
@@ -71,7 +77,7 @@ class Column:
     since: int = 1
     missing: Any = None
     label: str = ""
-    form: Literal["percent", "interval", "distance", "seconds", "text"] = "text"
+    form: Form = "text"
     shown: tuple[Literal["terminal", "page"], ...] = ()
     former: str = ""
 
@@ -87,7 +93,7 @@ _BUDGET = (
 )
 _LAYER = (
     Column("estimator", "text", "name of the estimator"),
-    Column("layer", "text", "module name, or logits"),
+    Column("layer", "text", "module name, or logits", label="layer", shown=("terminal", "page")),
     Column("depth", "integer", "place of the layer, from 0; -1: the label, predicted or true"),
     Column("view", "text", "in which the layer is seen: rate, noise or exact", "", 3, ""),
     Column("partition", "text", "how the input was cut into features", "", 3, ""),
@@ -99,6 +105,10 @@ def _with_interval(name: str, what: str, unit: str = "bits", former: str = "") -
         Column(f"{name}{end}", "number", text, unit, former=f"{former}{end}" if former else "")
         for end, text in (("", what), ("_low", "lower end of its 95% interval"), ("_high", "upper end"))
     )
+
+
+def _on_page(name: str, *arguments: Any, **options: Any) -> Column:
+    return Column(name, *arguments, label=name, shown=("page",), **options)
 
 
 SCHEMA: Mapping[str, tuple[Column, ...]] = {
@@ -217,7 +227,15 @@ SCHEMA: Mapping[str, tuple[Column, ...]] = {
     "layers": (
         *_LAYER,
         Column("term", "text", "which quantity, as in I(X;Z)"),
-        Column("value", "number", "its estimate (r and v are numbers of features); empty: not estimable", "bits"),
+        Column(
+            "value",
+            "number",
+            "its estimate (r and v are numbers of features); empty: not estimable",
+            "bits",
+            label="term",
+            form="estimate",
+            shown=("terminal", "page"),
+        ),
         Column("low", "number", "lower end of its 95% interval", "bits"),
         Column("high", "number", "upper end", "bits"),
         Column(
@@ -229,7 +247,7 @@ SCHEMA: Mapping[str, tuple[Column, ...]] = {
         Column("bound", "text", "relation of the estimate to the truth"),
         Column("resolution", "text", "number of codes or bins, or the noise, that the variables were observed with"),
         Column("samples", "integer", "that it rests on"),
-        Column("note", "text", "limits of the figure"),
+        Column("note", "text", "limits of the figure", label="limits", shown=("page",)),
     ),
     "features": (
         *_LAYER,
@@ -311,23 +329,58 @@ SCHEMA: Mapping[str, tuple[Column, ...]] = {
     ),
     "validation": (
         Column("estimator", "text", "name of the estimator"),
-        Column("regime", "text", "kind of task"),
-        Column("task", "text", "name of the task"),
-        Column("samples", "integer", "samples of one repeat"),
-        Column("figure", "text", "I, S, C, single-feature or leave-one-out; of a network's layer its term"),
-        Column("truth", "number", "its true value, the mean over repeats", "bits"),
-        Column("bias", "number", "mean error", "bits"),
-        Column("sd", "number", "standard deviation of the error", "bits"),
-        Column("coverage", "number", "95% intervals that contain the truth", "share"),
-        Column("null", "number", "shuffled targets whose intervals contain 0", "share"),
-        Column("flagged", "number", "figures that are flagged", "share", former="saturated"),
-        Column("seconds", "number", "median time of an estimate", "s"),
-        Column("repeats", "integer", "draws of the task"),
+        _on_page("regime", "text", "kind of task"),
+        _on_page("task", "text", "name of the task"),
+        _on_page("samples", "integer", "samples of one repeat"),
+        _on_page("figure", "text", "I, S, C, single-feature or leave-one-out; of a network's layer its term"),
+        _on_page("truth", "number", "its true value, the mean over repeats", "bits", form="bits"),
+        _on_page("bias", "number", "mean error", "bits", form="error"),
+        _on_page("sd", "number", "standard deviation of the error", "bits", form="bits"),
+        _on_page("coverage", "number", "95% intervals that contain the truth", "share", form="share"),
+        _on_page("null", "number", "shuffled targets whose intervals contain 0", "share", form="share"),
+        _on_page("flagged", "number", "figures that are flagged", "share", form="share", former="saturated"),
+        _on_page("seconds", "number", "median time of an estimate", "s", form="hundredths"),
+        _on_page("repeats", "integer", "draws of the task"),
         Column("claims", "boolean", "whether the estimator claims the regime"),
-        Column("verdict", "text", "holds, marked, refused or wrong", "", 3, ""),
+        _on_page("verdict", "text", "holds, marked, refused or wrong", since=3, missing=""),
     ),
 }
 """The columns of every table, in order. A trace has those of ``layers`` after its own."""
+
+
+@dataclass(frozen=True)
+class Term:
+    """A quantity of the ``layers`` table, which is shown as a column of its own.
+
+    Attributes:
+        name: value of the column ``term``.
+        short: heading where there is little room.
+        shown: where: ``terminal``, ``page``. A term without a value in any layer is left out there.
+    """
+
+    name: str
+    short: str = ""
+    shown: tuple[Literal["terminal", "page"], ...] = ("terminal", "page")
+
+
+TERMS = (
+    Term("I(Z;Y)"),
+    Term("I(X;Z)"),
+    Term("C(X;Z)", "C"),
+    Term("S(X;Z)", "S"),
+    Term("S(Z;Y)"),
+    Term("C(Z;Y)"),
+    Term("subset synergy"),
+    Term("r(X;Z)", "r"),
+    Term("v(X;Z)", "v"),
+    Term("learnt I(X;Z)", shown=("page",)),
+    Term("IB"),
+    Term("I(X;Z) noise"),
+    Term("IB noise"),
+    Term("GIB"),
+    *(Term(f"{name}(X;Z) {count}", shown=("page",)) for name in "CSrv" for count in ("k/2", "2k")),
+)
+"""The terms of the ``layers`` table that are shown, in order."""
 ADVERSARIAL = "adversarial.safetensors"
 """The file of a run folder that holds all adversarial images, where they were asked for."""
 RUN_TABLES = ("robustness", "outcomes", "curve", "layers", "features", "signs", "corruptions", "convergence")

@@ -323,7 +323,7 @@ def test_an_undecided_model_is_not_robust_and_its_run_is_whole(digits, digits_cn
     assert row["robust_accuracy"] < 0.15
     assert any("without a finite answer" in note for note in run.config["reading"])
     page = write_report(run, tmp_path / "page.html").read_text()
-    assert f"{row['not_finite']} of 100 samples are not decided" in page
+    assert f"{row['not_finite']} of 100 samples have no finite answer" in page
     assert run.layers.query("layer == 'logits'")["value"].notna().all()
 
 

@@ -9,20 +9,21 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
-import plotly.io
-from plotly.subplots import make_subplots
 
-from robgib.errors import visible
-from robgib.reporting.summary import display_names
+from robgib.reporting.charts import MOST_ENTRIES, SYMBOLS, Axis, Chart, Entry, Series, figure, heat_map
+from robgib.reporting.headline import NORMS, budget_text
+from robgib.reporting.summary import PREDICTION, display_names
 from robgib.results import Run
 
 __all__ = [
     "accuracy_curves",
+    "attack_convergence",
+    "class_name",
     "corruption_accuracy",
     "feature_maps",
     "information_plane",
     "layer_terms",
+    "model_accuracies",
     "phase_curves",
     "picture_rows",
     "robustness_scatter",
@@ -33,275 +34,256 @@ __all__ = [
     "validation_errors",
 ]
 
-# Okabe & Ito's palette: told apart by colour-blind readers too.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
-_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star")
-TITLES = {"linf": "L∞", "l2": "L2", "l1": "L1", "l0": "L0"}
-"""Norms as the page writes them."""
-_FONT = {"family": "Inter, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 13, "color": "#24292f"}
+_SHARE = Axis("accuracy", "percent", low=0.0, high=1.0)
 
 
-def _styled(figure: go.Figure, height: int, legend: float = -0.22) -> str:
-    figure.update_layout(
-        height=height,
-        font=_FONT,
-        margin={"l": 60, "r": 20, "t": 48, "b": 50},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="#fbfbfc",
-        legend={"orientation": "h", "y": legend, "x": 0},
-        hoverlabel={"font": {"size": 12}},
-        modebar={"bgcolor": "rgba(0,0,0,0)", "color": "#c9ced4", "activecolor": "#59636e"},
+def _coloured(names: Sequence[str], most: int = MOST_ENTRIES) -> dict[str, tuple[int, str]]:
+    """Return the colour and the legend's entry of each name; beyond ``most`` entries the last names share one in grey.
+
+    >>> _coloured(["a", "b", "c"], most=2)
+    {'a': (0, 'a'), 'b': (-1, '2 others'), 'c': (-1, '2 others')}
+    """
+    unique = list(dict.fromkeys(names))
+    if len(unique) <= most:
+        return {name: (i, name) for i, name in enumerate(unique)}
+    rest = f"{len(unique) - most + 1} others"
+    return {name: (i, name) if i < most - 1 else (-1, rest) for i, name in enumerate(unique)}
+
+
+def _entries(colours: dict[str, tuple[int, str]], *, dash: bool = True, symbol: bool = True) -> list[Entry]:
+    unique = dict.fromkeys(colours.values())
+    return [Entry(label, colour, 0 if dash else None, 0 if symbol else None) for colour, label in unique]
+
+
+def _interval(table: pd.DataFrame, scale: float = 1.0) -> tuple[list[float], list[float]]:
+    return (table["low"] * scale).tolist(), (table["high"] * scale).tolist()
+
+
+def model_accuracies(runs: Sequence[Run]) -> str:
+    """Clean accuracy and robust accuracy at each budget, a point each with its 95% interval, in the runs' order."""
+    names = tuple(display_names(runs))
+    series = []
+    legend = [Entry("clean", -1, None, 0)]
+    clean = pd.DataFrame([r.robustness.iloc[0] for r in runs])
+    series.append(
+        Series(
+            range(len(runs)),
+            clean["clean_accuracy"].tolist(),
+            y_interval=(clean["clean_low"].tolist(), clean["clean_high"].tolist()),
+            colour=-1,
+            hover=[f"{n}, clean: {v:.1%}" for n, v in zip(names, clean["clean_accuracy"], strict=True)],
+        )
     )
-    figure.update_xaxes(gridcolor="#e6e8eb", zerolinecolor="#c9ced4", automargin=True)
-    figure.update_yaxes(gridcolor="#e6e8eb", zerolinecolor="#c9ced4", automargin=True)
-    html: str = plotly.io.to_html(
-        _plain(figure.to_dict()),
-        full_html=False,
-        include_plotlyjs=False,
-        validate=False,
-        config={"displaylogo": False, "responsive": True},
-    )
-    return html
-
-
-_TEMPLATES = ("template", "hovertemplate")  # no name is written into these
-
-
-def _plain(value: Any) -> Any:
-    """What a figure holds, its texts shown as they are: Plotly takes tags in them, links too, for markup."""
-    if isinstance(value, dict):
-        return {k: v if k in _TEMPLATES else _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if isinstance(value, np.ndarray) and value.dtype.kind in "OU":
-        return [_plain(v) for v in value.tolist()]
-    if isinstance(value, str):
-        return visible(value).replace("&", "&amp;").replace("<", "&lt;").replace(_BREAK, "<br>")
-    return value
-
-
-_BREAK = "\ue000"
-"""Where a title of our own goes on in a second line."""
-
-
-def _errors(table: pd.DataFrame) -> dict[str, Any]:
-    return {
-        "type": "data",
-        "symmetric": False,
-        "array": (table["high"] - table["value"]).tolist(),
-        "arrayminus": (table["value"] - table["low"]).tolist(),
-        "thickness": 1.2,
-        "width": 3,
-    }
+    tried = [r.robustness[(r.robustness["status"] == "ok") & (r.robustness["attack"] != "none")] for r in runs]
+    budgets = list(dict.fromkeys(b for t in tried for b in zip(t["norm"], t["eps"], strict=True)))
+    for number, (norm, eps) in enumerate(budgets[: MOST_ENTRIES - 1]):
+        rows = [(i, t[(t["norm"] == norm) & (t["eps"] == eps)]) for i, t in enumerate(tried)]
+        worst = [(i, t.loc[t["robust_accuracy"].idxmin()]) for i, t in rows if len(t)]
+        label = budget_text(str(norm), float(eps))
+        legend.append(Entry(label, number, None, 1 + number))
+        series.append(
+            Series(
+                [i + 0.12 * (1 + number) for i, _ in worst],
+                [w["robust_accuracy"] for _, w in worst],
+                y_interval=([w["low"] for _, w in worst], [w["high"] for _, w in worst]),
+                colour=number,
+                symbol=1 + number,
+                hover=[f"{names[i]}, {label}: {w['robust_accuracy']:.1%} ({w['attack']})" for i, w in worst],
+            )
+        )
+    chart = Chart(series, Axis(form="category", categories=names), _SHARE, width=max(360, min(720, 90 * len(runs))))
+    return figure([chart], legend, "Accuracy of each model, clean and under attack")
 
 
 def accuracy_curves(runs: Sequence[Run]) -> str:
-    """Accuracy against eps with its 95% band, one panel a norm; empty when no curve was measured."""
+    """Accuracy against eps with its 95% band, a chart a norm, the strongest attack of each model; or an empty text."""
     names = display_names(runs)
-    norms = [n for n in TITLES if any((r.curve["norm"] == n).any() for r in runs)]
-    if not norms:
-        return ""
-    figure = make_subplots(
-        1, len(norms), subplot_titles=[f"{TITLES[n]} perturbations" for n in norms], shared_yaxes=True
-    )
-    for m, (run, name) in enumerate(zip(runs, names, strict=True)):
-        colour = _COLOURS[m % len(_COLOURS)]
-        for column, norm in enumerate(norms, start=1):
+    norms = [n for n in NORMS if any((r.curve["norm"] == n).any() for r in runs)]
+    colours = _coloured(names)
+    charts = []
+    for norm in norms:
+        series = []
+        for run, name in zip(runs, names, strict=True):
             curves = run.curve[run.curve["norm"] == norm]
-            for a, (attack, g) in enumerate(curves.groupby("attack", sort=False)):
-                label = f"{name} · {attack}"
-                figure.add_trace(
-                    go.Scatter(
-                        x=[*g["at"], *g["at"][::-1]], y=[*g["high"], *g["low"][::-1]], fill="toself", mode="lines",
-                        line={"width": 0}, fillcolor=colour, opacity=0.12, hoverinfo="skip", showlegend=False,
-                        legendgroup=label,
-                    ), 1, column,
-                )  # fmt: skip
-                figure.add_trace(
-                    go.Scatter(
-                        x=g["at"], y=g["accuracy"], mode="lines+markers", name=label, legendgroup=label,
-                        line={"color": colour, "dash": _DASHES[a % len(_DASHES)], "width": 2},
-                        marker={"size": 7, "symbol": _SYMBOLS[a % len(_SYMBOLS)]},
-                        customdata=np.stack([g["low"], g["high"]], 1),
-                        hovertemplate="eps %{x:.4g}: %{y:.1%} [%{customdata[0]:.1%}, %{customdata[1]:.1%}]",
-                    ), 1, column,
-                )  # fmt: skip
-    figure.update_yaxes(range=[-0.02, 1.02], tickformat=".0%", title_text="accuracy", col=1)
-    figure.update_yaxes(range=[-0.02, 1.02], tickformat=".0%")
-    figure.update_xaxes(title_text="eps (pixel scale)")
-    return _styled(figure, 430)
+            if curves.empty:
+                continue
+            strongest = curves.groupby("attack", sort=False)["accuracy"].mean().idxmin()
+            g = curves[curves["attack"] == strongest].sort_values("at")
+            series.append(
+                Series(
+                    g["at"].tolist(), g["accuracy"].tolist(), y_interval=_interval(g), colour=colours[name][0],
+                    symbol=max(0, colours[name][0]), line="straight", band=True,
+                    hover=[f"{name}, {r.attack}, eps {r.at:.4g}: {r.accuracy:.1%} [{r.low:.1%}, {r.high:.1%}]"
+                           for r in g.itertuples()],
+                )
+            )  # fmt: skip
+        charts.append(Chart(series, Axis("eps (pixel scale)"), _SHARE, f"{NORMS[norm]} perturbations"))
+    legend = [Entry(label, colour, 0, max(0, colour)) for colour, label in dict.fromkeys(colours.values())]
+    return figure(charts, legend, "Accuracy against the size of perturbations") if charts else ""
 
 
 def attack_convergence(runs: Sequence[Run]) -> str:
-    """Share still right and margin of the true class by gradient step, one panel each; empty where none was watched."""
-    names = display_names(runs)
+    """Share still right and margin of the true class by gradient step, a chart each; empty where none was watched."""
     if all(r.convergence.empty for r in runs):
         return ""
-    titles = ("still right", "margin of the true class")
-    figure = make_subplots(1, 2, subplot_titles=titles, shared_yaxes=True)
-    for m, (run, name) in enumerate(zip(runs, names, strict=True)):
-        for a, (attack, g) in enumerate(run.convergence.groupby("attack", sort=False)):
-            label = f"{name} · {attack}" if len(runs) > 1 else str(attack)
-            for column, term in enumerate(("right", "margin"), start=1):
-                figure.add_trace(
-                    go.Scatter(
-                        x=g["step"] + 1, y=g[term], mode="lines", name=label, legendgroup=label, showlegend=column == 1,
-                        line={
-                            "color": _COLOURS[(m if len(runs) > 1 else a) % len(_COLOURS)],
-                            "dash": _DASHES[a % len(_DASHES)], "width": 2,
-                            "shape": "hv" if term == "right" else "linear",
-                        },
-                        customdata=np.stack([g["step"], g["distance"]], 1),
-                        hovertemplate="step %{customdata[0]}: %{y:.1%}, distance %{customdata[1]:.3g}",
-                    ), 1, column,
-                )  # fmt: skip
-    figure.update_yaxes(range=[-0.02, 1.02], tickformat=".0%")
-    figure.update_xaxes(title_text="gradient steps of a sample, and 1", type="log", dtick=1)
-    return _styled(figure, 400)
+    watched = [
+        (f"{name} · {attack}" if len(runs) > 1 else str(attack), g)
+        for run, name in zip(runs, display_names(runs), strict=True)
+        for attack, g in run.convergence.groupby("attack", sort=False)
+    ]
+    colours = _coloured([label for label, _ in watched])
+    charts = []
+    for title, term in (("classified correctly", "right"), ("margin of the true class", "margin")):
+        series = [
+            Series(
+                (g["step"] + 1).tolist(), g[term].tolist(), colour=colours[label][0], dash=max(0, colours[label][0]),
+                line="step" if term == "right" else "straight", marks=False,
+            )
+            for label, g in watched
+        ]  # fmt: skip
+        y = Axis("share of samples" if term == "right" else "relative to the clean image", "percent", low=0.0, high=1.0)
+        charts.append(Chart(series, Axis("gradient steps of a sample, plus 1", "log"), y, title))
+    legend = [Entry(label, colour, max(0, colour), None) for colour, label in dict.fromkeys(colours.values())]
+    return figure(charts, legend, "Progress of the attacks")
 
 
 def corruption_accuracy(runs: Sequence[Run]) -> str:
-    """Accuracy against severity, one panel a corruption; empty when none was measured."""
+    """Accuracy against severity, a chart a corruption; empty when none was measured."""
     kinds = list(dict.fromkeys(k for r in runs for k in r.corruptions["corruption"]))
     if not kinds:
         return ""
-    figure = make_subplots(1, len(kinds), subplot_titles=kinds, shared_yaxes=True, horizontal_spacing=0.03)
-    for m, (run, name) in enumerate(zip(runs, display_names(runs), strict=True)):
-        for column, kind in enumerate(kinds, start=1):
-            g = run.corruptions[run.corruptions["corruption"] == kind].rename(columns={"accuracy": "value"})
-            figure.add_trace(
-                go.Scatter(
-                    x=g["severity"], y=g["value"], error_y=_errors(g), mode="lines+markers", name=name,
-                    legendgroup=name, showlegend=column == 1,
-                    line={"color": _COLOURS[m % len(_COLOURS)], "width": 2},
-                    marker={"size": 7, "symbol": _SYMBOLS[m % len(_SYMBOLS)]},
-                    hovertemplate="severity %{x}: %{y:.1%}",
-                ), 1, column,
+    names = display_names(runs)
+    colours = _coloured(names)
+    charts = []
+    for kind in kinds:
+        series = []
+        for run, name in zip(runs, names, strict=True):
+            g = run.corruptions[run.corruptions["corruption"] == kind]
+            colour = colours[name][0]
+            hover = [f"{name}, severity {r.severity}: {r.accuracy:.1%}" for r in g.itertuples()]
+            series.append(
+                Series(
+                    g["severity"].tolist(), g["accuracy"].tolist(), y_interval=_interval(g), colour=colour,
+                    symbol=max(0, colour), line="straight", hover=hover,
+                )
             )  # fmt: skip
-    figure.update_yaxes(range=[-0.02, 1.02], tickformat=".0%")
-    figure.update_yaxes(title_text="accuracy", col=1)
-    figure.update_xaxes(title_text="severity", dtick=1)
-    return _styled(figure, 340)
+        charts.append(Chart(series, Axis("severity", low=0.8, high=5.2), _SHARE, str(kind), 300, 230))
+    legend = [Entry(label, colour, 0, max(0, colour)) for colour, label in dict.fromkeys(colours.values())]
+    return figure(charts, legend, "Accuracy under common corruptions")
 
 
-def _term(held: pd.DataFrame, term: str) -> pd.DataFrame:
+def _term(table: pd.DataFrame, term: str) -> pd.DataFrame:
     """The rows of one term, in the layers' order, where it was estimated."""
-    return held[(held["term"] == term) & held["value"].notna()].sort_values("depth")
+    return table[(table["term"] == term) & table["value"].notna()].sort_values("depth")
 
 
 _PANELS = (
-    ("IB terms, bits", (("I(Z;Y)", "prediction I(Z;Y)", 1.0, "#009E73"), ("I(X;Z)", "I(X;Z)", 1.0, "#0072B2"))),
-    ("GIB terms, bits", (("I(Z;Y)", "prediction I(Z;Y)", 1.0, "#009E73"), ("C(X;Z)", "½ C(X;Z)", 0.5, "#D55E00"))),
-    ("Degrees, features", (("r(X;Z)", "redundancy r", 1.0, "#E69F00"), ("v(X;Z)", "vulnerability v", 1.0, "#CC79A7"))),
-    ("Synergy, bits", (("S(X;Z)", "synergy S(X;Z)", 1.0, "#56B4E9"), ("S(Z;Y)", "S(Z;Y)", 1.0, "#000000"))),
+    ("IB terms", "bits", (("I(Z;Y)", "prediction I(Z;Y)", 1.0, 2), ("I(X;Z)", "I(X;Z)", 1.0, 0))),
+    ("GIB terms", "bits", (("I(Z;Y)", "prediction I(Z;Y)", 1.0, 2), ("C(X;Z)", "½ C(X;Z)", 0.5, 1))),
+    ("Degrees", "features", (("r(X;Z)", "redundancy r", 1.0, 4), ("v(X;Z)", "vulnerability v", 1.0, 3))),
+    ("Synergy", "bits", (("S(X;Z)", "synergy S(X;Z)", 1.0, 5), ("S(Z;Y)", "S(Z;Y)", 1.0, -1))),
 )
 
 
-def layer_terms(held: pd.DataFrame) -> str:
+def layer_terms(table: pd.DataFrame) -> str:
     """By layer: the IB's two terms, the GIB's two beside them, the degrees, the synergies; those that there are."""
-    panels = [
-        (title, [(*line, g) for line in lines if len(g := _term(held, line[0]))])
-        for title, lines in _PANELS
-        if any(len(_term(held, line[0])) for line in lines[-1:] if line[0] != "S(Z;Y)")
-        or (title.startswith(("Deg", "Syn")) and any(len(_term(held, line[0])) for line in lines))
-    ]
-    figure = make_subplots(1, len(panels), subplot_titles=[t for t, _ in panels], horizontal_spacing=0.06)
-    shown: set[str] = set()
-    for column, (_, lines) in enumerate(panels, start=1):
-        for _key, label, scale, colour, g in lines:
-            scaled = g.assign(**{c: g[c] * scale for c in ("value", "low", "high")})
-            figure.add_trace(
-                go.Scatter(
-                    x=g["layer"], y=scaled["value"], error_y=_errors(scaled), mode="lines+markers", name=label,
-                    legendgroup=label, showlegend=label not in shown, line={"color": colour, "width": 2},
-                    marker={"size": 8, "symbol": ["circle-open" if s else "circle" for s in g["flagged"]]},
-                    hovertemplate="%{x}: %{y:.3f}",
-                ), 1, column,
+    charts, drawn = [], {}
+    for title, unit, lines in _PANELS:
+        present = [line for line in lines if len(_term(table, line[0]))]
+        own = {line[0] for line in present} - {"I(Z;Y)"} - ({"S(Z;Y)"} if title != "Synergy" else set())
+        if not own:
+            continue
+        places = list(dict.fromkeys(table.sort_values("depth")["layer"]))
+        series = []
+        for key, label, scale, colour in present:
+            g = _term(table, key)
+            drawn[label] = colour
+            series.append(
+                Series(
+                    [places.index(n) for n in g["layer"]], (g["value"] * scale).tolist(),
+                    y_interval=_interval(g, scale), colour=colour, symbol=max(0, colour), line="straight",
+                    hollow=g["flagged"].astype(bool).tolist(),
+                    hover=[f"{r.layer}, {label}: {r.value * scale:.3f}" for r in g.itertuples()],
+                )
             )  # fmt: skip
-            shown.add(label)
-    figure.update_yaxes(rangemode="tozero")
-    return _styled(figure, 380)
+        low = min([0.0, *(float(v) for s in series for v in s.y if np.isfinite(v))])
+        y = Axis(unit, low=0.0 if low == 0 else None)
+        charts.append(Chart(series, Axis(form="category", categories=tuple(map(str, places))), y, title, 320, 270))
+    legend = [Entry(label, colour, 0, max(0, colour)) for label, colour in drawn.items()]
+    shared = legend if len(legend) <= MOST_ENTRIES else legend[:MOST_ENTRIES]
+    return figure(charts, shared, "Information by layer") if charts else ""
 
 
 def feature_maps(run: Run) -> str:
-    """Where in the image the layers' information lies: the single-feature information of a
-    patch, and the loss when it is left out.
+    """Where in the image the layers' information lies: the share of each patch alone, and the loss without it.
 
     Shares of I(X;Z) by patch, for some of the layers and the prediction; empty where no patches were measured.
     """
-    held = run.features[run.features["partition"].str.startswith("patches:")]
-    if held.empty:
+    patches = run.features[run.features["partition"].str.startswith("patches:")]
+    if patches.empty:
         return ""
-    finest = max(held["partition"].unique(), key=lambda p: int(p.partition(":")[2]))
-    grid, held = int(finest.partition(":")[2]), held[held["partition"] == finest]
-    kinds = []
-    for label, column in (("single patch", "single_feature"), ("leave-one-out loss", "leave_one_out")):
-        able = [e for e, g in held.groupby("estimator", sort=False) if g[column].notna().any()]
-        if able:
-            own = held[
-                held["estimator"] == ("imputation" if column == "leave_one_out" and "imputation" in able else able[0])
-            ]
-            share = own[column] / own["total"] if column == "single_feature" else 1 - own[column] / own["total"]
-            kinds.append((label, own.assign(share=share)))
-    order = list(dict.fromkeys(held.loc[held["depth"] >= 0].sort_values("depth")["layer"]))
+    finest = max(patches["partition"].unique(), key=lambda p: int(p.partition(":")[2]))
+    grid, patches = int(finest.partition(":")[2]), patches[patches["partition"] == finest]
+    order = list(dict.fromkeys(patches.loc[patches["depth"] >= 0].sort_values("depth")["layer"]))
     layers = [order[i] for i in sorted({0, len(order) // 2, len(order) - 1})] if order else []
-    layers += ["Ŷ"] if (held["layer"] == "Ŷ").any() else []
-    figure = make_subplots(
-        len(kinds), len(layers), column_titles=layers, row_titles=[k for k, _ in kinds],
-        horizontal_spacing=0.02, vertical_spacing=0.04,
-    )  # fmt: skip
-    for r, (label, own) in enumerate(kinds, start=1):
-        for c, layer in enumerate(layers, start=1):
+    layers += [PREDICTION] if (patches["layer"] == PREDICTION).any() else []
+    rows = []
+    for colour, (label, column) in enumerate(
+        (("single patch", "single_feature"), ("leave-one-out loss", "leave_one_out"))
+    ):
+        able = [e for e, g in patches.groupby("estimator", sort=False) if g[column].notna().any()]
+        if not able:
+            continue
+        own = patches[
+            patches["estimator"] == ("imputation" if column == "leave_one_out" and "imputation" in able else able[0])
+        ]
+        own = own.assign(
+            share=own[column] / own["total"] if column == "single_feature" else 1 - own[column] / own["total"]
+        )
+        grids = []
+        for layer in layers:
             z = np.full((grid, grid), np.nan)
             for row in own[own["layer"] == layer].itertuples():
                 i, j = (int(part) for part in row.feature.removeprefix("patch ").split(","))
                 z[i, j] = 100 * row.share
-            figure.add_trace(
-                go.Heatmap(
-                    z=z, coloraxis=f"coloraxis{r if r > 1 else ''}", xgap=1, ygap=1, name=layer,
-                    hovertemplate=f"row %{{y}}, column %{{x}}: {label} %{{z:.1f}}% of I",
-                ), r, c,
-            )  # fmt: skip
-    figure.update_xaxes(visible=False, constrain="domain")
-    figure.update_yaxes(visible=False, autorange="reversed", scaleanchor="x", constrain="domain")
-    bars = {
-        f"coloraxis{r if r > 1 else ''}": {
-            "colorscale": scale,
-            "cmin": 0,
-            "colorbar": {"len": 0.9 / len(kinds), "y": 1 - (r - 0.5) / len(kinds), "ticksuffix": "%", "thickness": 10},
-        }
-        for r, scale in zip(range(1, len(kinds) + 1), ("Blues", "Oranges"), strict=False)
-    }
-    figure.update_layout(**bars)
-    return _styled(figure, 60 + 190 * len(kinds))
+            grids.append(z)
+        most = float(np.nanmax(grids)) if np.isfinite(grids).any() else 1.0
+        maps = "".join(heat_map(z, layer, colour, most, label) for z, layer in zip(grids, layers, strict=True))
+        rows.append(
+            f'<figure class="chart"><figcaption>{label}, % of I(X;Z)</figcaption>'
+            f'<div class="maps">{maps}</div></figure>'
+        )
+    return "".join(rows)
 
 
-def information_plane(runs: Sequence[tuple[str, pd.DataFrame]]) -> str:
+def information_plane(models: Sequence[tuple[str, pd.DataFrame]]) -> str:
     """Prediction against complexity, a path through the layers for each model: IB's plane, and the GIB's beside it."""
-    axes = [("IB plane", "I(X;Z)", 1.0), ("GIB plane", "C(X;Z)", 0.5)]
-    axes = [a for a in axes if any(len(_term(held, a[1])) for _, held in runs)]
-    figure = make_subplots(
-        1, len(axes), subplot_titles=[a[0] for a in axes], shared_yaxes=True, horizontal_spacing=0.06
-    )
-    for m, (name, held) in enumerate(runs):
-        for column, (_, term, scale) in enumerate(axes, start=1):
-            g = _term(held, term)
-            p = _term(held, "I(Z;Y)").set_index("layer").reindex(g["layer"]).reset_index()
-            scaled = g.assign(**{c: g[c] * scale for c in ("value", "low", "high")})
-            figure.add_trace(
-                go.Scatter(
-                    x=scaled["value"], y=p["value"], error_x=_errors(scaled), error_y=_errors(p), name=name,
-                    mode="lines+markers+text", text=[str(i) for i in g["depth"]], textposition="top center",
-                    textfont={"size": 11}, customdata=g["layer"], legendgroup=name, showlegend=column == 1,
-                    line={"color": _COLOURS[m % len(_COLOURS)], "width": 1.5},
-                    marker={"size": 9, "symbol": ["circle-open" if s else "circle" for s in g["flagged"]]},
-                    hovertemplate="%{customdata}: complexity %{x:.3f}, prediction %{y:.3f} bits",
-                ), 1, column,
+    colours = _coloured([name for name, _ in models])
+    charts = []
+    for title, term, scale in (("IB plane", "I(X;Z)", 1.0), ("GIB plane", "C(X;Z)", 0.5)):
+        series = []
+        for name, table in models:
+            g = _term(table, term)
+            if g.empty:
+                continue
+            p = _term(table, "I(Z;Y)").set_index("layer").reindex(g["layer"]).reset_index()
+            colour = colours[name][0]
+            hover = [
+                f"{name}, {r.layer}: complexity {r.value * scale:.3f}, prediction {v:.3f} bits"
+                for r, v in zip(g.itertuples(), p["value"], strict=True)
+            ]
+            series.append(
+                Series(
+                    (g["value"] * scale).tolist(), p["value"].tolist(), _interval(g, scale), _interval(p), colour,
+                    symbol=max(0, colour), line="straight", hollow=g["flagged"].astype(bool).tolist(), hover=hover,
+                    labels=[str(d) for d in g["depth"]],
+                )
             )  # fmt: skip
-            figure.update_xaxes(title_text=f"{'½ ' if scale != 1 else ''}{term}, bits", col=column)
-    figure.update_yaxes(title_text="I(Z;Y), bits", col=1)
-    return _styled(figure, 420)
+        if series:
+            x = Axis(f"{'½ ' if scale != 1 else ''}{term}, bits")
+            charts.append(Chart(series, x, Axis("I(Z;Y), bits"), title))
+    legend = [Entry(label, colour, 0, max(0, colour)) for colour, label in dict.fromkeys(colours.values())]
+    return figure(charts, legend, "Information plane") if charts else ""
 
 
 _AXES = (
@@ -311,106 +293,170 @@ _AXES = (
 )
 
 
-def robustness_scatter(summary: pd.DataFrame, estimator: str, partition: str, attack: str) -> str:
-    """Vulnerability, GIB complexity and IB complexity against robust accuracy, a point a model; those there are."""
-    chosen = (summary["estimator"] == estimator) & (summary["partition"] == partition) & (summary["attack"] == attack)
-    g = summary[chosen]
-    axes = [a for a in _AXES if g[a[0]].notna().any()]
-    figure = make_subplots(
-        1, len(axes), subplot_titles=[a[1] for a in axes], shared_yaxes=True, horizontal_spacing=0.05
-    )
-    y = g.assign(value=g["robust_accuracy"], low=g["robust_low"], high=g["robust_high"])
-    for column, (key, _, title) in enumerate(axes, start=1):
-        x = g.assign(value=g[key], low=g[f"{key}_low"], high=g[f"{key}_high"])
-        figure.add_trace(
-            go.Scatter(
-                x=x["value"], y=y["value"], error_x={**_errors(x), "color": "#9aa3ad"},
-                error_y={**_errors(y), "color": "#9aa3ad"}, mode="markers+text", text=g["model"],
-                textposition="top center", showlegend=False,
-                marker={"size": 10, "color": [_COLOURS[i % len(_COLOURS)] for i in range(len(g))]},
-                hovertemplate="%{text}: %{x:.3f}, robust %{y:.1%}",
-            ), 1, column,
+def robustness_scatter(rows: pd.DataFrame, only: str = "") -> str:
+    """Vulnerability, GIB complexity and IB complexity against robust accuracy, a point a model; those there are.
+
+    Args:
+        rows: of the summary, of one estimator, partition and attack.
+        only: name of the one figure to draw, or nothing for all.
+    """
+    charts = []
+    for key, title, axis in _AXES:
+        if (only and key != only) or not rows[key].notna().any():
+            continue
+        hover = [
+            f"{r.model}: {axis} {v:.3f}, robust {r.robust_accuracy:.1%}"
+            for r, v in zip(rows.itertuples(), rows[key], strict=True)
+        ]
+        series = Series(
+            rows[key].tolist(), rows["robust_accuracy"].tolist(),
+            (rows[f"{key}_low"].tolist(), rows[f"{key}_high"].tolist()),
+            (rows["robust_low"].tolist(), rows["robust_high"].tolist()), hover=hover,
+            labels=[str(name) for name in rows["model"]],
         )  # fmt: skip
-        figure.update_xaxes(title_text=title, col=column)
-    figure.update_yaxes(tickformat=".0%")
-    figure.update_yaxes(title_text=f"robust accuracy, {attack}", col=1)
-    return _styled(figure, 400)
+        size = (480, 320) if only else (360, 280)
+        y = Axis(f"robust accuracy, {rows['attack'].iloc[0]}", "percent")
+        charts.append(Chart([series], Axis(axis), y, title, *size))
+    return figure(charts, (), "Models: information against robust accuracy") if charts else ""
 
 
 def study_scatter(rows: pd.DataFrame, figure_label: str, outcome: str, axis: str) -> str:
-    """A figure against the outcome, a point a model: colours are architectures, shapes are regimes, sizes strengths;
-    open are models that were left out."""
-    most = max(float(rows["strength"].max()), 1e-12)
-    figure = go.Figure()
-    architectures, regimes = (list(dict.fromkeys(rows[k])) for k in ("architecture", "regime"))
+    """A figure against the outcome, a point a model: colours are architectures, and symbols regimes where they fit.
+
+    Models that were left out are hollow.
+    """
+    architectures = _coloured(list(rows["architecture"]))
+    regimes = list(dict.fromkeys(rows["regime"]))
+    by_symbol = len(set(architectures.values())) + len(regimes) <= MOST_ENTRIES and 1 < len(regimes) <= len(SYMBOLS)
+    series = []
     for (architecture, regime), g in rows.groupby(["architecture", "regime"], sort=False):
-        figure.add_trace(
-            go.Scatter(
-                x=g[figure_label], y=g[outcome], mode="markers", name=f"{architecture}, {regime}",
-                error_x={"type": "data", "array": 1.96 * g[f"{figure_label}_se"], "thickness": 0.8, "width": 0},
-                error_y={"type": "data", "array": 1.96 * g[f"{outcome}_se"], "thickness": 0.8, "width": 0},
-                marker={
-                    "size": 7 + 8 * g["strength"] / most,
-                    "color": _COLOURS[architectures.index(architecture) % len(_COLOURS)],
-                    "symbol": [
-                        _SYMBOLS[regimes.index(regime) % len(_SYMBOLS)] + ("-open" if out else "")
-                        for out in g["left_out"]
-                    ],
-                },
-                text=[f"{m}, strength {d:g}" for m, d in zip(g["model"], g["strength"], strict=True)],
-                hovertemplate="%{text}: %{x:.3f}, %{y:.3f}",
+        x, y = g[figure_label], g[outcome]
+        dx, dy = 1.96 * g[f"{figure_label}_se"], 1.96 * g[f"{outcome}_se"]
+        series.append(
+            Series(
+                x.tolist(), y.tolist(), ((x - dx).tolist(), (x + dx).tolist()), ((y - dy).tolist(), (y + dy).tolist()),
+                colour=architectures[architecture][0], symbol=regimes.index(regime) if by_symbol else 0,
+                hollow=(g["left_out"] != "").tolist(),
+                hover=[f"{r.model}, {regime}, strength {r.strength:g}: {a:.3f}, {b:.3f}"
+                       for r, a, b in zip(g.itertuples(), x, y, strict=True)],
             )
         )  # fmt: skip
-    figure.update_xaxes(title_text=figure_label.replace(" (", f"{_BREAK}("))
-    figure.update_yaxes(title_text=axis)
-    return _styled(figure, 450, legend=-0.3)  # below a title of two lines
+    legend = _entries(architectures, dash=False, symbol=not by_symbol)
+    if by_symbol:
+        legend = [Entry(e.name, e.colour, 0, None) for e in legend]
+        legend += [Entry(str(name), -1, None, i) for i, name in enumerate(regimes)]
+    return figure([Chart(series, Axis(figure_label), Axis(axis), "", 520, 340)], legend, "Models of the study")
 
 
 def phase_curves(table: pd.DataFrame) -> str:
     """I(X;Z) and C(X;Z) of one layer over the epochs, a line a network, a colour a group; controls dotted."""
-    terms = ("I(X;Z)", "C(X;Z)")
-    figure = make_subplots(1, 2, subplot_titles=terms, horizontal_spacing=0.08)
-    groups = list(dict.fromkeys(zip(table["group"], table["control"], strict=True)))
-    shown = set()
-    for n, term in enumerate(terms):
-        held = table[table["term"] == term]
-        for name, g in held.groupby("network", sort=False):
-            key = (g["group"].iloc[0], g["control"].iloc[0])
-            label = f"{key[0]}, {key[1]}" if key[1] else key[0]
-            figure.add_trace(
-                go.Scatter(
-                    x=g["epoch"].astype(str), y=g["value"], mode="lines+markers", name=label, legendgroup=label,
-                    showlegend=key not in shown,
-                    line={
-                        "color": _COLOURS[groups.index(key) % len(_COLOURS)], "width": 1.6,
-                        "dash": "dot" if key[1] else "solid",
-                    },
-                    marker={"size": 4}, text=[name] * len(g), hovertemplate="%{text}, epoch %{x}: %{y:.3f} bits",
-                ), 1, 1 + n,
+    epochs = sorted(table["epoch"].unique())
+    groups = [f"{g}, {c}" if c else str(g) for g, c in zip(table["group"], table["control"], strict=True)]
+    table = table.assign(label=groups)
+    colours = _coloured(groups)
+    dashes = {label: 2 if control else 0 for label, control in zip(groups, table["control"], strict=True)}
+    charts = []
+    for term in ("I(X;Z)", "C(X;Z)"):
+        series = []
+        for name, g in table[table["term"] == term].groupby("network", sort=False):
+            label = g["label"].iloc[0]
+            series.append(
+                Series(
+                    [epochs.index(e) for e in g["epoch"]], g["value"].tolist(), colour=colours[label][0],
+                    dash=dashes[label], line="straight",
+                    hover=[f"{name}, epoch {r.epoch}: {r.value:.3f} bits" for r in g.itertuples()],
+                )
             )  # fmt: skip
-            shown.add(key)
-    figure.update_xaxes(type="category", title_text="epochs")
-    figure.update_yaxes(title_text="bits", col=1)
-    return _styled(figure, 430)
+        places = Axis("epochs", "category", tuple(f"{e:g}" for e in epochs))
+        charts.append(Chart(series, places, Axis("bits"), term))
+    shown = {label: (colour, name) for label, (colour, name) in colours.items()}
+    legend = {name: Entry(name, colour, dashes[label], 0) for label, (colour, name) in reversed(shown.items())}
+    return figure(charts, list(reversed(legend.values())), "Information over the epochs of training")
 
 
 def validation_errors(table: pd.DataFrame) -> str:
     """Bias with ±1 standard deviation of I, S and C by task."""
-    figure = go.Figure()
-    for colour, name in zip(_COLOURS, ("I", "S", "C"), strict=False):
+    tasks = list(dict.fromkeys(table["task"]))
+    series, legend = [], []
+    for number, name in enumerate(("I", "S", "C")):
         g = table[table["figure"].isin([name, f"{name}(X;Z)"])]
-        figure.add_trace(
-            go.Scatter(
-                x=g["task"], y=g["bias"], error_y={"type": "data", "array": g["sd"].tolist(), "thickness": 1.2},
-                mode="markers", name=name, marker={"color": colour, "size": 8},
-                hovertemplate="%{x}: bias %{y:+.3f} bits",
+        if g.empty:
+            continue
+        legend.append(Entry(name, number, None, number))
+        series.append(
+            Series(
+                [tasks.index(t) + 0.18 * (number - 1) for t in g["task"]], g["bias"].tolist(),
+                y_interval=((g["bias"] - g["sd"]).tolist(), (g["bias"] + g["sd"]).tolist()), colour=number,
+                symbol=number, hover=[f"{r.task}, {name}: bias {r.bias:+.3f} bits" for r in g.itertuples()],
             )
         )  # fmt: skip
-    for limit in (-0.05, 0.05):
-        figure.add_hline(y=limit, line={"dash": "dot", "width": 1, "color": "#9aa3ad"})
-    figure.update_layout(scattermode="group")
-    figure.update_yaxes(title_text="bias ± sd, bits")
-    return _styled(figure, 330)
+    x, y = Axis(form="category", categories=tuple(map(str, tasks))), Axis("bias ± sd, bits", rules=(-0.05, 0.05))
+    return figure([Chart(series, x, y, "", max(360, min(760, 34 * len(tasks))), 280)], legend, "Errors by task")
+
+
+def _spread(layers: Sequence[str]) -> list[str]:
+    """Return at most as many layers as a legend takes, evenly spread from the first to the last.
+
+    >>> _spread(["a", "b", "c"]), len(_spread([str(i) for i in range(20)]))
+    (['a', 'b', 'c'], 6)
+    """
+    places = np.linspace(0, len(layers) - 1, min(MOST_ENTRIES, len(layers))).round().astype(int)
+    return [layers[i] for i in places]
+
+
+def trace_terms(table: pd.DataFrame, estimator: str) -> str:
+    """The terms of layers over the epochs, a chart a term; bits, and features for the degrees r and v."""
+    table = table[(table["estimator"] == estimator) & table["value"].notna()]
+    epochs = sorted(table["epoch"].unique())
+    layers = _spread(list(dict.fromkeys(table.sort_values("depth")["layer"])))
+    charts = []
+    for term in ("I(Z;Y)", "I(X;Z)", "C(X;Z)", "S(X;Z)", "r(X;Z)", "v(X;Z)"):
+        series = []
+        for number, layer in enumerate(layers):
+            g = table[(table["term"] == term) & (table["layer"] == layer)].sort_values("epoch")
+            if len(g):
+                series.append(
+                    Series(
+                        [epochs.index(e) for e in g["epoch"]], g["value"].tolist(), y_interval=_interval(g),
+                        colour=number, symbol=number, line="straight", hollow=g["flagged"].astype(bool).tolist(),
+                        hover=[f"{layer}, epoch {r.epoch}: {r.value:.3f}" for r in g.itertuples()],
+                    )
+                )  # fmt: skip
+        if series:
+            x = Axis("epochs", "category", tuple(f"{e:g}" for e in epochs))
+            charts.append(Chart(series, x, Axis("features" if term[0] in "rv" else "bits"), term))
+    return figure(charts, [Entry(n, i, 0, i) for i, n in enumerate(layers)], "Information over the epochs")
+
+
+def trace_plane(table: pd.DataFrame, estimator: str) -> str:
+    """Each layer's way through the information plane; the numbers are epochs."""
+    table = table[table["estimator"] == estimator]
+    layers = _spread(list(dict.fromkeys(table.sort_values("depth")["layer"])))
+    series = []
+    for number, layer in enumerate(layers):
+        wide = table[table["layer"] == layer].pivot_table(index="epoch", columns="term", values="value", dropna=False)
+        hover = [f"{layer}, epoch {e}: I(X;Z) {a:.3f}, I(Z;Y) {b:.3f} bits"
+                 for e, a, b in zip(wide.index, wide["I(X;Z)"], wide["I(Z;Y)"], strict=True)]  # fmt: skip
+        drawn = {0, len(wide) // 2, len(wide) - 1}
+        series.append(
+            Series(
+                wide["I(X;Z)"].tolist(), wide["I(Z;Y)"].tolist(), colour=number, symbol=number, line="straight",
+                hover=hover, labels=[f"{e:g}" if i in drawn else "" for i, e in enumerate(wide.index)],
+            )
+        )  # fmt: skip
+    chart = Chart(series, Axis("I(X;Z), bits"), Axis("I(Z;Y), bits"), "", 520, 340)
+    return figure([chart], [Entry(n, i, 0, i) for i, n in enumerate(layers)], "Information plane over the epochs")
+
+
+def trace_accuracy(table: pd.DataFrame) -> str:
+    """Test accuracy over the epochs."""
+    g = table.drop_duplicates("epoch").sort_values("epoch")
+    series = Series(
+        range(len(g)), g["test_accuracy"].tolist(), line="straight",
+        hover=[f"epoch {r.epoch}: {r.test_accuracy:.1%}" for r in g.itertuples()],
+    )  # fmt: skip
+    x = Axis("epochs", "category", tuple(f"{e:g}" for e in g["epoch"]))
+    return figure([Chart([series], x, Axis("test accuracy", "percent"), "", 480, 240)], (), "Accuracy in training")
 
 
 def _png(image: np.ndarray) -> str:
@@ -427,90 +473,36 @@ def _png(image: np.ndarray) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def trace_terms(table: pd.DataFrame, estimator: str) -> str:
-    """The terms of each layer over the epochs, a panel a term; bits, and features for the degrees r and v."""
-    table = table[(table["estimator"] == estimator) & table["value"].notna()]
-    terms = [t for t in ("I(Z;Y)", "I(X;Z)", "C(X;Z)", "S(X;Z)", "r(X;Z)", "v(X;Z)") if (table["term"] == t).any()]
-    rows = -(-len(terms) // 2)
-    figure = make_subplots(rows, 2, subplot_titles=terms, horizontal_spacing=0.08, vertical_spacing=0.32 / rows)
-    for n, term in enumerate(terms):
-        held = table[table["term"] == term]
-        for d, (layer, g) in enumerate(held.groupby("layer", sort=False)):
-            figure.add_trace(
-                go.Scatter(
-                    x=g["epoch"].astype(str), y=g["value"], error_y=_errors(g), mode="lines+markers", name=layer,
-                    legendgroup=layer, showlegend=n == 0, line={"color": _COLOURS[d % len(_COLOURS)], "width": 2},
-                    marker={"size": 7, "symbol": [_SYMBOLS[d % len(_SYMBOLS)] + ("-open" if s else "")
-                                                  for s in g["flagged"]]},
-                    hovertemplate="epoch %{x}: %{y:.3f} bits",
-                ), 1 + n // 2, 1 + n % 2,
-            )  # fmt: skip
-    figure.update_xaxes(type="category", title_text="epochs")
-    return _styled(figure, 360 * rows)
-
-
-def trace_plane(table: pd.DataFrame, estimator: str) -> str:
-    """Each layer's way through the information plane; the numbers are epochs."""
-    table = table[table["estimator"] == estimator]
-    figure = go.Figure()
-    for d, (layer, g) in enumerate(table.groupby("layer", sort=False)):
-        wide = g.pivot(index="epoch", columns="term", values="value")
-        figure.add_trace(
-            go.Scatter(
-                x=wide["I(X;Z)"], y=wide["I(Z;Y)"], mode="lines+markers+text", name=layer, text=wide.index.astype(str),
-                textposition="top center", textfont={"size": 10}, line={"color": _COLOURS[d % len(_COLOURS)]},
-                marker={"size": 7, "symbol": _SYMBOLS[d % len(_SYMBOLS)]},
-                hovertemplate="epoch %{text}: I(X;Z) %{x:.3f}, I(Z;Y) %{y:.3f} bits",
-            )
-        )  # fmt: skip
-    figure.update_xaxes(title_text="I(X;Z), bits")
-    figure.update_yaxes(title_text="I(Z;Y), bits")
-    return _styled(figure, 480)
-
-
-def trace_accuracy(table: pd.DataFrame) -> str:
-    """Test accuracy over the epochs."""
-    g = table.drop_duplicates("epoch")
-    figure = go.Figure(
-        go.Scatter(
-            x=g["epoch"].astype(str), y=g["test_accuracy"], mode="lines+markers",
-            line={"color": _COLOURS[0], "width": 2}, hovertemplate="epoch %{x}: %{y:.1%}",
-        )
-    )  # fmt: skip
-    figure.update_xaxes(type="category", title_text="epochs")
-    figure.update_yaxes(title_text="test accuracy", tickformat=".0%")
-    return _styled(figure, 300)
-
-
 def picture_rows(run: Run) -> list[dict[str, Any]]:
-    """Per attack: clean, adversarial and magnified perturbation pictures with predicted labels."""
+    """Per attack: clean, adversarial and magnified perturbation pictures with predicted labels, the nearest first."""
     classes = run.config["data"]["classes"]
     rows = []
     numbers = sorted({int(k.split("/")[0]) for k in run.pictures})
     for number in numbers:
-        held = {k.split("/")[1]: v for k, v in run.pictures.items() if k.startswith(f"{number}/")}
-        if held["clean"].ndim != 4 or held["clean"].shape[1] not in (1, 3):
+        own = {k.split("/")[1]: v for k, v in run.pictures.items() if k.startswith(f"{number}/")}
+        if own["clean"].ndim != 4 or own["clean"].shape[1] not in (1, 3):
             continue
+        deltas = own["adversarial"] - own["clean"]
         samples = []
-        for i in range(len(held["rows"])):
-            delta = held["adversarial"][i] - held["clean"][i]
-            largest = float(np.abs(delta).max()) or 1.0
+        for i in np.argsort(np.square(deltas).sum((1, 2, 3)), kind="stable"):
+            largest = float(np.abs(deltas[i]).max()) or 1.0
             samples.append(
                 {
-                    "index": int(held["rows"][i]),
-                    "clean": _png(held["clean"][i]),
-                    "adversarial": _png(held["adversarial"][i]),
-                    "perturbation": _png(0.5 + delta / (2 * largest)),
+                    "index": int(own["rows"][i]),
+                    "clean": _png(own["clean"][i]),
+                    "adversarial": _png(own["adversarial"][i]),
+                    "perturbation": _png(0.5 + deltas[i] / (2 * largest)),
                     "magnified": 0.5 / largest,
-                    "clean_label": _class_name(classes, int(held["clean_prediction"][i])),
-                    "adversarial_label": _class_name(classes, int(held["adversarial_prediction"][i])),
+                    "clean_label": class_name(classes, int(own["clean_prediction"][i])),
+                    "adversarial_label": class_name(classes, int(own["adversarial_prediction"][i])),
                 }
             )
-        rows.append({"attack": str(held["attack"]), "samples": samples})
+        rows.append({"attack": str(own["attack"]), "samples": samples})
     return rows
 
 
-def _class_name(classes: Sequence[str], index: int) -> str:
+def class_name(classes: Sequence[str], index: int) -> str:
+    """Return the name of a class; -1 is a prediction that is not finite."""
     if index < 0:
-        return "not decided"
+        return "no finite answer"
     return classes[index] if index < len(classes) else f"class {index}"

@@ -3,34 +3,36 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import pandas as pd
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs
+from markupsafe import Markup, escape
 
 from robgib.errors import RobGIBError, visible
 from robgib.files import write_file
 from robgib.reporting import figures
-from robgib.reporting.cells import cell, shown_columns
+from robgib.reporting.cells import cell, layer_table, shown_columns
+from robgib.reporting.headline import budget_text, headline, rank
 from robgib.reporting.summary import (
     ALIKE,
+    FIGURES,
     LEAST_MODELS,
     PREDICTION,
+    Correlation,
+    collinearity,
     correlate,
     display_names,
-    first_of_all,
-    named,
     of_section,
-    order_doubts,
     sections,
     summarise,
-    told_apart,
+    unstable_orders,
 )
 from robgib.results import Column, Run, csv_text
+from robgib.statistics import spearman
 
 __all__ = [
     "page",
@@ -40,177 +42,225 @@ __all__ = [
     "write_trace",
 ]
 
-_TERMS = (
-    "I(Z;Y)", "I(X;Z)", "C(X;Z)", "S(X;Z)", "S(Z;Y)", "C(Z;Y)", "subset synergy", "r(X;Z)", "v(X;Z)", "learnt I(X;Z)",
-    "IB", "I(X;Z) noise", "IB noise", "GIB", *(f"{t}(X;Z) {k}" for t in "CSrv" for k in ("k/2", "2k")),
-)  # fmt: skip
+_MOST_CLASSES = 10
+_MOST_CONFUSED = 5
 
 
 def _percent(value: float) -> str:
     return "not estimable" if math.isnan(value) else f"{100 * value:.1f}%"
 
 
-def _bits(value: float, low: float, high: float) -> str:
-    if math.isnan(value):
-        return "not estimable"
-    return f"{value:.2f} ± {(high - low) / 2:.2f}"
+def _bits(row: Any) -> str:
+    """Return an estimate of a row as text."""
+    if row is None or math.isnan(row["value"]):
+        return "" if row is None else "not estimable"
+    return f"{row['value']:.2f} ± {(row['high'] - row['low']) / 2:.2f}"
 
 
-def _summary_table(runs: Sequence[Run], names: Sequence[str], columns: Sequence[Column]) -> list[dict[str, Any]]:
-    rows = []
-    for run, name in zip(runs, names, strict=True):
-        first = run.robustness.iloc[0]
-        attacks = [
-            {
-                "label": r.attack,
-                "norm": figures.TITLES.get(str(r.norm), ""),
-                "eps": f"{r.eps:.4g}",
-                "share": 0.0 if math.isnan(r.robust_accuracy) else r.robust_accuracy,
-                "value": "failed" if r.status != "ok" else _percent(r.robust_accuracy),
-                "interval": "" if r.status != "ok" else f"[{_percent(r.low)}, {_percent(r.high)}]",
-                "certified": "" if math.isnan(r.certified_accuracy) else _percent(r.certified_accuracy),
-                "cells": [cell(column, r) for column in columns],
-                "not_finite": int(r.not_finite),
-                "note": r.note,
-                "reason": r.reason,
-            }
-            for r in run.robustness.itertuples()
-            if r.attack != "none"
-        ]
-        rows.append(
-            {
-                "name": name,
-                "data": run.config["data"]["name"],
-                "samples": int(first["samples"]),
-                "rows": max(1, sum(1 + bool(a["note"] or a["not_finite"]) for a in attacks)),
-                "clean": _percent(first["clean_accuracy"]),
-                "interval": f"[{_percent(first['clean_low'])}, {_percent(first['clean_high'])}]",
-                "attacks": attacks,
-            }
-        )
-    return rows
+def _attack_rows(run: Run, columns: Sequence[Column]) -> list[dict[str, Any]]:
+    """Return what the accuracy table shows of each attack."""
+    return [
+        {
+            "label": r.attack,
+            "budget": budget_text(str(r.norm), float(r.eps), str(r.attack)),
+            "share": 0.0 if math.isnan(r.robust_accuracy) else r.robust_accuracy,
+            "value": "failed" if r.status != "ok" else _percent(r.robust_accuracy),
+            "interval": "" if r.status != "ok" else f"[{_percent(r.low)}, {_percent(r.high)}]",
+            "certified": "" if math.isnan(r.certified_accuracy) else _percent(r.certified_accuracy),
+            "cells": [cell(column, r) for column in columns],
+            "not_finite": int(r.not_finite),
+            "note": r.note,
+            "reason": r.reason,
+        }
+        for r in run.robustness.itertuples()
+        if r.attack != "none"
+    ]
 
 
-def _corruption_table(runs: Sequence[Run], names: Sequence[str]) -> list[dict[str, Any]]:
+def _classes(run: Run) -> dict[str, Any]:
+    """Return accuracy by class under the strongest attack, and the most frequent confusions; empty without attacks."""
+    table = run.robustness
+    tried = table[(table["status"] == "ok") & table["attack"].isin(run.outcomes["attack"])]
+    if tried.empty:
+        return {}
+    strongest = tried.loc[tried["robust_accuracy"].idxmin()]
+    own = run.outcomes[(run.outcomes["attack"] == strongest["attack"]) & (run.outcomes["eps"] == strongest["eps"])]
+    names = run.config["data"]["classes"]
+    correct = own["clean_prediction"] == own["label"]
+    by_class = own.assign(clean=correct, robust=own["robust"].astype(bool)).groupby("label")
+    means = by_class[["clean", "robust"]].mean().assign(samples=by_class.size()).sort_values("robust", kind="stable")
+    rows = [
+        [figures.class_name(names, int(label)), str(int(r["samples"])), _percent(r["clean"]), _percent(r["robust"])]
+        for label, r in means.head(_MOST_CLASSES).iterrows()
+    ]
+    fooled = own[correct & (own["adversarial_prediction"] != own["label"])]
+    pairs = fooled.groupby(["label", "adversarial_prediction"]).size().sort_values(ascending=False, kind="stable")
+    confused = [
+        f"{figures.class_name(names, int(a))} → {figures.class_name(names, int(b))} ({count})"
+        for (a, b), count in pairs.head(_MOST_CONFUSED).items()
+    ]
+    more = max(0, len(means) - _MOST_CLASSES)
+    return {"attack": strongest["attack"], "rows": rows, "confused": confused, "more": more}
+
+
+def _corruption_table(runs: Sequence[Run], names: Sequence[str]) -> dict[str, Any]:
     """By model: the mean accuracy over the severities of each corruption, and over all."""
+    kinds = list(dict.fromkeys(kind for run in runs for kind in run.corruptions["corruption"]))
     rows = []
     for run, name in zip(runs, names, strict=True):
         if len(run.corruptions):
             means = run.corruptions.groupby("corruption", sort=False)["accuracy"].mean()
-            cells = {kind: _percent(value) for kind, value in means.items()}
-            rows.append({"name": name, "cells": {**cells, "mean": _percent(means.mean())}})
-    return rows
+            rows.append([name, *(_percent(means[k]) if k in means else "" for k in kinds), _percent(means.mean())])
+    return {"headings": ["model", *kinds, "mean"], "numbers": [False, *[True] * (len(kinds) + 1)], "rows": rows}
 
 
-def _layer_table(held: pd.DataFrame, terms: Sequence[str]) -> list[dict[str, Any]]:
-    rows = []
-    for layer, g in first_of_all(held).groupby("layer", sort=False):
-        by_term = {r.term: r for r in g.itertuples()}
-        cells = []
-        for t in terms:
-            r = by_term.get(t)
-            told = {"text": "", "flagged": False}
-            if r is not None:
-                told = {"text": _bits(r.value, r.low, r.high), "flagged": bool(r.flagged)}
-            cells.append(told)
-        notes = dict.fromkeys(note for r in g.itertuples() for note in str(r.note).split("; ") if note)
-        rows.append({"layer": layer, "cells": cells, "note": "; ".join(notes)})
-    return rows
+_NOUNS = {"patches": "patch", "tokens": "run of tokens", "pixels": "pixel", "channels": "channel"}
 
 
-def _words(run: Run) -> list[dict[str, Any]]:
-    """For each layer what it keeps, what a feature tells of it by itself, and what hiding one costs."""
-    held = run.layers
-    told: list[dict[str, Any]] = []
-    if held.empty or "r(X;Z)" not in set(held["term"]):
-        return told
-    partitions = [p for p in dict.fromkeys(held["partition"]) if p]
-    if not partitions:
-        return told
+def _words(run: Run) -> tuple[str, list[list[str]]]:
+    """Return what one feature is called, and for each layer its information and the shares of single features."""
+    layers = run.layers
+    partitions = [p for p in dict.fromkeys(layers["partition"]) if p]
+    if not partitions or "r(X;Z)" not in set(layers["term"]):
+        return "", []
     partition = partitions[-1]
-    held = held[held["partition"] == partition]
+    layers = layers[layers["partition"] == partition]
     features = run.features[run.features["partition"] == partition]
-    for layer, g in held.sort_values("depth", kind="stable").groupby("layer", sort=False):
-        best = {}
-        for term in ("I(X;Z)", "I(Z;Y)", "r(X;Z)", "v(X;Z)"):
-            rows = g[(g["term"] == term) & g["value"].notna()].sort_values("flagged", kind="stable")
-            if term == "v(X;Z)" and (rows["estimator"] == "imputation").any():
-                rows = rows[rows["estimator"] == "imputation"]
-            best[term] = rows.iloc[0] if len(rows) else None
+    rows: list[tuple[int, list[str]]] = []
+    for layer, g in layers.sort_values("depth", kind="stable").groupby("layer", sort=False):
+        best = {term: _best(g, term) for term in ("I(X;Z)", "I(Z;Y)", "r(X;Z)", "v(X;Z)")}
         if best["I(X;Z)"] is None:
             continue
         count = features[features["layer"] == layer]["feature"].nunique()
-
-        def share(row: Any, n: int = count) -> str:
-            if row is None or not n:
-                return ""
-            half = (row["high"] - row["low"]) / 2 / n
-            return f"{100 * row['value'] / n:.0f} ± {100 * half:.0f}%" + ("*" if row["flagged"] else "")
-
-        told.append(
-            {
-                "layer": layer,
-                "keeps": _bits(*(best["I(X;Z)"][k] for k in ("value", "low", "high"))),
-                "label": ""
-                if best["I(Z;Y)"] is None
-                else _bits(*(best["I(Z;Y)"][k] for k in ("value", "low", "high"))),
-                "alone": share(best["r(X;Z)"]),
-                "hidden": share(best["v(X;Z)"]),
-                "depth": int(g["depth"].iloc[0]),
-            }
-        )
-    told.sort(key=lambda w: -1 if w["layer"] == PREDICTION else w["depth"] if w["depth"] >= 0 else 10**6)
-    noun = {"patches": "patch", "tokens": "run of tokens", "pixels": "pixel", "channels": "channel"}
-    for row in told:
-        row["noun"] = noun.get(partition.partition(":")[0], "component")
-    return told
+        depth = int(g["depth"].iloc[0])
+        place = -1 if layer == PREDICTION else depth if depth >= 0 else 10**6
+        shares = [_share(best[term], count) for term in ("r(X;Z)", "v(X;Z)")]
+        rows.append((place, [str(layer), _bits(best["I(X;Z)"]), _bits(best["I(Z;Y)"]), *shares]))
+    noun = _NOUNS.get(partition.partition(":")[0], "component")
+    return noun, [row for _, row in sorted(rows, key=lambda item: item[0])]
 
 
-def _estimators(runs: Sequence[Run], names: Sequence[str], summary: Any) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
+def _best(rows: pd.DataFrame, term: str) -> Any:
+    """Return the row of a term to show: not flagged if there is one; v by imputation if there is one; or None."""
+    own = rows[(rows["term"] == term) & rows["value"].notna()].sort_values("flagged", kind="stable")
+    if term == "v(X;Z)" and (own["estimator"] == "imputation").any():
+        own = own[own["estimator"] == "imputation"]
+    return own.iloc[0] if len(own) else None
+
+
+def _share(row: Any, count: int) -> str:
+    """Return a degree of redundancy or vulnerability as a share of so many features."""
+    if row is None or not count:
+        return ""
+    half = (row["high"] - row["low"]) / 2 / count
+    return f"{100 * row['value'] / count:.0f} ± {100 * half:.0f}%" + ("*" if row["flagged"] else "")
+
+
+def _shared_attacks(rows: pd.DataFrame, models: int) -> list[tuple[str, pd.DataFrame]]:
+    """Return the attacks that all models have at one budget with their rows of the summary, the strongest first."""
+    own = [(str(a), g) for a, g in rows.groupby("attack", sort=False) if len(g) == models and g["eps"].nunique() == 1]
+    return sorted(own, key=lambda item: float(item[1]["robust_accuracy"].mean()))
+
+
+def _estimators(runs: Sequence[Run], names: Sequence[str], summary: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the sections on layers, one an estimator and partition."""
+    parts: list[dict[str, Any]] = []
     for estimator, partition in sections(runs):
         here = [(r, n, of_section(r, estimator, partition)) for r, n in zip(runs, names, strict=True)]
         here = [(r, n, t) for r, n, t in here if len(t)]
-        scatters: list[dict[str, Any]] = []
-        if len(runs) > 1 and len(summary):
-            own = summary[(summary["estimator"] == estimator) & (summary["partition"] == partition)]
-            for attack, met in own.groupby("attack", sort=False):
-                if len(met) == len(runs) and met["eps"].nunique() == 1:
-                    figure = Markup(figures.robustness_scatter(summary, estimator, partition, str(attack)))
-                    scatters.append({"attack": attack, "figure": figure, "robust": met["robust_accuracy"].mean()})
-        scatters.sort(key=lambda s: s["robust"])  # the strongest attack first: it is the one that is shown open
+        own = summary[(summary["estimator"] == estimator) & (summary["partition"] == partition)]
+        shared = _shared_attacks(own, len(runs))[:1] if len(runs) >= LEAST_MODELS else []
         models = []
         for r, n, t in here:
             whole = r.layers[(r.layers["estimator"] == estimator) & (r.layers["partition"] == partition)]
-            terms = [k for k in _TERMS if whole.loc[whole["term"] == k, "value"].notna().any()]
             source = t[t["term"] == "C(X;Z)"].iloc[0]
             models.append(
                 {
                     "name": n,
                     "figure": Markup(figures.layer_terms(t)),
-                    "terms": [named(k, str(t["view"].iloc[0])) for k in terms],
-                    "table": _layer_table(whole, terms),
+                    "table": layer_table(whole, "page"),
                     "resolution": source["resolution"],
                     "bound": source["bound"],
                     "samples": int(source["samples"]),
                 }
             )
-        found.append(
+        parts.append(
             {
                 "name": estimator,
                 "partition": partition,
-                "view": here[0][2]["view"].iloc[0],
                 "plane": Markup(figures.information_plane([(n, t) for _, n, t in here])),
                 "models": models,
-                "scatters": scatters,
+                "scatters": [{"attack": a, "figure": Markup(figures.robustness_scatter(g))} for a, g in shared],
                 "flagged": bool(any(t["flagged"].any() for _, _, t in here)),
             }
         )
-    return found
+    return parts
+
+
+_FIGURE_NAMES = {"gib": "GIB", "ib": "IB"}
+
+
+def _figure_name(key: str) -> str:
+    return " ".join(_FIGURE_NAMES.get(word, word) for word in key.split("_"))
+
+
+def _finding(runs: Sequence[Run], summary: pd.DataFrame, correlations: Sequence[Correlation]) -> dict[str, Any] | None:
+    """Return the scatter of the headline figure against robust accuracy with a sentence; None where there is none.
+
+    The headline figure is the vulnerability by imputation, or else the first figure that correlates at all, under the
+    strongest attack that all models share.
+    """
+    if len(runs) < LEAST_MODELS:
+        return None
+    shared = _shared_attacks(summary.drop_duplicates(["model", "attack"]), len(runs))
+    strongest = {attack: number for number, (attack, _) in enumerate(shared)}
+    usable = [c for c in correlations if not math.isnan(c.rho) and c.attack in strongest]
+    if not usable:
+        return None
+    order = list(FIGURES)
+    best = min(
+        usable,
+        key=lambda c: (
+            strongest[c.attack],
+            order.index(c.figure) if c.figure in order else len(order),
+            c.estimator != "imputation",
+        ),
+    )
+    rows = summary[
+        (summary["estimator"] == best.estimator)
+        & (summary["partition"] == best.partition)
+        & (summary["attack"] == best.attack)
+    ]
+    clean = {n: float(r.robustness["clean_accuracy"].iloc[0]) for r, n in zip(runs, display_names(runs), strict=True)}
+    baseline = spearman([clean[n] for n in rows["model"]], list(rows["robust_accuracy"]))
+    figure = best.figure if best.figure in ("vulnerability", "gib_complexity", "ib_complexity") else ""
+    return {
+        "text": _finding_text(best, baseline, len(correlations)),
+        "figure": Markup(figures.robustness_scatter(rows, figure)),
+    }
+
+
+def _finding_text(c: Correlation, baseline: tuple[float, float, float], tests: int) -> str:
+    """Return the sentence on the headline correlation: its size, the baseline, and what it can show."""
+    by = ", ".join(filter(None, (c.estimator, c.partition)))
+    clear = c.low > 0 or c.high < 0
+    verb = "correlates" if clear else "does not clearly correlate"
+    text = (
+        f"Over {c.models} models, {_figure_name(c.figure)} ({by}; mean over the layers) {verb} with robust accuracy "
+        f"under {c.attack}: Spearman's ρ = {c.rho:+.2f} [{c.low:+.2f}, {c.high:+.2f}]. "
+    )
+    if not math.isnan(baseline[0]):
+        as_well = "does as well" if abs(baseline[0]) >= abs(c.rho) else "does less well"
+        rho, low, high = baseline
+        text += f"Clean accuracy, the baseline, {as_well}: ρ = {rho:+.2f} [{low:+.2f}, {high:+.2f}]. "
+    return text + (
+        f"This is an association over few models; it does not establish causation. It is one of {tests} correlations "
+        "without correction for multiple comparisons."
+    )
 
 
 def page(template: str, **content: Any) -> str:
-    """Render a template of this package with Plotly's script inside."""
+    """Render a template of this package."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("robgib.reporting"),
         autoescape=True,
@@ -218,65 +268,89 @@ def page(template: str, **content: Any) -> str:
         lstrip_blocks=True,
         finalize=lambda value: visible(value) if type(value) is str else value,
     )
-    return environment.get_template(template).render(plotly=Markup(get_plotlyjs()), **content)
+    return environment.get_template(template).render(**content)
+
+
+_UNBROKEN = re.compile(r"\[[^]]*\]|at \S+ [^\s;]+")
+"""What a headline keeps on one line."""
+
+
+def _model(run: Run, name: str, columns: Sequence[Column]) -> dict[str, Any]:
+    """Return everything that the page shows of one model apart from its layers."""
+    first = run.robustness.iloc[0]
+    line = headline(run, name)
+    noun, words = _words(run)
+    signs = run.signs.sort_values("seen", ascending=False, kind="stable").itertuples()
+    return {
+        "name": name,
+        "line": line,
+        "accuracies": Markup(_UNBROKEN.sub(r'<span class="nw">\g<0></span>', str(escape(visible(line.accuracies))))),
+        "data": run.config["data"]["name"],
+        "samples": int(first["samples"]),
+        "clean": _percent(first["clean_accuracy"]),
+        "interval": f"[{_percent(first['clean_low'])}, {_percent(first['clean_high'])}]",
+        "attacks": _attack_rows(run, columns),
+        "classes": _classes(run),
+        "config": run.config,
+        "doubts": run.config.get("doubts", ()),
+        "reading": run.config.get("reading", ()),
+        "environment": run.environment,
+        "pictures": figures.picture_rows(run),
+        "noun": noun,
+        "words": words,
+        "maps": Markup(figures.feature_maps(run)),
+        "signs": [{**s._asdict(), "budget": budget_text(str(s.norm), float(s.eps))} for s in signs],
+    }
 
 
 def render(runs: Sequence[Run]) -> str:
     """Return the page of one or several runs as HTML that needs no network."""
+    ranking = rank(runs)
+    runs = [runs[i] for i in ranking.order]
     names = display_names(runs)
     columns = shown_columns("robustness", "page", [run.robustness for run in runs])
     summary = summarise(runs)
-    correlations = [
-        {
-            "estimator": f"{c.estimator}, {c.partition}" if c.partition else c.estimator,
-            "attack": c.attack,
-            "figure": c.figure.replace("_", " ").replace("gib", "GIB").replace("ib ", "IB "),
-            "models": c.models,
-            "rho": f"{c.rho:+.2f}",
-            "interval": f"[{c.low:+.2f}, {c.high:+.2f}]",
-            "usable": not math.isnan(c.rho),
-        }
-        for c in correlate(summary)
-    ]
+    correlations = correlate(summary)
+    curves = figures.accuracy_curves(runs)
+    few = len(runs) <= figures.MOST_ENTRIES and bool(curves)
+    finding = _finding(runs, summary, correlations)
     return page(
         "report.html.j2",
         title=" · ".join(names) if len(names) <= 4 else f"{len(names)} models",
-        runs=[
-            {
-                "name": n,
-                "config": r.config,
-                "doubts": r.config.get("doubts", ()),
-                "reading": r.config.get("reading", ()),
-                "environment": r.environment,
-                "pictures": figures.picture_rows(r),
-                "words": _words(r),
-                "maps": Markup(figures.feature_maps(r)),
-                "signs": [
-                    s._asdict() for s in r.signs.sort_values("seen", ascending=False, kind="stable").itertuples()
-                ],
-            }
-            for r, n in zip(runs, names, strict=True)
-        ],
-        table=_summary_table(runs, names, columns),
+        models=[_model(run, name, columns) for run, name in zip(runs, names, strict=True)],
+        many=len(runs) >= LEAST_MODELS,
+        ranked=ranking.text.startswith("Ranked"),
+        ranking=ranking.text,
+        picture=Markup(curves if few else figures.model_accuracies(runs)),
+        curves=Markup("" if few else curves),
         columns=columns,
-        norms=figures.TITLES,
         certified=any(r.robustness["certified_accuracy"].notna().any() for r in runs),
         cascade=any(r.attack_options["cascade"] for r in runs),
-        curves=Markup(figures.accuracy_curves(runs)),
         converged=Markup(figures.attack_convergence(runs)),
         watched=max((int(r.convergence["samples"].max()) for r in runs if len(r.convergence)), default=0),
         corruptions=Markup(figures.corruption_accuracy(runs)),
         corrupted=_corruption_table(runs, names),
         estimators=_estimators(runs, names, summary),
+        finding=finding,
         apart=[
-            {"estimator": e, "partition": p, "rho": f"{rho:.3f}", "alike": rho > ALIKE}
-            for (e, p), rho in told_apart(summary).items()
+            {"name": ", ".join(filter(None, (e, p))), "rho": f"{rho:.3f}", "alike": rho > ALIKE}
+            for (e, p), rho in collinearity(summary).items()
             if not math.isnan(rho)
         ],
-        correlations=correlations,
-        orders=order_doubts(runs),
+        correlations=[_correlation_row(c) for c in correlations],
+        orders=unstable_orders(runs),
         least=LEAST_MODELS,
     )
+
+
+def _correlation_row(c: Correlation) -> list[str]:
+    by = ", ".join(filter(None, (c.estimator, c.partition)))
+    usable = not math.isnan(c.rho)
+    figure = [f"{c.rho:+.2f}", f"[{c.low:+.2f}, {c.high:+.2f}]"] if usable else ["not estimable", ""]
+    return [by, c.attack, _figure_name(c.figure), str(c.models), *figure]
+
+
+_VERDICT_HEADINGS = ("layer", "term", "observed as", "peak", "final", "fall [95%]", "verdict")
 
 
 def trace_page(table: pd.DataFrame, compression: pd.DataFrame, name: str) -> str:
@@ -294,29 +368,43 @@ def trace_page(table: pd.DataFrame, compression: pd.DataFrame, name: str) -> str
             }
         )
     verdicts = [
-        {
-            "layer": r.layer,
-            "term": r.term,
-            "estimator": r.estimator,
-            "resolution": r.resolution,
-            "units": r.units,
-            "peak": f"{r.peak:.2f} (epoch {r.peak_epoch})",
-            "final": f"{r.final:.2f}",
-            "fall": "not estimable"
+        [
+            r.layer,
+            f"{r.term}, {r.estimator}",
+            f"{r.resolution}; {r.units} units",
+            f"{r.peak:.2f} (epoch {r.peak_epoch})",
+            f"{r.final:.2f}",
+            "not estimable"
             if math.isnan(r.compression)
             else f"{100 * r.compression:.1f}% [{100 * r.low:.1f}, {100 * r.high:.1f}]",
-            "verdict": r.verdict,
-        }
+            r.verdict,
+        ]
         for r in compression.itertuples()
     ]
     return page(
         "trace.html.j2",
         title=f"{name} in training",
         name=name,
+        headlines=_trace_headlines(table, compression),
         accuracy=Markup(figures.trace_accuracy(table)),
         estimators=estimators,
+        verdict_headings=_VERDICT_HEADINGS,
+        verdict_numbers=[h in ("peak", "final", "fall [95%]") for h in _VERDICT_HEADINGS],
         verdicts=verdicts,
     )
+
+
+def _trace_headlines(table: pd.DataFrame, compression: pd.DataFrame) -> list[str]:
+    """Return the accuracy at the end, and a sentence on the compression of the last layer by each estimator."""
+    last = table.sort_values("epoch").iloc[-1]
+    lines = [f"After {last['epoch']:g} epochs: {last['test_accuracy']:.1%} test accuracy."]
+    order = list(dict.fromkeys(table.sort_values("depth")["layer"]))
+    for (estimator, layer), g in compression.groupby(["estimator", "layer"], sort=False):
+        if layer != [n for n in order if n in set(compression["layer"])][-1]:
+            continue
+        verdicts = "; ".join(f"{r.term} {r.verdict}" for r in g.drop_duplicates("term").itertuples())
+        lines.append(f"{layer}, {estimator}: {verdicts}.")
+    return lines
 
 
 def write_report(runs: Run | Sequence[Run], path: str | Path) -> Path:

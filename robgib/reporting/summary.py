@@ -1,4 +1,4 @@
-"""Many models: what each comes to in one row, and how the rows go together."""
+"""Comparison of models: one row per model, and correlations over the rows."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ __all__ = [
     "ALIKE",
     "LEAST_MODELS",
     "Correlation",
+    "collinearity",
     "correlate",
     "display_names",
-    "first_of_all",
-    "named",
+    "in_reading_order",
     "of_section",
-    "order_doubts",
     "sections",
     "summarise",
-    "told_apart",
+    "term_label",
+    "unstable_orders",
 ]
 
 LEAST_MODELS = 5
@@ -45,22 +45,22 @@ class Correlation:
 
 
 def display_names(runs: Sequence[Run]) -> list[str]:
-    """Names that tell the runs apart: the model's, or the folder's where two models share one."""
+    """Return distinct names of the runs: the model's, or the folder's if two models share one."""
     names = [run.name for run in runs]
     return [run.folder if names.count(run.name) > 1 else run.name for run in runs]
 
 
 def sections(runs: Sequence[Run]) -> list[tuple[str, str]]:
-    """The pairs of estimator and partition that the runs' layers were measured by, in order."""
-    found = [t for run in runs for t in zip(run.layers["estimator"], run.layers["partition"], strict=True)]
-    return list(dict.fromkeys(found))
+    """Return the pairs of estimator and partition in the runs' layers, in order."""
+    pairs = [t for run in runs for t in zip(run.layers["estimator"], run.layers["partition"], strict=True)]
+    return list(dict.fromkeys(pairs))
 
 
 def of_section(run: Run, estimator: str, partition: str) -> pd.DataFrame:
-    """The layers' rows of one estimator and partition, without the labels beside them."""
-    held = run.layers
-    chosen = (held["estimator"] == estimator) & (held["partition"] == partition) & (held["depth"] >= 0)
-    return held[chosen]
+    """Return the layers' rows of one estimator and partition, without those of the labels."""
+    layers = run.layers
+    chosen = (layers["estimator"] == estimator) & (layers["partition"] == partition) & (layers["depth"] >= 0)
+    return layers[chosen]
 
 
 FIGURES = {
@@ -70,7 +70,7 @@ FIGURES = {
     "ib_complexity": "I(X;Z)",
     "synergy": "S(X;Z)",
 }
-"""What is averaged over the layers, by the term that it is of."""
+"""Figures that average a term over the layers."""
 DEPTH = {"gib_depth_compression": "C(X;Z)", "ib_depth_compression": "I(X;Z)"}
 
 
@@ -86,10 +86,10 @@ def summarise(runs: Sequence[Run]) -> pd.DataFrame:
     for run, name in zip(runs, display_names(runs), strict=True):
         attacks = run.robustness[run.robustness["status"] == "ok"]
         for estimator, partition in sections([run]):
-            held = of_section(run, estimator, partition)
-            if held.empty:
+            layers = of_section(run, estimator, partition)
+            if layers.empty:
                 continue
-            wide = {t: g.sort_values("depth") for t, g in held.groupby("term")}
+            wide = {t: g.sort_values("depth") for t, g in layers.groupby("term")}
             figures: dict[str, float] = {}
             for key, term in FIGURES.items():
                 g = wide.get(term)
@@ -102,7 +102,7 @@ def summarise(runs: Sequence[Run]) -> pd.DataFrame:
                 g = wide[term]
                 triple = compression_interval(list(g["value"]), list(g["low"]), list(g["high"]))
                 figures |= {key: triple[0], f"{key}_low": triple[1], f"{key}_high": triple[2]}
-            flagged = bool(held[held["term"].isin(FIGURES.values())]["flagged"].any())
+            flagged = bool(layers[layers["term"].isin(FIGURES.values())]["flagged"].any())
             for attack in attacks.itertuples():
                 rows.append(
                     {
@@ -123,37 +123,37 @@ def summarise(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 PREDICTION = "Ŷ"
-"""The layer of the tables that needs no resolution: the predicted label."""
+"""The layer of the tables that needs no codes: the predicted label."""
 RESOLUTIONS = {"k/2": " k/2", "k": "", "2k": " 2k"}
-"""At which the figures of codes are given, by what their terms end with."""
+"""Numbers of codes at which terms are given, with the ends of the terms' names."""
 
 
-def first_of_all(held: pd.DataFrame) -> pd.DataFrame:
-    """A table's rows in the order to read them in: the predicted label, which needs no codes, the layers, the label.
+def in_reading_order(layers: pd.DataFrame) -> pd.DataFrame:
+    """Return a table's rows in reading order: the predicted label, which needs no codes, the layers, the label.
 
-    >>> held = pd.DataFrame({"layer": ["fc", "Ŷ", "Y"], "depth": [0, -1, -1]})
-    >>> first_of_all(held)["layer"].tolist()
+    >>> layers = pd.DataFrame({"layer": ["fc", "Ŷ", "Y"], "depth": [0, -1, -1]})
+    >>> in_reading_order(layers)["layer"].tolist()
     ['Ŷ', 'fc', 'Y']
     """
-    place = held["depth"].where(held["depth"] >= 0, 10**6).where(held["layer"] != PREDICTION, -1)
-    return held.assign(place=place).sort_values("place", kind="stable").drop(columns="place")
+    place = layers["depth"].where(layers["depth"] >= 0, 10**6).where(layers["layer"] != PREDICTION, -1)
+    return layers.assign(place=place).sort_values("place", kind="stable").drop(columns="place")
 
 
-def named(term: str, view: str) -> str:
-    """What a term is called: I(X;Z) of a code is its rate, which was chosen with its number of symbols.
+def term_label(term: str, view: str) -> str:
+    """Return a term's label: I(X;Z) of a code is its rate, which the number of symbols determines.
 
-    >>> named("I(X;Z)", "rate"), named("I(X;Z)", "noise")
+    >>> term_label("I(X;Z)", "rate"), term_label("I(X;Z)", "noise")
     ('rate', 'I(X;Z)')
     """
     return "rate" if term == "I(X;Z)" and view == "rate" else term
 
 
-def order_doubts(runs: Sequence[Run]) -> list[str]:
-    """Where the order of the models by a mean over their layers turns with the number of codes, a sentence each.
+def unstable_orders(runs: Sequence[Run]) -> list[str]:
+    """Return a sentence for each figure by which the order of the models depends on the number of codes.
 
-    The predicted label needs no codes: the order by its own figure is told with it.
+    The predicted label needs no codes: the sentence also gives the order by its own figure.
     """
-    found = []
+    sentences = []
     names = dict(zip(map(id, runs), display_names(runs), strict=True))
     for estimator, partition in sections(runs) if len(runs) > 1 else ():
         for term in ("v(X;Z)", "r(X;Z)", "C(X;Z)", "S(X;Z)"):
@@ -164,55 +164,55 @@ def order_doubts(runs: Sequence[Run]) -> list[str]:
                     orders[label] = sorted(means, key=lambda name, means=means: means[name])  # type: ignore[misc]
             if len({tuple(o) for o in orders.values()}) < 2:
                 continue
-            told = "; ".join(f"{label}: {' < '.join(order)}" for label, order in orders.items())
+            listed = "; ".join(f"{label}: {' < '.join(order)}" for label, order in orders.items())
             sure = {names[id(r)]: _of_prediction(r, estimator, partition, term) for r in runs}
             if not any(np.isnan(list(sure.values()))):
-                told += f"; by {PREDICTION}, which needs no codes: {' < '.join(sorted(sure, key=lambda n: sure[n]))}"
+                listed += f"; by {PREDICTION}, which needs no codes: {' < '.join(sorted(sure, key=lambda n: sure[n]))}"
             where = f"{estimator}, {partition}".rstrip(", ")
-            found.append(f"{where}: by {term.partition('(')[0]} the order depends on the resolution ({told})")
-    return found
+            sentences.append(f"{where}: by {term.partition('(')[0]} the order depends on the resolution ({listed})")
+    return sentences
 
 
-def _mean_of(held: pd.DataFrame, term: str) -> float:
-    """The mean of a term over the layers; NaN where one lacks it."""
-    values = held.loc[held["term"] == term, "value"]
+def _mean_of(layers: pd.DataFrame, term: str) -> float:
+    """Return the mean of a term over the layers; NaN if a layer lacks it."""
+    values = layers.loc[layers["term"] == term, "value"]
     return float(values.mean(skipna=False)) if len(values) else float("nan")
 
 
 def _of_prediction(run: Run, estimator: str, partition: str, term: str) -> float:
-    held = run.layers
-    chosen = (held["estimator"] == estimator) & (held["partition"] == partition) & (held["layer"] == PREDICTION)
-    return _mean_of(held[chosen], term)
+    layers = run.layers
+    chosen = (layers["estimator"] == estimator) & (layers["partition"] == partition) & (layers["layer"] == PREDICTION)
+    return _mean_of(layers[chosen], term)
 
 
 ALIKE = 0.95
-"""Correlation of C and I over models above which the GIB cannot be told from the IB."""
+"""Correlation of C and I over models above which they are collinear: no comparison separates GIB from IB."""
 
 
-def told_apart(summary: pd.DataFrame) -> dict[tuple[str, str], float]:
+def collinearity(summary: pd.DataFrame) -> dict[tuple[str, str], float]:
     """Pearson's correlation of C and I, averaged over layers, over the models; by estimator and partition.
 
-    NaN where it cannot be had. Above :data:`ALIKE` no comparison over these models can tell the GIB from the IB.
+    NaN if it is not defined. Above :data:`ALIKE` no comparison over these models separates the GIB from the IB.
     """
-    found: dict[tuple[str, str], float] = {}
+    correlations: dict[tuple[str, str], float] = {}
     if summary.empty:
-        return found
+        return correlations
     for (estimator, partition), g in summary.groupby(["estimator", "partition"], sort=False):
         one = g.drop_duplicates("model")[["gib_complexity", "ib_complexity"]].dropna()
         enough = len(one) >= LEAST_MODELS and (one.std() > 0).all()
         rho = float(np.corrcoef(one.to_numpy().T)[0, 1]) if enough else float("nan")
-        found[str(estimator), str(partition)] = rho
-    return found
+        correlations[str(estimator), str(partition)] = rho
+    return correlations
 
 
 def correlate(summary: pd.DataFrame) -> list[Correlation]:
     """Correlate each figure with robust accuracy over the models, per estimator, partition and attack.
 
-    Attacks that not every model has met are left out. Below :data:`LEAST_MODELS` models ρ is NaN.
+    Attacks that were not run on every model are left out. Below :data:`LEAST_MODELS` models ρ is NaN.
     """
-    found: list[Correlation] = []
+    correlations: list[Correlation] = []
     if summary.empty:
-        return found
+        return correlations
     models = summary["model"].nunique()
     for (estimator, partition, attack), g in summary.groupby(["estimator", "partition", "attack"], sort=False):
         if len(g) < models or g["eps"].nunique() > 1:
@@ -224,5 +224,5 @@ def correlate(summary: pd.DataFrame) -> list[Correlation]:
                 triple = spearman(list(g[figure]), list(g["robust_accuracy"]))
             else:  # not what this estimator gives
                 continue
-            found.append(Correlation(str(estimator), str(partition), str(attack), figure, len(g), *triple))
-    return found
+            correlations.append(Correlation(str(estimator), str(partition), str(attack), figure, len(g), *triple))
+    return correlations

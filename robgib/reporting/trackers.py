@@ -46,7 +46,7 @@ def log_run(run: Run, folder: Path, tracker: str) -> str:
     """Send a run to a tracker.
 
     Args:
-        run: what was found.
+        run: to send.
         folder: its run folder, with the tables and the page.
         tracker: ``mlflow`` (to where MLflow's own settings say, such as ``MLFLOW_TRACKING_URI``, and to its experiment,
             ``robgib`` where none is set), or ``tensorboard`` (event files in the run folder:
@@ -85,17 +85,17 @@ def parameters(run: Run) -> dict[str, str]:
 def metrics(run: Run) -> dict[str, float]:
     """The figures of a run: shares of accuracy, and the layers' terms in bits (degrees in features)."""
     first = run.robustness.iloc[0]
-    found = {f"clean_accuracy{end}": first[f"clean_{key}"] for end, key in _ENDS.items()}
+    figures = {f"clean_accuracy{end}": first[f"clean_{key}"] for end, key in _ENDS.items()}
     for row in run.robustness[run.robustness["attack"] != "none"].to_dict("records"):
         at = f"{row['attack']}/{row['norm']}-{row['eps']:.4g}"
-        found |= {f"robust_accuracy{end}/{at}": row[_ROBUST.get(key, key)] for end, key in _ENDS.items()}
-        found[f"certified_accuracy/{at}"] = row["certified_accuracy"]
-        found[f"seconds/{at}"] = row["seconds"]
-    found["signs_seen"] = float(run.signs["seen"].astype(bool).sum())
+        figures |= {f"robust_accuracy{end}/{at}": row[_ROBUST.get(key, key)] for end, key in _ENDS.items()}
+        figures[f"certified_accuracy/{at}"] = row["certified_accuracy"]
+        figures[f"seconds/{at}"] = row["seconds"]
+    figures["signs_seen"] = float(run.signs["seen"].astype(bool).sum())
     for row in run.layers.to_dict("records"):
         at = f"{row['estimator']}/{row['partition'] or 'all'}/{_LABELS.get(row['layer'], row['layer'])}"
-        found[f"{row['term']}/{at}"] = row["value"]
-    return {_plain(name): float(value) for name, value in found.items() if math.isfinite(value)}
+        figures[f"{row['term']}/{at}"] = row["value"]
+    return {_plain(name): float(value) for name, value in figures.items() if math.isfinite(value)}
 
 
 _LABELS = {"Ŷ": "predicted_label", "Y": "true_label"}
@@ -114,12 +114,12 @@ def _to_mlflow(run: Run, folder: Path) -> str:
 
     if not (os.environ.get("MLFLOW_EXPERIMENT_NAME") or os.environ.get("MLFLOW_EXPERIMENT_ID")):
         mlflow.set_experiment("robgib")
-    held, told = parameters(run), metrics(run)
+    settings, figures = parameters(run), metrics(run)
     with mlflow.start_run(run_name=run.name, nested=mlflow.active_run() is not None) as made:
-        names = sorted(held)
+        names = sorted(settings)
         for start in range(0, len(names), 100):  # as many as a server takes at once
-            mlflow.log_params({name: held[name] for name in names[start : start + 100]})
-        mlflow.log_metrics(told)
+            mlflow.log_params({name: settings[name] for name in names[start : start + 100]})
+        mlflow.log_metrics(figures)
         mlflow.set_tags({f"robgib.{k}": str(v) for k, v in run.environment.items() if not isinstance(v, Mapping)})
         mlflow.log_artifacts(str(folder))
         return f"MLflow run {made.info.run_id} of {mlflow.get_tracking_uri()}"

@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
 from robgib.errors import RobGIBError
 from robgib.reporting import figures
+from robgib.reporting.cells import cell, shown_columns
 from robgib.reporting.page import page
-from robgib.results import column_names, read_csv, with_present_names
+from robgib.results import SCHEMA, column_names, read_csv, with_present_names
 
 __all__ = [
     "merge_validations",
@@ -30,7 +30,7 @@ _FORMER_FIGURES = {"singles": "single-feature", "rests": "leave-one-out"}
 
 
 class Described(Protocol):
-    """What the page tells of an estimator: its class has these."""
+    """The attributes of an estimator's class that the page shows."""
 
     name: ClassVar[str]
     guide: ClassVar[str]
@@ -58,11 +58,11 @@ def read_validation(path: Path) -> pd.DataFrame | None:
 def merge_validations(
     former: pd.DataFrame | None, new: pd.DataFrame, estimators: Sequence[str], tasks: Sequence[str]
 ) -> pd.DataFrame:
-    """Put new rows in the place of former ones of the same estimator and task, in the order of the names given."""
+    """Replace former rows of the same estimator and task by new ones; order rows as the names are ordered."""
     if former is None:
         return new
-    asked = pd.MultiIndex.from_frame(new[["estimator", "task"]])
-    kept = former[~pd.MultiIndex.from_frame(former[["estimator", "task"]]).isin(asked)]
+    renewed = pd.MultiIndex.from_frame(new[["estimator", "task"]])
+    kept = former[~pd.MultiIndex.from_frame(former[["estimator", "task"]]).isin(renewed)]
     whole = pd.concat([kept, new], ignore_index=True)
     order = pd.DataFrame(
         {
@@ -74,42 +74,21 @@ def merge_validations(
 
 
 def validation_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows of a validation as text."""
-
-    def bits(value: float) -> str:
-        return "n/e" if np.isnan(value) else f"{value:+.3f}"
-
-    return [
-        {
-            "estimator": r.estimator,
-            "regime": r.regime,
-            "task": r.task,
-            "samples": r.samples,
-            "repeats": r.repeats,
-            "figure": r.figure,
-            "truth": f"{round(r.truth, 3) + 0.0:.3f}",
-            "bias": bits(r.bias),
-            "sd": "" if np.isnan(r.sd) else f"{r.sd:.3f}",
-            "coverage": "" if np.isnan(r.coverage) else f"{100 * r.coverage:.0f}%",
-            "null": "" if np.isnan(r.null) else f"{100 * r.null:.0f}%",
-            "flagged": f"{100 * r.flagged:.0f}%" if r.flagged else "",
-            "seconds": f"{r.seconds:.2f}",
-            "claims": r.claims,
-            "verdict": r.verdict,
-        }
-        for r in table.itertuples()
-    ]
+    """Return the rows of a validation as texts by column, in the forms that the schema declares."""
+    columns = [column for column in SCHEMA["validation"] if "page" in column.shown]
+    rows = [{column.name: cell(column, r) for column in columns} for r in table.itertuples()]
+    return [{**row, "claims": bool(claims)} for row, claims in zip(rows, table["claims"], strict=True)]
 
 
 _WORST = ("wrong", "refused", "marked", "holds")
 
 
 def verdict_rows(table: pd.DataFrame) -> list[dict[str, str]]:
-    """A row a task: each estimator's verdict, and the figures of which a worse one is said than of the rest.
+    """Return a row per task: each estimator's verdict, and the figures by verdict if these differ.
 
     >>> import pandas as pd
-    >>> told = {"task": "t", "estimator": "e", "figure": ["I", "S"], "verdict": ["holds", "wrong"]}
-    >>> verdict_rows(pd.DataFrame(told))
+    >>> rows = {"task": "t", "estimator": "e", "figure": ["I", "S"], "verdict": ["holds", "wrong"]}
+    >>> verdict_rows(pd.DataFrame(rows))
     [{'task': 't', 'e': 'wrong: S; holds: I'}]
     """
     rows = []
@@ -117,14 +96,17 @@ def verdict_rows(table: pd.DataFrame) -> list[dict[str, str]]:
         row = {"task": str(task)}
         for estimator, own in of_task.groupby("estimator", sort=False):
             by = own.groupby("verdict", sort=False)["figure"].agg(list).to_dict()
-            told = [v for v in _WORST if v in by]
-            row[str(estimator)] = told[0] if len(told) == 1 else "; ".join(f"{v}: {', '.join(by[v])}" for v in told)
+            verdicts = [v for v in _WORST if v in by]
+            row[str(estimator)] = (
+                verdicts[0] if len(verdicts) == 1 else "; ".join(f"{v}: {', '.join(by[v])}" for v in verdicts)
+            )
         rows.append(row)
     return rows
 
 
 def validation_page(estimators: Sequence[type[Described]], table: pd.DataFrame, version: str) -> str:
     """Return the page as self-contained HTML."""
+    columns = shown_columns("validation", "page", [table])
     sections = []
     for kind in estimators:
         own = table[table["estimator"] == kind.name]
@@ -132,29 +114,50 @@ def validation_page(estimators: Sequence[type[Described]], table: pd.DataFrame, 
             {
                 "name": kind.name,
                 "guide": kind.guide,
-                "rows": validation_rows(own),
+                "rows": [
+                    [text if column.name != "regime" or r.claims else f"{text} (not claimed)" for column, text in texts]
+                    for r in own.itertuples()
+                    for texts in [[(column, cell(column, r)) for column in columns]]
+                ],
                 "figure": Markup(figures.validation_errors(own)) if len(own) else "",
             }
         )
+    names = list(dict.fromkeys(table["estimator"]))
     return page(
         "validation.html.j2",
-        title="Estimators against the truth",
+        title="Estimators on tasks of known information",
+        headlines=_headlines(table),
+        headings=[column.label for column in columns],
+        numbers=[column.kind in ("number", "integer") for column in columns],
         estimators=sections,
-        verdicts=verdict_rows(table),
-        names=list(dict.fromkeys(table["estimator"])),
+        verdicts={
+            "columns": ["task", *names],
+            "numbers": [False] * (len(names) + 1),
+            "rows": [[row["task"], *(row.get(name, "") for name in names)] for row in verdict_rows(table)],
+        },
         version=version,
     )
 
 
+def _headlines(table: pd.DataFrame) -> list[str]:
+    """Return a sentence an estimator: how many of its figures have each verdict."""
+    lines = []
+    for name, own in table.groupby("estimator", sort=False):
+        counts = own["verdict"].value_counts()
+        listed = ", ".join(f"{counts[v]} {v.removesuffix('s')}" for v in reversed(_WORST) if v in counts)
+        lines.append(f"{name}: {len(own)} figures, {listed}.")
+    return lines
+
+
 def validation_markdown(estimators: Sequence[type[Described]], table: pd.DataFrame, regimes: Mapping[str, str]) -> str:
-    """Return the same as Markdown: what the regimes are, the verdicts, and a paragraph and a table an estimator."""
+    """Return the same as Markdown: the regimes, the verdicts, and a paragraph and a table per estimator."""
     lines = [
         "# The estimators, and how far each is off",
         "",
         "Made by `robgib validate-estimators`; all figures are in `validation.csv`.",
         "",
         "**Verdicts.** A figure *holds* where its 95% interval covers the truth in 90% of the repeats or more, or in "
-        "so many that fewer than 90% are not told from chance (5%, one-sided). It is *marked* where it does so but for "
+        "so many that fewer than 90% are within chance (5%, one-sided). It is *marked* where it does so but for "
         "figures that carry a mark or a note, *refused* where no figure is given, and *wrong* where it misses and "
         "does not say so. Variables are judged by I, S, C and by I(X_i;T) (single-feature) and I(X_-i;T) "
         "(leave-one-out), pooled "
@@ -168,8 +171,8 @@ def validation_markdown(estimators: Sequence[type[Described]], table: pd.DataFra
     names = [kind.name for kind in estimators if (table["estimator"] == kind.name).any()]
     lines += ["| task | " + " | ".join(f"`{n}`" for n in names) + " |", "| --- |" + " --- |" * len(names)]
     for row in verdict_rows(table):
-        told = ["**wrong**" + row[n][5:] if row.get(n, "").startswith("wrong") else row.get(n, "") for n in names]
-        lines.append(f"| {row['task']} | " + " | ".join(told) + " |")
+        verdicts = ["**wrong**" + row[n][5:] if row.get(n, "").startswith("wrong") else row.get(n, "") for n in names]
+        lines.append(f"| {row['task']} | " + " | ".join(verdicts) + " |")
     lines += [
         "",
         "**Errors.** The truth, bias ± standard deviation of the error in bits, and the share of 95% intervals that "

@@ -135,7 +135,7 @@ def test_a_failed_attack_is_no_success(cli, tmp_path):
     )
     done = cli(*QUICK, "--attack", "breaks:eps=0.1", "--attack", "fgsm-linf", "--catalogue", ".")
     assert done.returncode == 1, done.stderr
-    assert "An attack failed." in done.stdout
+    assert "1 attack failed" in done.stdout
     assert "no such thing" in done.stderr
     assert "Report:" in done.stdout
 
@@ -164,7 +164,7 @@ def test_a_plug_in_cannot_end_the_program(cli, tmp_path, where):
 def test_layers_are_printed_where_they_are_asked_for(cli):
     plain, long = (cli(*QUICK, "--attack", "fgsm-linf", *more).stdout for more in ([], ["--verbose"]))
     assert plain.splitlines()[0].startswith("digits-cnn: ")
-    assert "% clean; linf 0.1: " in plain.splitlines()[0]
+    assert "% clean → " in plain.splitlines()[0]
     assert "bits by layer" not in plain
     assert "bits by layer" in long
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from robgib import evaluate
 from robgib.reporting.console import print_runs
 from robgib.reporting.page import render
-from robgib.reporting.summary import FIGURES, correlate, order_doubts, summarise, told_apart
+from robgib.reporting.summary import FIGURES, collinearity, correlate, summarise, unstable_orders
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +55,10 @@ def test_correlation_over_models(run):
     assert found["gib_depth_compression"].models == 6
 
 
-def test_figures_that_cannot_be_told_apart_are_said(run):
+def test_collinearity_of_the_complexities_over_models(run):
     runs = [scaled(run, f"m{i}", factor, 0.1 * i) for i, factor in enumerate((1.0, 0.9, 0.8, 0.7, 0.6))]
-    assert told_apart(summarise(runs)) == {("gaussian", "patches:4"): pytest.approx(1, abs=1e-6)}
-    assert np.isnan(told_apart(summarise(runs[:4]))["gaussian", "patches:4"])
+    assert collinearity(summarise(runs)) == {("gaussian", "patches:4"): pytest.approx(1, abs=1e-6)}
+    assert np.isnan(collinearity(summarise(runs[:4]))["gaussian", "patches:4"])
 
 
 def test_too_few_models_are_not_correlated(run):
@@ -66,7 +66,7 @@ def test_too_few_models_are_not_correlated(run):
     assert all(np.isnan(c.rho) for c in correlate(summarise(runs)))
 
 
-def test_models_of_one_name_are_told_apart(run):
+def test_models_of_one_name_have_distinct_names(run):
     other = dataclasses.replace(run, config={**run.config, "seed": 1})
     assert summarise([run, other])["model"].nunique() == 2
 
@@ -89,9 +89,9 @@ def coded(run, name, means):
 
 def test_an_order_of_models_that_turns_with_the_codes_is_told(run):
     one, two = coded(run, "one", [0.5, 0.6, 0.9, 0.2]), coded(run, "two", [0.4, 0.7, 1.0, 0.3])
-    assert not order_doubts([one])
-    assert not order_doubts([one, coded(run, "two", [0.6, 0.7, 1.0, 0.1])])
-    (told,) = order_doubts([one, two])
+    assert not unstable_orders([one])
+    assert not unstable_orders([one, coded(run, "two", [0.6, 0.7, 1.0, 0.1])])
+    (told,) = unstable_orders([one, two])
     assert told.endswith(
         "by v the order depends on the resolution (k/2: two < one; k: one < two; 2k: one < two; by Ŷ, which needs no "
         "codes: one < two)"

@@ -288,7 +288,9 @@ def test_it_is_said_first_in_terminal_run_page_and_json(digits, digits_cnn, tmp_
     text = io.StringIO()
     console = Console(file=text, width=500)
     print_runs([run], console, console)
-    assert text.getvalue().startswith(f"Check first: mine: {doubt}.")
+    lines = text.getvalue().splitlines()
+    assert lines[0].startswith("mine: ")
+    assert lines[1] == f"  Check first: {doubt}."
     (found,) = runs_json([run], [""])["models"]
     assert found["doubts"] == [doubt]
     page = write_report([run], tmp_path / "report.html").read_text()

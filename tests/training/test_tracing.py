@@ -100,7 +100,7 @@ def test_training_is_the_same_with_and_without(recipe, digits, watched, tmp_path
     pd.testing.assert_frame_equal(trace(networks, digits, ["binned"], samples=200).table, table)
     page = write_trace(table, found.compression, tmp_path / "b.safetensors", "traced").read_text()
     assert "traced in training" in page
-    assert "Is it compressed in training?" in page
+    assert "Compression in training" in page
     assert pd.read_csv(tmp_path / "b.trace.csv").shape == table.shape
     assert pd.read_csv(tmp_path / "b.compression.csv").shape == found.compression.shape
 
@@ -296,7 +296,7 @@ def test_from_the_command_line(cli, invoke, tmp_path):
     told = pd.read_csv(tmp_path / "net.compression.csv")
     both = {"rescaling", "depends on the resolution"}
     assert set(told["verdict"]) <= {"compresses", "does not compress", "cannot be told", *both}
-    assert (tmp_path / "net.trace.html").stat().st_size > 100_000
+    assert (tmp_path / "net.trace.html").stat().st_size > 10_000
     for options, message in (
         (("--trace", "--trace-at", "0,9"), "epochs from 0 to 3"),
         (("--trace", "--trace-at", "soon"), "not 'soon'"),
@@ -326,7 +326,7 @@ def test_of_checkpoints_afterwards(cli, tmp_path):
     assert list(saved_epochs(tmp_path / "net.epochs")) == [0, 2, 3]
     done = cli("trace", "net.epochs", "--estimator", "gaussian", "--out", "after/again.html")
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "after" / "again.trace.html").stat().st_size > 100_000
+    assert (tmp_path / "after" / "again.trace.html").stat().st_size > 10_000
     tables = [pd.read_csv(tmp_path / name) for name in ("net.trace.csv", "after/again.trace.csv")]
     pd.testing.assert_frame_equal(*tables)
 

@@ -1,0 +1,165 @@
+"""The headline of a run: its accuracies, its checks, and the order of several models."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from robgib.registry import parse_value
+from robgib.reporting.summary import display_names
+from robgib.results import Run
+
+__all__ = ["NORMS", "Headline", "Ranking", "budget_text", "eps_text", "headline", "rank"]
+
+NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1", "l0": "L0"}
+"""Norms as people write them."""
+_DIGITS = 3
+_PLAIN = re.compile(r"\d{0,6}(\.\d{1,9})?(/[1-9]\d{0,5})?")
+
+
+def eps_text(eps: float, attack: str = "") -> str:
+    """Return a radius as its user wrote it: in the attack's label, as a short decimal number, or in 255ths.
+
+    >>> eps_text(8 / 255), eps_text(0.1), eps_text(0.05, "pgd-linf:eps=1/20"), eps_text(0.123456)
+    ('8/255', '0.1', '1/20', '0.1235')
+    """
+    for pair in attack.partition(":")[2].split(","):
+        key, _, text = pair.partition("=")
+        if key.strip() == "eps" and _PLAIN.fullmatch(text.strip()):
+            value = parse_value(text)
+            if isinstance(value, int | float) and math.isclose(value, eps, rel_tol=1e-6):
+                return text.strip()
+    short = f"{eps:.{_DIGITS}g}"
+    levels = eps * 255
+    if not math.isclose(float(short), eps, rel_tol=1e-6) and math.isclose(levels, round(levels), rel_tol=1e-6):
+        return f"{round(levels)}/255"
+    return short if math.isclose(float(short), eps, rel_tol=1e-6) else f"{eps:.4g}"
+
+
+def budget_text(norm: str, eps: float, attack: str = "") -> str:
+    """Return a budget as text.
+
+    >>> budget_text("linf", 8 / 255)
+    'L∞ 8/255'
+    """
+    return f"{NORMS.get(norm, norm)} {eps_text(eps, attack)}"
+
+
+@dataclass(frozen=True)
+class Robustness:
+    """The lowest robust accuracy of a model at one budget, with its 95% interval."""
+
+    norm: str
+    eps: float
+    attack: str
+    accuracy: float
+    low: float
+    high: float
+    certified: float
+
+    @property
+    def budget(self) -> str:
+        """The budget as text."""
+        return budget_text(self.norm, self.eps, self.attack)
+
+
+@dataclass(frozen=True)
+class Headline:
+    """One model in one sentence.
+
+    Attributes:
+        name: of the model.
+        clean: accuracy on clean samples.
+        budgets: the lowest robust accuracy at each budget, in the order of the attacks.
+        flagged: names of the attack-failure indicators that the checks raised.
+        checks: number of checks.
+        failed: number of attacks that failed.
+    """
+
+    name: str
+    clean: float
+    budgets: tuple[Robustness, ...]
+    flagged: tuple[str, ...]
+    checks: int
+    failed: int
+
+    @property
+    def accuracies(self) -> str:
+        """Clean and robust accuracy, as ``99.3% clean → 9.5% [7.2, 12.1] at L∞ 0.1``."""
+        parts = []
+        for b in self.budgets:
+            certified = f", certified {b.certified:.1%}" if b.certified >= 0 else ""
+            parts.append(f"{b.accuracy:.1%} [{100 * b.low:.1f}, {100 * b.high:.1f}] at {b.budget}{certified}")
+        return f"{self.clean:.1%} clean" + (f" → {'; '.join(parts)}" if parts else "")
+
+    @property
+    def diagnostics(self) -> str:
+        """What the checks of the attacks found."""
+        parts = []
+        if self.failed:
+            parts.append(f"{self.failed} attack{'s' * (self.failed != 1)} failed")
+        if self.flagged:
+            count = len(self.flagged)
+            parts.append(f"{count} attack-failure indicator{'s' * (count != 1)}: {', '.join(self.flagged)}")
+        elif self.checks:
+            parts.append(f"no attack-failure indicator in {self.checks} checks")
+        return "; ".join(parts)
+
+
+def headline(run: Run, name: str) -> Headline:
+    """Return the headline of a run; ``name`` is the model's as it is shown."""
+    table = run.robustness
+    tried = table[(table["status"] == "ok") & (table["attack"] != "none")]
+    budgets = []
+    for (norm, eps), rows in tried.groupby(["norm", "eps"], sort=False):
+        worst = rows.loc[rows["robust_accuracy"].idxmin()]
+        written = next((str(a) for a in rows["attack"] if "eps=" in str(a)), str(worst["attack"]))
+        figures = (float(worst[key]) for key in ("robust_accuracy", "low", "high"))
+        certified = float(rows["certified_accuracy"].max())
+        budgets.append(Robustness(str(norm), float(eps), written, *figures, certified))
+    flagged = tuple(dict.fromkeys(run.signs.loc[run.signs["seen"].astype(bool), "name"]))
+    failed = int((table["status"] != "ok").sum())
+    return Headline(name, float(table["clean_accuracy"].iloc[0]), tuple(budgets), flagged, len(run.signs), failed)
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The order of several models.
+
+    Attributes:
+        order: indices of the runs, the most robust first; as given where they do not compare.
+        text: a sentence on the order.
+    """
+
+    order: tuple[int, ...]
+    text: str
+
+
+def rank(runs: Sequence[Run]) -> Ranking:
+    """Order models by robust accuracy at the first budget that all of them share.
+
+    Models of different data, or without a shared budget, keep their order.
+    """
+    lines = [headline(run, name) for run, name in zip(runs, display_names(runs), strict=True)]
+    given = tuple(range(len(runs)))
+    if len(runs) < 2:
+        return Ranking(given, "")
+    if len({str(run.config["data"].get("digest", run.config["data"]["name"])) for run in runs}) > 1:
+        return Ranking(given, "The models were evaluated on different data, so they are not ranked.")
+    by_budget = [{(b.norm, b.eps): b for b in line.budgets} for line in lines]
+    shared = next((key for key in by_budget[0] if all(key in own for own in by_budget)), None)
+    if shared is None:
+        return Ranking(given, "The models share no budget, so they are not ranked.")
+    at = [own[shared] for own in by_budget]
+    order = tuple(sorted(given, key=lambda i: -at[i].accuracy))
+    tied = [
+        f"{lines[a].name} and {lines[b].name}"
+        for a, b in zip(order, order[1:], strict=False)
+        if at[b].high >= at[a].low
+    ]
+    text = f"Ranked by robust accuracy at {at[0].budget}."
+    if tied:
+        text += f" Their 95% intervals overlap: {'; '.join(tied)}."
+    return Ranking(order, text)

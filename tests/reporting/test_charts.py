@@ -1,0 +1,114 @@
+"""Charts: nothing overlaps, legends are short, and texts stay texts."""
+
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from robgib.reporting import charts, figures
+from robgib.reporting.charts import MOST_ENTRIES, Axis, Chart, Entry, Series, figure
+
+
+def placed(svg, kind):
+    """The boxes (left, top, right, bottom) of the texts of a class, by the widths that the charts reckon with."""
+    boxes = []
+    for x, y, anchor, text in re.findall(
+        rf'<text x="([\d.-]+)" y="([\d.-]+)" class="{kind}" text-anchor="(\w+)">([^<]*)</text>', svg
+    ):
+        width = len(text) * charts._SMALL * charts._LETTER
+        left = float(x) - {"start": 0.0, "middle": width / 2, "end": width}[anchor]
+        boxes.append((left, float(y) - 0.8 * charts._SMALL, left + width, float(y) + 0.25 * charts._SMALL))
+    return np.array(boxes).reshape(-1, 4)
+
+
+def meeting(a, b):
+    return (a[0] < b[2]) & (b[0] < a[2]) & (a[1] < b[3]) & (b[1] < a[3])
+
+
+@pytest.fixture(scope="module")
+def crowded():
+    rng = np.random.default_rng(0)
+    x, y = rng.uniform(0, 1, 30), rng.uniform(0, 1, 30)
+    return Series(
+        x.tolist(), y.tolist(), ((x - 0.1).tolist(), (x + 0.1).tolist()), ((y - 0.1).tolist(), (y + 0.1).tolist()),
+        labels=[f"model-{i}" for i in range(30)],
+    )  # fmt: skip
+
+
+def test_labels_cover_no_label_no_mark_and_no_error_bar(crowded):
+    svg = figure([Chart([crowded], width=520, height=340)])
+    boxes = placed(svg, "label")
+    assert len(boxes) > 5
+    for i, box in enumerate(boxes):
+        assert not any(meeting(box, other) for other in boxes[:i])
+    (bars,) = re.findall(r'class="bar" d="([^"]*)"', svg)
+    segments = re.findall(r"M([\d.-]+) ([\d.-]+)L([\d.-]+) ([\d.-]+)", bars)
+    assert len(segments) == 60
+    for segment in segments:
+        a, b, c, d = map(float, segment)
+        assert not any(meeting(box, (min(a, c), min(b, d), max(a, c), max(b, d))) for box in boxes)
+    for x, y in re.findall(r'<circle cx="([\d.-]+)" cy="([\d.-]+)"', svg):
+        assert not any(meeting(box, (float(x), float(y), float(x), float(y))) for box in boxes)
+
+
+def test_ticks_of_many_long_categories_do_not_meet():
+    names = tuple(f"blocks.{i}.attention.projection" for i in range(40))
+    svg = figure([Chart([Series(range(40), range(40))], Axis(form="category", categories=names))])
+    places = sorted(float(x) for x in re.findall(r"rotate\(-40 ([\d.]+)", svg))
+    assert len(places) > 5
+    assert np.diff(places).min() > 11.5  # a letter's height apart
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-3.2, 7.1), (0.001, 0.0013), (1e4, 9e5)])
+def test_ticks_are_round_and_within(low, high):
+    ticks = charts._ticks(low, high)
+    assert 2 <= len(ticks) <= 6
+    assert low <= ticks[0] < ticks[-1] <= high
+    assert np.diff(ticks) == pytest.approx(np.diff(ticks)[0])
+
+
+def test_a_legend_has_six_entries_at_most():
+    with pytest.raises(AssertionError, match="too many"):
+        figure([Chart([Series([0], [0])])], [Entry(str(i)) for i in range(MOST_ENTRIES + 1)])
+    colours = figures._coloured([f"m{i}" for i in range(20)])
+    assert len(set(colours.values())) == MOST_ENTRIES
+    assert colours["m19"] == (-1, "15 others")
+
+
+def test_a_study_of_many_kinds_has_a_short_legend():
+    rows = pd.DataFrame(
+        [
+            {
+                "model": f"{a}-{r}",
+                "architecture": a,
+                "regime": r,
+                "strength": 0.1,
+                "left_out": "",
+                "f": i,
+                "f_se": 0.1,
+                "y": j,
+                "y_se": 0.1,
+            }
+            for i, a in enumerate(("cnn", "vgg", "vit", "mlp", "resnet"))
+            for j, r in enumerate(("plain", "adversarial", "trades"))
+        ]
+    )
+    page = figures.study_scatter(rows, "f", "y", "robust accuracy")
+    assert 1 < page.count("<li>") <= MOST_ENTRIES
+    assert "cnn-trades" in page  # under the pointer
+
+
+def test_points_that_are_not_finite_break_the_line_and_have_no_mark():
+    svg = figure([Chart([Series([0, 1, 2, 3], [0.0, float("nan"), 1.0, 2.0], line="straight")])])
+    (path,) = re.findall(r'class="line" d="([^"]*)"', svg)
+    assert path.count("M") == 2
+    assert svg.count("<circle") == 3
+    assert "nan" not in svg
+
+
+def test_texts_are_escaped():
+    bad = "<a href='x'>\x1b[31m"
+    svg = figure([Chart([Series([0], [0], hover=[bad], labels=[bad])], Axis(bad), Axis(bad), bad)], [Entry(bad)], bad)
+    assert "<a href" not in svg
+    assert "\x1b" not in svg
