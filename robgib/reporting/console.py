@@ -28,7 +28,7 @@ def print_runs(runs: Sequence[Run], out: Console, err: Console, layers: bool = F
         runs: of the models.
         out: console of the results.
         err: console of failures.
-        layers: whether to print every attack and the bits of every layer too.
+        layers: whether to print every attack, what each indicator measured, and the bits of every layer too.
     """
     names, ranking = display_names(runs), rank(runs)
     ordered = [(runs[i], names[i]) for i in ranking.order]
@@ -42,8 +42,9 @@ def print_runs(runs: Sequence[Run], out: Console, err: Console, layers: bool = F
     for run in runs:
         for r in run.robustness[run.robustness["status"] != "ok"].itertuples():
             err.print(f"[red]{escape(f'{run.name}: {r.reason}')}", highlight=False, soft_wrap=True)
-    for run, name in ordered:
-        _print_indicators(run, name, out)
+    if layers:
+        for run, name in ordered:
+            _print_indicators(run, name, out)
     for run, name in ordered:
         for estimator, partition in sections([run]) if layers else ():
             chosen = (run.layers["estimator"] == estimator) & (run.layers["partition"] == partition)
