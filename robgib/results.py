@@ -9,7 +9,7 @@ import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html import escape
 from pathlib import Path
 from typing import Any, Literal
@@ -108,7 +108,7 @@ def _with_interval(name: str, what: str, unit: str = "bits", former: str = "") -
 
 
 def _on_page(name: str, *arguments: Any, **options: Any) -> Column:
-    return Column(name, *arguments, label=name, shown=("page",), **options)
+    return replace(Column(name, *arguments, **options), label=name, shown=("page",))
 
 
 SCHEMA: Mapping[str, tuple[Column, ...]] = {

@@ -103,8 +103,8 @@ def layer_table(layers: pd.DataFrame, where: Place) -> LayerTable:
         row: list[str] = []
         for column in columns:
             if column.form == "estimate":
-                texts = [cell(column, by_term[t.name]) if t.name in by_term else "" for t in terms]
-                row += [missing if text == "n/e" else text for text in texts]
+                estimates = [cell(column, by_term[t.name]) if t.name in by_term else "" for t in terms]
+                row += [missing if text == "n/e" else text for text in estimates]
             else:
                 texts = (part for r in of_layer.itertuples() for part in cell(column, r).split("; ") if part)
                 row.append("; ".join(dict.fromkeys(texts)))

@@ -116,9 +116,9 @@ def headline(run: Run, name: str) -> Headline:
     for (norm, eps), rows in tried.groupby(["norm", "eps"], sort=False):
         worst = rows.loc[rows["robust_accuracy"].idxmin()]
         written = next((str(a) for a in rows["attack"] if "eps=" in str(a)), str(worst["attack"]))
-        figures = (float(worst[key]) for key in ("robust_accuracy", "low", "high"))
+        accuracy, low, high = (float(worst[key]) for key in ("robust_accuracy", "low", "high"))
         certified = float(rows["certified_accuracy"].max())
-        budgets.append(Robustness(str(norm), float(eps), written, *figures, certified))
+        budgets.append(Robustness(str(norm), float(eps), written, accuracy, low, high, certified))
     flagged = tuple(dict.fromkeys(run.signs.loc[run.signs["seen"].astype(bool), "name"]))
     failed = int((table["status"] != "ok").sum())
     return Headline(name, float(table["clean_accuracy"].iloc[0]), tuple(budgets), flagged, len(run.signs), failed)

@@ -16,6 +16,7 @@ from robgib.errors import RobGIBError, visible
 from robgib.files import write_file
 from robgib.reporting import figures
 from robgib.reporting.cells import cell, layer_table, shown_columns
+from robgib.reporting.charts import MOST_ENTRIES
 from robgib.reporting.headline import budget_text, headline, rank
 from robgib.reporting.summary import (
     ALIKE,
@@ -312,7 +313,7 @@ def render(runs: Sequence[Run]) -> str:
     summary = summarise(runs)
     correlations = correlate(summary)
     curves = figures.accuracy_curves(runs)
-    few = len(runs) <= figures.MOST_ENTRIES and bool(curves)
+    few = len(runs) <= MOST_ENTRIES and bool(curves)
     finding = _finding(runs, summary, correlations)
     return page(
         "report.html.j2",
