@@ -1,12 +1,17 @@
 """The pages in a real browser: no error in its console, and a size that can be sent."""
 
+import json
+import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from robgib import load_run
+from robgib.reporting import render
 from robgib.studies import Study, claim, study_page
 from tests.studies.test_claims import STUDY, made
 
@@ -62,3 +67,35 @@ def test_a_table_is_sorted_by_its_heading(page, tmp_path):
     values = pd.to_numeric(pd.Series(title.split()))
     assert len(values) > 20
     assert values.is_monotonic_increasing
+
+
+NARROW = """<!doctype html><iframe id="narrow" style="width:390px;height:900px;border:0"></iframe><script>
+const frame = document.getElementById("narrow");
+frame.onload = () => {
+  const inside = frame.contentDocument, width = inside.documentElement.clientWidth;
+  inside.querySelectorAll("details").forEach(d => { d.open = true; });
+  const cut = [...inside.querySelectorAll("body *")].filter(
+    e => !e.closest(".scroll, pre, svg") && e.getBoundingClientRect().right > width + 1);
+  document.title = `${inside.documentElement.scrollWidth <= width} ${cut.length} ${cut.map(e => e.outerHTML)}`;
+};
+frame.srcdoc = %s;</script>"""
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
+def test_nothing_is_cut_on_a_narrow_screen(page, tmp_path):
+    kept = Path(__file__).parents[2] / "reports" / "digits"
+    runs = [load_run(folder) for folder in sorted(kept.iterdir()) if folder.is_dir()]
+    for text in (page.read_text(encoding="utf-8"), render(runs)):
+        narrow = tmp_path / "narrow.html"
+        narrow.write_text(NARROW % json.dumps(text).replace("</", "<\\/").replace("<!--", "<\\!--"), encoding="utf-8")
+        messages, document = console(narrow)
+        assert messages == []
+        assert re.search("<title>([^<]{,200})", document)[1].strip() == "true 0"
+
+
+def test_two_models_fit_two_megabytes_and_load_nothing():
+    kept = Path(__file__).parents[2] / "reports" / "digits"
+    text = render([load_run(folder) for folder in sorted(kept.iterdir()) if folder.is_dir()])
+    assert len(text.encode()) < 2e6
+    loads = re.findall(r"(?:src|href)=[\"']([^\"']+)", text)
+    assert all(source.startswith(("data:", "#")) for source in loads)
