@@ -7,11 +7,13 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+import torch
 import yaml
 
-from robgib import RobGIBError, files
+from robgib import RobGIBError, RobGIBWarning, files
 from robgib.files import alone, atomic_directory, download, read_json, write_file
 from robgib.reading import too_deep
+from robgib.training.tracing import snapshots
 from robgib.zoo.loading import stored_checkpoint
 from robgib.zoo.recipe import find_recipe
 from tests.faults.test_pipes_and_aliases import in_time
@@ -241,3 +243,22 @@ def test_json_that_is_deep(tmp_path):
     held: list[object] = []
     held += [held, held]
     assert too_deep(held)
+
+
+def test_a_working_folder_that_is_a_planted_link(tmp_path):
+    """Its name can be foreseen: what was written into it went where the link leads, and was read from there."""
+    elsewhere = tmp_path / "elsewhere"
+    files.Parts(elsewhere).at("attack").write({"seconds": 1.0})
+    before = sorted(elsewhere.iterdir())
+    (tmp_path / "unfinished").symlink_to(elsewhere)
+    parts = files.Parts(tmp_path / "unfinished")
+    assert parts.at("attack").read() is None
+    with pytest.warns(
+        RobGIBWarning, match=r"finished parts cannot be kept: .*unfinished is a symbolic link; remove it"
+    ):
+        parts.at("estimate").write({"seconds": 2.0})
+    assert sorted(elsewhere.iterdir()) == before
+    (tmp_path / "net.epochs").symlink_to(elsewhere)
+    with pytest.raises(RobGIBError, match=r"the folder of the traced epochs, .*, is a symbolic link; remove it"):
+        snapshots(tmp_path / "net.epochs", [1], {})(1, torch.nn.Linear(2, 2))
+    assert sorted(elsewhere.iterdir()) == before
