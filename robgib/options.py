@@ -239,8 +239,8 @@ class ModelOptions(_Checked):
     )
     allow_code: bool = option(
         False,
-        "Import package.module:factory that recipes, records and studies name; read TorchScript and .pt2 whatever they "
-        "call. [red]This runs code that a file brings.",
+        "Import package.module:factory that recipes, records and studies name; read TorchScript and .pt2 with any "
+        "operators. [red]This runs code that a file brings.",
         from_file=False,
     )
 

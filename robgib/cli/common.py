@@ -70,8 +70,8 @@ AllowCode = Annotated[
     bool,
     typer.Option(
         "--allow-code",
-        help="Take package.module:factory from recipes, records and studies; read TorchScript and .pt2 whatever they "
-        "call. [red]It runs code that a file brings.",
+        help="Import package.module:factory that recipes, records and studies name; read TorchScript and .pt2 with any "
+        "operators. [red]This runs code that a file brings.",
     ),
 ]
 Names = Annotated[Optional[list[str]], typer.Argument(help="Zoo names.", show_default="those of --group")]  # noqa: UP045

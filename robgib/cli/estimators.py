@@ -64,17 +64,19 @@ def validate_estimators(
         typer.Option(help="Task: variables, or a network; repeatable.", show_default="all"),
     ] = None,
     repeats: Annotated[int, typer.Option(min=2, help="Draws of each task.")] = 20,
-    every: Annotated[bool, typer.Option("--every", help="Also outside the regimes that an estimator claims.")] = False,
+    every: Annotated[
+        bool, typer.Option("--every", help="Also validate outside the regimes that an estimator claims.")
+    ] = False,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the draws.")] = 0,
     jobs: Annotated[int, typer.Option(min=1, help="Processes that share the repeats.")] = 1,
     out_folder: Annotated[
         Path, typer.Option("--out", help="Folder for validation.csv, validation.html and estimators.md.")
     ] = Path("runs/validation"),
-    add: Annotated[bool, typer.Option("--add", help="Keep what the folder says of other tasks.")] = False,
+    add: Annotated[bool, typer.Option("--add", help="Keep the results that the folder holds for other tasks.")] = False,
     catalogue: Catalogue = None,
     quiet: Quiet = False,
 ) -> None:
-    """Hold the information estimators against variables and networks of known information."""
+    """Compare information estimates with variables and networks of known information."""
 
     extra = list(catalogue or [])
     known = robgib.validation.known()
@@ -96,11 +98,11 @@ def validate_estimators(
             progress=progress,
         )
     if found.empty:
-        raise RobGIBError("no chosen estimator claims the regime of a chosen task; add --every to ask it all the same.")
+        raise RobGIBError("no chosen estimator claims the regime of a chosen task; give --every to validate it anyway.")
     order = robgib.validation.task_names()
     whole = robgib.reporting.merge_validations(former, found, list(classes), order)
-    told = {*whole["estimator"], *(e.name for e in makers)}
-    kinds = [kind for name, kind in classes.items() if name in told]
+    validated = {*whole["estimator"], *(e.name for e in makers)}
+    kinds = [kind for name, kind in classes.items() if name in validated]
     with atomic_directory(out_folder) as folder:
         (folder / "validation.csv").write_text(robgib.results.csv_text(whole), encoding="utf-8", newline="")
         (folder / "validation.html").write_text(

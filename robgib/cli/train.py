@@ -50,7 +50,7 @@ class CheckpointOptions:
     )
     allow_code: bool = option(
         False,
-        "Import package.module:factory that records name; read TorchScript and .pt2 whatever they call. "
+        "Import package.module:factory that records name; read TorchScript and .pt2 with any operators. "
         "[red]This runs code that a file brings.",
     )
 
