@@ -141,6 +141,9 @@ def test_projections_at_the_edge_of_the_box():
     assert near[0].tolist() == pytest.approx([0.1, -0.15, 0.05], abs=5e-6)
     below = ThreatModel("l1", 0.3).project(1 - x - doubles([0.3, -0.3, 0.2]), 1 - x) - (1 - x)
     assert below[0].tolist() == pytest.approx([-0.1, 0.15, -0.05], abs=5e-6)
+    wide = doubles([-0.9, 0.0, 0.0])  # the same in a box of twice the width
+    moved_there = ThreatModel("l1", 0.3, (-1.0, 1.0)).project(wide + doubles([-0.3, 0.3, -0.2]), wide) - wide
+    assert moved_there[0].tolist() == pytest.approx([-0.1, 0.15, -0.05], abs=5e-6)
     # The ball that is projected on is a hundred-thousandth smaller.
     assert float(near.abs().sum()) == pytest.approx(0.3 * (1 - 1e-5), abs=1e-12)
     assert float(torch.linalg.vector_norm(doubles(moved("l2", 0.25, [0.3, 0.4])))) == pytest.approx(0.25 * (1 - 1e-6))
