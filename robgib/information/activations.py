@@ -62,8 +62,8 @@ def _module_of(layer: str, modules: Mapping[str, nn.Module]) -> str:
     """The module whose output a layer is: ``block[2](hidden)`` is of ``block``."""
     if layer in modules:
         return layer
-    found = _LABEL.fullmatch(layer)
-    return str(found["module"]) if found else layer
+    match = _LABEL.fullmatch(layer)
+    return str(match["module"]) if match else layer
 
 
 def _modules(model: nn.Module) -> dict[str, nn.Module]:
@@ -93,10 +93,10 @@ def _record(model: nn.Module, x: Tensor, names: Sequence[str], keep: Keep) -> di
     parts = [_call(model, part, names, keep) for part in calls]
 
     def joined(name: str) -> Any:
-        held = [part.get(name) for part in parts]
-        tensors = [h for h in held if isinstance(h, Tensor) and h.ndim]
-        if len(tensors) < len(held):
-            return held[0]
+        kept = [part.get(name) for part in parts]
+        tensors = [h for h in kept if isinstance(h, Tensor) and h.ndim]
+        if len(tensors) < len(kept):
+            return kept[0]
         return torch.cat([h[: len(part)] for h, part in zip(tensors, calls, strict=True)])  # less what filled it up
 
     return {name: joined(name) for name in parts[0]}
@@ -111,7 +111,7 @@ def _call(
     that is called k times is k layers, ``block[1]`` to ``block[k]``, and each tensor of several that it gives is one,
     ``lstm(0)``. ``instead`` changes the outputs of layers, all named with their call and part.
     """
-    found: list[tuple[str, int, str, Any]] = []
+    outputs: list[tuple[str, int, str, Any]] = []
     counts: dict[str, int] = {}
     many: set[str] = set()
 
@@ -119,13 +119,13 @@ def _call(
         def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
             counts[name] = counts.get(name, 0) + 1
             call = f"{name}[{counts[name]}]"
-            held = list(_tensors(output))
-            if len(held) > 1:
+            tensors = list(_tensors(output))
+            if len(tensors) > 1:
                 many.add(name)
-            for path, tensor in held:
-                found.append((name, counts[name], path, keep(module, call, path, tensor)))
-            if not held:
-                found.append((name, counts[name], "", None))
+            for path, tensor in tensors:
+                outputs.append((name, counts[name], path, keep(module, call, path, tensor)))
+            if not tensors:
+                outputs.append((name, counts[name], "", None))
             return _replaced(output, call, instead) if instead else None
 
         return hook
@@ -144,11 +144,11 @@ def _call(
         finally:
             for module, mode in modes:
                 module.training = mode
-    told = {
+    kept_by_layer = {
         f"{name}{f'[{call}]' if counts[name] > 1 else ''}{f'({path})' if name in many else ''}": kept
-        for name, call, path, kept in found
+        for name, call, path, kept in outputs
     }
-    return {**told, LOGITS: keep(model, LOGITS, "", output)}
+    return {**kept_by_layer, LOGITS: keep(model, LOGITS, "", output)}
 
 
 def _replaced(output: Any, call: str, instead: Mapping[str, Change], path: str = "") -> Any:
@@ -175,8 +175,8 @@ def _batch_first(module: nn.Module) -> bool | None:
     """Whether a module of sequences has the images first; None where it is none."""
     if not isinstance(module, _SEQUENCES):
         return None
-    told = [m.batch_first for m in module.modules() if hasattr(m, "batch_first")]
-    return bool(told[0]) if told else None
+    settings = [m.batch_first for m in module.modules() if hasattr(m, "batch_first")]
+    return bool(settings[0]) if settings else None
 
 
 def _images_first(module: nn.Module, path: str, output: Any, images: int) -> tuple[Tensor | None, bool]:
@@ -197,8 +197,8 @@ def _images_first(module: nn.Module, path: str, output: Any, images: int) -> tup
 def layer_shapes(model: nn.Module, example: Tensor) -> dict[str, tuple[int, ...]]:
     """Shape of every layer's output for one image, in order of execution; the logits last."""
     names = [n for n, m in network_of(model).named_modules() if n and not isinstance(m, torch.jit.ScriptModule)]
-    found = _record(model, example, names, _itself)
-    return {n: tuple(v.shape[1:]) for n, v in found.items() if isinstance(v, Tensor) and v.ndim >= 2}
+    outputs = _record(model, example, names, _itself)
+    return {n: tuple(v.shape[1:]) for n, v in outputs.items() if isinstance(v, Tensor) and v.ndim >= 2}
 
 
 def _has_parameters(module: nn.Module) -> bool:
@@ -207,8 +207,8 @@ def _has_parameters(module: nn.Module) -> bool:
 
 def _former(module: nn.Module) -> str:
     """The class that a module of an exported program had before it was exported."""
-    told = getattr(module, "type_name", None)
-    return str(told()) if callable(told) else ""
+    type_name = getattr(module, "type_name", None)
+    return str(type_name()) if callable(type_name) else ""
 
 
 def _is_norm(module: nn.Module) -> bool:
@@ -283,12 +283,12 @@ def find_layers(
     while True:
         named = [n for n in _candidates(modules[prefix.rstrip(".")], prefix) if n]
         once = {id(modules[n]): n for n in reversed(named)}  # a module that has two names is watched under the first
-        found = _record(model, example, list(reversed(once.values())), _itself)
-        output = found.pop(LOGITS)
-        held = {n: v for n, v in found.items() if v is not output}
-        usable = {n: _layer_of(modules, n, v, len(example)) for n, v in held.items()}
+        outputs = _record(model, example, list(reversed(once.values())), _itself)
+        output = outputs.pop(LOGITS)
+        inner = {n: v for n, v in outputs.items() if v is not output}
+        usable = {n: _layer_of(modules, n, v, len(example)) for n, v in inner.items()}
         blocks = [n for n, v in usable.items() if v is not None]
-        wrapped = [n for n, v in found.items() if v is output and any(modules[_module_of(n, modules)].children())]
+        wrapped = [n for n, v in outputs.items() if v is output and any(modules[_module_of(n, modules)].children())]
         if blocks or not wrapped:
             notes = [f"layer {n!r} {_WHY}: left out" for n, v in usable.items() if v is None]
             return (*blocks, LOGITS), tuple(notes)
@@ -312,9 +312,9 @@ def _asked_layers(model: nn.Module, example: Tensor, names: Sequence[str]) -> tu
     """The layers that are asked for by name: every call and every tensor of a module's."""
     modules = _modules(model)
     watched = [_watched(n, modules) for n in names if n != LOGITS]
-    found = _record(model, example, list(dict.fromkeys(watched)), _itself)
-    usable = {n for n, v in found.items() if n == LOGITS or _layer_of(modules, n, v, len(example)) is not None}
-    return tuple(dict.fromkeys(layer for name in names for layer in _matching(name, found, usable, modules)))
+    outputs = _record(model, example, list(dict.fromkeys(watched)), _itself)
+    usable = {n for n, v in outputs.items() if n == LOGITS or _layer_of(modules, n, v, len(example)) is not None}
+    return tuple(dict.fromkeys(layer for name in names for layer in _matching(name, outputs, usable, modules)))
 
 
 def _watched(layer: str, modules: Mapping[str, nn.Module]) -> str:
@@ -325,16 +325,16 @@ def _watched(layer: str, modules: Mapping[str, nn.Module]) -> str:
     return name
 
 
-def _matching(name: str, found: Iterable[str], usable: Container[str], modules: Mapping[str, nn.Module]) -> list[str]:
+def _matching(name: str, layers: Iterable[str], usable: Container[str], modules: Mapping[str, nn.Module]) -> list[str]:
     """The layers found that a name asks for; itself where the module never fires, which is told when it is captured."""
-    if name in found:
+    if name in layers:
         return [name]
     module = _module_of(name, modules)
-    own = [n for n in found if n != LOGITS and _module_of(n, modules) == module]
-    asked = own if name == module else [n for n in own if n.startswith((f"{name}(", f"{name}["))]
-    if own and not asked:
+    own = [n for n in layers if n != LOGITS and _module_of(n, modules) == module]
+    matching = own if name == module else [n for n in own if n.startswith((f"{name}(", f"{name}["))]
+    if own and not matching:
         raise unknown_name("layer", name, own)
-    return [n for n in asked if n in usable] or asked or [name]
+    return [n for n in matching if n in usable] or matching or [name]
 
 
 def functions_of(model: nn.Module, x: Tensor, layer: str, others: Sequence[str]) -> frozenset[str]:
@@ -397,7 +397,7 @@ def without_units(
         return f"{call}({path})", axis, shape[axis]
 
     place, axis, count = _call(model, x[:2].to(device), watched, shaped)[layer]
-    found = []
+    predictions = []
     for subset in subsets(count):
         index = torch.as_tensor(subset, device=device)
         change = {place: lambda output, index=index: output.index_fill(axis, index, 0)}
@@ -407,8 +407,8 @@ def without_units(
             if layer == LOGITS:
                 logits = logits.index_fill(1, index, 0)
             parts.append(logits.argmax(1).cpu().numpy())
-        found.append(np.concatenate(parts).astype(np.int64))
-    return found
+        predictions.append(np.concatenate(parts).astype(np.int64))
+    return predictions
 
 
 def _is_map(module: nn.Module, shape: tuple[int, ...]) -> bool:
@@ -518,7 +518,7 @@ def collect_activations(
         kept = _Kept(pool, class_token, model.rows if isinstance(model, Classifier) else None, len(batch))
         try:
             with network_faults():
-                found = _record(model, batch, watched, kept)
+                outputs = _record(model, batch, watched, kept)
         except torch.OutOfMemoryError:
             if batch_size == 1:
                 raise
@@ -530,16 +530,16 @@ def collect_activations(
             continue
         fewer = 0
         start += len(batch)
-        usable = [n for n, v in found.items() if isinstance(v, Tensor) and len(v) == len(batch)]
-        wanted = parts or [layer for n in names for layer in _matching(n, found, usable, modules)]
+        usable = [n for n, v in outputs.items() if isinstance(v, Tensor) and len(v) == len(batch)]
+        wanted = parts or [layer for n in names for layer in _matching(n, outputs, usable, modules)]
         for name in dict.fromkeys(wanted):
-            parts.setdefault(name, []).append(_checked(name, found, modules, len(batch), reduced))
+            parts.setdefault(name, []).append(_checked(name, outputs, modules, len(batch), reduced))
         if progress:
             progress("capturing layers", start, len(x))
-    held = {name: torch.cat(chunks).numpy() for name, chunks in parts.items()}
-    for name, values in list(held.items()):
+    activations = {name: torch.cat(chunks).numpy() for name, chunks in parts.items()}
+    for name, values in list(activations.items()):
         if name not in names and name.endswith(")") and not (values != values[:1]).any():
-            del held[name]  # of a module's tensors, one that tells nothing
+            del activations[name]  # of a module's tensors, one that tells nothing
             continue
         if not np.isfinite(values).all():
             raise RobGIBError(f"layer {name!r} holds NaN or infinite activations; no estimate would mean anything.")
@@ -548,7 +548,7 @@ def collect_activations(
                 f"layer {name!r} never fires: it is the same for all {len(values)} images; "
                 "choose other layers with --layer."
             )
-    return held
+    return activations
 
 
 @dataclass
@@ -580,18 +580,18 @@ class _Kept:
 
 
 def _checked(
-    name: str, found: Mapping[str, Any], modules: Mapping[str, nn.Module], images: int, reduced: bool
+    name: str, outputs: Mapping[str, Any], modules: Mapping[str, nn.Module], images: int, reduced: bool
 ) -> Tensor:
     """What was kept of a layer, on random directions where it is wide and ``reduced``."""
-    if name not in found:
-        fired = any(n != LOGITS and _module_of(n, modules) == _module_of(name, modules) for n in found)
+    if name not in outputs:
+        fired = any(n != LOGITS and _module_of(n, modules) == _module_of(name, modules) for n in outputs)
         if fired:
             raise RobGIBError(
                 f"layer {name!r} is not there for all images: the forward pass calls its module now more often, now "
                 "less; choose another."
             )
         raise RobGIBError(f"layer {name!r} never fires: the model's forward pass does not call it.")
-    kept = found[name]
+    kept = outputs[name]
     if not isinstance(kept, Tensor) or len(kept) != images:
         raise RobGIBError(f"layer {name!r} does not give one tensor (N, …) for N images; choose another.")
     if reduced and kept[0].numel() > WIDE:

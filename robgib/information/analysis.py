@@ -460,15 +460,15 @@ def _computed_from(network: nn.Module, x: Tensor, view: View, layer: str, others
     return computed | ({PREDICTION} if LOGITS in computed and view != NOISE else set())
 
 
-def term_rows(target: Target, found: Decomposition, inputs: Features, beta: float) -> list[dict[str, Any]]:
+def term_rows(target: Target, decomposition: Decomposition, inputs: Features, beta: float) -> list[dict[str, Any]]:
     """The rows of one target: what is counted, what is estimated, and what is made of both."""
-    counted, learnt, cost = target.total, found.learnt, found.complexity
+    counted, learnt, cost = target.total, decomposition.learnt, decomposition.complexity
     known = counted.value == counted.value
-    notes = [*target.notes, *found.notes]
+    notes = [*target.notes, *decomposition.notes]
     gap = (counted.value - learnt.value) / counted.value if known and counted.value > 0 else 0.0
     over = gap < -_GAP and not counted.flagged
     # A single never tells more than all: one that does, beyond its error, betrays codes of X that lose more than it.
-    beyond = [s for s in found.single_feature if s.value == s.value and s.low > found.total.high]
+    beyond = [s for s in decomposition.single_feature if s.value == s.value and s.low > decomposition.total.high]
     marked = learnt.value == learnt.value and (gap > _GAP or over or bool(beyond))
     if gap > _GAP:
         notes.append(f"under {1 - _GAP:.0%} of the counted I(X;Z) is learnt: marked figures lack the rest")
@@ -476,7 +476,7 @@ def term_rows(target: Target, found: Decomposition, inputs: Features, beta: floa
         notes.append(f"over {1 + _GAP:.0%} of the counted I(X;Z) is found: marked figures are not to be relied on")
     if beyond:
         notes.append("a feature alone tells more than all features: marked figures lack what their code lost")
-    side = f"{inputs.resolution}; {target.resolution}; {found.resolution}"
+    side = f"{inputs.resolution}; {target.resolution}; {decomposition.resolution}"
 
     def row(term: str, e: Estimate, how: str, mark: bool = False, notes: Sequence[str] = notes) -> dict[str, Any]:
         return {
@@ -487,19 +487,22 @@ def term_rows(target: Target, found: Decomposition, inputs: Features, beta: floa
             "flagged": bool(e.flagged or (mark and e.value == e.value)),
             "bound": how,
             "resolution": side,
-            "samples": found.samples,
+            "samples": decomposition.samples,
             "note": "; ".join(dict.fromkeys([*notes, *([e.note] if e.note else [])])),
         }
 
-    own, (low, high) = found.bound, ("lower", "upper") if found.sided else (found.bound, found.bound)
+    own, (low, high) = (
+        decomposition.bound,
+        ("lower", "upper") if decomposition.sided else (decomposition.bound, decomposition.bound),
+    )
     predicted = target.label
     rows = [
         row("I(Z;Y)", predicted, "counted", notes=target.notes),
         row("I(X;Z)", counted, "counted", notes=target.notes),
         row("C(X;Z)", cost, low, marked),
-        row("S(X;Z)", found.synergy, high, marked),
-        row("r(X;Z)", found.redundancy, low, marked),
-        row("v(X;Z)", found.vulnerability, high, marked),
+        row("S(X;Z)", decomposition.synergy, high, marked),
+        row("r(X;Z)", decomposition.redundancy, low, marked),
+        row("v(X;Z)", decomposition.vulnerability, high, marked),
         row("learnt I(X;Z)", learnt, own, marked),
     ]
     ib = _objective(float(ib_objective(predicted.value, counted.value, beta)), predicted, counted, beta)
@@ -510,13 +513,13 @@ def term_rows(target: Target, found: Decomposition, inputs: Features, beta: floa
 def _weighed(row: dict[str, Any], weights: np.ndarray) -> dict[str, Any]:
     """A row with what its samples' weights leave of them, marked where that is little."""
     w = weights[: row["samples"]]
-    left = effective_samples(w)
-    few = left < _FEW_EFFECTIVE * len(w) and row["value"] == row["value"]
-    note = f"weighted by PMI: {left:.0f} effective samples of {len(w)}" + (", too few to rely on" if few else "")
+    effective = effective_samples(w)
+    few = effective < _FEW_EFFECTIVE * len(w) and row["value"] == row["value"]
+    note = f"weighted by PMI: {effective:.0f} effective samples of {len(w)}" + (", too few to rely on" if few else "")
     return {**row, "flagged": row["flagged"] or few, "note": "; ".join(filter(None, [row["note"], note]))}
 
 
-def _feature_terms(inputs: Features, found: Decomposition) -> list[dict[str, Any]]:
+def _feature_terms(inputs: Features, decomposition: Decomposition) -> list[dict[str, Any]]:
     return [
         {
             "feature": feature,
@@ -529,10 +532,14 @@ def _feature_terms(inputs: Features, found: Decomposition) -> list[dict[str, Any
                 )
                 for suffix, part in (("", "value"), ("_low", "low"), ("_high", "high"))
             },
-            "total": found.total.value,
+            "total": decomposition.total.value,
         }
         for feature, alone, without, interaction in zip(
-            inputs.names, found.single_feature, found.leave_one_out, found.interaction, strict=True
+            inputs.names,
+            decomposition.single_feature,
+            decomposition.leave_one_out,
+            decomposition.interaction,
+            strict=True,
         )
     ]
 

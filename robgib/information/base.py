@@ -196,13 +196,13 @@ class Estimator(ABC):
             reference = goal if fit_targets is None else _matrix(fit_targets[i], "the fit target")
             known = None if counted is None else counted[i]
             problems.append(Problem(prepared, goal, reference, _weights(weights, len(goal)), known))
-        asked = [p for p in problems if (p.target != p.target[0]).any()]
-        answers = iter(self._estimate_many(asked) if asked else [])
+        varying = [p for p in problems if (p.target != p.target[0]).any()]
+        answers = iter(self._estimate_many(varying) if varying else [])
         nothing = np.zeros(2 * len(prepared.features) + 1)
         note = "the target takes one value only: it carries no information"
         return [
             self._with_limits(p, next(answers))
-            if any(p is a for a in asked)
+            if any(p is a for a in varying)
             else decompose(
                 nothing, estimator=self, problem=replace(p, weights=None), resolution="a constant target", notes=[note]
             )
@@ -213,13 +213,15 @@ class Estimator(ABC):
         """Do the estimates on checked input."""
         return [self._estimate(problem) for problem in problems]
 
-    def _with_limits(self, problem: Problem, found: Decomposition) -> Decomposition:
+    def _with_limits(self, problem: Problem, decomposition: Decomposition) -> Decomposition:
         """Add, and warn of, what the problem lies outside of."""
         limits = self.outside(problem)
         if limits:
             warnings.warn(f"the {self.name} estimator is outside its regime: {'; '.join(limits)}", RobGIBWarning, 3)
-            found = replace(found, notes=(*found.notes, *(f"outside its regime: {limit}" for limit in limits)))
-        return found
+            decomposition = replace(
+                decomposition, notes=(*decomposition.notes, *(f"outside its regime: {limit}" for limit in limits))
+            )
+        return decomposition
 
     def label_information(
         self,

@@ -80,11 +80,11 @@ class Binned(Estimator):
 
         rng = np.random.default_rng([self.seed, SALTS["binned"]])
         shuffled = [target[rng.permutation(samples)] for _ in range(self.shuffles)]
-        found = [adjusted_by(code, target, shuffled, problem.weights) for code in codes]
+        counts = [adjusted_by(code, target, shuffled, problem.weights) for code in codes]
         terms, floor, saturated = (
-            np.array([getattr(f, key) for f in found]) for key in ("value", "floor", "saturated")
+            np.array([getattr(f, key) for f in counts]) for key in ("value", "floor", "saturated")
         )
-        pointwise = np.stack([f.pointwise for f in found], 1)
+        pointwise = np.stack([f.pointwise for f in counts], 1)
         if problem.weights is not None:  # here: the counts, too, are those of the weighted law
             whole = problem.weights @ pointwise / samples
             pointwise = whole + problem.weights[:, None] * (pointwise - whole)
@@ -109,21 +109,21 @@ class Binned(Estimator):
 
     def _subset_codes(self, problem: Problem, symbols_t: int) -> tuple[list[Codes], str]:
         """Codes of the 2n+1 subsets, and what they are."""
-        held: _Codes = problem.prepared.own
-        singles = held.singles
+        own: _Codes = problem.prepared.own
+        singles = own.singles
         how = f"features {max(int(c.max()) + 1 for c in singles)} codes each"
-        crowded = len(singles) > 1 and held.joint * symbols_t > problem.samples
+        crowded = len(singles) > 1 and own.joint * symbols_t > problem.samples
         size = 0
         if crowded and all(x.dtype.kind == "f" for x in problem.features):
             size = self.joint_codes or int(np.clip(problem.samples / (5 * symbols_t), 8, 64))
             how += f", X and each X_-i by one codebook of {size}"
-        if size not in held.subsets:
+        if size not in own.subsets:
             if size:
                 whole, *rests = codebook(problem.features, problem.prepared.fit_features, size, self.seed)
-                held.subsets[size] = [whole, *singles, *rests]
+                own.subsets[size] = [whole, *singles, *rests]
             else:
-                held.subsets[size] = subset_codes(singles)
-        return held.subsets[size], how
+                own.subsets[size] = subset_codes(singles)
+        return own.subsets[size], how
 
 
 @dataclass(frozen=True)

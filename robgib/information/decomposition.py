@@ -420,8 +420,10 @@ class _Terms:
             rows, np.where(lost, np.nan, rows @ self.values), self.half_widths, flags, lost, strict=True
         ):
             down, up = self.reach(row)
-            said = note if gone or not partly else ""
-            made.append(Estimate(float(value), float(value - half - down), float(value + half + up), bool(flag), said))
+            reason = note if gone or not partly else ""
+            made.append(
+                Estimate(float(value), float(value - half - down), float(value + half + up), bool(flag), reason)
+            )
         most = max(made[0].high, 0.0) if np.isfinite(made[0].high) else np.inf
         spans = [(-np.inf, np.inf), *[(0.0, most)] * (2 * n), *[(-most, most)] * (n + 1), (0.0, 2 * most)]
         return [_within(e, *span) for e, span in zip(made, [*spans, (-np.inf, np.inf)], strict=True)]

@@ -109,23 +109,23 @@ def adjusted_information(
 def adjusted_by(x: Codes, t: Codes, shuffled: Sequence[Codes], weights: Vector | None = None) -> Adjusted:
     """:func:`adjusted_information`, with the shuffled targets given."""
     samples = len(t) if weights is None else effective_samples(weights)
-    value, pointwise, seen = plug_in(x, t, weights)
+    value, pointwise, symbols = plug_in(x, t, weights)
     entropies = [entropy(np.bincount(c, weights).astype(float)) for c in (x, t)]
     ceiling = min(entropies)
     chance = [plug_in(x, other, weights) for other in shuffled]
     raw = float(np.mean([c[0] for c in chance])) if chance else 0.0
-    left = float(np.mean([c[0] - miller_madow(c[2], samples) for c in chance])) if chance else 0.0
-    corrected = value - miller_madow(seen, samples)
+    remaining_bias = float(np.mean([c[0] - miller_madow(c[2], samples) for c in chance])) if chance else 0.0
+    corrected = value - miller_madow(symbols, samples)
     # Zero at chance, and unchanged at the ceiling, where chance has no room.
-    adjusted = (corrected - left) * ceiling / (ceiling - left) if ceiling > left else 0.0
-    floor = float(np.sqrt((seen[0] - 1) * (seen[1] - 1) / 2) / samples / np.log(2))
+    adjusted = (corrected - remaining_bias) * ceiling / (ceiling - remaining_bias) if ceiling > remaining_bias else 0.0
+    floor = float(np.sqrt((symbols[0] - 1) * (symbols[1] - 1) / 2) / samples / np.log(2))
     saturated = ceiling > 0 and (value >= 0.95 * np.log2(samples) or raw >= 0.5 * ceiling)
-    held = pointwise if weights is None else weights * (pointwise - value)
-    error = max(float(held.std()) / np.sqrt(samples), floor) if ceiling > 0 else 0.0
+    weighted = pointwise if weights is None else weights * (pointwise - value)
+    error = max(float(weighted.std()) / np.sqrt(samples), floor) if ceiling > 0 else 0.0
     return Adjusted(adjusted, value, pointwise, floor, error, bool(saturated))
 
 
-def miller_madow(seen: tuple[int, int, int], samples: float) -> float:
+def miller_madow(symbols: tuple[int, int, int], samples: float) -> float:
     """Bias in bits of the plug-in information, from the symbols seen."""
-    x, t, joint = seen
+    x, t, joint = symbols
     return (joint - x - t + 1) / (2 * samples * np.log(2))

@@ -96,13 +96,13 @@ class Projection:
             return cls(x[0], np.zeros((x.shape[1], 1)))
         wide = x.shape[1] > len(x)
         solver = "randomized" if wide else "covariance_eigh"
-        found = PCA(min(dims, *x.shape), svd_solver=solver, random_state=0, iterated_power=7).fit(x)
-        variance = found.explained_variance_
+        pca = PCA(min(dims, *x.shape), svd_solver=solver, random_state=0, iterated_power=7).fit(x)
+        variance = pca.explained_variance_
         keep = max(1, int((variance > 1e-10 * max(variance[0], 1e-12)).sum()))
-        axes = found.components_[:keep].T
+        axes = pca.components_[:keep].T
         # The sign of an axis is arbitrary: fix it, so that codes do not depend on the linear algebra library.
         axes = axes * np.where(axes[np.abs(axes).argmax(0), np.arange(keep)] < 0, -1.0, 1.0)
-        return cls(found.mean_, axes)
+        return cls(pca.mean_, axes)
 
     def __call__(self, values: npt.ArrayLike) -> Vector:
         """Scores (N, d) of samples (N, …)."""
@@ -125,15 +125,15 @@ def reduce(values: npt.ArrayLike, fit: npt.ArrayLike, dims: int) -> tuple[Vector
 def check_features(spec: str, shape: tuple[int, ...]) -> None:
     """Raise where samples of this shape cannot be cut so; see :func:`group_inputs`."""
     kind, _, size = spec.partition(":")
-    found = f"(N, {', '.join(map(str, shape))})"
+    actual = f"(N, {', '.join(map(str, shape))})"
     if kind not in _KINDS:
         raise unknown_name("kind of features", kind, _KINDS)
     if kind in ("patches", "channels") and len(shape) != 3:
-        raise RobGIBError(f"features {spec!r} need images (N, C, H, W), not {found}; use pca:N.")
+        raise RobGIBError(f"features {spec!r} need images (N, C, H, W), not {actual}; use pca:N.")
     if kind == "tokens" and len(shape) != 2:
-        raise RobGIBError(f"features {spec!r} need sequences (N, L, D), not {found}; use pca:N.")
+        raise RobGIBError(f"features {spec!r} need sequences (N, L, D), not {actual}; use pca:N.")
     if kind == "groups" and len(shape) != 1:
-        raise RobGIBError(f"features {spec!r} need vectors (N, D), not {found}; use patches:G or tokens:G.")
+        raise RobGIBError(f"features {spec!r} need vectors (N, D), not {actual}; use patches:G or tokens:G.")
     if _KINDS[kind]:
         if not size.isdigit() or int(size) < 1:
             raise RobGIBError(f"features {spec!r}: give a whole number, as in {kind}:{_KINDS[kind]}.")
@@ -211,15 +211,15 @@ def group_inputs(spec: str, x: npt.ArrayLike | LazyImages, fit: npt.ArrayLike | 
             for r in range(grid)
             for c in range(grid)
         ]
-    held = list(zip(*(_pieces(part, [cut for _, cut in cuts]) for part in (x, fit)), strict=True))
-    told = [_varies(now) or _varies(then) for now, then in held]
+    pieces = list(zip(*(_pieces(part, [cut for _, cut in cuts]) for part in (x, fit)), strict=True))
+    told = [_varies(now) or _varies(then) for now, then in pieces]
     blank = tuple(name for (name, _), kept in zip(cuts, told, strict=True) if not kept)
     cuts = [cut for cut, kept in zip(cuts, told, strict=True) if kept]
     if not cuts:
         raise RobGIBError(
             f"features {spec!r}: all of them are blank, the same for all samples; there is nothing to tell."
         )
-    pairs = [reduce(now, then, dims) for (now, then), kept in zip(held, told, strict=True) if kept]
+    pairs = [reduce(now, then, dims) for (now, then), kept in zip(pieces, told, strict=True) if kept]
     widest = max(p[0].shape[1] for p in pairs)
     left_out = f", {len(blank)} blank ones left out" if blank else ""
     return Features(
@@ -237,12 +237,12 @@ def _pieces(x: npt.NDArray[Any] | LazyImages, cuts: Sequence[Cut]) -> list[npt.N
     each = max(1, _READ // max(1, int(np.prod(x.shape[1:]))))
     if not isinstance(x, LazyImages):
         return [_narrowed(x[cut], each) for cut in cuts]
-    found: list[list[npt.NDArray[Any]]] = [[] for _ in cuts]
+    parts_by_cut: list[list[npt.NDArray[Any]]] = [[] for _ in cuts]
     for part in x.split(each):
         images = part.read().numpy()
-        for parts, cut in zip(found, cuts, strict=True):
+        for parts, cut in zip(parts_by_cut, cuts, strict=True):
             parts.append(_narrowed(images[cut], each))
-    return [np.concatenate(parts) for parts in found]
+    return [np.concatenate(parts) for parts in parts_by_cut]
 
 
 def _narrowed(values: npt.NDArray[Any], each: int) -> npt.NDArray[Any]:

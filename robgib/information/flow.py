@@ -136,34 +136,34 @@ class Flow(Estimator):
         generator = torch.Generator().manual_seed(self.seed)
         masks = torch.cat([torch.zeros(1, n), subsets(n), draw_masks(1, _OTHERS, n, generator)[0]])
         linear = [_Linear.fit(columns[rows], target[rows], masks, owner).to(device) for rows in folds.train]
-        held = _Data(columns.to(device), target.to(device), masks.to(device), owner.to(device))
+        data = _Data(columns.to(device), target.to(device), masks.to(device), owner.to(device))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             flows = [self._flow(dims, columns.shape[1] + n).to(device) for _ in range(self.folds)]
-        self._train(flows, linear, held, folds, n, generator)
+        self._train(flows, linear, data, folds, n, generator)
 
         @torch.no_grad()
         def answers(subset: int, shift: int) -> Tensor:
             """Log q of each sample (N,) by the flow ``shift`` folds after its own."""
-            found = torch.empty(samples)
+            log_densities = torch.empty(samples)
             for fold in range(self.folds):
                 rows, judge = torch.nonzero(folds.of == fold)[:, 0], (fold + shift) % self.folds
                 for part in rows.split(_CHUNK):
                     which = torch.full((len(part),), subset, device=device)
-                    found[part] = _log_prob(flows[judge], linear[judge], held, part.to(device), which).cpu()
-            return found.nan_to_num(nan=-_WORST).clamp(-_WORST, _WORST)
+                    log_densities[part] = _log_prob(flows[judge], linear[judge], data, part.to(device), which).cpu()
+            return log_densities.nan_to_num(nan=-_WORST).clamp(-_WORST, _WORST)
 
         alone, alone_seen = answers(0, 0), answers(0, 1)
         pointwise, missing = np.zeros((samples, 2 * n + 1)), np.zeros(2 * n + 1)
         for j in range(2 * n + 1):
             if not masks[j + 1].any():
                 continue
-            gain, seen = answers(j + 1, 0) - alone, answers(j + 1, 1) - alone_seen
+            gain, gain_seen = answers(j + 1, 0) - alone, answers(j + 1, 1) - alone_seen
             values = _mixed(gain.double().numpy(), folds.of.numpy(), self.folds)
             if values.mean() <= 0:
                 continue
             pointwise[:, j] = values / _LOG2
-            missing[j] = LOST * max(float(seen.mean() - gain.mean()), 0.0) / _LOG2
+            missing[j] = LOST * max(float(gain_seen.mean() - gain.mean()), 0.0) / _LOG2
         return pointwise, missing
 
     def _flow(self, dims: int, context: int) -> nn.Module:
@@ -281,13 +281,13 @@ class _Linear:
         slopes, whiten = torch.zeros(len(masks), width, dims), torch.zeros(len(masks), dims, dims)
         for s, mask in enumerate(masks):
             own = torch.nonzero(mask[owner] > 0)[:, 0]
-            left = covariance[width:, width:]
+            residual = covariance[width:, width:]
             if len(own):
                 solved = torch.linalg.solve(covariance[own][:, own], covariance[own][:, width:])
                 slopes[s, own] = solved.float()
-                left = left - covariance[width:][:, own] @ solved
-            left = left + 1e-6 * torch.eye(dims, dtype=torch.float64)
-            whiten[s] = torch.linalg.inv(torch.linalg.cholesky(left)).float()
+                residual = residual - covariance[width:][:, own] @ solved
+            residual = residual + 1e-6 * torch.eye(dims, dtype=torch.float64)
+            whiten[s] = torch.linalg.inv(torch.linalg.cholesky(residual)).float()
         volume = whiten.diagonal(dim1=1, dim2=2).log().sum(1)
         return cls(joint[:, :width].mean(0).float(), joint[:, width:].mean(0).float(), slopes, whiten, volume)
 
@@ -303,8 +303,8 @@ def _log_prob(flow: nn.Module, linear: _Linear, data: _Data, rows: Tensor, which
     predicted = torch.einsum("bc,bcd->bd", columns - linear.mean_x, linear.slopes[which])
     residual = torch.einsum("bij,bj->bi", linear.whiten[which], data.target[rows] - linear.mean_t - predicted)
     law = flow(torch.cat([columns * mask[:, data.owner], mask], -1))
-    found: Tensor = law.log_prob(residual) + linear.volume[which]
-    return found
+    log_density: Tensor = law.log_prob(residual) + linear.volume[which]
+    return log_density
 
 
 def _draw(rows: int, n: int, count: int, generator: torch.Generator) -> Tensor:

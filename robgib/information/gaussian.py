@@ -87,10 +87,10 @@ class Gaussian(Estimator):
     def _estimate(self, problem: Problem) -> Decomposition:
         if problem.discrete_target:
             return self._classes(problem)
-        held = problem.prepared.own
-        if "scores" not in held:
-            held["scores"] = [normal_scores(x) for x in problem.features]
-        return self._real(problem, held["scores"], normal_scores(problem.target))
+        own = problem.prepared.own
+        if "scores" not in own:
+            own["scores"] = [normal_scores(x) for x in problem.features]
+        return self._real(problem, own["scores"], normal_scores(problem.target))
 
     def outside(self, problem: Problem) -> list[str]:
         """See :meth:`Estimator.outside`."""
@@ -199,21 +199,21 @@ def not_gaussian(x: Vector, t: Vector, level: float = 0.01) -> bool:
     samples, dims = x.shape
     if samples < 100 or samples < 5 * dims or not dims:
         return False  # the tests' errors would mean nothing
-    left = standardised(t - x @ np.linalg.lstsq(x, t, rcond=None)[0])
+    residual = standardised(t - x @ np.linalg.lstsq(x, t, rcond=None)[0])
     radius = (x**2).sum(1, keepdims=True) - dims
     of_x = np.hstack([x**3 - 3 * x, x * radius - 2 * x])
     largest, tests = 0.0, 0
-    for e in left[:, left.any(0)].T:
-        for held in (e, e**2 - 1):
-            held = held - held.mean()
+    for e in residual[:, residual.any(0)].T:
+        for moments in (e, e**2 - 1):
+            moments = moments - moments.mean()
             # Products of two features, by their matrix, and the rest one by one.
-            mean = (x * held[:, None]).T @ x / samples
-            square = ((x * held[:, None]) ** 2).T @ x**2 / samples
-            single = of_x * held[:, None]
+            mean = (x * moments[:, None]).T @ x / samples
+            square = ((x * moments[:, None]) ** 2).T @ x**2 / samples
+            single = of_x * moments[:, None]
             scores = [
                 mean / np.sqrt(np.maximum(square - mean**2, 1e-12) / samples),
                 single.mean(0) / (single.std(0) / np.sqrt(samples) + 1e-12),
-                (x * held[:, None]).mean(0) / ((x * held[:, None]).std(0) / np.sqrt(samples) + 1e-12),
+                (x * moments[:, None]).mean(0) / ((x * moments[:, None]).std(0) / np.sqrt(samples) + 1e-12),
             ]
             largest = max(largest, *(float(np.abs(z).max()) for z in scores))
             tests += dims * (dims + 1) // 2 + 3 * dims
@@ -233,15 +233,17 @@ def _leave_group_out(joint: Vector, group: npt.NDArray[np.int64], k: int) -> tup
     parts = data.split(counts.tolist())
     sums = torch.stack([p.sum(0) for p in parts])
     products = torch.stack([p.T @ p for p in parts])
-    left = torch.from_numpy(np.concatenate([[len(joint)], len(joint) - counts]).astype(np.float64))
+    remaining = torch.from_numpy(np.concatenate([[len(joint)], len(joint) - counts]).astype(np.float64))
     all_sums = torch.cat([sums.sum(0, keepdim=True), sums.sum(0) - sums])
     all_products = torch.cat([products.sum(0, keepdim=True), products.sum(0) - products])
-    mean = all_sums / left[:, None]
-    covariance = (all_products - left[:, None, None] * mean[:, :, None] * mean[:, None, :]) / (left[:, None, None] - 1)
+    mean = all_sums / remaining[:, None]
+    covariance = (all_products - remaining[:, None, None] * mean[:, :, None] * mean[:, None, :]) / (
+        remaining[:, None, None] - 1
+    )
     diagonal = covariance.diagonal(dim1=1, dim2=2)
     diagonal[diagonal < 1e-9] = 1.0  # a column without variance informs of nothing
     diagonal += _RIDGE
-    return covariance, left.numpy() - 1
+    return covariance, remaining.numpy() - 1
 
 
 def _all_terms(covariance: Tensor, freedom: Vector, sizes: list[int], dims_t: int) -> tuple[Vector, float]:
@@ -322,15 +324,15 @@ class _GaussianClassifier:
 
     def __init__(self, x: Vector, y: npt.NDArray[np.int64], classes: int, blocks: list[slice], seed: int) -> None:
         self.blocks, self.classes = blocks, classes
-        held = np.random.default_rng(seed).random(len(y)) < 0.25
+        validation = np.random.default_rng(seed).random(len(y)) < 0.25
         lowest = np.inf
         for pooling in self._POOLING:
-            self._fit(x[~held], y[~held], pooling)
-            scores = self._log_likelihoods(x[held])
+            self._fit(x[~validation], y[~validation], pooling)
+            scores = self._log_likelihoods(x[validation])
             # Share of the prior in the answer: having seen n samples right, expect the next to be wrong with
             # 1/(n + 2) (Laplace's rule), or a single sure and wrong answer would cost without bound.
             grid = [(sharpness, d / (len(y) + 2)) for sharpness in self._SHARPNESS for d in self._DOUBT]
-            losses = np.stack([-self._answers(scores, y[held], s, d).mean(1) for s, d in grid])
+            losses = np.stack([-self._answers(scores, y[validation], s, d).mean(1) for s, d in grid])
             if losses[:, 0].min() < lowest:
                 lowest, best = losses[:, 0].min(), pooling
                 self.sharpness, self.doubt = np.array(grid)[losses.argmin(0)].T

@@ -220,13 +220,13 @@ class _Setting:
         network = _narrowed(network, estimator.rows(len(network.inputs.names)))
         count, n = len(network.x), len(network.inputs.names)
         rng = np.random.default_rng([estimator.seed, 11])
-        told = _codes(network, network.donors) if targets else {}
+        codes = _codes(network, network.donors) if targets else {}
         own, seen, sizes = {}, {}, {}
         for t in targets:
             own[t.name] = t.values[:count]
             known = np.full(len(network.donors), -1, np.int64)
             if t.code:
-                known[:] = told[t.name]
+                known[:] = codes[t.name]
             else:
                 known[: len(t.fit)] = t.fit[: len(known)]
             seen[t.name] = known
@@ -268,28 +268,28 @@ class _Draws:
         self.counts = {name: np.zeros((rows, 4, k)) for name, k in setting.sizes.items()}
         self.each = np.bincount(self.quarter, minlength=4)
 
-    def add(self, part: slice, told: Mapping[str, Array]) -> None:
+    def add(self, part: slice, codes: Mapping[str, Array]) -> None:
         """Count what the network says of composed inputs (B·M) of the inputs ``part``."""
         rows = part.stop - part.start
         for name, counts in self.counts.items():
             k = counts.shape[2]
-            if told[name].ndim == 2:  # shares of what is not computed, but told of
-                each = _columns(told[name], k).reshape(rows, self.count, k)
+            if codes[name].ndim == 2:  # shares of what is not computed, but told of
+                each = _columns(codes[name], k).reshape(rows, self.count, k)
                 for q in range(4):
                     counts[part, q] = each[:, self.quarter == q].sum(1)
                 continue
-            given = np.minimum(told[name], k - 1).reshape(rows, self.count)
+            given = np.minimum(codes[name], k - 1).reshape(rows, self.count)
             flat = (np.arange(rows)[:, None] * 4 + self.quarter) * k + given
             counts[part] = np.bincount(flat.reshape(-1), minlength=rows * 4 * k).reshape(rows, 4, k)
 
     def shares(self, name: str) -> list[Vector]:
         """Histograms (N, K): of all draws, of even and odd ones, of near and far donors, and of each quarter."""
         counts = self.counts[name]
-        found = [counts.sum(1) / self.count]
+        shares_by_kind = [counts.sum(1) / self.count]
         for part in _PARTS:
             mass = self.each[list(part)].sum()
-            found.append(counts[:, list(part)].sum(1) / mass if mass else found[0])
-        return found
+            shares_by_kind.append(counts[:, list(part)].sum(1) / mass if mass else shares_by_kind[0])
+        return shares_by_kind
 
 
 def _asked(estimator: Imputation, setting: _Setting, progress: Progress | None) -> dict[str, _Found]:
@@ -306,11 +306,11 @@ def _asked(estimator: Imputation, setting: _Setting, progress: Progress | None) 
     for s, subset in enumerate(setting.subsets):
         if progress:
             progress("imputing features", s, len(setting.subsets), "")
-        left = np.concatenate([cells[i] for i in np.flatnonzero(~subset)] or [np.zeros(0, np.int64)])
-        kept = np.setdiff1d(np.concatenate(cells), left)
+        replaced = np.concatenate([cells[i] for i in np.flatnonzero(~subset)] or [np.zeros(0, np.int64)])
+        kept = np.setdiff1d(np.concatenate(cells), replaced)
         wanted = estimator.draws(len(cells)) if subset.sum() == 1 < len(cells) else estimator.donors
         count = min(wanted, len(pool.x) - pool.same)
-        completion = pool.complete(flat, kept, left, count, estimator.kind == "near", estimator.components, rng)
+        completion = pool.complete(flat, kept, replaced, count, estimator.kind == "near", estimator.components, rng)
         draws = _Draws(setting, completion.near.numpy())
         for part, made in completion.composed(max(1, _at_once(setting.x) // count)):
             draws.add(part, _codes(setting.network, made.view(-1, *shape)))
@@ -328,19 +328,19 @@ def _asked(estimator: Imputation, setting: _Setting, progress: Progress | None) 
 
 def _learnt(estimator: Imputation, setting: _Setting, progress: Progress | None) -> dict[str, Vector]:
     """Probabilities (C, S, N) of the inputs' own codes by the learnt predictor, for each share of the donors."""
-    found = {t.name: np.zeros((len(_CURVE), len(setting.subsets), len(setting.x))) for t in setting.targets}
+    answers = {t.name: np.zeros((len(_CURVE), len(setting.subsets), len(setting.x))) for t in setting.targets}
     network = setting.network
     if network.same:  # it would be asked for what it was trained on
         for t in setting.targets:
-            found[t.name][:] = setting.marginals[t.name][setting.own[t.name]]
-        return found
+            answers[t.name][:] = setting.marginals[t.name][setting.own[t.name]]
+        return answers
     donors = network.donors.float()
     mean = donors.mean(0)
     scale = donors.std(0, correction=0)
     picture = donors.ndim == 4
     scale = (scale**2).mean().sqrt() if picture else scale
     scale = torch.where(scale > 0, scale, torch.ones(()))
-    seen, asked = (Pieces.of(part, network.inputs.cells, mean, scale) for part in (donors, setting.x))
+    train, test = (Pieces.of(part, network.inputs.cells, mean, scale) for part in (donors, setting.x))
     masks = torch.from_numpy(setting.subsets).float()
     names = [t.name for t in setting.targets]
     for number, share in enumerate(_CURVE):
@@ -348,21 +348,21 @@ def _learnt(estimator: Imputation, setting: _Setting, progress: Progress | None)
             progress("learning codes", number, len(_CURVE), "")
         few = max(1, int(share * len(donors)))
         with one_thread():
-            told = learn_codes(
-                Pieces(seen.x[:few]),
+            learnt = learn_codes(
+                Pieces(train.x[:few]),
                 [setting.seen[name][:few] for name in names],
                 [setting.sizes[name] for name in names],
                 masks,
-                asked,
+                test,
                 steps=max(1, int(share * estimator.steps)),
                 seed=estimator.seed,
                 device=resolve_device(estimator.device),
             )
-        for name, shares in zip(names, told, strict=True):
-            found[name][number] = shares[:, np.arange(len(setting.x)), setting.own[name]]
+        for name, shares in zip(names, learnt, strict=True):
+            answers[name][number] = shares[:, np.arange(len(setting.x)), setting.own[name]]
     if progress:
         progress("learning codes", len(_CURVE), len(_CURVE))
-    return found
+    return answers
 
 
 def _mixed(setting: _Setting, name: str, drawn: Vector, learnt: Vector, differ: npt.NDArray[np.bool_]) -> _Found:
@@ -437,9 +437,9 @@ def _whole(setting: _Setting, target: Target, found: _Found) -> Vector:
     if target.code:
         return np.zeros(len(setting.x))
     own, n = setting.own[target.name], len(setting.network.inputs.names)
-    told = _columns(_codes(setting.network, setting.x)[target.name], setting.sizes[target.name])
-    each, soft = np.arange(len(own)), np.sqrt(told)
-    answers = [told[each, own], (soft / soft.sum(1, keepdims=True))[each, own]]
+    columns = _columns(_codes(setting.network, setting.x)[target.name], setting.sizes[target.name])
+    each, soft = np.arange(len(own)), np.sqrt(columns)
+    answers = [columns[each, own], (soft / soft.sum(1, keepdims=True))[each, own]]
     rests = np.exp2(np.minimum(found.pointwise[:, -n:], 0)).T
     return stacked(np.stack([*answers, *rests, setting.marginals[target.name][own]])[None], setting.fold)[0]
 
@@ -517,7 +517,7 @@ def _columns(shares: Array, size: int) -> Vector:
     return made
 
 
-def _marginal(own: Array, seen: Array, size: int, weights: Array | None) -> Vector:
+def _marginal(own: Array, codes: Array, size: int, weights: Array | None) -> Vector:
     """Shares (K,) of a target's codes, smoothed: of other samples, or of the same where the law is weighted."""
-    counted = np.bincount(seen[seen >= 0], minlength=size) if weights is None else np.bincount(own, weights, size)
+    counted = np.bincount(codes[codes >= 0], minlength=size) if weights is None else np.bincount(own, weights, size)
     return np.asarray((counted + 0.5) / (counted.sum() + 0.5 * size))

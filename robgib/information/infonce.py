@@ -187,12 +187,12 @@ class InfoNCE(Estimator):
             generator=generator,
             device=device,
         )
-        held, count = folds.held.to(device), alternatives.count
+        held_out, count = folds.held.to(device), alternatives.count
         reference = torch.full((1, count), -math.log(count))
 
         @torch.no_grad()
         def ask(mask: Tensor, shift: int) -> list[Answer]:
-            rows, who = held.roll(shift, 0), (folds.of + shift) % self.folds
+            rows, who = held_out.roll(shift, 0), (folds.of + shift) % self.folds
             f, g = (
                 v.cpu().view(network.LEVELS, *rows.shape, _DIMS)[:, who, folds.slot]
                 for v in critic(best, rows, mask.to(device).expand(*rows.shape, -1))

@@ -227,15 +227,17 @@ class KSG(Estimator):
                     radius = torch.nextafter(radius, torch.zeros_like(radius))
                     within[which, 0, j, rows] = (own <= radius).sum(1).numpy()
                     within[which, 1, j, rows] = (of_t <= radius).sum(1).numpy()
-        found = [np.minimum(size, members - 1) for size in sizes]
-        few, many = ([_kraskov(f, *pair) for pair in zip(*w, strict=True)] for f, w in zip(found, within, strict=True))
+        neighbours = [np.minimum(size, members - 1) for size in sizes]
+        few, many = (
+            [_kraskov(f, *pair) for pair in zip(*w, strict=True)] for f, w in zip(neighbours, within, strict=True)
+        )
         return list(zip(few, many, strict=True))
 
 
-def _kraskov(found: Array, of_x: Array, of_t: Array) -> Vector:
+def _kraskov(joint: Array, of_x: Array, of_t: Array) -> Vector:
     """Per-sample information (N,) in bits from numbers of neighbours: found jointly, and within their radius."""
     counts = digamma(of_x) + digamma(of_t)
-    return np.where(found > 0, digamma(np.maximum(found, 1)) + digamma(len(found)) - counts, 0.0) / _LOG2
+    return np.where(joint > 0, digamma(np.maximum(joint, 1)) + digamma(len(joint)) - counts, 0.0) / _LOG2
 
 
 class _Space:
@@ -266,18 +268,18 @@ class _Space:
         """How many samples of the same code lie within each one's radius (N,), itself included."""
         if not self.values.shape[1]:
             return np.asarray(self.counts[self.codes])
-        found = np.zeros(len(self.codes), np.int64)
+        counts = np.zeros(len(self.codes), np.int64)
         if self.values.shape[1] > _TREE:
             for rows in self.members:
                 for part, far in _pairs(self.values[rows]):
                     near = torch.from_numpy(radius[rows[part]])[:, None]
-                    found[rows[part]] = (far <= near).sum(1).numpy()
-            return found
+                    counts[rows[part]] = (far <= near).sum(1).numpy()
+            return counts
         for tree, rows in zip(self.trees, self.members, strict=True):
-            found[rows] = tree.query_ball_point(
+            counts[rows] = tree.query_ball_point(
                 self.values[rows], radius[rows], p=np.inf, workers=workers, return_length=True
             )
-        return found
+        return counts
 
 
 def _pairs(values: Vector) -> Iterator[tuple[slice, Tensor]]:

@@ -138,11 +138,11 @@ class Folds:
         of[order], slot[order] = np.arange(samples) % count, np.arange(samples) // count
         members = [order[f::count] for f in range(count)]
         most = len(members[0])
-        held = np.stack([np.concatenate([m, m[: most - len(m)]]) for m in members])
+        held_out = np.stack([np.concatenate([m, m[: most - len(m)]]) for m in members])
         least = samples - most
         extra = np.arange(samples, samples + more)
         train = np.stack([np.concatenate([np.flatnonzero(of != f)[:least], extra]) for f in range(count)])
-        return cls(*(torch.from_numpy(a) for a in (of, slot, held, train)))
+        return cls(*(torch.from_numpy(a) for a in (of, slot, held_out, train)))
 
 
 def layers(members: int, sizes: Sequence[int], generator: torch.Generator, last: float = 0.1) -> list[Tensor]:
@@ -200,8 +200,8 @@ class Masked:
 
     def __call__(self, parameters: Sequence[Tensor], rows: Tensor, masks: Tensor) -> Tensor:
         """Outputs (levels · folds, B, b) for samples (folds, B) under masks (folds, B, n)."""
-        seen = (self.values[rows] * masks[..., self.owner]).repeat(self.LEVELS, 1, 1) * parameters[0]
-        return perceptron(torch.cat([seen, masks.repeat(self.LEVELS, 1, 1)], -1), parameters[1:])
+        shown = (self.values[rows] * masks[..., self.owner]).repeat(self.LEVELS, 1, 1) * parameters[0]
+        return perceptron(torch.cat([shown, masks.repeat(self.LEVELS, 1, 1)], -1), parameters[1:])
 
 
 def train(
@@ -242,8 +242,10 @@ def train(
     best = [a.clone() for a in average]
     shrink = 1 - rate * decay.to(device)
     optimiser = torch.optim.Adam(current, lr=rate)
-    held = folds.held[:, : min(folds.held.shape[1], 2048)]
-    looks = [(part.to(device), draw(count, part.shape[1], n, generator).to(device)) for part in held.split(batch, 1)]
+    held_out = folds.held[:, : min(folds.held.shape[1], 2048)]
+    looks = [
+        (part.to(device), draw(count, part.shape[1], n, generator).to(device)) for part in held_out.split(batch, 1)
+    ]
     lowest = torch.full((len(decay),), math.inf)
     last = 0
     for step in range(1, steps + 1):
@@ -259,7 +261,7 @@ def train(
                 a.lerp_(p, weight)
             if step % _CHECK and step < steps:
                 continue
-            share = [rows.shape[1] / held.shape[1] for rows, _ in looks]
+            share = [rows.shape[1] / held_out.shape[1] for rows, _ in looks]
             losses = sum(s * loss(average, *look).cpu() for s, look in zip(share, looks, strict=True))
             by_fold = torch.as_tensor(losses).view(-1, count)
             others = ((by_fold.sum(1, keepdim=True) - by_fold) / (count - 1)).flatten()
@@ -342,18 +344,18 @@ def information(
         folds: the folds.
         targets: how many.
     """
-    found = [(np.zeros((len(folds.of), len(masks))), np.zeros(len(masks))) for _ in range(targets)]
+    terms = [(np.zeros((len(folds.of), len(masks))), np.zeros(len(masks))) for _ in range(targets)]
     for j, mask in enumerate(masks):
         if not mask.any():
             continue
-        for (pointwise, missing), held, seen in zip(found, ask(mask, 0), ask(mask, 1), strict=True):
-            values, gap = calibrated(held, seen, folds.of)
+        for (pointwise, missing), held_out, seen in zip(terms, ask(mask, 0), ask(mask, 1), strict=True):
+            values, gap = calibrated(held_out, seen, folds.of)
             pointwise[:, j], missing[j] = values.numpy() / _LOG2, LOST * max(gap, 0.0) / _LOG2
-    for pointwise, missing in found:
+    for pointwise, missing in terms:
         # A predictor may ignore what it is shown: where that does better, usable information is 0.
         nothing = pointwise.mean(0) < 0
         pointwise[:, nothing], missing[nothing] = 0.0, 0.0
-    return found
+    return terms
 
 
 def learning_floor(parameters: Vector, samples: int) -> Vector:

@@ -84,13 +84,13 @@ def pmi_weights(predicted: npt.ArrayLike, labels: npt.ArrayLike) -> Vector:
     >>> pmi_weights([0, 0, 1, 1], [0, 1, 1, 1]).round(2).tolist()
     [1.9, 0.0, 1.05, 1.05]
     """
-    told, truth = np.asarray(predicted).ravel(), np.asarray(labels).ravel()
-    y_hat, y = (np.unique(v, return_inverse=True)[1].ravel() for v in (told, truth))
+    guesses, truth = np.asarray(predicted).ravel(), np.asarray(labels).ravel()
+    y_hat, y = (np.unique(v, return_inverse=True)[1].ravel() for v in (guesses, truth))
     joint = np.zeros((y_hat.max() + 1, y.max() + 1))
     np.add.at(joint, (y_hat, y), 1.0)
     expected = joint.sum(1)[y_hat] * joint.sum(0)[y] / len(y)
     pmi = np.log2((joint[y_hat, y] + 0.5) / (expected + 0.5))
-    weights = np.where(told == truth, np.maximum(pmi, 0.0), 0.0)
+    weights = np.where(guesses == truth, np.maximum(pmi, 0.0), 0.0)
     return weights / weights.mean() if weights.mean() > 1e-12 else np.ones(len(y))
 
 

@@ -94,16 +94,16 @@ class _Network(nn.Module):
         else:
             of_pieces = torch.relu(torch.einsum("bnd,ndh->bnh", x, self.own) + self.shift)
         codes = torch.einsum("bnd,ndh->bnh", of_pieces, self.place)
-        told: Tensor = self.scores(self.read(masks @ codes + self.mask(masks)))
-        return told
+        logits: Tensor = self.scores(self.read(masks @ codes + self.mask(masks)))
+        return logits
 
 
 def learn_codes(
-    seen: Pieces,
+    train: Pieces,
     targets: Sequence[npt.NDArray[np.int64]],
     sizes: Sequence[int],
     masks: Tensor,
-    asked: Pieces,
+    test: Pieces,
     *,
     steps: int,
     seed: int,
@@ -112,11 +112,11 @@ def learn_codes(
     """Train on inputs and their codes, and answer for others.
 
     Args:
-        seen: pieces of the inputs (P, n, …).
+        train: pieces of the inputs (P, n, …).
         targets: codes (P,) of each target; below 0 where it is not known.
         sizes: number of codes of each.
         masks: subsets (S, n) that it is trained on and asked for.
-        asked: pieces of other inputs (N, n, …).
+        test: pieces of other inputs (N, n, …).
         steps: of training.
         seed: of weights, batches and subsets.
         device: where to train.
@@ -127,18 +127,18 @@ def learn_codes(
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
         torch.manual_seed(seed)
-        network = _Network(seen.x.shape[1:], sum(sizes))
+        network = _Network(train.x.shape[1:], sum(sizes))
         goals = torch.from_numpy(np.stack(targets, 1))
         with torch.no_grad():
             network.scores.bias.copy_(_log_shares(goals, sizes))
-        network = _trained(network.to(device), seen.x, goals, sizes, masks, steps, generator, device)
-    found: list[list[Tensor]] = [[] for _ in sizes]
+        network = _trained(network.to(device), train.x, goals, sizes, masks, steps, generator, device)
+    answers: list[list[Tensor]] = [[] for _ in sizes]
     with torch.no_grad():
-        for part in asked.x.split(256):
+        for part in test.x.split(256):
             scores = network(part.to(device), masks[None].to(device)).cpu().double()
-            for kept, of in zip(found, scores.split(list(sizes), 2), strict=True):
+            for kept, of in zip(answers, scores.split(list(sizes), 2), strict=True):
                 kept.append(of.softmax(2))
-    return [torch.cat(parts).transpose(0, 1).numpy() for parts in found]
+    return [torch.cat(parts).transpose(0, 1).numpy() for parts in answers]
 
 
 def _log_shares(goals: Tensor, sizes: Sequence[int]) -> Tensor:
@@ -158,9 +158,9 @@ def _trained(
     device: torch.device | str,
 ) -> _Network:
     """The network at its best step, as inputs that are held out tell."""
-    held = max(1, int(_HELD * len(x)))
+    held_out = max(1, int(_HELD * len(x)))
     order = torch.randperm(len(x), generator=generator)
-    out, rows = order[:held][:1000], order[held:] if len(x) > 1 else order
+    out, rows = order[:held_out][:1000], order[held_out:] if len(x) > 1 else order
     optimiser = torch.optim.Adam(network.parameters(), lr=_RATE)
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     best, least = copy.deepcopy(network.state_dict()), math.inf

@@ -114,14 +114,14 @@ class Probe(Estimator):
         both = [self._coded(p, size, inputs.more) for p in problems]
         targets = [t[:samples] for t in both]
         counts = [np.bincount(t) for t in both]
-        asked = [i for i, c in enumerate(counts) if len(c) > 1 and len(both[i]) >= LEAST_PER_SYMBOL * len(c)]
+        learnable = [i for i, c in enumerate(counts) if len(c) > 1 and len(both[i]) >= LEAST_PER_SYMBOL * len(c)]
         answered: dict[int, tuple[Vector, Vector]] = {}
-        if asked:
-            folds = Folds.draw(samples, self._count(inputs, samples), self.seed, targets[asked[0]], inputs.more)
-            heads = [torch.from_numpy(both[i]) for i in asked]
+        if learnable:
+            folds = Folds.draw(samples, self._count(inputs, samples), self.seed, targets[learnable[0]], inputs.more)
+            heads = [torch.from_numpy(both[i]) for i in learnable]
             with torch.inference_mode(False), torch.enable_grad(), one_thread():
-                found = self._pointwise(inputs.network(), folds, masks, heads, problems[0].weights)
-            answered = dict(zip(asked, found, strict=True))
+                answers = self._pointwise(inputs.network(), folds, masks, heads, problems[0].weights)
+            answered = dict(zip(learnable, answers, strict=True))
         made = []
         for i, problem in enumerate(problems):
             notes = pooled_note(inputs.pooled)
@@ -175,12 +175,12 @@ class Probe(Estimator):
         both = [relabel(np.concatenate(pair) if inputs.more else pair[0]) for pair in targets]
         folds = Folds.draw(samples, self._count(inputs, samples), self.seed, more=inputs.more)
         with torch.inference_mode(False), torch.enable_grad(), one_thread():
-            found = self._pointwise(
+            answers = self._pointwise(
                 inputs.network(), folds, torch.eye(n), [torch.from_numpy(b) for b in both], weights, alone=True
             )
         widths = inputs.widths.numpy().astype(float)
         floors = [learning_floor(widths * int(b.max()), samples) for b in both]
-        return [(pointwise, missing, floor) for (pointwise, missing), floor in zip(found, floors, strict=True)]
+        return [(pointwise, missing, floor) for (pointwise, missing), floor in zip(answers, floors, strict=True)]
 
     def _count(self, inputs: Columns, samples: int) -> int:
         """Folds of the cross-fit."""
@@ -246,11 +246,11 @@ class Probe(Estimator):
             device=device,
             draw=draw_singles if alone else draw_masks,
         )
-        held = folds.held.to(device)
+        held_out = folds.held.to(device)
 
         @torch.no_grad()
         def ask(mask: Tensor, shift: int) -> list[Answer]:
-            rows = held.roll(shift, 0)
+            rows = held_out.roll(shift, 0)
             scores = network(best, rows, mask.to(device).expand(*rows.shape, -1)).cpu()
             who = (folds.of + shift) % count
             own = scores.view(network.LEVELS, *rows.shape, -1)[:, who, folds.slot].split(symbols, 2)

@@ -122,7 +122,7 @@ def subset_synergy(
         seed: of the subsets.
     """
     few = slice(_IMAGES)
-    found = {}
+    rows = {}
     for number, layer in enumerate(layers):
         rng = np.random.default_rng([seed, 17, number])
 
@@ -130,26 +130,26 @@ def subset_synergy(
             for _ in range(_DRAWS if count > 1 else 0):
                 yield rng.choice(count, rng.integers(1, count), replace=False)
 
-        told = without_units(model, x[few], layer, drawn, batch_size=batch_size, device=device)
-        where = f"{len(told)} random subsets of the channels set to 0"
-        if not told:
+        predictions = without_units(model, x[few], layer, drawn, batch_size=batch_size, device=device)
+        where = f"{len(predictions)} random subsets of the channels set to 0"
+        if not predictions:
             nothing = Estimate(np.nan, np.nan, np.nan)
-            found[layer] = _row(SUBSET, nothing, where, len(x[few]), "counted", "a single channel has no subsets")
+            rows[layer] = _row(SUBSET, nothing, where, len(x[few]), "counted", "a single channel has no subsets")
             continue
         whole = _told(predicted[few], y[few], seed)
-        kept = np.array([_told(answer, y[few], seed)[0] for answer in told])
+        kept = np.array([_told(answer, y[few], seed)[0] for answer in predictions])
         value = whole[0] - float(kept.mean())
         half = 1.96 * float(np.hypot(whole[1], kept.std(ddof=1) / np.sqrt(len(kept))))
-        found[layer] = _row(SUBSET, Estimate(value, value - half, value + half), where, len(x[few]), "counted", "")
-    return found
+        rows[layer] = _row(SUBSET, Estimate(value, value - half, value + half), where, len(x[few]), "counted", "")
+    return rows
 
 
 def _told(answer: Array, y: Array, seed: int) -> tuple[float, float]:
     """I(Y;Ŷ) in bits and its standard error."""
     if not (answer != answer[0]).any():
         return 0.0, 0.0
-    found = adjusted_information(answer, y, 8, np.random.default_rng([seed, 7]))
-    return found.value, found.error
+    information = adjusted_information(answer, y, 8, np.random.default_rng([seed, 7]))
+    return information.value, information.error
 
 
 def _row(term: str, e: Estimate, resolution: str, samples: int, bound: str, note: str) -> dict[str, Any]:

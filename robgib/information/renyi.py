@@ -257,8 +257,8 @@ def _exponents(features: list[Tensor], width: float) -> Iterator[tuple[int, Tens
         own, rest = feature.shape[1], dims - feature.shape[1]
         one = _squared_distances(feature) if own else None
         yield 1 + i, None if one is None else one / (2 * width**2 * own)
-        left = None if not rest else every if one is None else (every - one).clamp_min_(0)
-        yield 1 + n + i, None if left is None else left / (2 * width**2 * rest)
+        without = None if not rest else every if one is None else (every - one).clamp_min_(0)
+        yield 1 + n + i, None if without is None else without / (2 * width**2 * rest)
 
 
 def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:

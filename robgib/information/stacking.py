@@ -52,11 +52,11 @@ class Stack:
         prior = np.zeros(own.shape[1])
         prior[-1] = _LAST
         for f in range(FOLDS):
-            seen = np.ascontiguousarray(own[:, :, self.fold != f])
+            train = np.ascontiguousarray(own[:, :, self.fold != f])
             mass = self.samples[self.fold != f]
             w = weights[f]
             for _ in range(rounds):
-                share = seen * w[:, :, None]
+                share = train * w[:, :, None]
                 total = share.sum(1)
                 w = (np.einsum("gjn,gn->gj", share, mass / np.maximum(total, 1e-300)) + prior) / (mass.sum() + _LAST)
             made[f] = w

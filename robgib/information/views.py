@@ -96,10 +96,10 @@ def mark_processing(
     marked = list(targets)
     for i, target in enumerate(targets):
         above = [t for t in targets[i + 1 :] if t.code and t.label.low > target.label.high + _EQUAL]
-        told = functions(target.name, [t.name for t in above]) if above and target.code else ()
-        found = [t for t in above if t.name in told]
-        if found:
-            most = max(found, key=lambda t: t.label.value)
+        computed = functions(target.name, [t.name for t in above]) if above and target.code else ()
+        larger = [t for t in above if t.name in computed]
+        if larger:
+            most = max(larger, key=lambda t: t.label.value)
             note = (
                 f"breaks data processing: {most.name!r} is computed from it and tells {most.label.value:.2f} bits of "
                 "the label, so that I(Z;Y) is no less, and the view of the layer loses it"
@@ -438,12 +438,12 @@ def mixture_information(centres: Array, sigma: float, rng: np.random.Generator) 
 
 def _plain_mixture(centres: Array, noise: Array, sigma: float) -> Array:
     z, n = torch.from_numpy(np.ascontiguousarray(centres)), torch.from_numpy(np.ascontiguousarray(noise))
-    found = []
+    pointwise = []
     for t, own in zip((z + n).split(1024), n.split(1024), strict=True):
         squares = (t**2).sum(1)[:, None] + (z**2).sum(1) - 2 * t @ z.T
         ahead = ((own**2).sum(1)[:, None] - squares.clamp_min(0)) / (2 * sigma**2)
-        found.append(np.log(len(z)) - ahead.logsumexp(1).numpy())
-    return np.concatenate(found) / np.log(2)
+        pointwise.append(np.log(len(z)) - ahead.logsumexp(1).numpy())
+    return np.concatenate(pointwise) / np.log(2)
 
 
 def entropy_estimate(codes: Array, weights: Array | None = None, exact: bool = False) -> Estimate:
@@ -478,16 +478,16 @@ def count_information(
 ) -> tuple[Estimate, list[str]]:
     """I(T;Y) in bits of two codes (N,), counted, with corrections for bias and chance; and what limits it."""
     codes, y = relabel(np.asarray(codes)), relabel(np.asarray(y))
-    found = adjusted_information(codes, y, 8, np.random.default_rng([seed, 7]), weights)
+    counted = adjusted_information(codes, y, 8, np.random.default_rng([seed, 7]), weights)
     notes: list[str] = []
     # What was taken off for bias and chance is itself known to about a half.
-    taken = abs(found.plain - found.value)
-    half = float(stats.norm.ppf(0.975)) * float(np.hypot(found.error, taken / 2))
-    held, wanted = entropy_estimate(codes, weights).value, entropy_estimate(y, weights).value
-    full = found.saturated or (wanted > held and found.value >= _NEAR * held)
+    taken = abs(counted.plain - counted.value)
+    half = float(stats.norm.ppf(0.975)) * float(np.hypot(counted.error, taken / 2))
+    code_entropy, label_entropy = entropy_estimate(codes, weights).value, entropy_estimate(y, weights).value
+    full = counted.saturated or (label_entropy > code_entropy and counted.value >= _NEAR * code_entropy)
     if full:
         notes.append("I(Z;Y) is at the ceiling of the code: the truth may be anything above")
     if taken > _TAKEN:
         notes.append(f"I(Z;Y) was lowered by {taken:.2f} bits: few samples for so many codes and classes")
     marked = full or taken > _TAKEN
-    return Estimate(found.value, found.value - half, found.value + half, marked, "; ".join(notes)), notes
+    return Estimate(counted.value, counted.value - half, counted.value + half, marked, "; ".join(notes)), notes

@@ -68,8 +68,8 @@ def _batches(samples: int, size: int, least: int) -> list[int]:
     What is left joins the batch before it when it is fewer than ``least`` samples, or a single one, of which batch
     normalisation can make nothing.
     """
-    whole, left = divmod(samples, size)
-    sizes = [size] * whole + ([left] if left else [])
+    whole, remainder = divmod(samples, size)
+    sizes = [size] * whole + ([remainder] if remainder else [])
     if len(sizes) > 1 and sizes[-1] < min(size, max(2, least)):
         sizes[-2:] = [sum(sizes[-2:])]
     return sizes
@@ -126,8 +126,8 @@ class _Learner:
     @property
     def result(self) -> nn.Module:
         """The network as it would be if training ended now."""
-        found: nn.Module = self.average.module if self.average is not None else self.model
-        return found
+        final: nn.Module = self.average.module if self.average is not None else self.model
+        return final
 
     def loss(self, x: Tensor, y: Tensor) -> tuple[Tensor, int]:
         """The loss of a batch, and how many of it the model labels right."""
@@ -284,16 +284,16 @@ def train(
             since = time.perf_counter()
             learner.model.train()
             order = torch.randperm(len(x)).to(device)
-            total, right, seen = 0.0, 0, 0
+            total, right, samples = 0.0, 0, 0
             for step, index in enumerate(order.split(sizes)):
                 loss, hits = learner.loss(x[index], y[index])
                 learner.step(loss)
-                total, right, seen = total + float(loss.detach()), right + hits, seen + len(index)
+                total, right, samples = total + float(loss.detach()), right + hits, samples + len(index)
                 if progress and (step % 10 == 9 or step == steps - 1):
-                    rate = seen / (time.perf_counter() - since)
+                    rate = samples / (time.perf_counter() - since)
                     note = (
                         f"epoch {epoch + 1}/{config.epochs}, loss {total / (step + 1):.3f}, "
-                        f"{100 * right / seen:.1f}% right, {rate:,.0f}/s"
+                        f"{100 * right / samples:.1f}% right, {rate:,.0f}/s"
                     )
                     progress(label, epoch * steps + step + 1, config.epochs * steps, note)
             if not total < float("inf"):
@@ -307,7 +307,7 @@ def train(
                 {
                     "epoch": epoch + 1,
                     "loss": total / steps,
-                    "train_accuracy": right / seen,
+                    "train_accuracy": right / samples,
                     "learning_rate": float(learner.schedule.get_last_lr()[0]),
                     "seconds": learner.seconds,
                 }

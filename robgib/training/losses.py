@@ -118,7 +118,7 @@ def check_penalty(model: nn.Module, penalty: Penalty, shape: Sequence[int], batc
     least = least_batch(penalty, shape, units)
     features = _features(shape, penalty)
     if min(batch_size, samples) < least:
-        held = f"training.batch_size is {batch_size}" if batch_size <= samples else f"there are {samples} to train on"
+        limit = f"training.batch_size is {batch_size}" if batch_size <= samples else f"there are {samples} to train on"
         mends = []
         if samples >= least:
             mends.append(f"raise training.batch_size to {least}")
@@ -128,7 +128,7 @@ def check_penalty(model: nn.Module, penalty: Penalty, shape: Sequence[int], batc
             mends.append("lower training.penalty.features" if len(shape) == 3 else "train on more samples")
         raise RobGIBError(
             f"training.penalty {penalty.kind!r} needs batches of at least {least} samples, twice the {features} "
-            f"features and {units} units of the bottleneck together, and {held}; {' or '.join(mends)}."
+            f"features and {units} units of the bottleneck together, and {limit}; {' or '.join(mends)}."
         )
     return least
 

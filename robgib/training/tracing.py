@@ -175,8 +175,8 @@ def trace(
     if len(partitions) > 1 and options.features != "auto":
         raise RobGIBError(f"a trace takes one partition of the input, not {len(partitions)}; give one of them.")
     samples = len(data.test) if data.enumerated else samples
-    asked = options.estimators if estimators is None else estimators
-    makers = make_estimators(asked, data, samples, context.seed, context.catalogue)
+    chosen = options.estimators if estimators is None else estimators
+    makers = make_estimators(chosen, data, samples, context.seed, context.catalogue)
     tracer = _Tracer.start(networks, data, makers, partitions[0], samples, options, context)
     for number, (epoch, load) in enumerate(networks.items()):
         accuracy = tracer.follow(epoch, load)

@@ -90,40 +90,40 @@ class KnownNetwork:
         y = rng.integers(len(self.classes), size=samples)
         return x + self.classes[y], y
 
-    def truth(self, layer: str, seen: FittedView) -> tuple[Vector, float]:
+    def truth(self, layer: str, view: FittedView) -> tuple[Vector, float]:
         """The 2n+1 terms of a layer in a view (NaN where not known), and what it tells of the label, in bits.
 
         Args:
             layer: its name.
-            seen: the view, fitted.
+            view: the view, fitted.
         """
         of = self.layers[layer]
         rng = np.random.default_rng([7, len(self.name)])
         if self.told is not None:
             x, y = self.draw(_POPULATION // 10, rng)
-            return self.told, count_information(seen(of(x)), y)[0].value if seen.view == RATE else float("nan")
-        if seen.view == RATE:
+            return self.told, count_information(view(of(x)), y)[0].value if view.view == RATE else float("nan")
+        if view.view == RATE:
             population = _POPULATION // 4 if self.shape else _POPULATION
             x, y = self.draw(population * (5 if self.classes is not None else 1), rng)
-            codes = np.concatenate([seen(of(part)) for part in np.array_split(x, 20)])
+            codes = np.concatenate([view(of(part)) for part in np.array_split(x, 20)])
             label = count_information(codes, y)[0].value
             if self.covariance is None:
-                return self._listed(of, seen), label
+                return self._listed(of, view), label
             total = _entropy(codes)
         else:
-            assert isinstance(seen, NoisyLayer)
-            total, label = self._in_noise(layer, seen), float("nan")
+            assert isinstance(view, NoisyLayer)
+            total, label = self._in_noise(layer, view), float("nan")
             if self.linear is not None and self.classes is None:
-                return self._closed(layer, seen), label
+                return self._closed(layer, view), label
         features = self._places()
         if not self.terms or self.covariance is None:
             return np.array([total, *[np.nan] * (2 * len(features))]), label
         singles, rests = [], []
-        alone, without = self._draws(seen.view == RATE)
+        alone, without = self._draws(view.view == RATE)
         for feature in features:
             rest = [j for other in features if other is not feature for j in other]
-            singles.append(total - self._left(of, seen, feature, *alone, rng))
-            rests.append(total - self._left(of, seen, rest, *without, rng))
+            singles.append(total - self._left(of, view, feature, *alone, rng))
+            rests.append(total - self._left(of, view, rest, *without, rng))
         return np.array([total, *singles, *rests]), label
 
     def _places(self) -> list[list[int]]:
@@ -144,8 +144,8 @@ class KnownNetwork:
     def _left(
         self,
         of: Callable[[Vector], Vector],
-        seen: FittedView,
-        held: list[int],
+        view: FittedView,
+        fixed: list[int],
         outer: int,
         inner: int,
         rng: np.random.Generator,
@@ -153,52 +153,52 @@ class KnownNetwork:
         """I(X;T|X_S): the mean over X_S of what the features that are left out tell, drawn given them."""
         assert self.covariance is not None
         start = self.draw(outer, rng)[0]
-        left = [j for j in range(start.shape[1]) if j not in held]
-        gain = np.linalg.solve(self.covariance[np.ix_(held, held)], self.covariance[np.ix_(held, left)])
-        spread = self.covariance[np.ix_(left, left)] - self.covariance[np.ix_(left, held)] @ gain
+        free = [j for j in range(start.shape[1]) if j not in fixed]
+        gain = np.linalg.solve(self.covariance[np.ix_(fixed, fixed)], self.covariance[np.ix_(fixed, free)])
+        spread = self.covariance[np.ix_(free, free)] - self.covariance[np.ix_(free, fixed)] @ gain
         root = np.linalg.cholesky(spread)
         bits = []
         for point in start:
             x = np.repeat(point[None], inner, 0)
-            x[:, left] = point[held] @ gain + rng.standard_normal((inner, len(left))) @ root.T
+            x[:, free] = point[fixed] @ gain + rng.standard_normal((inner, len(free))) @ root.T
             z = of(x)
-            if seen.view == RATE:
-                bits.append(_entropy(seen(z)))
+            if view.view == RATE:
+                bits.append(_entropy(view(z)))
             else:
-                assert isinstance(seen, NoisyLayer)
-                bits.append(float(mixture_information(seen.projection(z), seen.sigma * seen.scale, rng).mean()))
+                assert isinstance(view, NoisyLayer)
+                bits.append(float(mixture_information(view.projection(z), view.sigma * view.scale, rng).mean()))
         return float(np.mean(bits))
 
-    def _listed(self, of: Callable[[Vector], Vector], seen: FittedView) -> Vector:
+    def _listed(self, of: Callable[[Vector], Vector], view: FittedView) -> Vector:
         """Counted over all inputs there are."""
         x = np.array(np.meshgrid(*[[-1.0, 1.0]] * self.dims)).reshape(self.dims, -1).T
-        found = Exact().estimate([relabel(c) for c in x.T], np.asarray(seen(of(x))).astype(np.int64))
+        counted = Exact().estimate([relabel(c) for c in x.T], np.asarray(view(of(x))).astype(np.int64))
         return np.array(
-            [found.total.value, *(e.value for e in found.single_feature), *(e.value for e in found.leave_one_out)]
+            [counted.total.value, *(e.value for e in counted.single_feature), *(e.value for e in counted.leave_one_out)]
         )
 
-    def _in_noise(self, layer: str, seen: NoisyLayer) -> float:
+    def _in_noise(self, layer: str, view: NoisyLayer) -> float:
         """I(X;T) of Gaussian inputs: in closed form, or that of a mixture of many of them."""
         if self.covariance is None or self.classes is not None:
             return float("nan")
         if not self.spread and self.linear is None:
             rng = np.random.default_rng([8, len(self.name)])
-            z = seen.projection(self.layers[layer](self.draw(_MIXED, rng)[0]))
-            return float(mixture_information(z, seen.sigma * seen.scale, rng).mean())
+            z = view.projection(self.layers[layer](self.draw(_MIXED, rng)[0]))
+            return float(mixture_information(z, view.sigma * view.scale, rng).mean())
         if self.linear is not None:
-            return float(self._closed(layer, seen)[0])
-        gains = seen.projection.axes
-        joint = gains.T @ gains + (seen.sigma * seen.scale) ** 2 * np.eye(seen.projection.dims)
-        noise = seen.projection.dims * math.log2(seen.sigma * seen.scale)
+            return float(self._closed(layer, view)[0])
+        gains = view.projection.axes
+        joint = gains.T @ gains + (view.sigma * view.scale) ** 2 * np.eye(view.projection.dims)
+        noise = view.projection.dims * math.log2(view.sigma * view.scale)
         return float(np.linalg.slogdet(joint)[1] / math.log(2) / 2 - noise)
 
-    def _closed(self, layer: str, seen: NoisyLayer) -> Vector:
+    def _closed(self, layer: str, view: NoisyLayer) -> Vector:
         """The terms of a linear layer in noise, all Gaussian."""
         assert self.covariance is not None
         assert self.linear is not None
-        gains = self.linear[layer] @ seen.projection.axes
+        gains = self.linear[layer] @ view.projection.axes
         n, d = gains.shape
-        noise = (seen.sigma * seen.scale) ** 2 * np.eye(d)
+        noise = (view.sigma * view.scale) ** 2 * np.eye(d)
         mixed = self.covariance @ gains
         joint = np.block([[self.covariance, mixed], [mixed.T, gains.T @ mixed + noise]])
         return subset_terms((1,) * n, lambda columns: gaussian_information(joint, columns, list(range(n, n + d))))

@@ -389,8 +389,8 @@ def true_information(function: Function) -> tuple[float, float]:
     if function.closed_form is not None:
         return function.closed_form
     x = patterns()
-    found = Exact().estimate(list(x.T), function.label(x).astype(np.int64))
-    return found.total.value, found.synergy.value
+    counted = Exact().estimate(list(x.T), function.label(x).astype(np.int64))
+    return counted.total.value, counted.synergy.value
 
 
 def variable_tasks() -> list[Task]:

@@ -170,12 +170,12 @@ def _try_variables(estimator: Estimator, task: Task, rng: np.random.Generator) -
     order = rng.permutation(task.samples)
     began = time.perf_counter()
     try:
-        found = estimator.estimate(sample.features, sample.target)
+        result = estimator.estimate(sample.features, sample.target)
     except RobGIBError:
-        found = None
+        result = None
     seconds = time.perf_counter() - began
     names = ("I", *["single-feature"] * n, *["leave-one-out"] * n, *["II"] * n, "S", "C", "slack")
-    if found is None:
+    if result is None:
         nothing = np.full(len(truth), np.nan)
         never = np.zeros(len(truth), bool)
         return _Trial(names, truth, nothing, never, never, None, False, seconds)
@@ -183,22 +183,22 @@ def _try_variables(estimator: Estimator, task: Task, rng: np.random.Generator) -
     return _Trial(
         names,
         truth,
-        *_held(_figures(found), truth, bool(found.notes)),
+        *_held(_figures(result), truth, bool(result.notes)),
         (null.total.low <= 0 <= null.total.high, null.synergy.low <= 0 <= null.synergy.high),
-        found.total.flagged or found.synergy.flagged,
+        result.total.flagged or result.synergy.flagged,
         seconds,
     )
 
 
-def _figures(found: Decomposition) -> list[Estimate]:
+def _figures(decomposition: Decomposition) -> list[Estimate]:
     return [
-        found.total,
-        *found.single_feature,
-        *found.leave_one_out,
-        *found.interaction,
-        found.synergy,
-        found.complexity,
-        found.slack,
+        decomposition.total,
+        *decomposition.single_feature,
+        *decomposition.leave_one_out,
+        *decomposition.interaction,
+        decomposition.synergy,
+        decomposition.complexity,
+        decomposition.slack,
     ]
 
 
@@ -228,13 +228,13 @@ def _try_network(
     (x, y), (x_fit, _) = network.draw(network.samples, rng), network.draw(network.samples, rng)
     x, x_fit = (part if network.shape is None else part.reshape(-1, *network.shape) for part in (x, x_fit))
     inputs = group_inputs(network.features, x, x_fit)
-    targets = [seen.target(n, network.layers[n](x), network.layers[n](x_fit), y) for n, (seen, *_) in views.items()]
+    targets = [fitted.target(n, network.layers[n](x), network.layers[n](x_fit), y) for n, (fitted, *_) in views.items()]
     runs = Network(torch.from_numpy(x), torch.from_numpy(x_fit), False, inputs, _codes_of(network, views))
     began = time.perf_counter()
-    found = estimator.of_network(estimator.prepare(inputs.values, inputs.fit), targets, runs)
+    decompositions = estimator.of_network(estimator.prepare(inputs.values, inputs.fit), targets, runs)
     seconds = time.perf_counter() - began
     trials = {}
-    for target, decomposition in zip(targets, found, strict=True):
+    for target, decomposition in zip(targets, decompositions, strict=True):
         _, terms, label = views[target.name]
         shown = {row["term"]: row for row in term_rows(target, decomposition, inputs, 1.0)}
         truth = _layer_truth(terms, label)
@@ -259,7 +259,9 @@ def _layer_truth(terms: Vector, label: float) -> Vector:
 def _codes_of(network: KnownNetwork, views: Views) -> Callable[[Tensor], dict[str, npt.NDArray[Any]]]:
     def codes(x: Tensor) -> dict[str, npt.NDArray[Any]]:
         values = x.numpy()
-        return {name: seen(network.layers[name](values)) for name, (seen, *_) in views.items() if seen.view != NOISE}
+        return {
+            name: fitted(network.layers[name](values)) for name, (fitted, *_) in views.items() if fitted.view != NOISE
+        }
 
     return codes
 
@@ -327,5 +329,5 @@ def _rows(estimator: Estimator, regime: str, task: str, samples: int, trials: Se
 
 
 def _spread(errors: Vector) -> float:
-    told = errors[~np.isnan(errors)]
-    return float(told.std(ddof=1)) if len(told) > 1 else float("nan")
+    given = errors[~np.isnan(errors)]
+    return float(given.std(ddof=1)) if len(given) > 1 else float("nan")
