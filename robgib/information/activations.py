@@ -510,12 +510,35 @@ def collect_activations(
     """
     modules, names = _modules(model), check_layers(model, layers)
     watched = list(dict.fromkeys(_watched(n, modules) for n in names if n != LOGITS))
-    class_token = any(n.rpartition(".")[2] in ("class_token", "cls_token") for n, _ in model.named_parameters())
     parts: dict[str, list[Tensor]] = {}
+    done = 0
+    for outputs, images in _outputs_by_batch(model, x, watched, pool, batch_size, device):
+        usable = [n for n, v in outputs.items() if isinstance(v, Tensor) and len(v) == images]
+        wanted = parts or [layer for n in names for layer in _matching(n, outputs, usable, modules)]
+        for name in dict.fromkeys(wanted):
+            parts.setdefault(name, []).append(_checked(name, outputs, modules, images, reduced))
+        done += images
+        if progress:
+            progress("capturing layers", done, len(x))
+    activations = {name: torch.cat(chunks).numpy() for name, chunks in parts.items()}
+    return {
+        name: _varying(name, values, check)
+        for name, values in activations.items()
+        # One of several tensors of a module, the same for all images, is no layer unless it is named.
+        if name in names or not name.endswith(")") or (values != values[:1]).any()
+    }
+
+
+def _outputs_by_batch(
+    model: nn.Module, x: Tensor, watched: Sequence[str], pool: int, batch_size: int, device: torch.device | str
+) -> Iterator[tuple[dict[str, Any], int]]:
+    """The outputs of watched modules batch by batch, with the number of images of each batch."""
+    class_token = any(n.rpartition(".")[2] in ("class_token", "cls_token") for n, _ in model.named_parameters())
+    rows = model.rows if isinstance(model, Classifier) else None
     start, fewer = 0, 0
     while start < len(x):
         batch = x[start : start + batch_size - fewer].to(device)
-        kept = _Kept(pool, class_token, model.rows if isinstance(model, Classifier) else None, len(batch))
+        kept = _Kept(pool, class_token, rows, len(batch))
         try:
             with network_faults():
                 outputs = _record(model, batch, watched, kept)
@@ -525,30 +548,24 @@ def collect_activations(
             batch_size = max(1, batch_size // 2)
             torch.cuda.empty_cache()
             continue
-        if kept.doubtful and not fewer and len(batch) > 1 and kept.rows is None:
-            fewer = 1 + batch_size - len(batch)  # with one image less the tokens are told from the images
+        if kept.doubtful and not fewer and len(batch) > 1 and rows is None:
+            fewer = 1 + batch_size - len(batch)  # one image fewer than tokens distinguishes the two axes
             continue
         fewer = 0
         start += len(batch)
-        usable = [n for n, v in outputs.items() if isinstance(v, Tensor) and len(v) == len(batch)]
-        wanted = parts or [layer for n in names for layer in _matching(n, outputs, usable, modules)]
-        for name in dict.fromkeys(wanted):
-            parts.setdefault(name, []).append(_checked(name, outputs, modules, len(batch), reduced))
-        if progress:
-            progress("capturing layers", start, len(x))
-    activations = {name: torch.cat(chunks).numpy() for name, chunks in parts.items()}
-    for name, values in list(activations.items()):
-        if name not in names and name.endswith(")") and not (values != values[:1]).any():
-            del activations[name]  # of a module's tensors, one that tells nothing
-            continue
-        if not np.isfinite(values).all():
-            raise RobGIBError(f"layer {name!r} holds NaN or infinite activations; no estimate would mean anything.")
-        if check and np.ptp(values.reshape(len(values), -1), axis=0).max() == 0:
-            raise RobGIBError(
-                f"layer {name!r} never fires: it is the same for all {len(values)} images; "
-                "choose other layers with --layer."
-            )
-    return activations
+        yield outputs, len(batch)
+
+
+def _varying(name: str, values: npt.NDArray[np.float32], check: bool) -> npt.NDArray[np.float32]:
+    """A layer's activations, refused if they are not finite or, with ``check``, the same for all images."""
+    if not np.isfinite(values).all():
+        raise RobGIBError(f"layer {name!r} holds NaN or infinite activations; its information cannot be estimated.")
+    if check and np.ptp(values.reshape(len(values), -1), axis=0).max() == 0:
+        raise RobGIBError(
+            f"layer {name!r} never fires: it is the same for all {len(values)} images; "
+            "choose other layers with --layer."
+        )
+    return values
 
 
 @dataclass

@@ -167,66 +167,91 @@ def group_inputs(spec: str, x: npt.ArrayLike | LazyImages, fit: npt.ArrayLike | 
     x, fit = (part if isinstance(part, LazyImages) else np.asarray(part) for part in (x, fit))
     check_features(spec, tuple(x.shape[1:]))
     if kind == "pca":
-        (now,), (then,) = (_pieces(part, [(slice(None),)]) for part in (x, fit))
-        values, reference = reduce(now, then, int(size))
-        columns = range(values.shape[1])
-        return Features(
-            tuple(f"component {i}" for i in columns),
-            tuple(values[:, [i]] for i in columns),
-            tuple(reference[:, [i]] for i in columns),
-            f"{values.shape[1]} principal components",
-        )
+        return _components(x, fit, int(size))
     if kind == "pixels":
-        x, fit = np.asarray(x), np.asarray(fit)
-        flat, flat_fit = x.reshape(len(x), -1), fit.reshape(len(fit), -1)
-        varying = np.flatnonzero((flat_fit.std(0) > 0) | (flat.std(0) > 0))
-        if not len(varying):
-            raise RobGIBError(f"features {spec!r}: no pixel varies over the samples; there is nothing to tell.")
-        noun = "pixel" if x.ndim == 4 else "input"
-        return Features(
-            tuple(f"{noun} {i}" for i in varying),
-            tuple(flat[:, [i]].astype(np.float64) for i in varying),
-            tuple(flat_fit[:, [i]].astype(np.float64) for i in varying),
-            f"{len(varying)} {noun}s that vary",
-            tuple(
-                (slice(None), *(slice(int(k), int(k) + 1) for k in np.unravel_index(i, x.shape[1:]))) for i in varying
-            ),
-            tuple(f"{noun} {i}" for i in np.setdiff1d(np.arange(flat.shape[1]), varying)),
-        )
-    cuts: list[tuple[str, Cut]]
+        return _pixels(spec, np.asarray(x), np.asarray(fit))
+    return _reduced_pieces(spec, x, fit, _cuts(kind, size, tuple(x.shape)), dims)
+
+
+def _components(x: npt.NDArray[Any] | LazyImages, fit: npt.NDArray[Any] | LazyImages, count: int) -> Features:
+    """The leading principal components, one per feature."""
+    (values,), (reference,) = (_pieces(part, [(slice(None),)]) for part in (x, fit))
+    values, reference = reduce(values, reference, count)
+    columns = range(values.shape[1])
+    return Features(
+        tuple(f"component {i}" for i in columns),
+        tuple(values[:, [i]] for i in columns),
+        tuple(reference[:, [i]] for i in columns),
+        f"{values.shape[1]} principal components",
+    )
+
+
+def _pixels(spec: str, x: npt.NDArray[Any], fit: npt.NDArray[Any]) -> Features:
+    """The pixels that vary, one per feature."""
+    flat, flat_fit = x.reshape(len(x), -1), fit.reshape(len(fit), -1)
+    varying = np.flatnonzero((flat_fit.std(0) > 0) | (flat.std(0) > 0))
+    if not len(varying):
+        raise RobGIBError(f"features {spec!r}: no pixel varies over the samples; give samples that differ.")
+    noun = "pixel" if x.ndim == 4 else "input"
+    places = (np.unravel_index(i, x.shape[1:]) for i in varying)
+    return Features(
+        tuple(f"{noun} {i}" for i in varying),
+        tuple(flat[:, [i]].astype(np.float64) for i in varying),
+        tuple(flat_fit[:, [i]].astype(np.float64) for i in varying),
+        f"{len(varying)} {noun}s that vary",
+        tuple((slice(None), *(slice(int(k), int(k) + 1) for k in place)) for place in places),
+        tuple(f"{noun} {i}" for i in np.setdiff1d(np.arange(flat.shape[1]), varying)),
+    )
+
+
+def _cuts(kind: str, size: str, shape: tuple[int, ...]) -> list[tuple[str, Cut]]:
+    """Names of the pieces of samples of a shape (N, …), and where each lies."""
     if kind == "channels":
-        cuts = [(f"channel {c}", (slice(None), slice(c, c + 1))) for c in range(x.shape[1])]
-    elif kind in ("tokens", "groups"):
-        edges = np.linspace(0, x.shape[1], min(int(size), x.shape[1]) + 1).round().astype(int)
+        return [(f"channel {c}", (slice(None), slice(c, c + 1))) for c in range(shape[1])]
+    if kind in ("tokens", "groups"):
         noun = "tokens" if kind == "tokens" else "inputs"
-        cuts = [(f"{noun} {a}-{b - 1}", (slice(None), slice(a, b))) for a, b in zip(edges[:-1], edges[1:], strict=True)]
-    else:
-        grid = int(size)
-        rows, columns = (np.linspace(0, side, grid + 1).round().astype(int) for side in x.shape[2:])
-        cuts = [
-            (
-                f"patch {r},{c}",
-                (slice(None), slice(None), slice(rows[r], rows[r + 1]), slice(columns[c], columns[c + 1])),
-            )
-            for r in range(grid)
-            for c in range(grid)
-        ]
-    pieces = list(zip(*(_pieces(part, [cut for _, cut in cuts]) for part in (x, fit)), strict=True))
-    told = [_varies(now) or _varies(then) for now, then in pieces]
-    blank = tuple(name for (name, _), kept in zip(cuts, told, strict=True) if not kept)
-    cuts = [cut for cut, kept in zip(cuts, told, strict=True) if kept]
-    if not cuts:
-        raise RobGIBError(
-            f"features {spec!r}: all of them are blank, the same for all samples; there is nothing to tell."
-        )
-    pairs = [reduce(now, then, dims) for (now, then), kept in zip(pieces, told, strict=True) if kept]
-    widest = max(p[0].shape[1] for p in pairs)
+        return [(f"{noun} {a}-{b - 1}", (slice(None), slice(a, b))) for a, b in _runs(shape[1], int(size))]
+    rows, columns = (_runs(side, int(size)) for side in shape[2:])
+    return [
+        (f"patch {r},{c}", (slice(None), slice(None), slice(*row), slice(*column)))
+        for r, row in enumerate(rows)
+        for c, column in enumerate(columns)
+    ]
+
+
+def _runs(length: int, count: int) -> list[tuple[int, int]]:
+    """Cut a length into at most ``count`` runs; the ends of each.
+
+    >>> _runs(7, 3)
+    [(0, 2), (2, 5), (5, 7)]
+    """
+    edges = np.linspace(0, length, min(count, length) + 1).round().astype(int).tolist()
+    return list(zip(edges[:-1], edges[1:], strict=True))
+
+
+def _reduced_pieces(
+    spec: str,
+    x: npt.NDArray[Any] | LazyImages,
+    fit: npt.NDArray[Any] | LazyImages,
+    cuts: list[tuple[str, Cut]],
+    dims: int,
+) -> Features:
+    """The pieces that vary, each reduced to ``dims`` principal components."""
+    places = [cut for _, cut in cuts]
+    pieces = list(zip(*(_pieces(part, places) for part in (x, fit)), strict=True))
+    varying = [_varies(values) or _varies(reference) for values, reference in pieces]
+    if not any(varying):
+        raise RobGIBError(f"features {spec!r}: no feature varies over the samples; give samples that differ.")
+    pairs = [reduce(values, reference, dims) for (values, reference), kept in zip(pieces, varying, strict=True) if kept]
+    blank = tuple(name for (name, _), kept in zip(cuts, varying, strict=True) if not kept)
+    cuts = [cut for cut, kept in zip(cuts, varying, strict=True) if kept]
+    widest = max(values.shape[1] for values, _ in pairs)
     left_out = f", {len(blank)} blank ones left out" if blank else ""
     return Features(
         tuple(name for name, _ in cuts),
-        tuple(p[0] for p in pairs),
-        tuple(p[1] for p in pairs),
-        f"{len(cuts)} {kind} of {widest} dimensions{left_out}",
+        tuple(values for values, _ in pairs),
+        tuple(reference for _, reference in pairs),
+        f"{len(cuts)} {spec.partition(':')[0]} of {widest} dimensions{left_out}",
         tuple(cut for _, cut in cuts),
         blank,
     )

@@ -9,6 +9,7 @@ import pickle
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +64,10 @@ def _schedule(optimizer: torch.optim.Optimizer, config: Training, steps: int) ->
 
 
 def _batches(samples: int, size: int, least: int) -> list[int]:
-    """Sizes of an epoch's batches: ``size`` each, the last one what is left.
+    """Sizes of an epoch's batches: ``size`` each; the last one has the remaining samples.
 
-    What is left joins the batch before it when it is fewer than ``least`` samples, or a single one, of which batch
-    normalisation can make nothing.
+    Fewer than ``least`` remaining samples, or a single one, which batch normalisation cannot use, join the batch
+    before.
     """
     whole, remainder = divmod(samples, size)
     sizes = [size] * whole + ([remainder] if remainder else [])
@@ -76,8 +77,8 @@ def _batches(samples: int, size: int, least: int) -> list[int]:
 
 
 @contextmanager
-def _told(config: Training) -> Iterator[None]:
-    """Say in a sentence what the machine cannot do."""
+def _clear_errors(config: Training) -> Iterator[None]:
+    """Raise one sentence if memory or torch.compile fails."""
     try:
         with network_faults():
             yield
@@ -95,7 +96,7 @@ def _told(config: Training) -> Iterator[None]:
 
 
 class _Learner:
-    """All that changes while a network learns, so that it can be put away at an epoch's end and taken up again."""
+    """The state of a training: it can be saved after an epoch and loaded again."""
 
     def __init__(self, model: nn.Module, config: Training, steps: int) -> None:
         self.model, self.config = model, config
@@ -125,7 +126,7 @@ class _Learner:
 
     @property
     def result(self) -> nn.Module:
-        """The network as it would be if training ended now."""
+        """The network that the training would return now."""
         final: nn.Module = self.average.module if self.average is not None else self.model
         return final
 
@@ -148,8 +149,63 @@ class _Learner:
             loss = loss + trades * divergence
         return loss, int((logits.detach().argmax(1) == y).sum())
 
+    def epoch(
+        self, x: Tensor, y: Tensor, sizes: list[int], number: int, progress: Callable[[int, int, str], None] | None
+    ) -> None:
+        """Train on every sample once, in a random order; add a row to the history.
+
+        Args:
+            x: training samples (N, …).
+            y: labels (N,).
+            sizes: sizes of the batches.
+            number: number of the epoch, from 0.
+            progress: called with the steps done, the steps of the training, and a note.
+
+        Raises:
+            RobGIBError: the loss is not finite.
+        """
+        epochs, steps, began = self.config.epochs, len(sizes), time.perf_counter()
+        self.model.train()
+        order = torch.randperm(len(x)).to(x.device)
+        total, right, samples = 0.0, 0, 0
+        for step, index in enumerate(order.split(sizes)):
+            loss, hits = self.loss(x[index], y[index])
+            self.step(loss)
+            total, right, samples = total + float(loss.detach()), right + hits, samples + len(index)
+            if progress and (step % 10 == 9 or step == steps - 1):
+                rate = samples / (time.perf_counter() - began)
+                note = (
+                    f"epoch {number + 1}/{epochs}, loss {total / (step + 1):.3f}, "
+                    f"{100 * right / samples:.1f}% right, {rate:,.0f}/s"
+                )
+                progress(number * steps + step + 1, epochs * steps, note)
+        if not total < float("inf"):
+            raise RobGIBError(
+                f"training diverged in epoch {number + 1} (the loss is not finite); "
+                "lower training.learning_rate in the recipe."
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        self.history.append(
+            {
+                "epoch": number + 1,
+                "loss": total / steps,
+                "train_accuracy": right / samples,
+                "learning_rate": float(self.schedule.get_last_lr()[0]),
+                "seconds": self.seconds,
+            }
+        )
+
+    def outcome(self, stopped: int | None) -> dict[str, Any]:
+        """What the record of a training keeps; ``stopped`` is the epoch of catastrophic overfitting."""
+        return {
+            "epochs": self.config.epochs if stopped is None else stopped,
+            "seconds": round(self.seconds, 1),
+            "catastrophic_overfitting": stopped,
+            "history": self.history,
+        }
+
     def step(self, loss: Tensor) -> None:
-        """Descend the loss."""
+        """Take one step down the gradient of the loss."""
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
@@ -159,10 +215,10 @@ class _Learner:
             self.average.update_parameters(self.model)
 
     def overfits(self, data: Dataset, device: torch.device) -> bool:
-        """Whether fast adversarial training has come to withstand its own one step alone.
+        """Whether fast adversarial training overfits to its own one-step attack (catastrophic overfitting).
 
-        Accuracy under PGD on held-out images falling 20 points below its best is the sign (Wong, Rice & Kolter 2020,
-        section 5.3); both accuracies go into the history, and the last sound weights are kept.
+        The criterion is that accuracy under PGD on held-out images is 20 points below its best (Wong, Rice & Kolter
+        2020, section 5.3). Both accuracies are added to the history, and the last weights before that are kept.
         """
         assert self.config.adversary is not None
         split = data.val if len(data.val) else data.train
@@ -180,7 +236,7 @@ class _Learner:
         return False
 
     def put_away(self, path: Path, identity: str) -> None:
-        """Write everything to ``path``, whole or not at all."""
+        """Write the state to ``path`` in one piece."""
         buffer = io.BytesIO()
         content = {
             "identity": identity,
@@ -198,7 +254,7 @@ class _Learner:
         write_file(path, buffer.getvalue())
 
     def take_up(self, path: Path, identity: str) -> None:
-        """Go on from what :meth:`put_away` wrote."""
+        """Load the state that :meth:`put_away` wrote."""
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
             same = content["identity"] == identity
@@ -233,31 +289,39 @@ def train(
     watch: Callable[[int, nn.Module], None] | None = None,
     unfinished: tuple[Path, str] | None = None,
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """Train ``make()`` on ``data.train``.
+    """Train a network on the training split of a data set.
 
-    The global random state is left as it was. ``watch`` is called with the number of epochs over, from 0 on, and the
-    model in eval mode; whatever random numbers it draws, the training goes on as it would have without.
-    An epoch's last batch holds what is left over; where that is a single sample, or too few for the penalty, the batch
-    before it takes it in.
-    ``unfinished`` is a file, and what identifies this training: all state is kept there at each epoch's end, a training
-    that was killed goes on from it to the same weights. It stays until the caller has kept the result and removes it.
+    The global random state is restored. The last batch of an epoch has the remaining samples; if it would have a single
+    sample, or too few for the penalty, they join the batch before.
+
+    Args:
+        make: returns the untrained network.
+        data: the data set.
+        config: the settings of the training.
+        device: where to compute.
+        progress: called every ten steps.
+        label: the task that ``progress`` names.
+        watch: called with the number of finished epochs, from 0, and the model in eval mode. Random numbers that it
+            draws do not change the training.
+        unfinished: a file, and the identity of this training. The state is saved there after each epoch, and an
+            interrupted training resumes from it to the same weights. The caller removes the file.
 
     Returns:
-        The model in eval mode, and its accuracies with the time taken (``epochs``, ``seconds``, ``train_accuracy``,
-        ``val_accuracy``, ``test_accuracy``), ``history`` (a row an epoch), and ``catastrophic_overfitting``, the epoch
-        in which fast adversarial training was stopped, or None.
+        The model in eval mode, and its record: ``epochs``, ``seconds``, ``train_accuracy``, ``val_accuracy``,
+        ``test_accuracy``, ``history`` (one row per epoch), and ``catastrophic_overfitting``, the epoch in which fast
+        adversarial training was stopped, or None.
 
     Raises:
-        RobGIBError: the data set has no training split, the batches are too small for the penalty, the loss stops being
-            finite, memory does not suffice, or the unfinished training is of something else.
+        RobGIBError: the data set has no training split, the batches are too small for the penalty, the loss is not
+            finite, memory does not suffice, or the unfinished training is another one.
     """
     if not len(data.train):
         raise RobGIBError(f"data set {data.name!r} has no training images; train on another one.")
     if (config.shift or config.flip) and len(data.shape) != 3:
-        raise RobGIBError(f"training.shift and training.flip are for images, which {data.name!r} does not hold.")
+        raise RobGIBError(f"training.shift and training.flip need images; data set {data.name!r} has none.")
     device = resolve_device(device)
     cuda = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda), _told(config):
+    with torch.random.fork_rng(devices=cuda), _clear_errors(config):
         torch.manual_seed(config.seed)
         x, y = data.train.x.to(device), data.train.y.to(device)
         model = make()
@@ -265,8 +329,7 @@ def train(
         if config.penalty:
             least = check_penalty(model, config.penalty, data.shape, config.batch_size, len(x))
         sizes = _batches(len(x), config.batch_size, least)
-        steps = len(sizes)
-        learner = _Learner(model.to(device), config, steps)
+        learner = _Learner(model.to(device), config, len(sizes))
         if unfinished and unfinished[0].is_file():
             learner.take_up(*unfinished)
         first = len(learner.history)
@@ -281,54 +344,25 @@ def train(
             show(0)
         stopped = None
         for epoch in range(first, config.epochs):
-            since = time.perf_counter()
-            learner.model.train()
-            order = torch.randperm(len(x)).to(device)
-            total, right, samples = 0.0, 0, 0
-            for step, index in enumerate(order.split(sizes)):
-                loss, hits = learner.loss(x[index], y[index])
-                learner.step(loss)
-                total, right, samples = total + float(loss.detach()), right + hits, samples + len(index)
-                if progress and (step % 10 == 9 or step == steps - 1):
-                    rate = samples / (time.perf_counter() - since)
-                    note = (
-                        f"epoch {epoch + 1}/{config.epochs}, loss {total / (step + 1):.3f}, "
-                        f"{100 * right / samples:.1f}% right, {rate:,.0f}/s"
-                    )
-                    progress(label, epoch * steps + step + 1, config.epochs * steps, note)
-            if not total < float("inf"):
-                raise RobGIBError(
-                    f"training diverged in epoch {epoch + 1} (the loss is not finite); "
-                    "lower training.learning_rate in the recipe."
-                )
-            learner.optimizer.zero_grad(set_to_none=True)
-            learner.seconds = time.perf_counter() - began
-            learner.history.append(
-                {
-                    "epoch": epoch + 1,
-                    "loss": total / steps,
-                    "train_accuracy": right / samples,
-                    "learning_rate": float(learner.schedule.get_last_lr()[0]),
-                    "seconds": learner.seconds,
-                }
-            )
+            learner.epoch(x, y, sizes, epoch, partial(progress, label) if progress else None)
+            learner.seconds = learner.history[-1]["seconds"] = time.perf_counter() - began
             if config.adversary and config.adversary.steps == 1 and learner.overfits(data, device):
                 stopped = epoch + 1
                 assert learner.sound is not None
                 learner.result.load_state_dict(learner.sound)
-                show(epoch + 1)
-                break
             show(epoch + 1)
+            if stopped:
+                break
             if unfinished:
                 learner.put_away(*unfinished)
         model = learner.result.eval()
-        result = {
-            "epochs": config.epochs if stopped is None else stopped,
-            "seconds": round(learner.seconds, 1),
-            "train_accuracy": accuracy(model, data.train, device),
-            "val_accuracy": accuracy(model, data.val, device) if len(data.val) else None,
-            "test_accuracy": accuracy(model, data.test, device),
-            "catastrophic_overfitting": stopped,
-            "history": learner.history,
-        }
-    return model, result
+        return model, {**learner.outcome(stopped), **_accuracies(model, data, device)}
+
+
+def _accuracies(model: nn.Module, data: Dataset, device: torch.device) -> dict[str, float | None]:
+    """Accuracy on each split; None for a split without samples."""
+    return {
+        "train_accuracy": accuracy(model, data.train, device),
+        "val_accuracy": accuracy(model, data.val, device) if len(data.val) else None,
+        "test_accuracy": accuracy(model, data.test, device),
+    }
