@@ -1,4 +1,4 @@
-"""Layers by module name: which ones there are, and what they hold for given inputs."""
+"""Layers by module name: their discovery, and their activations."""
 
 from __future__ import annotations
 
@@ -251,11 +251,11 @@ def _candidates(module: nn.Module, prefix: str) -> Iterator[str]:
 
 
 def default_layers(model: nn.Module, example: Tensor) -> tuple[str, ...]:
-    """Return every block's output that the forward pass computes, in order, and the logits.
+    """Return the output of every block that the forward pass computes, in order, and the logits.
 
-    Where a model is but a wrapper of another (normalisation before a network), the blocks are the inner one's. A block
-    that is called k times is k layers, ``block[1]`` to ``block[k]``; each tensor of several that it gives is one, as
-    ``lstm(0)``. What cannot be a layer is warned of.
+    If a model only wraps another (normalisation before a network), the blocks are those of the inner one. A block that
+    is called k times is k layers, ``block[1]`` to ``block[k]``; each of several output tensors is a layer, as
+    ``lstm(0)``. A warning names each block that cannot be a layer.
     """
     layers, notes = find_layers(model, example)
     for note in notes:
@@ -266,7 +266,7 @@ def default_layers(model: nn.Module, example: Tensor) -> tuple[str, ...]:
 def find_layers(
     model: nn.Module, example: Tensor, names: Sequence[str] | None = None
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The layers that modules' names ask for, every call and tensor of them; and what is left out, a sentence each.
+    """Return the layers of the named modules, one per call and tensor, and one sentence per block that is left out.
 
     Args:
         model: on the device of ``example``.
@@ -295,7 +295,7 @@ def find_layers(
         prefix = f"{_module_of(wrapped[-1], modules)}."
 
 
-_WHY = "gives no tensor of numbers with a row an image that tells images apart"
+_WHY = "has no tensor of numbers with one row per image that differs between images"
 
 
 def _layer_of(modules: Mapping[str, nn.Module], layer: str, value: Any, images: int) -> Tensor | None:
@@ -338,10 +338,10 @@ def _matching(name: str, layers: Iterable[str], usable: Container[str], modules:
 
 
 def functions_of(model: nn.Module, x: Tensor, layer: str, others: Sequence[str]) -> frozenset[str]:
-    """Which of the other layers the network computes from ``layer`` alone.
+    """Return those of the other layers that the network computes from ``layer`` alone.
 
-    That is tried: the network is run on the second half of the images with the layer's values of the first half in it.
-    A layer that is a function of it then holds what it holds of the first half.
+    This is a test: the network runs on the second half of the images with the layer's activations of the first half. A
+    layer that is a function of it then has its activations of the first half.
 
     Args:
         model: on the device of ``x``.
@@ -376,7 +376,7 @@ def without_units(
     batch_size: int = 256,
     device: torch.device | str = "cpu",
 ) -> list[npt.NDArray[np.int64]]:
-    """The classes (N,) that the network predicts with some units of a layer set to 0, for each of several subsets.
+    """Predict the classes (N,) with some units of a layer set to 0, for each of several subsets of units.
 
     Args:
         model: on ``device``.
@@ -463,7 +463,7 @@ def _compact(output: Tensor, pool: int, class_token: bool, module: nn.Module | N
 
 
 def check_layers(model: nn.Module, layers: Sequence[str]) -> tuple[str, ...]:
-    """Return the layers, each once; raise where a model has no module of such a name."""
+    """Return the layers, each once; raise if the model has no module of such a name."""
     modules = _modules(model)
     for name in layers:
         if name != LOGITS:
@@ -483,26 +483,26 @@ def collect_activations(
     check: bool = True,
     reduced: bool = False,
 ) -> dict[str, npt.NDArray[np.float32]]:
-    """Run the model on ``x`` and return what the named layers hold.
+    """Run the model on ``x`` and return the activations of the named layers.
 
     Args:
-        model: on ``device``; run in eval mode. The layers' names are those of the network itself where it is behind a
+        model: on ``device``; run in eval mode. Names of layers are those of the network inside a
             :class:`~robgib.models.adapt.Classifier`.
         x: images (N, …).
         layers: module names, or ``logits``. A module that is called k times, or gives several tensors, is several
-            layers, ``block[1]``, ``lstm(0)``; its own name asks for all of them.
+            layers, ``block[1]``, ``lstm(0)``; its own name stands for all of them.
         pool: largest side to which convolutional maps are averaged.
-        batch_size: images at once; halved where memory does not suffice.
+        batch_size: images per batch; halved if memory does not suffice.
         device: where the model is.
         progress: called after each batch.
         check: whether a layer that is constant over the samples is refused.
         reduced: whether layers of more than 4,096 numbers are projected on 1,024 random directions as they are
-            captured (Li, Hastie & Church 2006), the same each time, which keep their distances to some 5%: so many
-            samples of a large network need little memory.
+            captured (Li, Hastie & Church 2006), which saves memory. The directions are the same each time and keep
+            distances to about 5%.
 
     Returns:
-        Arrays (N, U, …) by layer, U the units or channels. Token layers give the class token, where the
-        model has one (``class_token`` or ``cls_token``), else the mean over tokens.
+        Arrays (N, U, …) by layer, with U units or channels. Layers of tokens give the class token if the model has one
+        (``class_token`` or ``cls_token``), otherwise the mean over tokens.
 
     Raises:
         RobGIBError: an unknown name, a layer that the forward pass does not reach, that gives no tensor, that

@@ -141,16 +141,8 @@ def layer_information(
         estimated, fitted = (len(x) for x, _ in parts)
         layers = _Layers.observe(model, data, makers, names, parts, predicted, options, context)
         rows = layers.estimate(makers, partitions)
-    return LayerInformation(
-        table("layers", rows["layers"]),
-        table("features", rows["features"]),
-        names,
-        partitions,
-        estimated,
-        fitted,
-        not_finite,
-        left_out,
-    )
+    tables = (table("layers", rows["layers"]), table("features", rows["features"]))
+    return LayerInformation(*tables, names, partitions, estimated, fitted, not_finite, left_out)
 
 
 @dataclass(frozen=True)
@@ -362,7 +354,7 @@ def check_suited(estimators: Sequence[Estimator], data: Dataset, samples: int) -
 
 
 def partitions_of(features: str | Sequence[str], shape: tuple[int, ...]) -> tuple[str, ...]:
-    """The partitions that ``features`` asks for, each once, ``auto`` being those of this shape.
+    """The partitions that ``features`` names, each once; ``auto`` stands for the default partitions of this shape.
 
     >>> partitions_of(["auto", "pixels"], (1, 8, 8))
     ('patches:2', 'patches:4', 'pixels')
@@ -372,7 +364,7 @@ def partitions_of(features: str | Sequence[str], shape: tuple[int, ...]) -> tupl
 
 
 def passes_of(estimators: Sequence[Estimator], data: Dataset, partitions: Sequence[str], samples: int) -> int:
-    """About how many images the estimators run through the network, over all partitions."""
+    """Approximate number of images that the estimators run through the network, over all partitions."""
     if not estimators:
         return 0
     few = data.test.sample(50)[0].numpy()
@@ -381,10 +373,10 @@ def passes_of(estimators: Sequence[Estimator], data: Dataset, partitions: Sequen
 
 
 def default_features(shape: tuple[int, ...]) -> tuple[str, ...]:
-    """How samples of this shape are cut where nothing else is said: into few pieces, and into more.
+    """The default partitions of samples of this shape: one into few features, and one into more.
 
-    Pictures of more than 64 pixels a side are cut into few alone: an estimator that runs the network does so for every
-    piece of every sample, and their networks are large.
+    Images larger than 64 pixels have the first one only: an estimator that runs the network does so for every feature
+    of every sample, and networks for large images are slow.
 
     >>> default_features((3, 32, 32)), default_features((3, 224, 224))
     (('patches:2', 'patches:4'), ('patches:2',))
@@ -401,8 +393,7 @@ def default_features(shape: tuple[int, ...]) -> tuple[str, ...]:
 
 
 def default_codes(classes: int, samples: int) -> int:
-    """How many symbols a layer's code has where nothing else is said: four a class, 16 at least, a fifth of the samples
-    at most.
+    """Default number of symbols of a layer's code: four per class, at least 16, at most a fifth of the samples.
 
     >>> default_codes(10, 5000), default_codes(2, 5000), default_codes(100, 1000)
     (40, 16, 200)
@@ -428,7 +419,7 @@ def _finite_parts(
 
 
 def _donors(model: PreparedModel, data: Dataset, fit: Tensor, limit: int, context: Context) -> Tensor:
-    """Training inputs (P, …) whose content may take another's place: those that codes are fitted on, and more."""
+    """Training images (P, …) whose content may replace that of others: those that codes are fitted on, and more."""
     most = most_donors(data.shape)
     if len(fit) >= most or len(data.train) <= limit:
         return fit
@@ -441,7 +432,7 @@ def _donors(model: PreparedModel, data: Dataset, fit: Tensor, limit: int, contex
 def _labels(
     view: View, predicted: Sequence[np.ndarray], labels: Sequence[np.ndarray], weights: np.ndarray | None
 ) -> list[Target]:
-    """The predicted and the true label as targets; in the views of codes the former is counted as a layer is."""
+    """The predicted and the true label as targets; the predicted label is counted like a layer's code."""
     truth = labels[0]
     exact = view == EXACT
     prediction = Codebook.counted(PREDICTION, predicted[0], predicted[1], truth, weights, view, "the label predicted")
@@ -451,9 +442,9 @@ def _labels(
 
 
 def _computed_from(network: nn.Module, x: Tensor, view: View, layer: str, others: Sequence[str]) -> set[str]:
-    """Which of the targets the network computes from a layer: the class predicted is one where the logits are.
+    """The targets that the network computes from a layer; the predicted class is one of them if the logits are.
 
-    In noise it is not: the class predicted has none.
+    In the ``noise`` view it is not: no noise is added to the predicted class.
     """
     layers = [n for n in others if n not in (PREDICTION, LABEL)]
     computed = {LOGITS} if layer == LOGITS else set(functions_of(network, x, layer, [*layers, LOGITS]))
@@ -461,21 +452,21 @@ def _computed_from(network: nn.Module, x: Tensor, view: View, layer: str, others
 
 
 def term_rows(target: Target, decomposition: Decomposition, inputs: Features, beta: float) -> list[dict[str, Any]]:
-    """The rows of one target: what is counted, what is estimated, and what is made of both."""
+    """The rows of one target: counted terms, estimated terms, and the objectives."""
     counted, learnt, cost = target.total, decomposition.learnt, decomposition.complexity
     known = counted.value == counted.value
     notes = [*target.notes, *decomposition.notes]
     gap = (counted.value - learnt.value) / counted.value if known and counted.value > 0 else 0.0
     over = gap < -_GAP and not counted.flagged
-    # A single never tells more than all: one that does, beyond its error, betrays codes of X that lose more than it.
+    # I(X_i;T) cannot exceed I(X;T): if it does, beyond its error, the code of X is coarser than that of the feature.
     beyond = [s for s in decomposition.single_feature if s.value == s.value and s.low > decomposition.total.high]
     marked = learnt.value == learnt.value and (gap > _GAP or over or bool(beyond))
     if gap > _GAP:
-        notes.append(f"under {1 - _GAP:.0%} of the counted I(X;Z) is learnt: marked figures lack the rest")
+        notes.append(f"under {1 - _GAP:.0%} of the counted I(X;Z) is learnt: flagged figures are too low")
     if over:
-        notes.append(f"over {1 + _GAP:.0%} of the counted I(X;Z) is found: marked figures are not to be relied on")
+        notes.append(f"over {1 + _GAP:.0%} of the counted I(X;Z) is estimated: flagged figures are not reliable")
     if beyond:
-        notes.append("a feature alone tells more than all features: marked figures lack what their code lost")
+        notes.append("a single feature has more information than all features: the code of flagged figures is coarse")
     side = f"{inputs.resolution}; {target.resolution}; {decomposition.resolution}"
 
     def row(term: str, e: Estimate, how: str, mark: bool = False, notes: Sequence[str] = notes) -> dict[str, Any]:
@@ -511,11 +502,12 @@ def term_rows(target: Target, decomposition: Decomposition, inputs: Features, be
 
 
 def _weighed(row: dict[str, Any], weights: np.ndarray) -> dict[str, Any]:
-    """A row with what its samples' weights leave of them, marked where that is little."""
+    """A row with the effective sample size of the weights, flagged if it is small."""
     w = weights[: row["samples"]]
     effective = effective_samples(w)
     few = effective < _FEW_EFFECTIVE * len(w) and row["value"] == row["value"]
-    note = f"weighted by PMI: {effective:.0f} effective samples of {len(w)}" + (", too few to rely on" if few else "")
+    warning = ", too few for a reliable figure" if few else ""
+    note = f"weighted by PMI: {effective:.0f} effective samples of {len(w)}{warning}"
     return {**row, "flagged": row["flagged"] or few, "note": "; ".join(filter(None, [row["note"], note]))}
 
 
@@ -545,7 +537,7 @@ def _feature_terms(inputs: Features, decomposition: Decomposition) -> list[dict[
 
 
 def _objective(value: float, prediction: Estimate, cost: Estimate, weight: float) -> Estimate:
-    """An objective's interval from its two terms', their errors taken as independent."""
+    """An objective with the interval from its two terms, whose errors are taken as independent."""
     half = float(np.hypot((prediction.high - prediction.low) / 2, weight * (cost.high - cost.low) / 2))
     return Estimate(
         value,

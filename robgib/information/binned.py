@@ -91,7 +91,7 @@ class Binned(Estimator):
             problem = replace(problem, weights=None)
         notes = []
         if saturated.any():
-            notes.append("too few samples for the joint symbols: marked figures are at the ceiling of counting")
+            notes.append("too few samples for the joint symbols: flagged figures are at the ceiling of counting")
         if any(v.dtype.kind == "f" for v in (*problem.features, problem.target)):
             notes.append("real values are coded: lower bounds of the information between the values themselves")
         if len(np.unique(target)) < 2:

@@ -230,26 +230,16 @@ def decompose(
     learnt = made.learnt()
     if problem.counted is not None:
         made = made.scaled_to(problem.counted)
-    linear = made.linear(absent, notes)
-    n, rows = made.features, made.rows
-    alone, without = rows[1 : n + 1].sum(0), rows[n + 1 : 2 * n + 1].sum(0)
+    figures = made.figures(absent, notes)
     return Decomposition(
-        total=linear[0],
-        single_feature=tuple(linear[1 : n + 1]),
-        leave_one_out=tuple(linear[n + 1 : 2 * n + 1]),
-        interaction=tuple(linear[2 * n + 1 : 3 * n + 1]),
-        synergy=linear[3 * n + 1],
-        complexity=linear[3 * n + 2],
-        slack=linear[3 * n + 3],
-        redundancy=_within(made.degree(alone, absent, notes), 0.0, float(n)),
-        vulnerability=_within(made.degree(n * rows[0] - without, absent, notes), 0.0, float(n)),
+        **figures,
         estimator=estimator.name,
         samples=problem.samples,
         resolution=resolution,
         bound=estimator.bound,
         notes=tuple(notes),
         pointwise=made.pointwise,
-        learnt=replace(learnt, note=linear[0].note),
+        learnt=replace(learnt, note=figures["total"].note),
     )
 
 
@@ -408,6 +398,22 @@ class _Terms:
         variance += [self.systematic(row) for row in rows]
         return np.asarray(self.quantile * np.sqrt(np.maximum(variance, 0)))
 
+    def figures(self, absent: str, notes: Sequence[str]) -> dict[str, Any]:
+        """The estimates of a :class:`Decomposition`, by the names of its fields."""
+        n, rows, linear = self.features, self.rows, self.linear(absent, notes)
+        alone, without = rows[1 : n + 1].sum(0), rows[n + 1 : 2 * n + 1].sum(0)
+        return {
+            "total": linear[0],
+            "single_feature": tuple(linear[1 : n + 1]),
+            "leave_one_out": tuple(linear[n + 1 : 2 * n + 1]),
+            "interaction": tuple(linear[2 * n + 1 : 3 * n + 1]),
+            "synergy": linear[3 * n + 1],
+            "complexity": linear[3 * n + 2],
+            "slack": linear[3 * n + 3],
+            "redundancy": _within(self.degree(alone, absent, notes), 0.0, float(n)),
+            "vulnerability": _within(self.degree(n * rows[0] - without, absent, notes), 0.0, float(n)),
+        }
+
     def linear(self, absent: str, notes: Sequence[str]) -> list[Estimate]:
         """Estimates of all rows, each interval cut to the possible values."""
         n, rows = self.features, self.rows
@@ -460,7 +466,5 @@ def _within(estimate: Estimate, least: float, most: float) -> Estimate:
     high = min(estimate.high, max(estimate.value, most))
     if estimate.low > least or estimate.high < most or not np.isfinite(most):
         return replace(estimate, low=low, high=high)
-    note = "; ".join(
-        filter(None, [estimate.note, "the interval covers all possible values: the estimate tells nothing"])
-    )
+    note = "; ".join(filter(None, [estimate.note, "the interval covers all possible values"]))
     return replace(estimate, low=low, high=high, flagged=True, note=note)

@@ -1,4 +1,4 @@
-"""What the features are: pieces of the input, or groups of a layer's units, each reduced to a few dimensions."""
+"""Features: pieces of the input, or groups of a layer's units, each reduced to a few dimensions."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ class Features:
         names: of the features.
         values: scores (N, d_i) of each.
         fit: the same of the samples that the reductions were fitted on.
-        resolution: what they are.
-        cells: where in a batch of inputs each lies; none where they are no pieces of the input.
-        blank: names of pieces that never vary, which are left out.
+        resolution: a description.
+        cells: the place of each in a batch of inputs; empty if they are not pieces of the input.
+        blank: names of pieces that do not vary and are left out.
     """
 
     names: tuple[str, ...]
@@ -123,7 +123,7 @@ def reduce(values: npt.ArrayLike, fit: npt.ArrayLike, dims: int) -> tuple[Vector
 
 
 def check_features(spec: str, shape: tuple[int, ...]) -> None:
-    """Raise where samples of this shape cannot be cut so; see :func:`group_inputs`."""
+    """Raise if samples of this shape cannot be cut in this way; see :func:`group_inputs`."""
     kind, _, size = spec.partition(":")
     actual = f"(N, {', '.join(map(str, shape))})"
     if kind not in _KINDS:
@@ -146,9 +146,8 @@ def check_features(spec: str, shape: tuple[int, ...]) -> None:
 def group_inputs(spec: str, x: npt.ArrayLike | LazyImages, fit: npt.ArrayLike | LazyImages, dims: int = 4) -> Features:
     """Cut images into features.
 
-    Pieces of more than 4,096 numbers are projected on 1,024 random directions before their components are found, and
-    images that are read when they are asked for are read a batch at a time: pictures of 224 pixels then need little
-    memory.
+    Pieces of more than 4,096 numbers are projected on 1,024 random directions before their principal components are
+    computed, and lazy images are read in batches, so that images of 224 pixels need little memory.
 
     Args:
         spec: ``patches:G`` (a G x G grid), ``pca:N`` (N leading components, one a feature), ``pixels`` (one

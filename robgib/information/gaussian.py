@@ -127,10 +127,10 @@ class Gaussian(Estimator):
         terms, nearest = _all_terms(covariance, freedom, sizes, dims_t)
         notes = []
         if nearest < _SINGULAR:
-            notes.append("near-singular: a column is all but a linear function of the others")
+            notes.append("near-singular: a column is nearly a linear function of the others")
         bent = not_gaussian(joint[:, :-dims_t], joint[:, -dims_t:])
         if bent:
-            notes.append("the copula is not Gaussian: marked figures tell of its linear part alone")
+            notes.append("the copula is not Gaussian: flagged figures include its linear dependence only")
         ceiling = dims_t / 2 * np.log2(1 + 1 / self.noise) if self.noise > 0 else np.inf
         blocks = np.array([sum(sizes), *sizes, *(sum(sizes) - s for s in sizes)])
         floor = np.sqrt(blocks * dims_t / 2) / samples / _LOG2

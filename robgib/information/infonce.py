@@ -140,7 +140,7 @@ class InfoNCE(Estimator):
         saturated = terms >= _FULL * math.log2(alternatives.count)
         notes = pooled_note([pooled, *inputs.pooled])
         if saturated.any():
-            notes.append(f"marked figures are near log2 {alternatives.count}, the most that the contrast can show")
+            notes.append(f"flagged figures are near log2 {alternatives.count}, the maximum of the contrast")
         return decompose(
             terms,
             estimator=self,

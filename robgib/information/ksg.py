@@ -160,7 +160,7 @@ class KSG(Estimator):
     def _notes(self, nothing: bool, saturated: npt.NDArray[np.bool_]) -> list[str]:
         notes = []
         if saturated.any():
-            notes.append("too few samples for so strong a dependence or so many dimensions: marked figures are low")
+            notes.append("too few samples for so strong a dependence or so many dimensions: flagged figures are low")
         if nothing:
             notes.append("the target takes one value only: it carries no information")
         return notes

@@ -1,4 +1,4 @@
-"""Variables made ready for estimators: standardised, normal scores, codes."""
+"""Preprocessing of variables for estimators: standardisation, normal scores, codes."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def encode(values: npt.NDArray[Any], fit: npt.NDArray[Any], size: int, seed: int
         return relabel(values)
     if size > len(fit):
         raise RobGIBError(
-            f"an estimate asks for {size} codes and has {len(fit)} samples to learn them on; ask for fewer."
+            f"{size} codes need at least as many samples to fit them on, not {len(fit)}; give fewer codes."
         )
     if len(np.unique(fit, axis=0)) <= size:
         return relabel(values)
@@ -117,7 +117,7 @@ def codebook(
     """
     if size > len(fit[0]):
         raise RobGIBError(
-            f"an estimate asks for {size} codes and has {len(fit[0])} samples to learn them on; ask for fewer."
+            f"{size} codes need at least as many samples to fit them on, not {len(fit[0])}; give fewer codes."
         )
     centres = k_means(np.hstack(fit), size, seed).cluster_centers_
     own = np.split(centres, np.cumsum([x.shape[1] for x in features])[:-1], axis=1)

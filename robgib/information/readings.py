@@ -1,4 +1,4 @@
-"""Further readings of a layer beside the features of the input: its units about the label, and its noise view."""
+"""Further terms of a layer: those of its units about the label, its ``noise`` view, and the subset synergy."""
 
 from __future__ import annotations
 
@@ -106,10 +106,10 @@ def subset_synergy(
     device: torch.device | str = "cpu",
     seed: int = 0,
 ) -> dict[str, dict[str, Any]]:
-    """I(Y;Ŷ) less its mean with random subsets of a layer's channels set to 0, a row a layer.
+    """I(Y;Ŷ) minus its mean over random subsets of a layer's channels that are set to 0; one row per layer.
 
-    Subsets have any size from one channel to all but one, each size alike. The interval holds the error of the samples
-    and that of the subsets drawn.
+    Every size from one channel to all but one is equally likely. The interval includes the error of the samples and
+    that of the random subsets.
 
     Args:
         model: on ``device``.

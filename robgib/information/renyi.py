@@ -235,7 +235,7 @@ class _Data:
 def _notes(data: _Data, saturated: npt.NDArray[np.bool_]) -> list[str]:
     notes = ["a matrix-based functional, not Shannon information"]
     if saturated.any():
-        notes.append("kernel matrices near the identity: marked figures are at the ceiling of the samples")
+        notes.append("kernel matrices near the identity: flagged figures are at the ceiling of the samples")
     if data.target.shape[1] == 0 and not data.codes_t.any():
         notes.append("the target takes one value only: it carries no information")
     return notes

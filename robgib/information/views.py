@@ -48,7 +48,7 @@ RATE: View = "rate"
 NOISE: View = "noise"
 EXACT: View = "exact"
 SYMBOLS_A_CLASS = 4
-"""Fewer codes a class than this cannot tell what a layer knows of the label."""
+"""Fewer codes per class than this cannot represent a layer's information about the label."""
 _SALT = 5  # so that data drawn with the same seed do not repeat the noise
 _TAKEN = 0.1  # bits of correction from which a counted I(T;Y) is marked
 _EQUAL = 1e-9  # bits
@@ -57,7 +57,7 @@ _NEAR = 0.95  # of what a figure cannot exceed, from which it is marked
 
 @dataclass(frozen=True)
 class Target:
-    """What the features inform: a layer in one view, or the label.
+    """The target of an estimate: a layer in one view, or the label.
 
     Attributes:
         name: of the layer.
@@ -66,9 +66,9 @@ class Target:
         fit: the same of the samples that codes were fitted on.
         total: I(X;T), counted; NaN where it is not (the label).
         label: I(T;Y), counted.
-        resolution: what was held fixed.
-        notes: limits that the reader must know.
-        code: whether the network computes it; the label it only tells of.
+        resolution: number of codes or bins, or the noise.
+        notes: limits of the figures.
+        code: whether the network computes it; it does not compute the true label.
     """
 
     name: str
@@ -85,13 +85,13 @@ class Target:
 def mark_processing(
     targets: Sequence[Target], functions: Callable[[str, Sequence[str]], Container[str]]
 ) -> list[Target]:
-    """Mark each target whose I(T;Y) lies below that of a later one, beyond both intervals, which is a function of it.
+    """Flag each target whose I(T;Y) is lower, beyond both intervals, than that of a later target computed from it.
 
-    Processing adds no information: what the later layer tells of the label the earlier one holds, and its view lost it.
+    Processing cannot add information (the data-processing inequality): the view of the earlier layer has lost some.
 
     Args:
         targets: in the order of execution.
-        functions: which of some targets, by name, are functions of one.
+        functions: called with the name of a target and names of others; returns those computed from it.
     """
     marked = list(targets)
     for i, target in enumerate(targets):
@@ -101,8 +101,8 @@ def mark_processing(
         if larger:
             most = max(larger, key=lambda t: t.label.value)
             note = (
-                f"breaks data processing: {most.name!r} is computed from it and tells {most.label.value:.2f} bits of "
-                "the label, so that I(Z;Y) is no less, and the view of the layer loses it"
+                f"violates the data-processing inequality: {most.name!r} is computed from it and has "
+                f"{most.label.value:.2f} bits about the label, so that the view of this layer loses some of I(Z;Y)"
             )
             note = "; ".join(filter(None, [target.label.note, note]))
             marked[i] = replace(target, label=replace(target.label, flagged=True, note=note))
@@ -145,7 +145,7 @@ class FittedView(Protocol):
 
 @dataclass(frozen=True)
 class Dominance:
-    """Units whose values are so large that a view of the layer sees little but them.
+    """Units whose values are so large that they dominate a view of the layer.
 
     Attributes:
         scales: (U,) by which each unit is multiplied so that none is larger than the others are on average.
@@ -159,8 +159,10 @@ class Dominance:
 
     @classmethod
     def of(cls, z: Array) -> Dominance | None:
-        """Look for a few large units of activations (N, U, …): a twentieth of them, or one, that hold two thirds of the
-        variance, each above five times the others' root mean square deviation. None where there are none.
+        """Find dominant units of activations (N, U, …); None if there are none.
+
+        They are at most a twentieth of the units (at least one), have two thirds of the variance together, and each
+        exceeds five times the root mean square deviation of the other units.
 
         >>> z = np.random.default_rng(0).standard_normal((500, 8))
         >>> Dominance.of(z) is None, Dominance.of(z * [1, 1, 1, 1, 1, 1, 1, 100]).units
@@ -195,7 +197,7 @@ _NAMED = 3
 
 
 def _marked(target: Target, dominance: Dominance | None, what: str) -> Target:
-    """A target of a view that sees little but a few large units, marked."""
+    """The target, flagged if a few large units dominate its view."""
     if dominance is None:
         return target
     label = replace(target.label, flagged=True)
@@ -206,8 +208,8 @@ def _marked(target: Target, dominance: Dominance | None, what: str) -> Target:
 class Codebook:
     """The ``rate`` view: a layer's principal components, coded by k-means. I(X;T) of a deterministic network is H(T).
 
-    A few units of large values would take all of the code for themselves: they are scaled down to the others first,
-    which loses nothing of the layer.
+    A few units of large values would determine the whole code; they are first scaled down to the other units, which
+    loses no information.
 
     Attributes:
         projection: onto the components.
@@ -229,7 +231,7 @@ class Codebook:
         """
         if size > len(z):
             raise RobGIBError(
-                f"{size} codes need at least as many samples to learn them on, not {len(z)}; ask for fewer."
+                f"{size} codes need at least as many samples to fit them on, not {len(z)}; give fewer codes."
             )
         dominance = Dominance.of(z)
         z = z if dominance is None else dominance(z)
@@ -361,7 +363,7 @@ class NoisyLayer:
             within[rows] = mixture_information(scores[rows], width, rng)
         bits = [_mean(of_x, weights), _mean(of_x - within, weights)]
         full = bool(bits[0].value >= _NEAR * np.log2(len(scores)))
-        note = "I(X;T) is near log2 of the samples: the truth may be anything above"
+        note = "I(X;T) is near log2 of the number of samples: the true value may be any higher one"
         total = Estimate(bits[0].value, bits[0].low, bits[0].high, full, note if full else "")
         resolution = f"noise of {self.sigma:g} total standard deviations on {self.projection.dims} components"
         noisy = (self(z), self(fit, 1))
@@ -469,7 +471,7 @@ def entropy_estimate(codes: Array, weights: Array | None = None, exact: bool = F
     floor = (len(p) - 1) / 2 / (samples * np.log(2)) ** 2  # of even shares, where first-order errors vanish
     half = float(stats.norm.ppf(0.975)) * np.sqrt(max(spread, floor))
     full = bool(value >= _NEAR * np.log2(samples))
-    note = "H(T) is near log2 of the samples: the truth may be anything above" if full else ""
+    note = "H(T) is near log2 of the number of samples: the true value may be any higher one" if full else ""
     return Estimate(value, value - half, min(value + half, float(np.log2(len(p)))), full, note)
 
 
@@ -486,8 +488,8 @@ def count_information(
     code_entropy, label_entropy = entropy_estimate(codes, weights).value, entropy_estimate(y, weights).value
     full = counted.saturated or (label_entropy > code_entropy and counted.value >= _NEAR * code_entropy)
     if full:
-        notes.append("I(Z;Y) is at the ceiling of the code: the truth may be anything above")
+        notes.append("I(Z;Y) is at the ceiling of the code: the true value may be any higher one")
     if taken > _TAKEN:
-        notes.append(f"I(Z;Y) was lowered by {taken:.2f} bits: few samples for so many codes and classes")
+        notes.append(f"I(Z;Y) was lowered by {taken:.2f} bits: few samples for this number of codes and classes")
     marked = full or taken > _TAKEN
     return Estimate(counted.value, counted.value - half, counted.value + half, marked, "; ".join(notes)), notes

@@ -381,8 +381,8 @@ def _resolved(target: Target, others: Sequence[Target]) -> Target:
     if target.view != RATE or target.total.value >= _RESOLVED * most:
         return target
     note = (
-        f"the code pooled over the epochs holds {abs(target.total.value):.2f} bits here, and {most:.2f} in units of "
-        "this epoch's own spread: the layer is small beside that of other epochs"
+        f"the code pooled over the epochs has {abs(target.total.value):.2f} bits here, and {most:.2f} in units of "
+        "this epoch's own spread: the layer is small compared with other epochs"
     )
     total, label = (replace(e, flagged=True) for e in (target.total, target.label))
     return replace(target, total=total, label=label, notes=(*target.notes, note))
@@ -414,7 +414,7 @@ def saved_epochs(folder: Path) -> dict[int, Path]:
         RobGIBError: the folder does not exist, has no checkpoint, has one without an epoch, or two of one epoch.
     """
     if not folder.is_dir():
-        raise RobGIBError(f"folder {str(folder)!r} does not exist; give one that holds checkpoints.")
+        raise RobGIBError(f"folder {str(folder)!r} does not exist; give a folder of checkpoints.")
     by_epoch: dict[int, Path] = {}
     for path in sorted(p for p in folder.iterdir() if p.suffix in CHECKPOINT_SUFFIXES):
         numbers = re.findall(r"\d+", path.stem)

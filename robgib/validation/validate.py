@@ -106,7 +106,7 @@ def validate(
         A row an estimator, task (``NETWORK/LAYER`` of a network) and figure (I, S, C, and ``single-feature`` and
         ``leave-one-out`` pooled over the features; of a layer its terms): mean truth, ``bias`` and ``sd`` of the error
         in bits, ``coverage`` of the 95% interval, ``null``: share of shuffled targets whose intervals of I and S
-        contain 0, ``flagged``: share of marked figures, ``seconds`` an estimate (of a network: of all its layers),
+        contain 0, ``flagged``: share of flagged figures, ``seconds`` an estimate (of a network: of all its layers),
             whether the estimator ``claims`` the
         regime, and the :func:`verdict`.
     """

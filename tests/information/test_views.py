@@ -172,7 +172,7 @@ def test_a_layer_that_tells_less_than_what_is_computed_from_it_is_marked():
     marked = mark_processing([a, b, c], functions)
     assert asked == [("a", ["c"]), ("b", ["c"])]  # what lies inside the intervals is not tried
     assert [t.label.flagged for t in marked] == [True, True, False]
-    assert "breaks data processing: 'c' is computed from it and tells 1.50 bits" in marked[0].label.note
+    assert "violates the data-processing inequality: 'c' is computed from it and has 1.50 bits" in marked[0].label.note
     assert not any(t.label.flagged for t in mark_processing([a, b, c], lambda name, others: ()))
     assert mark_processing([a, replace(c, code=False)], functions)[0] is a  # the label is not computed
 
@@ -204,4 +204,4 @@ def test_calls_and_lost_information_in_the_table_of_layers(digits, digits_cnn):
     assert told["flagged"].to_dict() | {"Ŷ": 0, "Y": 0} == {
         "wide": True, "same[1]": False, "same[2]": False, "logits": False, "Ŷ": 0, "Y": 0,
     }  # fmt: skip
-    assert "breaks data processing" in told["note"]["wide"]
+    assert "violates the data-processing inequality" in told["note"]["wide"]

@@ -186,7 +186,7 @@ def test_a_pooled_code_that_resolves_nothing_of_an_epoch_is_marked(digits):
     table = trace(networks, digits, ["binned"], layers=["0"], samples=400).table.query("term == 'I(X;Z)'")
     assert table["value"].iloc[0] < 0.1
     assert list(table["flagged"]) == [True, False]
-    assert "holds 0.00 bits here, and 5." in table["note"].iloc[0]
+    assert "has 0.00 bits here, and 5." in table["note"].iloc[0]
     assert "own spread" not in table["note"].iloc[1]
 
 
