@@ -92,7 +92,9 @@ def test_prepared_features_serve_targets_of_other_sizes():
 
 
 def test_more_codes_than_samples_is_refused():
-    with pytest.raises(RobGIBError, match="64 codes and has 50 samples"):
+    with pytest.raises(
+        RobGIBError, match="64 codes need at least as many samples to fit them on, not 50; give fewer codes"
+    ):
         Binned(codes=64).estimate([np.random.default_rng(0).standard_normal(50)], np.arange(50.0))
 
 
