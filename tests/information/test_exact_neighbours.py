@@ -95,6 +95,15 @@ def test_many_dimensions(columns):
     assert [v.value for v in (terms.total, *terms.singles, *terms.rests)] == pytest.approx(expected)
 
 
+def test_many_dimensions_and_classes():
+    features = [np.random.default_rng(9).standard_normal((70, columns)) for columns in (1, 8)]
+    classes = np.array([0] * 40 + [1] * 27 + [2] * 2 + [3])
+    terms = KSG(k=3, limit=10).estimate(features, classes)
+    a, b = (normal_scores(x) for x in features)
+    expected = [reference(s, np.zeros((70, 0)), 3, t_codes=classes).mean() for s in (np.hstack([a, b]), a, b, b, a)]
+    assert [v.value for v in (terms.total, *terms.singles, *terms.rests)] == pytest.approx(expected)
+
+
 @pytest.mark.parametrize("columns", [3, 9])
 def test_distances_and_counts_of_a_space(columns):
     values, codes = np.random.default_rng(5).standard_normal((25, columns)), np.array([0] * 20 + [1] * 3 + [2] * 2)
@@ -120,6 +129,7 @@ def test_what_smaller_neighbourhoods_would_add():
     assert KSG()._term(x, t, near, near + 0.6)[1:] == (0, False)
     # Not above its own error, √2 · sd/√N, of 0.9 and −0.3.
     assert not KSG()._term(x, t, near, near - 3 * np.array([0.9, -0.3, 0.9, -0.3]))[2]
+    assert KSG()._term(x, t, near, near - 3 * np.array([0.6, 0.0, 0.6, 0.0]))[2]  # 0.3, of an error of 0.21
     flat = _Space(np.zeros((4, 0)), np.zeros(4, int))
     assert KSG()._term(x, flat, near, near - 0.3)[1] == pytest.approx(0.75 * 0.3 / 15)  # one dimension: 4² − 1
     symbols = _Space(np.zeros((40, 0)), np.arange(40) % 4)
