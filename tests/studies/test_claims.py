@@ -1,5 +1,7 @@
 """Claims on models whose truth is known: there, not there, there through strength only, and there beyond baselines."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -244,6 +246,7 @@ def test_page_json_and_markdown_say_the_same():
     assert "&lt; 0.0005" in page
     assert 'class="mark hollow"' in page  # the collapsed network
     assert page.index("<b>Beyond the baselines.</b>") < page.index("Design, fixed before the results")
+    assert not re.search(r"<th[^>]*></th>", page)  # a heading without a name
     assert len(page) < 1e6
 
 
