@@ -84,7 +84,7 @@ def main() -> None:
     """Write the pages."""
     shutil.rmtree(SITE, ignore_errors=True)
     copy("docs", (".md", ".png", ".svg"))
-    copy("reports", (".md", ".png"))
+    copy("reports", (".md", ".png", ".html"))
     (SITE / LISTED).parent.mkdir(parents=True)
     shutil.copy(ROOT / LISTED, SITE / LISTED)
     (SITE / "tables.md").write_text(tables(), encoding="utf-8")
