@@ -75,6 +75,7 @@ def test_two_models_end_to_end(process, cli, tmp_path):
         "evaluate", "digits-cnn", "small-mlp", "--catalogue", "mine", "--samples", "100",
         "--attack", "pgd-linf:steps=5",
         "--estimator", "probe:steps=60", "--estimator", "imputation:donors=2,steps=20", "--layer", "logits",
+        "--features", "patches:2",  # both partitions are evaluated in test_evaluation.py
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
