@@ -13,7 +13,7 @@ __all__ = ["stand_in"]
 
 @contextmanager
 def stand_in(package: str, names: tuple[str, ...] = (), parts: tuple[str, ...] = ()) -> Iterator[None]:
-    """Let an import of ``package`` succeed meanwhile, where it is not installed: with empty names in empty modules.
+    """Let imports of ``package`` succeed in this context if it is not installed, with empty modules.
 
     Args:
         package: name of the package.

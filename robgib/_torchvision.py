@@ -30,7 +30,7 @@ _library: torch.library.Library | None = None  # kept alive: its schemas go when
 
 @cache
 def load_torchvision() -> ModuleType:
-    """Import torchvision, mended where its compiled operators do not load."""
+    """Import torchvision; repair it if its compiled operators do not load."""
     global _library
     try:
         return importlib.import_module("torchvision")
@@ -51,7 +51,7 @@ def load_torchvision() -> ModuleType:
 
 
 def torchvision_state() -> tuple[State, str]:
-    """Whether torchvision can be imported, and the first line of the error where it cannot.
+    """Whether torchvision can be imported, and the first line of the error if it cannot.
 
     Returns:
         ``works``; ``mended``: only RobGIB can import it; ``absent``: it is not installed; ``broken``: it cannot be

@@ -435,7 +435,7 @@ def _dataset(
 
 
 def _reading(model: PreparedModel) -> list[str]:
-    """Special treatment of the model in calls and in judging, one sentence each."""
+    """Special treatment of the model in calls and in evaluation, one sentence each."""
     notes = list(model.notes)
     if model.random:
         notes.append(f"the model is stochastic: accuracies are means over {model.draws} draws per sample")

@@ -128,17 +128,17 @@ def _ours(place: Path) -> bool:
 
 def _sweep(target: Path) -> None:
     """Remove the remains of killed processes at ``target``; restore a version that one had moved aside."""
-    for left in target.parent.glob(f".{glob.escape(target.name)}.{_HOST}-*"):
-        owner = left.name.rpartition(f"{_HOST}-")[2].partition(".")[0]
-        if not owner.isdigit() or _lives(int(owner)) or not _ours(left):
+    for remains in target.parent.glob(f".{glob.escape(target.name)}.{_HOST}-*"):
+        owner = remains.name.rpartition(f"{_HOST}-")[2].partition(".")[0]
+        if not owner.isdigit() or _lives(int(owner)) or not _ours(remains):
             continue
-        former = left / "former"
+        former = remains / "former"
         if former.exists() and not target.exists():
             os.replace(former, target)
-        if left.is_dir():
-            shutil.rmtree(left, ignore_errors=True)
+        if remains.is_dir():
+            shutil.rmtree(remains, ignore_errors=True)
         else:
-            left.unlink(missing_ok=True)
+            remains.unlink(missing_ok=True)
 
 
 def _lives(process: int) -> bool:
@@ -206,7 +206,7 @@ def _beside(target: Path) -> Path:
 class Parts:
     """Finished parts of a long computation, kept in a folder until the result is written; without a folder none.
 
-    A part goes by the words of its key, and is a mapping of names to arrays or to what JSON holds.
+    The words of a key identify a part, which maps names to arrays or JSON values.
 
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     kept = Parts(Path(folder))
@@ -246,7 +246,7 @@ class Parts:
         """Keep a part in place of a former one; if it cannot be written, warn and keep none from then on."""
         if self.folder is None or self._failed:
             return
-        if self.folder.is_symlink():  # the folder's name can be foreseen, and a link may lead anywhere
+        if self.folder.is_symlink():  # the folder's name is predictable, and a link may point anywhere
             self._failed.append(str(self.folder))
             sentence = f"finished parts cannot be kept: {self.folder} is a symbolic link; remove it."
             warnings.warn(sentence, RobGIBWarning, stacklevel=2)
@@ -285,8 +285,8 @@ def alone(
 ) -> Iterator[bool]:
     """Let one process at a time work at ``target``, by a lock file that the system frees when the process ends.
 
-    Where another one is at it, ``progress`` is told once that another process is ``doing`` so, and the context begins
-    when that one has ended. Gives whether there is a lock: where none can be, the work goes on without.
+    While another process holds the lock, the context waits; ``progress`` reports once that another process is
+    ``doing`` so. Yields whether there is a lock: if none can be created, the work continues without one.
     """
     lock = FileLock(target.with_name(f"{target.name}.lock"))
     try:

@@ -332,7 +332,7 @@ class Context(_Checked):
     """Called with (task, done, total, note)."""
 
     def report(self, task: str, done: int, total: int, note: str = "") -> None:
-        """Report progress, where anybody listens."""
+        """Report progress, if a receiver is set."""
         if self.progress:
             self.progress(task, done, total, note)
 

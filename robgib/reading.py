@@ -13,7 +13,7 @@ DEEPEST = 50
 
 
 def check_regular(path: Path) -> None:
-    """Raise where there is something at ``path`` that is no regular file: a pipe would be waited for.
+    """Raise if ``path`` exists and is not a regular file: reading a pipe would wait forever.
 
     Raises:
         OSError: it is a pipe, a device or a folder.
@@ -27,13 +27,13 @@ def check_regular(path: Path) -> None:
 
 
 def too_deep(content: object) -> bool:
-    """Whether lists and mappings lie in each other more than :data:`DEEPEST` levels deep.
+    """Whether lists and mappings are nested more than :data:`DEEPEST` levels deep.
 
     >>> too_deep({"a": [1, [2]]})
     False
     """
     level = [content]
     for _ in range(DEEPEST):
-        seen = {id(one): one for one in level if isinstance(one, Mapping | list | tuple)}  # aliases: each once
-        level = [part for one in seen.values() for part in (one.values() if isinstance(one, Mapping) else one)]
+        distinct = {id(one): one for one in level if isinstance(one, Mapping | list | tuple)}  # aliases: each once
+        level = [part for one in distinct.values() for part in (one.values() if isinstance(one, Mapping) else one)]
     return any(isinstance(one, Mapping | list | tuple) for one in level)

@@ -313,7 +313,7 @@ def yaml_files(kind: Kind, extra: Sequence[Path] = ()) -> dict[str, Path]:
         for path in (*_by_stem(folder, "*.yaml"), *grouped):
             try:
                 content = read_yaml(path)
-            except RobGIBError as error:  # what it would be nobody knows; the others are none the worse
+            except RobGIBError as error:  # its kind is unknown; the others remain usable
                 if kind == "zoo":
                     files[path.stem] = path  # whoever reads it will say so
                 elif kind == "attacks":
@@ -379,7 +379,7 @@ _LONGEST = 40  # characters of a number
 
 
 def parse_value(text: Any) -> Any:
-    """Turn ``8/255``, ``0.1``, ``20``, ``true``, ``none`` into what they mean; other text stays text."""
+    """Turn ``8/255``, ``0.1``, ``20``, ``true``, ``none`` into values; other text remains text."""
     if not isinstance(text, str):
         return text
     words = {"true": True, "false": False, "none": None, "null": None, "inf": math.inf, "nan": math.nan}

@@ -382,7 +382,7 @@ TERMS = (
 )
 """The terms of the ``layers`` table that are shown, in order."""
 ADVERSARIAL = "adversarial.safetensors"
-"""The file of a run folder that holds all adversarial images, where they were asked for."""
+"""The file of a run folder that holds all adversarial images, if they were requested."""
 RUN_TABLES = ("robustness", "outcomes", "curve", "layers", "features", "signs", "corruptions", "convergence")
 """The tables of a run folder, a CSV file each."""
 _SINCE = {"signs": 2, "corruptions": 2, "convergence": 4}  # the versions that brought tables
@@ -451,7 +451,7 @@ def read_csv(file: Path) -> pd.DataFrame:
 
 
 def column_names(name: str) -> list[str]:
-    """Names of a table's columns, in order."""
+    """Names of the columns of a table, in order."""
     own = [column.name for column in SCHEMA[name]]
     return own + column_names("layers") if name == "trace" else own
 
@@ -496,7 +496,7 @@ class Run:
         convergence: a row an attack and gradient step, on some samples: how many were still right, by how much.
         pictures: per attack the rows, clean and adversarial images of some fooled samples.
         place: name of the folder that it was read from.
-        adversarial: where they were asked for, ``clean`` images (N, …), ``labels`` (N,), and by attack's label
+        adversarial: if requested, ``clean`` images (N, …), ``labels`` (N,), and by attack's label
             ``…/rows`` and ``…/images`` of all fooled samples; not read back with the run (:func:`load_adversarial`).
     """
 

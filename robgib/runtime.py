@@ -43,7 +43,7 @@ _QUIET = 30.0  # seconds between two lines about one task, where lines are all t
 
 @contextmanager
 def progress_bars(shown: bool | Progress = True, always: bool = False) -> Iterator[Progress | None]:
-    """Give what a computation reports its progress to: bars, a caller's own function, or nothing.
+    """Yield the receiver of progress reports: bars, a function of the caller, or nothing.
 
     Args:
         shown: a function is given back; True is a bar for each task under way, on standard error where that is a
@@ -105,21 +105,21 @@ def progress_bars(shown: bool | Progress = True, always: bool = False) -> Iterat
 
 def _plain_lines() -> Progress:
     """Progress as lines of text on standard error."""
-    told: dict[str, float] = {}
+    last_shown: dict[str, float] = {}
     began: dict[str, float] = {}
 
     def report(task: str, done: int, total: int, note: str = "") -> None:
         now = time.monotonic()
-        first, last = task not in told, done >= total
-        if " at eps=" in task or task.startswith(INSIDE) or not (first or last or now - told[task] >= _QUIET):
+        first, last = task not in last_shown, done >= total
+        if " at eps=" in task or task.startswith(INSIDE) or not (first or last or now - last_shown[task] >= _QUIET):
             return  # a curve's many small steps would fill the file
         started = began.setdefault(task, now)
-        told[task] = now
+        last_shown[task] = now
         took = f", {now - started:.0f} s" if last and not first else ""
         told_now = visible(f"{task}: {done}/{total}{took}{f' ({note})' if note else ''}")
         print(told_now, file=sys.stderr, flush=True)
         if last:
-            told.pop(task)
+            last_shown.pop(task)
             began.pop(task)
 
     return report
@@ -168,7 +168,7 @@ _LACKING = ("can't allocate memory", "not enough memory", "cannot allocate memor
 
 @contextmanager
 def network_faults() -> Iterator[None]:
-    """Run what a stranger's network does, and say its faults as other code expects them.
+    """Run a network of unknown origin; convert its exceptions to those that callers expect.
 
     Where memory does not suffice it is ``torch.OutOfMemoryError``, as on CUDA: on a CPU torch says otherwise. A network
     that would end the program raises RuntimeError.
@@ -194,7 +194,7 @@ def network_faults() -> Iterator[None]:
 
 @contextmanager
 def faults_of(who: str) -> Iterator[None]:
-    """Run a stranger's code (a network, a plug-in), and say whatever it raises in one sentence that names it.
+    """Run foreign code (a network, a plug-in), and report its exceptions in one sentence that names it.
 
     Errors of RobGIB, warnings and interrupts stay what they are, and a lack of memory is ``torch.OutOfMemoryError``.
 
@@ -228,9 +228,9 @@ _watched: set[int] = set()
 
 
 def end_with(parent: int) -> None:
-    """End this process when the process ``parent`` ends, however that does: also where it is killed (POSIX).
+    """End this process when the process ``parent`` ends, also if that is killed (POSIX).
 
-    Its own children are told by it in turn. In the process ``parent`` itself nothing happens.
+    It stops its own children in turn. In the process ``parent`` itself nothing happens.
 
     Args:
         parent: number of the process that this one works for.
@@ -261,7 +261,7 @@ def _lives(process: int) -> bool:
 
 
 def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Versions of what computed, and on what."""
+    """Versions of the libraries, and the machine that computed."""
     from importlib.metadata import PackageNotFoundError, version
 
     versions = {}

@@ -38,12 +38,12 @@ def clopper_pearson(hits: float, samples: int, level: float = 0.95) -> tuple[flo
 
 
 def sign_test(ahead: int, behind: int) -> float:
-    """How probable so many pairs ahead, or more, are if ahead and behind are equally probable (one-sided; exact)."""
+    """Probability of at least so many pairs ahead if ahead and behind are equally probable (one-sided; exact)."""
     return float(stats.binomtest(ahead, ahead + behind, 0.5, "greater").pvalue) if ahead + behind else 1.0
 
 
 def share_test(hits: int, samples: int, share: float) -> float:
-    """How probable so many hits, or more, are if each sample is one with probability ``share`` (one-sided; exact)."""
+    """Probability of at least so many hits if each sample is one with probability ``share`` (one-sided; exact)."""
     return float(stats.binomtest(hits, samples, share, "greater").pvalue) if samples else 1.0
 
 
@@ -79,21 +79,21 @@ def _simulated(pairs: int) -> tuple[np.ndarray, np.ndarray]:
     x, e = rng.standard_normal((2, 4000, pairs))
     grid = np.concatenate([[-1.0], np.tanh(np.linspace(-3.5, 3.5, 141)), [1.0]])
     ranks = x.argsort(1).argsort(1)
-    found = np.empty((len(x), len(grid)))
+    rho = np.empty((len(x), len(grid)))
     for j, r in enumerate(grid):
         y = r * x + np.sqrt(1 - r**2) * e
         gaps = ((ranks - y.argsort(1).argsort(1)) ** 2).sum(1)
-        found[:, j] = 1 - 6 * gaps / (pairs * (pairs**2 - 1))
-    return found, 6 / np.pi * np.arcsin(grid / 2)
+        rho[:, j] = 1 - 6 * gaps / (pairs * (pairs**2 - 1))
+    return rho, 6 / np.pi * np.arcsin(grid / 2)
 
 
 def _inverted(rho: float, pairs: int, level: float) -> tuple[float, float]:
-    found, truth = _simulated(pairs)
+    simulated, truth = _simulated(pairs)
     tail = (1 - level) / 2
-    high_enough = (found >= rho - 1e-9).mean(0) > tail
-    low_enough = (found <= rho + 1e-9).mean(0) > tail
-    held = truth[high_enough & low_enough]
-    return (float(held.min()), float(held.max())) if len(held) else (rho, rho)
+    high_enough = (simulated >= rho - 1e-9).mean(0) > tail
+    low_enough = (simulated <= rho + 1e-9).mean(0) > tail
+    compatible = truth[high_enough & low_enough]
+    return (float(compatible.min()), float(compatible.max())) if len(compatible) else (rho, rho)
 
 
 def compression_interval(
@@ -139,10 +139,10 @@ def partial_correlation(x: np.ndarray, y: np.ndarray, given: np.ndarray) -> tupl
     if free < 2:
         return math.nan, math.nan
     ranks = np.column_stack([np.ones(len(x)), *(stats.rankdata(c) for c in given.T)])
-    left = [v - ranks @ np.linalg.lstsq(ranks, v, rcond=None)[0] for v in (stats.rankdata(x), stats.rankdata(y))]
-    if min(v.std() for v in left) < 1e-9:
+    residuals = [v - ranks @ np.linalg.lstsq(ranks, v, rcond=None)[0] for v in (stats.rankdata(x), stats.rankdata(y))]
+    if min(v.std() for v in residuals) < 1e-9:
         return math.nan, math.nan
-    rho = float(np.corrcoef(left)[0, 1])
+    rho = float(np.corrcoef(residuals)[0, 1])
     t = rho * math.sqrt(free / max(1 - rho**2, 1e-15))
     return rho, float(2 * stats.t.sf(abs(t), free))
 

@@ -88,7 +88,7 @@ def validate_estimators(
     check_writable(out_folder)
     former = robgib.reporting.read_validation(out_folder / "validation.csv") if add else None
     with robgib.runtime.progress_bars(not quiet, always=True) as progress:
-        found = robgib.validation.validate(
+        results = robgib.validation.validate(
             makers,
             [known[n] for n in task or known],
             repeats=repeats,
@@ -97,10 +97,10 @@ def validate_estimators(
             jobs=jobs,
             progress=progress,
         )
-    if found.empty:
+    if results.empty:
         raise RobGIBError("no chosen estimator claims the regime of a chosen task; give --every to validate it anyway.")
     order = robgib.validation.task_names()
-    whole = robgib.reporting.merge_validations(former, found, list(classes), order)
+    whole = robgib.reporting.merge_validations(former, results, list(classes), order)
     validated = {*whole["estimator"], *(e.name for e in makers)}
     kinds = [kind for name, kind in classes.items() if name in validated]
     with atomic_directory(out_folder) as folder:
@@ -111,7 +111,7 @@ def validate_estimators(
         (folder / "estimators.md").write_text(
             robgib.reporting.validation_markdown(kinds, whole, robgib.validation.REGIMES), encoding="utf-8"
         )
-    for name, held in found[~found["figure"].isin(["single-feature", "leave-one-out"])].groupby(
+    for name, of_estimator in results[~results["figure"].isin(["single-feature", "leave-one-out"])].groupby(
         "estimator", sort=False
     ):
         table = Table(title=f"{name} against the truth, {repeats} repeats (bits)", title_justify="left")
@@ -120,7 +120,7 @@ def validate_estimators(
         columns = ("truth", "bias", "sd", "coverage", "verdict")
         for column in columns:
             table.add_column(column, justify="left" if column == "verdict" else "right", no_wrap=True)
-        for row in robgib.reporting.validation_rows(held):
+        for row in robgib.reporting.validation_rows(of_estimator):
             table.add_row(*(str(row[c]) for c in ("task", "figure", *columns)))
         out.print(table)
     out.print(f"\nPage: [bold]{escape(str(out_folder / 'validation.html'))}[/bold]", soft_wrap=True, highlight=False)

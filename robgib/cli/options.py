@@ -47,8 +47,8 @@ def at_home(value: Any) -> Any:
     """
     if isinstance(value, list):
         return [at_home(one) for one in value]
-    if isinstance(value, Path | str) and (found := _HOME.fullmatch(str(value))):
-        return type(value)(f"{found[1] or ''}{os.path.expanduser(found[2])}")
+    if isinstance(value, Path | str) and (match := _HOME.fullmatch(str(value))):
+        return type(value)(f"{match[1] or ''}{os.path.expanduser(match[2])}")
     return value
 
 
@@ -157,9 +157,9 @@ def _parameter(field: dataclasses.Field[Any], kind: type[Any]) -> inspect.Parame
     """An option as Typer reads it; its default is None, which marks an omitted option."""
     how = option_of(field)
     assert how is not None
-    held, bounds = _shape(typing.get_type_hints(kind, include_extras=True)[field.name], field, how)
+    annotation, bounds = _shape(typing.get_type_hints(kind, include_extras=True)[field.name], field, how)
     flag = how.flag or f"--{field.name.replace('_', '-')}"
-    if held is bool and "/" not in flag:
+    if annotation is bool and "/" not in flag:
         flag = f"{flag}/--no-{flag[2:]}" if field.default is True else flag
     panel = f"{section_of(kind).capitalize()} options"
     info = typer.Option(
@@ -175,7 +175,7 @@ def _parameter(field: dataclasses.Field[Any], kind: type[Any]) -> inspect.Parame
         field.name,
         inspect.Parameter.KEYWORD_ONLY,
         default=None,
-        annotation=Annotated[Optional[held], info],  # noqa: UP045
+        annotation=Annotated[Optional[annotation], info],  # noqa: UP045
     )
 
 
@@ -230,7 +230,7 @@ def configuration(
         raise RobGIBError(f"configuration file {str(path)!r} does not exist.")
     content = registry.read_yaml(path)
     sections = {section_of(kind): kind for kind in kinds}
-    found: dict[type[Any], dict[str, Any]] = {}
+    values: dict[type[Any], dict[str, Any]] = {}
     for name, fields in content.items():
         if name == "models":
             continue
@@ -247,8 +247,8 @@ def configuration(
             how = known[key]
             if how is not None and not how.from_file and fields[key]:
                 raise RobGIBError(f"{path}: {key} may only be given on the command line; remove it from the file.")
-        found[sections[name]] = {key: at_home(value) for key, value in fields.items()}
-    return found
+        values[sections[name]] = {key: at_home(value) for key, value in fields.items()}
+    return values
 
 
 def configured_models(path: Path | None) -> list[str]:

@@ -49,18 +49,18 @@ def known_labels(source: object) -> np.ndarray | None:
         return None if inner is None else inner[np.asarray(source.indices, dtype=np.int64)]
     if isinstance(source, TensorDataset):
         return _whole(source.tensors[1], len(source)) if len(source.tensors) > 1 else None
-    found = (_whole(getattr(source, name, None), len(source)) for name in _LABELS)
-    return next((labels for labels in found if labels is not None), None)
+    candidates = (_whole(getattr(source, name, None), len(source)) for name in _LABELS)
+    return next((labels for labels in candidates if labels is not None), None)
 
 
-def _whole(held: Any, count: int) -> np.ndarray | None:
-    """What is held as ``count`` class numbers from 0, or None."""
-    if not isinstance(held, list | tuple | np.ndarray | Tensor) or len(held) != count or not count:
+def _whole(values: Any, count: int) -> np.ndarray | None:
+    """Return the values as ``count`` class numbers from 0, or None if they are none."""
+    if not isinstance(values, list | tuple | np.ndarray | Tensor) or len(values) != count or not count:
         return None
     try:
-        if isinstance(held, list | tuple) and all(isinstance(one, tuple) and len(one) == 2 for one in held):
-            held = [label for _, label in held]
-        array = np.asarray(held)
+        if isinstance(values, list | tuple) and all(isinstance(one, tuple) and len(one) == 2 for one in values):
+            values = [label for _, label in values]
+        array = np.asarray(values)
     except (TypeError, ValueError, RuntimeError):
         return None
     whole = array.ndim == 1 and array.dtype.kind in "iu" and int(array.min()) >= 0
@@ -68,7 +68,7 @@ def _whole(held: Any, count: int) -> np.ndarray | None:
 
 
 def selecting(source: object) -> Callable[[Sequence[int]], DataLoader[Any]] | None:
-    """Return what makes a loader of the samples at some indices, or None where a loader chooses its samples itself."""
+    """Return a function from indices to a loader of these samples; None if a loader chooses its samples itself."""
     if not isinstance(source, DataLoader):
         return lambda rows: DataLoader(Subset(source, rows), batch_size=256)  # type: ignore[arg-type]
     loader: Any = source
@@ -128,9 +128,9 @@ class Samples:
         return [hashlib.sha256(self._images[r].tobytes()).digest() if r in self.used else bytes(32) for r in rows]
 
     def labels_by(self, known: np.ndarray) -> np.ndarray | None:
-        """Return all labels (N,), given those before a ``target_transform``; None where they cannot be told.
+        """Return all labels (N,), given those before a ``target_transform``; None where they are unknown.
 
-        The decoded samples show what becomes of a known label: the same each time, or it cannot be told.
+        The decoded samples show the result of each known label; labels with several results are unknown.
         """
         shown: dict[int, int] = {}
         for row, label in self.labels.items():

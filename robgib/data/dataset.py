@@ -42,7 +42,7 @@ _DARK = 128
 """Half of what 8 bits hold: where no number reaches it, 255 is hardly what the data mean by white."""
 _ENDLESS = (100_000, 2**33)
 """Images, and bytes of them, after which an iterable of unknown length is taken for one without an end."""
-_ITERATED = 10_000  # images that are read of such a one, at least, where only some are asked for
+_ITERATED = 10_000  # least number of images that are read from an iterable, if only some are needed
 
 Bounds = tuple[float, float]
 """What data mean by black and by white."""
@@ -251,7 +251,7 @@ class Dataset:
 
 
 def _read(make: Callable[[], object], name: str, most: int | None = None) -> Dataset:
-    """What a Dataset or DataLoader of torch gives, its failure said in a sentence."""
+    """Return the data of a torch Dataset or DataLoader; its failure is reported in one sentence."""
     try:
         source = make()
         loader = source if isinstance(source, DataLoader) else DataLoader(source, batch_size=256)  # type: ignore[arg-type]
@@ -272,7 +272,7 @@ def _read(make: Callable[[], object], name: str, most: int | None = None) -> Dat
 def _by_index(source: object, name: str, most: int, seed: int, information: int) -> Dataset | None:
     """The data of which only the samples that are used are decoded; None where all must be read.
 
-    They are as if all had been read: the labels are all there, and an image that is asked for later is decoded then.
+    The result is the same as if all had been read: all labels are known, and other images are decoded on access.
     """
     known = known_labels(source.dataset if isinstance(source, DataLoader) else source)
     select = None if known is None else selecting(source)
@@ -280,8 +280,8 @@ def _by_index(source: object, name: str, most: int, seed: int, information: int)
         return None
 
     def decode(rows: Sequence[int]) -> tuple[Tensor, Tensor]:
-        found = _read(lambda: select(rows), name).test
-        return found.x, found.y
+        part = _read(lambda: select(rows), name).test
+        return part.x, part.y
 
     samples, labels = Samples(decode), known
     for _ in range(2):  # a target_transform may change the labels, and with them the draw
@@ -290,10 +290,10 @@ def _by_index(source: object, name: str, most: int, seed: int, information: int)
         if len(used) >= len(known):
             return None
         samples.decode(used)
-        told = samples.labels_by(known)
-        if told is None:
+        final = samples.labels_by(known)
+        if final is None:
             return None
-        labels = told
+        labels = final
     samples.used = frozenset(used)
     x, y = LazyImages(samples, range(len(labels))), torch.from_numpy(labels)
     none = Split(torch.zeros(0, *samples.shape), y[:0])
@@ -357,7 +357,7 @@ def as_images(
         channels: which axis they are.
 
     Raises:
-        RobGIBError: it cannot be told which axis or which number is meant.
+        RobGIBError: which axis or which number is meant is ambiguous.
     """
     check_bounds(bounds)
     if x.ndim == 4 and (channels or _channels(tuple(x.shape), what)) == "last":

@@ -51,8 +51,8 @@ def read_folder(path: Path, seed: int, sizing: Sizing | None = None, bounds: Bou
     links, symbolic links to what the folder holds anyway, and all frames but the first. Symbolic links to pictures
     elsewhere are followed, which the warning says, too.
 
-    Only the pictures' heads are read, and not even those where the cache knows the folder: by the names, sizes and
-    times of its files.
+    Only the pictures' heads are read, and not even those if the cache has a record of the folder, by the names,
+    sizes and times of its files.
 
     Args:
         path: the folder.
@@ -412,7 +412,7 @@ def _upright(pixels: np.ndarray, picture: Image.Image) -> np.ndarray:
 
 
 _FORMATS = ("PNG", "JPEG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
-"""Kinds of pictures that are read: Pillow goes by content, and knows some that run a program of their own."""
+"""Formats that are read: Pillow decides by content, and supports formats that start another program."""
 
 
 def _pixels(picture: Image.Image, name: str) -> np.ndarray:

@@ -462,7 +462,7 @@ def load_data(
         catalogue: further folders, whose plug-ins and YAML files may add data sets.
         sizing: how images are resized and cropped.
         bounds: the numbers of npz: and folder: that mean black and white; None is 0 and 255 where they are of 8 bits.
-        lazy: leave the pictures of folder: unread until they are asked for, even where they are few.
+        lazy: leave the pictures of folder: unread until they are needed, even if they are few.
 
     Raises:
         RobGIBError: unknown name, missing folder, missing or damaged file; or 8-bit images hold no number above 127, so

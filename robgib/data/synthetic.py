@@ -78,7 +78,7 @@ def _sphere(x: Array) -> Array:
 
 
 def _multiplexer(x: Array) -> Array:
-    """The one of four bits that two address bits point at."""
+    """The one of four bits that two address bits select."""
     labels: Array = np.take_along_axis(x[:, 2:6], (2 * x[:, 0] + x[:, 1])[:, None].astype(int), 1)[:, 0]
     return labels
 

@@ -57,7 +57,7 @@ def read_texts(folder: Path) -> tuple[list[list[str]], Array, tuple[str, ...]]:
 
 
 def embed_tokens(texts: Sequence[Sequence[str]], seed: int) -> dict[str, Array]:
-    """Vectors (WIDTH,) in [0, 1] of the tokens that occur at least twice in ``texts``, from who their neighbours are.
+    """Vectors (WIDTH,) in [0, 1] of the tokens that occur at least twice in ``texts``, from their neighbouring tokens.
 
     Singular vectors of the positive pointwise mutual information of tokens within :data:`WINDOW` places (Levy &
     Goldberg 2014), each component passed through the normal distribution function, so that it spreads over [0, 1].

@@ -326,7 +326,7 @@ def _watched(layer: str, modules: Mapping[str, nn.Module]) -> str:
 
 
 def _matching(name: str, layers: Iterable[str], usable: Container[str], modules: Mapping[str, nn.Module]) -> list[str]:
-    """The layers found that a name asks for; itself where the module never fires, which is told when it is captured."""
+    """The layers found for a name; the name itself where the module never fires, which the capture reports."""
     if name in layers:
         return [name]
     module = _module_of(name, modules)

@@ -50,12 +50,12 @@ class Binned(Estimator):
     codes_target: ClassVar[bool] = True
     view: ClassVar[View] = RATE
     guide: ClassVar[str] = (
-        "Its figures are information between codes: exact for discrete variables while the joint symbols stay well "
-        "below the samples, and a lower bound of the information between real variables, often a loose one. It needs "
-        "no model and fails visibly: where chance alone reaches half of the ceiling, or a count comes within 5% of "
-        "log2 of the samples, the figure is flagged. Real features too many to count jointly are coded "
-        "by one k-means codebook; those figures compare layers and models at one resolution, but I(X;T) may then lie "
-        "below what the layer tells of the label, since the code of X loses more than the code of the layer."
+        "Its figures are information between codes: exact for discrete variables if the joint symbols are far fewer "
+        "than the samples, and a lower bound, often a loose one, of the information between real variables. It needs "
+        "no model, and its failure is visible: a figure is flagged if chance alone reaches half of the ceiling, or a "
+        "count comes within 5% of log2 of the samples. Real features too many to count jointly are coded by one "
+        "k-means codebook. Such figures compare layers and models at one resolution, but I(X;T) may be lower than the "
+        "information of the layer about the label, since the code of X loses more than the code of the layer."
     )
     codes: Symbols | None = None
     target_codes: Symbols | None = None
@@ -65,11 +65,11 @@ class Binned(Estimator):
 
     def _prepare(self, features: tuple[Array, ...], fit_features: tuple[Array, ...]) -> _Codes:
         size = self.codes or default_size(len(features[0]))
-        singles = [encode(x, fit, size, self.seed) for x, fit in zip(features, fit_features, strict=True)]
-        joint = singles[0]
-        for code in singles[1:]:
+        single_feature = [encode(x, fit, size, self.seed) for x, fit in zip(features, fit_features, strict=True)]
+        joint = single_feature[0]
+        for code in single_feature[1:]:
             joint = combine(joint, code)
-        return _Codes(singles, int(joint.max()) + 1)
+        return _Codes(single_feature, int(joint.max()) + 1)
 
     def _estimate(self, problem: Problem) -> Decomposition:
         samples = problem.samples
@@ -81,16 +81,14 @@ class Binned(Estimator):
         rng = np.random.default_rng([self.seed, SALTS["binned"]])
         shuffled = [target[rng.permutation(samples)] for _ in range(self.shuffles)]
         counts = [adjusted_by(code, target, shuffled, problem.weights) for code in codes]
-        terms, floor, saturated = (
-            np.array([getattr(f, key) for f in counts]) for key in ("value", "floor", "saturated")
-        )
+        terms, floor, flagged = (np.array([getattr(f, key) for f in counts]) for key in ("value", "floor", "flagged"))
         pointwise = np.stack([f.pointwise for f in counts], 1)
         if problem.weights is not None:  # here: the counts, too, are those of the weighted law
             whole = problem.weights @ pointwise / samples
             pointwise = whole + problem.weights[:, None] * (pointwise - whole)
             problem = replace(problem, weights=None)
         notes = []
-        if saturated.any():
+        if flagged.any():
             notes.append("too few samples for the joint symbols: flagged figures are at the ceiling of counting")
         if any(v.dtype.kind == "f" for v in (*problem.features, problem.target)):
             notes.append("real values are coded: lower bounds of the information between the values themselves")
@@ -103,26 +101,26 @@ class Binned(Estimator):
             resolution=f"target {symbols_t} codes, {how}",
             pointwise=pointwise,
             floor=floor,
-            flagged=saturated,
+            flagged=flagged,
             notes=notes,
         )
 
     def _subset_codes(self, problem: Problem, symbols_t: int) -> tuple[list[Codes], str]:
         """Codes of the 2n+1 subsets, and what they are."""
         own: _Codes = problem.prepared.own
-        singles = own.singles
-        how = f"features {max(int(c.max()) + 1 for c in singles)} codes each"
-        crowded = len(singles) > 1 and own.joint * symbols_t > problem.samples
+        single_feature = own.single_feature
+        how = f"features {max(int(c.max()) + 1 for c in single_feature)} codes each"
+        crowded = len(single_feature) > 1 and own.joint * symbols_t > problem.samples
         size = 0
         if crowded and all(x.dtype.kind == "f" for x in problem.features):
             size = self.joint_codes or int(np.clip(problem.samples / (5 * symbols_t), 8, 64))
             how += f", X and each X_-i by one codebook of {size}"
         if size not in own.subsets:
             if size:
-                whole, *rests = codebook(problem.features, problem.prepared.fit_features, size, self.seed)
-                own.subsets[size] = [whole, *singles, *rests]
+                whole, *leave_one_out = codebook(problem.features, problem.prepared.fit_features, size, self.seed)
+                own.subsets[size] = [whole, *single_feature, *leave_one_out]
             else:
-                own.subsets[size] = subset_codes(singles)
+                own.subsets[size] = subset_codes(single_feature)
         return own.subsets[size], how
 
 
@@ -131,11 +129,11 @@ class _Codes:
     """Codes of the features.
 
     Attributes:
-        singles: of each (N,).
+        single_feature: codes (N,) of each feature.
         joint: how many symbols they have together.
         subsets: codes of the 2n+1 subsets by the size of their codebook, 0 without one; made when a target asks.
     """
 
-    singles: list[Codes]
+    single_feature: list[Codes]
     joint: int
     subsets: dict[int, list[Codes]] = field(default_factory=dict)

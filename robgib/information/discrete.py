@@ -40,8 +40,8 @@ def subset_codes(codes: Sequence[Codes]) -> list[Codes]:
         prefix.append(combine(prefix[-1], code))
     for code in reversed(codes):
         suffix.append(combine(suffix[-1], code))
-    rests = [combine(prefix[i], suffix[n - 1 - i]) for i in range(n)]
-    return [prefix[n], *codes, *rests]
+    leave_one_out = [combine(prefix[i], suffix[n - 1 - i]) for i in range(n)]
+    return [prefix[n], *codes, *leave_one_out]
 
 
 def entropy(weights: Vector) -> float:
@@ -84,7 +84,7 @@ class Adjusted:
         pointwise: the plug-in's pointwise terms (N,).
         floor: standard deviation in bits that it has near independence, whatever the pointwise terms say.
         error: standard deviation in bits.
-        saturated: whether chance alone reaches half of the ceiling, or counts come near the number of samples.
+        flagged: whether chance alone reaches half of the ceiling, or the value comes near log2 of the samples.
     """
 
     value: float
@@ -92,7 +92,7 @@ class Adjusted:
     pointwise: Vector
     floor: float
     error: float
-    saturated: bool
+    flagged: bool
 
 
 def adjusted_information(
@@ -119,10 +119,10 @@ def adjusted_by(x: Codes, t: Codes, shuffled: Sequence[Codes], weights: Vector |
     # Zero at chance, and unchanged at the ceiling, where chance has no room.
     adjusted = (corrected - remaining_bias) * ceiling / (ceiling - remaining_bias) if ceiling > remaining_bias else 0.0
     floor = float(np.sqrt((symbols[0] - 1) * (symbols[1] - 1) / 2) / samples / np.log(2))
-    saturated = ceiling > 0 and (value >= 0.95 * np.log2(samples) or raw >= 0.5 * ceiling)
+    flagged = ceiling > 0 and (value >= 0.95 * np.log2(samples) or raw >= 0.5 * ceiling)
     weighted = pointwise if weights is None else weights * (pointwise - value)
     error = max(float(weighted.std()) / np.sqrt(samples), floor) if ceiling > 0 else 0.0
-    return Adjusted(adjusted, value, pointwise, floor, error, bool(saturated))
+    return Adjusted(adjusted, value, pointwise, floor, error, bool(flagged))
 
 
 def miller_madow(symbols: tuple[int, int, int], samples: float) -> float:

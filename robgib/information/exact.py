@@ -42,9 +42,9 @@ class Exact(Estimator):
     summary: ClassVar[str] = "enumerated discrete distribution: the samples are all outcomes, each with its weight"
     least_samples: ClassVar[int] = 1
     guide: ClassVar[str] = (
-        "No estimate: the terms of a distribution whose outcomes are all listed, to rounding error. It is the truth "
-        "against which the discrete tasks are held; on samples it is the plain plug-in, biased upwards. "
-        "Of a network it takes a layer's units as they are, in bins, on data that list every input."
+        "This is no estimate: it computes the terms of a distribution whose outcomes are all listed, up to rounding "
+        "error. The discrete validation tasks use it as the truth. On samples it is the plug-in estimate, which is "
+        "biased upwards. For a network it takes the units of a layer in bins, on data that list every input."
     )
     weights: Any = None
     bins: Annotated[int, Field(ge=2)] = 30

@@ -74,11 +74,11 @@ class Flow(Estimator):
     regimes: ClassVar[tuple[str, ...]] = ("gaussian", "network")
     view: ClassVar[View] = NOISE
     guide: ClassVar[str] = (
-        "It learns the law of a real target given any subset of the features, so that it needs neither codes nor "
-        "alternatives and has no ceiling: it serves the noise view, where contraction is seen. Where the dependence is "
-        "smooth it is exact to some hundredths of a bit; intricate dependence, or more bits than some thousand samples "
-        "can teach, is learnt in part and reads low. It says nothing of class targets (see probe). It costs the most "
-        "of all estimators: about half a minute a layer on one core."
+        "It learns the law of a real target given any subset of the features. It needs neither codes nor alternatives "
+        "and has no ceiling, so that it suits the noise view, where contraction is visible. For smooth dependence it "
+        "is exact to some hundredths of a bit. Intricate dependence, or more bits than a few thousand samples can "
+        "teach, is learnt in part and underestimated. It does not support class targets (use probe). It is the "
+        "slowest estimator: about half a minute per layer on one core."
     )
     noise: NonNegative = 0.0
     folds: Annotated[int, Field(ge=3)] = 3

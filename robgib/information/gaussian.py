@@ -69,12 +69,12 @@ class Gaussian(Estimator):
     summary: ClassVar[str] = "Gaussian copula, closed form, all features from two precision matrices"
     regimes: ClassVar[tuple[str, ...]] = ("gaussian", "marginals", "classes", "network")
     guide: ClassVar[str] = (
-        "For a real target it is exact where a Gaussian copula is: any monotone change of single coordinates is "
-        "allowed, other dependence is not seen, and figures may then err to either side (a XOR of signs is all but "
-        "invisible to it). For class labels it is a lower bound, tight where classes are Gaussian. It may be trusted "
-        "from about three samples a dimension on, and costs next to nothing. With noise variance v it saturates at "
-        "d/2 log2(1 + 1/v) bits for a target of d dimensions; without noise, a target that the features determine "
-        "has no finite figure, which is marked."
+        "For a real target it is exact under a Gaussian copula, with any monotone change of single coordinates. It "
+        "does not detect other dependence (such as a XOR of signs), and figures may then be too low or too high. For "
+        "class labels it is a lower bound, tight for Gaussian classes. It is reliable from about three samples per "
+        "dimension, and the fastest estimator. With noise variance v its ceiling is d/2 log2(1 + 1/v) bits for a "
+        "target of d dimensions. Without noise, a target that the features determine has no finite figure, which is "
+        "flagged."
     )
     noise: NonNegative = 0.0
     groups: Annotated[int, Field(ge=2)] = 20
@@ -257,15 +257,17 @@ def _all_terms(covariance: Tensor, freedom: Vector, sizes: list[int], dims_t: in
     # What T leaves unexplained of each feature, without its companions: Σ_ii − Σ_iT Σ_T⁻¹ Σ_Ti.
     across = covariance[:, :dims_x, dims_x:]
     explained = across @ torch.linalg.solve(of_t, across.transpose(1, 2))
-    singles, conditionals = [], []
+    single_feature, conditionals = [], []
     start = 0
     for size in sizes:
         block = slice(start, start + size)
         start += size
         own = of_x[:, block, block]
-        singles.append((_log_det(own) - _log_det(own - explained[:, block, block])) / 2 / _LOG2)
+        single_feature.append((_log_det(own) - _log_det(own - explained[:, block, block])) / 2 / _LOG2)
         conditionals.append((_log_det(precision[:, block, block]) - _log_det(precision_x[:, block, block])) / 2 / _LOG2)
-    raw = np.stack([total.numpy(), *(s.numpy() for s in singles), *((total - c).numpy() for c in conditionals)], 1)
+    raw = np.stack(
+        [total.numpy(), *(s.numpy() for s in single_feature), *((total - c).numpy() for c in conditionals)], 1
+    )
     blocks = [dims_x, *sizes, *(dims_x - s for s in sizes)]
     known = {b: _information_bias(b, dims_t, freedom) for b in set(blocks)}
     correlation = covariance[0] / torch.outer(covariance[0].diagonal().sqrt(), covariance[0].diagonal().sqrt())
@@ -365,15 +367,15 @@ class _GaussianClassifier:
         r = x[:, None, :] - self.means
         g = np.einsum("nkd,kde->nke", r, self.precision, optimize=True)
         whole = np.einsum("nkd,nkd->nk", r, g)
-        singles, rests = [], []
+        single_feature, leave_one_out = [], []
         for i, b in enumerate(self.blocks):
             of_own = np.einsum("nkd,kde,nke->nk", r[:, :, b], self.own[i], r[:, :, b], optimize=True)
-            singles.append(of_own + self.own_log_det[i])
+            single_feature.append(of_own + self.own_log_det[i])
             taken = np.einsum("nkd,kde,nke->nk", g[:, :, b], self.inner[i], g[:, :, b], optimize=True)
-            rests.append(whole - taken + self.log_det + self.inner_log_det[i])
+            leave_one_out.append(whole - taken + self.log_det + self.inner_log_det[i])
         if len(self.blocks) == 1:
-            rests = [np.zeros_like(whole)]
-        return -0.5 * np.stack([whole + self.log_det, *singles, *rests])
+            leave_one_out = [np.zeros_like(whole)]
+        return -0.5 * np.stack([whole + self.log_det, *single_feature, *leave_one_out])
 
     def _answers(
         self, scores: Vector, y: npt.NDArray[np.int64], sharpness: float | Vector, doubt: float | Vector

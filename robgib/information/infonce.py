@@ -55,7 +55,7 @@ class InfoNCE(Estimator):
 
     Fields:
         noise: variance of the independent noise added to a real target's normal scores (unit variance): the
-            resolution. 0 adds none; what a deterministic target's figure then says is only that it is saturated.
+            resolution. 0 adds none; the figure of a deterministic target is then flagged and says no more.
         folds: of the cross-fit; a critic each, all trained side by side.
         width: of the hidden layers, two for f and two for g.
         steps: most training steps.
@@ -72,13 +72,13 @@ class InfoNCE(Estimator):
     least_samples: ClassVar[int] = 50
     regimes: ClassVar[tuple[str, ...]] = ("discrete",)
     guide: ClassVar[str] = (
-        "Each information is a lower bound in expectation: how well one small critic finds the sample's own target "
-        "among K alternatives, held out and calibrated. It takes real targets as they are, without codes, for "
-        "dependence of any form and features of many dimensions, at about twice the cost of the probe. It is low for "
-        "strong or intricate dependence (by 0.1 bit of 0.5 on additive uniform noise) and can never exceed log2 K, "
-        "near which it is flagged; a deterministic target of real values always is unless noise is asked for. "
-        "Differences of such bounds, as II and S are, are bounds of nothing. The interval holds what learning lost, as "
-        "the gap between seen and held-out samples shows it."
+        "Each information is a lower bound in expectation: how well one small critic identifies the sample's own "
+        "target among K alternatives, held out and calibrated. It takes real targets without codes, for dependence of "
+        "any form and features of many dimensions, at about twice the cost of the probe. It is too low for strong or "
+        "intricate dependence (by 0.1 bit of 0.5 on additive uniform noise) and cannot exceed log2 K, near which it "
+        "is flagged; a deterministic target of real values is always flagged, unless noise is added. Differences of "
+        "such bounds, such as II and S, are not bounds. The interval includes the loss from learning, by the gap "
+        "between training and held-out samples."
     )
     noise: NonNegative = 0.0
     folds: Annotated[int, Field(ge=3)] = 5
@@ -137,9 +137,9 @@ class InfoNCE(Estimator):
         terms = pointwise.mean(0)
         # How many of the K alternatives fit as well varies: with 2^I kinds, this costs (2^I − 1)/2K nats.
         missing += (2.0**terms - 1) / (2 * alternatives.count * math.log(2))
-        saturated = terms >= _FULL * math.log2(alternatives.count)
+        flagged = terms >= _FULL * math.log2(alternatives.count)
         notes = pooled_note([pooled, *inputs.pooled])
-        if saturated.any():
+        if flagged.any():
             notes.append(f"flagged figures are near log2 {alternatives.count}, the maximum of the contrast")
         return decompose(
             terms,
@@ -149,7 +149,7 @@ class InfoNCE(Estimator):
             pointwise=pointwise,
             floor=learning_floor((masks @ widths.float()).numpy() * target.shape[1], samples),
             missing=missing,
-            flagged=saturated,
+            flagged=flagged,
             notes=notes,
         )
 

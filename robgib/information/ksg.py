@@ -80,11 +80,11 @@ class KSG(Estimator):
     bound: ClassVar[str] = "none (low when the dependence is strong)"
     summary: ClassVar[str] = "nearest neighbours, Kraskov's form or Ross's for classes; for few dimensions"
     guide: ClassVar[str] = (
-        "It assumes no form of dependence and no codes, and is all but unbiased for one feature dimension and one "
-        "target dimension, or two feature dimensions and classes, from some thousand samples on. With every further "
-        "dimension it reads low, as it does where the dependence is strong: already three real dimensions cost up to "
-        "0.07 bit at 2,000 samples, and the interval does not cover that. It therefore claims no regime as a whole. "
-        "A figure that smaller neighbourhoods would still raise is flagged."
+        "It assumes no form of dependence and no codes. With some thousand samples it is almost unbiased for one "
+        "feature dimension and one target dimension, or two feature dimensions and classes. With every further "
+        "dimension, and under strong dependence, it underestimates: already three real dimensions cost up to 0.07 bit "
+        "at 2,000 samples, and the interval does not cover that. It therefore claims no complete regime. A figure "
+        "that smaller neighbourhoods would still raise is flagged."
     )
     k: Count = 4
     noise: NonNegative = 0.0
@@ -118,19 +118,19 @@ class KSG(Estimator):
                 f"{self.limit}; give fewer samples, or choose another estimator."
             )
         rng = np.random.default_rng([self.seed, SALTS["ksg"]])
-        rng.standard_normal((2, samples))  # those that told equal values apart
+        rng.standard_normal((2, samples))  # the noise that separated equal values
         values_t, codes_t = _split(problem.target, self._ties(samples)[1])
         if self.noise > 0:
             values_t = values_t + np.sqrt(self.noise) * rng.standard_normal(values_t.shape)
         target = _Space(values_t, codes_t)
-        pointwise, floor, saturated = np.zeros((samples, 2 * n + 1)), np.zeros(2 * n + 1), np.zeros(2 * n + 1, bool)
+        pointwise, floor, flagged = np.zeros((samples, 2 * n + 1)), np.zeros(2 * n + 1), np.zeros(2 * n + 1, bool)
         spaces: list[_Space] = problem.prepared.own
         if spaces[0].values.shape[1] + values_t.shape[1] > _TREE and not any(s.codes.any() for s in spaces):
             around: Iterable[tuple[Vector, Vector]] = self._all_pairs([s.values for s in spaces[1 : n + 1]], target)
         else:
             around = (self._around(s, target) for s in spaces)
         for j, (space, (near, wide)) in enumerate(zip(spaces, around, strict=True)):
-            pointwise[:, j], floor[j], saturated[j] = self._term(space, target, near, wide)
+            pointwise[:, j], floor[j], flagged[j] = self._term(space, target, near, wide)
         if problem.weights is not None:  # here, since the errors below are not those of independent values
             weighted = problem.weights[:, None] * pointwise
             pointwise = weighted + (1 - problem.weights[:, None]) * weighted.mean(0)
@@ -146,8 +146,8 @@ class KSG(Estimator):
             resolution=f"{self.k} nearest neighbours, {of_target}{added}",
             pointwise=terms + _SHARED * (pointwise - terms),
             floor=floor,
-            flagged=saturated,
-            notes=self._notes(not dims_t and not codes_t.any(), saturated),
+            flagged=flagged,
+            notes=self._notes(not dims_t and not codes_t.any(), flagged),
         )
 
     def outside(self, problem: Problem) -> list[str]:
@@ -157,9 +157,9 @@ class KSG(Estimator):
             return []
         return [f"{dims} real dimensions of features and target, above {self.limit}"]
 
-    def _notes(self, nothing: bool, saturated: npt.NDArray[np.bool_]) -> list[str]:
+    def _notes(self, nothing: bool, flagged: npt.NDArray[np.bool_]) -> list[str]:
         notes = []
-        if saturated.any():
+        if flagged.any():
             notes.append("too few samples for so strong a dependence or so many dimensions: flagged figures are low")
         if nothing:
             notes.append("the target takes one value only: it carries no information")
@@ -182,19 +182,19 @@ class KSG(Estimator):
         return near, _MISSING * missing, alone or missing > max(_CURVED, error)
 
     def _around(self, x: _Space, t: _Space) -> tuple[Vector, Vector]:
-        """What k neighbours and more give (N,), or as many as share the sample's symbols."""
+        """Estimates (N,) by k and by more neighbours, or by as many as share the symbols of the sample."""
         joint = _Space(np.hstack([x.values, t.values]), combine(x.codes, t.codes))
         members = joint.counts[joint.codes]
         if not joint.values.shape[1]:
             counts = digamma(x.counts[x.codes]) + digamma(t.counts[t.codes])
             counted = np.asarray((digamma(members) + digamma(len(members)) - counts) / _LOG2)
             return counted, counted
-        found = []
+        estimates = []
         for k in (self.k, _WIDER * self.k):
             radius = joint.distances(k, self.workers)
             near = x.within(radius, self.workers), t.within(radius, self.workers)
-            found.append(_kraskov(np.minimum(k, members - 1), *near))
-        return found[0], found[1]
+            estimates.append(_kraskov(np.minimum(k, members - 1), *near))
+        return estimates[0], estimates[1]
 
     def _all_pairs(self, features: list[Vector], t: _Space) -> list[tuple[Vector, Vector]]:
         """What k neighbours and more give (N,) for each of the 2n+1 subsets of real features, from one look at all
@@ -217,8 +217,8 @@ class KSG(Estimator):
                 before.append(torch.maximum(before[-1], one))
             for one in reversed(far):
                 after.append(torch.maximum(after[-1], one))
-            rests = (torch.maximum(before[i], after[n - 1 - i]) for i in range(n))
-            for j, own in enumerate(itertools.chain([before[n]], far, rests)):
+            leave_one_out = (torch.maximum(before[i], after[n - 1 - i]) for i in range(n))
+            for j, own in enumerate(itertools.chain([before[n]], far, leave_one_out)):
                 nearest = torch.topk(torch.maximum(own, of_t), sizes[1] + 1, largest=False, sorted=True).values
                 for which, size in enumerate(sizes):
                     # The first is the sample itself; a class of fewer has as many neighbours as it has.

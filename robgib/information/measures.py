@@ -1,7 +1,8 @@
 """The measures themselves: identities over information terms in bits, with no estimation in them.
 
-A target T is informed by features X = (X_1 … X_n). The terms are ``total`` = I(X;T), ``singles`` =
-I(X_i;T) and ``rests`` = I(X_-i;T), where X_-i is every feature but the i-th.
+The features X = (X_1 … X_n) carry information about a target T. The terms are ``total`` = I(X;T), ``singles`` =
+I(X_i;T), the single-feature information, and ``rests`` = I(X_-i;T), the leave-one-out information, where X_-i is every
+feature except the i-th.
 """
 
 from __future__ import annotations
@@ -125,10 +126,10 @@ def vulnerability_degree(total: float, rests: npt.ArrayLike) -> float:
 
 
 def functionals(n: int) -> Vector:
-    """The linear map (3n+4, 2n+1) from [total, singles, rests] to everything derived.
+    """The linear map (3n+4, 2n+1) from [total, single-feature, leave-one-out] to everything derived.
 
-    Rows: total; singles (n); rests (n); II_i (n); S; C; I − C/2. The derived rows equal the functions above,
-    so that an interval of a derived figure comes from the covariance of the terms.
+    Rows: total; single-feature (n); leave-one-out (n); II_i (n); S; C; I − C/2. The derived rows equal the functions
+    above, so that an interval of a derived figure comes from the covariance of the terms.
     """
     eye = np.eye(n)
     terms = np.eye(2 * n + 1)

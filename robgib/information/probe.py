@@ -39,8 +39,8 @@ __all__ = [
 ]
 
 _APART = 0.06
-"""Standard deviation of an error that all singles share, and of one of all rests, as a share of them: on networks of
-random weights on ten bits, of whose code 97% was learnt, the rests came out 9% short."""
+"""Relative standard deviation of the error that all single-feature terms share, and of that of all leave-one-out terms:
+on networks of random weights on ten bits, of whose code 97% was learnt, the leave-one-out terms were 9% too low."""
 LEAST_PER_SYMBOL = 5  # samples, on average, below which a target's figure is not worth its name
 
 
@@ -78,14 +78,14 @@ class Probe(Estimator):
     view: ClassVar[View] = RATE
     guide: ClassVar[str] = (
         "Each information is what one small network can use of a subset, held out and calibrated: a lower bound in "
-        "expectation of the information about the target's code, and 0 where the network finds nothing. "
-        "Differences of such bounds, as II and S are, are bounds of nothing. Of a layer, whose I(X;T) is counted, the "
-        "terms are taken as shares of the learnt total and applied to the counted one, and what the learnt total lacks "
-        "widens the intervals. It sees dependence of any form, also what only features together tell, and does not "
-        "mind many features; it needs thousands of samples for weak or intricate dependence, and seconds rather than "
-        "milliseconds. An exclusive or of seven bits or more is beyond 5,000 samples. The interval holds what learning "
-        "from few samples lost, as the gap between seen and held-out samples shows it. It cannot exceed the entropy of "
-        "the target's code, which is said when reached."
+        "expectation of the information about the target's code, and 0 if the network finds nothing. Differences of "
+        "such bounds, such as II and S, are not bounds. For a layer, whose I(X;T) is counted, the terms are shares of "
+        "the learnt total, applied to the counted total; what the learnt total lacks widens the intervals. It detects "
+        "dependence of any form, also synergy, and supports many features. Weak or intricate dependence needs "
+        "thousands of samples, and it takes seconds rather than milliseconds. An exclusive or of seven bits or more "
+        "needs more than 5,000 samples. The interval includes the loss from learning on few samples, by the gap "
+        "between training and held-out samples. It cannot exceed the entropy of the target's code; a note reports "
+        "when it reaches it."
     )
     target_codes: Annotated[int, Field(ge=2)] | None = None
     folds: Annotated[int, Field(ge=3)] | None = None
@@ -126,7 +126,7 @@ class Probe(Estimator):
         for i, problem in enumerate(problems):
             notes = pooled_note(inputs.pooled)
             if not problem.discrete_target:
-                notes.append(f"the target is coded by {len(counts[i])} symbols: what is told of it is told of its code")
+                notes.append(f"the target is coded by {len(counts[i])} symbols: the information is about this code")
             alone = len(np.unique(targets[i])) < 2
             resolution = f"target {len(counts[i])} codes, features {int(inputs.widths.sum())} columns"
             pointwise, floor, missing = np.zeros((samples, 2 * n + 1)), np.zeros(2 * n + 1), np.zeros(2 * n + 1)

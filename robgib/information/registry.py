@@ -88,7 +88,7 @@ def make_estimator(spec: str, extra: Sequence[Path] = (), **defaults: object) ->
     given = {**options, **entry.parameters, **registry.parse_pairs(rest, what)}
     made: Estimator = construct(entry.estimator, given, what)
     if name != entry.estimator.name:
-        object.__setattr__(made, "name", name)  # a setting with a name of its own goes by that in the tables
+        object.__setattr__(made, "name", name)  # the tables show the name of a named setting
     return made
 
 

@@ -57,7 +57,7 @@ class Renyi(Estimator):
     - More than ``exact_samples`` are cut into disjoint blocks, whose figures are averaged. The plain average
       would be another quantity, since fewer samples have less entropy; the extrapolated ones share one
       limit. A low rank would serve less: of 3,000 independent normal samples of 72 dimensions at width 1.5, the
-      300 largest eigenvalues lack 0.7 of 3.7 bits, where the informations sought are 0.1 bit.
+      300 largest eigenvalues lack 0.7 of 3.7 bits, where the information of interest is 0.1 bit.
 
     Error: the scatter of the same estimate over quarters of each block, and what is stated to be missing.
 
@@ -78,14 +78,15 @@ class Renyi(Estimator):
     least_samples: ClassVar[int] = 40
     regimes: ClassVar[tuple[str, ...]] = ("discrete", "parity", "kernel")
     guide: ClassVar[str] = (
-        "Its figures are differences of entropies of kernel matrices: a functional of its own, in bits of its own. For "
-        "discrete variables it is Shannon's information up to the order's distance from 1; for real ones it bounds "
-        "nothing and is several times smaller (0.12 where Shannon's is 0.79), and moves with the kernels' width. At "
-        "one width it needs no codes and no model, sees dependence of any form, and converges: held here against "
-        "its own closed form for Gaussian variables, which the regime *kernel* is. Use it to compare layers and models "
-        "at one width, never beside another estimator's bits. It costs two eigenvalue problems per term and block, so "
-        "that all features cost about n/1.5 times one information, which no arrangement avoids. A figure is flagged "
-        "if chance alone reaches half of its ceiling, or the kernels are all but the identity."
+        "Its figures are differences of entropies of kernel matrices: a functional different from Shannon's "
+        "information, in bits of its own. For discrete variables it equals Shannon's information, except for the "
+        "order's distance from 1. For real variables it is no bound, is several times smaller (0.12 instead of "
+        "Shannon's 0.79), and depends on the width of the kernels. At one width it needs no codes and no model, "
+        "detects dependence of any form, and converges; it is validated against its own closed form for Gaussian "
+        "variables (the regime *kernel*). Use it to compare layers and models at one width, never with the bits of "
+        "another estimator. It costs two eigenvalue problems per term and block, so that all features cost about "
+        "n/1.5 times one information. A figure is flagged if chance alone reaches half of its ceiling, or the kernels "
+        "are almost the identity."
     )
     alpha: Positive = 1.01
     width: Positive = 1.5
@@ -111,18 +112,18 @@ class Renyi(Estimator):
         count = -(-problem.samples // self.exact_samples) if data.real else 1  # counting needs no matrices
         blocks = np.array_split(rng.permutation(problem.samples), count)
         partitions = -(-_PARTITIONS // count)
-        found, plain, scatter = [], [], []
+        block_terms, plain, scatter = [], [], []
         for rows in blocks:
             terms, raw = self._extrapolated(data, rows, rng)
-            found.append(terms)
+            block_terms.append(terms)
             plain.append(raw)
             for _ in range(partitions):
                 groups = np.array_split(rng.permutation(rows), _GROUPS)
                 parts = np.stack([self._extrapolated(data, g, rng)[0] for g in groups])
                 scatter.append(parts - parts.mean(0))
-        terms = np.mean(found, 0)
+        terms = np.mean(block_terms, 0)
         short = np.mean([p.short for p in plain], 0)
-        saturated = np.any([p.saturated for p in plain], 0)
+        flagged = np.any([p.flagged for p in plain], 0)
         # Deviations whose squares add to the variance: of a mean over groups, averaged over partitions and divided
         # by the number of blocks; and of what is still missing, which all terms miss together.
         sampled = np.concatenate(scatter) / np.sqrt(count * len(scatter) * _GROUPS * (_GROUPS - 1))
@@ -135,8 +136,8 @@ class Renyi(Estimator):
             problem=problem,
             resolution=self._resolution(data, [len(b) for b in blocks], float(short.max())),
             replicates=terms + np.sqrt(size / (size - 1)) * deviations,  # as the jackknife's formula takes them
-            flagged=saturated,
-            notes=_notes(data, saturated),
+            flagged=flagged,
+            notes=_notes(data, flagged),
         )
 
     def _resolution(self, data: _Data, sizes: list[int], short: float) -> str:
@@ -161,7 +162,7 @@ class Renyi(Estimator):
         of_t = _squared_distances(target) / (2 * self.width**2 * target.shape[1]) if target.shape[1] else None
         orders = [rng.permutation(samples) for _ in range(self.shuffles)]
         entropy_t = self._entropy(of_t, codes_t)
-        adjusted, short, saturated = np.zeros(count), np.zeros(count), np.zeros(count, bool)
+        adjusted, short, flagged = np.zeros(count), np.zeros(count), np.zeros(count, bool)
         for j, of_x in _exponents([v[at] for v in data.features], self.width):
             codes_x = data.codes[j][rows]
             entropy_x = self._entropy(of_x, codes_x)
@@ -179,8 +180,8 @@ class Renyi(Estimator):
             room = ceiling - chance
             adjusted[j] = (value - chance) * ceiling / room if room > 1e-6 * ceiling else 0.0
             short[j] = max(chance, 0.0) / ceiling
-            saturated[j] = joint >= 0.95 * np.log2(samples) or short[j] >= 0.5
-        return _Terms(adjusted, short, saturated)
+            flagged[j] = joint >= 0.95 * np.log2(samples) or short[j] >= 0.5
+        return _Terms(adjusted, short, flagged)
 
     def _entropy(self, exponent: Tensor | None, codes: Codes) -> float:
         """Entropy in bits of the kernel exp(−exponent) (N, N) within equal codes (N,), 0 across them."""
@@ -205,7 +206,7 @@ class _Terms:
 
     adjusted: Vector
     short: Vector
-    saturated: npt.NDArray[np.bool_]
+    flagged: npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -232,9 +233,9 @@ class _Data:
         return cls(features, torch.from_numpy(target).to(device), codes, codes_t)
 
 
-def _notes(data: _Data, saturated: npt.NDArray[np.bool_]) -> list[str]:
+def _notes(data: _Data, flagged: npt.NDArray[np.bool_]) -> list[str]:
     notes = ["a matrix-based functional, not Shannon information"]
-    if saturated.any():
+    if flagged.any():
         notes.append("kernel matrices near the identity: flagged figures are at the ceiling of the samples")
     if data.target.shape[1] == 0 and not data.codes_t.any():
         notes.append("the target takes one value only: it carries no information")

@@ -486,7 +486,7 @@ def count_information(
     taken = abs(counted.plain - counted.value)
     half = float(stats.norm.ppf(0.975)) * float(np.hypot(counted.error, taken / 2))
     code_entropy, label_entropy = entropy_estimate(codes, weights).value, entropy_estimate(y, weights).value
-    full = counted.saturated or (label_entropy > code_entropy and counted.value >= _NEAR * code_entropy)
+    full = counted.flagged or (label_entropy > code_entropy and counted.value >= _NEAR * code_entropy)
     if full:
         notes.append("I(Z;Y) is at the ceiling of the code: the true value may be any higher one")
     if taken > _TAKEN:

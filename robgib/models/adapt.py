@@ -463,12 +463,16 @@ def logits_in(output: Any, count: int, classes: int | None = None) -> tuple[Tens
     fit = fit or [(path, t) for path, t in rows if _columns(t) > (classes or 0)]
     named = [(path, t) for path, t in fit if path[-1] == "logits"]
     named = [(path, t) for path, t in named if len(path) == min(len(p) for p, _ in named)]
-    left = _distinct(named if len(named) == 1 else fit)
-    if len(left) == 1:
-        return left[0][1], left[0][0]
-    several = left or rows
+    candidates = _distinct(named if len(named) == 1 else fit)
+    if len(candidates) == 1:
+        return candidates[0][1], candidates[0][0]
+    several = candidates or rows
     shapes = ", ".join(f"{_named(path)} {tuple(t.shape)}" for path, t in several[:4])
-    why = "more than one could be its logits" if left else f"none has a column for each of the data's {classes} classes"
+    why = (
+        "more than one could be its logits"
+        if candidates
+        else f"none has a column for each of the data's {classes} classes"
+    )
     raise RobGIBError(
         f"the model returns a {kind} of which {why} ({shapes} for {count} images); wrap it in a module whose forward "
         f"returns its logits alone, such as `return self.net(x){_code(several[-1][0])}`."
@@ -532,7 +536,7 @@ def _columns(tensor: Tensor) -> int:
     return tensor.shape[1] if tensor.ndim > 1 else 1
 
 
-def _distinct(found: list[tuple[Path, Tensor]]) -> list[tuple[Path, Tensor]]:
+def _distinct(candidates: list[tuple[Path, Tensor]]) -> list[tuple[Path, Tensor]]:
     """The tensors (N, classes) without duplicates and without (logarithmic) probabilities of another one."""
 
     def alike(one: Tensor, two: Tensor) -> bool:
@@ -540,16 +544,16 @@ def _distinct(found: list[tuple[Path, Tensor]]) -> list[tuple[Path, Tensor]]:
         return one.numel() == two.numel() and torch.allclose(one.float().flatten(), two.float().flatten(), atol=near)
 
     once: list[tuple[Path, Tensor]] = []
-    for path, tensor in found:
+    for path, tensor in candidates:
         if not any(alike(tensor, other) for _, other in once):
             once.append((path, tensor))
-    left = []
+    independent = []
     for path, tensor in once:
         others = [other.float().reshape(len(other), -1) for p, other in once if p != path]
         made = [made for o in others for made in (o.softmax(1), o.log_softmax(1), o.sigmoid())]
         if not any(alike(tensor, other) for other in made):
-            left.append((path, tensor))
-    return left
+            independent.append((path, tensor))
+    return independent
 
 
 def _form(

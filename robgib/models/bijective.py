@@ -16,7 +16,7 @@ __all__ = [
 
 
 class Coupling(nn.Module):
-    """Adds to one half of the numbers a function of the other, and changes their places (Dinh et al. 2015, NICE)."""
+    """Adds a function of one half of the numbers to the other half, and swaps the halves (Dinh et al. 2015, NICE)."""
 
     def __init__(self, kept: int, moved: int, hidden: int) -> None:
         super().__init__()
@@ -82,5 +82,5 @@ class Bijective(nn.Module):
 
 @register_architecture("bijective")
 def bijective(shape: tuple[int, ...], classes: int, depth: int = 4, hidden: int = 64) -> nn.Module:
-    """Coupling blocks that lose nothing, each with so many hidden units."""
+    """Bijective coupling blocks, each with the given number of hidden units."""
     return Bijective(shape, classes, depth, hidden)

@@ -151,33 +151,36 @@ def read_checkpoint(
 
 
 def _network_in(path: Path, content: dict[Any, Any], weights_key: str | None) -> nn.Module | None:
-    """The unpickled network among a file's objects; None where there is none, or the key is of something else."""
+    """The unpickled network among a file's objects; None if there is none, or if the key names something else."""
     named = {str(k): v for k, v in content.items() if isinstance(v, nn.Module)}
     if weights_key is not None:
         return named.get(weights_key)
-    found = {k: v for k, v in named.items() if not any(word in k.lower() for word in (*_OTHERS, "criterion", "loss"))}
-    if len(found) > 1:
+    networks = {
+        k: v for k, v in named.items() if not any(word in k.lower() for word in (*_OTHERS, "criterion", "loss"))
+    }
+    if len(networks) > 1:
         raise RobGIBError(
-            f"{path} holds {len(found)} networks, {', '.join(map(repr, list(found)[:3]))}; choose one with "
-            f"--weights-key {next(iter(found))} (in Python weights_key={next(iter(found))!r})."
+            f"{path} holds {len(networks)} networks, {', '.join(map(repr, list(networks)[:3]))}; choose one with "
+            f"--weights-key {next(iter(networks))} (in Python weights_key={next(iter(networks))!r})."
         )
-    return next(iter(found.values()), None)
+    return next(iter(networks.values()), None)
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """Read a file's only state dict (:func:`read_checkpoint`); nothing is ever unpickled that is no tensor."""
-    found = read_checkpoint(path)
-    if len(found.sets) > 1:
+    """Read a file's only state dict (:func:`read_checkpoint`); only tensors are ever unpickled."""
+    checkpoint = read_checkpoint(path)
+    if len(checkpoint.sets) > 1:
         raise RobGIBError(
-            f"{path} holds several state dicts, {', '.join(map(repr, found.sets))}; save one of them to its own file."
+            f"{path} holds several state dicts, {', '.join(map(repr, checkpoint.sets))}; "
+            "save one of them to its own file."
         )
-    if found.network is not None:
+    if checkpoint.network is not None:
         raise RobGIBError(f"{path} holds a complete network, not a state dict of tensors.")
-    return found.weights
+    return checkpoint.weights
 
 
 def _in_folder(folder: Path) -> Path:
-    """The checkpoint in a folder as Hugging Face and others lay it out."""
+    """Return the checkpoint in a folder with the layout of Hugging Face and others."""
     for name in ("model.safetensors", "pytorch_model.bin"):
         for path in (folder / f"{name}{_INDEX}", folder / name):
             if path.is_file():
@@ -188,7 +191,7 @@ def _in_folder(folder: Path) -> Path:
 
 
 def _safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of a file, and what its metadata say, whose texts may be JSON."""
+    """Return the tensors and the metadata of a file; texts of the metadata may be JSON."""
     from safetensors import SafetensorError, safe_open
     from safetensors.torch import load_file
 
@@ -212,7 +215,7 @@ _CONFIGURATIONS = ("config.json", "preprocessor_config.json")
 
 
 def _declared_beside(path: Path) -> list[Normalization]:
-    """What the configurations of timm and transformers say that lie beside weights as Hugging Face lays them out."""
+    """Return the configurations of timm and transformers in the files beside the weights."""
     if path.name.removesuffix(_INDEX) not in ("model.safetensors", "pytorch_model.bin"):
         return []
     declared: list[Normalization] = []
@@ -221,12 +224,12 @@ def _declared_beside(path: Path) -> list[Normalization]:
             try:
                 declared += declared_normalizations(read_json(path.parent / name))
             except (OSError, ValueError, RecursionError):
-                continue  # another library's file, which is not asked for
+                continue  # a file of another library, which is not needed
     return declared
 
 
 def _sharded(index: Path) -> dict[str, Tensor]:
-    """The weights of several files beside their index, which maps each weight's name to its file."""
+    """Return the weights of several files; their index, beside them, maps the name of each weight to its file."""
     try:
         content = read_json(index)
     except (OSError, ValueError) as error:
@@ -246,7 +249,7 @@ def _sharded(index: Path) -> dict[str, Tensor]:
 
 
 def _unpickled(path: Path, allow_pickle: bool) -> Any:
-    """What a pickled file holds; with stand-ins for what is no tensor, unless unpickling is allowed."""
+    """Return the content of a pickled file, with stand-ins for other objects unless unpickling is allowed."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on pickle protocols: what it cannot read it refuses anyway
@@ -274,12 +277,12 @@ _DEEPEST = 4
 
 
 def _states(content: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:
-    """The state dicts within what a file holds, each with the keys that lead to it."""
+    """Yield the state dicts in the content of a file, each with its path of keys."""
     if isinstance(content, StandIn):
         if isinstance(content.state, dict) and isinstance(content.state.get("_modules"), dict):
-            held = _of_module(content)
-            if held:
-                yield path, held
+            state = _of_module(content)
+            if state:
+                yield path, state
             return
         content = content.entries
     if not isinstance(content, dict) or len(path) > _DEEPEST:
@@ -295,36 +298,41 @@ def _states(content: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[st
 
 
 def _of_module(module: StandIn, prefix: str = "") -> dict[str, Tensor]:
-    """The state dict of a pickled network, whose code is not run, by what it had in its attributes."""
+    """Return the state dict of a pickled network from its attributes, without running its code."""
     state = module.state if isinstance(module.state, dict) else {}
-    held: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     skipped = state.get("_non_persistent_buffers_set") or ()
     for kind in ("_parameters", "_buffers"):
         of_kind = state.get(kind)
         for name, value in (of_kind if isinstance(of_kind, dict) else {}).items():
             if isinstance(value, Tensor) and not (kind == "_buffers" and name in skipped):
-                held[f"{prefix}{name}"] = value
+                tensors[f"{prefix}{name}"] = value
     modules = state.get("_modules")
     for name, inner in (modules if isinstance(modules, dict) else {}).items():
         if isinstance(inner, StandIn):
-            held |= _of_module(inner, f"{prefix}{name}.")
-    return held
+            tensors |= _of_module(inner, f"{prefix}{name}.")
+    return tensors
 
 
 def _chosen(path: Path, content: Any, weights_key: str | None) -> Checkpoint:
-    """What a file of state dicts, or of networks that were pickled whole, holds."""
-    found = {".".join(keys): state for keys, state in _states(content)}
-    if not found:
+    """Return the content of a file of state dicts or of pickled networks."""
+    states = {".".join(keys): state for keys, state in _states(content)}
+    if not states:
         what = type(content).source if isinstance(content, StandIn) else type(content).__name__
-        held = (
+        kind = (
             f"{what} with {', '.join(map(repr, list(content)[:5]))}" if isinstance(content, dict) and content else what
         )
-        raise RobGIBError(f"{path} holds {held}, not a plain state dict of tensors; save `model.state_dict()`.")
-    if isinstance(content, dict) and found.get("") is not None and len(found) > 1 and len(found[""]) < len(content) / 2:
-        del found[""]  # some tensor beside the state dicts
+        raise RobGIBError(f"{path} holds {kind}, not a plain state dict of tensors; save `model.state_dict()`.")
+    if (
+        isinstance(content, dict)
+        and states.get("") is not None
+        and len(states) > 1
+        and len(states[""]) < len(content) / 2
+    ):
+        del states[""]  # some tensor beside the state dicts
     declared = [*declared_normalizations(_configurations(content)), *_declared_beside(path)]
-    weights = {k: state for k, state in found.items() if not _only_normalizes(state)}
-    chosen = _of_sets(path, weights or found, weights_key, declared)
+    weights = {k: state for k, state in states.items() if not _only_normalizes(state)}
+    chosen = _of_sets(path, weights or states, weights_key, declared)
     at: Any = content
     key = next(iter(chosen.sets))
     for part in key.split(".") if key and not isinstance(content, StandIn) else ():
@@ -337,45 +345,45 @@ def _chosen(path: Path, content: Any, weights_key: str | None) -> Checkpoint:
 
 
 def _only_normalizes(state: Mapping[str, Tensor]) -> bool:
-    """Whether a state dict is the mean and standard deviation of a normalisation and nothing more."""
+    """Whether a state dict contains only the mean and standard deviation of a normalisation."""
     return len(state) == 2 and bool(declared_normalizations(state))
 
 
 def _configurations(content: Any, deep: int = _DEEPEST) -> Any:
-    """What a file holds beside weights and networks: numbers, text, lists in mappings, also an argument parser's."""
+    """Return the numbers, text and lists of nested mappings (also an argument parser's), not weights and networks."""
     if isinstance(content, StandIn) and content.source.rpartition(".")[2] in ("Namespace", "SimpleNamespace"):
         content = content.state
     if isinstance(content, dict) and deep:
         tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)}
-        told = content if _only_normalizes(tensors) else {k: v for k, v in content.items() if k not in tensors}
-        return {k: _configurations(v, deep - 1) for k, v in told.items()}
+        kept = content if _only_normalizes(tensors) else {k: v for k, v in content.items() if k not in tensors}
+        return {k: _configurations(v, deep - 1) for k, v in kept.items()}
     return content if isinstance(content, int | float | str | list | tuple | Tensor) else None
 
 
 def _of_sets(
     path: Path, sets: dict[str, dict[str, Tensor]], weights_key: str | None, declared: Sequence[Normalization] = ()
 ) -> Checkpoint:
-    """The sets of weights of a file, or those that a key is of.
+    """Return the sets of weights of a file, or those that a key selects.
 
     Raises:
-        RobGIBError: there is nothing of this key.
+        RobGIBError: the key selects nothing.
     """
     if weights_key is None:
         weights = _sound(path, next(iter(sets.values())))
         return Checkpoint(None, weights, sets=_all_sound(path, sets), declared=tuple(declared))
     inside = {key: _below(state, key, weights_key) for key, state in sets.items()}
-    held = {key: state for key, state in inside.items() if state}
-    if not held:
+    matching = {key: state for key, state in inside.items() if state}
+    if not matching:
         prefixes = {tidy(k).partition(".")[0] for state in sets.values() for k in state if "." in tidy(k)}
         raise unknown_name(f"weights in {path}:", weights_key, [k for k in sets if k] or sorted(prefixes))
-    held = {k: v for k, v in held.items() if k == weights_key} or held
-    weights = _sound(path, next(iter(held.values())))
-    sets = _all_sound(path, {**{k: sets[k] for k in held}, **sets})
+    matching = {k: v for k, v in matching.items() if k == weights_key} or matching
+    weights = _sound(path, next(iter(matching.values())))
+    sets = _all_sound(path, {**{k: sets[k] for k in matching}, **sets})
     return Checkpoint(None, weights, sets=sets, wanted=weights_key, declared=tuple(declared))
 
 
 def _all_sound(path: Path, sets: Mapping[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
-    """The sets that a network may be filled from."""
+    """The sets of weights that may fit a network."""
     kept = {}
     for key, state in sets.items():
         with suppress(RobGIBError):
@@ -384,14 +392,14 @@ def _all_sound(path: Path, sets: Mapping[str, dict[str, Tensor]]) -> dict[str, d
 
 
 def _below(state: dict[str, Tensor], key: str, wanted: str) -> dict[str, Tensor]:
-    """The part of the state dict at a key that ``wanted`` names: all of it, or what a prefix is of."""
+    """Return the part of the state dict at a key that ``wanted`` names: all of it, or the part with a prefix."""
     if wanted == key or (wanted == "." and not key):
         return state
     return part_of(state, wanted.removeprefix(f"{key}.") if key else wanted)
 
 
 def _sound(path: Path, state: Mapping[Any, Tensor]) -> dict[str, Tensor]:
-    """The state dict, once its tensors are seen to hold numbers as networks do."""
+    """Return the state dict after a check that its tensors are dense and real."""
     for key, value in state.items():
         kind = (
             "a sparse tensor" if value.layout != torch.strided

@@ -226,9 +226,9 @@ def _is_beside(key: str) -> bool:
 def _chosen(fitting: list[_Set], source: str, wanted: str | None) -> tuple[_Set, list[_Set]]:
     """Return the chosen set, and the sets with equal weights."""
     exact = [c for c in fitting if wanted is not None and wanted in (c.label, tidy(c.label))]
-    left = exact or [c for c in fitting if not any(p in _BESIDE for p in c.label.split("."))] or fitting
+    candidates = exact or [c for c in fitting if not any(p in _BESIDE for p in c.label.split("."))] or fitting
     kinds: list[list[_Set]] = []
-    for one in left:
+    for one in candidates:
         same = next((kind for kind in kinds if _equal(kind[0].weights, one.weights)), None)
         if same is None:
             kinds.append([one])

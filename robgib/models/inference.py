@@ -317,7 +317,7 @@ def _probed(model: nn.Module, sample: Tensor) -> list[tuple[Tensor, list[Tensor]
     """Logits, and gradients of the parts of all losses, at the images and at near and far perturbed images."""
     generator = torch.Generator().manual_seed(0)
     draws = torch.rand((2, *sample.shape), generator=generator, dtype=torch.float32).to(sample)
-    found = []
+    answers = []
     for x in (sample, (sample + 0.2 * (draws[0] - 0.5)).clamp(0, 1), draws[1]):
         leaf = x.contiguous(memory_format=torch.channels_last).detach().requires_grad_(True)
         with torch.enable_grad():
@@ -332,8 +332,8 @@ def _probed(model: nn.Module, sample: Tensor) -> list[tuple[Tensor, list[Tensor]
                 logits[:, 0].sum(),
             )
             gradients = [gradient_of(v, leaf, keep=i < len(values) - 1) for i, v in enumerate(values)]
-        found.append((logits.detach(), gradients))
-    return found
+        answers.append((logits.detach(), gradients))
+    return answers
 
 
 def _alike(ours: list[tuple[Tensor, list[Tensor]]], wanted: list[tuple[Tensor, list[Tensor]]]) -> bool:
@@ -561,7 +561,7 @@ def check_finite_answers(clean: Answers) -> None:
     count = len(clean.prediction)
     if count and (clean.prediction == NO_ANSWER).all():
         raise RobGIBError(
-            f"the model gives NaN or infinite logits on {count} of {count} clean images; no result would mean anything."
+            f"the model gives NaN or infinite logits on {count} of {count} clean images; results would be meaningless."
         )
 
 

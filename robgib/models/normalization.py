@@ -37,7 +37,7 @@ NORMALIZATIONS: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 
 @dataclass(frozen=True)
 class Normalization:
-    """What a network wants done to images in [0, 1]: stretched to ``bounds``, then ``(x - mean) / std`` by channel.
+    """The normalisation that a network expects: images in [0, 1] to ``bounds``, then ``(x - mean) / std`` by channel.
 
     >>> normalization("imagenet").mean
     (0.485, 0.456, 0.406)

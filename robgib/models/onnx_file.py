@@ -25,7 +25,7 @@ Check = Callable[[Tensor, Any], tuple[str, ...]]
 
 _TEXT = re.compile(r"[\w.,:> -]*", re.ASCII)
 _OLDER = (18, 16, 15, 13)
-"""Versions of the operators to bring a file to: the converter knows some operators in older versions only."""
+"""Opset versions to try: the converter supports some operators in older versions only."""
 
 
 def read_onnx(path: Path) -> tuple[nn.Module, Check]:

@@ -18,11 +18,11 @@ def operators(namespace: str) -> frozenset[str]:
     (True, False, frozenset())
     """
     text = (resources.files("robgib.models") / "operators.txt").read_text(encoding="utf-8")
-    found: dict[str, set[str]] = {}
-    words = found.setdefault("", set())
+    names: dict[str, set[str]] = {}
+    words = names.setdefault("", set())
     for word in text.split():
         if word.endswith(":"):
-            words = found.setdefault(word[:-1], set())
+            words = names.setdefault(word[:-1], set())
         else:
             words.add(word)
-    return frozenset(found.get(namespace, ()))
+    return frozenset(names.get(namespace, ()))

@@ -36,7 +36,7 @@ class Pretrained:
 
     Attributes:
         model: from images (N, 3, H, W) in [0, 1] to logits, in eval mode; its normalisation is inside.
-        classes: the names that each class goes by, the last to be shown; none where they are not told.
+        classes: the names that each class goes by, the last to be shown; none where they are not known.
         resize: the shorter side that pictures are resized to, (height, width), or None.
         crop: height and width of the middle that is kept, or None.
         interpolation: ``nearest``, ``bilinear``, ``bicubic`` or ``lanczos``.

@@ -111,7 +111,7 @@ _FUNCTIONS = (
 
 
 def _is_expression(text: str) -> bool:
-    """Whether a size's expression is arithmetic alone: sympy evaluates whatever it is given as Python."""
+    """Whether the expression of a size is pure arithmetic: sympy evaluates any text as Python."""
     text = _SYMBOL.sub("s", text)
     called = re.findall(r"([\w.]*)\s*\(", text)
     return (
@@ -159,7 +159,7 @@ def _only_computes(text: str, key: str) -> bool:
 
 
 def _is_structure(text: str) -> bool:
-    """Whether the structure of inputs or outputs is of plain containers, which name nothing to import."""
+    """Whether the structure of inputs or outputs has only plain containers, which name nothing to import."""
 
     def plain(part: Any) -> bool:
         if isinstance(part, dict):
@@ -181,7 +181,7 @@ def _is_structure(text: str) -> bool:
 
 
 def read_program(path: Path, *, allow_code: bool = False) -> tuple[nn.Module, Check | None]:
-    """Read a network that a file holds whole; nothing is unpickled, and nothing but its computation is run.
+    """Read the complete network of a file; nothing is unpickled, and only its computation is run.
 
     Args:
         path: of the file.
@@ -230,7 +230,7 @@ def _exported(path: Path, allow_code: bool) -> nn.Module:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Have torch log nothing: its reader writes pages on a damaged file before it says so in a sentence."""
+    """Suppress torch's log: on a damaged file its reader writes pages before it reports the error."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

@@ -56,7 +56,7 @@ def check_file_architecture(arch: str, options: dict[str, Any], file: str, allow
     """Raise unless an architecture that a file names can be built without running code that the file chooses.
 
     Args:
-        arch: as for :func:`build`. A name that nothing knows is left for :func:`build` to refuse.
+        arch: as for :func:`build`. :func:`build` rejects an unknown name.
         options: the factory's keyword arguments, as the file gives them.
         file: that names it, for the message.
         allow_code: whether ``package.module:factory`` may be imported and called all the same.

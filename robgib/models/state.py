@@ -22,14 +22,14 @@ _SCRIPTED: Any = torch.jit.ScriptModule
 
 
 def same(one: Tensor, two: Tensor) -> bool:
-    """Whether two tensors hold the same values, NaN in the same places being the same."""
+    """Whether two tensors hold the same values; NaN equals NaN."""
     if torch.equal(one, two):
         return True
     return one.shape == two.shape and bool(((one == two) | ((one != one) & (two != two))).all())
 
 
 class State:
-    """What models are at one moment, so that it can be told later what changed, and put back.
+    """The state of models at one moment, so that changes can be found and reverted later.
 
     Args:
         models: the models; what they share is held once.
@@ -53,59 +53,61 @@ class State:
         self._modules = list(named.values())
         self._modes = [module.training for _, module in self._modules]
         self._hooks = [_hooks(module) for _, module in self._modules]
-        kinds = [kind for kind, held in (("_parameters", weights), ("_buffers", buffers)) if held]
+        kinds = [kind for kind, wanted in (("_parameters", weights), ("_buffers", buffers)) if wanted]
         self._tensors: list[tuple[str, nn.Module, str, str, Tensor, Tensor, Tensor | None]] = []
         self._names = [[set(_tensors(module, kind)) for kind in kinds] for _, module in self._modules]
         self._kinds = kinds
         for prefix, module in self._modules:
             for kind in kinds:
-                for name, held in _tensors(module, kind).items():
-                    if held is not None:
+                for name, tensor in _tensors(module, kind).items():
+                    if tensor is not None:
                         path = f"{prefix}.{name}".lstrip(".")
-                        grad = held.grad if held.is_leaf else None
-                        self._tensors.append((path, module, kind, name, held, held.detach().clone(), grad))
+                        grad = tensor.grad if tensor.is_leaf else None
+                        self._tensors.append((path, module, kind, name, tensor, tensor.detach().clone(), grad))
 
     def changed(self) -> list[str]:
-        """Names of the weights and buffers that are others now or are new, and of modules with other hooks."""
-        found = []
-        for path, module, kind, name, held, before, _ in self._tensors:
+        """Names of the weights and buffers that changed or are new, and of modules whose hooks changed."""
+        changes = []
+        for path, module, kind, name, tensor, before, _ in self._tensors:
             now = _tensors(module, kind).get(name)
-            if now is None or not same(now.detach(), before) or not same(held.detach(), before):
-                found.append(path)
+            if now is None or not same(now.detach(), before) or not same(tensor.detach(), before):
+                changes.append(path)
         for (prefix, module), names, hooks in zip(self._modules, self._names, self._hooks, strict=True):
             for kind, before_names in zip(self._kinds, names, strict=True):
-                found += [f"{prefix}.{name}".lstrip(".") for name in _tensors(module, kind) if name not in before_names]
+                changes += [
+                    f"{prefix}.{name}".lstrip(".") for name in _tensors(module, kind) if name not in before_names
+                ]
             if _hooks(module) != hooks:
-                found.append(f"hooks of {prefix or type(module).__name__}")
-        return found
+                changes.append(f"hooks of {prefix or type(module).__name__}")
+        return changes
 
     def modes(self) -> list[str]:
-        """Names of the modules that are in another mode (train or eval) now."""
+        """Names of the modules whose mode (train or eval) changed."""
         return [name for (name, m), mode in zip(self._modules, self._modes, strict=True) if m.training != mode]
 
     def restore_modes(self) -> None:
-        """Put the modes back."""
+        """Restore the modes."""
         for (_, module), mode in zip(self._modules, self._modes, strict=True):
             module.training = mode
 
     def restore_tensors(self) -> None:
-        """Put weights and buffers back, without a word to autograd: a graph that holds them stays as it is."""
-        for _, module, kind, name, held, before, grad in self._tensors:
-            if _tensors(module, kind).get(name) is not held and not isinstance(module, _SCRIPTED):
-                getattr(module, kind)[name] = held
-            if held.shape != before.shape:
-                held.data = before.clone()
+        """Restore weights and buffers without autograd's knowledge: a graph that contains them remains valid."""
+        for _, module, kind, name, tensor, before, grad in self._tensors:
+            if _tensors(module, kind).get(name) is not tensor and not isinstance(module, _SCRIPTED):
+                getattr(module, kind)[name] = tensor
+            if tensor.shape != before.shape:
+                tensor.data = before.clone()
             else:
-                held.data.copy_(before)
-            if held.is_leaf and held.grad is not grad:
-                held.grad = grad
+                tensor.data.copy_(before)
+            if tensor.is_leaf and tensor.grad is not grad:
+                tensor.grad = grad
         for (_, module), names in zip(self._modules, self._names, strict=True):
             for kind, before_names in zip(self._kinds, names, strict=True):
                 for name in set(_tensors(module, kind)) - before_names:
                     del getattr(module, kind)[name]
 
     def restore(self) -> None:
-        """Put everything back."""
+        """Restore everything."""
         self.restore_modes()
         self.restore_tensors()
         for (_, module), hooks in zip(self._modules, self._hooks, strict=True):
@@ -156,7 +158,7 @@ _SEED = "the seed of torch"
 
 
 class Settings:
-    """Settings of the process at one moment, so that it can be told later what changed, and put back.
+    """Settings of the process at one moment, so that changes can be found and reverted later.
 
     Args:
         seed: whether the seed of torch's generator is one of them; random numbers that were drawn are no change.
@@ -175,12 +177,12 @@ class Settings:
         self._seed = (torch.initial_seed(), torch.get_rng_state()) if seed else None
 
     def changed(self) -> list[str]:
-        """Names of the settings that are others now."""
-        found = [name for name, (read, _) in _SETTINGS.items() if read() != self._held[name]]
-        return [*found, _SEED] if self._seed is not None and torch.initial_seed() != self._seed[0] else found
+        """Names of the settings that changed."""
+        changes = [name for name, (read, _) in _SETTINGS.items() if read() != self._held[name]]
+        return [*changes, _SEED] if self._seed is not None and torch.initial_seed() != self._seed[0] else changes
 
     def restore(self) -> None:
-        """Put back what changed."""
+        """Restore what changed."""
         changed = self.changed()
         if self._seed is not None and _SEED in changed:
             torch.set_rng_state(self._seed[1])

@@ -1,4 +1,4 @@
-"""PyTorch's pickled files read for their tensors alone: whatever else they hold is stood in for, and never run."""
+"""Read only the tensors of PyTorch's pickled files: placeholders replace all other objects, and no code runs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _KNOWN: dict[tuple[str, str], Any] = {
 
 
 class StandIn:
-    """In the place of an object of any other class: takes what the file puts into it, and does nothing with it.
+    """Placeholder for an object of any other class: it stores what the file assigns to it, without effect.
 
     Attributes:
         source: the class that the file names, ``package.module.Class``.
@@ -76,7 +76,7 @@ class _Unpickler(pickle._Unpickler):  # the one written in Python, since the oth
     dispatch = dict(pickle._Unpickler.dispatch)
 
     def load_build(self) -> None:
-        """Set the state of an object of the file's own; of what the whole process shares it would stay changed.
+        """Set the state of an object of the file; shared objects of the process must not be changed.
 
         torch writes a class's source to a file that its name leads to, where the class has ``dump_patches``.
         """

@@ -92,7 +92,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Chart:
-    """One set of axes with its series; ``title`` stands above it, ``width`` and ``height`` are units of the drawing."""
+    """One set of axes with its series; ``title`` is above it, ``width`` and ``height`` are units of the drawing."""
 
     series: Sequence[Series]
     x: Axis = field(default_factory=Axis)
@@ -407,7 +407,7 @@ def _legend(entries: Sequence[Entry]) -> str:
 
 
 def figure(charts: Sequence[Chart], legend: Sequence[Entry] = (), text: str = "") -> str:
-    """Return charts beside each other as an HTML figure; on a narrow screen they stand below each other.
+    """Return charts beside each other as an HTML figure; on a narrow screen one below the other.
 
     Args:
         charts: the charts.

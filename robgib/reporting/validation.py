@@ -47,11 +47,11 @@ def read_validation(path: Path) -> pd.DataFrame | None:
     try:
         table = with_present_names(read_csv(path), "validation")
     except (OSError, ValueError) as error:
-        raise RobGIBError(f"{path} is not a validation's table ({error}); leave --add away to replace it.") from error
+        raise RobGIBError(f"{path} is not a table of a validation ({error}); omit --add to replace it.") from error
     if "figure" in table:
         table["figure"] = table["figure"].replace(_FORMER_FIGURES)
     if tuple(table.columns) != _COLUMNS:
-        raise RobGIBError(f"{path} is not a validation's table; leave --add away to replace it.")
+        raise RobGIBError(f"{path} is not a table of a validation; omit --add to replace it.")
     return table
 
 

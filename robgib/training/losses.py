@@ -81,9 +81,9 @@ def gaussian_complexity(x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     of_x, of_z, cross = whole[:n, :n], whole[n:, n:], whole[:n, n:]
     total = (torch.logdet(of_x) + torch.logdet(of_z) - torch.logdet(whole)) / 2
     explained = (cross * torch.linalg.solve(of_z, cross.T).T).sum(1)
-    singles = -torch.log1p(-explained / of_x.diagonal()) / 2
+    single_feature = -torch.log1p(-explained / of_x.diagonal()) / 2
     given_rest = torch.log(torch.linalg.inv(whole).diagonal()[:n] / torch.linalg.inv(of_x).diagonal()) / 2
-    return total, (singles + total - given_rest).mean()
+    return total, (single_feature + total - given_rest).mean()
 
 
 _NO_CODE = "training.penalty needs a stochastic code to act on; give the architecture `bottleneck: UNITS`, such as 32."
@@ -137,7 +137,7 @@ def penalty_of(model: nn.Module, x: Tensor, penalty: Penalty) -> Tensor:
     """The penalty in nats, without its factor, of the pass that ``model`` in training mode has just made of ``x``.
 
     Raises:
-        RobGIBError: the model has no stochastic code, or ``ib`` or ``gib`` is asked of a batch that is too small.
+        RobGIBError: the model has no stochastic code, or ``ib`` or ``gib`` is computed on a batch that is too small.
     """
     drawn = [m.drawn for m in model.modules() if isinstance(m, VariationalHead) and m.drawn is not None]
     if not drawn:

@@ -400,7 +400,7 @@ def snapshots(folder: Path, at: Sequence[int], record: dict[str, Any]) -> Callab
 
     def keep(epoch: int, model: nn.Module) -> None:
         if epoch in at:
-            if folder.is_symlink():  # its name can be foreseen, and a link may lead anywhere
+            if folder.is_symlink():  # its name is predictable, and a link may point anywhere
                 raise RobGIBError(f"the folder of the traced epochs, {folder}, is a symbolic link; remove it.")
             save_checkpoint(model, folder / f"epoch-{epoch:04d}.safetensors", {**record, "epoch": epoch})
 

@@ -105,7 +105,7 @@ REGIMES = {
 
 @dataclass(frozen=True)
 class Sample:
-    """Features, a target, and the true 2n+1 terms [total, singles, rests] in bits; NaN where one is not known."""
+    """Features, a target, and the true terms [total, single-feature, leave-one-out] (2n+1) in bits; NaN: unknown."""
 
     features: list[npt.NDArray[Any]]
     target: npt.NDArray[Any]
@@ -132,8 +132,8 @@ class Task:
     samples: int = 2000
 
 
-def _terms(total: float, singles: Sequence[float], rests: Sequence[float]) -> Vector:
-    return np.array([total, *singles, *rests])
+def _terms(total: float, single_feature: Sequence[float], leave_one_out: Sequence[float]) -> Vector:
+    return np.array([total, *single_feature, *leave_one_out])
 
 
 def _log_det(matrix: Vector) -> float:
@@ -152,8 +152,8 @@ def subset_terms(sizes: Sequence[int], of: Callable[[list[int]], float]) -> Vect
     edges = np.cumsum([0, *sizes])
     groups = [list(range(a, b)) for a, b in zip(edges[:-1], edges[1:], strict=True)]
     everything = list(range(edges[-1]))
-    rests = [[c for c in everything if c not in set(g)] for g in groups]
-    return _terms(of(everything), [of(g) for g in groups], [of(r) for r in rests])
+    others = [[c for c in everything if c not in set(g)] for g in groups]
+    return _terms(of(everything), [of(g) for g in groups], [of(r) for r in others])
 
 
 def _random_covariance(dims: int, rng: np.random.Generator) -> Vector:
@@ -373,8 +373,10 @@ def _hidden_xor(features: int, dims: int) -> Callable[[int, np.random.Generator]
         x = rng.standard_normal((samples, features, dims))
         a, b = rng.choice(features, 2, replace=False)
         target = (x[:, a, 0] > 0) ^ (x[:, b, 0] > 0)
-        rests = [0.0 if i in (a, b) else 1.0 for i in range(features)]
-        return Sample([x[:, i] for i in range(features)], target.astype(np.int64), _terms(1, [0.0] * features, rests))
+        leave_one_out = [0.0 if i in (a, b) else 1.0 for i in range(features)]
+        return Sample(
+            [x[:, i] for i in range(features)], target.astype(np.int64), _terms(1, [0.0] * features, leave_one_out)
+        )
 
     return draw
 

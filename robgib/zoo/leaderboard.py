@@ -30,7 +30,7 @@ def measure(
     catalogue: Sequence[Path] = (),
     progress: Progress | None = None,
 ) -> pd.DataFrame:
-    """Measure models, trained first where need be.
+    """Measure models; train them first if necessary.
 
     Returns:
         A row a model: name, description, weights in MB, clean and robust accuracy in percent with the latter's 95%
@@ -53,7 +53,7 @@ def measure(
             device=device,
             catalogue=catalogue,
         )
-        found = tables["robustness"].iloc[0]
+        robustness = tables["robustness"].iloc[0]
         size = sum(t.numel() * t.element_size() for t in model.state_dict().values())
         rows.append(
             {
@@ -61,9 +61,9 @@ def measure(
                 "what it is": recipe.description,
                 "architecture": recipe.architecture.name if recipe.architecture else "program",
                 "MB": f"{size / 1e6:.2f}",
-                "clean": f"{100 * found['clean_accuracy']:.1f}%",
-                "robust": f"{100 * found['robust_accuracy']:.1f}%",
-                "95% interval": f"{100 * found['low']:.1f}–{100 * found['high']:.1f}",
+                "clean": f"{100 * robustness['clean_accuracy']:.1f}%",
+                "robust": f"{100 * robustness['robust_accuracy']:.1f}%",
+                "95% interval": f"{100 * robustness['low']:.1f}–{100 * robustness['high']:.1f}",
                 "trained in": f"{record['seconds']:.0f} s" if "seconds" in record else "",
                 "digest": recipe.digest[:8],
             }
@@ -76,8 +76,8 @@ def measure(
 def table_markdown(rows: pd.DataFrame, attack: str, samples: int, command: str) -> str:
     """Return :func:`measure`'s table as a Markdown page."""
     body = rows.to_markdown(index=False, disable_numparse=True)
-    told = environment()
+    made_with = environment()
     return (
         f"# The zoo, measured\n\nClean accuracy, and accuracy under `{attack}`, on {samples} test images; made by\n"
-        f"`{command}` with torch {told['packages']['torch']}. The digest is the recipe's.\n\n{body}\n"
+        f"`{command}` with torch {made_with['packages']['torch']}. The digest is the recipe's.\n\n{body}\n"
     )

@@ -371,36 +371,36 @@ class _Loading:
         if options.data is None:
             raise RobGIBError(f"{text!r} has no data set of its own; give --data, such as folder:DIR.")
         check_data(options.data, self.context.catalogue)  # before anything is downloaded
-        found = load_pretrained(text if is_pretrained(text) else f"hf:{text}")
+        network = load_pretrained(text if is_pretrained(text) else f"hf:{text}")
         sizing = self.preprocessing.sizing
         if sizing is None:
-            sizing = Sizing(found.resize, found.crop, found.interpolation)  # type: ignore[arg-type]
+            sizing = Sizing(network.resize, network.crop, network.interpolation)  # type: ignore[arg-type]
         data = self._read_data(options.data, sizing)
-        known = classes or _with_ids(found.classes)
+        known = classes or _with_ids(network.classes)
         mapped = map_classes(data, known) if data.by_name and known else data
         if options.class_subset and not (data.by_name and known):
             raise RobGIBError(_NO_CLASSES)
-        source = {"kind": "library", "name": text, "weights": found.source}
+        source = {"kind": "library", "name": text, "weights": network.source}
         name = text.rpartition(":")[2].replace("/", "-")
-        model, given = found.model, self.preprocessing.normalization
+        model, given = network.model, self.preprocessing.normalization
         if given is not None:
-            own = found.model
+            own = network.model
             assert isinstance(own, Ported)
             model = given.before(own.net, data.shape[0], own.widen).eval()
-        elif found.assumed:
-            warnings.warn(f"{name}: {found.assumed}.", RobGIBWarning, stacklevel=4)
-        notes = (*_resizing(sizing), *_normalizing(model), *found.left_out)
-        made = Loaded(name, model.to(self.context.device), mapped, source, notes, found.left_out)
+        elif network.assumed:
+            warnings.warn(f"{name}: {network.assumed}.", RobGIBWarning, stacklevel=4)
+        notes = (*_resizing(sizing), *_normalizing(model), *network.left_out)
+        made = Loaded(name, model.to(self.context.device), mapped, source, notes, network.left_out)
         chooses = options.class_subset or (classes is not None and data.by_name)
         return _chosen_classes(made, data, known if chooses else None, options.class_subset)
 
     def _file(self, data: Dataset | None) -> Loaded:
         """The model of a checkpoint file."""
         path = Path(self.name)
-        found = load_checkpoint(
+        loaded = load_checkpoint(
             path, self.options, context=self.context, data=data, normalization=self.preprocessing.normalization
         )
-        return replace(found, source={"kind": "checkpoint", "file": path.name, "arch": self.options.arch})
+        return replace(loaded, source={"kind": "checkpoint", "file": path.name, "arch": self.options.arch})
 
     def _robustbench(self, data: Dataset | None) -> Loaded:
         """A model of RobustBench."""

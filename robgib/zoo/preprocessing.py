@@ -1,4 +1,4 @@
-"""What is done to images before the network sees them, as the options say."""
+"""The preprocessing of images that the options describe."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What is done to images before the network sees them.
+    """The preprocessing of images before the network.
 
     Attributes:
         normalization: of images in [0, 1]; None follows the checkpoint file, or the architecture.

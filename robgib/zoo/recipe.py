@@ -86,12 +86,12 @@ class PretrainedWeights(BaseModel):
 
     @property
     def download_name(self) -> str:
-        """What a download is called in the cache: the last part of the URL."""
+        """Name of a download in the cache: the last part of the URL."""
         return (self.url or "").rpartition("/")[2] or "checkpoint"
 
 
 def _unsafe(name: str) -> str | None:
-    """Why ``name`` cannot be that of a file in a folder, or None where it can."""
+    """Return why ``name`` cannot be the name of a file in a folder; None if it can."""
     if not name.strip() or name in (".", ".."):
         return "it must not be empty or consist of dots"
     if len(name.encode(errors="replace")) > 200:  # file systems end at 255, and a digest and an ending follow
@@ -103,12 +103,12 @@ def _unsafe(name: str) -> str | None:
 
 def check_name(kind: str, name: str) -> None:
     """Raise unless a model's or group's name can be part of a file's name in the cache."""
-    if told := _unsafe(name):
-        raise RobGIBError(f"{kind} name {name!r} cannot name a file: {told}.")
+    if fault := _unsafe(name):
+        raise RobGIBError(f"{kind} name {name!r} cannot name a file: {fault}.")
 
 
 class Recipe(BaseModel):
-    """One model of the zoo: what it is, what it learns from, and how."""
+    """One model of the zoo: its architecture, its data and its training."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: str
@@ -130,8 +130,8 @@ class Recipe(BaseModel):
     @field_validator("name", "group")
     @classmethod
     def _names_a_file(cls, name: str | None) -> str | None:
-        if name is not None and (told := _unsafe(name)):
-            raise ValueError(told)
+        if name is not None and (fault := _unsafe(name)):
+            raise ValueError(fault)
         return name
 
     @model_validator(mode="after")
@@ -156,7 +156,7 @@ class Recipe(BaseModel):
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def lasting(self, epochs: int | None) -> Recipe:
-        """The recipe with another number of epochs; the same where that is None."""
+        """The recipe with another number of epochs; unchanged if that is None."""
         if epochs is None:
             return self
         return self.model_copy(update={"training": self.training.model_copy(update={"epochs": epochs})})
@@ -167,7 +167,7 @@ class Recipe(BaseModel):
         return self._allows_code
 
     def allowing_code(self, allowed: bool = True) -> Recipe:
-        """The recipe with such an architecture allowed, or not: whoever trusts the recipe says so.
+        """The recipe with such an architecture allowed or not, by the decision of the user who trusts it.
 
         >>> own = Recipe(name="own", data="digits", architecture={"name": "mynets:make"})
         >>> own.allows_code, own.allowing_code().allows_code
@@ -189,7 +189,7 @@ class Recipe(BaseModel):
         return made
 
     def check_architecture(self, source: str | None = None) -> None:
-        """Raise where building the network would run code that the recipe chooses, and that is not allowed.
+        """Raise if building the network would run code that the recipe names and that is not allowed.
 
         Args:
             source: what names the architecture, for the message; None is the recipe's file.
@@ -217,16 +217,16 @@ class Recipe(BaseModel):
 def recipes(extra: Sequence[Path] = ()) -> dict[str, Recipe]:
     """Return every recipe of the zoo and the given catalogue folders, by name.
 
-    One that cannot be read is told in a warning and left out: it must not make the others unusable.
+    One that cannot be read is skipped with a warning, so that the others remain usable.
     """
     registry.load_plugins(extra)
-    found = {}
+    by_name = {}
     for name, path in registry.yaml_files("zoo", extra).items():
         try:
-            found[name] = _read(path, extra)
+            by_name[name] = _read(path, extra)
         except RobGIBError as error:
             warnings.warn(f"recipe skipped: {error}", RobGIBWarning, stacklevel=2)
-    return found
+    return by_name
 
 
 def _read(path: Path, extra: Sequence[Path] = ()) -> Recipe:
@@ -278,7 +278,7 @@ def find_recipe(name: str, extra: Sequence[Path] = (), *, allow_code: bool = Fal
 
 
 def read_recipe(name: str, extra: Sequence[Path] = ()) -> Recipe:
-    """Return the recipe called ``name`` to look at: one that names code to run is not refused, and not allowed to.
+    """Return the recipe called ``name`` for inspection; a recipe that names code is not allowed to run it.
 
     Raises:
         RobGIBError: there is none, or its file is wrong.
@@ -299,7 +299,7 @@ def chosen(
     some: bool = False,
     allow_code: bool = False,
 ) -> list[Recipe]:
-    """Return the recipes of these names and of this group; of neither, all of them, or an error where ``some``.
+    """Return the recipes of these names and of this group; without either all recipes, or an error if ``some``.
 
     With ``some`` they are to be built, and code that a recipe names is refused as :func:`find_recipe` does.
     """

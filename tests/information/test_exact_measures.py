@@ -152,7 +152,7 @@ def test_chance_is_taken_off_as_a_share_of_what_is_left_above_it():
     assert found.error == pytest.approx(max(deviation / math.sqrt(6), found.floor))
     assert found.pointwise == pytest.approx(plug_in(X, T)[1])
     alone = adjusted_by(X, T, [])
-    assert (alone.value, alone.saturated) == (pytest.approx(corrected), False)
+    assert (alone.value, alone.flagged) == (pytest.approx(corrected), False)
     assert plug_in(np.arange(3), np.array([0, 0, 1]))[2] == (3, 2, 3)
 
 
@@ -162,10 +162,10 @@ def test_many_even_symbols_have_the_floor_for_an_error():
     bias = 1 / (800 * LN2)  # that of 2 and 4 cells, −1 and +1 in 2 N ln 2
     assert found.value == pytest.approx((1 + bias + bias) / (1 + bias))
     assert found.error == found.floor == pytest.approx(math.sqrt(1 / 2) / 400 / LN2)
-    assert not found.saturated
-    assert adjusted_by(np.arange(8), np.arange(8), []).saturated  # 3 bits of log2 8
+    assert not found.flagged
+    assert adjusted_by(np.arange(8), np.arange(8), []).flagged  # 3 bits of log2 8
     none = adjusted_by(np.zeros(9, int), np.arange(9) % 2, [np.arange(9) % 2])
-    assert (none.value, none.error, none.saturated) == (0, 0, False)
+    assert (none.value, none.error, none.flagged) == (0, 0, False)
 
 
 def test_where_chance_alone_is_half_of_the_ceiling_a_figure_is_marked():
@@ -173,10 +173,10 @@ def test_where_chance_alone_is_half_of_the_ceiling_a_figure_is_marked():
     # H(X) = 0.811; of the shuffled targets the first gives all of it, the second 0.311 (of 4 and 4), the third 0.
     whole, part = x, np.array([0, 0, 1, 1, 0, 0, 1, 1])
     assert plug_in(x, part)[0] == pytest.approx(0.311, abs=1e-3)
-    assert adjusted_by(x, t, [whole]).saturated
-    assert adjusted_by(x, t, [whole, part]).saturated
-    assert not adjusted_by(x, t, [part]).saturated
-    assert adjusted_by(x, t, [whole, 0 * x]).saturated  # exactly half
+    assert adjusted_by(x, t, [whole]).flagged
+    assert adjusted_by(x, t, [whole, part]).flagged
+    assert not adjusted_by(x, t, [part]).flagged
+    assert adjusted_by(x, t, [whole, 0 * x]).flagged  # exactly half
 
 
 def test_weights_enter_the_error_as_those_of_a_ratio():
@@ -201,7 +201,7 @@ def test_weights_enter_the_share_of_chance():
     found, (value, pointwise, _) = adjusted_by(x, x, [x], weights), plug_in(x, x, weights)
     # The shuffle gives the whole ceiling by its weighted mean, and less than half by the mean of its pointwise terms.
     assert (value, pointwise.mean()) == pytest.approx((H_X_OF_FOUR, H_X_OF_FOUR * 60 / 160))
-    assert found.saturated
+    assert found.flagged
     alone = adjusted_information(x, x, 0, np.random.default_rng(0), weights)
     assert alone.value == adjusted_by(x, x, [], weights).value != adjusted_by(x, x, []).value
 
@@ -236,7 +236,7 @@ def test_entropy_and_its_interval_by_hand():
     half = Z95 * math.sqrt(variance)
     assert (found.value, found.low) == pytest.approx((value, value - half))
     assert found.high == pytest.approx(min(value + half, math.log2(3)))
-    assert not found.saturated
+    assert not found.flagged
 
 
 def test_the_floor_of_an_entropys_interval():

@@ -150,7 +150,7 @@ def test_command(cli, tmp_path):
     (folder / "validation.csv").write_text("a,b\n1,2\n")
     refused = cli("validate-estimators", *more)
     assert refused.returncode == 2
-    assert "leave --add away" in refused.stderr
+    assert "omit --add" in refused.stderr
     assert cli("validate-estimators", "--task", "gausian-row").returncode == 2
     assert cli("validate-estimators", "--estimator", "gaussian", "--task", "xor").returncode == 2
 
