@@ -33,9 +33,9 @@ from robgib.models.inference import PreparedModel, answers, check_finite_answers
 from robgib.models.state import Settings
 from robgib.options import AttackOptions, Context, InformationOptions, check, gather, plain_options
 from robgib.results import SCHEMA_VERSION, Run
-from robgib.robustness.attacking import Subject, attack_costs
+from robgib.robustness.attacking import LEAST_BESIDE, Subject, attack_costs
 from robgib.robustness.chance import chance_doubts
-from robgib.robustness.evaluate import check_budgets, in_cascade, measure, read_attacks, under_budgets
+from robgib.robustness.evaluate import check_budgets, given_eps, in_cascade, measure, read_attacks, under_budgets
 from robgib.runtime import Progress, environment, faults_of, progress_bars, resolve_device
 
 __all__ = [
@@ -100,7 +100,9 @@ def evaluate(
             images. Information is estimated on test images, too; codes and components are fitted on training images. If
             there are none, they are fitted on every second test image, and information is estimated on the others.
         attacks: specifications such as ``pgd-linf:eps=8/255``, attack objects, a mapping of labels to them, or a
-            budget: ``quick``, ``standard`` (Auto-PGD, untargeted and targeted, in a cascade) or ``full`` (AutoAttack).
+            budget: ``quick`` (FGSM and PGD), ``standard`` (Auto-PGD and the fast ensemble, in a cascade, audited by
+            AutoAttack on a random sample) or ``full`` (AutoAttack). ``norm`` and ``eps``, such as ``norm="linf",
+            eps="8/255"``, choose the threat model, and ``norm=["linf", "l2"]`` several.
         estimators: specifications such as ``probe`` or ``imputation:donors=32``, or estimator objects; an empty list
             omits information.
         name: name of the model in the results.
@@ -203,7 +205,7 @@ def _work(
     where = resolve_device(context.device)
     context = replace(context, device=where)
     # Check names before reading images, which can take long.
-    attacks = read_attacks(attack.attacks, context.catalogue)
+    attacks = read_attacks(attack.attacks, context.catalogue, norm=attack.norm, eps=attack.eps)
     estimators = named_estimators(information.estimators, context.seed, context.catalogue)
     _check_layers(net, information.layers)
     samples = information.information_samples
@@ -213,7 +215,7 @@ def _work(
     if samples is None:
         samples = _information_samples(dataset, attack.samples)
     attack = replace(attack, cascade=in_cascade(attack.attacks, attack.cascade))
-    named = under_budgets(attacks, dataset.eps)
+    named = under_budgets(attacks, {**dataset.eps, **given_eps(attack.norm, attack.eps)})
     check_budgets(named, dataset.shape)
     check_suited(estimators, dataset, samples)
     for cut in partitions_of(information.features, dataset.shape) if estimators else ():
@@ -285,6 +287,8 @@ def _measured(work: _Work, context: Context) -> Run:
     tables = measure(Subject(prepared, x, y, clean, work.attacks, costs, attack, context))
     count = int(tables["robustness"]["samples"].iloc[0])
     _number_as_given(tables, drawn)
+    recorded = work.options
+    recorded["attack"]["attacks"] |= tables.pop("further")
     reading = [*work.source.get("notes", ()), *_reading(prepared), *_missing(dataset, y[:count])]
     if estimates.not_finite:
         reading.append(f"{estimates.not_finite} images without a finite answer are excluded from information estimates")
@@ -296,7 +300,7 @@ def _measured(work: _Work, context: Context) -> Run:
         "data": {"name": dataset.name, "digest": dataset.digest, "classes": list(dataset.classes)},
         "samples": count,
         "drawn": None if dataset.test.shuffled else drawn[:count].tolist(),
-        "options": work.options,
+        "options": recorded,
         "information_samples": estimates.samples,
         "fit_samples": estimates.fit_samples,
         "layers": list(estimates.names),
@@ -347,7 +351,7 @@ def _plan(work: _Work, costs: Mapping[str, int], count: int, forward: float) -> 
     return {
         "information": forward * passes_of(work.estimators, work.data, cuts, samples),
         "attacks": forward * attacked,
-        "beside": forward * (1.5 * attacked + (20 * count if work.attack.corruptions else 0)),
+        "beside": forward * max(attacked / 2, LEAST_BESIDE * count) * (len(work.attacks) > 0),
     }
 
 
@@ -407,7 +411,7 @@ def _outputs(model: PreparedModel, x: Tensor) -> int:
 def _code(thing: object) -> str:
     """Digest of a class's source code; for a network, also of its structure as text."""
     try:
-        text = inspect.getsource(type(thing))
+        text = inspect.getsource(getattr(thing, "code", None) or type(thing))
     except (OSError, TypeError):
         text = type(thing).__qualname__
     return digest([text, str(thing) if isinstance(thing, torch.nn.Module) else ""])

@@ -254,14 +254,38 @@ class AttackOptions(_Checked):
     """
 
     attacks: Any = option("standard", "Attack, as NAME[:key=value,…]; repeatable.", flag="--attack", shown="--standard")
+    norm: str | Sequence[str] | None = option(
+        None, "Norm of the attacks: linf, l2, l1 or l0; repeatable.", shown="the customary one of the data set"
+    )
+    eps: float | str | Sequence[float | str] | None = option(
+        None,
+        "Radius of the norm, as 8/255; repeatable, one for each --norm.",
+        shown="the customary one of the data set",
+    )
     samples: Count | None = option(None, "Test images to attack.", shown="all")
     cascade: bool | None = option(
         None, "Run attacks from the cheapest on, each on the samples that are still classified correctly."
     )
-    curve: bool = option(True, "Measure accuracy against eps.")
-    signs: bool = option(True, "Run the attack-failure indicators.")
-    corruptions: bool = option(True, "Measure accuracy under common corruptions.")
+    curve: bool | None = option(
+        None, "Measure accuracy against eps.", flag="--curve/--no-curve", shown="what half of the attacks' cost allows"
+    )
+    signs: bool | None = option(
+        None, "Run the attack-failure indicators.", flag="--signs/--no-signs", shown="what half of it allows"
+    )
+    corruptions: bool | None = option(
+        None,
+        "Measure accuracy under common corruptions.",
+        flag="--corruptions/--no-corruptions",
+        shown="what half of it allows",
+    )
     certify: bool = option(False, "Also prove samples robust, with bounds on the network (small networks only).")
+    audit: Share | None = option(
+        None,
+        "Bound of what AutoAttack could add, as 1% or 0.01: run it on a random sample of the remaining images, and on "
+        "all of them if it fools any. 0: no audit.",
+        text=True,
+        shown="after the fast ensemble, at about its cost",
+    )
     until_width: Width | None = option(None, "Stop when the 95% intervals are this narrow, as 2% or 0.02.", text=True)
     save_adversarial: bool = option(False, "Save every adversarial image, for `robgib verify`.")
     precision: Literal["float32", "bfloat16"] = option(

@@ -10,6 +10,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from html import escape
 from pathlib import Path
 from typing import Any, Literal
@@ -34,6 +35,7 @@ __all__ = [
     "Term",
     "column_names",
     "csv_text",
+    "eps_text",
     "find_run",
     "load_adversarial",
     "load_run",
@@ -44,7 +46,7 @@ __all__ = [
     "with_present_names",
 ]
 
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 """Kept in every run folder. Folders without one are of version 1."""
 
 
@@ -166,6 +168,18 @@ SCHEMA: Mapping[str, tuple[Column, ...]] = {
             5,
             np.nan,
             label="certified",
+            form="percent",
+            shown=("terminal", "page"),
+        ),
+        Column("audited", "count", "remaining samples that AutoAttack was run on; empty: no audit", "", 8, np.nan),
+        Column(
+            "audit_bound",
+            "number",
+            "by how much AutoAttack would lower the robust accuracy at most (95%); empty: no audit",
+            "share",
+            8,
+            np.nan,
+            label="audit bound",
             form="percent",
             shown=("terminal", "page"),
         ),
@@ -388,6 +402,23 @@ RUN_TABLES = ("robustness", "outcomes", "curve", "layers", "features", "signs", 
 _SINCE = {"signs": 2, "corruptions": 2, "convergence": 4}  # the versions that brought tables
 
 
+def eps_text(eps: float) -> str:
+    """Write a radius as it is customary: 8/255 as a fraction, 0.5 as a decimal number.
+
+    >>> eps_text(8 / 255), eps_text(0.5), eps_text(0.0123456), eps_text(1 / 3)
+    ('8/255', '0.5', '0.01235', '1/3')
+    """
+    short = f"{eps:.4g}"
+    if not math.isfinite(eps) or float(short) == eps:
+        return short
+    for bottom in (255, 256):
+        top = round(eps * bottom)
+        if math.isclose(eps, top / bottom, rel_tol=1e-9):
+            return f"{top}/{bottom}"
+    exact = Fraction(eps).limit_denominator(1000)
+    return f"{exact.numerator}/{exact.denominator}" if math.isclose(eps, exact, rel_tol=1e-12) else short
+
+
 def plain_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """Return a table's rows as plain values for JSON; values that are not finite are null.
 
@@ -546,7 +577,7 @@ class Run:
         rows = [("none", "", "", first["clean_accuracy"], first["clean_low"], first["clean_high"])]
         for r in self.robustness.itertuples():
             if r.attack != "none":
-                rows.append((r.attack, r.norm, f"{r.eps:.4g}", r.robust_accuracy, r.low, r.high))
+                rows.append((r.attack, r.norm, eps_text(r.eps), r.robust_accuracy, r.low, r.high))
         return pd.DataFrame(rows, columns=["attack", "norm", "eps", "accuracy", "low", "high"])
 
     def __repr__(self) -> str:
@@ -559,7 +590,7 @@ class Run:
             accuracy = "failed" if r.accuracy != r.accuracy else f"{r.accuracy:.1%} [{r.low:.1%}, {r.high:.1%}]"
             lines.append(f"  {what}: {accuracy}")
         flagged = self.signs[self.signs["seen"].astype(bool)]
-        lines += [f"  attack-failure indicator ({s.norm} {s.eps:.4g}): {s.name}" for s in flagged.itertuples()]
+        lines += [f"  attack-failure indicator ({s.norm} {eps_text(s.eps)}): {s.name}" for s in flagged.itertuples()]
         if len(self.layers):
             of = ", ".join(dict.fromkeys(self.layers["estimator"]))
             lines.append(f"  information in {self.layers['layer'].nunique()} layers by {of}: see .layers")
@@ -700,7 +731,7 @@ class _Data(BaseModel):
 class _AttackOptions(BaseModel):
     attacks: dict[str, Any]
     cascade: bool = False
-    curve: bool = False
+    curve: bool | None = False
     certify: bool | None = None
 
 

@@ -303,6 +303,11 @@ class SampleRNG:
     def __len__(self) -> int:
         return len(self._rows)
 
+    @property
+    def index(self) -> np.ndarray:
+        """The indices (n,) of the samples."""
+        return np.asarray(self._index[self._rows])
+
     def select(self, mask: Tensor) -> SampleRNG:
         """Return the generator of a subset (boolean mask or row numbers); its draws count here too."""
         chosen = object.__new__(SampleRNG)

@@ -7,16 +7,21 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, stats
 
 __all__ = [
     "clopper_pearson",
     "compression_interval",
+    "detectable_share",
+    "mcnemar_test",
+    "most_unseen",
+    "paired_difference",
     "partial_correlation",
     "share_test",
     "sign_test",
     "smallest_correlation",
     "spearman",
+    "unpaired_difference",
     "weighted_correlation",
     "williams_test",
 ]
@@ -45,6 +50,98 @@ def sign_test(ahead: int, behind: int) -> float:
 def share_test(hits: int, samples: int, share: float) -> float:
     """Probability of at least so many hits if each sample is one with probability ``share`` (one-sided; exact)."""
     return float(stats.binomtest(hits, samples, share, "greater").pvalue) if samples else 1.0
+
+
+def most_unseen(total: int, drawn: int, level: float = 0.95) -> int:
+    """The largest number of marked items among ``total`` that a random draw without a marked one leaves possible.
+
+    Exact (hypergeometric, one-sided): were there more, a draw of ``drawn`` items would hold one with a probability
+    above ``level``.
+
+    >>> most_unseen(400, 60), most_unseen(400, 400), most_unseen(400, 0)
+    (18, 0, 400)
+    """
+    low, high = 0, total - drawn
+    while low < high:
+        middle = (low + high + 1) // 2
+        if stats.hypergeom(total, middle, drawn).pmf(0) >= 1 - level:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def detectable_share(samples: int, share: float, level: float, power: float = 0.8) -> float:
+    """The smallest share that :func:`share_test` against ``share`` shows with this power; inf if none can be shown.
+
+    >>> round(detectable_share(100, 0.05, 0.01), 2), round(detectable_share(20, 0.05, 0.01), 2)
+    (0.15, 0.32)
+    """
+    needed = next((k for k in range(samples + 1) if share_test(k, samples, share) <= level), None)
+    if needed is None:
+        return math.inf
+    # P(X >= k) of a binomial is the distribution function of a beta variable at its probability.
+    return float(stats.beta.ppf(power, needed, samples - needed + 1))
+
+
+def mcnemar_test(only_a: int, only_b: int) -> float:
+    """McNemar's exact test of two shares on the same samples (two-sided), from the samples that are in one alone.
+
+    >>> mcnemar_test(10, 0), mcnemar_test(5, 5)
+    (0.001953125, 1.0)
+    """
+    return float(stats.binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
+
+
+def paired_difference(only_a: int, only_b: int, samples: int, level: float = 0.95) -> tuple[float, float]:
+    """Interval of the difference (a − b) of two shares on the same samples (Tango 1998: the score interval).
+
+    Args:
+        only_a: samples that are in the first share alone.
+        only_b: samples that are in the second alone.
+        samples: number of samples.
+        level: coverage.
+
+    >>> [round(end, 3) for end in paired_difference(12, 2, 44)]
+    [0.069, 0.386]
+    """
+    if not samples:
+        return -1.0, 1.0
+    reach = float(stats.norm.ppf((1 + level) / 2))
+
+    def score(difference: float) -> float:
+        a = 2 * samples
+        b = -only_a - only_b + (a - only_a + only_b) * difference
+        c = -only_b * difference * (1 - difference)
+        q = (math.sqrt(max(b * b - 4 * a * c, 0)) - b) / (2 * a)
+        spread = samples * (2 * q + difference * (1 - difference))
+        return (only_a - only_b - samples * difference) / math.sqrt(max(spread, 1e-12))
+
+    middle = (only_a - only_b) / samples
+    edge = 1 - 1e-9
+    low = -1.0 if score(-edge) < reach else optimize.brentq(lambda d: score(d) - reach, -edge, middle)
+    high = 1.0 if score(edge) > -reach else optimize.brentq(lambda d: score(d) + reach, middle, edge)
+    return float(low), float(high)
+
+
+def unpaired_difference(a: float, samples_a: int, b: float, samples_b: int, level: float = 0.95) -> tuple[float, float]:
+    """Interval of the difference (a − b) of two shares of independent samples (Newcombe 1998, of Wilson's intervals).
+
+    >>> [round(end, 4) for end in unpaired_difference(56 / 70, 70, 48 / 80, 80)]  # Newcombe's first example
+    [0.0524, 0.3339]
+    """
+    z = float(stats.norm.ppf((1 + level) / 2))
+
+    def wilson(share: float, n: int) -> tuple[float, float]:
+        centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+        half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+        return centre - half, centre + half
+
+    (low_a, high_a), (low_b, high_b) = wilson(a, samples_a), wilson(b, samples_b)
+    return (
+        a - b - math.sqrt((a - low_a) ** 2 + (high_b - b) ** 2),
+        a - b + math.sqrt((high_a - a) ** 2 + (b - low_b) ** 2),
+    )
 
 
 def spearman(x: Sequence[float], y: Sequence[float], level: float = 0.95) -> tuple[float, float, float]:

@@ -13,6 +13,7 @@ from robgib.information import Binned
 from robgib.models.adapt import as_module
 from robgib.models.inference import count_queries
 from robgib.results import RUN_TABLES, SCHEMA, SCHEMA_VERSION, column_names, save_run
+from robgib.robustness.evaluate import named_attacks
 from robgib.robustness.failure_indicators import CHECKS
 from robgib.statistics import clopper_pearson
 from tests import unusual
@@ -27,6 +28,8 @@ def run(digits, digits_cnn):
         digits_cnn,
         digits,
         attacks=["fgsm-linf:eps=0.05", "pgd-linf:eps=0.05,steps=5", "pgd-l2:steps=5"],
+        corruptions=True,
+        curve=True,
         layers=["blocks.0", "hidden", "logits"],
         estimators=QUICK,
         samples=150,
@@ -37,7 +40,9 @@ def run(digits, digits_cnn):
 
 def test_robustness_table_follows_from_the_outcomes(run, digits):
     table = run.robustness.set_index("attack")
-    assert list(table.index) == ["fgsm-linf:eps=0.05", "pgd-linf:eps=0.05,steps=5", "pgd-l2:steps=5", "worst of 2"]
+    attacks = [label for label in table.index if not label.startswith("failure-checks")]
+    assert attacks[:3] == ["fgsm-linf:eps=0.05", "pgd-linf:eps=0.05,steps=5", "pgd-l2:steps=5"]
+    assert attacks[3] == "worst of 2"
     for attack, rows in run.outcomes.groupby("attack"):
         assert len(rows) == 150
         assert (rows["label"].to_numpy() == digits.test.y[:150].numpy()).all()
@@ -49,7 +54,7 @@ def test_robustness_table_follows_from_the_outcomes(run, digits):
         norm, eps = rows["norm"].iloc[0], rows["eps"].iloc[0]
         assert rows[norm].max() <= eps + 1e-6
     wide = run.outcomes[run.outcomes["norm"] == "linf"].pivot(index="index", columns="attack", values="robust")
-    assert table.loc["worst of 2", "robust"] == wide.all(axis=1).sum()
+    assert table[table["norm"] == "linf"].loc["worst of 2", "robust"] == wide.all(axis=1).sum()
 
 
 def test_curve_passes_through_the_table(run):
@@ -345,7 +350,7 @@ def test_checks_that_run_out_of_memory_take_nothing_with_them(digits, digits_cnn
     def no_memory(*arguments, **options):
         raise torch.OutOfMemoryError("no")
 
-    monkeypatch.setattr(sys.modules["robgib.robustness.beside"], "failure_indicators", no_memory)
+    monkeypatch.setattr(sys.modules["robgib.robustness.beside"], "examine", no_memory)
     table, run = robustness(digits_cnn, digits, ["pgd-linf:eps=0.1"])
     assert table["status"].tolist() == ["ok"]
     assert run.signs["name"].tolist() == ["checks did not finish"]
@@ -511,15 +516,45 @@ def test_what_stands_beside_the_attacks_does_not_outgrow_them(digits, digits_cnn
     signs = run.signs.set_index("name")
     assert not signs["seen"].any()
     assert signs.loc["black box beats gradients", "detail"] == f"skipped: {spec} fooled every image"
-    assert list(signs.index) == list(CHECKS)
+    assert list(signs.index) == [name for name in CHECKS if not name.startswith("others")]
 
 
 def test_by_default_the_fast_ensembles_judge(digits, digits_cnn):
     """As a cascade, cheapest first, at the data set's budgets."""
-    options = {"estimators": [], "samples": 8, "signs": False, "corruptions": False, "curve": False}
+    options = {"estimators": [], "samples": 8, "signs": False, "corruptions": False, "curve": False, "audit": 0}
     table = evaluate(digits_cnn, digits, progress=False, **options).robustness
-    assert table["attack"].tolist() == ["apgd-ce-linf", "fast-linf", "apgd-ce-l2", "fast-l2"]
-    assert table["eps"].tolist() == [digits.eps["linf"]] * 2 + [digits.eps["l2"]] * 2
+    assert table["attack"].tolist() == ["apgd-ce-linf", "fast-linf"]
+    assert table["eps"].tolist() == [digits.eps["linf"]] * 2
+
+
+def test_the_norms_and_radii_of_a_budget_are_the_users(digits, digits_cnn):
+    """They are shown as they were written."""
+    options = {"estimators": [], "samples": 8, "signs": False, "corruptions": False, "curve": False}
+    both = {"norm": ["linf", "l2"], "eps": ["8/255", 0.25]}
+    run = evaluate(digits_cnn, digits, progress=False, attacks="quick", **both, **options)
+    table = run.robustness[~run.robustness["attack"].str.startswith("worst")]
+    linf, l2 = ("fgsm-linf:eps=8/255", "pgd-linf:eps=8/255"), ("fgsm-l2:eps=0.25", "pgd-l2:eps=0.25")
+    assert table["attack"].tolist() == [*linf, *l2]
+    assert table["eps"].tolist() == [8 / 255] * 2 + [0.25] * 2
+    assert run.summary["eps"].tolist()[1:3] == ["8/255", "8/255"]
+    named = named_attacks(["pgd-linf", "pgd-l2:eps=1"], norm="linf", eps=["4/255"])
+    assert [attack.eps for attack in named.values()] == [4 / 255, 1.0]
+    assert [a.norm for a in named_attacks("standard", norm="l0", eps=3).values()] == ["l0", "l0"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"norm": ["linf", "l2"], "eps": ["8/255"]}, r"2 norms came with 1 values of eps; give one eps for each norm"),
+        ({"norm": "l3"}, r"unknown norm 'l3'"),
+        ({"eps": "eight"}, r"eps must be a number such as 8/255 or 0.03, not 'eight'"),
+        ({"eps": ["8/255", "8/255"]}, r"the norm linf is given twice with the same eps"),
+        ({"norm": "linf", "eps": 2}, r"eps 2 .linf. is more than the whole box"),
+    ],
+)
+def test_norms_and_radii_that_cannot_be(given, message, digits, digits_cnn):
+    with pytest.raises(RobGIBError, match=message):
+        evaluate(digits_cnn, digits, progress=False, estimators=[], samples=4, **given)
 
 
 def test_a_plan_is_told_before_the_work(digits, digits_cnn):

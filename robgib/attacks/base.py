@@ -37,7 +37,14 @@ __all__ = [
     "running",
     "unchanged",
     "verified",
+    "with_fields",
 ]
+
+
+def with_fields(kind: type[Attack]) -> type[Attack]:
+    """Make a subclass of :class:`Attack` that was not decorated a frozen dataclass, in place; return it."""
+    plain = "__dataclass_params__" not in kind.__dict__ and "__init__" not in kind.__dict__
+    return dataclass(frozen=True)(kind) if plain else kind
 
 
 @dataclass(frozen=True)
@@ -76,6 +83,11 @@ class Attack(ABC):
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
     batch_independent: ClassVar[bool] = True
     pooled: ClassVar[bool] = False
+
+    def __new__(cls, *arguments: Any, **options: Any) -> Attack:
+        """Make the parameters of a class without ``@dataclass`` its fields."""
+        with_fields(cls)
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         name = type(self).__name__

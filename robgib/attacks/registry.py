@@ -12,7 +12,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from robgib import registry
-from robgib.attacks.base import ATTACKS, Attack
+from robgib.attacks.base import ATTACKS, Attack, with_fields
+from robgib.attacks.foreign import foreign_class, is_foreign
 from robgib.attacks.libraries import ADAPTERS, takes
 from robgib.attacks.threat_model import NORMS, Norm, ThreatModel
 from robgib.errors import RobGIBError, RobGIBWarning, unknown_name
@@ -20,6 +21,7 @@ from robgib.options import construct
 
 __all__ = [
     "ATTACKS",
+    "DEFAULT_EPS",
     "CatalogueEntry",
     "NamedAttack",
     "attack_catalogue",
@@ -28,7 +30,8 @@ __all__ = [
     "read_attack",
 ]
 
-_USUAL_EPS = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0, "l0": 24.0}
+DEFAULT_EPS: Mapping[str, float] = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0, "l0": 24.0}
+"""Default budget per norm, if the data set has none."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class CatalogueEntry:
 
 
 def _kebab(name: str) -> str:
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", name).lower()
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|_", "-", name).lower()
 
 
 def _one_line(doc: str | None) -> str:
@@ -60,10 +63,11 @@ def attack_catalogue(extra: Sequence[Path] = (), wanted: Sequence[str] = ()) -> 
     Raises:
         RobGIBError: a file of the ``wanted`` attacks is invalid.
     """
-    classes = ATTACKS.entries(extra)
+    classes = {**ATTACKS.entries(extra), **_foreign(extra)}
     entries: dict[str, CatalogueEntry] = {}
     for entry in classes.values():
         if entry.source != "built in":
+            with_fields(entry.value)
             own_name = entry.name != entry.value.__name__  # from @register_attack
             name = entry.name if own_name else _kebab(entry.name)
             entries[name] = CatalogueEntry(
@@ -83,6 +87,16 @@ def attack_catalogue(extra: Sequence[Path] = (), wanted: Sequence[str] = ()) -> 
                 raise
             warnings.warn(f"attack skipped: {error}", RobGIBWarning, stacklevel=2)
     return entries
+
+
+def _foreign(extra: Sequence[Path]) -> dict[str, registry.Entry[type[Attack]]]:
+    """Return the functions and classes of plug-in files that are attacks of another convention, by name."""
+    return {
+        name: registry.Entry(name, foreign_class(value), str(module.__file__))
+        for module in registry.plugin_modules(extra)
+        for name, value in vars(module).items()
+        if getattr(value, "__module__", None) == module.__name__ and not name.startswith("_") and is_foreign(value)
+    }
 
 
 class AttackFile(BaseModel):
@@ -200,7 +214,7 @@ def read_attack(spec: str, extra: Sequence[Path] = ()) -> NamedAttack:
     if norm not in NORMS:
         raise unknown_name("norm", str(norm), NORMS)
     is_open = "eps" not in given and entry.eps is None
-    eps = _radius(spec, norm, given.pop("eps", _USUAL_EPS[norm] if entry.eps is None else entry.eps))
+    eps = _radius(spec, norm, given.pop("eps", DEFAULT_EPS[norm] if entry.eps is None else entry.eps))
     made: Attack = construct(entry.attack, {**entry.parameters, **given}, f"attack {spec!r}", norm=norm, eps=eps)
     return NamedAttack(spec, made, is_open)
 
@@ -214,7 +228,7 @@ def _of_library(spec: str, library: str, name: str, options: str) -> NamedAttack
     if eot is not None and type(eot) is not int:
         raise RobGIBError(f"attack {spec!r}: eot must be a whole number of draws such as 20, not {eot!r}.")
     norm = norm_of(name, given)
-    radius = _radius(spec, norm, _USUAL_EPS[norm] if eps is None else eps)
+    radius = _radius(spec, norm, DEFAULT_EPS[norm] if eps is None else eps)
     return NamedAttack(spec, kind(norm, radius, name, given, eot=eot), eps is None)  # type: ignore[call-arg, misc, arg-type]
 
 

@@ -15,7 +15,7 @@ import typer
 from rich.markup import escape
 
 import robgib
-from robgib.cli import INTERRUPTS, attacks, data, doctor, estimators, evaluate, study, train, verify, zoo
+from robgib.cli import INTERRUPTS, attacks, compare, data, doctor, estimators, evaluate, study, train, verify, zoo
 from robgib.cli.common import err, help_when_alone
 from robgib.cli.options import at_home
 from robgib.errors import RobGIBError, RobGIBWarning, never_ends, visible
@@ -29,6 +29,8 @@ app.command()(evaluate.evaluate)
 app.command()(evaluate.report)
 app.command()(evaluate.init)
 app.command()(verify.verify)
+app.command()(compare.compare)
+app.command()(compare.export)
 app.command()(train.train)
 app.command()(train.trace)
 app.command()(doctor.doctor)

@@ -119,7 +119,7 @@ class _Evaluation:
             robgib.data.check_data(self.model.data, extra)
         if len(set(self.models)) < len(self.models):
             raise RobGIBError("a model is named twice; name each model once.")
-        robgib.robustness.named_attacks(self.attack.attacks, None, extra)
+        robgib.robustness.named_attacks(self.attack.attacks, None, extra, norm=self.attack.norm, eps=self.attack.eps)
         robgib.information.registry.build_estimators(self.information.estimators, extra)
         for tracker in self.report.log:
             robgib.reporting.check_tracker(tracker)

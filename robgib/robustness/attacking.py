@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -16,24 +17,40 @@ from torch import Tensor
 from robgib.attacks.apgd import APGD, WIDEST
 from robgib.attacks.autoattack import AutoAttack
 from robgib.attacks.base import Attack, MinimumNormAttack
+from robgib.attacks.threat_model import ThreatModel
 from robgib.errors import NoGradientError, RobGIBError
 from robgib.models.inference import Answers, PreparedModel
 from robgib.options import AttackOptions, Context
 from robgib.results import column_names, table
+from robgib.robustness.audit import Audited, audit, audit_wanted, further_label
 from robgib.robustness.curve import accuracy_curve
 from robgib.robustness.rows import curve_rows, outcome_rows, summary_row, unattacked_row, worst_row
 from robgib.robustness.run_attack import AttackResult, after, gradient_cost, run_attack
 from robgib.robustness.until import attack_until
 from robgib.runtime import faults_of
 
-__all__ = ["Budget", "Findings", "Subject", "attack_all", "attack_costs", "attack_until_narrow"]
+__all__ = [
+    "LEAST_BESIDE",
+    "Budget",
+    "Findings",
+    "Subject",
+    "attack_all",
+    "attack_costs",
+    "attack_until_narrow",
+    "measure_curves",
+]
+
+T = TypeVar("T")
 
 Budget = tuple[str, float]
 """Norm and eps."""
 Ready = Mapping[str, "AttackResult | Exception"]
 """Results of attacks that have already run, by label."""
 _PICTURES = 6  # adversarial images kept for the page
-_RADII = 5  # radii of a curve besides the attack's own eps
+_FACTORS = (0.25, 0.5, 0.75, 1.5, 2.0)  # radii of a curve besides eps, as its multiples
+_FACTORS_FIRST = (0.5, 2.0, 0.75, 1.5, 0.25)  # the same, the most informative first
+LEAST_BESIDE = 60
+"""Passes per sample that measurements beside the attacks may take in any case."""
 _STEPS = 10  # minimum number of attack steps at those radii
 _STALLED = 0.2  # the first attack stalls if others fool more than this share of the samples that it left right
 
@@ -88,26 +105,35 @@ class Subject:
             order.sort(key=lambda item: (threats.index(item[1].threat), self.costs[item[0]]))
         return order
 
-    def is_last(self, label: str) -> bool:
-        """Whether no attack under the same threat model runs after this one."""
-        labels = [name for name, attack in self.in_order() if attack.threat == self.attacks[label].threat]
-        return labels[-1] == label
-
     def attack(self, label: str, clean: Answers | AttackResult, rows: slice | None = None) -> AttackResult:
         """Run one attack on the samples that are right in ``clean``, or on the given ``rows`` of them."""
-        whole = rows is None
         chosen = slice(0, len(self)) if rows is None else rows
-        parts = self.context.parts.at("attack", label)
+        words = () if rows is None else (str(rows.start), str(rows.stop))
+        return self._run(self.attacks[label], clean, chosen, label, words)
+
+    def attack_rows(self, attack: Attack, known: AttackResult, rows: np.ndarray, label: str) -> AttackResult:
+        """Run a further attack on some rows (n,), given what is known of all samples; return the result of the rows."""
+        return self._run(attack, Answers(known.prediction[rows], known.right[rows]), rows, label, ())
+
+    def _run(
+        self,
+        attack: Attack,
+        clean: Answers | AttackResult,
+        rows: slice | np.ndarray,
+        label: str,
+        words: tuple[str, ...],
+    ) -> AttackResult:
+        """Run an attack on some rows, whose answers so far are ``clean``; ``words`` distinguish parts of it."""
         return run_attack(
             self.model,
-            self.x[chosen],
-            self.y[chosen],
-            self.attacks[label],
+            self.x[rows],
+            self.y[rows],
+            attack,
             label=label,
             clean=Answers(clean.prediction, clean.right),
-            index=np.arange(len(self))[chosen],
+            index=np.arange(len(self))[rows],
             pictures=self.pictures,
-            context=replace(self.context, parts=parts if whole else parts.at(str(chosen.start), str(chosen.stop))),
+            context=replace(self.context, parts=self.context.parts.at("attack", label, *words)),
         )
 
 
@@ -128,69 +154,57 @@ class Findings:
 
     Attributes:
         subject: the attacked subject.
-        left: shares (N,) of right answers that remain, by attack.
-        spent: number of passes, by budget.
+        attacks: the attacks that ran, by label, in running order; audits and failure checks among them.
+        results: their results, or the exceptions that ended them.
+        curves: points of the curve of an attack, and the minimum distances (N,) of its adversarial images, by label.
+        audits: by label of an audit, how many remaining samples were audited, and the bound of the difference.
     """
 
     subject: Subject
-    left: dict[str, np.ndarray] = field(default_factory=dict)
-    spent: dict[Budget, int] = field(default_factory=dict)
-    _summary: list[dict[str, Any]] = field(default_factory=list)
-    _outcomes: list[pd.DataFrame] = field(default_factory=list)
-    _curves: list[dict[str, Any]] = field(default_factory=list)
-    _pictures: dict[str, np.ndarray] = field(default_factory=dict)
-    _adversarial: dict[str, np.ndarray] = field(default_factory=dict)
-    _images: dict[Budget, dict[int, np.ndarray]] = field(default_factory=dict)
-    _failures: list[Exception] = field(default_factory=list)
-    results: dict[Budget, list[AttackResult]] = field(default_factory=dict)
-    """Results of the attacks of each budget, in running order."""
+    attacks: dict[str, Attack] = field(default_factory=dict)
+    results: dict[str, AttackResult | Exception] = field(default_factory=dict)
+    curves: dict[str, tuple[Sequence[tuple[float, float]], np.ndarray]] = field(default_factory=dict)
+    audits: dict[str, tuple[int, float]] = field(default_factory=dict)
 
-    def fail(self, label: str, error: Exception) -> None:
-        """Record a failed attack."""
-        self._summary.append(summary_row(self._base(label), self.subject.clean, None, str(error)))
-        self._failures.append(error)
+    def add(self, label: str, attack: Attack, result: AttackResult | Exception) -> None:
+        """Record the result of an attack."""
+        self.attacks[label], self.results[label] = attack, result
 
-    def add(self, number: int, label: str, attacked: Attacked) -> None:
-        """Record the result of the ``number``-th attack."""
-        subject, outcome = self.subject, attacked.outcome
-        base, budget, truth = self._base(label), budget_of(subject.attacks[label]), subject.y.numpy()
-        self.results.setdefault(budget, []).append(outcome)
-        self.spent[budget] = self.spent.get(budget, 0) + outcome.passes.cost
-        self.left[label] = outcome.right
-        self._summary.append(summary_row(base, subject.clean, outcome, "", attacked.nearest))
-        self._outcomes.append(outcome_rows(base, truth, subject.clean, outcome, attacked.nearest))
-        self._curves += curve_rows(base, attacked.points, len(subject))
-        if subject.options.save_adversarial:
-            self._keep(label, budget, outcome)
-        rows = sorted(outcome.pictures)[:_PICTURES]
-        if rows:
-            self._pictures |= {
-                f"{number}/attack": np.array(label),
-                f"{number}/rows": np.array(rows),
-                f"{number}/clean": subject.x[rows].numpy(),
-                f"{number}/adversarial": np.stack([outcome.pictures[r] for r in rows]),
-                f"{number}/labels": truth[rows],
-                f"{number}/clean_prediction": subject.clean.prediction[rows],
-                f"{number}/adversarial_prediction": outcome.prediction[rows],
-            }
+    def succeeded(self, budget: Budget | None = None) -> dict[str, AttackResult]:
+        """Return the results by label, of one budget or of all, without the attacks that failed."""
+        return {
+            label: result
+            for label, result in self.results.items()
+            if isinstance(result, AttackResult) and budget in (None, budget_of(self.attacks[label]))
+        }
 
-    def _keep(self, label: str, budget: Budget, outcome: AttackResult) -> None:
-        """Keep all adversarial images of an attack. In a cascade, also keep those of the attacks before it."""
-        subject = self.subject
-        if not self._adversarial:
-            self._adversarial = {"clean": subject.x[:].numpy(), "labels": subject.y.numpy()}
-        former = self._images.get(budget, {}) if subject.options.cascade else {}
-        every = {**former, **outcome.pictures}
-        self._images[budget] = every
-        made = [every[row] for row in sorted(every)]
-        self._adversarial[f"{label}/rows"] = np.array(sorted(every), dtype=np.int64)
-        self._adversarial[f"{label}/images"] = (
-            np.stack(made) if made else np.zeros((0, *subject.x.shape[1:]), np.float32)
-        )
+    def budgets(self) -> dict[Budget, ThreatModel]:
+        """Return the threat models by norm and eps, in running order."""
+        return {budget_of(attack): attack.threat for attack in self.attacks.values()}
 
-    def _base(self, label: str) -> dict[str, Any]:
-        threat = self.subject.attacks[label].threat
-        return {"attack": label, "norm": threat.norm, "eps": threat.eps}
+    def together(self, budget: Budget) -> AttackResult | None:
+        """Return what all attacks of a budget leave together, or None if none succeeded."""
+        results = list(self.succeeded(budget).values())
+        return functools.reduce(after, results) if results else None
+
+    def spent(self, budget: Budget | None = None) -> int:
+        """Return the number of passes that the attacks of one budget, or of all, took."""
+        return sum(result.passes.cost for result in self.succeeded(budget).values())
+
+    @property
+    def beside(self) -> int | None:
+        """The number of passes that all measurements beside the attacks may take together; None if no attack succeeded.
+
+        This is half of the attacks' own, or 20 gradient steps per sample if that is more.
+        """
+        if not self.succeeded():
+            return None
+        return max(self.spent() // 2, LEAST_BESIDE * len(self.subject))
+
+    @property
+    def further(self) -> dict[str, Attack]:
+        """The attacks that the subject did not name: audits and failure checks."""
+        return {label: attack for label, attack in self.attacks.items() if label not in self.subject.attacks}
 
     def tables(self) -> dict[str, Any]:
         """Return the tables ``robustness``, ``outcomes``, ``curve``, and the arrays ``pictures``, ``adversarial``.
@@ -198,35 +212,87 @@ class Findings:
         Raises:
             RobGIBError: every attack failed, and at least one for another reason than missing gradients.
         """
-        subject, summary = self.subject, list(self._summary)
+        subject, summary = self.subject, [self._row(label) for label in self.results]
+        failures = [r for r in self.results.values() if isinstance(r, Exception)]
         # Missing gradients are no error here: the indicators report them, with a remedy.
-        if subject.attacks and not self._outcomes and not all(isinstance(f, NoGradientError) for f in self._failures):
+        if failures and not self.succeeded() and not all(isinstance(f, NoGradientError) for f in failures):
             raise RobGIBError(f"every attack failed; the first: {summary[0]['reason']}")
-        for (norm, eps), results in self.results.items():
+        for norm, eps in self.budgets():
+            results = list(self.succeeded((norm, eps)).values())
             if len(results) > 1 and not subject.options.cascade:
                 summary.append(worst_row(norm, eps, subject.clean, results))
         if not summary:  # without attacks the clean accuracy is still reported
             summary = [unattacked_row(subject.clean)]
-        outcomes = pd.concat(self._outcomes, ignore_index=True) if self._outcomes else table("outcomes")
-        adversarial = self._adversarial
-        if subject.options.save_adversarial and not adversarial:
-            adversarial = {"clean": subject.x[:].numpy(), "labels": subject.y.numpy()}
+        outcomes = [
+            outcome_rows(self._base(label), subject.y.numpy(), subject.clean, result, self._nearest(label))
+            for label, result in self.succeeded().items()
+        ]
+        joint = pd.concat(outcomes, ignore_index=True) if outcomes else table("outcomes")
+        curves = [
+            row
+            for label, (points, _) in self.curves.items()
+            for row in curve_rows(self._base(label), points, len(subject))
+        ]
         return {
             "robustness": table("robustness", summary),
-            "outcomes": outcomes[column_names("outcomes")],
-            "curve": table("curve", self._curves),
-            "pictures": self._pictures,
-            "adversarial": adversarial,
+            "outcomes": joint[column_names("outcomes")],
+            "curve": table("curve", curves),
+            "pictures": self._pictures(),
+            "adversarial": self._adversarial() if subject.options.save_adversarial else {},
         }
 
+    def _base(self, label: str) -> dict[str, Any]:
+        threat = self.attacks[label].threat
+        return {"attack": label, "norm": threat.norm, "eps": threat.eps}
 
-@dataclass(frozen=True)
-class Attacked:
-    """The outcome of an attack, the points of its curve, and the minimum distances (N,) of its adversarial images."""
+    def _nearest(self, label: str) -> np.ndarray:
+        result = self.results[label]
+        assert isinstance(result, AttackResult)
+        return self.curves[label][1] if label in self.curves else result.distance
 
-    outcome: AttackResult
-    points: Sequence[tuple[float, float]]
-    nearest: np.ndarray
+    def _row(self, label: str) -> dict[str, Any]:
+        """Return the row of an attack in the robustness table."""
+        result, clean = self.results[label], self.subject.clean
+        if isinstance(result, Exception):
+            return summary_row(self._base(label), clean, None, str(result))
+        row = summary_row(self._base(label), clean, result, "", self._nearest(label))
+        if label in self.audits:
+            row["audited"], row["audit_bound"] = self.audits[label]
+        return row
+
+    def _pictures(self) -> dict[str, np.ndarray]:
+        """Return some adversarial images of each attack, for the page."""
+        subject, truth = self.subject, self.subject.y.numpy()
+        pictures: dict[str, np.ndarray] = {}
+        for number, (label, result) in enumerate(self.results.items()):
+            rows = sorted(result.pictures)[:_PICTURES] if isinstance(result, AttackResult) else []
+            if not rows:
+                continue
+            assert isinstance(result, AttackResult)
+            pictures |= {
+                f"{number}/attack": np.array(label),
+                f"{number}/rows": np.array(rows),
+                f"{number}/clean": subject.x[rows].numpy(),
+                f"{number}/adversarial": np.stack([result.pictures[r] for r in rows]),
+                f"{number}/labels": truth[rows],
+                f"{number}/clean_prediction": subject.clean.prediction[rows],
+                f"{number}/adversarial_prediction": result.prediction[rows],
+            }
+        return pictures
+
+    def _adversarial(self) -> dict[str, np.ndarray]:
+        """Return all adversarial images of each attack. Those of a cascade also show those of the attacks before."""
+        subject = self.subject
+        arrays = {"clean": subject.x[:].numpy(), "labels": subject.y.numpy()}
+        before: dict[Budget, dict[int, np.ndarray]] = {}
+        for label, result in self.succeeded().items():
+            budget = budget_of(self.attacks[label])
+            every = before[budget] = {**before.get(budget, {}), **result.pictures}
+            shown = every if subject.options.cascade or label in self.further else result.pictures
+            made = [shown[row] for row in sorted(shown)]
+            arrays[f"{label}/rows"] = np.array(sorted(shown), dtype=np.int64)
+            arrays[f"{label}/images"] = np.stack(made) if made else np.zeros((0, *subject.x.shape[1:]), np.float32)
+        return arrays
 
 
 def budget_of(attack: Attack) -> Budget:
@@ -235,62 +301,112 @@ def budget_of(attack: Attack) -> Budget:
 
 
 def attack_all(subject: Subject, ready: Ready) -> Findings:
-    """Run every attack of a subject. ``ready`` holds the results of attacks that have already run."""
+    """Run every attack of a subject, and then the audits.
+
+    ``ready`` holds the results of attacks that have already run.
+    """
     findings = Findings(subject)
-    for number, (label, _) in enumerate(subject.in_order()):
-        attacked = _guarded(partial(_attack, subject, label, findings, ready), label)
-        if isinstance(attacked, Exception):
-            findings.fail(label, attacked)
-        else:
-            findings.add(number, label, attacked)
+    for label, attack in subject.in_order():
+        findings.add(label, attack, _guarded(partial(_attack, subject, label, attack, findings, ready), label))
+    for budget, threat in findings.budgets().items():
+        _audit(findings, budget, threat)
     return findings
 
 
-def _attack(subject: Subject, label: str, findings: Findings, ready: Ready) -> Attacked:
-    """Run one attack and measure its curve. In a cascade, only the last attack of a budget has a curve."""
-    earlier = findings.results.get(budget_of(subject.attacks[label]), []) if subject.options.cascade else []
+def _attack(subject: Subject, label: str, attack: Attack, findings: Findings, ready: Ready) -> AttackResult:
+    """Run one attack; in a cascade, on the samples that the attacks before it left right."""
+    known = findings.together(budget_of(attack)) if subject.options.cascade else None
     result = ready.get(label)
     if isinstance(result, Exception):
         raise result
     if result is None:
-        result = subject.attack(label, earlier[-1] if earlier else subject.clean)
-        result = after(earlier[-1], result) if earlier else result
-    if not subject.options.curve or (subject.options.cascade and not subject.is_last(label)):
-        return Attacked(result, [], result.distance)
-    name, curve_attack = _curve_attack(subject, label, earlier, result)
-    spent = findings.spent.get(budget_of(subject.attacks[label]), 0) + result.passes.cost
-    points, distance = accuracy_curve(
+        result = subject.attack(label, known or subject.clean)
+        result = after(known, result) if known else result
+    return result
+
+
+def _audit(findings: Findings, budget: Budget, threat: ThreatModel) -> None:
+    """Audit what the attacks of a budget leave, and record the result."""
+    subject, known = findings.subject, findings.together(budget)
+    ran = [attack for attack in findings.attacks.values() if attack.threat == threat]
+    if known is None or not audit_wanted(ran, subject.options.audit):
+        return
+    label = further_label("audit", threat, findings.budgets())
+    attack = AutoAttack(threat.norm, threat.eps, version="rand" if subject.model.random else "standard")
+    run = partial(
+        audit,
+        subject.attack_rows,
+        known,
+        attack,
+        label,
+        spent=findings.spent(budget),
+        bound=subject.options.audit,
+        seed=subject.context.seed,
+    )
+    audited = _guarded(run, label)
+    if isinstance(audited, Audited):
+        findings.add(label, audited.attack, audited.result)
+        findings.audits[label] = (audited.samples, audited.bound)
+
+
+def measure_curves(findings: Findings, allowed: int | None) -> None:
+    """Measure the curve of each attack, or in a cascade of each budget, and add them to ``findings``.
+
+    ``allowed`` is the number of passes that the curves may take together; None does not limit them.
+    """
+    subject = findings.subject
+    if subject.options.curve is False:
+        return
+    chosen = [
+        (budget, label)
+        for budget in findings.budgets()
+        for label in list(findings.succeeded(budget))[-1 if subject.options.cascade else 0 :]
+        if subject.options.cascade or label in subject.attacks
+    ]
+    for budget, label in chosen:
+        findings.curves[label] = _curve(findings, budget, label, None if allowed is None else allowed // len(chosen))
+
+
+def _curve(
+    findings: Findings, budget: Budget, label: str, allowed: int | None
+) -> tuple[Sequence[tuple[float, float]], np.ndarray]:
+    """Measure the curve of one attack; return its points, and the minimum distances (N,).
+
+    That of a cascade uses its cheapest attack. At small eps nearly every sample remains robust, and the most expensive
+    attack would run on all of them.
+    """
+    subject, results = findings.subject, findings.succeeded(budget)
+    result, attack = results[label], findings.attacks[label]
+    name, other = label, attack
+    if subject.options.cascade and len(results) > 1:
+        if not isinstance(attack, MinimumNormAttack):
+            name, other = next((n, findings.attacks[n]) for n in results)
+        if _stalled(results[name], result) and isinstance(other, APGD) and other.widest is None:
+            other = replace(other, widest=WIDEST)
+    # The limit is in passes because seconds depend on the machine.
+    limit = findings.spent(budget) if allowed is None else allowed
+    factors = _FACTORS if allowed is None else _afforded_radii(other, len(subject), allowed)
+    return accuracy_curve(
         subject.model,
         subject.x,
         subject.y,
-        _shortened(curve_attack, subject.costs[name], len(subject), spent),
+        _shortened(other, subject.costs.get(name, other.cost or 1), len(subject), limit, len(factors)),
         result,
         label=name,
         clean=subject.clean,
+        factors=factors,
         context=replace(subject.context, parts=subject.context.parts.at("curve", label)),
     )
-    return Attacked(result, points, distance)
 
 
-def _curve_attack(
-    subject: Subject, label: str, earlier: Sequence[AttackResult], result: AttackResult
-) -> tuple[str, Attack]:
-    """Return the attack at the other radii of a curve, with its label.
+def _afforded_radii(attack: Attack, count: int, allowed: int) -> tuple[float, ...]:
+    """Return the radii of a curve, as multiples of eps, that ``allowed`` passes suffice for.
 
-    Args:
-        subject: the attacked subject.
-        label: the attack whose curve is measured.
-        earlier: in a cascade, the results of the attacks of this budget before it.
-        result: its own result.
+    A minimum-norm attack gives all of them at no cost.
     """
-    # The curve of a cascade uses its cheapest attack. At small eps nearly every sample remains robust, and the most
-    # expensive attack would run on all of them.
-    attack = subject.attacks[label]
-    if earlier and not isinstance(attack, MinimumNormAttack):
-        label, attack = next((n, a) for n, a in subject.in_order() if a.threat == attack.threat)
-    if earlier and isinstance(attack, APGD) and attack.widest is None and _stalled(earlier[0], result):
-        attack = replace(attack, widest=WIDEST)
-    return label, attack
+    if isinstance(attack, MinimumNormAttack):
+        return _FACTORS
+    return _FACTORS_FIRST[: int(allowed // max(1, 3 * _STEPS * count))]
 
 
 def attack_until_narrow(subject: Subject, width: float) -> tuple[int, dict[str, AttackResult | Exception]]:
@@ -298,13 +414,7 @@ def attack_until_narrow(subject: Subject, width: float) -> tuple[int, dict[str, 
 
     def attacker(label: str, attack: Attack, rows: slice, known: AttackResult | None) -> AttackResult | Exception:
         clean = known or Answers(subject.clean.prediction[rows], subject.clean.right[rows])
-
-        def run() -> Attacked:
-            result = subject.attack(label, clean, rows)
-            return Attacked(result, [], result.distance)
-
-        attacked = _guarded(run, label)
-        return attacked if isinstance(attacked, Exception) else attacked.outcome
+        return _guarded(lambda: subject.attack(label, clean, rows), label)
 
     return attack_until(attacker, subject.in_order(), bool(subject.options.cascade), len(subject), width)
 
@@ -315,17 +425,17 @@ def _stalled(first: AttackResult, result: AttackResult) -> bool:
     return bool((result.right[left] < 1).mean() > _STALLED) if left.any() else False
 
 
-def _shortened(attack: Attack, cost: int, count: int, allowed: int) -> Attack:
+def _shortened(attack: Attack, cost: int, count: int, allowed: int, radii: int) -> Attack:
     """Return the attack for the other radii of the curve, with fewer steps if it would exceed ``allowed`` passes.
 
-    AutoAttack is replaced by its first member. The limit is in passes because seconds depend on the machine.
+    AutoAttack is replaced by its first member.
     """
-    share = allowed / max(_RADII * 3 * cost * count, 1)
+    share = allowed / max(radii * 3 * cost * count, 1)
     if share >= 1 or isinstance(attack, MinimumNormAttack):
         return attack
     if isinstance(attack, AutoAttack):
         first = attack.members(attack.targets + 1)[0]
-        return _shortened(first, first.cost or 1, count, allowed)
+        return _shortened(first, first.cost or 1, count, allowed, radii)
     steps = getattr(attack, "steps", None)
     if not isinstance(steps, int) or steps <= _STEPS:
         return attack
@@ -333,7 +443,7 @@ def _shortened(attack: Attack, cost: int, count: int, allowed: int) -> Attack:
     return shorter
 
 
-def _guarded(run: Callable[[], Attacked], label: str) -> Attacked | Exception:
+def _guarded(run: Callable[[], T], label: str) -> T | Exception:
     """Run one attack and return its result, or the exception that ended it."""
     try:
         with faults_of(f"attack {label!r}"):

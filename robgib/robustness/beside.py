@@ -3,42 +3,70 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
+import torch
+from torch import Tensor
 
-from robgib.errors import RobGIBError, first_line
+from robgib.attacks.base import Attack
+from robgib.attacks.threat_model import NORMS, ThreatModel
+from robgib.errors import RobGIBError, RobGIBWarning, first_line
 from robgib.results import table
 from robgib.robustness.attacking import Budget, Findings, Subject
+from robgib.robustness.audit import further_label, scattered
 from robgib.robustness.convergence import TRACKED, convergence
 from robgib.robustness.corruptions import corruption_accuracy
-from robgib.robustness.failure_indicators import SAMPLES, failure_indicators, weaker_than_reference
-from robgib.runtime import faults_of
+from robgib.robustness.failure_indicators import (
+    SAMPLES,
+    Examination,
+    FailureIndicator,
+    examine,
+    gradient_indicator,
+    weaker_than_reference,
+)
+from robgib.robustness.gradient_check import GRADIENT_IMAGES
+from robgib.robustness.run_attack import after
+from robgib.runtime import SampleRNG, faults_of
 
-__all__ = ["add_indicators", "convergence_table", "corruption_table"]
+__all__ = [
+    "add_notes",
+    "allowance",
+    "convergence_table",
+    "corruption_table",
+    "find_failures",
+    "gradient_check",
+]
 
-_FEWEST = 25  # minimum number of images for the indicators
-_INDICATOR_PASSES = 1700  # approximate maximum number of forward passes of the indicators per image
 _WATCHED = 10  # minimum number of images for the convergence table
 _CORRUPTED = 20  # passes per image of the common corruptions
+_SHARES = {"curve": 1 / 2, "corruptions": 1 / 6, "signs": 1 / 3}
+"""How the passes beside the attacks are divided."""
 
 
-def _afforded(count: int, spent: float, each: float, fewest: int = _FEWEST) -> int:
-    """Return how many of ``count`` images fit into ``spent`` passes, at ``each`` per image; at least ``fewest``."""
-    return min(count, max(fewest, int(spent / max(each, 1))))
+def allowance(findings: Findings, what: str) -> int | None:
+    """Return the passes that a measurement beside the attacks may take; None does not limit it.
+
+    ``what`` is ``curve``, ``corruptions`` or ``signs``. A measurement that the options ask for by name has no limit.
+    """
+    if getattr(findings.subject.options, what) or findings.beside is None:
+        return None
+    return int(_SHARES[what] * findings.beside)
 
 
-def corruption_table(subject: Subject, spent: Mapping[Budget, int]) -> pd.DataFrame:
-    """Measure accuracy under common corruptions, with at most half as many passes as the attacks took."""
-    if not subject.options.corruptions or subject.x.ndim != 4:
+def corruption_table(findings: Findings) -> pd.DataFrame:
+    """Measure accuracy under common corruptions, on as many samples as the allowance suffices for."""
+    subject, allowed = findings.subject, allowance(findings, "corruptions")
+    if subject.options.corruptions is False or subject.x.ndim != 4:
         return table("corruptions")
     here = subject.context.parts.at("corruptions")
     known = here.read()
     if known is None:
-        count = len(subject)
-        some = _afforded(count, sum(spent.values()) / 2, _CORRUPTED, 4 * _FEWEST) if spent else count
+        some = len(subject) if allowed is None else max(1, min(len(subject), allowed // _CORRUPTED))
         measured = corruption_accuracy(
             subject.model,
             subject.x[:some],
@@ -50,58 +78,142 @@ def corruption_table(subject: Subject, spent: Mapping[Budget, int]) -> pd.DataFr
     return table("corruptions", known["rows"])
 
 
-def add_indicators(findings: Findings, robustness: pd.DataFrame) -> pd.DataFrame:
-    """Return the table of attack-failure indicators, and add their notes on single attacks to ``robustness``.
+def gradient_check(subject: Subject) -> FailureIndicator | None:
+    """Compare the model's gradient with finite differences, before any attack, and warn if it is another one.
+
+    Returns:
+        The indicator, or None if it is not wanted, nothing is attacked, or the model has no gradient.
+    """
+    right = np.flatnonzero(subject.clean.right >= 0.5)[:GRADIENT_IMAGES]
+    if subject.options.signs is False or not subject.attacks or not len(right):
+        return None
+    x, y = subject.x[right], subject.y[right]
+    try:
+        with faults_of("the model"):
+            found = gradient_indicator(subject.model, x, y, seed=subject.context.seed, device=subject.device)
+    except (RuntimeError, RobGIBError):
+        return None  # the indicators report missing gradients, and what the model raises
+    if found.seen:
+        warnings.warn(f"{found.name}: {found.detail}. {found.meaning}.", RobGIBWarning, stacklevel=2)
+    return found
+
+
+def find_failures(findings: Findings, gradient: FailureIndicator | None) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Run the attack-failure indicators; samples that they fool are added to the findings as a further attack.
 
     All indicators are measured once per norm, at its largest eps. At other eps, attacks are only compared with the
     reference attack. An error under one threat model does not affect the others.
+
+    Args:
+        findings: results of the attacks.
+        gradient: the result of :func:`gradient_check`.
+
+    Returns:
+        The rows of the table of indicators, and notes on attacks by label.
     """
     subject = findings.subject
-    if not subject.options.signs:
-        return table("signs")
-    threats = {(a.threat.norm, a.threat.eps): a.threat for a in subject.attacks.values()}
-    largest = {norm: max(eps for n, eps in threats if n == norm) for norm, _ in threats}
     rows: list[dict[str, Any]] = []
-    for norm, eps in threats:
+    notes: dict[str, str] = {}
+    if subject.options.signs is False:
+        return rows, notes
+    allowed = allowance(findings, "signs")
+    threats = findings.budgets()
+    largest = {norm: max(eps for n, eps in threats if n == norm) for norm, _ in threats}
+    for budget, threat in threats.items():
+        norm, eps = budget
         kept = subject.context.parts.at("signs", norm, f"{eps:.9g}")
         known = kept.read()
         if known is None:
+            share = None if allowed is None else allowed // len(threats)
             try:
-                known = _indicators(findings, (norm, eps), whole=eps == largest[norm])
+                known = _indicators(findings, budget, gradient, share, whole=eps == largest[norm])
                 kept.write(known)
             except (RuntimeError, RobGIBError) as error:
-                known = {"rows": [_unfinished(norm, eps, error)], "beside": {}}
+                known = {"rows": [_unfinished(norm, eps, error)], "beside": {}, "fooled": [], "images": np.zeros(0)}
         rows += known["rows"]
-        _note(robustness, known["beside"])
-    return table("signs", rows)
+        notes |= known["beside"]
+        if len(known["fooled"]):
+            _count_fooled(findings, threat, np.array(known["fooled"]), torch.from_numpy(known["images"]))
+    return rows, notes
 
 
-def _indicators(findings: Findings, budget: Budget, whole: bool) -> dict[str, Any]:
-    """Return the indicator rows of one budget (none unless ``whole``), and notes on attacks by label."""
-    subject, spent = findings.subject, findings.spent
-    right = subject.clean.right >= 0.5
-    x, y = subject.x[right], subject.y[right]
+def _indicators(
+    findings: Findings, budget: Budget, gradient: FailureIndicator | None, allowed: int | None, whole: bool
+) -> dict[str, Any]:
+    """Return the indicator rows of one budget (none unless ``whole``), notes on attacks, and adversarial images."""
+    subject = findings.subject
+    right = np.flatnonzero(subject.clean.right >= 0.5)
+    some = right[:SAMPLES]
+    x, y = subject.x[some], subject.y[some]
     here = {
-        label: (subject.attacks[label], left[right])
-        for label, left in findings.left.items()
-        if (subject.attacks[label].threat.norm, subject.attacks[label].threat.eps) == budget
+        label: (findings.attacks[label], result.right[right]) for label, result in findings.succeeded(budget).items()
     }
-    threat = next(a.threat for a in subject.attacks.values() if (a.threat.norm, a.threat.eps) == budget)
-    rows: list[dict[str, Any]] = []
+    threat = findings.budgets()[budget]
+    found = Examination([], {})
     if whole:
-        indicators = failure_indicators(
+        found = examine(
             subject.model,
             x,
             y,
             threat,
             attacks=here,
+            gradient=gradient,
+            passes=allowed,
             costs=subject.costs,
             context=subject.context,
-            samples=_afforded(SAMPLES, spent.get(budget, 0) / 2, _INDICATOR_PASSES) if spent else SAMPLES,
         )
-        rows = [{"norm": budget[0], "eps": budget[1], **dataclasses.asdict(one)} for one in indicators]
-    beside = weaker_than_reference(subject.model, x, y, threat, here, costs=subject.costs, context=subject.context)
-    return {"rows": rows, "beside": beside}
+    count = len(some) if allowed is None else max(_FEWEST, allowed // _REFERENCE)
+    beside = weaker_than_reference(
+        subject.model, x[:count], y[:count], threat, here, costs=subject.costs, context=subject.context
+    )
+    return {
+        "rows": [{"norm": budget[0], "eps": budget[1], **dataclasses.asdict(one)} for one in found.indicators],
+        "beside": beside,
+        "fooled": some[list(found.fooled)].tolist(),
+        "images": torch.stack(list(found.fooled.values())).cpu().numpy() if found.fooled else np.zeros(0),
+    }
+
+
+_REFERENCE = 60  # passes per image of the reference attack
+_FEWEST = 25  # images of it, at least
+
+
+@dataclass(frozen=True)
+class FoundImages(Attack):
+    """Returns images that were found before, for their evaluation.
+
+    Fields:
+        images: an image (…) by the index of each sample.
+    """
+
+    norms: ClassVar[tuple[str, ...]] = NORMS
+    images: Any = field(default_factory=dict, repr=False)
+
+    def perturb(self, model: torch.nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
+        """See :meth:`Attack.perturb`."""
+        return torch.stack([self.images[index] for index in rng.index.tolist()]).to(x)
+
+
+def _count_fooled(findings: Findings, threat: ThreatModel, rows: np.ndarray, images: Tensor) -> None:
+    """Evaluate images that the checks found, and add a row to the findings if they fool samples that were left."""
+    known = findings.together((threat.norm, threat.eps))
+    if known is None:
+        return
+    found = {int(row): image for row, image in zip(rows, images, strict=True) if known.right[row] >= 0.5}
+    if not found:
+        return
+    rows = np.array(sorted(found))
+    subject = findings.subject
+    label = further_label("failure-checks", threat, findings.budgets())
+    attack = FoundImages(threat.norm, threat.eps, images=found)
+    try:
+        part = subject.attack_rows(attack, known, rows, label)
+    except RobGIBError:  # an image that lies outside the ball by rounding
+        return
+    if not (part.right < 0.5).any():
+        return
+    note = f"the checks of attack failure fooled {int((part.right < 0.5).sum())} of the images that all attacks left"
+    findings.add(label, attack, dataclasses.replace(after(known, scattered(known, part, rows)), notes=(note,)))
 
 
 def _unfinished(norm: str, eps: float, error: Exception) -> dict[str, Any]:
@@ -118,13 +230,14 @@ def _unfinished(norm: str, eps: float, error: Exception) -> dict[str, Any]:
 def convergence_table(findings: Findings) -> pd.DataFrame:
     """Return the progress of each attack by step, on a tenth of the samples. Errors do not affect other results."""
     subject = findings.subject
-    if not subject.options.signs:
+    if subject.options.signs is False:
         return table("convergence")
     right = np.flatnonzero(subject.clean.right >= 0.5)
     some = right[: min(TRACKED, max(_WATCHED, len(subject) // 10))]
     rows: list[dict[str, Any]] = []
-    for number, label in enumerate(findings.left):
-        attack = subject.attacks[label]
+    for number, (label, attack) in enumerate(subject.attacks.items()):
+        if label not in findings.succeeded():
+            continue
         kept = subject.context.parts.at("convergence", label)
         known = kept.read()
         if known is None:
@@ -138,11 +251,11 @@ def convergence_table(findings: Findings) -> pd.DataFrame:
             known = {"rows": [{**base, **row} for row in steps]}
             kept.write(known)
         rows += known["rows"]
-        subject.context.report("tracking convergence", number + 1, len(findings.left), label)
+        subject.context.report("tracking convergence", number + 1, len(subject.attacks), label)
     return table("convergence", rows)
 
 
-def _note(robustness: pd.DataFrame, beside: Mapping[str, str]) -> None:
+def add_notes(robustness: pd.DataFrame, beside: Mapping[str, str]) -> None:
     """Append notes on attacks to the robustness table."""
     for label, text in beside.items():
         here = robustness["attack"] == label

@@ -17,6 +17,7 @@ from robgib.attacks.objective import Objective
 from robgib.attacks.threat_model import CONVEX_NORMS, ThreatModel
 from robgib.errors import RobGIBError, first_line
 from robgib.models.inference import PreparedModel, eval_mode
+from robgib.results import eps_text
 from robgib.robustness.attacking import Subject
 from robgib.runtime import SampleRNG, network_faults
 
@@ -566,7 +567,7 @@ def certify_tables(subject: Subject, tables: dict[str, Any]) -> None:
                 margin[rows] = known["margin"]
                 if progress:
                     done = min(start + _KEPT, len(remaining))
-                    progress("certifying", done, len(remaining), f"{threat.norm} {threat.eps:.4g}")
+                    progress("certifying", done, len(remaining), f"{threat.norm} {eps_text(threat.eps)}")
         except NotCertifiableError as error:
             reason = str(error).rstrip(".")
             notes = robustness.loc[here, "note"]

@@ -12,12 +12,23 @@ import torch
 from torch import Tensor
 
 from robgib.attacks.base import Attack
-from robgib.attacks.registry import NamedAttack, read_attack
-from robgib.errors import RobGIBError, never_ends
+from robgib.attacks.foreign import foreign_class, foreign_name, is_foreign
+from robgib.attacks.registry import DEFAULT_EPS, NamedAttack, read_attack
+from robgib.attacks.threat_model import NORMS, ThreatModel
+from robgib.errors import RobGIBError, never_ends, unknown_name
 from robgib.models.inference import PreparedModel, answers, check_finite_answers, check_logits, prepare
 from robgib.options import AttackOptions, Context, gather
-from robgib.robustness.attacking import Subject, attack_all, attack_costs, attack_until_narrow
-from robgib.robustness.beside import add_indicators, convergence_table, corruption_table
+from robgib.registry import parse_value
+from robgib.results import table
+from robgib.robustness.attacking import Subject, attack_all, attack_costs, attack_until_narrow, measure_curves
+from robgib.robustness.beside import (
+    add_notes,
+    allowance,
+    convergence_table,
+    corruption_table,
+    find_failures,
+    gradient_check,
+)
 from robgib.robustness.certification import certify_tables
 from robgib.robustness.run_attack import AttackResult
 
@@ -26,20 +37,24 @@ __all__ = [
     "DEFAULT_ATTACKS",
     "check_budgets",
     "evaluate",
+    "given_eps",
     "in_cascade",
     "measure",
     "named_attacks",
     "read_attacks",
+    "threat_models",
     "under_budgets",
 ]
 
-BUDGETS = {
-    "quick": ("fgsm-linf", "pgd-linf", "pgd-l2"),
-    "standard": ("apgd-ce-linf", "fast-linf", "apgd-ce-l2", "fast-l2"),
-    "full": ("autoattack-linf", "autoattack-l2"),
+BUDGETS: Mapping[str, tuple[str, ...]] = {
+    "quick": ("fgsm", "pgd"),
+    "standard": ("apgd-ce", "fast"),
+    "full": ("autoattack",),
 }
-"""Sets of attacks by cost. On the zoo's networks ``standard`` finds the same robust accuracy as ``full``, the standard
-ensemble, in most cases with less than a fifth of its passes (see docs/attacks.md). Both run as cascades."""
+"""Sets of attacks by cost, of any norm in which a ball is convex. On the zoo's networks ``standard`` finds the same
+robust accuracy as ``full``, the standard ensemble, in most cases with less than a fifth of its passes (see
+docs/attacks.md). Both run as cascades."""
+_SPARSE = {"quick": ("fmn",), "standard": ("fmn", "sigma-zero"), "full": ("fmn", "sigma-zero")}  # the same under L0
 DEFAULT_ATTACKS = "standard"
 
 
@@ -73,7 +88,8 @@ def evaluate(
 
     Returns:
         The tables ``robustness``, ``outcomes``, ``curve``, ``signs``, ``convergence`` and ``corruptions`` of
-        :data:`~robgib.results.SCHEMA`, and ``pictures`` and ``adversarial``, arrays by name.
+        :data:`~robgib.results.SCHEMA`; ``pictures`` and ``adversarial``, arrays by name; and ``further``, class and
+        threat model of audits and failure checks, by label.
 
     Raises:
         RobGIBError: the model cannot be called on these images, an attack does not fit them, or all attacks failed.
@@ -87,7 +103,7 @@ def evaluate(
     options, context = gather("evaluate", fields, options or AttackOptions(), context or Context(device="cpu"))
     attacks = options.attacks if attacks is None else attacks
     options = dataclasses.replace(options, attacks=attacks, cascade=in_cascade(attacks, options.cascade))
-    named = named_attacks(attacks, default_eps, context.catalogue)
+    named = named_attacks(attacks, default_eps, context.catalogue, norm=options.norm, eps=options.eps)
     check_budgets(named, tuple(x.shape[1:]))
     where = torch.device(context.device)
     if not isinstance(model, PreparedModel):
@@ -114,13 +130,21 @@ def measure(subject: Subject) -> dict[str, Any]:
     if options.until_width is not None and subject.attacks:
         count, ready = attack_until_narrow(subject, options.until_width)
         subject = subject.first(count)
+    gradient = gradient_check(subject)
     findings = attack_all(subject, ready)
+    signs, notes = find_failures(findings, gradient)
+    measure_curves(findings, allowance(findings, "curve"))
     tables = findings.tables()
+    add_notes(tables["robustness"], notes)
     if options.certify:
         certify_tables(subject, tables)
-    tables["corruptions"] = corruption_table(subject, findings.spent)
-    tables["signs"] = add_indicators(findings, tables["robustness"])
+    tables["corruptions"] = corruption_table(findings)
+    tables["signs"] = table("signs", signs)
     tables["convergence"] = convergence_table(findings)
+    tables["further"] = {
+        label: {"class": type(attack).__name__, "threat": dataclasses.asdict(attack.threat)}
+        for label, attack in findings.further.items()
+    }
     return tables
 
 
@@ -133,23 +157,89 @@ def in_cascade(attacks: object, wanted: bool | None) -> bool:
     return attacks in ("standard", "full") if wanted is None else wanted
 
 
+def threat_models(
+    norm: str | Sequence[str] | None,
+    eps: float | str | Sequence[float | str] | None,
+) -> list[tuple[str, float | str | None]]:
+    """Return pairs of norm and eps, as they were written; an eps of None is the default of the norm.
+
+    Args:
+        norm: one norm or several; None is L∞, the customary one of pictures.
+        eps: one radius for each norm, or several for one norm, as numbers or texts such as ``8/255``.
+
+    Raises:
+        RobGIBError: a norm or radius is invalid, or their numbers differ.
+
+    >>> threat_models(["linf", "l2"], ["8/255", 0.5]), threat_models(None, None)
+    ([('linf', '8/255'), ('l2', 0.5)], [('linf', None)])
+    """
+    norms = [norm] if isinstance(norm, str) else list(norm or ())
+    radii: list[float | str | None] = [eps] if isinstance(eps, str | int | float) else list(eps or ())
+    for one in norms:
+        if one not in NORMS:
+            raise unknown_name("norm", str(one), NORMS)
+    norms = norms or ["linf"]
+    radii = radii or [None] * len(norms)
+    norms = norms * len(radii) if len(norms) == 1 else norms
+    if len(norms) != len(radii):
+        raise RobGIBError(f"{len(norms)} norms came with {len(radii)} values of eps; give one eps for each norm.")
+    pairs = list(zip(norms, radii, strict=True))
+    for one, radius in pairs:
+        value = parse_value(radius)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise RobGIBError(f"eps must be a number such as 8/255 or 0.03, not {radius!r}.")
+        if value is not None:
+            ThreatModel(one, float(value))  # type: ignore[arg-type]
+        if pairs.count((one, radius)) > 1:
+            raise RobGIBError(f"the norm {one} is given twice with the same eps; name each pair once.")
+    return pairs
+
+
+def _budget_specs(name: str, pairs: Sequence[tuple[str, float | str | None]]) -> list[str]:
+    """Return the specifications of a set of attacks under each pair of norm and eps."""
+    return [
+        f"{stem}-{norm}" + ("" if eps is None else f":eps={eps}")
+        for norm, eps in pairs
+        for stem in (_SPARSE if norm == "l0" else BUDGETS)[name]
+    ]
+
+
+def given_eps(norm: str | Sequence[str] | None, eps: float | str | Sequence[float | str] | None) -> dict[str, float]:
+    """Return the given radii by norm, for attacks that leave theirs open.
+
+    >>> given_eps("l2", None), given_eps(None, "1/4")
+    ({}, {'linf': 0.25})
+    """
+    return {one: float(parse_value(radius)) for one, radius in threat_models(norm, eps) if radius is not None}
+
+
 def named_attacks(
-    attacks: str | Sequence[str | Attack] | Mapping[str, Attack],
+    attacks: str | Sequence[Any] | Mapping[str, Any],
     default_eps: Mapping[str, float] | None = None,
     catalogue: Sequence[Path] = (),
+    *,
+    norm: str | Sequence[str] | None = None,
+    eps: float | str | Sequence[float | str] | None = None,
 ) -> dict[str, Attack]:
     """Return attacks by label.
 
     Args:
-        attacks: specifications such as ``pgd-linf:eps=8/255``, attack objects, a mapping from labels to attacks, or
-            the name of a budget (:data:`BUDGETS`).
+        attacks: specifications such as ``pgd-linf:eps=8/255``, attack objects, functions, classes and objects of other
+            conventions (:func:`~robgib.attacks.foreign.is_foreign`), a mapping from labels to attacks, or the name of a
+            budget (:data:`BUDGETS`).
         default_eps: default budget per norm, for specifications without eps.
         catalogue: additional folders of attacks and plug-ins.
+        norm: norms of the attacks of a budget.
+        eps: their radii, and those of specifications without eps, one for each norm.
 
     Raises:
         RobGIBError: a name or parameter is unknown, or an attack is given twice.
+
+    >>> list(named_attacks("quick", norm="l2", eps="64/255"))
+    ['fgsm-l2:eps=64/255', 'pgd-l2:eps=64/255']
     """
-    return under_budgets(read_attacks(attacks, catalogue), default_eps)
+    read = read_attacks(attacks, catalogue, norm=norm, eps=eps)
+    return under_budgets(read, {**(default_eps or {}), **given_eps(norm, eps)})
 
 
 def under_budgets(
@@ -160,30 +250,51 @@ def under_budgets(
 
 
 def read_attacks(
-    attacks: str | Sequence[str | Attack] | Mapping[str, Attack], catalogue: Sequence[Path] = ()
+    attacks: str | Sequence[Any] | Mapping[str, Any],
+    catalogue: Sequence[Path] = (),
+    *,
+    norm: str | Sequence[str] | None = None,
+    eps: float | str | Sequence[float | str] | None = None,
 ) -> dict[str, Attack | NamedAttack]:
     """Return attacks by label, before the data and thus the default radii are known; see :func:`named_attacks`."""
+    pairs = threat_models(norm, eps)
     if isinstance(attacks, Mapping):
         for label, attack in attacks.items():
-            if not isinstance(label, str) or not label or not isinstance(attack, Attack):
-                raise RobGIBError(f"attacks must map names to attacks, not {label!r} to {type(attack).__name__}.")
-        return dict(attacks)
+            if not isinstance(label, str) or not label or not (isinstance(attack, Attack) or is_foreign(attack)):
+                raise RobGIBError(
+                    f"attacks must map names to attacks, not {label!r} to {type(attack).__name__}: an attack is a "
+                    "robgib.Attack, a function of (model, images, labels), or an object or class in the manner of "
+                    "torchattacks or Foolbox."
+                )
+        return {label: _read_object(attack, pairs) for label, attack in attacks.items()}
     if isinstance(attacks, str):
         if attacks not in BUDGETS:
             budgets = ", ".join(BUDGETS)
             raise RobGIBError(
                 f"attacks must be a sequence of specifications, as in [{attacks!r}], or one of {budgets}."
             )
-        attacks = BUDGETS[attacks]
-    if not isinstance(attacks, Sequence) or not all(isinstance(item, str | Attack) for item in attacks):
+        attacks = _budget_specs(attacks, pairs)
+    if not isinstance(attacks, Sequence) or not all(isinstance(a, str | Attack) or is_foreign(a) for a in attacks):
         raise RobGIBError(f"attacks must be a sequence of specifications or attacks, not {attacks!r}.")
     named: dict[str, Attack | NamedAttack] = {}
     for item in attacks:
-        label = item if isinstance(item, str) else type(item).__name__.lower()
+        own_name = type(item).__name__ if isinstance(item, Attack) else foreign_name(item)
+        label = item if isinstance(item, str) else own_name.lower()
         if label in named:
             raise RobGIBError(f"attack {label!r} is given twice; name each one once.")
-        named[label] = read_attack(item, catalogue) if isinstance(item, str) else item
+        named[label] = read_attack(item, catalogue) if isinstance(item, str) else _read_object(item, pairs)
     return named
+
+
+def _read_object(value: Any, pairs: Sequence[tuple[str, float | str | None]]) -> Attack | NamedAttack:
+    """Return an attack object; one of another convention has the given eps, else its own, else the default."""
+    if isinstance(value, Attack):
+        return value
+    norm, given = pairs[0]
+    own = getattr(value, "eps", None)
+    radius = parse_value(given) if given is not None else own if isinstance(own, int | float) else None
+    attack = foreign_class(value)(norm, float(DEFAULT_EPS[norm] if radius is None else radius))  # type: ignore[arg-type]
+    return NamedAttack(foreign_name(value), attack, radius is None)
 
 
 def check_budgets(attacks: Mapping[str, Attack], shape: tuple[int, ...]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from robgib.attacks.apgd import APGD, WIDEST
 from robgib.attacks.base import Attack, objective_gradient, projected_gradient_ascent
 from robgib.attacks.fab import FAB
+from robgib.attacks.fast import FastEnsemble
 from robgib.attacks.fgsm import FGSM
 from robgib.attacks.objective import Objective, misclassified
 from robgib.attacks.pgd import PGD
@@ -24,18 +25,25 @@ from robgib.errors import NoGradientError
 from robgib.models.adapt import differ, finite_answers, seeded
 from robgib.models.inference import BatchedModel, PreparedModel, eval_mode, prepare
 from robgib.options import Context, gather
+from robgib.robustness.gradient_check import gradient_error
 from robgib.runtime import SampleRNG, faults_of
-from robgib.statistics import share_test, sign_test
+from robgib.statistics import detectable_share, share_test, sign_test
 
 __all__ = [
     "CHECKS",
     "SAMPLES",
+    "Examination",
     "FailureIndicator",
+    "examine",
     "failure_indicators",
+    "gradient_indicator",
     "weaker_than_reference",
 ]
 
+GRADIENT = "the gradient is not the function's"
+"""The name of the gradient check."""
 CHECKS = (
+    GRADIENT,
     "random outputs",
     "outputs depend on the batch",
     "outputs are probabilities",
@@ -48,11 +56,15 @@ CHECKS = (
     "boundary steps beat ascent",
     "large-to-small eps beats ascent",
     "more effort still helps",
+    "others fool what ascent leaves",
     "weaker than a short attack",
 )
 """The names of the checks, in order."""
 SAMPLES = 100
 """Maximum number of images."""
+_POWERFUL = 50  # images on which a check has its stated power: it shows an effect on 20% of them four times out of five
+_FEWEST = 25  # images below which checks that run attacks are left out: they would show effects from 30% on
+_SHIFT = 0.1  # share of what ascent leaves, above which others that fool it show that ascent fails
 _SHARE = 0.05  # share of the samples above which an effect counts
 _RARE = 0.01  # the same for an attack with an unbounded eps
 _LEVEL = 0.01  # significance level of each check
@@ -61,6 +73,8 @@ _TARGETS = 3  # target classes of FAB-T
 _CALLS = 60  # calls on the same images: they detect randomness in one call of twenty with 95% probability
 _CALLED = 2  # images per call
 _DRAWS = 5  # draws over which a stochastic model is averaged here
+_PGD = 20  # steps of the short attack
+_TOO_DEAR = "left out: it would take more than half of the attacks' passes (--signs runs it)"
 _STALLED = (
     "gradient attacks stall: use a loss that does not saturate (margin, dlr), replace the operation without gradient "
     "by a smooth approximation (BPDA), or use a black-box attack"
@@ -77,21 +91,37 @@ class FailureIndicator:
     meaning: str
 
 
-_Check = Callable[[], FailureIndicator | None]
+@dataclass(frozen=True)
+class Examination:
+    """The results of all checks of one threat model, and adversarial images that they found.
+
+    Attributes:
+        indicators: the results, in the order of :data:`CHECKS`.
+        fooled: adversarial images in the ball, by row of the examined images.
+    """
+
+    indicators: Sequence[FailureIndicator]
+    fooled: Mapping[int, Tensor]
 
 
-def failure_indicators(
-    model: object,
-    x: Tensor,
-    y: Tensor,
-    threat: ThreatModel,
-    *,
-    attacks: Mapping[str, tuple[Attack, np.ndarray]] | None = None,
-    costs: Mapping[str, int] | None = None,
-    samples: int = SAMPLES,
-    context: Context | None = None,
-    **fields: Any,
-) -> list[FailureIndicator]:
+@dataclass(frozen=True)
+class _Check:
+    """A check that runs attacks.
+
+    Attributes:
+        name: its name.
+        run: returns its result, or None if it does not apply.
+        passes: passes per image, at most.
+        inside: whether the fast ensemble contains its attack.
+    """
+
+    name: str
+    run: Callable[[], FailureIndicator | None]
+    passes: int
+    inside: bool = False
+
+
+def failure_indicators(model: object, x: Tensor, y: Tensor, threat: ThreatModel, **how: Any) -> list[FailureIndicator]:
     """Check whether gradient attacks fail on a model that is not robust.
 
     After Athalye, Carlini & Wagner (2018), Carlini et al. (2019), Pintor et al. (2022) and AutoAttack's flags (Croce &
@@ -101,45 +131,84 @@ def failure_indicators(
     the samples that one attack alone fooled with those that another attack alone fooled.
 
     Args:
-        model: classifier on the context's device, or the result of :func:`~robgib.models.inference.prepare`.
+        model: classifier on ``device``, or the result of :func:`~robgib.models.inference.prepare`.
         x: correctly classified images (N, …) in [0, 1]; the first ``samples`` are used.
         y: their labels (N,).
         threat: the threat model of the attacks.
-        attacks: the attacks that ran, by name, each with the shares (N,) of right answers that it left on ``x``. The
-            last checks evaluate them; without attacks they evaluate their own PGD. If an attack left no sample right,
-            the checks that run attacks are skipped, since a failed attack leaves some right.
-        costs: gradients per sample of an attack, by name, if the attack does not state them.
-        samples: number of images.
-        context: seed, device (by default the CPU) and progress (:class:`~robgib.options.Context`).
-        fields: fields of ``context`` by name, such as ``seed=1``.
+        how: the other arguments of :func:`examine`.
 
     Returns:
         The checks of :data:`CHECKS`, in order. A check is left out if it runs attacks under L0, if it needs a gradient
         and the model has none ("zero gradients" is then seen), or if it needs ``attacks`` and there are none. Without
         images the list is empty.
+
+    >>> import robgib
+    >>> model, data = robgib.load_model("digits-cnn")
+    >>> found = failure_indicators(model, data.test.x[:8], data.test.y[:8], ThreatModel("linf", 0.1), passes=0)
+    >>> found[0].name, found[0].seen
+    ("the gradient is not the function's", False)
     """
-    (context,) = gather("failure_indicators", fields, context or Context(device="cpu"))
-    whole = next((name for name, (_, left) in (attacks or {}).items() if len(left) and not left.any()), None)
-    x, y = x[:samples].to(context.device), y[:samples].to(context.device)
+    return list(examine(model, x, y, threat, **how).indicators)
+
+
+def examine(
+    model: object,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    *,
+    attacks: Mapping[str, tuple[Attack, np.ndarray]] | None = None,
+    costs: Mapping[str, int] | None = None,
+    gradient: FailureIndicator | None = None,
+    samples: int = SAMPLES,
+    passes: int | None = None,
+    context: Context | None = None,
+    **fields: Any,
+) -> Examination:
+    """Run the checks of :func:`failure_indicators`, and keep the adversarial images that they find.
+
+    Args:
+        model: as for :func:`failure_indicators`; so are the images ``x``, their labels ``y`` and ``threat``.
+        x: images.
+        y: labels.
+        threat: threat model.
+        attacks: the attacks that ran, by name, each with the shares (N,) of right answers that it left on ``x``. The
+            last checks evaluate them; without attacks they evaluate their own PGD. If an attack left no sample right,
+            the checks that run attacks are skipped, since a failed attack leaves some right.
+        costs: gradients per sample of an attack, by name, if the attack does not state them.
+        gradient: the result of :func:`gradient_indicator`, if known.
+        samples: number of images.
+        passes: number of passes that the checks that run attacks may take; None does not limit them. They are left out
+            from the last one on until 50 images are affordable, or 25 for the first.
+        context: seed, device (by default the CPU) and progress (:class:`~robgib.options.Context`).
+        fields: fields of ``context`` by name, such as ``seed=1``.
+    """
+    (context,) = gather("examine", fields, context or Context(device="cpu"))
+    seed, device = context.seed, torch.device(context.device)
+    attacks = attacks or {}
+    whole = next((name for name, (_, left) in attacks.items() if len(left) and not left.any()), None)
     if not len(x):
-        return []
-    prepared = model if isinstance(model, PreparedModel) else prepare(model, x, device=context.device)
+        return Examination([], {})
+    x, y = x[:samples].to(device), y[:samples].to(device)
+    prepared = model if isinstance(model, PreparedModel) else prepare(model, x, device=device)
     net = prepared.model
-    with eval_mode(net), seeded(context.seed, torch.device(context.device)):
-        look = _Look(prepared, x, y, threat, context.seed)
-        checks: list[_Check] = [
-            lambda: _random_outputs(look),
-            lambda: _batch_dependence(prepared),
-            lambda: _probabilities(prepared),
-            lambda: _test_time_optimisation(net, x[:_CALLED]),
-            lambda: _gradients(look),
+    with eval_mode(net), seeded(seed, device):
+        look = _Look(prepared, x, y, threat, seed)
+        checks: list[tuple[str, Callable[[], FailureIndicator | None]]] = [
+            (GRADIENT, lambda: gradient or gradient_indicator(prepared, x, y, seed=seed, device=device)),
+            ("random outputs", lambda: _random_outputs(look)),
+            ("outputs depend on the batch", lambda: _batch_dependence(prepared)),
+            ("outputs are probabilities", lambda: _probabilities(prepared)),
+            ("test-time optimisation", lambda: _test_time_optimisation(net, x[:_CALLED])),
+            ("zero gradients", lambda: _gradients(look)),
         ]
         if threat.norm in CONVEX_NORMS:  # the attacks of the checks are not defined under L0
-            costly = _costly(look, attacks or {}).items()
-            checks += [partial(_moot, name, whole) if whole else check for name, check in costly]
-            checks.append(lambda: _weaker(look, attacks, costs or {}) if attacks else None)
+            checks += _affordable(look, _costly(look, attacks), attacks, passes, whole)
+            if attacks:
+                checks.append(("others fool what ascent leaves", lambda: _shift(attacks)))
+                checks.append(("weaker than a short attack", lambda: _weaker(look, attacks, costs or {})))
         indicators: list[FailureIndicator] = []
-        for number, check in enumerate(checks):
+        for number, (name, check) in enumerate(checks):
             try:
                 indicator = check()
             except NoGradientError:
@@ -149,8 +218,33 @@ def failure_indicators(
                     indicator = FailureIndicator("zero gradients", True, detail, _STALLED)
             if indicator:
                 indicators.append(indicator)
-            context.report("checking for attack failure", number + 1, len(checks), CHECKS[number])
-    return indicators
+            context.report("checking for attack failure", number + 1, len(checks), name)
+    return Examination(indicators, look.fooled)
+
+
+def gradient_indicator(
+    prepared: PreparedModel, x: Tensor, y: Tensor, *, seed: int = 0, device: torch.device | str = "cpu"
+) -> FailureIndicator:
+    """Return the result of the gradient check on correctly classified images: see :func:`gradient_error`.
+
+    Raises:
+        NoGradientError: the model has no gradient.
+    """
+    error = gradient_error(prepared, x, y, seed=seed, device=device)
+    if not error.repeatable:
+        detail = "not measured: the same call with the same random numbers gives other logits"
+    else:
+        detail = (
+            f"autograd explains {100 * max(error.explained, 0):.0f}% of the finite differences on the median image, "
+            f"and less than {100 * (1 - error.bound):.0f}% on {int(error.false.sum())} of {len(error.share)}"
+        )
+    return FailureIndicator(
+        GRADIENT,
+        _many(torch.as_tensor(error.false)),
+        detail,
+        "attacks follow another direction than the model's: a part of it has no gradient or is detached, rounds "
+        "with a straight-through gradient, or changes its gradient; mend that, or rely on black-box attacks only",
+    )
 
 
 def weaker_than_reference(
@@ -169,10 +263,11 @@ def weaker_than_reference(
     Args: as for :func:`failure_indicators`. Single-step attacks are skipped, since they are weaker by design.
     """
     (context,) = gather("weaker_than_reference", fields, context or Context(device="cpu"))
-    x, y = x[:SAMPLES].to(context.device), y[:SAMPLES].to(context.device)
+    device = torch.device(context.device)
+    x, y = x[:SAMPLES].to(device), y[:SAMPLES].to(device)
     if not len(x) or threat.norm not in CONVEX_NORMS:
         return {}
-    with eval_mode(prepared.model), seeded(context.seed, torch.device(context.device)):
+    with eval_mode(prepared.model), seeded(context.seed, device):
         try:
             return _named(_Look(prepared, x, y, threat, context.seed), attacks, costs or {})
         except NoGradientError:
@@ -188,6 +283,11 @@ class _Look:
         self.random, self.calls = prepared.random, prepared.model
         self.model = BatchedModel(prepared.model, prepared.batch_size, random=prepared.random, draws=draws)
         self._right: dict[str, Tensor] = {}
+        self.fooled: dict[int, Tensor] = {}
+
+    def first(self, count: int) -> None:
+        """Restrict the checks to the first images."""
+        self.x, self.y = self.x[:count], self.y[:count]
 
     def right(self, name: str, attack: Attack) -> Tensor:
         """Return which samples (N,) the attack leaves right."""
@@ -195,7 +295,15 @@ class _Look:
             x_adv = attack.perturb(self.model, self.x, self.y, SampleRNG(self.seed, range(len(self.x))))
             with torch.no_grad():
                 self._right[name] = ~misclassified(self.model(x_adv), self.y)
+            self.keep(x_adv, ~self._right[name])
         return self._right[name]
+
+    def keep(self, x_adv: Tensor, fooled: Tensor) -> None:
+        """Keep the first adversarial image in the ball of each image; of a stochastic model it may be a lucky draw."""
+        if self.random:
+            return
+        for row in (fooled & self.threat.allows(x_adv, self.x)).nonzero().squeeze(1).tolist():
+            self.fooled.setdefault(row, x_adv[row].detach().clone())
 
     def pgd(self) -> Tensor:
         """Return which samples (N,) PGD of 20 steps leaves right."""
@@ -206,17 +314,52 @@ class _Look:
         return self.right("large to small", APGD(self.threat.norm, self.threat.eps, widest=WIDEST))
 
 
-def _costly(look: _Look, attacks: Mapping[str, tuple[Attack, np.ndarray]]) -> dict[str, _Check]:
-    """Return the checks that run attacks, by name."""
-    return {
-        "loss does not grow": lambda: _flat_loss(look),
-        "one step beats many": lambda: _fewer_steps(look),
-        "unbounded eps does not reach 0": lambda: _unbounded(look),
-        "black box beats gradients": lambda: _black_box(look),
-        "boundary steps beat ascent": lambda: _boundary_steps(look, attacks),
-        "large-to-small eps beats ascent": lambda: _large_to_small(look, attacks),
-        "more effort still helps": lambda: _more_effort(look, attacks),
+def _costly(look: _Look, attacks: Mapping[str, tuple[Attack, np.ndarray]]) -> list[_Check]:
+    """Return the checks that run attacks."""
+    pgd, scheduled = 3 * _PGD, 3 * 100
+    return [
+        _Check("loss does not grow", lambda: _flat_loss(look), pgd),
+        _Check("one step beats many", lambda: _fewer_steps(look), pgd + 3),
+        _Check("unbounded eps does not reach 0", lambda: _unbounded(look), 3 * 50),
+        _Check("black box beats gradients", lambda: _black_box(look), _QUERIES + scheduled),
+        _Check("boundary steps beat ascent", lambda: _boundary_steps(look, attacks), 3 * 20 * _TARGETS, True),
+        _Check("large-to-small eps beats ascent", lambda: _large_to_small(look, attacks), 0, True),
+        _Check("more effort still helps", lambda: _more_effort(look, attacks), 2 * scheduled, True),
+    ]
+
+
+def _affordable(
+    look: _Look,
+    checks: Sequence[_Check],
+    attacks: Mapping[str, tuple[Attack, np.ndarray]],
+    passes: int | None,
+    whole: str | None,
+) -> list[tuple[str, Callable[[], FailureIndicator | None]]]:
+    """Return checks that run attacks, on as many images as ``passes`` suffice for; those left out say why."""
+    if whole:
+        return [(one.name, partial(_moot, one.name, whole)) for one in checks]
+    if passes is None:
+        return [(one.name, one.run) for one in checks]
+    ensemble = next((name for name, (attack, _) in attacks.items() if isinstance(attack, FastEnsemble)), None)
+    chosen = [one for one in checks if not (ensemble and one.inside)]
+
+    def images() -> int:
+        return passes // max(1, sum(one.passes for one in chosen))
+
+    available = len(look.x)
+    while chosen and images() < min(available, _POWERFUL if len(chosen) > 1 else _FEWEST):
+        chosen = chosen[:-1]
+    if chosen:
+        look.first(min(available, images()))
+    reasons = {
+        one.name: f"left out: {ensemble} contains this attack" if ensemble and one.inside else _TOO_DEAR
+        for one in checks
     }
+    return [(o.name, o.run if o in chosen else partial(_left_out, o.name, reasons[o.name])) for o in checks]
+
+
+def _left_out(name: str, reason: str) -> FailureIndicator:
+    return FailureIndicator(name, False, reason, "the absence of this indicator says nothing here")
 
 
 def _moot(name: str, attack: str) -> FailureIndicator:
@@ -226,6 +369,14 @@ def _moot(name: str, attack: str) -> FailureIndicator:
         f"skipped: {attack} fooled every image",
         "a failed attack would have left images right",
     )
+
+
+def _seeing(samples: int, share: float = _SHARE) -> str:
+    """Return what a check on few images cannot see, for its detail."""
+    if samples >= _POWERFUL:
+        return ""
+    least = detectable_share(samples, share, _LEVEL)
+    return f" ({samples} images, which show effects from {100 * least:.0f}% of the images on)"
 
 
 def _percent(mask: Tensor) -> str:
@@ -331,10 +482,11 @@ def _flat_loss(look: _Look) -> FailureIndicator:
     with torch.no_grad():
         before, after = goal.value(look.model(x)), look.model(x_adv)
     flat = ~(goal.value(after) > before) & finite_answers(after)
+    look.keep(x_adv, misclassified(after, look.y))
     return FailureIndicator(
         "loss does not grow",
         _many(flat),
-        f"20 steps did not raise the margin of {_percent(flat)} of the images",
+        f"20 steps did not raise the margin of {_percent(flat)} of the images{_seeing(len(flat))}",
         "the gradient is no ascent direction of the loss: it is masked, or the step size is wrong",
     )
 
@@ -344,7 +496,7 @@ def _fewer_steps(look: _Look) -> FailureIndicator:
     return FailureIndicator(
         "one step beats many",
         _more(pgd, fgsm),
-        f"FGSM leaves {_percent(fgsm)} right, PGD of 20 steps {_percent(pgd)}",
+        f"FGSM leaves {_percent(fgsm)} right, PGD of 20 steps {_percent(pgd)}{_seeing(len(pgd))}",
         "the iteration stops at a poor local maximum: the loss surface is rough, or gradients are masked",
     )
 
@@ -357,7 +509,8 @@ def _unbounded(look: _Look) -> FailureIndicator:
     return FailureIndicator(
         "unbounded eps does not reach 0",
         _many(remaining, _RARE),
-        f"APGD of 50 steps with the whole box as its ball leaves {_percent(remaining)} right",
+        f"APGD of 50 steps with the whole box as its ball leaves {_percent(remaining)} right"
+        f"{_seeing(len(remaining), _RARE)}",
         "with an unbounded eps an attack must fool every sample: it does not follow the gradient of the model",
     )
 
@@ -376,7 +529,7 @@ def _black_box(look: _Look) -> FailureIndicator | None:
         "black box beats gradients",
         _more(ascent, square) or _many(alone),
         f"Square of {_QUERIES} queries leaves {_percent(square)} right, {reference} {_percent(ascent)}; "
-        f"{int(alone.sum())} of {len(square)} are fooled by Square alone",
+        f"{int(alone.sum())} of {len(square)} are fooled by Square alone{_seeing(len(square))}",
         "gradient attacks should find what random search finds: gradients are masked",
     )
 
@@ -403,7 +556,7 @@ def _outdone(
         indicator,
         _more(right, left),
         f"{name} leaves {_percent(right)} right, {other} {_percent(left)}; the latter alone fools "
-        f"{int((right & ~left).sum())}, the former alone {int((left & ~right).sum())}",
+        f"{int((right & ~left).sum())}, the former alone {int((left & ~right).sum())}{_seeing(len(left))}",
         meaning,
     )
 
@@ -443,7 +596,28 @@ def _more_effort(look: _Look, attacks: Mapping[str, tuple[Attack, np.ndarray]]) 
     )
 
 
+def _shift(attacks: Mapping[str, tuple[Attack, np.ndarray]]) -> FailureIndicator | None:
+    """Compare gradient ascent with the attacks of other kinds, on all images."""
+    ascents = [n for n, (a, _) in attacks.items() if isinstance(a, APGD | PGD) and (a.cost or 0) >= _PGD]
+    others = [n for n, (a, _) in attacks.items() if not isinstance(a, APGD | PGD | FGSM)]
+    if not ascents or not others:
+        return None
+    ascent = min(ascents, key=lambda n: float(attacks[n][1].sum()))
+    left = attacks[ascent][1] >= 0.5
+    fell = left & (np.minimum.reduce([attacks[n][1] for n in others]) < 0.5)
+    hits, total = int(fell.sum()), int(left.sum())
+    return FailureIndicator(
+        "others fool what ascent leaves",
+        share_test(hits, total, _SHIFT) <= _LEVEL,
+        f"{ascent} left {total} images right, of which {', '.join(others)} fooled {hits}",
+        "gradient ascent fails on this model, and what the other attacks leave may fall to stronger ones: run --full, "
+        "and look for the reason",
+    )
+
+
 def _named(look: _Look, attacks: Mapping[str, tuple[Attack, np.ndarray]], costs: Mapping[str, int]) -> dict[str, str]:
+    if attacks and all((costs.get(n, a.cost) or 2) <= 1 for n, (a, _) in attacks.items()):
+        return {}
     pgd = look.pgd()
     notes = {}
     for label, (attack, shares) in attacks.items():

@@ -96,6 +96,8 @@ def summary_row(
         "robust_accuracy_8bit": np.nan if outcome is None else float(outcome.right_8bit.mean()),
         "certified": np.nan,
         "certified_accuracy": np.nan,
+        "audited": np.nan,
+        "audit_bound": np.nan,
         "not_finite": 0 if outcome is None else int((outcome.prediction < 0).sum()),
         "seconds": round(outcome.seconds, 3) if outcome else 0.0,
         "forward": outcome.passes.forward if outcome else 0,

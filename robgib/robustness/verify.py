@@ -17,7 +17,7 @@ from robgib.attacks.threat_model import ThreatModel, distance, within
 from robgib.errors import RobGIBError
 from robgib.models.checkpoint import weights_digest
 from robgib.models.inference import NO_ANSWER, Answers, PreparedModel, QueryCount, answers, prepare
-from robgib.results import Run
+from robgib.results import Run, eps_text
 from robgib.robustness.certification import certify
 from robgib.robustness.curve import curve_points
 from robgib.robustness.rows import curve_rows, outcome_rows, summary_row, unattacked_row, worst_row
@@ -27,8 +27,8 @@ __all__ = ["UNCHECKED", "Verification", "verify"]
 
 UNCHECKED = (
     "Not checked, because the folder has no evidence for them: whether samples that remain robust can be fooled, the "
-    "sizes of perturbations that did not fool, distances of images that were not kept, certified margins, seconds, "
-    "passes, reasons and notes; nor the other tables, the pictures and the page."
+    "sizes of perturbations that did not fool, distances of images that were not kept, certified margins, audits, "
+    "seconds, passes, reasons and notes; nor the other tables, the pictures and the page."
 )
 """What :func:`verify` does not recompute."""
 _SIZE = 1e-4  # relative tolerance of distances in a table
@@ -186,7 +186,7 @@ def _attacked(case: _Case, label: str, rows: pd.DataFrame) -> Generator[Verifica
     )  # fmt: skip
     inside = threat.allows(images, case.x[here]).numpy()
     yield Verification(
-        f"{label}: images within {threat.norm} {threat.eps:.4g} and the box", bool(inside.all()),
+        f"{label}: images within {threat.norm} {eps_text(threat.eps)} and the box", bool(inside.all()),
         f"image {_first(here, ~inside)} lies outside",
     )  # fmt: skip
     result = _shown(case, threat, here, images)
@@ -268,7 +268,7 @@ def _table(case: _Case, shown: Mapping[str, _Evidence]) -> Iterator[Verification
     )
     for number, (threat, results) in enumerate(several):
         row, margin = worst_row(threat.norm, threat.eps, case.clean, results), _margins(run, threat)
-        name = f"{row['attack']}, {threat.norm} {threat.eps:.4g}"
+        name = f"{row['attack']}, {threat.norm} {eps_text(threat.eps)}"
         yield from _summarised(name, below.iloc[number : number + 1], row, margin)
 
 
@@ -285,7 +285,9 @@ def _curves(case: _Case, shown: Mapping[str, _Evidence]) -> Iterator[Verificatio
         if label in shown:
             one = shown[label]
             points = curve_points(case.threats[label], case.x, case.clean.right, one.result.right, one.stated)
-            expected = curve_rows(case.base(label), points, len(case.y))
+            # By default a curve has as many radii as the cost of the attacks allows.
+            measured = [p for p in points if run.attack_options["curve"] or np.isclose(rows["at"], p[0], 1e-9).any()]
+            expected = curve_rows(case.base(label), measured, len(case.y))
             for what, columns in _POINTS.items():
                 yield _same(f"{label}: {what}", rows.sort_values("at"), expected, columns)
 

@@ -192,6 +192,7 @@ def _one(
         information_samples=study.information_samples,
         curve=False,
         corruptions=False,
+        audit=0,
         signs=study.signs,
         device=device,
         seed=study.seed,

@@ -24,7 +24,7 @@ ATTACKS = ["fast-linf:eps=0.1", "ddn-l2:eps=0.5,steps=50"]
 def saved(tmp_path_factory, digits_cnn, digits):
     run = robgib.evaluate(
         digits_cnn, digits, attacks=ATTACKS, estimators=[], samples=40, save_adversarial=True, curve=False, signs=False,
-        corruptions=False, progress=False,
+        corruptions=False, audit=0, progress=False,
     )  # fmt: skip
     return run.save(tmp_path_factory.mktemp("runs"))
 
@@ -135,7 +135,7 @@ def test_a_changed_column_is_found(whole, tmp_path, digits_cnn, name, column, pl
     folder = shutil.copytree(whole, tmp_path / "run")
     table = pd.read_csv(folder / f"{name}.csv")
     assert set(table.columns) - set(COLUMNS[name]) <= {
-        "certified_margin", "seconds", "forward", "backward", "reason", "note",
+        "certified_margin", "audited", "audit_bound", "seconds", "forward", "backward", "reason", "note",
     }  # fmt: skip
     rows = table["attack"] == table["attack"].iloc[0 if place == "first" else -1]
     if name == "curve" and column in ("right", "samples"):  # one point is enough

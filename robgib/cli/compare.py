@@ -1,0 +1,140 @@
+"""``robgib compare`` and ``robgib export``: two runs on the same samples, and results for continuous integration."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, Optional
+
+import pandas as pd
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+import robgib
+from robgib.cli.common import out
+from robgib.cli.options import with_options
+from robgib.files import check_file, write_file
+from robgib.options import Share, check, option
+from robgib.reporting.comparison import Finding, compare_runs, comparison_findings, junit, run_findings, sarif
+from robgib.results import csv_text, load_run, plain_rows
+
+_OutFile = Annotated[Optional[Path], typer.Option("--out", help="File to write, in place of the terminal.")]  # noqa: UP045
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """When a comparison fails, and how it is written."""
+
+    margin: Share | None = option(
+        None,
+        "Exit with 1 unless B is at most this much worse, as 2% (the 95% interval of the difference decides).",
+        text=True,
+        shown="exit with 1 if B is significantly worse (5%)",
+    )
+    format: Literal["table", "json", "junit", "sarif"] = option("table", "table, json, junit or sarif.")
+
+    def __post_init__(self) -> None:
+        check(self, "compare")
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What counts as a failure, and the format."""
+
+    fail_under: Share | None = option(None, "A lower robust accuracy is a failure, as 40% or 0.4.", text=True)
+    format: Literal["junit", "sarif"] = option("junit", "junit or sarif.")
+
+    def __post_init__(self) -> None:
+        check(self, "export")
+
+
+@with_options
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="A", help="Run folder of the first model.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Run folder of the second model.")],
+    out_file: _OutFile = None,
+    *,
+    options: CompareOptions,
+) -> None:
+    """Compare two runs on the same samples: clean, robust and corrupted accuracy; exit with 1 if B is worse."""
+    if out_file is not None:
+        check_file(out_file)
+    a, b = load_run(first), load_run(second)
+    names = (a.name, b.name) if a.name != b.name else (a.folder, b.folder)
+    table = compare_runs(a, b)
+    findings = comparison_findings(table, names, str(second / "config.json"), options.margin)
+    if options.format == "json":
+        content = {"schema": 1, "a": names[0], "b": names[1], "rows": plain_rows(table)}
+        _write(json.dumps(content, indent=2) + "\n", out_file)
+    elif options.format == "table":
+        if out_file is None:
+            out.print(_shown(table, names))
+        else:
+            _write(csv_text(table), out_file)
+    else:
+        _write(_report(options.format, findings, f"{names[0]} and {names[1]}"), out_file)
+    worse = [one.name for one in findings if one.level == "error"]
+    if worse:
+        if options.format == "table" and out_file is None:
+            out.print(f"[red]{escape(names[1])} is worse[/red]: {escape(', '.join(worse))}.", highlight=False)
+        raise typer.Exit(1)
+
+
+@with_options
+def export(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders.")],
+    out_file: _OutFile = None,
+    *,
+    options: ExportOptions,
+) -> None:
+    """Write results for continuous integration; exit with 1 if an attack failed or a robust accuracy is too low."""
+    if out_file is not None:
+        check_file(out_file)
+    findings = [
+        one
+        for folder in runs
+        for one in run_findings(load_run(folder), str(folder / "config.json"), options.fail_under)
+    ]
+    _write(_report(options.format, findings, "robgib"), out_file)
+    if any(one.level == "error" for one in findings):
+        raise typer.Exit(1)
+
+
+def _report(format: str, findings: Sequence[Finding], suite: str) -> str:
+    if format == "junit":
+        return junit(findings, suite)
+    return json.dumps(sarif(findings, robgib.__version__), indent=2) + "\n"
+
+
+def _write(text: str, target: Path | None) -> None:
+    if target is None:
+        typer.echo(text, nl=False)
+    else:
+        write_file(target, text.encode())
+
+
+def _shown(rows: pd.DataFrame, names: tuple[str, str]) -> Table:
+    table = Table(title=escape(f"{names[0]} and {names[1]}, paired by sample"), title_justify="left")
+    table.add_column("accuracy", overflow="fold")
+    heads = (
+        "samples",
+        names[0],
+        names[1],
+        "only the first",
+        "only the second",
+        "difference, points",
+        "95% interval",
+        "p",
+    )
+    for head in heads:
+        table.add_column(escape(head), justify="right")
+    for r in rows.itertuples():
+        counts = [f"{value:.0f}" if value == value else "" for value in (r.only_a, r.only_b)]
+        interval = f"[{100 * r.low:+.1f}, {100 * r.high:+.1f}]"
+        cells = [str(r.samples), f"{r.a:.1%}", f"{r.b:.1%}", *counts, f"{100 * r.difference:+.1f}", interval]
+        table.add_row(escape(r.measure), *map(escape, cells), f"{r.p:.3g}" if r.p == r.p else "not paired")
+    table.caption = escape("; ".join(f"{r.measure}: {r.note}" for r in rows.itertuples() if r.note)) or None
+    return table

@@ -1,0 +1,239 @@
+"""Two runs compared on the same samples, and results in the formats of continuous integration."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+from xml.etree import ElementTree
+
+import pandas as pd
+
+from robgib.errors import RobGIBError, visible
+from robgib.results import Run, eps_text
+from robgib.statistics import mcnemar_test, paired_difference, unpaired_difference
+
+__all__ = ["Finding", "compare_runs", "comparison_findings", "junit", "run_findings", "sarif"]
+
+_LEVEL = 0.05
+
+
+def compare_runs(a: Run, b: Run) -> pd.DataFrame:
+    """Compare two runs sample by sample.
+
+    Args:
+        a: the first run.
+        b: the second run, on the same data; only samples that both runs attacked are compared.
+
+    Returns:
+        One row for clean accuracy, one for each budget that both runs attacked (the worst case over its attacks), and
+        one for common corruptions, with the columns ``measure``, ``samples``, ``a`` and ``b`` (accuracies), ``only_a``
+        and ``only_b`` (samples that one model alone classifies correctly), ``difference`` (b − a) with its 95% interval
+        ``low``, ``high`` (Tango's score interval for pairs), ``p`` of McNemar's exact test, and a ``note``. Runs keep
+        no samples of corruptions: their interval is that of independent samples, and there is no test.
+
+    Raises:
+        RobGIBError: the runs are on other data, or have no sample in common.
+    """
+    if a.config["data"].get("digest") != b.config["data"].get("digest"):
+        names = [str(run.config["data"]["name"]) for run in (a, b)]
+        raise RobGIBError(
+            f"the runs are not on the same data ({names[0]} and {names[1]}); evaluate both models on one data set."
+        )
+    first, second = _answers(a), _answers(b)
+    common = first.index.intersection(second.index)
+    if not len(common):
+        raise RobGIBError("the runs have no sample in common; evaluate both with the same --samples and --seed.")
+    first, second = first.loc[common], second.loc[common]
+    rows = [_paired("clean", first["clean"], second["clean"], "")]
+    for budget in (column for column in first if column != "clean" and column in second):
+        norm, eps = budget
+        attacks = [_attacks(run, budget) for run in (a, b)]
+        note = "" if attacks[0] == attacks[1] else f"attacked by {attacks[0]} and by {attacks[1]}"
+        rows.append(_paired(f"{norm} {eps_text(eps)}", first[budget], second[budget], note))
+    if len(a.corruptions) and len(b.corruptions):
+        rows.append(_corrupted(a, b))
+    return pd.DataFrame(rows)
+
+
+def _answers(run: Run) -> pd.DataFrame:
+    """Return, by sample, whether the clean answer is right, and whether it is under all attacks of each budget."""
+    outcomes = run.outcomes
+    if outcomes.empty:
+        raise RobGIBError(f"{run.name} has no attack, and its samples are not recorded; evaluate it with an attack.")
+    clean = (outcomes["clean_prediction"] == outcomes["label"]).groupby(outcomes["index"]).first()
+    right = outcomes["right"].where(outcomes["right"].notna(), outcomes["robust"].astype(float))
+    columns: dict[Any, pd.Series] = {"clean": clean}
+    for budget, rows in outcomes.groupby(["norm", "eps"], sort=False):
+        columns[budget] = right.loc[rows.index].groupby(rows["index"]).min() >= 0.5
+    return pd.DataFrame(columns)
+
+
+def _attacks(run: Run, budget: tuple[str, float]) -> str:
+    rows = run.robustness
+    here = rows[(rows["norm"] == budget[0]) & (rows["eps"] == budget[1]) & ~rows["attack"].str.startswith("worst of")]
+    return ", ".join(here["attack"])
+
+
+def _paired(measure: str, one: pd.Series, two: pd.Series, note: str) -> dict[str, Any]:
+    only_a, only_b, count = int((one & ~two).sum()), int((two & ~one).sum()), len(one)
+    low, high = paired_difference(only_b, only_a, count)
+    return {
+        "measure": measure,
+        "samples": count,
+        "a": float(one.mean()),
+        "b": float(two.mean()),
+        "only_a": only_a,
+        "only_b": only_b,
+        "difference": (only_b - only_a) / count,
+        "low": low,
+        "high": high,
+        "p": mcnemar_test(only_a, only_b),
+        "note": note,
+    }
+
+
+def _corrupted(a: Run, b: Run) -> dict[str, Any]:
+    shares = [float(run.corruptions["accuracy"].mean()) for run in (a, b)]
+    counts = [int(run.corruptions["samples"].min()) for run in (a, b)]
+    low, high = unpaired_difference(shares[1], counts[1], shares[0], counts[0])
+    return {
+        "measure": "common corruptions",
+        "samples": min(counts),
+        "a": shares[0],
+        "b": shares[1],
+        "only_a": math.nan,
+        "only_b": math.nan,
+        "difference": shares[1] - shares[0],
+        "low": low,
+        "high": high,
+        "p": math.nan,
+        "note": "mean of all severities; not paired, since runs keep no samples of corruptions",
+    }
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A result as a test of continuous integration.
+
+    Attributes:
+        rule: identifier of what was tested.
+        name: what was tested.
+        text: the result in words.
+        level: ``note`` (passed), ``warning`` or ``error``.
+        place: file or folder that it belongs to.
+    """
+
+    rule: str
+    name: str
+    text: str
+    level: str
+    place: str
+
+
+def comparison_findings(table: pd.DataFrame, names: tuple[str, str], place: str, margin: float | None) -> list[Finding]:
+    """Return the rows of :func:`compare_runs` as findings; an error is a row on which the second model is worse.
+
+    With ``margin`` it is a row on which it may be worse by more than that: the interval of the difference reaches
+    below. Otherwise it is a row of a significant loss (5%, two-sided).
+    """
+    findings = []
+    for r in table.itertuples():
+        unclear = margin is not None and r.low < -margin
+        worse = r.difference < 0 and (r.p < _LEVEL if r.p == r.p else r.high < 0)
+        text = (
+            f"{names[0]} {r.a:.1%}, {names[1]} {r.b:.1%}: difference {100 * r.difference:+.1f} points "
+            f"[{100 * r.low:+.1f}, {100 * r.high:+.1f}]" + (f", p = {r.p:.3g}" if r.p == r.p else "")
+        )
+        bad = worse if margin is None else unclear
+        findings.append(Finding("robgib/worse", f"{r.measure} accuracy", text, "error" if bad else "note", place))
+    return findings
+
+
+def run_findings(run: Run, place: str, least: float | None = None) -> list[Finding]:
+    """Return the results of a run as findings.
+
+    An error is a failed attack, or a robust accuracy below ``least``; a warning is an indicator of a failed attack.
+    """
+    findings = []
+    for r in run.robustness.itertuples():
+        name = f"{run.name}: {r.attack}" + (f", {r.norm} {eps_text(r.eps)}" if r.norm else "")
+        if r.status != "ok":
+            findings.append(Finding("robgib/attack-failed", name, str(r.reason), "error", place))
+            continue
+        text = f"robust accuracy {r.robust_accuracy:.1%} [{r.low:.1%}, {r.high:.1%}] on {r.samples} samples"
+        low = least is not None and r.robust_accuracy < least
+        findings.append(Finding("robgib/robust-accuracy", name, text, "error" if low else "note", place))
+    for s in run.signs.itertuples():
+        name = f"{run.name}: {s.name}, {s.norm} {eps_text(s.eps)}"
+        level = "warning" if s.seen else "note"
+        findings.append(Finding("robgib/attack-failure-indicator", name, str(s.detail), level, place))
+    return findings
+
+
+_RULES = {
+    "robgib/worse": "The second model has a lower accuracy than the first on the same samples.",
+    "robgib/attack-failed": "An attack ended with an error.",
+    "robgib/robust-accuracy": "The robust accuracy is lower than required.",
+    "robgib/attack-failure-indicator": "The attack may have failed: robust accuracy may be too high.",
+}
+
+
+def junit(findings: Sequence[Finding], suite: str) -> str:
+    """Return findings as a JUnit report: errors are failures, and warnings are written to a test's output.
+
+    >>> found = [Finding("robgib/worse", "clean accuracy", "a 90%, b 80%", "error", "runs/a")]
+    >>> "<failure" in junit(found, "compare")
+    True
+    """
+    errors = sum(one.level == "error" for one in findings)
+    root = ElementTree.Element("testsuites")
+    top = ElementTree.SubElement(
+        root, "testsuite", name=visible(suite), tests=str(len(findings)), failures=str(errors), errors="0"
+    )
+    for one in findings:
+        case = ElementTree.SubElement(top, "testcase", classname=one.rule.replace("/", "."), name=visible(one.name))
+        if one.level == "error":
+            ElementTree.SubElement(case, "failure", message=visible(one.text)).text = _RULES[one.rule]
+        else:
+            ElementTree.SubElement(case, "system-out").text = visible(f"{one.level}: {one.text}")
+    ElementTree.indent(root)
+    return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def sarif(findings: Sequence[Finding], version: str) -> dict[str, Any]:
+    """Return findings as a SARIF 2.1.0 log; those that passed are left out.
+
+    >>> sarif([], "1.0")["runs"][0]["results"]
+    []
+    """
+    return {
+        "$schema": "https://json.schemastore.org/sarif-2.1.0.json",
+        "version": "2.1.0",
+        "runs": [
+            {
+                "tool": {
+                    "driver": {
+                        "name": "RobGIB",
+                        "version": version,
+                        "rules": [{"id": rule, "shortDescription": {"text": text}} for rule, text in _RULES.items()],
+                    }
+                },
+                "results": list(_sarif_results(findings)),
+            }
+        ],
+    }
+
+
+def _sarif_results(findings: Sequence[Finding]) -> Iterator[dict[str, Any]]:
+    for one in findings:
+        if one.level == "note":
+            continue
+        where = {"physicalLocation": {"artifactLocation": {"uri": one.place}, "region": {"startLine": 1}}}
+        yield {
+            "ruleId": one.rule,
+            "level": one.level,
+            "message": {"text": f"{one.name}: {one.text}"},
+            "locations": [where],
+        }

@@ -1,0 +1,142 @@
+"""The active test: whether an attack finds adversarial images that are known to exist (Zimmermann et al. 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from robgib.attacks.base import Attack
+from robgib.attacks.threat_model import ThreatModel, per_sample
+from robgib.errors import NoGradientError, RobGIBError
+from robgib.models.inference import BatchedModel, PreparedModel
+from robgib.runtime import SampleRNG
+
+__all__ = ["PASSES", "PLANTED", "planted_found"]
+
+PLANTED = 20
+"""Maximum number of planted images."""
+PASSES = 260
+"""Passes that planting one image takes."""
+_INNER = 256  # random images, which the new classifier calls class 0
+_INSIDE = 0.95  # their largest distance, as a share of eps
+_RIDGE = 1e-2  # of the linear readout, as a share of the mean variance
+_EDGE = 0.1  # place of the boundary between the nearest inner image (0) and the planted one (1)
+_SCALE = 5.0  # difference of the logits between these
+
+
+class Features(nn.Module):
+    """The inputs (N, d) of a model's last linear layer."""
+
+    def __init__(self, model: nn.Module, last: nn.Linear) -> None:
+        super().__init__()
+        self.model, self.last = model, last
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (N, …) to features (N, d)."""
+        seen: list[Tensor] = []
+        handle = self.last.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+        try:
+            self.model(x)
+        finally:
+            handle.remove()
+        return seen[-1].flatten(1)
+
+
+class Readout(nn.Module):
+    """A linear classifier of two classes on the features of a model: the inputs of its last linear layer."""
+
+    def __init__(self, features: Features, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.features = features
+        self.register_buffer("weight", weight)
+        self.register_buffer("bias", bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (N, …) to logits (N, 2)."""
+        score = self.features(x) @ self.weight + self.bias
+        return torch.stack([-score, score], 1)
+
+
+def planted_found(
+    prepared: PreparedModel,
+    x: Tensor,
+    threat: ThreatModel,
+    attacks: Mapping[str, Attack],
+    *,
+    seed: int = 0,
+) -> dict[str, list[bool]]:
+    """Plant an adversarial image in the ball of each image, and return whether each attack finds one.
+
+    For each image a new linear classifier replaces the last layer. It calls the image and 256 random images inside the
+    ball class 0, and one random image on the surface class 1. An attack that works on the model's features finds class
+    1; one that fails on them leaves the planted image unfound, although it exists.
+
+    Args:
+        prepared: the model, in eval mode.
+        x: images (N, …); those in whose ball no image can be planted are left out.
+        threat: the threat model.
+        attacks: the attacks, by label; attacks that do not run on two classes are left out.
+        seed: seed of the random images and of the attacks.
+
+    Returns:
+        By label, whether the attack found each planted image; empty if the model has no linear layer at its end.
+    """
+    last = next((m for m in reversed(list(prepared.model.modules())) if isinstance(m, nn.Linear)), None)
+    found: dict[str, list[bool]] = {label: [] for label in attacks}
+    if last is None:
+        return {}
+    features = Features(prepared.model, last)
+    for row in range(len(x)):
+        readout = _planted(features, x[row], threat, SampleRNG(seed, [row]), prepared.batch_size)
+        if readout is None:
+            continue
+        for label in list(found):
+            try:
+                found[label].append(_finds(attacks[label], readout, x[row : row + 1], seed + row))
+            except NoGradientError:
+                found[label].append(False)
+            except RobGIBError:
+                del found[label]
+    return {label: hits for label, hits in found.items() if hits}
+
+
+def _finds(attack: Attack, readout: Readout, x: Tensor, seed: int) -> bool:
+    model = BatchedModel(readout, 64) if attack.pooled else readout
+    label = torch.zeros(1, dtype=torch.long, device=x.device)
+    images = attack.perturb(model, x.clone(), label, SampleRNG(seed, [0])).detach()
+    with torch.no_grad():
+        return bool((readout(images).argmax(1) == 1).item()) and bool(attack.threat.allows(images, x).item())
+
+
+def _planted(features: Features, x: Tensor, threat: ThreatModel, rng: SampleRNG, batch: int) -> Readout | None:
+    """Return a classifier with one planted image in the ball of an image ``x`` (…), or None if none can be planted."""
+    directions = torch.stack([rng.normal(tuple(x.shape), x.device)[0] for _ in range(_INNER + 1)])
+    inner, planted = directions[:-1], directions[-1:]
+    if threat.norm == "linf":
+        shrunk = torch.stack([2 * rng.uniform(tuple(x.shape), x.device)[0] - 1 for _ in range(_INNER)])
+        inner, planted = _INSIDE * threat.eps * shrunk, threat.eps * planted.sign()
+    else:
+        size = threat.distance(directions, torch.zeros_like(directions))
+        unit = directions / per_sample(size, directions)
+        inner, planted = _INSIDE * threat.eps * unit[:-1], threat.eps * unit[-1:]
+    low, high = threat.box
+    images = torch.cat([x[None], (x + inner).clamp(low, high), (x + planted).clamp(low, high)])
+    with torch.no_grad():
+        z = torch.cat([features(part) for part in images.split(batch)]).double()
+    centred = z - z[:-1].mean(0)
+    # Ridge regression on the indicator of the planted image, in its dual form.
+    gram = centred @ centred.T
+    ridge = _RIDGE * gram.diagonal().mean() * torch.eye(len(z), dtype=z.dtype, device=z.device)
+    target = torch.zeros(len(z), dtype=z.dtype, device=z.device)
+    target[-1] = 1
+    weight = centred.T @ torch.linalg.lstsq(gram + ridge, target[:, None]).solution[:, 0]
+    score = centred @ weight
+    gap = score[-1] - score[:-1].max()
+    if not bool(torch.isfinite(gap)) or float(gap) <= 1e-6 * float(score.abs().max()):
+        return None
+    edge = score[:-1].max() + _EDGE * gap
+    scale = _SCALE / gap
+    bias = -(z[:-1].mean(0) @ weight + edge) * scale
+    return Readout(features, (weight * scale).to(x.dtype), bias.to(x.dtype))

@@ -1,0 +1,156 @@
+"""Two runs compared by sample, with known answers, and the formats of continuous integration."""
+
+import json
+import math
+from dataclasses import replace
+from xml.etree import ElementTree
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import optimize
+
+from robgib.errors import RobGIBError
+from robgib.reporting.comparison import compare_runs, comparison_findings, junit, run_findings, sarif
+from robgib.results import Run, column_names, save_run, table
+from robgib.statistics import mcnemar_test, paired_difference
+
+
+def run_of(name, clean, robust, digest="d", eps=8 / 255, attack="pgd-linf"):
+    """A run of one attack with these right answers (N,)."""
+    count = len(clean)
+    outcomes = table(
+        "outcomes",
+        [
+            {
+                **dict.fromkeys(column_names("outcomes"), 0.0),
+                "index": i,
+                "label": 1,
+                "attack": attack,
+                "norm": "linf",
+                "eps": eps,
+                "clean_prediction": int(clean[i]),
+                "adversarial_prediction": int(robust[i]),
+                "robust": bool(robust[i]),
+                "right": float(robust[i]),
+            }
+            for i in range(count)
+        ],
+    )
+    row = {
+        **dict.fromkeys(column_names("robustness"), 0.0),
+        "attack": attack, "norm": "linf", "eps": eps, "samples": count, "correct": int(sum(clean)),
+        "robust": int(sum(robust)), "clean_accuracy": float(np.mean(clean)), "robust_accuracy": float(np.mean(robust)),
+        "status": "ok", "reason": "", "note": "", "seconds": 0.0,
+    }  # fmt: skip
+    options = {"attack": {"attacks": {}}, "information": {"estimators": {}}, "context": {"seed": 0}}
+    config = {
+        "data": {"name": "pictures", "digest": digest, "classes": ["0", "1"]},
+        "options": options,
+        "partitions": [],
+    }
+    empty = {key: table(key) for key in ("curve", "layers", "features", "signs", "corruptions")}
+    return Run(name, config, {"packages": {}}, robustness=table("robustness", [row]), outcomes=outcomes, **empty)
+
+
+def test_a_comparison_by_sample_has_the_exact_values():
+    a = run_of("a", [1] * 18 + [0] * 2, [1] * 12 + [0] * 8)
+    b = run_of("b", [1] * 18 + [0] * 2, [1] * 2 + [0] * 18)
+    rows = compare_runs(a, b).set_index("measure")
+    assert rows.index.tolist() == ["clean", "linf 8/255"]
+    clean, robust = rows.loc["clean"], rows.loc["linf 8/255"]
+    assert (clean["difference"], clean["p"], clean["only_a"], clean["only_b"]) == (0, 1, 0, 0)
+    assert (robust["only_a"], robust["only_b"], robust["difference"]) == (10, 0, -0.5)
+    assert robust["p"] == pytest.approx(2 / 2**10)
+    assert robust["low"] < -0.5 < robust["high"] < 0
+
+
+def test_only_samples_of_both_runs_are_compared():
+    a, b = run_of("a", [1] * 6, [1] * 6), run_of("b", [1] * 4, [1, 0, 1, 0])
+    rows = compare_runs(a, b)
+    assert rows["samples"].tolist() == [4, 4]
+    assert rows["only_a"].tolist() == [0, 2]
+
+
+def test_runs_on_other_data_or_other_budgets_are_not_paired():
+    a = run_of("a", [1, 1], [1, 0])
+    with pytest.raises(RobGIBError, match="the runs are not on the same data"):
+        compare_runs(a, run_of("b", [1, 1], [1, 0], digest="other"))
+    assert compare_runs(a, run_of("b", [1, 1], [1, 0], eps=0.1))["measure"].tolist() == ["clean"]
+    other = compare_runs(a, run_of("b", [1, 1], [1, 0], attack="fgsm-linf"))
+    assert other["note"].tolist() == ["", "attacked by pgd-linf and by fgsm-linf"]
+
+
+@pytest.mark.parametrize(("only_a", "only_b", "count"), [(12, 2, 44), (3, 0, 20), (7, 7, 30), (1, 4, 15)])
+def test_the_interval_of_a_paired_difference_inverts_the_score_test(only_a, only_b, count):
+    """With the nuisance share by maximum likelihood, found numerically."""
+
+    def statistic(difference):
+        def loss(q):
+            p, rest = q + difference, 1 - 2 * q - difference
+            return -(only_a * math.log(p) + only_b * math.log(q) + (count - only_a - only_b) * math.log(rest))
+
+        low, high = max(0, -difference) + 1e-12, (1 - difference) / 2 - 1e-12
+        q = optimize.minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-12}).x
+        return (only_a - only_b - count * difference) / math.sqrt(count * (2 * q + difference - difference**2))
+
+    low, high = paired_difference(only_a, only_b, count)
+    assert statistic(low) == pytest.approx(1.959964, abs=1e-3)
+    assert statistic(high) == pytest.approx(-1.959964, abs=1e-3)
+    mirrored = paired_difference(only_b, only_a, count)
+    assert mirrored == pytest.approx((-high, -low))
+
+
+def test_mcnemar_is_the_exact_binomial_test():
+    assert mcnemar_test(8, 1) == pytest.approx(2 * (1 + 9) / 2**9)
+    assert mcnemar_test(0, 0) == 1
+
+
+def test_a_loss_is_an_error_and_a_margin_decides_by_the_interval():
+    a = run_of("a", [1] * 60, [1] * 40 + [0] * 20)
+    same, worse = run_of("b", [1] * 60, [1] * 40 + [0] * 20), run_of("c", [1] * 60, [1] * 25 + [0] * 35)
+
+    def levels(other, margin=None):
+        return [f.level for f in comparison_findings(compare_runs(a, other), ("a", "b"), "b", margin)]
+
+    assert levels(same) == ["note", "note"]
+    assert levels(worse) == ["note", "error"]
+    assert levels(worse, 0.5) == ["note", "note"]
+    assert levels(same, 0.01) == ["error", "error"]  # 60 samples do not exclude a loss of 1 point
+    assert levels(same, 0.1) == ["note", "note"]
+
+
+def test_junit_and_sarif_hold_what_failed():
+    run = run_of("net <1>", [1] * 10, [1] * 3 + [0] * 7)
+    sign = {"norm": "linf", "eps": 0.1, "name": "zero gradients", "seen": True, "detail": "0 on 50%", "meaning": ""}
+    run = replace(run, signs=pd.DataFrame([sign]))
+    findings = run_findings(run, "runs/net/config.json", 0.4)
+    suite = ElementTree.fromstring(junit(findings, "robgib")).find("testsuite")
+    assert (suite.get("tests"), suite.get("failures")) == ("2", "1")
+    case = suite.find("testcase")
+    assert case.get("name") == "net <1>: pgd-linf, linf 8/255"
+    assert "30.0%" in case.find("failure").get("message")
+    log = sarif(findings, "1.0")
+    assert log["version"] == "2.1.0"
+    results = log["runs"][0]["results"]
+    assert [(r["ruleId"], r["level"]) for r in results] == [
+        ("robgib/robust-accuracy", "error"), ("robgib/attack-failure-indicator", "warning")
+    ]  # fmt: skip
+    rules = {rule["id"] for rule in log["runs"][0]["tool"]["driver"]["rules"]}
+    assert {r["ruleId"] for r in results} <= rules
+    assert not [f for f in run_findings(run, "", 0.2) if f.level == "error"]
+
+
+def test_the_command_compares_run_folders_and_exits_with_1(cli, tmp_path):
+    runs = [run_of("a", [1] * 30, [1] * 20 + [0] * 10), run_of("b", [1] * 30, [1] * 5 + [0] * 25)]
+    first, second = (str(save_run(run, tmp_path)) for run in runs)
+    worse = cli("compare", first, second)
+    assert worse.returncode == 1
+    assert "b is worse" in worse.stdout
+    better = cli("compare", second, first, "--format", "json", "--out", str(tmp_path / "c.json"))
+    assert better.returncode == 0
+    rows = json.loads((tmp_path / "c.json").read_text())["rows"]
+    assert [row["difference"] for row in rows] == [0, 0.5]
+    written = cli("export", first, "--fail-under", "80%", "--out", str(tmp_path / "r.xml"))
+    assert written.returncode == 1
+    assert ElementTree.parse(tmp_path / "r.xml").getroot().find("testsuite").get("failures") == "1"
