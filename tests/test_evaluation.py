@@ -141,6 +141,8 @@ def test_evaluation_is_deterministic(run, digits, digits_cnn):
         digits_cnn,
         digits,
         attacks=["fgsm-linf:eps=0.05", "pgd-linf:eps=0.05,steps=5", "pgd-l2:steps=5"],
+        corruptions=True,
+        curve=True,
         layers=["blocks.0", "hidden", "logits"],
         estimators=QUICK,
         samples=150,

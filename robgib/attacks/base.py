@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -47,6 +48,16 @@ def with_fields(kind: type[Attack]) -> type[Attack]:
     return dataclass(frozen=True)(kind) if plain else kind
 
 
+class _Signature:
+    """The signature of an attack class, which is that of its fields, and of an attack, which is that of its calls."""
+
+    def __get__(self, attack: Attack | None, kind: type[Attack]) -> inspect.Signature:
+        if attack is not None:
+            return inspect.signature(attack.__call__)
+        whole = inspect.signature(kind.__init__)
+        return whole.replace(parameters=list(whole.parameters.values())[1:])
+
+
 @dataclass(frozen=True)
 class Attack(ABC):
     """An attack under a threat model. A subclass adds its parameters as dataclass fields.
@@ -83,6 +94,8 @@ class Attack(ABC):
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
     batch_independent: ClassVar[bool] = True
     pooled: ClassVar[bool] = False
+
+    __signature__: ClassVar[Any] = _Signature()
 
     def __new__(cls, *arguments: Any, **options: Any) -> Attack:
         """Make the parameters of a class without ``@dataclass`` its fields."""

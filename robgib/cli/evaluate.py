@@ -34,6 +34,7 @@ class BudgetOptions:
         from_file=False,
     )
     full: bool = option(False, "AutoAttack.", from_file=False)
+    no_audit: bool = option(False, "Do not run AutoAttack on a sample of what remains.", from_file=False)
 
 
 @with_options
@@ -67,6 +68,10 @@ def evaluate(
         raise RobGIBError("--quick, --standard, --full and --attack exclude each other; give one.")
     if budgets:
         attack = replace(attack, attacks=budgets[0])
+    if budget.no_audit:
+        if attack.audit:
+            raise RobGIBError("--audit and --no-audit exclude each other; give one.")
+        attack = replace(attack, audit=0)
     if not information:
         if information_options.estimators != InformationOptions().estimators:
             raise RobGIBError("--estimator and --no-information exclude each other; give one.")

@@ -25,6 +25,7 @@ from robgib.errors import NoGradientError
 from robgib.models.adapt import differ, finite_answers, seeded
 from robgib.models.inference import BatchedModel, PreparedModel, eval_mode, prepare
 from robgib.options import Context, gather
+from robgib.robustness.active_test import PASSES, PLANTED, planted_found
 from robgib.robustness.gradient_check import gradient_error
 from robgib.runtime import SampleRNG, faults_of
 from robgib.statistics import detectable_share, share_test, sign_test
@@ -42,6 +43,8 @@ __all__ = [
 
 GRADIENT = "the gradient is not the function's"
 """The name of the gradient check."""
+PLANTED_NAME = "planted images are missed"
+"""The name of the active test."""
 CHECKS = (
     GRADIENT,
     "random outputs",
@@ -57,6 +60,7 @@ CHECKS = (
     "large-to-small eps beats ascent",
     "more effort still helps",
     "others fool what ascent leaves",
+    PLANTED_NAME,
     "weaker than a short attack",
 )
 """The names of the checks, in order."""
@@ -73,6 +77,8 @@ _TARGETS = 3  # target classes of FAB-T
 _CALLS = 60  # calls on the same images: they detect randomness in one call of twenty with 95% probability
 _CALLED = 2  # images per call
 _DRAWS = 5  # draws over which a stochastic model is averaged here
+_LEAST_PLANTED = 6  # planted images; fewer show nothing
+_MISSED = 0.2  # share of them that an attack may miss
 _PGD = 20  # steps of the short attack
 _TOO_DEAR = "left out: it would take more than half of the attacks' passes (--signs runs it)"
 _STALLED = (
@@ -121,7 +127,19 @@ class _Check:
     inside: bool = False
 
 
-def failure_indicators(model: object, x: Tensor, y: Tensor, threat: ThreatModel, **how: Any) -> list[FailureIndicator]:
+def failure_indicators(
+    model: object,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    *,
+    attacks: Mapping[str, tuple[Attack, np.ndarray]] | None = None,
+    costs: Mapping[str, int] | None = None,
+    samples: int = SAMPLES,
+    passes: int | None = None,
+    context: Context | None = None,
+    **fields: Any,
+) -> list[FailureIndicator]:
     """Check whether gradient attacks fail on a model that is not robust.
 
     After Athalye, Carlini & Wagner (2018), Carlini et al. (2019), Pintor et al. (2022) and AutoAttack's flags (Croce &
@@ -135,7 +153,14 @@ def failure_indicators(model: object, x: Tensor, y: Tensor, threat: ThreatModel,
         x: correctly classified images (N, …) in [0, 1]; the first ``samples`` are used.
         y: their labels (N,).
         threat: the threat model of the attacks.
-        how: the other arguments of :func:`examine`.
+        attacks: the attacks that ran, by name, each with the shares (N,) of right answers that it left on ``x``. The
+            last checks evaluate them; without attacks they evaluate their own PGD. If an attack left no sample right,
+            the checks that run attacks are skipped, since a failed attack leaves some right.
+        costs: gradients per sample of an attack, by name, if the attack does not state them.
+        samples: number of images.
+        passes: number of passes that the checks that run attacks may take; None does not limit them.
+        context: seed, device (by default the CPU) and progress (:class:`~robgib.options.Context`).
+        fields: fields of ``context`` by name, such as ``seed=1``.
 
     Returns:
         The checks of :data:`CHECKS`, in order. A check is left out if it runs attacks under L0, if it needs a gradient
@@ -148,7 +173,10 @@ def failure_indicators(model: object, x: Tensor, y: Tensor, threat: ThreatModel,
     >>> found[0].name, found[0].seen
     ("the gradient is not the function's", False)
     """
-    return list(examine(model, x, y, threat, **how).indicators)
+    found = examine(
+        model, x, y, threat, attacks=attacks, costs=costs, samples=samples, passes=passes, context=context, **fields
+    )
+    return list(found.indicators)
 
 
 def examine(
@@ -203,9 +231,16 @@ def examine(
             ("zero gradients", lambda: _gradients(look)),
         ]
         if threat.norm in CONVEX_NORMS:  # the attacks of the checks are not defined under L0
-            checks += _affordable(look, _costly(look, attacks), attacks, passes, whole)
+            reserved = 0 if passes is None or not attacks else passes // 4
+            costly = None if passes is None else passes - reserved
+            checks += _affordable(look, _costly(look, attacks), attacks, costly, whole)
             if attacks:
                 checks.append(("others fool what ascent leaves", lambda: _shift(attacks)))
+                limit = None if passes is None else reserved
+                active = (
+                    partial(_moot, PLANTED_NAME, whole) if whole else partial(_planted, look, attacks, costs, limit)
+                )
+                checks.append((PLANTED_NAME, active))
                 checks.append(("weaker than a short attack", lambda: _weaker(look, attacks, costs or {})))
         indicators: list[FailureIndicator] = []
         for number, (name, check) in enumerate(checks):
@@ -280,7 +315,7 @@ class _Look:
     def __init__(self, prepared: PreparedModel, x: Tensor, y: Tensor, threat: ThreatModel, seed: int) -> None:
         self.x, self.y, self.threat, self.seed = x, y, threat, seed
         draws = _DRAWS if prepared.random else 1
-        self.random, self.calls = prepared.random, prepared.model
+        self.random, self.calls, self.prepared = prepared.random, prepared.model, prepared
         self.model = BatchedModel(prepared.model, prepared.batch_size, random=prepared.random, draws=draws)
         self._right: dict[str, Tensor] = {}
         self.fooled: dict[int, Tensor] = {}
@@ -612,6 +647,34 @@ def _shift(attacks: Mapping[str, tuple[Attack, np.ndarray]]) -> FailureIndicator
         f"{ascent} left {total} images right, of which {', '.join(others)} fooled {hits}",
         "gradient ascent fails on this model, and what the other attacks leave may fall to stronger ones: run --full, "
         "and look for the reason",
+    )
+
+
+def _planted(
+    look: _Look,
+    attacks: Mapping[str, tuple[Attack, np.ndarray]],
+    costs: Mapping[str, int] | None,
+    passes: int | None,
+) -> FailureIndicator | None:
+    """Plant adversarial images, and count those that each attack finds. Single-step attacks may miss some."""
+    if look.random:
+        return None
+    each = {n: (costs or {}).get(n, attack.cost) or _PGD for n, (attack, _) in attacks.items()}
+    needed = PASSES + 3 * sum(min(cost, 100) for cost in each.values())
+    count = PLANTED if passes is None else min(PLANTED, passes // needed)
+    if count < _LEAST_PLANTED:
+        return _left_out(PLANTED_NAME, _TOO_DEAR)
+    ran = {name: attack for name, (attack, _) in attacks.items()}
+    found = planted_found(look.prepared, look.x[:count], look.threat, ran, seed=look.seed)
+    if not found:
+        return None
+    missed = {name: torch.tensor([not hit for hit in hits]) for name, hits in found.items()}
+    return FailureIndicator(
+        PLANTED_NAME,
+        any(_many(which, _MISSED) for name, which in missed.items() if each[name] > 1),
+        ", ".join(f"{name} finds {sum(hits)} of {len(hits)}" for name, hits in found.items()) + " planted images",
+        "the attack misses adversarial images that are known to exist on this model's features: what it leaves may not "
+        "be robust",
     )
 
 

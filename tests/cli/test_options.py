@@ -63,7 +63,7 @@ def test_every_option_reaches_its_object(command):
         "--seed", "3", "--catalogue", "a", "--catalogue", "b", "--normalize", "cifar10",
     )  # fmt: skip
     assert list(attack.attacks) == ["pgd-linf", "fgsm-linf"]
-    assert (attack.curve, attack.signs, attack.until_width, attack.certify) == (False, True, 0.02, True)
+    assert (attack.curve, attack.signs, attack.until_width, attack.certify) == (False, None, 0.02, True)
     assert (information.codes, list(information.features)) == (40, ["patches:2"])
     assert (model.input_size, model.normalize) == (32, "cifar10")
     assert (report.out, report.as_json, report.fail_under) == (Path("here"), True, 0.4)
@@ -74,7 +74,7 @@ def test_the_command_line_goes_before_the_file_and_the_file_before_the_default(c
     file = tmp_path / "run.yaml"
     file.write_text("models: [net]\nattack:\n  samples: 7\n  curve: false\ncontext:\n  seed: 5\n")
     _, attack, _, _, context = command("--config", str(file), "--seed", "9")
-    assert (attack.samples, attack.curve, attack.signs, context.seed) == (7, False, True, 9)
+    assert (attack.samples, attack.curve, attack.signs, context.seed) == (7, False, None, 9)
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def test_silent_on_an_adversarially_trained_model(trained_adversarially, digits,
     x, y = right(trained_adversarially, digits)
     assert len(x) >= 90
     found = failure_indicators(trained_adversarially, x, y, ThreatModel(norm, 0.1 if norm == "linf" else 0.5))
-    assert [s.name for s in found] == list(CHECKS[:-2])
+    assert [s.name for s in found] == list(CHECKS[:-3])
     assert not [s for s in found if s.seen]
 
 

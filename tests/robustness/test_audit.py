@@ -1,0 +1,127 @@
+"""The audit: its bound is exact, a fall leads to all remaining samples, and a wrong figure comes down."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import nn
+from torch.nn import functional as F
+
+from robgib.attacks import APGD, AutoAttack, FastEnsemble
+from robgib.models.inference import QueryCount
+from robgib.robustness.audit import audit, audit_size, audit_wanted
+from robgib.robustness.evaluate import evaluate
+from robgib.robustness.run_attack import AttackResult
+from robgib.statistics import detectable_share, most_unseen, share_test
+from tests.robustness.test_gradient_check import BackboneWithoutGradient
+
+ATTACK = AutoAttack("linf", 0.1)
+
+
+def result(right):
+    right = np.asarray(right, dtype=float)
+    prediction = np.where(right > 0, 1, 0)
+    far = np.where(right > 0, np.inf, 0.05)
+    zero = np.zeros(len(right))
+    return AttackResult(prediction, right, right.copy(), zero, zero, far, {}, QueryCount(10, 10))
+
+
+def auditor(falls, ran):
+    """AutoAttack by decree: it fools the samples ``falls``."""
+
+    def run(attack, known, rows, label):
+        ran.append(rows)
+        return result([row not in falls for row in rows])
+
+    return run
+
+
+@pytest.mark.parametrize(("total", "drawn"), [(400, 60), (40, 7), (10, 10), (30, 0), (5, 4)])
+def test_the_bound_is_the_largest_number_that_the_draw_leaves_possible(total, drawn):
+    most = most_unseen(total, drawn)
+    assert stats.hypergeom(total, most, drawn).pmf(0) >= 0.05
+    if most < total - drawn:
+        assert stats.hypergeom(total, most + 1, drawn).pmf(0) < 0.05
+
+
+def test_the_size_of_an_audit_is_the_smallest_that_reaches_the_bound():
+    size = audit_size(400, 1000, 0.02)
+    assert most_unseen(400, size) <= 20 < most_unseen(400, size - 1)
+    assert audit_size(15, 1000, 0.02) == 0  # all of them are fewer than the bound
+    assert audit_size(400, 1000, 0) == 380  # 19 draws of 20 hold a single one
+
+
+def test_the_bound_holds_in_95_of_100_draws():
+    """At the number of samples that is just above the bound of an audit without a fall."""
+    known, hidden = result(np.ones(100)), set(range(most_unseen(100, 20) + 1))
+    silent = 0
+    for seed in range(400):
+        audited = audit(auditor(hidden, []), known, ATTACK, "audit", spent=20 * 3 * ATTACK.cost, seed=seed)
+        silent += audited.samples == 20
+    assert silent <= stats.binom(400, 0.05).ppf(0.999)
+
+
+def test_without_a_fall_the_figure_stays_and_the_bound_is_said():
+    known, ran = result([1] * 40 + [0] * 60), []
+    audited = audit(auditor(set(), ran), known, ATTACK, "audit", spent=10 * 3 * ATTACK.cost + 5)
+    assert [len(rows) for rows in ran] == [10]
+    assert set(ran[0]) <= set(range(40))
+    assert audited.result.right.sum() == 40
+    assert audited.bound == most_unseen(40, 10) / 100
+    assert audited.result.notes == (
+        f"AutoAttack fooled none of 10 of the 40 remaining images: it would lower this by at most "
+        f"{most_unseen(40, 10):.1f} points (95%)",
+    )
+
+
+def test_a_fall_leads_to_all_that_remain():
+    known, ran = result([1] * 40 + [0] * 60), []
+    audited = audit(auditor(set(range(0, 40, 2)), ran), known, ATTACK, "audit", spent=20 * 3 * ATTACK.cost)
+    assert sorted(np.concatenate(ran)) == list(range(40))
+    assert audited.result.right.sum() == 20
+    assert (audited.samples, audited.bound) == (40, 0)
+    assert (audited.result.passes.forward, audited.result.passes.backward) == (20, 20)
+
+
+def test_nothing_is_audited_where_nothing_remains_or_is_affordable():
+    assert audit(auditor(set(), []), result([0, 0]), ATTACK, "audit", spent=10**9) is None
+    assert audit(auditor(set(), []), result([1, 1]), ATTACK, "audit", spent=100) is None
+    assert audit_wanted([FastEnsemble("linf", 0.1)], None)
+    assert not audit_wanted([FastEnsemble("linf", 0.1), ATTACK], None)
+    assert not audit_wanted([FastEnsemble("linf", 0.1)], 0)
+    assert not audit_wanted([APGD("linf", 0.1)], None)
+    assert audit_wanted([APGD("linf", 0.1)], 0.01)
+
+
+def test_what_a_share_test_detects():
+    least = detectable_share(50, 0.05, 0.01)
+    needed = next(k for k in range(51) if share_test(k, 50, 0.05) <= 0.01)
+    assert stats.binom(50, least).sf(needed - 1) == pytest.approx(0.8)
+    assert detectable_share(1, 0.05, 0.01) == np.inf
+
+
+@pytest.fixture(scope="module")
+def wrong(digits, digits_cnn):
+    """A backbone without gradient, beside a small head: ascent follows the head."""
+    torch.manual_seed(0)
+    head = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    optimiser = torch.optim.AdamW(head.parameters(), lr=5e-3)
+    for rows in torch.randperm(len(digits.train.x)).split(64):
+        optimiser.zero_grad()
+        F.cross_entropy(head(digits.train.x[rows]), digits.train.y[rows]).backward()
+        optimiser.step()
+    return BackboneWithoutGradient(digits_cnn, head).eval()
+
+
+@pytest.mark.slow
+def test_a_wrong_figure_comes_down_under_the_audit(wrong, digits):
+    x, y = digits.test.x[:20], digits.test.y[:20]
+    options = {"curve": False, "corruptions": False, "signs": False}
+    tables = evaluate(wrong, x, y, ["apgd-ce-linf:eps=0.06,steps=20"], audit=0.05, **options)
+    rows = tables["robustness"].set_index("attack")
+    audited = rows.loc["audit-linf"]
+    assert audited["robust"] < rows.loc["apgd-ce-linf:eps=0.06,steps=20", "robust"]
+    assert audited["audited"] == rows.loc["apgd-ce-linf:eps=0.06,steps=20", "robust"]
+    assert audited["audit_bound"] == 0
+    assert "and then attacked all of them" in audited["note"]
+    assert tables["further"]["audit-linf"]["class"] == "AutoAttack"
