@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from robgib.attacks.base import Attack
 from robgib.attacks.threat_model import ThreatModel, per_sample
-from robgib.errors import NoGradientError, RobGIBError
+from robgib.errors import NoGradientError, RobGIBError, RobGIBWarning
 from robgib.models.inference import BatchedModel, PreparedModel
 from robgib.runtime import SampleRNG
 
@@ -105,7 +106,9 @@ def planted_found(
 def _finds(attack: Attack, readout: Readout, x: Tensor, seed: int) -> bool:
     model = BatchedModel(readout, 64) if attack.pooled else readout
     label = torch.zeros(1, dtype=torch.long, device=x.device)
-    images = attack.perturb(model, x.clone(), label, SampleRNG(seed, [0])).detach()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RobGIBWarning)  # the attack has already emitted its warnings
+        images = attack.perturb(model, x.clone(), label, SampleRNG(seed, [0])).detach()
     with torch.no_grad():
         return bool((readout(images).argmax(1) == 1).item()) and bool(attack.threat.allows(images, x).item())
 

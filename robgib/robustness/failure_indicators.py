@@ -659,7 +659,7 @@ def _planted(
     """Plant adversarial images, and count those that each attack finds. Single-step attacks may miss some."""
     if look.random:
         return None
-    each = {n: (costs or {}).get(n, attack.cost) or _PGD for n, (attack, _) in attacks.items()}
+    each = {n: (costs or {}).get(n) or attack.cost or _PGD for n, (attack, _) in attacks.items()}
     needed = PASSES + 3 * sum(min(cost, 100) for cost in each.values())
     count = PLANTED if passes is None else min(PLANTED, passes // needed)
     if count < _LEAST_PLANTED:

@@ -225,6 +225,7 @@ def test_a_budget_of_pixels_is_judged_without_checks_that_attack(digits_cnn, dig
     distance = tables["outcomes"]["distance"]
     assert bool((distance == distance.round()).all())
     assert set(tables["signs"]["name"]) == {
+        "the gradient is not the function's",
         "random outputs",
         "outputs depend on the batch",
         "outputs are probabilities",

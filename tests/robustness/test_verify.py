@@ -115,7 +115,7 @@ def whole(tmp_path_factory, digits_cnn, digits):
     """A run with all there is: two attacks at one budget, their curves, and the worst of them."""
     run = robgib.evaluate(
         digits_cnn, digits, attacks=["fgsm-linf:eps=0.1", "pgd-linf:eps=0.1,steps=5"], estimators=[], samples=30,
-        save_adversarial=True, signs=False, corruptions=False, progress=False,
+        save_adversarial=True, curve=True, signs=False, corruptions=False, progress=False,
     )  # fmt: skip
     return run.save(tmp_path_factory.mktemp("runs"))
 
@@ -210,7 +210,7 @@ def test_undecided_wrong_and_failed(digits_cnn, digits, tmp_path, cascade):
     run = robgib.evaluate(
         net, digits, attacks=["fgsm-linf:eps=0.1", "ddn-l2:eps=0.5,steps=30", "torchattacks:TIFGSM:eps=0.1",
         "fmn-l0:eps=3,steps=30", "pgd-l2:eps=0.5,steps=5", "pgd-linf:eps=0.1,steps=5"], cascade=cascade, estimators=[],
-        samples=60, save_adversarial=True, signs=False, corruptions=False, progress=False,
+        samples=60, save_adversarial=True, curve=True, signs=False, corruptions=False, progress=False,
     )  # fmt: skip
     folder = run.save(tmp_path)
     loaded, images = load_run(folder), load_adversarial(folder)
