@@ -411,12 +411,11 @@ def eps_text(eps: float) -> str:
     short = f"{eps:.4g}"
     if not math.isfinite(eps) or float(short) == eps:
         return short
-    for bottom in (255, 256):
-        top = round(eps * bottom)
-        if math.isclose(eps, top / bottom, rel_tol=1e-9):
-            return f"{top}/{bottom}"
-    exact = Fraction(eps).limit_denominator(1000)
-    return f"{exact.numerator}/{exact.denominator}" if math.isclose(eps, exact, rel_tol=1e-12) else short
+    for exact in (Fraction(eps).limit_denominator(20), Fraction(round(eps * 256), 256)):
+        if math.isclose(eps, exact, rel_tol=1e-9):
+            return f"{exact.numerator}/{exact.denominator}"
+    levels = round(eps * 255)
+    return f"{levels}/255" if math.isclose(eps, levels / 255, rel_tol=1e-9) else short
 
 
 def plain_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:

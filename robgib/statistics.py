@@ -75,7 +75,7 @@ def detectable_share(samples: int, share: float, level: float, power: float = 0.
     """The smallest share that :func:`share_test` against ``share`` shows with this power; inf if none can be shown.
 
     >>> round(detectable_share(100, 0.05, 0.01), 2), round(detectable_share(20, 0.05, 0.01), 2)
-    (0.15, 0.32)
+    (0.14, 0.31)
     """
     needed = next((k for k in range(samples + 1) if share_test(k, samples, share) <= level), None)
     if needed is None:

@@ -69,7 +69,7 @@ def audit_size(remaining: int, samples: int, bound: float) -> int:
     """Return the smallest number of audited samples whose bound is at most ``bound``, if none of them falls.
 
     >>> audit_size(400, 1000, 0.02)
-    55
+    52
     """
     low, high = 0, remaining
     while low < high:

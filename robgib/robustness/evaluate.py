@@ -96,7 +96,7 @@ def evaluate(
 
     >>> import robgib
     >>> model, data = robgib.load_model("digits-cnn")
-    >>> tables = evaluate(model, data.test.x[:64], data.test.y[:64], ["fgsm-linf:eps=0.1"], corruptions=False)
+    >>> tables = evaluate(model, data.test.x[:64], data.test.y[:64], ["fgsm-linf:eps=0.1"], signs=False)
     >>> bool(tables["robustness"]["robust_accuracy"].item() < 0.9)
     True
     """
