@@ -61,7 +61,10 @@ def validate_estimators(
     ] = None,
     task: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Option(help="Task: variables, or a network; repeatable.", show_default="all"),
+        typer.Option(
+            help="Task: variables, or a network; 'pictures' takes all networks on pictures; repeatable.",
+            show_default="all that need no data set",
+        ),
     ] = None,
     repeats: Annotated[int, typer.Option(min=2, help="Draws of each task.")] = 20,
     every: Annotated[
@@ -79,10 +82,7 @@ def validate_estimators(
     """Compare information estimates with variables and networks of known information."""
 
     extra = list(catalogue or [])
-    known = robgib.validation.known()
-    for name in task or []:
-        if name not in known:
-            raise unknown_name("validation task", name, known)
+    chosen = robgib.validation.chosen_tasks(task)
     classes = {n: e.estimator for n, e in robgib.information.estimator_catalogue(extra).items()}
     makers = [robgib.information.make_estimator(e, extra) for e in estimator or _usable(classes, extra)]
     check_writable(out_folder)
@@ -90,7 +90,7 @@ def validate_estimators(
     with robgib.runtime.progress_bars(not quiet, always=True) as progress:
         results = robgib.validation.validate(
             makers,
-            [known[n] for n in task or known],
+            chosen,
             repeats=repeats,
             seed=seed,
             every=every,

@@ -130,20 +130,22 @@ def _call(
 
         return hook
 
-    modules = _modules(model)
+    modules = _modules(model) if names else {}
     modes = [(m, m.training) for m in model.modules()]
     with ExitStack() as stack, torch.no_grad():
         for name in names:
             if isinstance(modules[name], torch.jit.ScriptModule):
                 raise RobGIBError(f"layer {name!r} is inside a TorchScript file and cannot be watched; use {LOGITS!r}.")
             stack.callback(modules[name].register_forward_hook(watch(name)).remove)
-        model.eval()
+        if any(mode for _, mode in modes):
+            model.eval()
         try:
             with faults_of(f"the model, given images of shape {tuple(x.shape)},"):
                 output = model(x)
         finally:
             for module, mode in modes:
-                module.training = mode
+                if module.training != mode:  # to set it costs as much as a small layer
+                    module.training = mode
     kept_by_layer = {
         f"{name}{f'[{call}]' if counts[name] > 1 else ''}{f'({path})' if name in many else ''}": kept
         for name, call, path, kept in outputs

@@ -205,7 +205,7 @@ class _Layers:
             targets[view] = mark_processing([*of_layers, *of_labels], computed)
         noise: dict[str, list[dict[str, Any]]] = {n: [] for n in names}
         if RATE in views:
-            variants = code_variants(observation.fit, resolution)
+            variants = code_variants(views[RATE], observation.fit, resolution)
             views[RATE] += variants
             targets[RATE] += observation.targets(variants, weights)
             noise = {n: noise_terms(observation, n, resolution, options.beta, weights) for n in names}

@@ -24,6 +24,7 @@ __all__ = [
 ]
 
 Array = npt.NDArray[Any]
+_ROUNDING = 1e-9
 _SHARE_SD = 0.75
 """Standard deviation of the error of a kind of terms, as a share of what the estimator failed to learn of I(X;T).
 
@@ -410,8 +411,8 @@ class _Terms:
             "synergy": linear[3 * n + 1],
             "complexity": linear[3 * n + 2],
             "slack": linear[3 * n + 3],
-            "redundancy": _within(self.degree(alone, absent, notes), 0.0, float(n)),
-            "vulnerability": _within(self.degree(n * rows[0] - without, absent, notes), 0.0, float(n)),
+            "redundancy": _within(self.degree(alone, absent, notes), 0.0, float(n), clipped=True),
+            "vulnerability": _within(self.degree(n * rows[0] - without, absent, notes), 0.0, float(n), clipped=True),
         }
 
     def linear(self, absent: str, notes: Sequence[str]) -> list[Estimate]:
@@ -458,13 +459,21 @@ NO_INFORMATION = "I(X;T) does not differ significantly from 0"
 """Why the degrees of redundancy and vulnerability are not estimable."""
 
 
-def _within(estimate: Estimate, least: float, most: float) -> Estimate:
-    """An estimate whose interval is cut to the possible values; flagged if it covers all of them."""
+def _within(estimate: Estimate, least: float, most: float, clipped: bool = False) -> Estimate:
+    """An estimate whose interval is cut to the possible values; flagged if it covers all of them.
+
+    With ``clipped``, a value outside the possible values is set to the nearest one, and the note says so.
+    """
     if estimate.value != estimate.value or least >= most:
         return estimate
-    low = max(estimate.low, min(estimate.value, least))
-    high = min(estimate.high, max(estimate.value, most))
-    if estimate.low > least or estimate.high < most or not np.isfinite(most):
-        return replace(estimate, low=low, high=high)
-    note = "; ".join(filter(None, [estimate.note, "the interval covers all possible values"]))
-    return replace(estimate, low=low, high=high, flagged=True, note=note)
+    value, note = estimate.value, estimate.note
+    if clipped and not least - _ROUNDING <= value <= most + _ROUNDING:
+        value = min(max(value, least), most)
+        note = "; ".join(filter(None, [note, f"{estimate.value:.2g} is not possible: set to {value:g}"]))
+    low = min(max(estimate.low, min(value, least)), value)
+    high = max(min(estimate.high, max(value, most)), value)
+    estimate = replace(estimate, value=value, low=low, high=high, note=note)
+    if low > least or high < most or not np.isfinite(most):
+        return estimate
+    note = "; ".join(filter(None, [note, "the interval covers all possible values"]))
+    return replace(estimate, flagged=True, note=note)

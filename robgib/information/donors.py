@@ -17,7 +17,12 @@ __all__ = [
     "Pool",
     "most_donors",
     "places",
+    "tell_apart",
 ]
+
+_UNITS = 256  # of the classifier that tells composed inputs from real ones
+_FOLDS = 5
+_SHRUNK = 0.1  # of the classifier's weights, in units of the mean square of its inputs
 
 Vector = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]
@@ -47,6 +52,48 @@ def places(cells: Sequence[tuple[slice, ...]], shape: Sequence[int]) -> list[Row
     """
     index = np.arange(int(np.prod(shape))).reshape(1, *shape)
     return [index[cell].reshape(-1) for cell in cells]
+
+
+def tell_apart(inputs: Tensor, composed: Tensor, left: Rows, rng: np.random.Generator) -> tuple[float, float]:
+    """How well a small classifier tells inputs (N, D) from what was composed of each (N, D).
+
+    A ridge regression on random rectified features (Rahimi & Recht 2008), half of them of what is left out alone, of
+    standardised numbers. An input and what was composed of it are in one fold.
+
+    Returns:
+        The held-out accuracy, 0.5 where nothing is told, and its standard error.
+
+    >>> draw = torch.Generator().manual_seed(0)
+    >>> real, wide = torch.randn(400, 20, generator=draw), 2 * torch.randn(400, 20, generator=draw)
+    >>> accuracy, error = tell_apart(real, wide, np.arange(20), np.random.default_rng(0))
+    >>> accuracy > 0.9, error < 0.02
+    (True, True)
+    """
+    rows, dims = inputs.shape
+    if rows < 2 * _FOLDS:
+        return 0.5, 0.5
+    scale = inputs.std(0, correction=0)
+    typical = float(scale.square().mean().sqrt())
+    both = (torch.cat([inputs, composed]) - inputs.mean(0)) / scale.clamp_min(max(typical / 10, 1e-12))
+    directions = torch.from_numpy(rng.standard_normal((dims, _UNITS))).float()
+    alone = torch.zeros(dims, dtype=torch.bool)
+    alone[torch.from_numpy(left)] = True
+    directions[~alone, : _UNITS // 2] = 0
+    projected = both @ directions
+    shift = torch.from_numpy(rng.standard_normal(_UNITS)).float()
+    seen = torch.relu(projected / projected[:rows].std(0, correction=0).clamp_min(1e-12) + shift).double()
+    seen = torch.cat([seen - seen.mean(0), torch.ones(2 * rows, 1)], 1)
+    wanted = torch.cat([torch.ones(rows), -torch.ones(rows)]).double()
+    fold = torch.from_numpy(rng.permutation(rows) % _FOLDS).repeat(2)
+    right = torch.zeros(2 * rows, dtype=torch.float64)
+    for f in range(_FOLDS):
+        x = seen[fold != f]
+        gram = x.T @ x
+        gram.diagonal().add_(_SHRUNK * float(gram.diagonal().mean()))
+        weights = torch.linalg.solve(gram, x.T @ wanted[fold != f])
+        right[fold == f] = (seen[fold == f] @ weights * wanted[fold == f] > 0).double()
+    each = right.view(2, rows).mean(0)
+    return float(each.mean()), float(each.std()) / float(np.sqrt(rows))
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 from robgib.data.lazy import LazyImages
 from robgib.errors import RobGIBError
 from robgib.information.base import Decomposition, Estimator, Prepared, Problem, decompose, register_estimator
-from robgib.information.donors import Completion, Pool, most_donors, places
+from robgib.information.donors import Completion, Pool, most_donors, places, tell_apart
 from robgib.information.pieces import Pieces, learn_codes
 from robgib.information.stacking import FOLDS, Stack, stacked
 from robgib.information.views import RATE, Network, Target, View
@@ -31,7 +31,7 @@ Vector = npt.NDArray[np.float64]
 _AT_ONCE = 4096  # composed inputs
 _NUMBERS = 2**25  # that they may hold together: large pictures are composed fewer at a time
 _ALONE = 16  # draws of a single feature are those of a rest, times this over the number of features
-_AROUND = (6, 14, 30)  # inputs near one another whose histograms are averaged
+_AROUND = (6, 14, 30, 80)  # inputs near one another whose histograms are averaged
 _PARTS = ((0, 2), (1, 3), (0, 1), (2, 3), (0,), (1,), (2,), (3,))  # quarters of the draws that are compared
 _DOUBLING = (0.5, 0.65)  # least and most that one doubling of draws brings of what the one before brought
 _CURVE = (1.0, 0.5)  # shares of the donors and steps that the learnt predictor is trained with
@@ -40,7 +40,10 @@ _TOLD = 0.05  # share of H(T) that the predictor must foretell more than they do
 _APART = 0.1  # share of inputs whose codes must differ
 _COMMON = 10  # inputs that a code must have to be counted by itself
 _WIDELY = 8  # features up to which all samples are estimated on, and above fewer, down to half
-_MORE = (0.5, 3.0)  # of what the last doubling of donors and steps brought, in the figure, and at most to come
+_MORE = (1.0, 3.0)  # of what the last doubling of donors and steps brought, in the figure, and at most to come
+_GAUGED = 1000  # donors that a predictor is asked for again, to see what it gains where it was trained
+_LEAST = 1e-12
+_APPARENT = 0.6  # share of composed and real inputs that a classifier must tell apart
 
 
 @register_estimator("imputation")
@@ -173,7 +176,7 @@ class Imputation(Estimator):
             below=below,
             above=above,
             floor=floor,
-            notes=_doubts(found.implausible),
+            notes=_doubts(found),
             absent="what features alone tell was not learnt",
         )
         if not target.code:
@@ -249,6 +252,8 @@ class _Found:
         above: how far beyond them the truth may lie (S,).
         floor: standard deviation (S,) below which nothing can be told.
         implausible: whether the donors of a subset are shown not to be drawn from the conditional law (S,).
+        apparent: shares of composed and real inputs that a classifier tells apart by their pixels, of the subsets where
+            that is beyond chance.
     """
 
     pointwise: Vector
@@ -256,6 +261,7 @@ class _Found:
     above: Vector
     floor: Vector
     implausible: npt.NDArray[np.bool_]
+    apparent: tuple[float, ...] = ()
 
 
 class _Draws:
@@ -299,6 +305,7 @@ def _asked(estimator: Imputation, setting: _Setting, progress: Progress | None) 
         name: np.zeros((1 + len(_PARTS), len(setting.subsets), len(_AROUND) + 1, len(setting.x))) for name in names
     }
     differ = {name: np.zeros(len(setting.subsets), bool) for name in names}
+    apart = np.zeros((len(setting.subsets), 2))
     rng = np.random.default_rng([estimator.seed, 12])
     cells = places(setting.network.inputs.cells, setting.x.shape[1:])
     pool = Pool.of(setting.network.donors, setting.network.same)
@@ -312,8 +319,11 @@ def _asked(estimator: Imputation, setting: _Setting, progress: Progress | None) 
         count = min(wanted, len(pool.x) - pool.same)
         completion = pool.complete(flat, kept, replaced, count, estimator.kind == "near", estimator.components, rng)
         draws = _Draws(setting, completion.near.numpy())
+        some = torch.empty_like(flat, dtype=torch.float32)
         for part, made in completion.composed(max(1, _at_once(setting.x) // count)):
             draws.add(part, _codes(setting.network, made.view(-1, *shape)))
+            some[part] = made.view(part.stop - part.start, count, -1)[:, count // 2]
+        apart[s] = tell_apart(flat.float(), some, replaced, rng)
         around = _around(completion, rng)
         for t in setting.targets:
             shares = draws.shares(t.name)
@@ -322,18 +332,24 @@ def _asked(estimator: Imputation, setting: _Setting, progress: Progress | None) 
                 differ[t.name][s] = _differ(shares[0], setting.own[t.name], _LEVEL / len(setting.subsets))
     if progress:
         progress("imputing features", len(setting.subsets), len(setting.subsets))
-    learnt = _learnt(estimator, setting, progress)
-    return {name: _mixed(setting, name, drawn[name], learnt[name], differ[name]) for name in names}
+    learnt, gaps = _learnt(estimator, setting, progress)
+    shown = tuple(_shown_apart(apart))
+    found = {name: _mixed(setting, name, drawn[name], learnt[name], gaps[name], differ[name]) for name in names}
+    return {name: replace(of, apparent=shown) for name, of in found.items()}
 
 
-def _learnt(estimator: Imputation, setting: _Setting, progress: Progress | None) -> dict[str, Vector]:
-    """Probabilities (C, S, N) of the inputs' own codes by the learnt predictor, for each share of the donors."""
+def _learnt(
+    estimator: Imputation, setting: _Setting, progress: Progress | None
+) -> tuple[dict[str, Vector], dict[str, Vector]]:
+    """Probabilities (C, S, N) of the inputs' own codes by the learnt predictor, for each share of the donors; and by
+    how many bits (S,) it predicts codes of donors, which it was trained on, better than those of the inputs."""
     answers = {t.name: np.zeros((len(_CURVE), len(setting.subsets), len(setting.x))) for t in setting.targets}
     network = setting.network
+    gaps = {t.name: np.zeros(len(setting.subsets)) for t in setting.targets}
     if network.same:  # it would be asked for what it was trained on
         for t in setting.targets:
             answers[t.name][:] = setting.marginals[t.name][setting.own[t.name]]
-        return answers
+        return answers, gaps
     donors = network.donors.float()
     mean = donors.mean(0)
     scale = donors.std(0, correction=0)
@@ -347,25 +363,48 @@ def _learnt(estimator: Imputation, setting: _Setting, progress: Progress | None)
         if progress:
             progress("learning codes", number, len(_CURVE), "")
         few = max(1, int(share * len(donors)))
+        again = train.x[: min(few, _GAUGED) if share == 1 else 0]
         with one_thread():
             learnt = learn_codes(
                 Pieces(train.x[:few]),
                 [setting.seen[name][:few] for name in names],
                 [setting.sizes[name] for name in names],
                 masks,
-                test,
+                Pieces(torch.cat([again, test.x])),
                 steps=max(1, int(share * estimator.steps)),
                 seed=estimator.seed,
                 device=resolve_device(estimator.device),
             )
         for name, shares in zip(names, learnt, strict=True):
-            answers[name][number] = shares[:, np.arange(len(setting.x)), setting.own[name]]
+            own = setting.own[name]
+            answers[name][number] = shares[:, len(again) + np.arange(len(own)), own]
+            if len(again):
+                gaps[name] = _gap(setting, name, shares[:, : len(again)], answers[name][number])
     if progress:
         progress("learning codes", len(_CURVE), len(_CURVE))
-    return answers
+    return answers, gaps
 
 
-def _mixed(setting: _Setting, name: str, drawn: Vector, learnt: Vector, differ: npt.NDArray[np.bool_]) -> _Found:
+def _gap(setting: _Setting, name: str, shares: Vector, own: Vector) -> Vector:
+    """How many bits (S,) a predictor gains on donors, of shares (S, G, K), beyond what it gains on the inputs (S, N).
+
+    The mean over all single features, and over all rests: the gap of one subset is mostly chance.
+    """
+    codes, marginal = setting.seen[name][: shares.shape[1]], setting.marginals[name]
+    known = np.flatnonzero(codes >= 0)
+    on_donors = np.log2(np.maximum(shares[:, known, codes[known]], _LEAST) / marginal[codes[known]]).mean(1)
+    on_inputs = np.log2(np.maximum(own, _LEAST) / marginal[setting.own[name]]).mean(1)
+    alone = setting.subsets.sum(1) == 1
+    gaps = np.zeros(len(on_inputs))
+    for kind in (alone, ~alone):
+        if kind.any():
+            gaps[kind] = max(float((on_donors - on_inputs)[kind].mean()), 0.0)
+    return gaps
+
+
+def _mixed(
+    setting: _Setting, name: str, drawn: Vector, learnt: Vector, gap: Vector, differ: npt.NDArray[np.bool_]
+) -> _Found:
     """The cross-fitted mixture of histograms (1 + 8, S, J, N), learnt predictors (C, S, N) and the marginal."""
     base = setting.marginals[name][setting.own[name]]
     marginal = np.broadcast_to(base, (drawn.shape[1], 1, len(base)))
@@ -387,9 +426,13 @@ def _mixed(setting: _Setting, name: str, drawn: Vector, learnt: Vector, differ: 
     # What more donors and steps would bring to the learnt predictor counts by its share of the mixture.
     lone = [stacked(np.stack([of, marginal[:, 0]], 1), setting.fold) for of in learnt]
     rise = np.maximum(mean(lone[0] - lone[1]), 0) * stack.weights[:, :, -2].mean(0)
-    below, above = cost + _MORE[0] * rise, cost / 2 + closer + (_MORE[1] - _MORE[0]) * rise
-    pointwise = (whole + added + _MORE[0] * rise[:, None]).T
-    return _Found(pointwise, below, above, floor, differ | _refuted(setting, drawn[0], lone[0], base))
+    fitted = np.maximum(stack.optimism(predictors(drawn[0], learnt[0])), 0) / 2
+    sure = cost + _MORE[0] * rise + fitted
+    # It is no better than the law where it was trained, and falls short of it elsewhere by about as much.
+    short = gap * stack.weights[:, :, -2].mean(0)
+    above = (cost + fitted) / 2 + closer + (_MORE[1] - _MORE[0]) * rise + short
+    pointwise = (whole + added + (_MORE[0] * rise + fitted)[:, None]).T
+    return _Found(pointwise, sure, above, floor, differ | _refuted(setting, drawn[0], lone[0], base))
 
 
 def _still_to_come(last: Vector, before: Vector, setting: _Setting) -> Vector:
@@ -420,12 +463,22 @@ def _refuted(setting: _Setting, drawn: Vector, learnt: Vector, base: Vector) -> 
     return np.asarray((gain.mean(1) > least) & (gain.mean(1) > stats.norm.isf(_LEVEL / len(learnt)) * error))
 
 
-def _doubts(implausible: npt.NDArray[np.bool_]) -> list[str]:
-    """What to say of donors that are shown to be implausible."""
-    if not implausible.any():
-        return []
-    where = f"{int(implausible.sum())} of {len(implausible)} subsets"
-    return [f"donors are implausible for {where}: v is an upper bound, r a lower one"]
+def _shown_apart(told: Vector) -> list[float]:
+    """Of accuracies and their errors (S, 2) those that no chance explains, and that are well above a half."""
+    beyond = stats.norm.isf(_LEVEL / len(told))
+    return [float(share) for share, error in told if share > max(_APPARENT, 0.5 + beyond * error)]
+
+
+def _doubts(found: _Found) -> list[str]:
+    """What to say of donors that are shown to be implausible: by codes of composed inputs, or by their pixels."""
+    count, notes = len(found.implausible), []
+    if found.implausible.any():
+        where = f"{int(found.implausible.sum())} of {count} subsets"
+        notes.append(f"donors are implausible for {where}: v is an upper bound, r a lower one")
+    if found.apparent:
+        where, right = f"{len(found.apparent)} of {count} subsets", float(np.mean(found.apparent))
+        notes.append(f"a classifier tells composed inputs from real ones in {where} ({right:.0%} right)")
+    return notes
 
 
 def _whole(setting: _Setting, target: Target, found: _Found) -> Vector:

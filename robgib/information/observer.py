@@ -209,7 +209,7 @@ class Observation:
             )
             logits = activations[LOGITS]
             return {
-                **{v.name: v.fitted(activations[v.layer]) for v in views},
+                **_viewed(views, activations),
                 PREDICTION: logits.argmax(1).astype(np.int64),
                 LABEL: softmax(logits, axis=1),
             }
@@ -250,6 +250,21 @@ class Observation:
         ):
             prepared = prepared or estimator.prepare(features.values, features.fit)
             return estimator.of_network(prepared, targets, network, weights, context.progress)
+
+
+def _viewed(views: Sequence[LayerView], activations: Activations) -> dict[str, Array]:
+    """Every view of the layers; a layer's codebooks of several sizes share the scores that they code."""
+    scores: dict[int, Array] = {}
+    viewed = {}
+    for view in views:
+        book, z = view.fitted, activations[view.layer]
+        if not isinstance(book, Codebook):
+            viewed[view.name] = book(z)
+            continue
+        if id(book.projection) not in scores:
+            scores[id(book.projection)] = book.scores(z)
+        viewed[view.name] = book.nearest(scores[id(book.projection)])
+    return viewed
 
 
 def _channels_last(network: nn.Module, device: torch.device | str) -> nn.Module:

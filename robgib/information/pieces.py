@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -183,10 +184,15 @@ def _trained(
 
 
 def _loss(scores: Tensor, goals: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Mean cross-entropy of scores (B, S, ΣK), over targets."""
+    """Mean cross-entropy of scores (B, S, ΣK), over targets; neighbours of one size are taken together."""
     total = scores.new_zeros(())
-    for of, goal in zip(scores.split(list(sizes), 2), goals.T, strict=True):
-        wanted = goal[:, None].expand(of.shape[:2]).flatten()
-        known = max(1, int((wanted >= 0).sum()))
-        total = total + F.cross_entropy(of.flatten(0, 1), wanted, ignore_index=-1, reduction="sum") / known
+    target = column = 0
+    for size, run in itertools.groupby(sizes):
+        count = len(list(run))
+        of = scores[:, :, column : column + count * size].unflatten(2, (count, size))
+        wanted = goals[:, None, target : target + count].expand(of.shape[:3])
+        losses = F.cross_entropy(of.reshape(-1, size), wanted.reshape(-1), ignore_index=-1, reduction="none")
+        known = (wanted >= 0).sum((0, 1)).clamp_min(1)
+        total = total + (losses.view(-1, count).sum(0) / known).sum()
+        target, column = target + count, column + count * size
     return total / len(sizes)

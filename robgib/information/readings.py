@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from robgib.information.base import Estimator
 from robgib.information.discrete import adjusted_information
 from robgib.information.estimate import Estimate
 from robgib.information.observer import LayerView, Observation, Resolution
-from robgib.information.views import NOISE, RATE
+from robgib.information.views import NOISE, Codebook
 
 __all__ = [
     "RESOLUTIONS",
@@ -39,14 +38,14 @@ _IMAGES = 500  # that they are tried on
 _NOISY = 2000  # samples of a mixture: its cost goes with their square
 
 
-def code_variants(fit: Mapping[str, Array], resolution: Resolution) -> list[LayerView]:
+def code_variants(main: Sequence[LayerView], fit: Mapping[str, Array], resolution: Resolution) -> list[LayerView]:
     """Fit codes of half and of twice as many symbols (:data:`RESOLUTIONS`) on the layers' activations (M, …)."""
     sizes = (max(2, resolution.codes // 2), 2 * resolution.codes)
     return [
-        LayerView(layer, replace(resolution, codes=size).fit(RATE, z), variant)
+        LayerView(view.layer, view.fitted.resized(fit[view.layer], size, resolution.seed), variant)
         for variant, size in zip(RESOLUTIONS, sizes, strict=True)
-        for layer, z in fit.items()
-        if size <= len(z)
+        for view in main
+        if isinstance(view.fitted, Codebook) and size <= len(fit[view.layer])
     ]
 
 

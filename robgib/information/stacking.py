@@ -14,6 +14,7 @@ Vector = npt.NDArray[np.float64]
 FOLDS = 5
 _ROUNDS = 40
 _AGAIN = 12  # rounds from weights that are all but right
+_LEAST = 1e-12
 _LAST = 0.5  # samples' worth of weight that the last predictor has beforehand: what none foresees must not cost all
 
 
@@ -39,6 +40,17 @@ class Stack:
         made.weights = self._improved(own, start, _ROUNDS)
         return made
 
+    def optimism(self, own: Vector) -> Vector:
+        """Bits (G,) by which weights that are found on all samples do better on these than cross-fitted ones do.
+
+        The best weights of all lie about half of it above the cross-fitted ones: finding J weights on N samples costs
+        as much as they seem to do better where they were found (Akaike 1974).
+        """
+        everywhere = np.full((1, own.shape[0], own.shape[1]), 1 / own.shape[1])
+        found = self._best(own, self.samples, everywhere[0], _ROUNDS)
+        share = np.log2(np.maximum(np.einsum("gj,gjn->gn", found, own), _LEAST)) - self.told(own)
+        return np.asarray((share * self.samples).mean(1))
+
     def again(self, own: Vector) -> Vector:
         """log2 of the mixture's probabilities (G, N) of a variant of what was fitted, its weights found from these."""
         return self._told(own, self._improved(own, self.weights, _AGAIN))
@@ -49,22 +61,24 @@ class Stack:
 
     def _improved(self, own: Vector, weights: Vector, rounds: int) -> Vector:
         made = np.empty_like(weights)
+        for f in range(FOLDS):
+            seen = np.ascontiguousarray(own[:, :, self.fold != f])
+            made[f] = self._best(seen, self.samples[self.fold != f], weights[f], rounds)
+        return made
+
+    def _best(self, own: Vector, mass: Vector, weights: Vector, rounds: int) -> Vector:
+        """Weights (G, J) that do best on probabilities (G, J, N) of samples of some mass (N,)."""
         prior = np.zeros(own.shape[1])
         prior[-1] = _LAST
-        for f in range(FOLDS):
-            train = np.ascontiguousarray(own[:, :, self.fold != f])
-            mass = self.samples[self.fold != f]
-            w = weights[f]
-            for _ in range(rounds):
-                share = train * w[:, :, None]
-                total = share.sum(1)
-                w = (np.einsum("gjn,gn->gj", share, mass / np.maximum(total, 1e-300)) + prior) / (mass.sum() + _LAST)
-            made[f] = w
-        return made
+        for _ in range(rounds):
+            total = (weights[:, None] @ own)[:, 0]
+            told = (own @ (mass / np.maximum(total, 1e-300))[:, :, None])[:, :, 0] * weights
+            weights = (told + prior) / (mass.sum() + _LAST)
+        return weights
 
     def _told(self, own: Vector, weights: Vector) -> Vector:
         mixed = np.einsum("ngj,gjn->gn", weights[self.fold], own)
-        return np.asarray(np.log2(np.maximum(mixed, 1e-12)))
+        return np.asarray(np.log2(np.maximum(mixed, _LEAST)))
 
 
 def stacked(own: Vector, fold: npt.NDArray[np.int64]) -> Vector:

@@ -182,7 +182,8 @@ class Dominance:
 
     def __call__(self, z: Array) -> Array:
         """Activations (N, U, …) with the large units scaled down to the others."""
-        return np.asarray(z * self.scales.reshape(1, -1, *[1] * (z.ndim - 2)))
+        scales = self.scales.reshape(1, -1, *[1] * (z.ndim - 2))
+        return np.asarray(z * scales.astype(z.dtype) if z.dtype == np.float32 else z * scales)
 
     def __str__(self) -> str:
         named = ", ".join(map(str, self.units[:_NAMED])) + (" …" if len(self.units) > _NAMED else "")
@@ -229,23 +230,33 @@ class Codebook:
         Raises:
             RobGIBError: fewer samples than codes.
         """
-        if size > len(z):
-            raise RobGIBError(
-                f"{size} codes need at least as many samples to fit them on, not {len(z)}; give fewer codes."
-            )
         dominance = Dominance.of(z)
         z = z if dominance is None else dominance(z)
         projection = Projection.fit(z, dims)
-        scores = projection(z)
-        distinct = np.unique(scores, axis=0)
-        centres = distinct if len(distinct) <= size else k_means(scores, size, seed).cluster_centers_
-        return cls(projection, np.asarray(centres), dominance)
+        return cls(projection, _centres(projection(z), size, seed), dominance)
+
+    def resized(self, z: Array, size: int, seed: int = 0) -> Codebook:
+        """Learn another number of codes of the same scores, on activations (N, …).
+
+        Raises:
+            RobGIBError: fewer samples than codes.
+        """
+        scores = self.projection(z if self.dominance is None else self.dominance(z))
+        return replace(self, centres=_centres(scores, size, seed))
 
     def __call__(self, z: Array) -> Array:
         """Codes (N,) of activations (N, …): the nearest centre."""
-        scores = self.projection(z if self.dominance is None else self.dominance(z))
+        return self.nearest(self.scores(z))
+
+    def scores(self, z: Array) -> Array:
+        """Scores (N, d) of activations (N, …), in their precision: what codebooks of several sizes share."""
+        return self.projection(z if self.dominance is None else self.dominance(z), single=True)
+
+    def nearest(self, scores: Array) -> Array:
+        """Codes (N,) of scores (N, d)."""
+        centres = self.centres.astype(scores.dtype)
         # |x|² is the same for all centres.
-        return np.asarray(((self.centres**2).sum(1) - 2 * scores @ self.centres.T).argmin(1))
+        return np.asarray(((centres**2).sum(1) - 2 * scores @ centres.T).argmin(1))
 
     def target(self, name: str, z: Array, fit: Array, y: Array, weights: Array | None = None) -> Target:
         """See :meth:`FittedView.target`."""
@@ -268,6 +279,16 @@ class Codebook:
             return Bins(0.0, 0.0, None).target(name, codes, codes, y, weights)
         label, notes = count_information(codes, y, weights)
         return Target(name, view, codes, fit, entropy_estimate(codes, weights), label, resolution, tuple(notes))
+
+
+def _centres(scores: Array, size: int, seed: int) -> Array:
+    """Centres (k, d) of at most ``size`` codes of scores (N, d)."""
+    if size > len(scores):
+        raise RobGIBError(
+            f"{size} codes need at least as many samples to fit them on, not {len(scores)}; give fewer codes."
+        )
+    distinct = np.unique(scores, axis=0)
+    return np.asarray(distinct if len(distinct) <= size else k_means(scores, size, seed).cluster_centers_)
 
 
 @dataclass(frozen=True)

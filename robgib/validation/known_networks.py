@@ -7,35 +7,46 @@ form, to any accuracy, for the very code or noise that an estimator is asked abo
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from robgib.files import cache_folder, digest, read_json, write_file
 from robgib.information.discrete import entropy
 from robgib.information.donors import places
 from robgib.information.exact import Exact
 from robgib.information.features import group_inputs
 from robgib.information.preprocessing import relabel
-from robgib.information.views import RATE, FittedView, NoisyLayer, count_information, mixture_information
+from robgib.information.views import RATE, Codebook, FittedView, NoisyLayer, count_information, mixture_information
 from robgib.validation.known_variables import Vector, gaussian_information, spiral, subset_terms
+from robgib.validation.laws import Law
 
 __all__ = [
     "KnownNetwork",
+    "each_layer",
     "known_networks",
 ]
 
 Layers = Mapping[str, Callable[[Vector], Vector]]
+Drawn = tuple[Vector, npt.NDArray[np.int64]]
+"""Inputs (N, d) and labels (N,)."""
 _POPULATION = 200_000  # draws for what is counted of a code
 _OUTER, _INNER = 300, 4000  # draws of a single feature, and of the rest given it
 _OUTER_REST, _INNER_REST = 3000, 400  # the other way round
 _OUTER_NOISE, _INNER_NOISE = 60, 1500  # of mixtures, whose density takes the square of the draws
 _MIXED = 10_000
-_OUTER_PICTURES, _INNER_PICTURES = (60, 1000), (400, 200)  # where one patch is held, and where all but one are
+_DRAWN: dict[str, Any] = {
+    "population": 20_000,
+    "parts": 10,
+    "alone": (200, 600),  # points over all features, and draws of each, where one feature is held
+    "rest": (640, 150),  # and where all but one are
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +70,14 @@ class KnownNetwork:
         features: how an input is cut.
         sampled: draws inputs (N, d) and labels (N,), where neither Gaussian nor signs are drawn.
         told: the 2n+1 terms of every layer in bits, where they are known beforehand.
+        law: gives the law of the inputs where they are drawn from one that was fitted; in place of a covariance.
+        at_once: gives all layers of inputs (N, d) from one pass, where that is cheaper.
+        pair: draws inputs and labels, and others for donors, from samples of which each serves once.
+        donors: how many those are; 0 takes as many as ``samples``.
+        bounds: finds the terms of all layers where bounds alone are known: singles and rests from below.
+        kept: names the truth on disk, where it is kept there.
+        needs: the data set that the network is trained on, where one has to be there.
+        symbols: codes a layer; 0 takes as many as an evaluation of so many classes does.
     """
 
     name: str
@@ -76,11 +95,32 @@ class KnownNetwork:
     features: str = "pixels"
     sampled: Callable[[int, np.random.Generator], tuple[Vector, npt.NDArray[np.int64]]] | None = None
     told: Vector | None = None
+    law: Callable[[], Law] | None = None
+    at_once: Callable[[Vector], Mapping[str, Vector]] | None = None
+    pair: Callable[[int, int, np.random.Generator], tuple[Drawn, Drawn]] | None = None
+    donors: int = 0
+    bounds: Callable[[Mapping[str, FittedView]], Mapping[str, Vector]] | None = None
+    kept: str = ""
+    needs: str = ""
+    symbols: int = 0
+
+    def all_layers(self, x: Vector) -> Mapping[str, Vector]:
+        """Every layer of inputs (N, d)."""
+        return {n: of(x) for n, of in self.layers.items()} if self.at_once is None else self.at_once(x)
+
+    def both(self, rng: np.random.Generator) -> tuple[Drawn, Drawn]:
+        """Draw inputs and labels that are estimated on, and others."""
+        others = self.donors or self.samples
+        if self.pair is not None:
+            return self.pair(self.samples, others, rng)
+        return self.draw(self.samples, rng), self.draw(others, rng)
 
     def draw(self, samples: int, rng: np.random.Generator) -> tuple[Vector, npt.NDArray[np.int64]]:
         """Inputs (N, d) and labels (N,)."""
         if self.sampled is not None:
             return self.sampled(samples, rng)
+        if self.law is not None:
+            return self.law().draw(samples, rng)
         if self.covariance is None:
             x = rng.choice([-1.0, 1.0], size=(samples, self.dims))
         else:
@@ -89,6 +129,64 @@ class KnownNetwork:
             return x, (x[:, 0] > 0).astype(np.int64)
         y = rng.integers(len(self.classes), size=samples)
         return x + self.classes[y], y
+
+    def truths(self, seen: Mapping[str, FittedView]) -> dict[str, tuple[Vector, float]]:
+        """The 2n+1 terms of every layer in its view, and what it tells of the label; see :meth:`truth`.
+
+        Where a passage through the network answers for all layers, each draw serves all of them, and what came out is
+        kept on disk.
+        """
+        if self.law is None and self.bounds is None:
+            return {name: self.truth(name, view) for name, view in seen.items()}
+        asked = [self.kept, {n: [view.view, _marks(view)] for n, view in seen.items()}, _DRAWN]
+        place = cache_folder() / "validation" / f"{self.name}-{digest(asked)[:16]}.json"
+        if self.kept and place.is_file():
+            told = read_json(place)
+            return {n: (np.array(told[n][0]), float(told[n][1])) for n in seen}
+        found = self._drawn_truths(seen)
+        if self.kept:
+            written = json.dumps({n: [terms.tolist(), label] for n, (terms, label) in found.items()})
+            write_file(place, written.encode())
+        return found
+
+    def _drawn_truths(self, seen: Mapping[str, FittedView]) -> dict[str, tuple[Vector, float]]:
+        """Of codes of all layers: counted, and by drawing what each feature, and all but it, leaves open."""
+        rng = np.random.default_rng([7, len(self.name)])
+        codes, labels = [], []
+        for _ in range(_DRAWN["parts"]):
+            x, y = self.draw(_DRAWN["population"] // _DRAWN["parts"], rng)
+            codes.append({n: seen[n](z) for n, z in self.all_layers(x).items()})
+            labels.append(y)
+        whole = {n: np.concatenate([c[n] for c in codes]) for n in seen}
+        told = {n: count_information(whole[n], np.concatenate(labels))[0].value for n in seen}
+        totals = {n: _entropy(whole[n]) for n in seen}
+        if self.bounds is not None:
+            return {n: (terms, told[n]) for n, terms in self.bounds(seen).items()}
+        places = [np.array(p) for p in self._places()]
+        parts: list[dict[str, float]] = []
+        for alone in (True, False):
+            outer, inner = _DRAWN["alone" if alone else "rest"]
+            for feature in places:
+                held = feature if alone else np.concatenate([p for p in places if p is not feature])
+                parts.append(self._left_open(seen, held, -(-outer // len(places)), inner, rng))
+        return {n: (np.array([totals[n], *(totals[n] - p[n] for p in parts)]), told[n]) for n in seen}
+
+    def _left_open(
+        self,
+        seen: Mapping[str, FittedView],
+        held: npt.NDArray[np.int64],
+        outer: int,
+        inner: int,
+        rng: np.random.Generator,
+    ) -> dict[str, float]:
+        """I(X;T|X_S) of every layer: the mean over X_S of the entropy of its code, what is left out drawn given X_S."""
+        assert self.law is not None
+        conditional = self.law().given(held, inner, rng)
+        bits: dict[str, list[float]] = {n: [] for n in seen}
+        for point in self.draw(outer, rng)[0]:
+            for n, z in self.all_layers(conditional(point, rng)).items():
+                bits[n].append(_entropy(seen[n](z)))
+        return {n: float(np.mean(b)) for n, b in bits.items()}
 
     def truth(self, layer: str, view: FittedView) -> tuple[Vector, float]:
         """The 2n+1 terms of a layer in a view (NaN where not known), and what it tells of the label, in bits.
@@ -103,8 +201,7 @@ class KnownNetwork:
             x, y = self.draw(_POPULATION // 10, rng)
             return self.told, count_information(view(of(x)), y)[0].value if view.view == RATE else float("nan")
         if view.view == RATE:
-            population = _POPULATION // 4 if self.shape else _POPULATION
-            x, y = self.draw(population * (5 if self.classes is not None else 1), rng)
+            x, y = self.draw(_POPULATION * (5 if self.classes is not None else 1), rng)
             codes = np.concatenate([view(of(part)) for part in np.array_split(x, 20)])
             label = count_information(codes, y)[0].value
             if self.covariance is None:
@@ -135,8 +232,6 @@ class KnownNetwork:
 
     def _draws(self, coded: bool) -> tuple[tuple[int, int], tuple[int, int]]:
         """Outer and inner draws where one feature is held, and where all but one are."""
-        if self.shape is not None:
-            return _OUTER_PICTURES, _INNER_PICTURES
         if coded:
             return (_OUTER, _INNER), (_OUTER_REST, _INNER_REST)
         return (_OUTER_NOISE, _INNER_NOISE), (10 * _OUTER_NOISE, _INNER_REST)
@@ -202,6 +297,21 @@ class KnownNetwork:
         mixed = self.covariance @ gains
         joint = np.block([[self.covariance, mixed], [mixed.T, gains.T @ mixed + noise]])
         return subset_terms((1,) * n, lambda columns: gaussian_information(joint, columns, list(range(n, n + d))))
+
+
+def each_layer(at_once: Callable[[Vector], Mapping[str, Vector]], names: Sequence[str]) -> Layers:
+    """One function of the input per layer, of one that gives them all."""
+
+    def only(name: str, x: Vector) -> Vector:
+        return at_once(x)[name]
+
+    return {name: partial(only, name) for name in names}
+
+
+def _marks(seen: FittedView) -> list[float]:
+    """What tells one fitted view from another, to six digits."""
+    assert isinstance(seen, Codebook)
+    return [float(f"{c:.5e}") for c in np.sort(seen.centres.reshape(-1))]
 
 
 def _entropy(codes: npt.NDArray[Any]) -> float:

@@ -12,8 +12,9 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional as F
 
-from robgib.validation.known_networks import KnownNetwork
+from robgib.validation.known_networks import KnownNetwork, each_layer
 from robgib.validation.known_variables import Vector
+from robgib.validation.laws import Law
 
 __all__ = [
     "known_pictures",
@@ -88,8 +89,8 @@ def _one_bit(
 
 
 @cache
-def _digits() -> tuple[Vector, Vector, nn.Sequential]:
-    """Mean and covariance of the digits' pixels, and a small convolutional network trained on them."""
+def _digits() -> tuple[Law, nn.Sequential]:
+    """The Gaussian fitted to the digits' pixels, and a small convolutional network trained on them."""
     loaded = load_digits()
     pictures = loaded.images.reshape(len(loaded.target), -1) / 16
     x, y = torch.from_numpy(pictures).float().view(-1, 1, 8, 8), torch.from_numpy(loaded.target)
@@ -107,29 +108,32 @@ def _digits() -> tuple[Vector, Vector, nn.Sequential]:
             optimiser.zero_grad()
             F.cross_entropy(network(x[rows]), y[rows]).backward()
             optimiser.step()
-    return pictures.mean(0), np.cov(pictures, rowvar=False) + _SPREAD * np.eye(64), network.eval()
+    return Law.fitted(pictures, None, _SPREAD), network.eval()
 
 
-def _gaussian_digits() -> KnownNetwork:
+def _gaussian_digits(name: str, what: str, features: str) -> KnownNetwork:
     """A trained network on pictures drawn from the Gaussian that is fitted to those it was trained on."""
-    mean, covariance, network = _digits()
 
-    def layer(depth: int) -> Callable[[Vector], Vector]:
-        def of(x: Vector) -> Vector:
-            with torch.no_grad():
-                pictures = torch.from_numpy(x.reshape(-1, 64) + mean).float().view(-1, 1, 8, 8)
-                return np.asarray(network[:depth](pictures).numpy())
-
-        return of
+    def at_once(x: Vector) -> dict[str, Vector]:
+        held = torch.from_numpy(np.asarray(x, np.float32)).view(-1, 1, 8, 8)
+        found = {}
+        with torch.no_grad():
+            for name, part in zip(("", "maps", "hidden", "logits"), _digits()[1], strict=True):
+                held = part(held)
+                found[name] = np.asarray(held.numpy())
+        del found[""]
+        return found
 
     return KnownNetwork(
-        "gaussian-digits",
-        "a convolutional network trained on digits, on pictures of the Gaussian fitted to them",
-        {"maps": layer(2), "hidden": layer(3), "logits": layer(4)},
-        covariance,
+        name,
+        what,
+        each_layer(at_once, ("maps", "hidden", "logits")),
+        None,
         dims=64,
         shape=(1, 8, 8),
-        features="patches:2",
+        features=features,
+        law=lambda: _digits()[0],
+        at_once=at_once,
     )
 
 
@@ -151,6 +155,11 @@ def known_pictures() -> Mapping[str, KnownNetwork]:
             "copied-bits", "patches of independent pixels, all with one sign of a checkerboard", _copied, _first_sign
         ),
         _one_bit("texture", "one patch's brightness and the others' contrast carry one bit", _texture, _brightness),
-        _gaussian_digits(),
+        _gaussian_digits(
+            "gaussian-digits",
+            "a convolutional network trained on digits, on pictures of the Gaussian fitted to them",
+            "patches:2",
+        ),
+        _gaussian_digits("gaussian-digits-4", "the same, cut into 16", "patches:4"),
     ]
     return {network.name: network for network in listed}

@@ -18,7 +18,7 @@ from joblib import Parallel, delayed
 from scipy import stats
 from torch import Tensor
 
-from robgib.errors import RobGIBError, RobGIBWarning
+from robgib.errors import RobGIBError, RobGIBWarning, unknown_name
 from robgib.information.analysis import SIGMA, default_codes, term_rows
 from robgib.information.base import Decomposition, Estimator
 from robgib.information.estimate import Estimate
@@ -28,6 +28,7 @@ from robgib.information.observer import Resolution
 from robgib.information.views import EXACT, NOISE, FittedView, Network, View
 from robgib.results import table
 from robgib.runtime import Progress, end_with
+from robgib.validation.fitted_pictures import fitted_pictures
 from robgib.validation.known_networks import KnownNetwork, known_networks
 from robgib.validation.known_pictures import known_pictures
 from robgib.validation.known_variables import Task, Vector
@@ -36,8 +37,10 @@ from robgib.validation.tasks import tasks
 __all__ = [
     "HOLDS",
     "MARKED",
+    "PICTURES",
     "REFUSED",
     "WRONG",
+    "chosen_tasks",
     "known",
     "task_names",
     "validate",
@@ -45,11 +48,14 @@ __all__ = [
 ]
 
 HOLDS, MARKED, REFUSED, WRONG = "holds", "marked", "refused", "wrong"
+PICTURES = "pictures"
+"""Names all networks on pictures."""
 _ENOUGH = 0.9  # share of repeats in which a figure must hold the truth, or be marked
 _LEVEL = 0.05  # at which fewer are told from chance
 _FIT = 3000  # inputs that a network's codes, components and scales are fitted on, once for all repeats
 _DIMS = 8
 _OF_LAYER = ("I(X;Z)", "I(Z;Y)", "C(X;Z)", "S(X;Z)", "r(X;Z)", "v(X;Z)")
+_SIDES = (0, 0, 1, -1, 1, -1)  # of bounds: C and r are no less than what bounds of singles and rests give
 
 
 def known() -> dict[str, Task | KnownNetwork]:
@@ -62,7 +68,29 @@ def known() -> dict[str, Task | KnownNetwork]:
 
 
 def _networks() -> dict[str, KnownNetwork]:
-    return {**known_networks(), **known_pictures()}
+    return {**known_networks(), **known_pictures(), **fitted_pictures()}
+
+
+def chosen_tasks(names: Sequence[str] | None = None) -> list[Task | KnownNetwork]:
+    """Return tasks by name, each once; ``pictures`` names all networks on pictures.
+
+    None takes all but those that need a data set, which take minutes each.
+
+    Raises:
+        RobGIBError: an unknown name.
+
+    >>> [t.name for t in chosen_tasks(["texture", "xor"])]
+    ['texture', 'xor']
+    """
+    every = known()
+    if not names:
+        return [t for t in every.values() if isinstance(t, Task) or not t.needs]
+    for name in names:
+        if name != PICTURES and name not in every:
+            raise unknown_name("validation task", name, [*every, PICTURES])
+    pictures = [n for n, t in every.items() if isinstance(t, KnownNetwork) and t.shape is not None]
+    wanted = [n for name in names for n in (pictures if name == PICTURES else [name])]
+    return [every[n] for n in dict.fromkeys(wanted)]
 
 
 def task_names() -> list[str]:
@@ -203,11 +231,16 @@ def _figures(decomposition: Decomposition) -> list[Estimate]:
 
 
 def _held(
-    figures: Sequence[Estimate], truth: Vector, noted: bool
+    figures: Sequence[Estimate], truth: Vector, noted: bool, sides: Sequence[int] | None = None
 ) -> tuple[Vector, npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    """Values, whether intervals hold the truth, and whether figures are marked."""
+    """Values, whether intervals hold the truth, and whether figures are marked.
+
+    Where the truth is known from one ``side`` alone (1: it is no less than what is given, −1: no more), an interval
+    holds it unless the bound refutes all of it.
+    """
     # Rounding: a figure without any error may differ from the truth in the last digit.
-    inside = np.array([e.low - 1e-9 <= t <= e.high + 1e-9 for e, t in zip(figures, truth, strict=True)])
+    known = zip(figures, truth, sides or [0] * len(truth), strict=True)
+    inside = np.array([(side > 0 or e.low - 1e-9 <= t) and (side < 0 or t <= e.high + 1e-9) for e, t, side in known])
     return np.array([e.value for e in figures]), inside, np.array([e.flagged or noted for e in figures])
 
 
@@ -216,19 +249,21 @@ def _views(network: KnownNetwork, view: View) -> Views:
     """A network's layers in one view, fitted once for all repeats, with the truth."""
     x, _ = network.draw(_FIT, np.random.default_rng(1))
     classes = 2 if network.classes is None else len(network.classes)
-    resolution = Resolution(_DIMS, default_codes(classes, _FIT), SIGMA)
-    fitted = {name: resolution.fit(view, layer(x)) for name, layer in network.layers.items()}
-    return {name: (one, *network.truth(name, one)) for name, one in fitted.items()}
+    resolution = Resolution(_DIMS, network.symbols or default_codes(classes, _FIT), SIGMA)
+    fitted = {name: resolution.fit(view, layer) for name, layer in network.all_layers(x).items()}
+    truths = network.truths(fitted)
+    return {name: (one, *truths[name]) for name, one in fitted.items()}
 
 
 def _try_network(
     estimator: Estimator, network: KnownNetwork, views: Views, rng: np.random.Generator
 ) -> dict[str, _Trial]:
     """The rows that a reader would see of each layer, against the truth."""
-    (x, y), (x_fit, _) = network.draw(network.samples, rng), network.draw(network.samples, rng)
+    (x, y), (x_fit, _) = network.both(rng)
+    now, then = network.all_layers(x), network.all_layers(x_fit)
     x, x_fit = (part if network.shape is None else part.reshape(-1, *network.shape) for part in (x, x_fit))
     inputs = group_inputs(network.features, x, x_fit)
-    targets = [fitted.target(n, network.layers[n](x), network.layers[n](x_fit), y) for n, (fitted, *_) in views.items()]
+    targets = [fitted.target(n, now[n], then[n], y) for n, (fitted, *_) in views.items()]
     runs = Network(torch.from_numpy(x), torch.from_numpy(x_fit), False, inputs, _codes_of(network, views))
     began = time.perf_counter()
     decompositions = estimator.of_network(estimator.prepare(inputs.values, inputs.fit), targets, runs)
@@ -240,7 +275,8 @@ def _try_network(
         truth = _layer_truth(terms, label)
         rows = [shown[name] for name in _OF_LAYER]
         made = [Estimate(r["value"], r["low"], r["high"], r["flagged"]) for r in rows]
-        value, inside, marked = _held(made, truth, False)
+        sides = _SIDES if network.bounds is not None else None
+        value, inside, marked = _held(made, truth, False, sides)
         marked |= np.array([bool(r["note"]) for r in rows])
         trials[f"{network.name}/{target.name}"] = _Trial(
             _OF_LAYER, truth, value, inside, marked, None, any(r["flagged"] for r in rows), seconds
@@ -258,10 +294,8 @@ def _layer_truth(terms: Vector, label: float) -> Vector:
 
 def _codes_of(network: KnownNetwork, views: Views) -> Callable[[Tensor], dict[str, npt.NDArray[Any]]]:
     def codes(x: Tensor) -> dict[str, npt.NDArray[Any]]:
-        values = x.numpy()
-        return {
-            name: fitted(network.layers[name](values)) for name, (fitted, *_) in views.items() if fitted.view != NOISE
-        }
+        held = network.all_layers(x.numpy())
+        return {name: fitted(held[name]) for name, (fitted, *_) in views.items() if fitted.view != NOISE}
 
     return codes
 
