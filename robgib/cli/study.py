@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
@@ -40,6 +41,7 @@ def plan(file: File, allow_code: AllowCode = False, data_root: DataRoot = None, 
     """List a study's models and what is already measured; run nothing."""
     planned = robgib.studies.open_study(file, list(catalogue or []), allow_code=allow_code).plan(data_root)
     table = Table(title=escape(planned.name), title_justify="left")
+    table.box = SIMPLE_HEAD  # 80 columns hold a long name beside the rest
     for number, column in enumerate(planned.columns):
         table.add_column(column, no_wrap=number > 0, overflow="fold")
     for row in planned.rows:
@@ -47,6 +49,15 @@ def plan(file: File, allow_code: AllowCode = False, data_root: DataRoot = None, 
     out.print(table)
     for sentence in planned.summary:
         out.print(escape(sentence), highlight=False)
+
+
+@app.command("measures")
+def measures_list(catalogue: Catalogue = None) -> None:
+    """List the baselines that studies measure beside their figures."""
+    table = Table("measure", "what it is", box=SIMPLE_HEAD)
+    for name, entry in robgib.measures.MEASURES.entries(list(catalogue or [])).items():
+        table.add_row(escape(name), escape(" ".join((entry.value.__doc__ or "").split())))
+    out.print(table)
 
 
 @app.command()
@@ -96,6 +107,10 @@ class EngineOptions:
 def run(
     file: File,
     out_folder: Annotated[Path | None, typer.Option("--out", help="Folder of the page and the tables.")] = None,
+    measure: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option("--measure", help="Baseline to measure; repeatable.", show_default="those of the study file"),
+    ] = None,
     formats: Annotated[
         Optional[list[Format]],  # noqa: UP045
         typer.Option("--format", help="Format to write beside the tables; repeatable.", show_default="all"),
@@ -111,18 +126,45 @@ def run(
     wanted = formats or list(Format)
     where = _engine(engine)
     study = robgib.studies.open_study(file, list(catalogue or []), allow_code=allow_code)
+    if measure:
+        if not isinstance(study, robgib.studies.CorrelationStudy):
+            raise RobGIBError("--measure is for studies of correlation; leave it out.")
+        study = study.measuring(measure)
     target = out_folder or Path("runs") / f"study-{study.name}"
     check_writable(target)
     with robgib.runtime.progress_bars(not quiet, always=True) as progress:
         answer = study.run(data_root, where, progress)
+    _write(answer, target, wanted)
+    _print_answer(answer, target, wanted)
+    if not answer.measured:
+        raise typer.Exit(1)
+
+
+@app.command()
+def claim(
+    file: File,
+    models: Annotated[Path, typer.Option("--models", help="Table of measured models: models.csv of a study.")],
+    out_folder: Annotated[Path | None, typer.Option("--out", help="Folder of the page and the tables.")] = None,
+    allow_code: AllowCode = False,
+    catalogue: Catalogue = None,
+) -> None:
+    """Test the claim again on a table of measured models; train and measure nothing."""
+    study = robgib.studies.open_study(file, list(catalogue or []), allow_code=allow_code)
+    if not isinstance(study, robgib.studies.CorrelationStudy):
+        raise RobGIBError(f"{file} is no study of correlation; a study of compression has no models.csv.")
+    target = out_folder or Path("runs") / f"study-{study.name}"
+    check_writable(target)
+    answer = study.answer(robgib.studies.read_rows(models, study.study))
+    _write(answer, target, list(Format))
+    _print_answer(answer, target, list(Format))
+
+
+def _write(answer: robgib.studies.Answer, target: Path, wanted: Sequence[Format]) -> None:
     with atomic_directory(target) as folder:
         for form in wanted:
             (folder / _FILES[form]).write_text(answer.texts[form.value](), encoding="utf-8")
         for name, table in answer.tables.items():
             (folder / name).write_text(robgib.results.csv_text(table), encoding="utf-8", newline="")
-    _print_answer(answer, target, wanted)
-    if not answer.measured:
-        raise typer.Exit(1)
 
 
 def _engine(options: EngineOptions) -> robgib.studies.Engine:

@@ -3,9 +3,9 @@
 from robgib.studies.claims import Claim, claim
 from robgib.studies.design import Cell, Figure, Outcome, Study, cells, read_study
 from robgib.studies.engines import ENGINES, Engine
-from robgib.studies.kinds import KINDS, Answer, Plan, StudyKind, open_study
+from robgib.studies.kinds import KINDS, Answer, CorrelationStudy, Plan, StudyKind, open_study
 from robgib.studies.ladder import Question, Rung, ladder
-from robgib.studies.measure import Measured, estimated_seconds, measure, measured_rows, stored
+from robgib.studies.measure import Measured, estimated_seconds, measure, measured_rows, read_rows, stored
 from robgib.studies.page import (
     STUDY_SCHEMA,
     phases_json,
@@ -35,6 +35,7 @@ __all__ = [
     "Answer",
     "Cell",
     "Claim",
+    "CorrelationStudy",
     "Engine",
     "Figure",
     "Followed",
@@ -62,6 +63,7 @@ __all__ = [
     "phases_page",
     "phases_rows",
     "read_phases",
+    "read_rows",
     "read_study",
     "simulate",
     "stored",

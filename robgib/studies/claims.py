@@ -380,8 +380,8 @@ def _verdict(
         verdict = "contradicted in sign"
     else:
         verdict = "cannot be told" if first.status == "cannot be told" else "not shown"
-    told = [r.sentence for r in rungs if not r.sentence.startswith("Not tested")]
-    words = f"{study.primary.figure} and {study.outcome.noun}. {' '.join(told)}"
+    tested = [r.sentence for r in rungs if not r.sentence.startswith("Not tested")]
+    words = f"Figure: {study.primary.figure}; outcome: {study.outcome.noun}. {' '.join(tested)}"
     if verdict == "not shown":
         least = facts["smallest correlation shown with 80% power"]
         words += f" So many models show a correlation of {least:.2f} or more four times in five."

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import (
     BaseModel,
@@ -28,6 +28,7 @@ from robgib.data.loaders import check_data
 from robgib.errors import RobGIBError, unknown_name
 from robgib.files import digest
 from robgib.information.registry import make_estimator
+from robgib.measures import list_measures
 from robgib.results import SCHEMA_VERSION
 from robgib.training.tracing import Control
 from robgib.zoo.recipe import Recipe, recipes
@@ -53,7 +54,6 @@ FIGURES = {
     "label_information": "I(Z;Y)",
 }
 """What a study may ask of a layer, and the term of the layers' table that it is."""
-DEFAULT_MEASURES = ("clean_accuracy", "weight_norm", "gradient_norm", "linear_r2")
 Part = Literal["explore", "confirm"]
 Design = TypeVar("Design", bound=BaseModel)
 _RANGE = re.compile(r"\{(\d{1,6})\.\.(\d{1,6})\}")
@@ -81,7 +81,14 @@ _OUTCOMES = {
     "area": ("robustness", "area under accuracy"),
     "median_distance": ("robustness", "median minimal distance"),
     "generalisation_gap": ("the generalisation gap", "accuracy on trained samples less that on held-out ones"),
+    "robust_generalisation_gap": (
+        "the robust generalisation gap",
+        "area under accuracy on trained samples less that on test samples",
+    ),
+    "corruption_accuracy": ("robustness to corruptions", "mean accuracy over corruptions and severities"),
+    "probabilistic_robustness": ("probabilistic robustness", "share of random points of the ball that keep the label"),
 }
+_SWEPT = ("area", "robust_generalisation_gap")
 
 
 class Outcome(BaseModel):
@@ -92,7 +99,14 @@ class Outcome(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    measure: Literal["area", "median_distance", "generalisation_gap"] = "area"
+    measure: Literal[
+        "area",
+        "median_distance",
+        "generalisation_gap",
+        "robust_generalisation_gap",
+        "corruption_accuracy",
+        "probabilistic_robustness",
+    ] = "area"
     attack: str = "pgd-linf"
     """For a median distance one that looks for the nearest image, such as ``fab-t-linf``."""
     eps: tuple[Radius, ...] = (0.02, 0.05, 0.1, 0.15, 0.2)
@@ -107,8 +121,8 @@ class Outcome(BaseModel):
 
     @property
     def attacks(self) -> list[str]:
-        """The specification at each radius; of the nearest images one, of the gap none."""
-        if self.measure != "area":
+        """The specification at each radius; of the nearest images one, of what needs no attack none."""
+        if self.measure not in _SWEPT:
             return [self.attack] if self.measure == "median_distance" else []
         joint = "," if ":" in self.attack else ":"
         return [f"{self.attack}{joint}eps={eps:g}" for eps in self.eps]
@@ -123,14 +137,18 @@ class Outcome(BaseModel):
         """How it is measured."""
         if self.measure == "area":
             return f"area under accuracy by {self.attack} for eps 0 to {self.eps[-1]:g}"
-        by = f" by {self.attack}" if self.measure == "median_distance" else ""
-        return _OUTCOMES[self.measure][1] + by
+        how = {
+            "median_distance": f" by {self.attack}",
+            "robust_generalisation_gap": f", by {self.attack} for eps 0 to {self.eps[-1]:g}",
+            "probabilistic_robustness": f" of radius {self.eps[-1]:g}",
+        }
+        return _OUTCOMES[self.measure][1] + how.get(self.measure, "")
 
     @property
     def axis(self) -> str:
         """How a figure's axis calls it."""
-        if self.measure == "generalisation_gap":
-            return "generalisation gap"
+        if self.measure.endswith("gap"):
+            return self.noun.removeprefix("the ")
         return f"{self.noun}: {_OUTCOMES[self.measure][1]}"
 
 
@@ -199,16 +217,31 @@ class Study(BaseModel):
     information_samples: PositiveInt = 1000
     signs: bool = True
     """Look for signs of failed attacks; models that show one are left out of the verdict."""
-    measures: list[str] = Field(default_factory=lambda: list(DEFAULT_MEASURES))
+    measures: list[str] = Field(default_factory=list_measures)
     """The baselines that are measured of every model, beside the strength of its training."""
     least_accuracy: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Clean accuracy below which a network is left out; when not given, those near chance are."""
     seed: NonNegativeInt = 0
 
     @model_validator(mode="after")
-    def _one_primary(self) -> Study:
+    def _each_once(self) -> Study:
         if self.primary in self.secondary:
             raise ValueError("the primary figure is among the secondary ones; name it once")
+        labels = [f.label for f in self.figures]
+        twice = next((n for n in labels if labels.count(n) > 1), None)
+        if twice:
+            raise ValueError(f"the figure {twice} is named twice; name it once, with one setting of its estimator")
+        settings: dict[str, str] = {}
+        for spec in self.estimators:
+            name = spec.partition(":")[0]
+            if settings.setdefault(name, spec) != spec:
+                raise ValueError(
+                    f"the estimator {name} has two settings, {settings[name]!r} and {spec!r}, and one name in the "
+                    "tables; give one setting"
+                )
+        repeated = next((m for m in self.measures if self.measures.count(m) > 1), None)
+        if repeated:
+            raise ValueError(f"the measure {repeated} is named twice; name it once")
         return self
 
     @property
@@ -266,10 +299,11 @@ class Cell:
             "samples": [study.samples, study.information_samples],
             "signs": study.signs,
             "seed": study.seed,
+            "measures": sorted(study.measures),
             "schema": SCHEMA_VERSION,
         }
-        if study.outcome.measure == "generalisation_gap":
-            content["gap"] = True
+        if study.outcome.measure not in ("area", "median_distance"):
+            content["outcome"] = study.outcome.model_dump()
         if self.control not in (None, "untrained"):
             content["control"] = self.control
         return digest(content)[:16]
@@ -288,7 +322,31 @@ def read_design(path: Path, kind: type[Design]) -> Design:
     try:
         return kind.model_validate({"name": name, **content})
     except ValidationError as error:
-        raise registry.yaml_error(error, path) from error
+        raise _misspelt(error, path, kind) or registry.yaml_error(error, path) from error
+
+
+def _misspelt(error: ValidationError, path: Path, kind: type[BaseModel]) -> RobGIBError | None:
+    """The error for the first key that there is not, with the key that may be meant; None if all keys are known.
+
+    A misspelt key that is required is two faults: that there is no such key says more than that the other is missing.
+    """
+    wrong = next((e for e in error.errors() if e["type"] == "extra_forbidden"), None)
+    if wrong is None:
+        return None
+    *place, key = wrong["loc"]
+    known = _keys_at(kind, [str(p) for p in place if isinstance(p, str)])
+    where = ".".join(map(str, place))
+    what = f"key of {where}:" if where else "key"
+    return RobGIBError(f"{path}, line {registry.line_of(path, wrong['loc'])}: {unknown_name(what, str(key), known)}")
+
+
+def _keys_at(kind: type[BaseModel], place: Sequence[str]) -> list[str]:
+    """The keys of the model that nested keys lead to."""
+    for key in place:
+        inner = kind.model_fields[key].annotation
+        options = (inner, *get_args(inner), *(a for o in get_args(inner) for a in get_args(o)))
+        kind = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
+    return list(kind.model_fields)
 
 
 def read_study(path: Path, catalogue: Sequence[Path] = ()) -> Study:

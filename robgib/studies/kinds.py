@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -13,7 +13,9 @@ import pandas as pd
 
 from robgib import registry
 from robgib.errors import RobGIBError, unknown_name
+from robgib.measures import MEASURES
 from robgib.runtime import Progress
+from robgib.studies.checks import check_names, check_networks
 from robgib.studies.claims import claim
 from robgib.studies.design import Cell, Study, cells, read_study
 from robgib.studies.engines import Engine
@@ -23,6 +25,7 @@ from robgib.studies.phases import Followed, Phases, followed, phases_claim, phas
 
 __all__ = ["KINDS", "Answer", "Format", "Plan", "StudyKind", "open_study"]
 
+_COUNTS = {"samples", "information_samples"}
 Format = Literal["html", "markdown", "json"]
 
 
@@ -93,13 +96,10 @@ class CorrelationStudy:
 
     def plan(self, data_root: Path | None) -> Plan:
         """See :class:`StudyKind`."""
+        self._check(data_root)
         study = self.study
         measured = {cell.name: stored(cell, study).is_dir() for cell in self.cells}
-        rows = [
-            (c.name, c.part, c.architecture, c.control or c.regime, f"{c.strength:g}", str(c.training_seed),
-             "yes" if measured[c.name] else "")
-            for c in self.cells
-        ]  # fmt: skip
+        rows = [(c.name, c.part, _training_of(c), "yes" if measured[c.name] else "") for c in self.cells]
         summary = [
             f"{len(rows)} models, {sum(measured.values())} measured before. Each of the others: "
             f"{len(study.outcome.attacks)} attacks on {study.samples} images, {len(study.estimators)} estimators on "
@@ -107,8 +107,29 @@ class CorrelationStudy:
         ]
         if not all(measured.values()):
             summary.append(self._duration(data_root))
-        return Plan(study.name, ("model", "part", "architecture", "regime", "strength", "seed", "measured"), rows,
-                    tuple(summary))  # fmt: skip
+        return Plan(study.name, ("model", "part", "training", "done"), rows, tuple(summary))
+
+    def _check(self, data_root: Path | None) -> None:
+        """Raise before any work for what the data and networks cannot give."""
+        study = self.study
+        check_networks(
+            study.name,
+            [c.recipe for c in self.cells],
+            [f.layer for f in study.figures],
+            study.partitions,
+            max((getattr(study, n) for n in _COUNTS & study.model_fields_set), default=0),
+            data_root,
+        )
+
+    def measuring(self, measures: Sequence[str]) -> CorrelationStudy:
+        """Return the study with other baselines.
+
+        Raises:
+            RobGIBError: a measure that there is not.
+        """
+        for name in measures:
+            MEASURES.find(name, self.catalogue)
+        return replace(self, study=self.study.model_copy(update={"measures": list(dict.fromkeys(measures))}))
 
     def _duration(self, data_root: Path | None) -> str:
         try:
@@ -121,11 +142,16 @@ class CorrelationStudy:
 
     def run(self, data_root: Path | None, engine: Engine, progress: Progress | None) -> Answer:
         """See :class:`StudyKind`."""
+        self._check(data_root)
         study = self.study
         measured = measure(
             study, self.cells, data_root=data_root, engine=engine, catalogue=self.catalogue, progress=progress
         )
-        rows = measured_rows(study, measured)
+        return self.answer(measured_rows(study, measured))
+
+    def answer(self, rows: pd.DataFrame) -> Answer:
+        """Return the answer that a table of measured models gives."""
+        study = self.study
         answer, release = claim(study, rows), version("robgib")
         return Answer(
             answer.verdict,
@@ -137,7 +163,7 @@ class CorrelationStudy:
                 "json": lambda: _as_text(study_json(study, rows, answer, release)),
             },
             {"models.csv": rows},
-            any(one.run for one in measured),
+            bool("outcome" in rows and rows["outcome"].notna().any()),
         )
 
 
@@ -156,16 +182,24 @@ class CompressionStudy:
 
     def plan(self, data_root: Path | None) -> Plan:
         """See :class:`StudyKind`."""
+        self._check(data_root)
         traced = {one.name: (one.folder(self.study) / "trace.csv").is_file() for one in self.networks}
         rows = [
             (one.name, one.group, one.control or "", str(one.recipe.training.epochs), "yes" if traced[one.name] else "")
             for one in self.networks
         ]
         summary = f"{len(rows)} networks, {sum(traced.values())} traced before."
-        return Plan(self.name, ("network", "group", "control", "epochs", "traced"), rows, (summary,))
+        return Plan(self.name, ("network", "group", "control", "epochs", "done"), rows, (summary,))
+
+    def _check(self, data_root: Path | None) -> None:
+        """Raise before any work for what the data and networks cannot give."""
+        study = self.study
+        recipes = [one.recipe for one in self.networks]
+        check_networks(study.name, recipes, [study.layer], [study.partition], 1, data_root)
 
     def run(self, data_root: Path | None, engine: Engine, progress: Progress | None) -> Answer:
         """See :class:`StudyKind`."""
+        self._check(data_root)
         study = self.study
         traced = trace_all(
             study, self.networks, data_root=data_root, engine=engine, catalogue=self.catalogue, progress=progress
@@ -191,12 +225,20 @@ class CompressionStudy:
         )
 
 
+def _training_of(cell: Cell) -> str:
+    """A cell's architecture and how it is trained, in a few words."""
+    if cell.control:
+        return f"{cell.architecture}, {cell.control}"
+    return f"{cell.architecture}, {cell.regime}{f' {cell.strength:g}' if cell.strength else ''}"
+
+
 def _as_text(content: dict[str, Any]) -> str:
     return json.dumps(content, indent=2) + "\n"
 
 
 def _correlation(file: Path, catalogue: Sequence[Path], allow_code: bool) -> StudyKind:
     study = read_study(file, catalogue)
+    check_names(study, file, catalogue)
     return CorrelationStudy(study, cells(study, catalogue, allow_code=allow_code), catalogue)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,17 @@ import torch
 from torch import Tensor, nn
 
 from robgib.attacks.registry import make_attack
-from robgib.data.dataset import Dataset, split_information
+from robgib.data.dataset import Dataset
 from robgib.errors import RobGIBError
 from robgib.evaluation import evaluate
 from robgib.files import cache_folder, digest
-from robgib.information.activations import LOGITS, collect_activations
+from robgib.information.activations import LOGITS
 from robgib.information.analysis import passes_of
-from robgib.information.features import Projection
 from robgib.information.registry import make_estimator
-from robgib.results import Run, load_run, save_run
+from robgib.measures import measure_model, probabilistic_robustness, sample_of
+from robgib.results import Run, load_run, read_csv, save_run
 from robgib.runtime import Progress
-from robgib.studies.design import FIGURES, Cell, Figure, Study
+from robgib.studies.design import FIGURES, Cell, Figure, Outcome, Study
 from robgib.studies.engines import HERE, Engine, Task, finish
 from robgib.studies.strata import FIELD, training_fields, varied_fields
 from robgib.training.loop import accuracy
@@ -39,13 +39,12 @@ __all__ = [
     "estimated_seconds",
     "measure",
     "measured_rows",
+    "read_rows",
     "stored",
 ]
 
 _TIMED = 64  # images of a pass that is timed
 _UNSTATED = 100  # gradients a sample of an attack that does not state them
-_BATCH = 64  # images of one pass
-_IMAGES = 256  # on which the gradient's norm and the linear fit are taken
 
 
 @dataclass(frozen=True)
@@ -191,7 +190,7 @@ def _one(
         samples=study.samples,
         information_samples=study.information_samples,
         curve=False,
-        corruptions=False,
+        corruptions=study.outcome.measure == "corruption_accuracy",
         audit=0,
         signs=study.signs,
         device=device,
@@ -201,8 +200,7 @@ def _one(
             "kind": "study",
             "study_cell": cell.key(study),
             "recipe_digest": cell.recipe.digest,
-            "covariates": _covariates(model.cpu(), data, study),
-            **({"gap": _gap(model.cpu(), data)} if study.outcome.measure == "generalisation_gap" else {}),
+            **_further(model.cpu(), data, study, catalogue),
         },
         save=partial(save_run, root=folder),
         unfinished=cache_folder() / "unfinished",
@@ -210,30 +208,29 @@ def _one(
     )
 
 
-def _covariates(model: nn.Module, data: Dataset, study: Study) -> dict[str, float]:
-    """The norm of the weights, the mean norm of the loss's input gradient, and how linear the last layer is."""
-    weights = float(np.sqrt(sum(float((p.detach() ** 2).sum()) for p in model.parameters())))
-    images, labels = data.test.sample(_IMAGES, study.seed)
-    slopes = []
-    for x, y in zip(images.split(_BATCH), labels.split(_BATCH), strict=True):
-        x = x.clone().requires_grad_()
-        loss = nn.functional.cross_entropy(model(x), y, reduction="sum")
-        slopes.append(torch.autograd.grad(loss, x)[0].flatten(1).norm(dim=1))
-    (inputs, _), (fit, _) = split_information(data, _IMAGES, study.seed)
-    try:
-        held, then = (collect_activations(model, part, [LOGITS])[LOGITS] for part in (inputs, fit))
-    except RobGIBError:  # the logits are the same for all images, as in some controls
-        linear = math.nan
-    else:
-        of_x = Projection.fit(fit.numpy(), 32)
-        design, own = (np.column_stack([np.ones(len(v)), of_x(v.numpy())]) for v in (fit, inputs))
-        coefficients = np.linalg.lstsq(design, then, rcond=None)[0]
-        linear = 1 - float(((held - own @ coefficients) ** 2).sum() / max(((held - held.mean(0)) ** 2).sum(), 1e-30))
-    return {
-        "weight_norm": weights,
-        "gradient_norm": float(torch.cat(slopes).mean()),
-        "linear_r2": linear,
-    }
+def _further(model: nn.Module, data: Dataset, study: Study, catalogue: list[Path]) -> dict[str, Any]:
+    """The baselines, and what an outcome needs that is no part of a run."""
+    figures, failed = measure_model(model, sample_of(data, study.seed), study.measures, catalogue)
+    chance = float(np.bincount(data.test.y.numpy()).max() / len(data.test.y))
+    further: dict[str, Any] = {"baselines": figures, "baselines_failed": failed, "chance": chance}
+    kind, outcome = study.outcome.measure, study.outcome
+    if kind == "generalisation_gap":
+        further["gap"] = _gap(model, data)
+    elif kind == "robust_generalisation_gap":
+        if not len(data.train):
+            raise RobGIBError(f"{data.name!r} has no training samples; a robust generalisation gap needs them.")
+        trained = evaluate(
+            model, replace(data, test=data.train), attacks=outcome.attacks, estimators=[], samples=study.samples,
+            curve=False, corruptions=False, signs=False, audit=0, seed=study.seed, catalogue=catalogue, progress=False,
+        )  # fmt: skip
+        area, error = _area(outcome, trained)
+        further["trained_area"] = {"value": area, "se": error}
+    elif kind == "probabilistic_robustness":
+        norm = make_attack(outcome.attack, extra=catalogue).norm
+        x, y = data.test.sample(study.samples, study.seed)
+        share, low, high = probabilistic_robustness(model, x, y, outcome.eps[-1], norm=norm, seed=study.seed)
+        further["probabilistic"] = {"value": share, "se": (high - low) / 2 / 1.96}
+    return further
 
 
 def _gap(model: nn.Module, data: Dataset) -> dict[str, float]:
@@ -242,6 +239,25 @@ def _gap(model: nn.Module, data: Dataset) -> dict[str, float]:
     if not len(data.train) or not len(held):
         raise RobGIBError(f"{data.name!r} has no training or no held-out samples; a gap needs both.")
     return {"trained": accuracy(model, data.train), "held_out": accuracy(model, held), "samples": len(held)}
+
+
+def read_rows(path: Path, study: Study) -> pd.DataFrame:
+    """Read a table of measured models (``models.csv`` of a study's folder).
+
+    Raises:
+        RobGIBError: it is no such table, or lacks a figure of the study.
+    """
+    if not path.is_file():
+        raise RobGIBError(f"table of models {str(path)!r} does not exist.")
+    rows = read_csv(path).rename(columns={"dose": "strength"})  # the name of former versions
+    wanted = [*_ORIGIN, "outcome", "outcome_se", *(f.label for f in study.figures)]
+    missing = next((c for c in wanted if c not in rows), None)
+    if missing is not None:
+        raise RobGIBError(f"{path} has no column {missing!r}; give the models.csv of this study.")
+    return rows.assign(left_out=rows["left_out"].fillna("").astype(str))
+
+
+_ORIGIN = ("model", "part", "data", "architecture", "regime", "strength", "training_seed", "left_out")
 
 
 def measured_rows(study: Study, measured: Sequence[Measured]) -> pd.DataFrame:
@@ -264,10 +280,11 @@ def measured_rows(study: Study, measured: Sequence[Measured]) -> pd.DataFrame:
             **training_fields(cell.recipe),
         }
         if run is not None:
-            row |= _outcome(study, run)
+            row |= {k: float(v) for k, v in run.config["source"]["baselines"].items()}
+            row |= _outcome(study, run)  # the clean accuracy of all attacked images takes the place of the measure's
+            row["chance"] = float(run.config["source"]["chance"])
             for figure in study.figures:
                 row |= {f"{figure.label}{k}": v for k, v in _figure(figure, run).items()}
-            row |= {k: float(v) for k, v in run.config["source"]["covariates"].items()}
             row |= _bound(run)
             signs = run.signs[run.signs["seen"].astype(bool)]
             if len(signs) and not one.error:
@@ -289,33 +306,49 @@ def _bound(run: Run) -> dict[str, float]:
 
 
 def _outcome(study: Study, run: Run) -> dict[str, float]:
-    """The outcome with its standard error; of the area under accuracy against eps, as a share of the widest."""
-    clean = float(run.robustness["clean_accuracy"].iloc[0]) if len(run.robustness) else float("nan")
-    if study.outcome.measure == "generalisation_gap":
-        gap = run.config["source"]["gap"]
+    """The outcome with its standard error, and the clean accuracy."""
+    source, kind = run.config["source"], study.outcome.measure
+    clean = float(run.robustness["clean_accuracy"].iloc[0]) if len(run.robustness) else math.nan
+    if math.isnan(clean):
+        clean = float(source["baselines"].get("clean_accuracy", math.nan))
+    row = {"clean_accuracy": clean}
+    if kind == "generalisation_gap":
+        gap = source["gap"]
         spread = float(np.sqrt(gap["held_out"] * (1 - gap["held_out"]) / gap["samples"]))
-        found = {"trained_accuracy": gap["trained"], "held_out_accuracy": gap["held_out"]}
-        return {"clean_accuracy": clean, "outcome": gap["trained"] - gap["held_out"], "outcome_se": spread, **found}
+        parts = {"trained_accuracy": gap["trained"], "held_out_accuracy": gap["held_out"]}
+        return {**row, "outcome": gap["trained"] - gap["held_out"], "outcome_se": spread, **parts}
+    if kind == "corruption_accuracy":
+        share, n = float(run.corruptions["accuracy"].mean()), int(run.corruptions["samples"].iloc[0])
+        return {**row, "outcome": share, "outcome_se": math.sqrt(share * (1 - share) / n)}  # the same images in all
+    if kind == "probabilistic_robustness":
+        return {**row, "outcome": source["probabilistic"]["value"], "outcome_se": source["probabilistic"]["se"]}
+    if kind == "median_distance":
+        table = run.robustness[run.robustness["status"] == "ok"]
+        value = float(table["median_distance"].iloc[0]) if len(table) else math.nan
+        return {**row, "outcome": value if np.isfinite(value) else math.nan, **_median_se(run)}
+    area, error = _area(study.outcome, run)
+    if kind == "robust_generalisation_gap":
+        trained = source["trained_area"]
+        return {**row, "outcome": trained["value"] - area, "outcome_se": math.hypot(trained["se"], error),
+                "trained_area": trained["value"], "test_area": area}  # fmt: skip
+    return {**row, "outcome": area, "outcome_se": error}
+
+
+def _area(outcome: Outcome, run: Run) -> tuple[float, float]:
+    """The area under accuracy against eps as a share of the widest, and its standard error; NaN if a radius lacks."""
     table = run.robustness[run.robustness["status"] == "ok"].drop_duplicates("eps").set_index("eps")
-    told = table.loc[[e for e in table.index if any(np.isclose(e, study.outcome.eps))]].sort_index()
-    if study.outcome.measure == "median_distance":
-        value = float(table["median_distance"].iloc[0]) if len(table) else float("nan")
-        return {"clean_accuracy": clean, "outcome": value if np.isfinite(value) else float("nan"), **_median_se(run)}
-    at = np.array([0.0, *told.index])
-    accuracy = np.array([clean, *told["robust_accuracy"]])
-    if len(told) < len(study.outcome.eps):
-        return {"clean_accuracy": clean, "outcome": float("nan"), "outcome_se": float("nan")}
+    swept = table.loc[[e for e in table.index if any(np.isclose(e, outcome.eps))]].sort_index()
+    if len(swept) < len(outcome.eps):
+        return math.nan, math.nan
+    at = np.array([0.0, *swept.index])
+    accuracy = np.array([float(swept["clean_accuracy"].iloc[0]), *swept["robust_accuracy"]])
     weights = np.zeros(len(at))
     weights[:-1] += np.diff(at) / 2
     weights[1:] += np.diff(at) / 2
     samples = int(run.robustness["samples"].iloc[0])
     # The same samples at every radius: their errors go together, so the deviations add.
     spread = np.sqrt(accuracy * (1 - accuracy) / samples)
-    return {
-        "clean_accuracy": clean,
-        "outcome": float(weights @ accuracy / at[-1]),
-        "outcome_se": float(weights @ spread / at[-1]),
-    }
+    return float(weights @ accuracy / at[-1]), float(weights @ spread / at[-1])
 
 
 def _median_se(run: Run) -> dict[str, float]:

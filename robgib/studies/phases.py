@@ -21,6 +21,7 @@ from robgib.information.activations import LOGITS
 from robgib.information.registry import make_estimator
 from robgib.results import SCHEMA_VERSION, csv_text, read_csv, with_present_names
 from robgib.runtime import Progress
+from robgib.studies.checks import check_partition
 from robgib.studies.design import Grid, Models, chosen_recipes, read_design
 from robgib.studies.engines import HERE, Engine, Task, finish
 from robgib.training.tracing import CONTROLS, Control, control, log_spaced
@@ -134,6 +135,8 @@ def read_phases(path: Path, catalogue: Sequence[Path] = ()) -> Phases:
     """
     study = read_design(path, Phases)
     try:
+        if study.partition != "auto":
+            check_partition(study.partition)
         make_estimator(study.estimator, catalogue)
     except RobGIBError as error:
         raise RobGIBError(f"{path}: {error}") from error

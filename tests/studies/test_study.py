@@ -13,8 +13,10 @@ from robgib import RobGIBError
 from robgib.data import function
 from robgib.evaluation import Record
 from robgib.information import layer_information
+from robgib.measures import list_measures
 from robgib.results import save_run
-from robgib.studies import cells, measure, measured_rows, read_study, stored
+from robgib.studies import cells, measured_rows, open_study, read_study, stored
+from robgib.studies import measure as measure_all
 from robgib.validation import true_information
 from robgib.zoo.loading import load_recipe
 from robgib.zoo.recipe import Recipe, find_recipe
@@ -70,7 +72,7 @@ def test_synergy_against_the_generalisation_gap(tmp_path):
     study = read_study(written(tmp_path, GAP))
     found = cells(study)
     assert [c.name for c in found] == [f"function-mlp-random-{k}" for k in range(4)]
-    rows = measured_rows(study, measure(study, found))
+    rows = measured_rows(study, measure_all(study, found))
     assert not (rows["left_out"] != "").any()
     for row, cell in zip(rows.itertuples(), found, strict=True):
         assert row.data == cell.recipe.data
@@ -90,7 +92,7 @@ def test_the_median_distance_as_the_outcome(tmp_path):
         '{attack: "pgd-linf:steps=3", eps: [0.05, 0.1]}', '{measure: median_distance, attack: "deepfool-linf"}'
     )
     study = read_study(written(tmp_path, text))
-    rows = measured_rows(study, measure(study, cells(study)))
+    rows = measured_rows(study, measure_all(study, cells(study)))
     trained = rows[rows["part"] == "confirm"]
     assert trained["outcome"].between(1e-4, 1).all()
     assert trained["outcome_se"].max() > 0
@@ -108,11 +110,80 @@ def test_the_median_distance_as_the_outcome(tmp_path):
         (("models: [digits-mlp-relu]", "models: ['nothing-*']"), "unknown model"),
         (("signs: false", "sings: false"), "sings"),
         (("confirm:", "explore:"), "confirm"),
+        (("primary:", "primry:"), "line 4: unknown key 'primry'; did you mean 'primary'"),
+        (("partition:", "parttion:"), "unknown key of primary: 'parttion'; did you mean 'partition'"),
+        (("recipe:", "recipee:"), r"unknown key of confirm.train.0: 'recipee'; did you mean 'recipe'"),
+        (("controls:", "least_accuracy: 2\ncontrols:"), "least_accuracy"),
     ],
 )
 def test_what_does_not_exist_is_one_sentence(tmp_path, change, words):
     with pytest.raises(RobGIBError, match=words):
         cells(read_study(written(tmp_path, SMALL.replace(*change))))
+
+
+TWICE = """secondary:
+  - {figure: synergy, estimator: "imputation:donors=2,samples=60,steps=20", partition: "patches:2"}
+  - {figure: synergy, estimator: "imputation:donors=2,samples=60,steps=20", partition: "patches:2"}
+outcome:"""
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            ("question:", "kind: corelation\nquestion:"),
+            "unknown kind of study 'corelation'; did you mean 'correlation'",
+        ),
+        (('"patches:2"', '"patch:2"'), "unknown kind of features 'patch'; did you mean 'patches'"),
+        (('"patches:2"', '"patches:99"'), "images of 8x8 have no such grid"),
+        (('"patches:2"', '"auto"'), "partition 'auto' may be several"),
+        (('"patches:2"', '"patches:2", layer: blocks.99'), "unknown layer of 'digits-cnn-at-eps0.02'"),
+        (("samples: 40", "samples: 100000"), "asks for 100,000 samples, and 'digits' has 592 test samples"),
+        (("outcome: {", "outcome: {measure: median_distance, "), "needs an attack that minimises the distance"),
+        (("outcome:", TWICE), "is named twice; name it once"),
+        (("outcome:", TWICE.replace("steps=20", "steps=21", 1)), "is named twice; name it once"),
+        (("samples: 40", "measures: [gradient_nrm]\nsamples: 40"), "did you mean 'gradient_norm'"),
+        (("samples: 40", "measures: [flatness, flatness]\nsamples: 40"), "the measure flatness is named twice"),
+        (('{attack: "pgd-linf:steps=3"', '{measure: probabilistic_robustness, attack: "pgd-l1"'), "of the norm l1"),
+    ],
+)
+def test_what_cannot_be_had_is_refused_before_anything_runs(tmp_path, change, words):
+    assert change[0] in SMALL
+    with pytest.raises(RobGIBError, match=words):
+        open_study(written(tmp_path, SMALL.replace(*change))).plan(None)
+
+
+def test_a_layer_that_there_is_and_defaults_that_are_too_many_pass(tmp_path):
+    text = SMALL.replace("samples: 40\ninformation_samples: 80\n", "").replace(
+        '"patches:2"', '"patches:2", layer: logits'
+    )
+    planned = open_study(written(tmp_path, text)).plan(None)
+    assert len(planned.rows) == 3
+    assert planned.rows[0] == ("digits-cnn-at-eps0.02", "confirm", "cnn, adversarial 0.02", "")
+
+
+@pytest.mark.parametrize(
+    ("measure", "low", "high"),
+    [("corruption_accuracy", 0.1, 1), ("probabilistic_robustness", 0.1, 1), ("robust_generalisation_gap", -0.6, 0.6)],
+)
+def test_other_outcomes(tmp_path, measure, low, high):
+    text = SMALL.replace("outcome: {", f"outcome: {{measure: {measure}, ").split("controls:")[0]
+    study = read_study(written(tmp_path, text.replace("[0.02, 0.1]", "[0.02]")))
+    study = study.model_copy(update={"measures": ["weight_norm"]})
+    row = measured_rows(study, measure_all(study, cells(study))).iloc[0]
+    assert row["left_out"] == ""
+    assert low <= row["outcome"] <= high
+    assert 0 < row["outcome_se"] < 0.2
+    assert row["chance"] == pytest.approx(0.1, abs=0.01)
+    if measure == "robust_generalisation_gap":
+        assert row["outcome"] == pytest.approx(row["trained_area"] - row["test_area"])
+
+
+def test_the_plan_fits_80_columns(cli, tmp_path):
+    written(tmp_path, SMALL)
+    lines = cli("study", "plan", "small.yaml").stdout.splitlines()
+    assert sum("digits-" in line for line in lines) == 3
+    assert max(len(line) for line in lines if "digits-" in line or "model" in line[:10]) <= 80
 
 
 def test_a_model_in_both_parts_is_refused(tmp_path):
@@ -138,7 +209,8 @@ def test_from_the_command_line_to_the_page(cli, cache, tmp_path, monkeypatch):
     assert told["verdict"] == "cannot be told"
     first = pd.read_csv(tmp_path / "found" / "models.csv")
     assert first["outcome"].between(0, 1).all()
-    assert (first["weight_norm"] > 0).all()
+    assert set(list_measures()) <= set(first)
+    assert first[["weight_norm", "boundary_thickness", "effective_rank"]].gt(0).all(axis=None)
     assert "3 measured before" in cli("study", "plan", "small.yaml").stdout
 
     # What is measured is read, not measured again; one that is gone is measured alone, to the same figures.
@@ -147,7 +219,7 @@ def test_from_the_command_line_to_the_page(cli, cache, tmp_path, monkeypatch):
     monkeypatch.setattr(
         importlib.import_module("robgib.studies.measure"), "_one", lambda *_: pytest.fail("measured again")
     )
-    assert all(m.run for m in measure(study, found))
+    assert all(m.run for m in measure_all(study, found))
     monkeypatch.undo()
     gone = stored(found[0], study)
     (next(gone.iterdir()) / "config.json").unlink()
@@ -177,7 +249,7 @@ def test_the_folder_that_is_read_is_the_cell_s_own(tmp_path, cache, digits, monk
         (place / "a").mkdir()
         (place / "a" / "config.json").write_text("{")
         shutil.copytree(own, place / ".own-of-a-killed-process")
-        (found,) = measure(study, [cell])
+        (found,) = measure_all(study, [cell])
         assert found.run.name == "own"
     finally:
         shutil.rmtree(place)
@@ -188,7 +260,7 @@ def test_networks_on_permuted_patches_are_controls(tmp_path):
     study = read_study(written(tmp_path, text))
     control = next(c for c in cells(study) if c.part == "control")
     assert control.name == "digits-mlp-relu-permuted-patches"
-    row = measured_rows(study, measure(study, [control])).iloc[0]
+    row = measured_rows(study, measure_all(study, [control])).iloc[0]
     assert row["regime"] == "permuted-patches"
     assert row["clean_accuracy"] < 0.5  # digits without the places of their patches; whole ones give 0.95
 
@@ -198,19 +270,20 @@ def test_networks_on_random_labels_are_controls(tmp_path):
     study = read_study(written(tmp_path, text))
     (control,) = (c for c in cells(study) if c.part == "control")
     assert control.name == "digits-mlp-relu-random-labels"
-    row = measured_rows(study, measure(study, [control])).iloc[0]
+    row = measured_rows(study, measure_all(study, [control])).iloc[0]
     assert row["regime"] == "random-labels"
     assert row["clean_accuracy"] < 0.35  # the labels that it learnt make no sense
     assert row["bound_held"] == row["bound_of"] > 0
 
 
 def test_a_study_in_which_every_model_fails_says_why(cli, tmp_path):
-    text = SMALL.replace('"patches:2"', '"tokens:2"').replace("controls: {models: [digits-mlp-relu]}", "")
+    text = SMALL.replace('"imputation:donors=2,samples=60,steps=20"', "exact")
+    text = text.replace("controls: {models: [digits-mlp-relu]}", "")
     written(tmp_path, text)
     done = cli("study", "run", "small.yaml", "--out", "found", "--quiet")
     assert done.returncode == 1
-    assert "need sequences" in done.stdout
-    assert "need sequences" in (tmp_path / "found" / "study.html").read_text()
+    assert "counts all inputs there are" in done.stdout
+    assert "counts all inputs there are" in (tmp_path / "found" / "study.html").read_text()
 
 
 @pytest.mark.slow
