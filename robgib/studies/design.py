@@ -1,4 +1,4 @@
-"""A study's design, in a YAML file: which models, what is measured of them, and what is asked."""
+"""A study's design, in a YAML file: which models, what is measured of them, and the question."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ _SWEPT = ("area", "robust_generalisation_gap")
 
 
 class Outcome(BaseModel):
-    """What the figures are held against.
+    """What the figures are correlated with.
 
     For robustness the area under accuracy against eps, or the median distance of the nearest adversarial image, neither
     of which has a floor where the accuracy at one budget would; or the gap between trained and held-out samples.
@@ -129,7 +129,7 @@ class Outcome(BaseModel):
 
     @property
     def noun(self) -> str:
-        """What it stands for."""
+        """What it measures, in a few words."""
         return _OUTCOMES[self.measure][0]
 
     @property
@@ -171,14 +171,14 @@ class Grid(BaseModel):
 
 
 def _numbered(value: Any) -> list[Any]:
-    """The texts that a text with a range of numbers, as in {0..99}, stands for; anything else alone."""
-    found = _RANGE.search(value) if isinstance(value, str) else None
-    if found is None:
+    """Expand a text with a range of numbers, as in {0..99}, to one text a number; return anything else alone."""
+    span = _RANGE.search(value) if isinstance(value, str) else None
+    if span is None:
         return [value]
-    first, last = int(found[1]), int(found[2])
+    first, last = int(span[1]), int(span[2])
     if not first <= last < first + _MOST:
         raise ValueError(f"{value}: give a range in rising order, of at most {_MOST} numbers")
-    return [value[: found.start()] + str(k) + value[found.end() :] for k in range(first, last + 1)]
+    return [value[: span.start()] + str(k) + value[span.end() :] for k in range(first, last + 1)]
 
 
 class Models(BaseModel):
@@ -206,11 +206,11 @@ class Study(BaseModel):
     confirm: Models
     """The models that the verdict rests on."""
     explore: Models = Field(default_factory=Models)
-    """Models on which the question was found: shown apart, never part of the verdict."""
+    """Models on which the question arose: shown apart, never part of the verdict."""
     controls: Models = Field(default_factory=Models)
-    """Untrained networks of these recipes, on which nothing must be found."""
+    """Untrained networks of these recipes, on which no correlation may appear."""
     random_labels: Models = Field(default_factory=Models)
-    """Networks trained on shuffled labels, on which nothing must be found either."""
+    """Networks trained on shuffled labels, on which no correlation may appear either."""
     permuted_patches: Models = Field(default_factory=Models)
     """Networks trained and measured on images whose patches lie in an order of chance, each image's its own."""
     samples: PositiveInt = 500
@@ -251,7 +251,7 @@ class Study(BaseModel):
 
     @property
     def estimators(self) -> list[str]:
-        """Specifications of the estimators asked."""
+        """Specifications of the estimators."""
         return list(dict.fromkeys(f.estimator for f in self.figures))
 
     @property
@@ -387,20 +387,27 @@ def cells(study: Study, catalogue: Sequence[Path] = (), *, allow_code: bool = Fa
         ("control", study.random_labels, "random-labels"),
         ("control", study.permuted_patches, "permuted-patches"),
     )
-    found: dict[str, Cell] = {}
+    chosen: dict[str, Cell] = {}
+    weights: dict[tuple[str, Control | None], Cell] = {}
     for part, models, how in parts:
         for recipe in chosen_recipes(study.name, models, known, allow_code):
             cell = Cell(recipe, part, *_origin(recipe), how)
-            if cell.name in found:
-                former = found[cell.name].part
+            if cell.name in chosen:
+                former = chosen[cell.name].part
                 twice = f"both in {former} and in {part}" if former != part else f"twice in {part}"
                 raise RobGIBError(f"study {study.name!r} has the model {cell.name!r} {twice}; name it once.")
-            found[cell.name] = cell
-    if not any(c.part == "confirm" for c in found.values()):
+            chosen[cell.name] = cell
+            same = weights.setdefault((recipe.digest, how), cell)
+            if same.part != part:
+                raise RobGIBError(
+                    f"study {study.name!r}: {same.name!r} in {same.part} and {cell.name!r} in {part} have the same "
+                    "weights; a model may be in one part only."
+                )
+    if not any(c.part == "confirm" for c in chosen.values()):
         raise RobGIBError(f"study {study.name!r} has no models to confirm on; give confirm: models, group or train.")
-    for data in {c.recipe.data for c in found.values()}:
+    for data in {c.recipe.data for c in chosen.values()}:
         check_data(data, catalogue)
-    return list(found.values())
+    return list(chosen.values())
 
 
 def chosen_recipes(study: str, models: Models, known: Mapping[str, Recipe], allow_code: bool = False) -> list[Recipe]:

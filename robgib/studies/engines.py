@@ -73,7 +73,7 @@ class Task:
         name: of the model.
         target: folder that the result becomes, on the machine that started the study.
         recipe: of the model; its data are loaded once for all tasks.
-        work: writes the result into a folder, given that, the data, the device, and what its progress is told to.
+        work: writes the result into a folder, given that, the data, the device, and a callback for its progress.
         checkpoint: file name in the zoo's cache of the weights that it needs or makes, given the data.
     """
 
@@ -216,18 +216,18 @@ def _heard(progress: Progress | None, jobs: int) -> Iterator[Tell | None]:
 
 
 def _here(task: Task, device: str, data_root: Path | None, tell: Tell | None) -> tuple[str, str]:
-    told = _Stages(f"{INSIDE}{task.name}", tell) if tell else None
+    stages = _Stages(f"{INSIDE}{task.name}", tell) if tell else None
     try:
-        if told:
-            told("data", 0, 1)
+        if stages:
+            stages("data", 0, 1)
         data = _data(task.recipe.data, data_root, task.recipe.catalogue)
         with one_thread(), atomic_directory(task.target) as folder, _faults():
-            task.work(folder, data, device, told)
+            task.work(folder, data, device, stages)
     except RobGIBError as error:
         return task.name, str(error)
     finally:
-        if told:
-            told.over()
+        if stages:
+            stages.over()
     return task.name, ""
 
 
@@ -324,8 +324,8 @@ def _on_ray(tasks: Sequence[Task], engine: Engine, data_root: Path | None) -> It
 def _weights(file: str) -> dict[str, bytes]:
     """What the zoo's cache holds of a checkpoint: the weights, their record and log, by file name."""
     stem = Path(file).stem
-    found = sorted((cache_folder() / "zoo").glob(f"{stem}.*")) if (cache_folder() / "zoo" / file).exists() else []
-    return {path.name: path.read_bytes() for path in found}
+    files = sorted((cache_folder() / "zoo").glob(f"{stem}.*")) if (cache_folder() / "zoo" / file).exists() else []
+    return {path.name: path.read_bytes() for path in files}
 
 
 def _keep(weights: Mapping[str, bytes]) -> None:
@@ -341,15 +341,15 @@ def _there(
 ) -> tuple[bytes, dict[str, bytes], str]:
     """Do a task on a machine of the cluster: the packed result, the weights that were made, and the error."""
     _keep(weights)
-    with tempfile.TemporaryDirectory() as held:
+    with tempfile.TemporaryDirectory() as folder:
         try:
             with one_thread(), _faults():
-                task.work(Path(held), data, device, None)
+                task.work(Path(folder), data, device, None)
         except RobGIBError as error:
             return b"", {}, str(error)
         packed = io.BytesIO()
         with tarfile.open(fileobj=packed, mode="w:gz") as archive:
-            for path in sorted(Path(held).rglob("*")):
-                archive.add(path, path.relative_to(held), recursive=False)
+            for path in sorted(Path(folder).rglob("*")):
+                archive.add(path, path.relative_to(folder), recursive=False)
         made = {} if file is None or weights else _weights(file)
         return packed.getvalue(), made, ""

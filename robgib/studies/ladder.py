@@ -69,7 +69,7 @@ class Rung:
 
 @dataclass(frozen=True)
 class Question:
-    """What the ladder is asked about.
+    """What the ladder tests.
 
     Attributes:
         rows: the models, a row each, with the columns ``outcome`` and ``label``.
@@ -324,8 +324,8 @@ def prediction_errors(rows: pd.DataFrame, columns: Sequence[str]) -> Vector:
     x, y = rows[list(columns)].to_numpy(float), rows["outcome"].to_numpy(float)
     group = rows["architecture"].to_numpy()
     errors = np.zeros(len(y))
-    for held in np.unique(group):
-        train = group != held
+    for left_out in np.unique(group):
+        train = group != left_out
         inner = sum(
             (_missed(x, y, train & (group != one), train & (group == one)) ** 2).sum(1)
             for one in np.unique(group[train])

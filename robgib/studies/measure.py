@@ -81,7 +81,7 @@ def measure(
         progress: called after each cell, and while the cells of this machine are under way.
 
     Returns:
-        What came of each cell, in order. A cell that fails is told, and does not stop the others.
+        What came of each cell, in order. A cell that fails carries its error, and does not stop the others.
     """
     runs = {c.name: _read(c, study) for c in cells}
     waiting = [c for c in cells if runs[c.name] is None]
@@ -235,10 +235,10 @@ def _further(model: nn.Module, data: Dataset, study: Study, catalogue: list[Path
 
 def _gap(model: nn.Module, data: Dataset) -> dict[str, float]:
     """Accuracy on the samples that were trained on, on those held out, and how many there are."""
-    held = data.val if data.enumerated else data.test  # where all inputs are listed, the test ones are among them
-    if not len(data.train) or not len(held):
+    unseen = data.val if data.enumerated else data.test  # where all inputs are listed, the test ones are among them
+    if not len(data.train) or not len(unseen):
         raise RobGIBError(f"{data.name!r} has no training or no held-out samples; a gap needs both.")
-    return {"trained": accuracy(model, data.train), "held_out": accuracy(model, held), "samples": len(held)}
+    return {"trained": accuracy(model, data.train), "held_out": accuracy(model, unseen), "samples": len(unseen)}
 
 
 def read_rows(path: Path, study: Study) -> pd.DataFrame:
@@ -261,7 +261,7 @@ _ORIGIN = ("model", "part", "data", "architecture", "regime", "strength", "train
 
 
 def measured_rows(study: Study, measured: Sequence[Measured]) -> pd.DataFrame:
-    """One row a model: where it came from, the outcome, every figure with its standard error, and the covariates.
+    """One row a model: where it came from, the outcome, every figure with its standard error, and the baselines.
 
     ``left_out`` says why a model is no part of the statistics.
     """
@@ -296,7 +296,7 @@ def measured_rows(study: Study, measured: Sequence[Measured]) -> pd.DataFrame:
 
 
 def _bound(run: Run) -> dict[str, float]:
-    """In how many layers' estimates IB and GIB are both told, in how many IB ≤ GIB, and the most that it misses by."""
+    """How many layers have estimates of IB and GIB, in how many IB ≤ GIB, and the largest IB − GIB."""
     keys = ["estimator", "partition", "layer"]
     both = [run.layers[run.layers["term"] == term].set_index(keys)["value"] for term in ("IB", "GIB")]
     over = (both[0] - both[1]).dropna()
@@ -362,9 +362,11 @@ def _median_se(run: Run) -> dict[str, float]:
 
 def _figure(figure: Figure, run: Run) -> Mapping[str, Any]:
     name = figure.estimator.partition(":")[0]
-    held = run.layers
-    chosen = held[
-        (held["estimator"] == name) & (held["partition"] == figure.partition) & (held["term"] == FIGURES[figure.figure])
+    layers = run.layers
+    chosen = layers[
+        (layers["estimator"] == name)
+        & (layers["partition"] == figure.partition)
+        & (layers["term"] == FIGURES[figure.figure])
     ].sort_values("depth")
     inner = chosen[(chosen["layer"] != LOGITS) & (chosen["depth"] >= 0)]
     if figure.layer == "last":

@@ -146,7 +146,7 @@ def read_phases(path: Path, catalogue: Sequence[Path] = ()) -> Phases:
 def followed(study: Phases, catalogue: Sequence[Path] = (), *, allow_code: bool = False) -> list[Followed]:
     """Return the networks of a study, each once; ``allow_code`` as in :func:`~robgib.studies.cells`."""
     known = recipes(catalogue)
-    found: list[Followed] = []
+    networks: list[Followed] = []
     parts: tuple[tuple[Sequence[Grid], Control | Literal["bijective"] | None], ...] = (
         (study.train, None),
         (study.controls.untrained, "untrained"),
@@ -157,19 +157,19 @@ def followed(study: Phases, catalogue: Sequence[Path] = (), *, allow_code: bool 
     for grids, how in parts:
         for grid in grids:
             models = chosen_recipes(study.name, Models(train=[grid]), known, allow_code)
-            found += [Followed(r, grid.recipe, how) for r in models]
-    for one in found:
+            networks += [Followed(r, grid.recipe, how) for r in models]
+    for one in networks:
         built = one.recipe.architecture.name if one.recipe.architecture else "a checkpoint"
         if one.control == "bijective" and built != "bijective":
             raise RobGIBError(
                 f"study {study.name!r}: the control {one.name!r} is to lose nothing and is of the architecture "
                 f"{built!r}; name a recipe of the architecture 'bijective'."
             )
-    names = [n.name for n in found]
+    names = [n.name for n in networks]
     twice = next((n for n in names if names.count(n) > 1), None)
     if twice:
         raise RobGIBError(f"study {study.name!r} has the network {twice!r} twice; name it once.")
-    return found
+    return networks
 
 
 def trace_all(
@@ -204,7 +204,7 @@ def _one(
         recipe = recipe.model_copy(update={"training": training})
     target = network.folder(study)
     work = target.with_name(f"{target.name}.unfinished")  # a training that was killed goes on there
-    found, record = trace_recipe(
+    trace, record = trace_recipe(
         recipe,
         data,
         work / "network.safetensors",
@@ -216,7 +216,7 @@ def _one(
         catalogue=catalogue,
         progress=progress,
     )
-    for name, table in (("trace.csv", found.table), ("compression.csv", found.compression)):
+    for name, table in (("trace.csv", trace.table), ("compression.csv", trace.compression)):
         (folder / name).write_text(csv_text(table), encoding="utf-8", newline="")
     (folder / "record.json").write_text(json.dumps(record, default=str))
     shutil.rmtree(work, ignore_errors=True)
@@ -247,22 +247,22 @@ def phases_rows(study: Phases, traced: Sequence[Traced]) -> pd.DataFrame:
         if one.compression is None:
             rows.append({**base, "left_out": one.error})
             continue
-        held = one.compression.drop_duplicates(["layer", "term"])
-        inner = [n for n in held.sort_values("depth")["layer"].unique() if n != LOGITS]
+        terms = one.compression.drop_duplicates(["layer", "term"])
+        inner = [n for n in terms.sort_values("depth")["layer"].unique() if n != LOGITS]
         chosen = (inner[-1] if inner else LOGITS) if study.layer == "last" else study.layer
-        if chosen not in set(held["layer"]):
-            raise unknown_name("layer", chosen, list(held["layer"].unique()))
-        for r in held.itertuples():
-            told = {k: getattr(r, k) for k in ("layer", "depth", "term", "peak_epoch", "peak", "final")}
+        if chosen not in set(terms["layer"]):
+            raise unknown_name("layer", chosen, list(terms["layer"].unique()))
+        for r in terms.itertuples():
+            figures = {k: getattr(r, k) for k in ("layer", "depth", "term", "peak_epoch", "peak", "final")}
             fall = {k: getattr(r, k) for k in ("compression", "low", "high", "verdict")}
             primary = r.layer == chosen and r.term == study.term
-            rows.append({**base, **told, **fall, "primary": primary, "accuracy": one.accuracy, "left_out": ""})
+            rows.append({**base, **figures, **fall, "primary": primary, "accuracy": one.accuracy, "left_out": ""})
     return pd.DataFrame(rows)
 
 
 @dataclass(frozen=True)
 class PhasesClaim:
-    """What a study of compression found.
+    """What a study of compression shows.
 
     Attributes:
         verdict: ``supported``, ``contradicted``, ``not shown``, or ``cannot be told``.
@@ -284,11 +284,11 @@ def phases_claim(study: Phases, rows: pd.DataFrame) -> PhasesClaim:
     """Count verdicts: a group bears its expectation out where four of five networks have it, and none the opposite."""
     failed = rows[rows["left_out"] != ""]
     notes = [f"left out ({why}): {', '.join(g['network'])}" for why, g in failed.groupby("left_out", sort=False)]
-    told = rows[rows["left_out"] == ""]
-    if told.empty:
+    usable = rows[rows["left_out"] == ""]
+    if usable.empty:
         return PhasesClaim("cannot be told", "No network could be followed.", 0, pd.DataFrame(), tuple(notes))
     groups = []
-    for (control_, group, layer, term), g in told.groupby(["control", "group", "layer", "term"], sort=False):
+    for (control_, group, layer, term), g in usable.groupby(["control", "group", "layer", "term"], sort=False):
         counts = g["verdict"].value_counts()
         groups.append(
             {
@@ -306,7 +306,7 @@ def phases_claim(study: Phases, rows: pd.DataFrame) -> PhasesClaim:
             }
         )
     table = pd.DataFrame(groups)
-    own = told[told["primary"] & (told["control"] == "")]
+    own = usable[usable["primary"] & (usable["control"] == "")]
     sentences, outcomes = [], []
     for group, expected in study.expect.items():
         of = own[own["group"] == group]
@@ -327,7 +327,7 @@ def phases_claim(study: Phases, rows: pd.DataFrame) -> PhasesClaim:
         verdict = "contradicted"
     else:
         verdict = "not shown"
-    controls = told[told["primary"] & (told["control"] != "")]
+    controls = usable[usable["primary"] & (usable["control"] != "")]
     for how, of in controls.groupby("control", sort=False):
         sentences.append(f"Controls, {str(how).replace('-', ' ')}: {_counts(of)[COMPRESSES]} of {len(of)} compress.")
     return PhasesClaim(verdict, " ".join(sentences), own["network"].nunique(), table, tuple(notes))

@@ -3,6 +3,7 @@
 import importlib
 import json
 import shutil
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -179,11 +180,35 @@ def test_other_outcomes(tmp_path, measure, low, high):
         assert row["outcome"] == pytest.approx(row["trained_area"] - row["test_area"])
 
 
+def test_the_same_weights_in_two_parts_are_refused(tmp_path):
+    """Under another name, which a grid with one value gives them."""
+    text = SMALL.split("controls:")[0] + ("explore: {models: [digits-cnn]}\n")
+    text = text.replace("digits-cnn-at\n", "digits-cnn\n").replace(
+        "{training.adversary.eps: [0.02, 0.1], training.epochs: [1], training.adversary.steps: [1]}",
+        "{training.seed: [null, 5]}",
+    )
+    with pytest.raises(RobGIBError, match="have the same weights; a model may be in one part only"):
+        cells(read_study(written(tmp_path, text)))
+
+
+def test_a_claim_is_tested_again_on_a_table(cli, tmp_path):
+    reports = Path(__file__).parents[2] / "reports" / "robustness"
+    study, models = str(reports / "study.yaml"), str(reports / "models.csv")
+    done = cli("study", "claim", study, "--models", models, "--out", "again")
+    assert done.returncode == 0, done.stderr
+    assert "Goes with." in done.stdout
+    assert (tmp_path / "again" / "study.md").read_text() == (reports / "study.md").read_text()
+    (tmp_path / "half.csv").write_text("model,part\na,confirm\n")
+    done = cli("study", "claim", study, "--models", "half.csv")
+    assert done.returncode == 2
+    assert "half.csv has no column 'data'; give the models.csv of this study." in done.stderr
+
+
 def test_the_plan_fits_80_columns(cli, tmp_path):
     written(tmp_path, SMALL)
     lines = cli("study", "plan", "small.yaml").stdout.splitlines()
     assert sum("digits-" in line for line in lines) == 3
-    assert max(len(line) for line in lines if "digits-" in line or "model" in line[:10]) <= 80
+    assert max(len(line) for line in lines if "digits-" in line) <= 80
 
 
 def test_a_model_in_both_parts_is_refused(tmp_path):
