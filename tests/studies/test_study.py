@@ -180,6 +180,17 @@ def test_other_outcomes(tmp_path, measure, low, high):
         assert row["outcome"] == pytest.approx(row["trained_area"] - row["test_area"])
 
 
+def test_baselines_are_chosen_by_name(tmp_path):
+    study = open_study(written(tmp_path, SMALL))
+    assert study.study.measures == list_measures()
+    chosen = study.measuring(["flatness", "flatness"])
+    assert chosen.study.measures == ["flatness"]
+    cell = chosen.cells[0]
+    assert cell.key(chosen.study) != cell.key(study.study)
+    with pytest.raises(RobGIBError, match="did you mean 'flatness'"):
+        study.measuring(["flatnes"])
+
+
 def test_the_same_weights_in_two_parts_are_refused(tmp_path):
     """Under another name, which a grid with one value gives them."""
     text = SMALL.split("controls:")[0] + ("explore: {models: [digits-cnn]}\n")
