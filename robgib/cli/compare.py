@@ -6,9 +6,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Optional
+from typing import TYPE_CHECKING, Annotated, Literal, Optional
 
-import pandas as pd
 import typer
 from rich.markup import escape
 from rich.table import Table
@@ -18,8 +17,11 @@ from robgib.cli.common import out
 from robgib.cli.options import with_options
 from robgib.files import check_file, write_file
 from robgib.options import Share, check, option
-from robgib.reporting.comparison import Finding, compare_runs, comparison_findings, junit, run_findings, sarif
-from robgib.results import csv_text, load_run, plain_rows
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from robgib.reporting.comparison import Finding
 
 _OutFile = Annotated[Optional[Path], typer.Option("--out", help="File to write, in place of the terminal.")]  # noqa: UP045
 
@@ -62,18 +64,18 @@ def compare(
     """Compare two runs on the same samples: clean, robust and corrupted accuracy; exit with 1 if B is worse."""
     if out_file is not None:
         check_file(out_file)
-    a, b = load_run(first), load_run(second)
+    a, b = robgib.load_run(first), robgib.load_run(second)
     names = (a.name, b.name) if a.name != b.name else (a.folder, b.folder)
-    table = compare_runs(a, b)
-    findings = comparison_findings(table, names, str(second / "config.json"), options.margin)
+    table = robgib.reporting.compare_runs(a, b)
+    findings = robgib.reporting.comparison_findings(table, names, str(second / "config.json"), options.margin)
     if options.format == "json":
-        content = {"schema": 1, "a": names[0], "b": names[1], "rows": plain_rows(table)}
+        content = {"schema": 1, "a": names[0], "b": names[1], "rows": robgib.results.plain_rows(table)}
         _write(json.dumps(content, indent=2) + "\n", out_file)
     elif options.format == "table":
         if out_file is None:
             out.print(_shown(table, names))
         else:
-            _write(csv_text(table), out_file)
+            _write(robgib.results.csv_text(table), out_file)
     else:
         _write(_report(options.format, findings, f"{names[0]} and {names[1]}"), out_file)
     worse = [one.name for one in findings if one.level == "error"]
@@ -96,7 +98,9 @@ def export(
     findings = [
         one
         for folder in runs
-        for one in run_findings(load_run(folder), str(folder / "config.json"), options.fail_under)
+        for one in robgib.reporting.run_findings(
+            robgib.load_run(folder), str(folder / "config.json"), options.fail_under
+        )
     ]
     _write(_report(options.format, findings, "robgib"), out_file)
     if any(one.level == "error" for one in findings):
@@ -105,8 +109,8 @@ def export(
 
 def _report(format: str, findings: Sequence[Finding], suite: str) -> str:
     if format == "junit":
-        return junit(findings, suite)
-    return json.dumps(sarif(findings, robgib.__version__), indent=2) + "\n"
+        return robgib.reporting.junit(findings, suite)
+    return json.dumps(robgib.reporting.sarif(findings, robgib.__version__), indent=2) + "\n"
 
 
 def _write(text: str, target: Path | None) -> None:

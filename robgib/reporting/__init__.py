@@ -1,5 +1,6 @@
 """From run folders to a page."""
 
+from robgib.reporting.comparison import compare_runs, comparison_findings, junit, run_findings, sarif
 from robgib.reporting.console import print_runs, runs_json
 from robgib.reporting.page import render, trace_page, write_report, write_trace
 from robgib.reporting.summary import summarise
@@ -16,12 +17,17 @@ from robgib.reporting.validation import (
 __all__ = [
     "TRACKERS",
     "check_tracker",
+    "compare_runs",
+    "comparison_findings",
+    "junit",
     "log_run",
     "merge_validations",
     "print_runs",
     "read_validation",
     "render",
+    "run_findings",
     "runs_json",
+    "sarif",
     "summarise",
     "trace_page",
     "validation_markdown",
