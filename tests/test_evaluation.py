@@ -270,7 +270,7 @@ def robustness(model, data, attacks, **options):
     return run.robustness.set_index("attack"), run
 
 
-def test_a_curve_climbs_from_afar_where_the_cheapest_attack_stood_still():
+def test_a_curve_uses_large_to_small_eps_where_the_cheapest_attack_stalled():
     x, y = torch.full((30, 1, 8, 8), 0.5), torch.zeros(30, dtype=torch.long)
     attacks = ["apgd-ce-l2:eps=0.4", "fast-l2:eps=0.4"]
     tables = robgib.robustness.evaluate(

@@ -83,17 +83,17 @@ class APGD(Attack):
         result = x.clone()
         with torch.no_grad():
             logits = model(x)
-        left = (~misclassified(logits, y)).nonzero().squeeze(1)
+        remaining = (~misclassified(logits, y)).nonzero().squeeze(1)
         for goal in self._goals(logits, y, is_stochastic(model)):
             best = goal.value(logits)
             for _ in range(self.restarts):
-                if not len(left):
+                if not len(remaining):
                     return result
-                origin, aim = x[left], goal.select(left)
-                images, value, is_adversarial = self.ascend(model, origin, aim, rng.select(left))
-                better = is_adversarial | (value > best[left])
-                result[left[better]], best[left[better]] = images[better], value[better]
-                left = left[~is_adversarial]
+                origin, aim = x[remaining], goal.select(remaining)
+                images, value, is_adversarial = self.ascend(model, origin, aim, rng.select(remaining))
+                better = is_adversarial | (value > best[remaining])
+                result[remaining[better]], best[remaining[better]] = images[better], value[better]
+                remaining = remaining[~is_adversarial]
         return result
 
     def ascend(

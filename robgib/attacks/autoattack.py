@@ -94,24 +94,24 @@ def cascade(attacks: Sequence[Attack], model: nn.Module, x: Tensor, y: Tensor, r
         return result
     goal = Objective.untargeted(y, "margin")
     with torch.no_grad():
-        left = (~goal.criterion(model(x))).nonzero().squeeze(1)
+        remaining = (~goal.criterion(model(x))).nonzero().squeeze(1)
     missing: dict[str, NoGradientError] = {}
     ran = False
     for attack in attacks:
-        if not len(left):
+        if not len(remaining):
             break
         try:
-            images = attack.perturb(model, x[left], y[left], rng.select(left))
+            images = attack.perturb(model, x[remaining], y[remaining], rng.select(remaining))
         except NoGradientError as error:
             missing[_title(attack)] = error
             continue
         ran = True
         with torch.no_grad():
-            fooled = goal.select(left).criterion(model(images))
+            fooled = goal.select(remaining).criterion(model(images))
         # FAB returns the clean image on failure: it does not replace an earlier image.
-        moved = per_sample(fooled | (images != x[left]).flatten(1).any(1), images)
-        result[left] = torch.where(moved, images, result[left])
-        left = left[~fooled]
+        moved = per_sample(fooled | (images != x[remaining]).flatten(1).any(1), images)
+        result[remaining] = torch.where(moved, images, result[remaining])
+        remaining = remaining[~fooled]
     if missing:
         reason = next(iter(missing.values()))
         if not ran:

@@ -45,22 +45,24 @@ class DeepFool(NearestAttack):
     def search(self, model: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> Tensor:
         """See :meth:`NearestAttack.search`."""
         result = x.clone()
-        left = torch.arange(len(x), device=x.device)
+        remaining = torch.arange(len(x), device=x.device)
         classes = wrong_classes(logits, y)[:, : self.candidates]
         nudge = 2e-5 * logits.abs().amax(1)  # without it the iteration would stop on the boundary
         current, total = x.clone(), torch.zeros_like(x)
         for _ in range(self.steps):
-            if not len(left):
+            if not len(remaining):
                 break
-            slack = nudge[left]
-            value, w = nearest_boundary(model, current[left], y[left], classes[left], self.threat.norm, slack)
-            step = self._step(value.abs() + slack, w).view_as(total[left])
-            total[left] = (x[left] + total[left] + step).clamp(*self.threat.box) - x[left]
-            current[left] = (x[left] + (1 + self.overshoot) * total[left]).clamp(*self.threat.box)
+            slack = nudge[remaining]
+            value, w = nearest_boundary(
+                model, current[remaining], y[remaining], classes[remaining], self.threat.norm, slack
+            )
+            step = self._step(value.abs() + slack, w).view_as(total[remaining])
+            total[remaining] = (x[remaining] + total[remaining] + step).clamp(*self.threat.box) - x[remaining]
+            current[remaining] = (x[remaining] + (1 + self.overshoot) * total[remaining]).clamp(*self.threat.box)
             with torch.no_grad():
-                fooled = wrong_by(model(current[left]), y[left]) > 0
-            result[left[fooled]] = current[left[fooled]]
-            left = left[~fooled]
+                fooled = wrong_by(model(current[remaining]), y[remaining]) > 0
+            result[remaining[fooled]] = current[remaining[fooled]]
+            remaining = remaining[~fooled]
         return result
 
     def _step(self, value: Tensor, w: Tensor) -> Tensor:

@@ -78,23 +78,23 @@ class FAB(MinimumNormAttack):
         with torch.no_grad():
             logits = model(x)
         result = x.clone()
-        left = (~misclassified(logits, y)).nonzero().squeeze(1)
+        remaining = (~misclassified(logits, y)).nonzero().squeeze(1)
         classes = wrong_classes(logits, y)
         groups = classes[:, self.skip : self.skip + self.targets].split(1, dim=1) if self.targeted else (classes,)
         size = torch.full((len(x),), float("inf"), dtype=x.dtype, device=x.device)
         for group in groups:
             for restart in range(self.restarts):
-                if not len(left):
+                if not len(remaining):
                     return result
-                origin, labels = x[left], y[left]
-                start = self._random_start(origin, size[left], rng.select(left)) if restart else origin
-                image = self._run(model, origin, labels, group[left], start, enough)
+                origin, labels = x[remaining], y[remaining]
+                start = self._random_start(origin, size[remaining], rng.select(remaining)) if restart else origin
+                image = self._run(model, origin, labels, group[remaining], start, enough)
                 image, fooled = _search(model, origin, labels, image)
                 reach = self.threat.distance(image, origin)
-                closer = fooled & (reach < _NEARER * size[left])
-                result[left[closer]], size[left[closer]] = image[closer], reach[closer]
+                closer = fooled & (reach < _NEARER * size[remaining])
+                result[remaining[closer]], size[remaining[closer]] = image[closer], reach[closer]
                 if enough:
-                    left = left[~self.threat.allows(result[left], origin) | size[left].isinf()]
+                    remaining = remaining[~self.threat.allows(result[remaining], origin) | size[remaining].isinf()]
         return result
 
     def _random_start(self, x: Tensor, size: Tensor, rng: SampleRNG) -> Tensor:

@@ -31,7 +31,7 @@ _SCOUTS = 10  # samples on which rounds 2 to 4 run first, to detect a failing as
 _FEW = 3  # of these samples, fooled by other attacks: at a true rate of 2% this has a probability of 1 in 1,100
 _TWO = 2  # samples fooled by large-to-small APGD or the last check: a single one may be chance
 _SHORT_WALK = 40  # steps of FAB-T per class, before the FAB-T of AutoAttack, if ascent fails
-_AFAR = (0.25, 0.5, 1, 1, 1, 1)  # step counts of successive runs of large-to-small APGD, as shares
+_SCHEDULE_SHARES = (0.25, 0.5, 1, 1, 1, 1)  # step counts of successive runs of large-to-small APGD, as shares
 _FADING = 0.05  # if a run of large-to-small APGD fools fewer, half of the samples get the next one, and then none
 _LOOKED = 20  # number of samples (or a tenth) of the first FAB-T; the others follow if it fools any
 _RESTARTS = 8  # ascents from results of a short Square, near the boundary
@@ -142,116 +142,116 @@ class FastEnsemble(Attack):
             return replace(full, version="rand").perturb(model, x, y, rng)
         search = _Search(model, x, y)
         *gradients, black_box = full.members(search.classes)
-        if not len(search.left):
+        if not len(search.remaining):
             return search.image
         try:
-            rows = search.left
+            rows = search.remaining
             goal = Objective.untargeted(y[rows], "ce")
             ascent = APGD(self.norm, self.eps, steps=self.first)
             search.offer(rows, ascent.ascend(model, x[rows], goal, rng.select(rows))[0])
         except NoGradientError as error:
             warnings.warn(f"only Square was run: {error}", RobGIBWarning, stacklevel=2)
-            search.run(black_box, search.left, rng)
+            search.run(black_box, search.remaining, rng)
             return search.image
         untargeted, targeted, along = gradients
         towards = APGD(self.norm, self.eps, loss=search.loss, targets=self.finalists)
-        seen = self._rounds(search, rng)
-        if not seen.blind:
-            self._finish(search, seen, [towards], black_box, rng)
-            if not seen.blind:
+        findings = self._rounds(search, rng)
+        if not findings.blind:
+            self._finish(search, findings, [towards], black_box, rng)
+            if not findings.blind:
                 return search.image
         reason = (
-            f"FAB-T, Square or large-to-small APGD fooled {seen.felled} of {seen.stood} images that gradient ascent "
-            "had left right and far from the boundary"
+            f"FAB-T, Square or large-to-small APGD fooled {findings.fooled} of {findings.remaining} images that "
+            "gradient ascent had left right and far from the boundary"
         )
-        if seen.helped:
-            seen = self._rounds(search, rng, from_afar=True)
-        if not seen.blind:
-            afar = [replace(self._afar, loss="margin"), replace(towards, widest=self.widest)]
-            self._finish(search, seen, afar, black_box, rng)
+        if findings.helped:
+            findings = self._rounds(search, rng, large_to_small=True)
+        if not findings.blind:
+            members = [replace(self._schedule, loss="margin"), replace(towards, widest=self.widest)]
+            self._finish(search, findings, members, black_box, rng)
         schedule = f"APGD used a large-to-small schedule from {self.widest:g} eps"
-        remedy = "AutoAttack was run on the rest" if seen.blind else schedule
+        remedy = "AutoAttack was run on the rest" if findings.blind else schedule
         warnings.warn(f"{reason}: gradients are uninformative, and {remedy}", RobGIBWarning, stacklevel=2)
-        if not seen.blind:
+        if not findings.blind:
             return search.image
         # The stronger of FAB-T and Square runs first, and ascent last, since it spends all steps on remaining images.
         walks = [replace(self._along, targets=self.targets, steps=_SHORT_WALK), along]
-        others = [*walks, black_box] if seen.by_walks >= seen.by_probes else [black_box, *walks]
-        rows = search.left
+        others = [*walks, black_box] if findings.by_walks >= findings.by_probes else [black_box, *walks]
+        rows = search.remaining
         search.offer(rows, cascade([*others, untargeted, targeted], model, x[rows], y[rows], rng.select(rows)))
         return search.image
 
-    def _rounds(self, search: _Search, rng: SampleRNG, from_afar: bool = False) -> _Seen:
+    def _rounds(self, search: _Search, rng: SampleRNG, large_to_small: bool = False) -> _Findings:
         """Run rounds 2 to 4 on ten samples, and on the rest unless these show that ascent fails."""
-        seen = _Seen(search, self.near, from_afar)
+        findings = _Findings(search, self.near, large_to_small)
         scouts = _some(search.right, _SCOUTS)
         for group, least in ((scouts, _FEW), (~scouts, _TWO)):
-            seen.scouting = group is scouts and bool((search.right & ~scouts).any())
-            self._explore(search, group, seen, rng)
-            if group is scouts and not from_afar:
-                seen.by_climbs += self._look_from_afar(search, search.among(group), seen, rng)
-            seen.blind = seen.by_climbs >= _TWO or seen.felled >= max(least, _BLIND * seen.stood)
-            if seen.blind:
+            findings.scouting = group is scouts and bool((search.right & ~scouts).any())
+            self._explore(search, group, findings, rng)
+            if group is scouts and not large_to_small:
+                findings.by_schedule += self._check_by_schedule(search, search.among(group), findings, rng)
+            findings.blind = findings.by_schedule >= _TWO or findings.fooled >= max(least, _BLIND * findings.remaining)
+            if findings.blind:
                 break
-        return seen
+        return findings
 
     def _finish(
-        self, search: _Search, seen: _Seen, members: Sequence[Attack], black_box: Attack, rng: SampleRNG
+        self, search: _Search, findings: _Findings, members: Sequence[Attack], black_box: Attack, rng: SampleRNG
     ) -> None:
         """Run round 5: long members near the boundary, and Square if it reached a smaller margin than ascent.
 
         Before and after it, other attacks check a few samples far from the boundary, those of the smallest margin.
         """
-        before = seen.felled
-        if not seen.from_afar:
-            rows = seen.taken(~seen.close & ~seen.ahead)
-            seen.by_climbs += self._look_from_afar(search, rows, seen, rng)
-            seen.blind = seen.felled - before >= _TWO
-            if seen.blind:
+        before = findings.fooled
+        if not findings.large_to_small:
+            rows = findings.taken(~findings.close & ~findings.ahead)
+            findings.by_schedule += self._check_by_schedule(search, rows, findings, rng)
+            findings.blind = findings.fooled - before >= _TWO
+            if findings.blind:
                 return
-        tried, felled = seen.close.clone(), True
-        self._push(search, search.among(tried), seen, members, rng)
+        tried, fooled = findings.close.clone(), True
+        self._push(search, search.among(tried), findings, members, rng)
         # The useful distance differs between networks: further samples follow as long as any is fooled.
-        while felled:
+        while fooled:
             rows = search.among(~tried)
             rows = search.nearer(rows, max(_part(rows, 10, _NEXT), len(rows) // _EVERY))
             tried[rows] = True
-            self._push(search, rows, seen, members, rng)
-            felled = not bool(search.right[rows].all())
-        search.run(black_box, search.among(seen.ahead), rng)
+            self._push(search, rows, findings, members, rng)
+            fooled = not bool(search.right[rows].all())
+        search.run(black_box, search.among(findings.ahead), rng)
         long_probe = Square(self.norm, self.eps, queries=_LAST * self.probe, eot=self.eot)
-        seen.by_probes += self._offered(search, long_probe, seen.taken(~tried & ~seen.ahead), seen, rng)
-        seen.blind = seen.felled - before >= _TWO
+        findings.by_probes += self._offered(search, long_probe, findings.taken(~tried & ~findings.ahead), findings, rng)
+        findings.blind = findings.fooled - before >= _TWO
 
     @staticmethod
-    def _offered(search: _Search, attack: Attack, rows: Tensor, seen: _Seen, rng: SampleRNG) -> int:
+    def _offered(search: _Search, attack: Attack, rows: Tensor, findings: _Findings, rng: SampleRNG) -> int:
         """Run an attack on the remaining samples of ``rows``; return how many it fooled that ascent had left far."""
         rows = search.still(rows)
         search.run(attack, rows, rng)
-        return seen.afar(rows)
+        return findings.fooled_far(rows)
 
-    def _look_from_afar(self, search: _Search, rows: Tensor, seen: _Seen, rng: SampleRNG) -> int:
+    def _check_by_schedule(self, search: _Search, rows: Tensor, findings: _Findings, rng: SampleRNG) -> int:
         """Run large-to-small APGD on the samples ``rows``; return how many it fooled that ascent had left far."""
         before = int(search.right[rows].sum())
-        fell = self._offered(search, self._afar, rows, seen, rng)
-        seen.helped |= int(search.right[rows].sum()) < before
+        fell = self._offered(search, self._schedule, rows, findings, rng)
+        findings.helped |= int(search.right[rows].sum()) < before
         return fell
 
-    def _walk(self, search: _Search, seen: _Seen, rng: SampleRNG) -> None:
+    def _walk(self, search: _Search, findings: _Findings, rng: SampleRNG) -> None:
         """Run a long FAB-T on five remaining samples, and on the next as long as any is fooled.
 
         If it came near the ball along few boundaries, it continues along more.
         """
         walk = replace(self._along, steps=2 * self.long)
-        tried, near = seen.walked, torch.zeros_like(search.right)
-        felled = True
-        while felled:
+        tried, near = findings.walked, torch.zeros_like(search.right)
+        fooled = True
+        while fooled:
             rows = search.among(~tried)
-            rows = rows[search.lead[rows].argsort(stable=True)[:_NEXT]]
+            rows = rows[search.margin[rows].argsort(stable=True)[:_NEXT]]
             tried[rows] = True
-            found = search.approach(walk, rows, rng)
-            near[rows] = found <= _BEYOND * self.eps
-            felled = not bool(search.right[rows].all())
+            reach = search.approach(walk, rows, rng)
+            near[rows] = reach <= _BEYOND * self.eps
+            fooled = not bool(search.right[rows].all())
         if bool((tried & ~search.right).any()):
             search.run(replace(walk, targets=self.targets, skip=self.boundaries), search.among(near), rng)
 
@@ -261,35 +261,37 @@ class FastEnsemble(Attack):
         return FAB(self.norm, self.eps, targeted=True, targets=self.boundaries, steps=self.boundary_steps)
 
     @property
-    def _afar(self) -> APGD:
+    def _schedule(self) -> APGD:
         """APGD with a large-to-small eps schedule."""
         return APGD(self.norm, self.eps, steps=2 * self.long, widest=self.widest)
 
-    def _explore(self, search: _Search, group: Tensor, seen: _Seen, rng: SampleRNG) -> None:
+    def _explore(self, search: _Search, group: Tensor, findings: _Findings, rng: SampleRNG) -> None:
         """Run ascent and round 4 on the remaining samples of a group (N,)."""
-        if seen.from_afar:
-            self._climb_from_afar(search, group, seen, rng)
+        if findings.large_to_small:
+            self._ascend_by_schedule(search, group, findings, rng)
         else:
-            self._climb(search, group, rng)
-        stood = search.among(group)
-        seen.climbed(stood)
-        along = search.right & group & ~seen.walked
+            self._ascend(search, group, rng)
+        remaining = search.among(group)
+        findings.record_ascent(remaining)
+        along = search.right & group & ~findings.walked
         few = _some(along, max(_LOOKED, int(along.sum()) // 10))
         for part in (few, along & ~few):
             rows = search.among(part)
-            seen.by_walks += self._offered(search, self._along, rows, seen, rng)
+            findings.by_walks += self._offered(search, self._along, rows, findings, rng)
             if bool(search.right[rows].all()):
                 break
         rows = search.among(group)
-        queries = _LONGER * self.probe if seen.from_afar else self.probe
+        queries = _LONGER * self.probe if findings.large_to_small else self.probe
         probe = Square(self.norm, self.eps, queries=queries, eot=self.eot)
-        seen.sought(rows, search.run(probe, rows, rng))
-        seen.by_probes += seen.afar(rows)
+        findings.record_square(rows, search.run(probe, rows, rng))
+        findings.by_probes += findings.fooled_far(rows)
 
-    def _push(self, search: _Search, rows: Tensor, seen: _Seen, members: Sequence[Attack], rng: SampleRNG) -> None:
+    def _push(
+        self, search: _Search, rows: Tensor, findings: _Findings, members: Sequence[Attack], rng: SampleRNG
+    ) -> None:
         """Attack samples near the boundary: ascents, random search, then long members."""
-        self._climb_on(search, rows, 2 * self.long, rng)
-        if not seen.from_afar:
+        self._ascend_further(search, rows, 2 * self.long, rng)
+        if not findings.large_to_small:
             self._restart(search, rows, rng)
             self._polish(search, rows, rng)
         rows = search.still(rows)
@@ -318,13 +320,13 @@ class FastEnsemble(Attack):
             rows = search.still(rows)
             if not len(rows):
                 return
-            before = search.lead[rows]
+            before = search.margin[rows]
             goal = Objective.untargeted(search.y[rows], "margin")
             search.offer(rows, walk.search(search.model, search.x[rows], goal, rng.select(rows), search.image[rows])[0])
-            self._climb_on(search, search.still(rows), _SETTLE, rng)
-            rows = rows[search.lead[rows] < _GAIN * before]
+            self._ascend_further(search, search.still(rows), _SETTLE, rng)
+            rows = rows[search.margin[rows] < _GAIN * before]
 
-    def _climb_on(self, search: _Search, rows: Tensor, steps: int, rng: SampleRNG) -> None:
+    def _ascend_further(self, search: _Search, rows: Tensor, steps: int, rng: SampleRNG) -> None:
         """Run ascent from the best images, towards the class that is likeliest there."""
         if len(rows):
             targets, start = search.nearest(rows), search.image[rows]
@@ -335,30 +337,30 @@ class FastEnsemble(Attack):
     ) -> Tensor:
         """Run ascent towards one class of each sample; return the images."""
         goal = Objective(search.loss, targets, Criterion(search.y[rows]), targeted=True)
-        climb = APGD(self.norm, self.eps, steps=steps)
-        return climb.ascend(search.model, search.x[rows], goal, rng.select(rows), start)[0]
+        ascent = APGD(self.norm, self.eps, steps=steps)
+        return ascent.ascend(search.model, search.x[rows], goal, rng.select(rows), start)[0]
 
-    def _climb_from_afar(self, search: _Search, group: Tensor, seen: _Seen, rng: SampleRNG) -> None:
+    def _ascend_by_schedule(self, search: _Search, group: Tensor, findings: _Findings, rng: SampleRNG) -> None:
         """Run large-to-small APGD on the cross-entropy repeatedly, until it fools few samples."""
         fading = False
-        for share in _AFAR:
+        for share in _SCHEDULE_SHARES:
             rows = search.among(group)
             if fading:
                 rows = search.nearer(rows, max(_SCOUTS, len(rows) // 2))
             if not len(rows):
                 return
-            climb = replace(self._afar, steps=max(1, round(share * self._afar.steps)))
-            search.run(climb, rows, rng)
-            felled = len(rows) - len(search.still(rows))
-            due = share == 1 and felled < _YIELD * len(rows)
-            if due and not seen.scouting and not bool(seen.walked.any()):
-                self._walk(search, seen, rng)
-            if felled < _FADING * len(rows):
+            ascent = replace(self._schedule, steps=max(1, round(share * self._schedule.steps)))
+            search.run(ascent, rows, rng)
+            fooled = len(rows) - len(search.still(rows))
+            due = share == 1 and fooled < _YIELD * len(rows)
+            if due and not findings.scouting and not bool(findings.walked.any()):
+                self._walk(search, findings, rng)
+            if fooled < _FADING * len(rows):
                 if fading or share == 1:
                     return
                 fading = True
 
-    def _climb(self, search: _Search, group: Tensor, rng: SampleRNG) -> None:
+    def _ascend(self, search: _Search, group: Tensor, rng: SampleRNG) -> None:
         """Run rounds 2 and 3."""
         model, x, y = search.model, search.x, search.y
         rows = search.among(group)
@@ -372,8 +374,8 @@ class FastEnsemble(Attack):
         front = _Front(search, min(self.finalists, count))
 
         def towards(targets: Tensor, rows: Tensor, steps: int, start: Tensor | None = None) -> None:
-            found = self._towards(search, rows, targets, steps, rng, start)
-            front.offer(rows, targets, found, search.offer(rows, found))
+            images = self._towards(search, rows, targets, steps, rng, start)
+            front.offer(rows, targets, images, search.offer(rows, images))
 
         for rank in range(count):
             rows = search.among(group)
@@ -381,9 +383,9 @@ class FastEnsemble(Attack):
                 return
             towards(order[rows, rank], rows, self.short)
         # Keep the order, since ascent changes it.
-        ranked = front.lead.argsort(dim=1, stable=True)
+        ranked = front.margin.argsort(dim=1, stable=True)
         targets, images = front.target.clone(), front.image.clone()
-        for place in range(front.lead.shape[1]):
+        for place in range(front.margin.shape[1]):
             rows = search.among(group)
             if not len(rows):
                 return
@@ -414,13 +416,13 @@ class _Search:
         self.classes = self.logits.shape[1]
         goal = Objective.untargeted(y, "margin")
         self.clean = -goal.value(self.logits)
-        self.image, self.lead = x.clone(), self.clean.clone()
+        self.image, self.margin = x.clone(), self.clean.clone()
         self.right = ~goal.criterion(self.logits)
         self.likeliest = wrong_classes(self.logits, y)[:, 0]
         self.loss: Loss = "dlr" if self.classes >= _TARGETED_CLASSES else "margin"
 
     @property
-    def left(self) -> Tensor:
+    def remaining(self) -> Tensor:
         """The indices of the remaining samples."""
         return self.right.nonzero().squeeze(1)
 
@@ -434,11 +436,11 @@ class _Search:
 
     def nearer(self, rows: Tensor, most: int) -> Tensor:
         """Return the ``most`` samples of ``rows`` with the smallest margin relative to the clean image."""
-        return rows[self.share(rows, self.lead[rows]).argsort(stable=True)[:most]]
+        return rows[self.share(rows, self.margin[rows]).argsort(stable=True)[:most]]
 
-    def share(self, rows: Tensor, lead: Tensor) -> Tensor:
+    def share(self, rows: Tensor, margin: Tensor) -> Tensor:
         """Return margins (N,) of the samples ``rows`` as shares of the clean margin; 0 if that is a tie."""
-        return lead / self.clean[rows].clamp_min(torch.finfo(lead.dtype).tiny)
+        return margin / self.clean[rows].clamp_min(torch.finfo(margin.dtype).tiny)
 
     def nearest(self, rows: Tensor) -> Tensor:
         """Return the likeliest wrong class (N,) on the best image."""
@@ -448,46 +450,46 @@ class _Search:
     def offer(self, rows: Tensor, images: Tensor) -> Tensor:
         """Keep those of ``images`` that improve the samples ``rows``; return the margins (N,) of ``images``."""
         if not len(rows):
-            return self.lead[rows]
+            return self.margin[rows]
         goal = Objective.untargeted(self.y[rows], "margin")
         with torch.no_grad():
             logits = self.model(images)
-        lead, fooled = -goal.value(logits), goal.criterion(logits)
-        better = fooled | (lead < self.lead[rows])
-        self.image[rows[better]], self.lead[rows[better]] = images[better], lead[better]
+        margin, fooled = -goal.value(logits), goal.criterion(logits)
+        better = fooled | (margin < self.margin[rows])
+        self.image[rows[better]], self.margin[rows[better]] = images[better], margin[better]
         self.right[rows[fooled]] = False
-        return lead
+        return margin
 
     def run(self, attack: Attack, rows: Tensor, rng: SampleRNG) -> Tensor:
         """Run an attack on the samples ``rows``, and keep improvements; returns: as for :meth:`offer`."""
         if not len(rows):  # a network may not accept an empty batch
-            return self.lead[rows]
+            return self.margin[rows]
         return self.offer(rows, attack.perturb(self.model, self.x[rows], self.y[rows], rng.select(rows)))
 
     def approach(self, walk: FAB, rows: Tensor, rng: SampleRNG) -> Tensor:
         """As :meth:`run`; return the distance (N,) of the nearest adversarial image, inside or outside the ball."""
         if not len(rows):
-            return self.lead[rows]
+            return self.margin[rows]
         x = self.x[rows]
-        found = walk.approach(self.model, x, self.y[rows], rng.select(rows))
-        self.offer(rows, walk.kept(found, x))
-        reach = walk.threat.distance(found, x)
+        images = walk.approach(self.model, x, self.y[rows], rng.select(rows))
+        self.offer(rows, walk.kept(images, x))
+        reach = walk.threat.distance(images, x)
         return torch.where(reach > 0, reach, torch.inf)
 
 
-class _Seen:
+class _Findings:
     """Results of rounds 2 to 4, for the choice of round 5.
 
     Attributes:
-        from_afar: whether ascent uses a large-to-small eps schedule.
-        stood: number of samples that ascent left right.
+        large_to_small: whether ascent uses a large-to-small eps schedule.
+        remaining: number of samples that ascent left right.
         by_walks: number of them, far from the boundary, that FAB-T fooled.
         by_probes: number that Square fooled.
-        by_climbs: number that large-to-small APGD fooled.
+        by_schedule: number that large-to-small APGD fooled.
         share: margin (N,) after Square, as a share of the clean margin.
         close: whether ascent came near the boundary (N,).
         walked: whether the long FAB-T has run (N,).
-        ahead: whether Square reached a smaller margin than ascent (N,), or half the clean margin with ``from_afar``.
+        ahead: whether Square reached a smaller margin than ascent (N,); with ``large_to_small``, half the clean margin.
         blind: whether the other attacks show that ascent fails.
         scouting: whether the current group is the first ten samples.
         helped: whether large-to-small APGD fooled any sample.
@@ -495,41 +497,41 @@ class _Seen:
 
     blind = helped = scouting = False
 
-    def __init__(self, search: _Search, near: float, from_afar: bool = False) -> None:
-        self.search, self.near, self.from_afar = search, near, from_afar
-        self.stood = self.by_walks = self.by_probes = self.by_climbs = 0
+    def __init__(self, search: _Search, near: float, large_to_small: bool = False) -> None:
+        self.search, self.near, self.large_to_small = search, near, large_to_small
+        self.remaining = self.by_walks = self.by_probes = self.by_schedule = 0
         self.walked, self.close, self.ahead = (torch.zeros_like(search.right) for _ in range(3))
-        self.lead = search.lead.clone()
-        self.share = torch.ones_like(self.lead)
+        self.margin = search.margin.clone()
+        self.share = torch.ones_like(self.margin)
 
     @property
-    def felled(self) -> int:
+    def fooled(self) -> int:
         """Number of samples that other attacks fooled and that ascent had left far from the boundary.
 
         A few may be chance. More show that ascent fails, and then its results on other samples are unreliable.
         """
-        return self.by_walks + self.by_probes + self.by_climbs
+        return self.by_walks + self.by_probes + self.by_schedule
 
     def taken(self, group: Tensor) -> Tensor:
         """Return the ten remaining samples of a group (N,), at most a third, with the smallest margin under Square."""
         rows = self.search.among(group)
         return rows[self.share[rows].argsort(stable=True)[: _part(rows, 3, _SCOUTS)]]
 
-    def climbed(self, rows: Tensor) -> None:
+    def record_ascent(self, rows: Tensor) -> None:
         """Record the margins of the samples that ascent left right."""
-        self.stood += len(rows)
-        self.lead[rows] = self.search.lead[rows]
-        self.close[rows] = (self.lead[rows] < self.near * self.search.clean[rows]) | (self.lead[rows] <= 0)
+        self.remaining += len(rows)
+        self.margin[rows] = self.search.margin[rows]
+        self.close[rows] = (self.margin[rows] < self.near * self.search.clean[rows]) | (self.margin[rows] <= 0)
 
-    def afar(self, rows: Tensor) -> int:
+    def fooled_far(self, rows: Tensor) -> int:
         """Return how many of these samples are fooled now and were left far from the boundary by ascent."""
         return int((~self.search.right[rows] & ~self.close[rows]).sum())
 
-    def sought(self, rows: Tensor, lead: Tensor) -> None:
+    def record_square(self, rows: Tensor, margin: Tensor) -> None:
         """Record the final margins (N,) of Square."""
-        self.share[rows] = self.search.share(rows, lead)
-        self.ahead[rows] = lead < self.lead[rows]
-        if self.from_afar:
+        self.share[rows] = self.search.share(rows, margin)
+        self.ahead[rows] = margin < self.margin[rows]
+        if self.large_to_small:
             self.ahead[rows] |= self.share[rows] < _HALF
 
 
@@ -538,16 +540,16 @@ class _Front:
 
     def __init__(self, search: _Search, places: int) -> None:
         count = len(search.x)
-        self.lead = torch.full((count, places), torch.inf, dtype=search.lead.dtype, device=search.x.device)
+        self.margin = torch.full((count, places), torch.inf, dtype=search.margin.dtype, device=search.x.device)
         self.target = torch.full((count, places), -1, device=search.x.device)
         self.image = search.x[:, None].repeat(1, places, *([1] * (search.x.ndim - 1)))
 
-    def offer(self, rows: Tensor, targets: Tensor, images: Tensor, lead: Tensor) -> None:
+    def offer(self, rows: Tensor, targets: Tensor, images: Tensor, margin: Tensor) -> None:
         """Replace the worst images of the samples ``rows`` by ``images`` towards ``targets`` that are better."""
-        worst, place = self.lead[rows].max(1)
+        worst, place = self.margin[rows].max(1)
         # If no wrong class has a finite logit the margin is infinite too; it must still replace an empty place.
-        lead = lead.clamp_max(torch.finfo(lead.dtype).max)
-        better = lead < worst
+        margin = margin.clamp_max(torch.finfo(margin.dtype).max)
+        better = margin < worst
         rows, place = rows[better], place[better]
-        self.lead[rows, place], self.target[rows, place] = lead[better], targets[better]
+        self.margin[rows, place], self.target[rows, place] = margin[better], targets[better]
         self.image[rows, place] = images[better]

@@ -185,8 +185,8 @@ def _sparse_step(x: Tensor, w: Tensor, value: Tensor, box: tuple[float, float]) 
     room = torch.where(direction > 0, box[1] - x, x - box[0]).clamp_min(0)
     weight, order = w.abs().sort(1, descending=True)
     gain = weight * room.gather(1, order)
-    left = (value.abs()[:, None] - (gain.cumsum(1) - gain)).clamp_min(0)
-    move = torch.minimum(left / weight.clamp_min(torch.finfo(x.dtype).tiny), room.gather(1, order)) * (weight > 0)
+    budget = (value.abs()[:, None] - (gain.cumsum(1) - gain)).clamp_min(0)
+    move = torch.minimum(budget / weight.clamp_min(torch.finfo(x.dtype).tiny), room.gather(1, order)) * (weight > 0)
     return direction * torch.zeros_like(x).scatter(1, order, move)
 
 

@@ -56,9 +56,9 @@ class PGD(Attack):
         goal = make_objective(model, x, y, self.target, self.loss, rng)
         size = self.step_size if self.step_size is not None else 2.5 * self.threat.eps / self.steps
         result, best = x.clone(), torch.full((len(x),), -torch.inf, dtype=x.dtype, device=x.device)
-        left = torch.arange(len(x), device=x.device)
+        remaining = torch.arange(len(x), device=x.device)
         for restart in range(self.restarts):
-            origin, draws, aim = x[left], rng.select(left), goal.select(left)
+            origin, draws, aim = x[remaining], rng.select(remaining), goal.select(remaining)
             start = self._start(origin, draws, first=restart == 0) if self.random_start else origin
             x_adv = projected_gradient_ascent(
                 model, origin, aim, self.threat, start=start, steps=self.steps, step_size=size, keep=self.keep
@@ -68,10 +68,10 @@ class PGD(Attack):
             with torch.no_grad():
                 logits = model(x_adv)
             is_adversarial, value = aim.criterion(logits), aim.value(logits)
-            better = is_adversarial | (value > best[left])
-            result[left[better]], best[left[better]] = x_adv[better], value[better]
-            left = left[~is_adversarial]
-            if not len(left):
+            better = is_adversarial | (value > best[remaining])
+            result[remaining[better]], best[remaining[better]] = x_adv[better], value[better]
+            remaining = remaining[~is_adversarial]
+            if not len(remaining):
                 break
         return result
 

@@ -65,15 +65,15 @@ class Square(Attack):
         goal = Objective.untargeted(y, "margin")
         with torch.no_grad():
             clean = model(x)
-            left = (~goal.criterion(clean)).nonzero().squeeze(1)
+            remaining = (~goal.criterion(clean)).nonzero().squeeze(1)
             best = goal.value(clean)
             for _ in range(self.restarts):
-                if not len(left):
+                if not len(remaining):
                     break
-                images, value, fooled = self.search(model, x[left], goal.select(left), rng.select(left))
-                better = fooled | (value > best[left])
-                result[left[better]], best[left[better]] = images[better], value[better]
-                left = left[~fooled]
+                images, value, fooled = self.search(model, x[remaining], goal.select(remaining), rng.select(remaining))
+                better = fooled | (value > best[remaining])
+                result[remaining[better]], best[remaining[better]] = images[better], value[better]
+                remaining = remaining[~fooled]
         return result
 
     @torch.no_grad()
@@ -100,21 +100,21 @@ class Square(Attack):
             best = start.reshape(x.shape).clone()
         logits = model(best.view(shape))
         value, fooled = goal.value(logits), goal.criterion(logits)
-        left = (~fooled).nonzero().squeeze(1)
-        goal, draws = goal.select(left), self._draws(x, rng)
+        remaining = (~fooled).nonzero().squeeze(1)
+        goal, draws = goal.select(remaining), self._draws(x, rng)
         change = self._square if self.threat.norm == "linf" else self._exchange
         for query in range(1, self.queries):
-            if not len(left):
+            if not len(remaining):
                 break
-            numbers = next(draws)[left]
-            proposal = change(x[left], best[left], self._sides(query, *x.shape[2:]), numbers)
+            numbers = next(draws)[remaining]
+            proposal = change(x[remaining], best[remaining], self._sides(query, *x.shape[2:]), numbers)
             logits = model(proposal.view(-1, *shape[1:]))
             margin, done = goal.value(logits), goal.criterion(logits)
-            better = (margin >= value[left]) | done
-            best[left[better]], value[left[better]] = proposal[better], margin[better]
+            better = (margin >= value[remaining]) | done
+            best[remaining[better]], value[remaining[better]] = proposal[better], margin[better]
             if bool(done.any()):
-                fooled[left[done]] = True
-                left, goal = left[~done], goal.select(~done)
+                fooled[remaining[done]] = True
+                remaining, goal = remaining[~done], goal.select(~done)
         return best.view(shape), value, fooled
 
     def _share(self, query: int) -> float:

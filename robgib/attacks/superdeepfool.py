@@ -77,19 +77,19 @@ class SuperDeepFool(NearestAttack):
     def _deepfool(self, model: nn.Module, x: Tensor, y: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
         """Run DeepFool from images (N, …); return the images, and whether they fool (N,)."""
         at, fooled = x.clone(), torch.zeros_like(y).bool()
-        left = torch.arange(len(x), device=x.device)
+        remaining = torch.arange(len(x), device=x.device)
         for _ in range(self.deepfool_steps):
-            if not len(left):
+            if not len(remaining):
                 break
-            value, normal = nearest_boundary(model, at[left], y[left], classes[left], self.norm)
+            value, normal = nearest_boundary(model, at[remaining], y[remaining], classes[remaining], self.norm)
             length = (normal * normal).sum(1).clamp_min(torch.finfo(x.dtype).tiny)
             # Without the minimum size the iteration would stop on the boundary.
             ahead = (1 + self.overshoot) * (value.abs() + 1e-5) / length
-            at[left] = (at[left] + (ahead[:, None] * normal).view_as(at[left])).clamp(*self.threat.box)
+            at[remaining] = (at[remaining] + (ahead[:, None] * normal).view_as(at[remaining])).clamp(*self.threat.box)
             with torch.no_grad():
-                done = wrong_by(model(at[left]), y[left]) > 0
-            fooled[left[done]] = True
-            left = left[~done]
+                done = wrong_by(model(at[remaining]), y[remaining]) > 0
+            fooled[remaining[done]] = True
+            remaining = remaining[~done]
         return at, fooled
 
     @torch.no_grad()

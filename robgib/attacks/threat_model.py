@@ -85,9 +85,9 @@ def onto_ball(moved: Tensor, radius: Tensor, norm: str) -> Tensor:
         return (flat * torch.zeros_like(flat).scatter(1, order, (rank < radius.floor()).to(flat))).view_as(moved)
     # Soft thresholding at the level at which the absolute values sum to the radius (Duchi et al. 2008, figure 1).
     count = torch.arange(1, flat.shape[1] + 1, device=moved.device)
-    excess = size.cumsum(1) - radius
-    last = (size * count > excess).sum(1, keepdim=True).clamp_min(1) - 1
-    level = (excess.gather(1, last) / (last + 1)).clamp_min(0)
+    total = size.cumsum(1) - radius
+    last = (size * count > total).sum(1, keepdim=True).clamp_min(1) - 1
+    level = (total.gather(1, last) / (last + 1)).clamp_min(0)
     return (flat.sign() * (flat.abs() - level).clamp_min(0)).view_as(moved)
 
 
@@ -209,9 +209,9 @@ class ThreatModel:
         at, order = ends.sort(1)
         falling = torch.where(order < wanted.shape[1], 1.0, -1.0).to(wanted.dtype).cumsum(1)
         gaps = torch.diff(at, dim=1)
-        left = full.sum(1, keepdim=True) - torch.nn.functional.pad((gaps * falling[:, :-1]).cumsum(1), (1, 0))
-        piece = (left >= eps).sum(1, keepdim=True).sub(1).clamp_min(0)
-        t = at.gather(1, piece) + (left.gather(1, piece) - eps) / falling.gather(1, piece).clamp_min(1)
+        total = full.sum(1, keepdim=True) - torch.nn.functional.pad((gaps * falling[:, :-1]).cumsum(1), (1, 0))
+        piece = (total >= eps).sum(1, keepdim=True).sub(1).clamp_min(0)
+        t = at.gather(1, piece) + (total.gather(1, piece) - eps) / falling.gather(1, piece).clamp_min(1)
         outside = full.sum(1, keepdim=True) > eps
         size = torch.minimum((wanted - torch.where(outside, t, 0)).clamp_min(0), room)
         return (delta.flatten(1).sign() * size.to(delta.dtype)).view_as(delta)

@@ -421,8 +421,8 @@ def attack_until_narrow(subject: Subject, width: float) -> tuple[int, dict[str, 
 
 def _stalled(first: AttackResult, result: AttackResult) -> bool:
     """Whether other attacks fooled many samples that the first attack left right: its curve is then too high."""
-    left = first.right > 0
-    return bool((result.right[left] < 1).mean() > _STALLED) if left.any() else False
+    remaining = first.right > 0
+    return bool((result.right[remaining] < 1).mean() > _STALLED) if remaining.any() else False
 
 
 def _shortened(attack: Attack, cost: int, count: int, allowed: int, radii: int) -> Attack:

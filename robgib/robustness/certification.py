@@ -449,8 +449,8 @@ def _worst_move(lean: Tensor, x: Tensor, threat: ThreatModel) -> Tensor:
     if threat.norm == "l1":
         order = size.argsort(1, descending=True)
         ready = room.gather(1, order)
-        left = (threat.eps - (ready.cumsum(1) - ready)).clamp_min(0)
-        room = torch.zeros_like(room).scatter(1, order, torch.minimum(ready, left))
+        budget = (threat.eps - (ready.cumsum(1) - ready)).clamp_min(0)
+        room = torch.zeros_like(room).scatter(1, order, torch.minimum(ready, budget))
     elif threat.norm == "l2":
         room = torch.minimum(room, _pace(size, room, threat.eps) * size)
     return -lean.sign() * room.view_as(lean)
@@ -553,8 +553,8 @@ def certify_tables(subject: Subject, tables: dict[str, Any]) -> None:
         here = (robustness["norm"] == threat.norm) & (robustness["eps"] == threat.eps) & (robustness["status"] == "ok")
         if not own.any():
             continue
-        left = outcomes[own].groupby("index")["right"].min().reindex(range(len(x))).to_numpy()
-        remaining = np.flatnonzero((left > 0) & (subject.clean.right > 0))
+        least_right = outcomes[own].groupby("index")["right"].min().reindex(range(len(x))).to_numpy()
+        remaining = np.flatnonzero((least_right > 0) & (subject.clean.right > 0))
         margin = np.full(len(x), np.nan)
         try:
             for start in range(0, len(remaining), _KEPT):

@@ -130,9 +130,9 @@ class _Curve:
         """Attack, at each radius in ascending order, the samples whose answers there are not known."""
         eps, fooled = self.attack.threat.eps, self.right & (known.right < 1)
         for at in radii:
-            left = _remaining(at, eps, self.right, fooled, self.nearest) & (fooled | (at > eps))
-            if at != eps and left.any():
-                self.attack_at(at, np.flatnonzero(left))
+            remaining = _remaining(at, eps, self.right, fooled, self.nearest) & (fooled | (at > eps))
+            if at != eps and remaining.any():
+                self.attack_at(at, np.flatnonzero(remaining))
 
     def of_shares(self, radii: Sequence[float], known: AttackResult) -> list[tuple[float, float]]:
         """Return the curve of a stochastic model, which is attacked anew at each radius."""

@@ -581,7 +581,7 @@ def _outdone(
     look: _Look,
     attacks: Mapping[str, tuple[Attack, np.ndarray]],
     indicator: str,
-    left: Tensor,
+    remaining: Tensor,
     other: str,
     meaning: str,
 ) -> FailureIndicator:
@@ -589,9 +589,10 @@ def _outdone(
     name, right = _strongest(look, attacks)
     return FailureIndicator(
         indicator,
-        _more(right, left),
-        f"{name} leaves {_percent(right)} right, {other} {_percent(left)}; the latter alone fools "
-        f"{int((right & ~left).sum())}, the former alone {int((left & ~right).sum())}{_seeing(len(left))}",
+        _more(right, remaining),
+        f"{name} leaves {_percent(right)} right, {other} {_percent(remaining)}; the latter alone fools "
+        f"{int((right & ~remaining).sum())}, the former alone {int((remaining & ~right).sum())}"
+        f"{_seeing(len(remaining))}",
         meaning,
     )
 

@@ -372,8 +372,8 @@ class _Run:
     def _fused(self) -> tuple[nn.Module, str]:
         """Return the form to attack, and a note if it is the model itself because the fused form is weaker."""
         state, net = self.state, self.model.model
-        left = len(state.waiting) - state.done
-        if not self.attack.pooled or self.model.fused is net or not left:
+        unfinished = len(state.waiting) - state.done
+        if not self.attack.pooled or self.model.fused is net or not unfinished:
             return self.model.fused, ""
         waiting = state.waiting
         count = min(len(waiting), max(_CHECKED[0], min(_CHECKED[1], len(waiting) // 32)))
@@ -417,9 +417,9 @@ class _Run:
         with running(self.label, net):
             # The attack receives copies, so that in-place changes do not move the centre of the ball.
             x_adv = look(model, x.clone(), y.clone(), numbers)
-        if left := before.modes():
+        if changed := before.modes():
             before.restore_modes()
-            notes.append(f"it left the model in training mode ({left[0] or type(net).__name__}): eval mode restored")
+            notes.append(f"it left the model in training mode ({changed[0] or type(net).__name__}): eval mode restored")
         return x_adv
 
     def _watch(self) -> None:

@@ -317,8 +317,8 @@ def _shown(case: _Case, threat: ThreatModel, here: np.ndarray, images: Tensor) -
     right_8bit, nearest = right.copy(), np.where(right > 0, np.inf, 0.0)
     sizes = {norm: np.zeros(len(x)) for norm in ("linf", "l2")}
     if len(here):
-        said = answers(case.model, images, y[here], device=case.device)
-        prediction[here], right[here], right_8bit[here] = said.prediction, said.right, said.right
+        outcome = answers(case.model, images, y[here], device=case.device)
+        prediction[here], right[here], right_8bit[here] = outcome.prediction, outcome.right, outcome.right
         if images.ndim == 4:
             right_8bit[here] = answers(case.model, quantized(images), y[here], device=case.device).right
         nearest[here] = threat.distance(images, x[here]).numpy()

@@ -23,7 +23,7 @@ from robgib.attacks import (
     cascade,
 )
 from robgib.attacks.apgd import _changed, _sparse_step, checkpoints
-from robgib.attacks.fast import _Search, _Seen
+from robgib.attacks.fast import _Findings, _Search
 from robgib.attacks.linearization import boundary_distances, wrong_classes
 from robgib.attacks.square import _patterns, _pyramid, _sides, _window
 from robgib.errors import NoGradientError
@@ -535,7 +535,7 @@ def test_walks_go_on_for_as_long_as_samples_fall(digits_cnn, right_digits):
     for eps, walked in ((1e-3, 5), (0.6, 25)):
         attack = FastEnsemble("l2", eps)
         search = _Search(digits_cnn, x, y)
-        seen = _Seen(search, attack.near, from_afar=True)
+        seen = _Findings(search, attack.near, large_to_small=True)
         attack._walk(search, seen, rng)
         assert int(seen.walked.sum()) == walked
         alone = FAB("l2", eps, targeted=True, targets=3, steps=100).perturb(digits_cnn, x, y, rng)
@@ -583,13 +583,13 @@ def test_random_search_goes_on_only_where_it_gains(digits_cnn, right_digits, mon
     monkeypatch.setattr(Square, "search", counted)
     attack = FastEnsemble("linf", 1e-5)
     search = _Search(digits_cnn, x, y)
-    attack._polish(search, search.left, SampleRNG(0, range(len(x))))
+    attack._polish(search, search.remaining, SampleRNG(0, range(len(x))))
     assert took == [12]
     assert bool(search.right.all())
     took.clear()
     attack = FastEnsemble("linf", 0.08)
     search = _Search(digits_cnn, x, y)
-    attack._polish(search, search.left, SampleRNG(0, range(len(x))))
+    attack._polish(search, search.remaining, SampleRNG(0, range(len(x))))
     assert took[0] == 12
     assert 1 < len(took) <= 5
     assert all(later < earlier for earlier, later in pairwise(took))
@@ -604,10 +604,10 @@ def test_a_sample_that_ties_on_the_clean_image_counts_as_nearest(right_digits):
     x, y = torch.zeros(6, 1, 4, 4), torch.zeros(6, dtype=torch.long)
     x[3:, 0, 0, 0] = 0.9
     search = _Search(Tied(), x, y)
-    assert search.left.tolist() == list(range(6))
-    assert search.nearer(search.left, 3).tolist() == [3, 4, 5]
-    seen = _Seen(search, 0.05)
-    seen.climbed(search.left)
+    assert search.remaining.tolist() == list(range(6))
+    assert search.nearer(search.remaining, 3).tolist() == [3, 4, 5]
+    seen = _Findings(search, 0.05)
+    seen.record_ascent(search.remaining)
     assert seen.close.tolist() == [False] * 3 + [True] * 3
 
 
@@ -646,7 +646,9 @@ def test_all_is_tried_on_a_sample_near_the_boundary(monkeypatch):
     attack = FastEnsemble("l2", 0.5)
     search = _Search(Turning(), torch.zeros(1, 1, 2, 2), torch.zeros(1, dtype=torch.long))
     search.image[:] = 1
-    attack._push(search, search.left, _Seen(search, attack.near), [Square("l2", 0.5, queries=7)], SampleRNG(0, [0]))
+    attack._push(
+        search, search.remaining, _Findings(search, attack.near), [Square("l2", 0.5, queries=7)], SampleRNG(0, [0])
+    )
     begun = [("ascent", 100, True), *[("square", 50, False), ("ascent", 50, True)] * 8]
     assert calls == [*begun, ("square", 500, True), ("ascent", 30, True), ("square", 7, False)]
     # The class likeliest on the clean image and on the best, in turn.
@@ -656,8 +658,8 @@ def test_all_is_tried_on_a_sample_near_the_boundary(monkeypatch):
 @pytest.mark.parametrize(
     ("count", "falls", "given"), [(100, 0, [20]), (100, 1, [20, 80]), (300, 0, [30]), (300, 2, [30, 270])]
 )
-@pytest.mark.parametrize("from_afar", [False, True])
-def test_fab_runs_on_all_samples_if_it_fools_one_of_few(count, falls, given, from_afar, monkeypatch):
+@pytest.mark.parametrize("large_to_small", [False, True])
+def test_fab_runs_on_all_samples_if_it_fools_one_of_few(count, falls, given, large_to_small, monkeypatch):
     """Of twenty, or a tenth; Square runs on all remaining samples, five times longer with the schedule."""
     attack = FastEnsemble("l2", 0.5)
     search = _Search(Flat(), torch.zeros(count + 7, 1, 2, 2), torch.zeros(count + 7, dtype=torch.long))
@@ -667,16 +669,16 @@ def test_fab_runs_on_all_samples_if_it_fools_one_of_few(count, falls, given, fro
         walks = isinstance(attack, FAB)
         (walked if walks else probed).append(len(rows) if walks else (len(rows), attack.queries))
         search.right[rows[:falls]] = False
-        return search.lead[rows]
+        return search.margin[rows]
 
     monkeypatch.setattr(search, "run", run)
-    monkeypatch.setattr(FastEnsemble, "_climb_from_afar" if from_afar else "_climb", lambda *_: None)
-    seen = _Seen(search, attack.near, from_afar=from_afar)
+    monkeypatch.setattr(FastEnsemble, "_ascend_by_schedule" if large_to_small else "_ascend", lambda *_: None)
+    seen = _Findings(search, attack.near, large_to_small=large_to_small)
     seen.walked[:7] = True  # at length, before
     attack._explore(search, torch.ones(count + 7, dtype=torch.bool), seen, SampleRNG(0, range(count + 7)))
     assert walked == given
     assert seen.by_walks == falls * len(given)
-    assert probed == [(count + 7 - falls * len(given), 250 if from_afar else 50)]
+    assert probed == [(count + 7 - falls * len(given), 250 if large_to_small else 50)]
     assert seen.by_probes == falls
 
 
@@ -692,7 +694,7 @@ def test_the_schedule_ends_when_it_fools_few(falls, given, monkeypatch):
     """The nearer half after a short one in vain; none after that, or after a full one."""
     attack = FastEnsemble("l2", 0.5)
     search = _Search(Flat(), torch.zeros(100, 1, 2, 2), torch.zeros(100, dtype=torch.long))
-    seen = _Seen(search, attack.near, from_afar=True)
+    seen = _Findings(search, attack.near, large_to_small=True)
     calls, shares = [], iter(falls)
 
     def run(attack_run, rows, rng):
@@ -701,7 +703,7 @@ def test_the_schedule_ends_when_it_fools_few(falls, given, monkeypatch):
 
     monkeypatch.setattr(search, "run", run)
     monkeypatch.setattr(FastEnsemble, "_walk", lambda *_: None)
-    attack._climb_from_afar(search, torch.ones(100, dtype=torch.bool), seen, SampleRNG(0, range(100)))
+    attack._ascend_by_schedule(search, torch.ones(100, dtype=torch.bool), seen, SampleRNG(0, range(100)))
     assert calls == given
 
 
@@ -713,10 +715,10 @@ def test_random_search_from_the_result_of_ascent_is_stronger_than_longer_ascent(
     rng = SampleRNG(0, range(len(x)))
     attack = FastEnsemble("linf", 0.1)
     goal = Objective.untargeted(y, "ce")
-    search.offer(search.left, APGD("linf", 0.1).ascend(model, x, goal, rng)[0])
-    rows, margin = search.left, search.lead.clone()
+    search.offer(search.remaining, APGD("linf", 0.1).ascend(model, x, goal, rng)[0])
+    rows, margin = search.remaining, search.margin.clone()
     attack._polish(search, rows, rng)
-    polished = margin[rows] - search.lead[rows]
+    polished = margin[rows] - search.margin[rows]
     again = _Search(model, x, y)
     again.offer(rows, APGD("linf", 0.1, steps=700).ascend(model, x[rows], goal.select(rows), rng.select(rows))[0])
     ascended = margin[rows] - again.lead[rows]
