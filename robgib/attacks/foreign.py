@@ -84,10 +84,11 @@ def _run_foolbox(code: Any, model: nn.Module, x: Tensor, y: Tensor, values: Mapp
     if type(code).__module__.startswith("foolbox."):
         foolbox = importlib.import_module("foolbox")
         wrapped: Any = foolbox.PyTorchModel(model, bounds=(0, 1), device=x.device)
-        found = code(wrapped, x, foolbox.criteria.Misclassification(y), epsilons=values["eps"])
+        images = code(wrapped, x, foolbox.criteria.Misclassification(y), epsilons=values["eps"])
     else:
-        found = code(model, x, y, epsilons=values["eps"])
-    return found[1] if isinstance(found, tuple) else found  # Foolbox returns raw images, clipped images, and successes
+        images = code(model, x, y, epsilons=values["eps"])
+    # Foolbox returns raw images, clipped images, and successes.
+    return images[1] if isinstance(images, tuple) else images
 
 
 _RUN: Mapping[Kind, Callable[..., Any]] = {

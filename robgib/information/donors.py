@@ -54,14 +54,14 @@ def places(cells: Sequence[tuple[slice, ...]], shape: Sequence[int]) -> list[Row
     return [index[cell].reshape(-1) for cell in cells]
 
 
-def tell_apart(inputs: Tensor, composed: Tensor, left: Rows, rng: np.random.Generator) -> tuple[float, float]:
-    """How well a small classifier tells inputs (N, D) from what was composed of each (N, D).
+def tell_apart(inputs: Tensor, composed: Tensor, replaced: Rows, rng: np.random.Generator) -> tuple[float, float]:
+    """Measure how well a small classifier distinguishes inputs (N, D) from the inputs composed of them (N, D).
 
-    A ridge regression on random rectified features (Rahimi & Recht 2008), half of them of what is left out alone, of
-    standardised numbers. An input and what was composed of it are in one fold.
+    It is a ridge regression on random rectified features (Rahimi & Recht 2008) of standardised numbers; half of the
+    features use the replaced content alone. An input and its composed input are in the same fold.
 
     Returns:
-        The held-out accuracy, 0.5 where nothing is told, and its standard error.
+        The held-out accuracy, 0.5 at chance, and its standard error.
 
     >>> draw = torch.Generator().manual_seed(0)
     >>> real, wide = torch.randn(400, 20, generator=draw), 2 * torch.randn(400, 20, generator=draw)
@@ -77,21 +77,21 @@ def tell_apart(inputs: Tensor, composed: Tensor, left: Rows, rng: np.random.Gene
     both = (torch.cat([inputs, composed]) - inputs.mean(0)) / scale.clamp_min(max(typical / 10, 1e-12))
     directions = torch.from_numpy(rng.standard_normal((dims, _UNITS))).float()
     alone = torch.zeros(dims, dtype=torch.bool)
-    alone[torch.from_numpy(left)] = True
+    alone[torch.from_numpy(replaced)] = True
     directions[~alone, : _UNITS // 2] = 0
     projected = both @ directions
     shift = torch.from_numpy(rng.standard_normal(_UNITS)).float()
-    seen = torch.relu(projected / projected[:rows].std(0, correction=0).clamp_min(1e-12) + shift).double()
-    seen = torch.cat([seen - seen.mean(0), torch.ones(2 * rows, 1)], 1)
+    rectified = torch.relu(projected / projected[:rows].std(0, correction=0).clamp_min(1e-12) + shift).double()
+    rectified = torch.cat([rectified - rectified.mean(0), torch.ones(2 * rows, 1)], 1)
     wanted = torch.cat([torch.ones(rows), -torch.ones(rows)]).double()
     fold = torch.from_numpy(rng.permutation(rows) % _FOLDS).repeat(2)
     right = torch.zeros(2 * rows, dtype=torch.float64)
     for f in range(_FOLDS):
-        x = seen[fold != f]
+        x = rectified[fold != f]
         gram = x.T @ x
         gram.diagonal().add_(_SHRUNK * float(gram.diagonal().mean()))
         weights = torch.linalg.solve(gram, x.T @ wanted[fold != f])
-        right[fold == f] = (seen[fold == f] @ weights * wanted[fold == f] > 0).double()
+        right[fold == f] = (rectified[fold == f] @ weights * wanted[fold == f] > 0).double()
     each = right.view(2, rows).mean(0)
     return float(each.mean()), float(each.std()) / float(np.sqrt(rows))
 
@@ -169,14 +169,21 @@ class Pool:
         return cls(x, mean, ridge, covariance, precision, same, few)
 
     def complete(
-        self, inputs: Tensor, kept: Rows, left: Rows, count: int, near: bool, components: int, rng: np.random.Generator
+        self,
+        inputs: Tensor,
+        kept: Rows,
+        replaced: Rows,
+        count: int,
+        near: bool,
+        components: int,
+        rng: np.random.Generator,
     ) -> Completion:
         """Complete what is kept of inputs (N, D).
 
         Args:
             inputs: flattened.
             kept: places that the inputs keep.
-            left: places that take other content.
+            replaced: places that take other content.
             count: donors M of each input.
             near: whether to take the nearest donors and the line; else any donors, as they are.
             components: principal components of what is kept, in which donors are near.
@@ -189,17 +196,17 @@ class Pool:
         content = torch.zeros_like(self.x)
         predicted = inputs.float().clone()
         if line:
-            ours, residual = self._line(x, kept, left)
-            content[:, left] = residual
-            predicted[:, left] = ours + self.mean[left]
+            ours, residual = self._line(x, kept, replaced)
+            content[:, replaced] = residual
+            predicted[:, replaced] = ours + self.mean[replaced]
         else:
-            content[:, left] = self.x[:, left]
-            predicted[:, left] = self.mean[left]
+            content[:, replaced] = self.x[:, replaced]
+            predicted[:, replaced] = self.mean[replaced]
         low, high = torch.full_like(self.mean, -torch.inf), torch.full_like(self.mean, torch.inf)
-        own = self.x[:, left] + self.mean[left]
-        low[left], high[left] = own.amin(0), own.amax(0)
-        found = np.zeros((len(x), 0)) if scores is None else scores
-        return Completion(predicted, content, torch.from_numpy(chosen), low, high, found)
+        own = self.x[:, replaced] + self.mean[replaced]
+        low[replaced], high[replaced] = own.amin(0), own.amax(0)
+        kept_scores = np.zeros((len(x), 0)) if scores is None else scores
+        return Completion(predicted, content, torch.from_numpy(chosen), low, high, kept_scores)
 
     def _chosen(
         self, scores: Vector | None, theirs: Vector | None, rows: int, count: int, rng: np.random.Generator
@@ -229,9 +236,9 @@ class Pool:
         back = leading / np.sqrt(np.maximum((leading * (products @ leading)).sum(0), 1e-12))
         return (ours @ theirs.T).double().numpy() @ back, products @ back
 
-    def _line(self, x: Tensor, kept: Rows, left: Rows) -> tuple[Tensor, Tensor]:
+    def _line(self, x: Tensor, kept: Rows, replaced: Rows) -> tuple[Tensor, Tensor]:
         """What the line predicts of the inputs' missing content (N, d), and the donors' residuals (P, d)."""
-        ours, theirs, wanted = x[:, kept], self.x[:, kept], self.x[:, left]
+        ours, theirs, wanted = x[:, kept], self.x[:, kept], self.x[:, replaced]
         count = len(self.x)
         if self.covariance is None or self.precision is None:
             products = (theirs @ theirs.T).double().numpy()
@@ -242,11 +249,11 @@ class Pool:
             leverage = np.diag(hat)
             return ours @ theirs.T @ weights, residual / _kept_back(leverage)
         loaded = self.covariance[np.ix_(kept, kept)] + self.ridge * np.eye(len(kept))
-        if len(left) <= len(kept):
-            block = cho_factor(self.precision[np.ix_(left, left)], lower=True)
-            slope = -cho_solve(block, self.precision[np.ix_(left, kept)]).T
+        if len(replaced) <= len(kept):
+            block = cho_factor(self.precision[np.ix_(replaced, replaced)], lower=True)
+            slope = -cho_solve(block, self.precision[np.ix_(replaced, kept)]).T
         else:
-            slope = cho_solve(cho_factor(loaded, lower=True), self.covariance[np.ix_(kept, left)])
+            slope = cho_solve(cho_factor(loaded, lower=True), self.covariance[np.ix_(kept, replaced)])
         weights = torch.from_numpy(slope).float()
         residual = wanted - theirs @ weights
         if count < _LEVERAGE * len(kept):

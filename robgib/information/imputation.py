@@ -36,7 +36,7 @@ _PARTS = ((0, 2), (1, 3), (0, 1), (2, 3), (0,), (1,), (2,), (3,))  # quarters of
 _DOUBLING = (0.5, 0.65)  # least and most that one doubling of draws brings of what the one before brought
 _CURVE = (1.0, 0.5)  # shares of the donors and steps that the learnt predictor is trained with
 _LEVEL = 1e-3  # at which donors are called implausible, over all subsets
-_TOLD = 0.05  # share of H(T) that the predictor must foretell more than they do
+_BETTER = 0.05  # share of H(T) by which the predictor must be better than they are
 _APART = 0.1  # share of inputs whose codes must differ
 _COMMON = 10  # inputs that a code must have to be counted by itself
 _WIDELY = 8  # features up to which all samples are estimated on, and above fewer, down to half
@@ -51,31 +51,29 @@ _APPARENT = 0.6  # share of composed and real inputs that a classifier must tell
 class Imputation(Estimator):
     """I(X_A;T) of single features and of all but one, by the network itself and a learnt predictor, mixed.
 
-    What is not in A is replaced: by what a line predicts of it from every number that is kept, plus the residual of
-    donors that are near in what is kept. The network is run on M such inputs; the histogram of their codes is
-    p̂(t|x_A). Where the donors are drawn from the true conditional law, as they are for independent or jointly Gaussian
-    features, it is right but for what M draws cost; that goes as 1/M and is taken out by comparing all draws with
-    halves (Quenouille 1956). Where features tell of each other in ways that no line follows, it is not; there a learnt
-    predictor serves (:func:`~robgib.information.pieces.learn_codes`), which sees every number of A and is trained on
-    the network's own codes of the donors. Both, the histograms of neighbours and the marginal are mixed, with weights
-    that are cross-fitted on the log-loss.
+    The content outside A is replaced by the prediction of a ridge regression on every number that is kept, plus the
+    residual of donors that are near in what is kept. The network runs on M such inputs; the histogram of their codes is
+    p̂(t|x_A). If the donors follow the true conditional law, as for independent or jointly Gaussian features, it is
+    right, apart from the cost of M draws, which is of order 1/M and is removed by a comparison of all draws with halves
+    (Quenouille 1956). Under other dependence between features it is not right. Therefore a predictor is learnt as well
+    (:func:`~robgib.information.pieces.learn_codes`), from every number of A and the network's own codes of the donors.
+    Both, the histograms of neighbours and the marginal are mixed, with weights that are cross-fitted on the log-loss.
 
-    The held-out log-loss bounds every I(X_A;T) ≥ H(T) − cross-entropy from below, whatever the donors and the predictor
-    are, for every layer from the same passes. I(X;T) = H(T) is counted. So r and C are bounded from below, and v and S
-    from above: an interval reaches from there to what the halves of the draws, nearer against farther donors, and the
-    predictor's learning curve over a quarter, half and all of the donors and steps extrapolate.
+    The held-out log-loss bounds every I(X_A;T) ≥ H(T) − cross-entropy from below, for any donors and any predictor, and
+    for every layer from the same passes. I(X;T) = H(T) is counted. Therefore r and C are bounded from below, and v and
+    S from above. An interval reaches from the bound to what the halves of the draws, nearer against farther donors, and
+    the learning curve of the predictor over a quarter, half and all of the donors and steps extrapolate.
 
-    The label is no code of the network: what the input tells of it is the held-out log-loss of the network's own
+    The label is not a code of the network. The information about it is the held-out log-loss of the network's own
     answer, averaged over draws for subsets, both mixed with the marginal. Total and terms are then of one family.
 
-    Replacing features by marginal or conditional draws is what removal-based explanations do (Covert, Lundberg & Lee
-    2021); here it gives information.
+    Removal-based explanations replace features by marginal or conditional draws as well (Covert, Lundberg & Lee 2021).
 
     Fields:
         donors: draws M for each sample where one feature is left out; where one is kept they are 16/n times as many.
         kind: ``near`` takes donors that are nearest in what is kept, and the line; ``marginal`` takes any, as they are.
         samples: most samples that are estimated on, since each costs 2n·M passes of the network.
-        singles: whether to estimate what features alone tell; without it C, S and r are not estimated.
+        singles: whether to estimate single-feature information; without it C, S and r are not estimated.
         steps: training steps of the learnt predictor.
         components: principal components of what is kept, in which donors are near; all else sees every number.
         device: of the training.
@@ -89,12 +87,12 @@ class Imputation(Estimator):
     runs_network: ClassVar[bool] = True
     regimes: ClassVar[tuple[str, ...]] = ("network",)
     guide: ClassVar[str] = (
-        "The network itself answers what its code keeps where features are replaced, and a predictor that is trained "
-        "on its codes answers beside it; the held-out log-loss decides how the two are mixed. Singles and rests are "
-        "lower bounds of one family, so that C and r are bounded from below, S and v from above; I(X;T) = H(T) is "
-        "counted. The interval reaches from the bound to what learning curves extrapolate. Where the donors are "
-        "plausible the bounds are all but met; where composed inputs get other codes than real ones, that is said. It "
-        "needs a network: it cannot be held against samples of variables, only against networks of known information."
+        "The network itself predicts its code when features are replaced, and so does a predictor that is trained on "
+        "its codes; the held-out log-loss determines how the two are mixed. Single-feature and leave-one-out terms "
+        "are lower bounds of one family, so that C and r are bounded from below, S and v from above; I(X;T) = H(T) is "
+        "counted. The interval reaches from the bound to an extrapolation of learning curves. With plausible donors "
+        "the bounds are almost tight; a note reports if composed inputs get other codes than real ones. It needs a "
+        "network: it can be validated on networks of known information, not on samples of variables."
     )
     donors: Count = 16
     kind: Literal["near", "marginal"] = "near"
@@ -145,27 +143,29 @@ class Imputation(Estimator):
             raise RobGIBError("imputation needs other samples to take content from; give more.")
         varying = [t for t in targets if (t.values != t.values[0]).any()]
         setting = _Setting.of(self, network, varying, weights)
-        found = _asked(self, setting, progress) if varying else {}
-        return [self._decomposed(prepared, t, setting, found.get(t.name)) for t in targets]
+        results = _asked(self, setting, progress) if varying else {}
+        return [self._decomposed(prepared, t, setting, results.get(t.name)) for t in targets]
 
-    def _decomposed(self, prepared: Prepared, target: Target, setting: _Setting, found: _Found | None) -> Decomposition:
+    def _decomposed(
+        self, prepared: Prepared, target: Target, setting: _Setting, learnt: _Found | None
+    ) -> Decomposition:
         """The terms of one target; all 0 where it does not vary."""
         n, rows = len(setting.network.inputs.names), len(setting.x)
-        if found is None:
+        if learnt is None:
             problem = Problem(prepared, target.values[:rows], target.fit, None, None)
             note = "the target takes one value only: it carries no information"
             nothing = np.zeros(2 * n + 1)
             return decompose(nothing, estimator=self, problem=problem, resolution="a constant target", notes=[note])
         base = np.log2(setting.marginals[target.name][setting.own[target.name]])
         pointwise = np.full((rows, 2 * n + 1), np.nan)
-        pointwise[:, 0] = _whole(setting, target, found) - base
-        pointwise[:, -len(setting.subsets) :] = found.pointwise - base[:, None]
+        pointwise[:, 0] = _whole(setting, target, learnt) - base
+        pointwise[:, -len(setting.subsets) :] = learnt.pointwise - base[:, None]
         counted = None if target.total.flagged else target.total
         if target.code and counted is not None and setting.weights is None:
             # Here nothing of the total is learnt: what the sample's mean is off from the count is no lack.
             pointwise[:, [0, *range(1 + n, 1 + 2 * n)]] += counted.value - pointwise[:, 0].mean()
         below, above, floor = np.zeros((3, 2 * n + 1))
-        for to, own in ((below, found.below), (above, found.above), (floor, found.floor)):
+        for to, own in ((below, learnt.below), (above, learnt.above), (floor, learnt.floor)):
             to[-len(own) :] = own
         result = decompose(
             pointwise.mean(0),
@@ -176,7 +176,7 @@ class Imputation(Estimator):
             below=below,
             above=above,
             floor=floor,
-            notes=_doubts(found),
+            notes=_doubts(learnt),
             absent="what features alone tell was not learnt",
         )
         if not target.code:
@@ -203,7 +203,7 @@ class _Setting:
         marginals: shares (K,) of the codes.
         fold: of each input (N,), for cross-fitting.
         weights: of the inputs (N,), of mean 1, or None.
-        subsets: of the features (S, n): singles first, if asked for, and all but one.
+        subsets: of the features (S, n): single features first, if requested, then all but one.
     """
 
     network: Network
@@ -224,7 +224,7 @@ class _Setting:
         count, n = len(network.x), len(network.inputs.names)
         rng = np.random.default_rng([estimator.seed, 11])
         codes = _codes(network, network.donors) if targets else {}
-        own, seen, sizes = {}, {}, {}
+        own, labels, sizes = {}, {}, {}
         for t in targets:
             own[t.name] = t.values[:count]
             known = np.full(len(network.donors), -1, np.int64)
@@ -232,14 +232,14 @@ class _Setting:
                 known[:] = codes[t.name]
             else:
                 known[: len(t.fit)] = t.fit[: len(known)]
-            seen[t.name] = known
+            labels[t.name] = known
             sizes[t.name] = int(max(t.values.max(), t.fit.max(), known.max())) + 1
         weighed = None if weights is None else weights[:count] / weights[:count].mean()
-        marginals = {t.name: _marginal(own[t.name], seen[t.name], sizes[t.name], weighed) for t in targets}
+        marginals = {t.name: _marginal(own[t.name], labels[t.name], sizes[t.name], weighed) for t in targets}
         eye = np.eye(n, dtype=bool)
         subsets = np.concatenate([eye, ~eye]) if estimator.singles else ~eye
         fold = rng.permutation(count) % FOLDS
-        return cls(network, network.x, targets, own, seen, sizes, marginals, fold, weighed, subsets)
+        return cls(network, network.x, targets, own, labels, sizes, marginals, fold, weighed, subsets)
 
 
 @dataclass(frozen=True)
@@ -250,7 +250,7 @@ class _Found:
         pointwise: log2 p̂(t|x_A) of each input and subset (N, S), what M draws cost taken out.
         below: how far the bounds lie below its means (S,).
         above: how far beyond them the truth may lie (S,).
-        floor: standard deviation (S,) below which nothing can be told.
+        floor: standard deviation (S,) below which a term is not distinguishable from 0.
         implausible: whether the donors of a subset are shown not to be drawn from the conditional law (S,).
         apparent: shares of composed and real inputs that a classifier tells apart by their pixels, of the subsets where
             that is beyond chance.
@@ -279,7 +279,7 @@ class _Draws:
         rows = part.stop - part.start
         for name, counts in self.counts.items():
             k = counts.shape[2]
-            if codes[name].ndim == 2:  # shares of what is not computed, but told of
+            if codes[name].ndim == 2:  # shares of a label that the network does not compute
                 each = _columns(codes[name], k).reshape(rows, self.count, k)
                 for q in range(4):
                     counts[part, q] = each[:, self.quarter == q].sum(1)
@@ -334,8 +334,8 @@ def _asked(estimator: Imputation, setting: _Setting, progress: Progress | None) 
         progress("imputing features", len(setting.subsets), len(setting.subsets))
     learnt, gaps = _learnt(estimator, setting, progress)
     shown = tuple(_shown_apart(apart))
-    found = {name: _mixed(setting, name, drawn[name], learnt[name], gaps[name], differ[name]) for name in names}
-    return {name: replace(of, apparent=shown) for name, of in found.items()}
+    results = {name: _mixed(setting, name, drawn[name], learnt[name], gaps[name], differ[name]) for name in names}
+    return {name: replace(of, apparent=shown) for name, of in results.items()}
 
 
 def _learnt(
@@ -388,7 +388,7 @@ def _learnt(
 def _gap(setting: _Setting, name: str, shares: Vector, own: Vector) -> Vector:
     """How many bits (S,) a predictor gains on donors, of shares (S, G, K), beyond what it gains on the inputs (S, N).
 
-    The mean over all single features, and over all rests: the gap of one subset is mostly chance.
+    The mean over all single-feature and all leave-one-out subsets: the gap of one subset is mostly chance.
     """
     codes, marginal = setting.seen[name][: shares.shape[1]], setting.marginals[name]
     known = np.flatnonzero(codes >= 0)
@@ -413,14 +413,14 @@ def _mixed(
         return np.concatenate([histograms, predictor[:, None], marginal], 1)
 
     stack = Stack(setting.fold, setting.weights).fit(predictors(drawn[0], learnt[0]))
-    whole = stack.told(predictors(drawn[0], learnt[0]))
+    whole = stack.log_probabilities(predictors(drawn[0], learnt[0]))
     even, odd, near, far, *quarters = (stack.again(predictors(h, learnt[0])) for h in drawn[1:])
     mean = _mean(setting.weights)
     halved = (even + odd) / 2
     added = _still_to_come(mean(whole - halved), mean(halved - np.mean(quarters, 0)), setting) * (whole - halved)
     cost = np.maximum(mean(added), 0)
     closer = np.maximum(mean(near - far) / 2, 0)
-    # One input in N that is foretold wrongly costs about log2 N: less than that cannot be told from nothing.
+    # One wrong prediction in N costs about log2 N: a smaller term is not distinguishable from 0.
     floor = np.log2(predictors(drawn[0], learnt[0]).mean(1) / base).std(1) / np.sqrt(len(base))
     floor = np.maximum(floor, np.log2(len(base)) / len(base))
     # What more donors and steps would bring to the learnt predictor counts by its share of the mixture.
@@ -439,19 +439,19 @@ def _still_to_come(last: Vector, before: Vector, setting: _Setting) -> Vector:
     """What more draws would bring, in what the last doubling of them brought (S, 1).
 
     A histogram of M draws costs what goes as 1/M, and would bring as much again (Quenouille 1956). In a mixture that
-    falls more slowly: singles and rests are each taken for a geometric series, of what the last two doublings brought.
+    falls more slowly, single-feature and leave-one-out terms are each a geometric series of the last two gains.
     """
     alone = setting.subsets.sum(1) == 1
-    found = np.zeros((len(last), 1))
+    shares = np.zeros((len(last), 1))
     for kind in (alone, ~alone):
         ratio = last[kind].sum() / max(before[kind].sum(), 1e-12)
         ratio = float(np.clip(ratio, *_DOUBLING))
-        found[kind & (last > 0)] = ratio / (1 - ratio)
-    return found
+        shares[kind & (last > 0)] = ratio / (1 - ratio)
+    return shares
 
 
 def _refuted(setting: _Setting, drawn: Vector, learnt: Vector, base: Vector) -> npt.NDArray[np.bool_]:
-    """Where the learnt predictor, log2 (S, N), foretells codes better than histograms (S, J, N), beyond error.
+    """Whether the learnt predictor, log2 (S, N), predicts codes better than histograms (S, J, N), beyond error.
 
     It could not, if donors were drawn from the conditional law: no predictor does better than that law.
     """
@@ -459,33 +459,33 @@ def _refuted(setting: _Setting, drawn: Vector, learnt: Vector, base: Vector) -> 
     by_draws = stacked(np.concatenate([drawn, marginal[:, None]], 1), setting.fold)
     gain = learnt - by_draws
     error = gain.std(1) / np.sqrt(len(base))
-    least = _TOLD * -np.log2(base).mean()
+    least = _BETTER * -np.log2(base).mean()
     return np.asarray((gain.mean(1) > least) & (gain.mean(1) > stats.norm.isf(_LEVEL / len(learnt)) * error))
 
 
-def _shown_apart(told: Vector) -> list[float]:
+def _shown_apart(accuracies: Vector) -> list[float]:
     """Of accuracies and their errors (S, 2) those that no chance explains, and that are well above a half."""
-    beyond = stats.norm.isf(_LEVEL / len(told))
-    return [float(share) for share, error in told if share > max(_APPARENT, 0.5 + beyond * error)]
+    beyond = stats.norm.isf(_LEVEL / len(accuracies))
+    return [float(share) for share, error in accuracies if share > max(_APPARENT, 0.5 + beyond * error)]
 
 
-def _doubts(found: _Found) -> list[str]:
+def _doubts(result: _Found) -> list[str]:
     """What to say of donors that are shown to be implausible: by codes of composed inputs, or by their pixels."""
-    count, notes = len(found.implausible), []
-    if found.implausible.any():
-        where = f"{int(found.implausible.sum())} of {count} subsets"
+    count, notes = len(result.implausible), []
+    if result.implausible.any():
+        where = f"{int(result.implausible.sum())} of {count} subsets"
         notes.append(f"donors are implausible for {where}: v is an upper bound, r a lower one")
-    if found.apparent:
-        where, right = f"{len(found.apparent)} of {count} subsets", float(np.mean(found.apparent))
+    if result.apparent:
+        where, right = f"{len(result.apparent)} of {count} subsets", float(np.mean(result.apparent))
         notes.append(f"a classifier tells composed inputs from real ones in {where} ({right:.0%} right)")
     return notes
 
 
-def _whole(setting: _Setting, target: Target, found: _Found) -> Vector:
+def _whole(setting: _Setting, target: Target, result: _Found) -> Vector:
     """log2 p̂(t|x) (N,): 0 where the network computes it, what its answer tells of it else.
 
-    What tells of the label without a feature tells of it with that feature too: the rests' mixtures are mixed with the
-    network's answer, sharp and tempered, so that no rest tells more than all.
+    Information about the label without a feature is available with it too: the leave-one-out mixtures are mixed with
+    the network's answer, sharp and tempered, so that no leave-one-out term exceeds the total.
     """
     if target.code:
         return np.zeros(len(setting.x))
@@ -493,8 +493,8 @@ def _whole(setting: _Setting, target: Target, found: _Found) -> Vector:
     columns = _columns(_codes(setting.network, setting.x)[target.name], setting.sizes[target.name])
     each, soft = np.arange(len(own)), np.sqrt(columns)
     answers = [columns[each, own], (soft / soft.sum(1, keepdims=True))[each, own]]
-    rests = np.exp2(np.minimum(found.pointwise[:, -n:], 0)).T
-    return stacked(np.stack([*answers, *rests, setting.marginals[target.name][own]])[None], setting.fold)[0]
+    leave_one_out = np.exp2(np.minimum(result.pointwise[:, -n:], 0)).T
+    return stacked(np.stack([*answers, *leave_one_out, setting.marginals[target.name][own]])[None], setting.fold)[0]
 
 
 def _codes(network: Network, x: Tensor) -> dict[str, Array]:

@@ -276,7 +276,7 @@ def train(
     return best
 
 
-def calibrated(held: Answer, seen: Answer, fold: Tensor) -> tuple[Tensor, float]:
+def calibrated(held_out_answers: Answer, training_answers: Answer, fold: Tensor) -> tuple[Tensor, float]:
     """Held-out log answer over log prior of the true alternative, in nats, for calibrated answers.
 
     The answer to a sample is the softmax of its scores over K alternatives with the log prior. Its sharpness and its
@@ -286,8 +286,8 @@ def calibrated(held: Answer, seen: Answer, fold: Tensor) -> tuple[Tensor, float]
     samples on the other folds.
 
     Args:
-        held: what each sample is answered by the networks that have not seen it.
-        seen: what it is answered by the next fold's, which have.
+        held_out_answers: answers to each sample by the networks that were not trained on it.
+        training_answers: answers by the networks of the next fold, which were.
         fold: of each sample (N,).
 
     Returns:
@@ -297,9 +297,9 @@ def calibrated(held: Answer, seen: Answer, fold: Tensor) -> tuple[Tensor, float]
     """
     folds = F.one_hot(fold).double()
     folds /= folds.sum(0)
-    pointwise = _gains(held)
+    pointwise = _gains(held_out_answers)
     held_out = pointwise.double() @ folds
-    gap = (_gains(seen).double() @ folds).roll(1, 2) - held_out  # fold f is seen by the networks of fold f + 1
+    gap = (_gains(training_answers).double() @ folds).roll(1, 2) - held_out  # networks f + 1 trained on fold f
     count = gap.shape[2]
 
     def of_others(values: Tensor) -> Tensor:
@@ -348,8 +348,8 @@ def information(
     for j, mask in enumerate(masks):
         if not mask.any():
             continue
-        for (pointwise, missing), held_out, seen in zip(terms, ask(mask, 0), ask(mask, 1), strict=True):
-            values, gap = calibrated(held_out, seen, folds.of)
+        for (pointwise, missing), held_out, trained_on in zip(terms, ask(mask, 0), ask(mask, 1), strict=True):
+            values, gap = calibrated(held_out, trained_on, folds.of)
             pointwise[:, j], missing[j] = values.numpy() / _LOG2, LOST * max(gap, 0.0) / _LOG2
     for pointwise, missing in terms:
         # A predictor may ignore what it is shown: where that does better, usable information is 0.

@@ -135,15 +135,15 @@ def subset_synergy(
             nothing = Estimate(np.nan, np.nan, np.nan)
             rows[layer] = _row(SUBSET, nothing, where, len(x[few]), "counted", "a single channel has no subsets")
             continue
-        whole = _told(predicted[few], y[few], seed)
-        kept = np.array([_told(answer, y[few], seed)[0] for answer in predictions])
+        whole = _label_information(predicted[few], y[few], seed)
+        kept = np.array([_label_information(answer, y[few], seed)[0] for answer in predictions])
         value = whole[0] - float(kept.mean())
         half = 1.96 * float(np.hypot(whole[1], kept.std(ddof=1) / np.sqrt(len(kept))))
         rows[layer] = _row(SUBSET, Estimate(value, value - half, value + half), where, len(x[few]), "counted", "")
     return rows
 
 
-def _told(answer: Array, y: Array, seed: int) -> tuple[float, float]:
+def _label_information(answer: Array, y: Array, seed: int) -> tuple[float, float]:
     """I(Y;Ŷ) in bits and its standard error."""
     if not (answer != answer[0]).any():
         return 0.0, 0.0

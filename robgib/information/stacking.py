@@ -47,23 +47,23 @@ class Stack:
         as much as they seem to do better where they were found (Akaike 1974).
         """
         everywhere = np.full((1, own.shape[0], own.shape[1]), 1 / own.shape[1])
-        found = self._best(own, self.samples, everywhere[0], _ROUNDS)
-        share = np.log2(np.maximum(np.einsum("gj,gjn->gn", found, own), _LEAST)) - self.told(own)
+        weights = self._best(own, self.samples, everywhere[0], _ROUNDS)
+        share = np.log2(np.maximum(np.einsum("gj,gjn->gn", weights, own), _LEAST)) - self.log_probabilities(own)
         return np.asarray((share * self.samples).mean(1))
 
     def again(self, own: Vector) -> Vector:
         """log2 of the mixture's probabilities (G, N) of a variant of what was fitted, its weights found from these."""
-        return self._told(own, self._improved(own, self.weights, _AGAIN))
+        return self._log_mixture(own, self._improved(own, self.weights, _AGAIN))
 
-    def told(self, own: Vector) -> Vector:
+    def log_probabilities(self, own: Vector) -> Vector:
         """log2 of the mixture's probabilities (G, N)."""
-        return self._told(own, self.weights)
+        return self._log_mixture(own, self.weights)
 
     def _improved(self, own: Vector, weights: Vector, rounds: int) -> Vector:
         made = np.empty_like(weights)
         for f in range(FOLDS):
-            seen = np.ascontiguousarray(own[:, :, self.fold != f])
-            made[f] = self._best(seen, self.samples[self.fold != f], weights[f], rounds)
+            training = np.ascontiguousarray(own[:, :, self.fold != f])
+            made[f] = self._best(training, self.samples[self.fold != f], weights[f], rounds)
         return made
 
     def _best(self, own: Vector, mass: Vector, weights: Vector, rounds: int) -> Vector:
@@ -72,15 +72,15 @@ class Stack:
         prior[-1] = _LAST
         for _ in range(rounds):
             total = (weights[:, None] @ own)[:, 0]
-            told = (own @ (mass / np.maximum(total, 1e-300))[:, :, None])[:, :, 0] * weights
-            weights = (told + prior) / (mass.sum() + _LAST)
+            shares = (own @ (mass / np.maximum(total, 1e-300))[:, :, None])[:, :, 0] * weights
+            weights = (shares + prior) / (mass.sum() + _LAST)
         return weights
 
-    def _told(self, own: Vector, weights: Vector) -> Vector:
+    def _log_mixture(self, own: Vector, weights: Vector) -> Vector:
         mixed = np.einsum("ngj,gjn->gn", weights[self.fold], own)
         return np.asarray(np.log2(np.maximum(mixed, _LEAST)))
 
 
 def stacked(own: Vector, fold: npt.NDArray[np.int64]) -> Vector:
     """log2 of the cross-fitted mixture's probabilities (G, N), of probabilities (G, J, N) of what came out."""
-    return Stack(fold).fit(own).told(own)
+    return Stack(fold).fit(own).log_probabilities(own)

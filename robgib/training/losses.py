@@ -35,9 +35,9 @@ def augment(x: Tensor, shift: int, flip: bool, noise: float = 0.0) -> Tensor:
     if shift:
         _, channels, height, width = x.shape
         padded = F.pad(x, (shift,) * 4)
-        top, left = torch.randint(0, 2 * shift + 1, (2, n), device=x.device)
+        top, left_edge = torch.randint(0, 2 * shift + 1, (2, n), device=x.device)
         rows = (top[:, None] + torch.arange(height, device=x.device))[:, None, :, None]
-        columns = (left[:, None] + torch.arange(width, device=x.device))[:, None, None, :]
+        columns = (left_edge[:, None] + torch.arange(width, device=x.device))[:, None, None, :]
         image = torch.arange(n, device=x.device)[:, None, None, None]
         channel = torch.arange(channels, device=x.device)[None, :, None, None]
         x = padded[image, channel, rows, columns]

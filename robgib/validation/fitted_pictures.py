@@ -128,48 +128,48 @@ def _layers_of(key: str, shape: tuple[int, ...]) -> Callable[[Vector], Mapping[s
     def at_once(x: Vector) -> Mapping[str, Vector]:
         pictures = torch.from_numpy(np.asarray(x, np.float32).reshape(-1, *shape))
         names = _SUBJECTS[key].layers
-        held: Mapping[str, Any] = collect_activations(
+        activations: Mapping[str, Any] = collect_activations(
             _network(key), pictures, names, batch_size=_BATCH, check=False, reduced=True
         )
-        return held
+        return activations
 
     return at_once
 
 
 def _fitted(name: str, what: str, subject: str, features: str = "patches:2") -> KnownNetwork:
     """A trained network on the law that is fitted to its pictures."""
-    told = _SUBJECTS[subject]
-    shape = _SHAPES[told.data]
+    chosen = _SUBJECTS[subject]
+    shape = _SHAPES[chosen.data]
     at_once = _layers_of(subject, shape)
     return KnownNetwork(
         name,
         what,
-        each_layer(at_once, told.layers),
+        each_layer(at_once, chosen.layers),
         None,
         dims=int(np.prod(shape)),
         shape=shape,
         features=features,
-        law=lambda: _law(told.data, told.by_class),
+        law=lambda: _law(chosen.data, chosen.by_class),
         at_once=at_once,
         donors=_TRAINED - 2000,
-        kept=f"{told.key} {features}",
-        needs=told.data,
+        kept=f"{chosen.key} {features}",
+        needs=chosen.data,
         symbols=4 * 10,
     )
 
 
 def _real(name: str, what: str, subject: str, features: str = "patches:2") -> KnownNetwork:
     """A trained network on real pictures that it has not seen, with bounds of its terms from one side."""
-    told = _SUBJECTS[subject]
-    shape = _SHAPES[told.data]
+    chosen = _SUBJECTS[subject]
+    shape = _SHAPES[chosen.data]
     at_once = _layers_of(subject, shape)
 
     def unseen() -> tuple[Tensor, Tensor]:
-        data = _pictures(told.data)
+        data = _pictures(chosen.data)
         return data.test.at(np.arange(len(data.test)))
 
     def pair(samples: int, donors: int, rng: np.random.Generator) -> tuple[Drawn, Drawn]:
-        (x, y), (z, t) = unseen(), _train_part(told.data)
+        (x, y), (z, t) = unseen(), _train_part(chosen.data)
         ours, theirs = rng.permutation(len(x))[:samples], rng.permutation(len(z))[:donors]
         return _drawn(x[ours], y[ours]), _drawn(z[theirs], t[theirs])
 
@@ -181,7 +181,7 @@ def _real(name: str, what: str, subject: str, features: str = "patches:2") -> Kn
     return KnownNetwork(
         name,
         what,
-        each_layer(at_once, told.layers),
+        each_layer(at_once, chosen.layers),
         None,
         dims=int(np.prod(shape)),
         shape=shape,
@@ -190,9 +190,9 @@ def _real(name: str, what: str, subject: str, features: str = "patches:2") -> Kn
         pair=pair,
         at_once=at_once,
         donors=_TRAINED - 2000,
-        bounds=lambda seen: _bounds(told, at_once, seen, features),
-        kept=f"{told.key} {features} {_MASKED} {_EPOCHS}",
-        needs=told.data,
+        bounds=lambda views: _bounds(chosen, at_once, views, features),
+        kept=f"{chosen.key} {features} {_MASKED} {_EPOCHS}",
+        needs=chosen.data,
         symbols=4 * 10,
     )
 
@@ -202,11 +202,11 @@ def _drawn(x: Tensor, y: Tensor) -> Drawn:
 
 
 def _bounds(
-    subject: _Subject, at_once: Callable[[Vector], Mapping[str, Vector]], seen: Mapping[str, FittedView], features: str
+    subject: _Subject, at_once: Callable[[Vector], Mapping[str, Vector]], views: Mapping[str, FittedView], features: str
 ) -> dict[str, Vector]:
     """The 2n+1 terms of every layer: the total counted, the others bounded from below by a classifier.
 
-    A convolutional network is trained to foretell the codes from pictures of which only a subset of the features is
+    A convolutional network is trained to predict the codes from pictures of which only a subset of the features is
     shown, and which those are. H(T) less its held-out log-loss, and less 1.645 standard errors, is a lower bound.
     """
     data = _pictures(subject.data)
@@ -219,21 +219,21 @@ def _bounds(
         shown[len(cells) + i] = 1
         shown[len(cells) + i, cell] = 0
     shown = shown.view(-1, *shape)
-    held = at_once(x.flatten(1).numpy())
-    codes = {n: torch.from_numpy(seen[n](held[n]).astype(np.int64)) for n in seen}
+    activations = at_once(x.flatten(1).numpy())
+    codes = {n: torch.from_numpy(views[n](activations[n]).astype(np.int64)) for n in views}
     sizes = [int(c.max()) + 1 for c in codes.values()]
     with one_thread():
         network = _masked_classifier(x[:_MASKED], [c[:_MASKED] for c in codes.values()], sizes, shown)
-    found = {n: [entropy_estimate(c[_MASKED:].numpy()).value] for n, c in codes.items()}
+    terms_of = {n: [entropy_estimate(c[_MASKED:].numpy()).value] for n, c in codes.items()}
     rest = x[_MASKED:]
     with torch.no_grad():
         for mask in shown:
             scores = torch.cat([network(_with_mask(part, mask.expand_as(part))) for part in rest.split(512)])
             for (name, goal), of in zip(codes.items(), scores.split(sizes, 1), strict=True):
                 lost = F.cross_entropy(of, goal[_MASKED:], reduction="none") / np.log(2)
-                least = found[name][0] - float(lost.mean()) - _Z * float(lost.std()) / np.sqrt(len(lost))
-                found[name].append(max(least, 0.0))
-    return {n: np.array(terms) for n, terms in found.items()}
+                least = terms_of[name][0] - float(lost.mean()) - _Z * float(lost.std()) / np.sqrt(len(lost))
+                terms_of[name].append(max(least, 0.0))
+    return {n: np.array(terms) for n, terms in terms_of.items()}
 
 
 def _with_mask(x: Tensor, shown: Tensor) -> Tensor:
@@ -242,7 +242,7 @@ def _with_mask(x: Tensor, shown: Tensor) -> Tensor:
 
 
 def _masked_classifier(x: Tensor, codes: Sequence[Tensor], sizes: Sequence[int], shown: Tensor) -> nn.Module:
-    """Train a convolutional network on pictures (P, C, H, W) under masks (S, C, H, W) to foretell codes (P,)."""
+    """Train a convolutional network on pictures (P, C, H, W) under masks (S, C, H, W) to predict codes (P,)."""
     with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
         torch.manual_seed(0)
         network = nn.Sequential(

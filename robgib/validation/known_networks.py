@@ -1,4 +1,4 @@
-"""Networks of known information: what every figure of their layers must come out as.
+"""Networks of known information: the true value of every figure of their layers.
 
 Inputs are Gaussian or listed, so that the features that a subset leaves out can be drawn given those that it holds, by
 the true conditional law. The terms of a layer's code, or of a layer in noise, then follow by Monte Carlo or in closed
@@ -54,30 +54,30 @@ class KnownNetwork:
     """A network on inputs whose law is known.
 
     Attributes:
-        name: of the network.
-        what: it is, in a few words.
-        layers: functions of the input (N, d), by name; each is a layer (N, d').
-        covariance: (d, d) of Gaussian inputs with mean 0; None for inputs that are all ±1, each as likely.
-        linear: the layers' matrices (d, d'), where they are linear.
-        classes: (K, d) means of classes, whose members have the covariance; none: the label is the sign of the first
-            input.
-        terms: whether the terms of the input's features are known; else only what is counted.
-        samples: how many it is asked with.
-        dims: of the input.
-        spread: whether its layers in noise are known in closed form where they are not linear: each is N(0, I).
-        another: makes another network of its family from a number, where there is a family: each repeat asks a new one.
-        shape: of the inputs, where they are pictures; the layers take them flattened or not.
-        features: how an input is cut.
-        sampled: draws inputs (N, d) and labels (N,), where neither Gaussian nor signs are drawn.
-        told: the 2n+1 terms of every layer in bits, where they are known beforehand.
-        law: gives the law of the inputs where they are drawn from one that was fitted; in place of a covariance.
-        at_once: gives all layers of inputs (N, d) from one pass, where that is cheaper.
-        pair: draws inputs and labels, and others for donors, from samples of which each serves once.
-        donors: how many those are; 0 takes as many as ``samples``.
-        bounds: finds the terms of all layers where bounds alone are known: singles and rests from below.
-        kept: names the truth on disk, where it is kept there.
-        needs: the data set that the network is trained on, where one has to be there.
-        symbols: codes a layer; 0 takes as many as an evaluation of so many classes does.
+        name: name of the network.
+        what: its description in a few words.
+        layers: functions of the input (N, d), by name; each returns a layer (N, d').
+        covariance: (d, d) of Gaussian inputs with mean 0; None for inputs that are ±1 with equal probability.
+        linear: the matrices (d, d') of the layers, if they are linear.
+        classes: means (K, d) of classes that share the covariance; None: the label is the sign of the first input.
+        terms: whether the terms of the input's features are known; otherwise only counted figures are.
+        samples: number of samples for the estimate.
+        dims: dimensions of the input.
+        spread: whether layers in noise have a closed form although they are not linear: each is N(0, I).
+        another: makes another network of the family from a number; each repeat uses a new one.
+        shape: shape of the inputs if they are pictures; the layers take them flattened or not.
+        features: how the input is divided.
+        sampled: draws inputs (N, d) and labels (N,) if they are neither Gaussian nor signs.
+        known_terms: the 2n+1 terms of every layer in bits, if they are known in advance.
+        law: returns the fitted law of the inputs, in place of a covariance.
+        at_once: returns all layers of inputs (N, d) from one pass, if that is cheaper.
+        pair: draws inputs and labels, and others for donors, each sample once.
+        donors: number of donors; 0 takes ``samples``.
+        bounds: computes the terms of all layers if only bounds are known: lower bounds of single-feature and
+            leave-one-out terms.
+        kept: key of the truth on disk, if it is stored there.
+        needs: the data set on which the network is trained, if it needs one.
+        symbols: symbols of the code of a layer; 0 takes as many as an evaluation with as many classes.
     """
 
     name: str
@@ -94,7 +94,7 @@ class KnownNetwork:
     shape: tuple[int, ...] | None = None
     features: str = "pixels"
     sampled: Callable[[int, np.random.Generator], tuple[Vector, npt.NDArray[np.int64]]] | None = None
-    told: Vector | None = None
+    known_terms: Vector | None = None
     law: Callable[[], Law] | None = None
     at_once: Callable[[Vector], Mapping[str, Vector]] | None = None
     pair: Callable[[int, int, np.random.Generator], tuple[Drawn, Drawn]] | None = None
@@ -130,62 +130,62 @@ class KnownNetwork:
         y = rng.integers(len(self.classes), size=samples)
         return x + self.classes[y], y
 
-    def truths(self, seen: Mapping[str, FittedView]) -> dict[str, tuple[Vector, float]]:
-        """The 2n+1 terms of every layer in its view, and what it tells of the label; see :meth:`truth`.
+    def truths(self, views: Mapping[str, FittedView]) -> dict[str, tuple[Vector, float]]:
+        """The 2n+1 terms of every layer in its view, and its information about the label; see :meth:`truth`.
 
-        Where a passage through the network answers for all layers, each draw serves all of them, and what came out is
-        kept on disk.
+        If one pass through the network gives all layers, each draw serves all of them, and the result is stored on
+        disk.
         """
         if self.law is None and self.bounds is None:
-            return {name: self.truth(name, view) for name, view in seen.items()}
-        asked = [self.kept, {n: [view.view, _marks(view)] for n, view in seen.items()}, _DRAWN]
-        place = cache_folder() / "validation" / f"{self.name}-{digest(asked)[:16]}.json"
+            return {name: self.truth(name, view) for name, view in views.items()}
+        key = [self.kept, {n: [view.view, _marks(view)] for n, view in views.items()}, _DRAWN]
+        place = cache_folder() / "validation" / f"{self.name}-{digest(key)[:16]}.json"
         if self.kept and place.is_file():
-            told = read_json(place)
-            return {n: (np.array(told[n][0]), float(told[n][1])) for n in seen}
-        found = self._drawn_truths(seen)
+            stored = read_json(place)
+            return {n: (np.array(stored[n][0]), float(stored[n][1])) for n in views}
+        computed = self._drawn_truths(views)
         if self.kept:
-            written = json.dumps({n: [terms.tolist(), label] for n, (terms, label) in found.items()})
+            written = json.dumps({n: [terms.tolist(), label] for n, (terms, label) in computed.items()})
             write_file(place, written.encode())
-        return found
+        return computed
 
-    def _drawn_truths(self, seen: Mapping[str, FittedView]) -> dict[str, tuple[Vector, float]]:
-        """Of codes of all layers: counted, and by drawing what each feature, and all but it, leaves open."""
+    def _drawn_truths(self, views: Mapping[str, FittedView]) -> dict[str, tuple[Vector, float]]:
+        """Terms of the codes of all layers: the total is counted; the others draw the features that are left out."""
         rng = np.random.default_rng([7, len(self.name)])
         codes, labels = [], []
         for _ in range(_DRAWN["parts"]):
             x, y = self.draw(_DRAWN["population"] // _DRAWN["parts"], rng)
-            codes.append({n: seen[n](z) for n, z in self.all_layers(x).items()})
+            codes.append({n: views[n](z) for n, z in self.all_layers(x).items()})
             labels.append(y)
-        whole = {n: np.concatenate([c[n] for c in codes]) for n in seen}
-        told = {n: count_information(whole[n], np.concatenate(labels))[0].value for n in seen}
-        totals = {n: _entropy(whole[n]) for n in seen}
+        whole = {n: np.concatenate([c[n] for c in codes]) for n in views}
+        about_label = {n: count_information(whole[n], np.concatenate(labels))[0].value for n in views}
+        totals = {n: _entropy(whole[n]) for n in views}
         if self.bounds is not None:
-            return {n: (terms, told[n]) for n, terms in self.bounds(seen).items()}
+            return {n: (terms, about_label[n]) for n, terms in self.bounds(views).items()}
         places = [np.array(p) for p in self._places()]
         parts: list[dict[str, float]] = []
         for alone in (True, False):
             outer, inner = _DRAWN["alone" if alone else "rest"]
             for feature in places:
-                held = feature if alone else np.concatenate([p for p in places if p is not feature])
-                parts.append(self._left_open(seen, held, -(-outer // len(places)), inner, rng))
-        return {n: (np.array([totals[n], *(totals[n] - p[n] for p in parts)]), told[n]) for n in seen}
+                fixed = feature if alone else np.concatenate([p for p in places if p is not feature])
+                parts.append(self._left_open(views, fixed, -(-outer // len(places)), inner, rng))
+        return {n: (np.array([totals[n], *(totals[n] - p[n] for p in parts)]), about_label[n]) for n in views}
 
     def _left_open(
         self,
-        seen: Mapping[str, FittedView],
-        held: npt.NDArray[np.int64],
+        views: Mapping[str, FittedView],
+        fixed: npt.NDArray[np.int64],
         outer: int,
         inner: int,
         rng: np.random.Generator,
     ) -> dict[str, float]:
         """I(X;T|X_S) of every layer: the mean over X_S of the entropy of its code, what is left out drawn given X_S."""
         assert self.law is not None
-        conditional = self.law().given(held, inner, rng)
-        bits: dict[str, list[float]] = {n: [] for n in seen}
+        conditional = self.law().given(fixed, inner, rng)
+        bits: dict[str, list[float]] = {n: [] for n in views}
         for point in self.draw(outer, rng)[0]:
             for n, z in self.all_layers(conditional(point, rng)).items():
-                bits[n].append(_entropy(seen[n](z)))
+                bits[n].append(_entropy(views[n](z)))
         return {n: float(np.mean(b)) for n, b in bits.items()}
 
     def truth(self, layer: str, view: FittedView) -> tuple[Vector, float]:
@@ -197,9 +197,9 @@ class KnownNetwork:
         """
         of = self.layers[layer]
         rng = np.random.default_rng([7, len(self.name)])
-        if self.told is not None:
+        if self.known_terms is not None:
             x, y = self.draw(_POPULATION // 10, rng)
-            return self.told, count_information(view(of(x)), y)[0].value if view.view == RATE else float("nan")
+            return self.known_terms, count_information(view(of(x)), y)[0].value if view.view == RATE else float("nan")
         if view.view == RATE:
             x, y = self.draw(_POPULATION * (5 if self.classes is not None else 1), rng)
             codes = np.concatenate([view(of(part)) for part in np.array_split(x, 20)])
@@ -215,13 +215,13 @@ class KnownNetwork:
         features = self._places()
         if not self.terms or self.covariance is None:
             return np.array([total, *[np.nan] * (2 * len(features))]), label
-        singles, rests = [], []
+        single_feature, leave_one_out = [], []
         alone, without = self._draws(view.view == RATE)
         for feature in features:
             rest = [j for other in features if other is not feature for j in other]
-            singles.append(total - self._left(of, view, feature, *alone, rng))
-            rests.append(total - self._left(of, view, rest, *without, rng))
-        return np.array([total, *singles, *rests]), label
+            single_feature.append(total - self._left(of, view, feature, *alone, rng))
+            leave_one_out.append(total - self._left(of, view, rest, *without, rng))
+        return np.array([total, *single_feature, *leave_one_out]), label
 
     def _places(self) -> list[list[int]]:
         """Where in a flattened input each feature lies."""
@@ -308,10 +308,10 @@ def each_layer(at_once: Callable[[Vector], Mapping[str, Vector]], names: Sequenc
     return {name: partial(only, name) for name in names}
 
 
-def _marks(seen: FittedView) -> list[float]:
+def _marks(codebook: FittedView) -> list[float]:
     """What tells one fitted view from another, to six digits."""
-    assert isinstance(seen, Codebook)
-    return [float(f"{c:.5e}") for c in np.sort(seen.centres.reshape(-1))]
+    assert isinstance(codebook, Codebook)
+    return [float(f"{c:.5e}") for c in np.sort(codebook.centres.reshape(-1))]
 
 
 def _entropy(codes: npt.NDArray[Any]) -> float:

@@ -84,7 +84,7 @@ def _one_bit(
         shape=(1, _SIDE, _SIDE),
         features="patches:2",
         sampled=sampled,
-        told=np.ones(9),
+        known_terms=np.ones(9),
     )
 
 
@@ -115,14 +115,14 @@ def _gaussian_digits(name: str, what: str, features: str) -> KnownNetwork:
     """A trained network on pictures drawn from the Gaussian that is fitted to those it was trained on."""
 
     def at_once(x: Vector) -> dict[str, Vector]:
-        held = torch.from_numpy(np.asarray(x, np.float32)).view(-1, 1, 8, 8)
-        found = {}
+        activations = torch.from_numpy(np.asarray(x, np.float32)).view(-1, 1, 8, 8)
+        layers = {}
         with torch.no_grad():
             for name, part in zip(("", "maps", "hidden", "logits"), _digits()[1], strict=True):
-                held = part(held)
-                found[name] = np.asarray(held.numpy())
-        del found[""]
-        return found
+                activations = part(activations)
+                layers[name] = np.asarray(activations.numpy())
+        del layers[""]
+        return layers
 
     return KnownNetwork(
         name,

@@ -61,9 +61,9 @@ class Law:
             x[classes == k] += noise[classes == k] @ self.roots[k].T
         return x, classes
 
-    def given(self, held: Rows, draws: int, rng: np.random.Generator) -> Conditional:
-        """Make the law of all other inputs ready, given those at ``held``, for some draws of each point."""
-        return Conditional.of(self, held, draws, rng)
+    def given(self, fixed: Rows, draws: int, rng: np.random.Generator) -> Conditional:
+        """Prepare the law of all other inputs given those at ``fixed``, for some draws of each point."""
+        return Conditional.of(self, fixed, draws, rng)
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,20 +92,20 @@ class Conditional:
     draws: int
 
     @classmethod
-    def of(cls, law: Law, held: Rows, draws: int, rng: np.random.Generator) -> Conditional:
+    def of(cls, law: Law, fixed: Rows, draws: int, rng: np.random.Generator) -> Conditional:
         """See :meth:`Law.given`."""
-        left = np.setdiff1d(np.arange(law.means.shape[1]), held)
+        free = np.setdiff1d(np.arange(law.means.shape[1]), fixed)
         own, gains, pools = [], [], []
         for root in law.roots:
             covariance = root @ root.T
-            factor = cho_factor(covariance[np.ix_(held, held)], lower=True)
-            gain = cho_solve(factor, covariance[np.ix_(held, left)])
-            spread = covariance[np.ix_(left, left)] - covariance[np.ix_(left, held)] @ gain
-            noise = rng.standard_normal((_POOL * draws, len(left))).astype(np.float32)
+            factor = cho_factor(covariance[np.ix_(fixed, fixed)], lower=True)
+            gain = cho_solve(factor, covariance[np.ix_(fixed, free)])
+            spread = covariance[np.ix_(free, free)] - covariance[np.ix_(free, fixed)] @ gain
+            noise = rng.standard_normal((_POOL * draws, len(free))).astype(np.float32)
             own.append(np.tril(factor[0]))
             gains.append(gain)
             pools.append(noise @ np.linalg.cholesky(spread).T.astype(np.float32))
-        return cls(law, held, left, tuple(own), tuple(gains), tuple(pools), draws)
+        return cls(law, fixed, free, tuple(own), tuple(gains), tuple(pools), draws)
 
     def __call__(self, point: Vector, rng: np.random.Generator) -> Vector:
         """Draw inputs (M, d) that agree with a point (d,) in what is held."""
@@ -126,5 +126,5 @@ class Conditional:
         for k, root in enumerate(self.own):
             off = solve_triangular(root, point[self.held] - self.law.means[k, self.held], lower=True)
             logs.append(np.log(self.law.shares[k]) - np.log(np.diag(root)).sum() - off @ off / 2)
-        told = np.exp(np.array(logs) - max(logs))
-        return np.asarray(told / told.sum())
+        likelihoods = np.exp(np.array(logs) - max(logs))
+        return np.asarray(likelihoods / likelihoods.sum())

@@ -51,11 +51,12 @@ HOLDS, MARKED, REFUSED, WRONG = "holds", "marked", "refused", "wrong"
 PICTURES = "pictures"
 """Names all networks on pictures."""
 _ENOUGH = 0.9  # share of repeats in which a figure must hold the truth, or be marked
-_LEVEL = 0.05  # at which fewer are told from chance
+_LEVEL = 0.05  # at which fewer differ from chance
 _FIT = 3000  # inputs that a network's codes, components and scales are fitted on, once for all repeats
 _DIMS = 8
 _OF_LAYER = ("I(X;Z)", "I(Z;Y)", "C(X;Z)", "S(X;Z)", "r(X;Z)", "v(X;Z)")
-_SIDES = (0, 0, 1, -1, 1, -1)  # of bounds: C and r are no less than what bounds of singles and rests give
+# Sides of bounds: C and r are at least what bounds of single-feature and leave-one-out terms give.
+_SIDES = (0, 0, 1, -1, 1, -1)
 
 
 def known() -> dict[str, Task | KnownNetwork]:
@@ -294,8 +295,8 @@ def _layer_truth(terms: Vector, label: float) -> Vector:
 
 def _codes_of(network: KnownNetwork, views: Views) -> Callable[[Tensor], dict[str, npt.NDArray[Any]]]:
     def codes(x: Tensor) -> dict[str, npt.NDArray[Any]]:
-        held = network.all_layers(x.numpy())
-        return {name: fitted(held[name]) for name, (fitted, *_) in views.items() if fitted.view != NOISE}
+        activations = network.all_layers(x.numpy())
+        return {name: fitted(activations[name]) for name, (fitted, *_) in views.items() if fitted.view != NOISE}
 
     return codes
 
@@ -303,9 +304,9 @@ def _codes_of(network: KnownNetwork, views: Views) -> Callable[[Tensor], dict[st
 def verdict(inside: npt.NDArray[np.bool_], marked: npt.NDArray[np.bool_], refused: npt.NDArray[np.bool_]) -> str:
     """What repeats (R, m) of m like figures say: ``holds``, ``marked``, ``refused`` or ``wrong``.
 
-    A figure holds where its interval covers the truth in 90% of the repeats or more, or in so many that fewer than 90%
-    are not told from chance (5%, one-sided). It is marked where it does so but for figures that carry a mark or a note,
-    refused where it is given in less than half of the repeats, and wrong otherwise: it misses, and does not say so.
+    A figure holds if its interval covers the truth in at least 90% of the repeats, or in so many that the difference
+    from 90% is not significant (5%, one-sided). It is marked if that is true without the figures that have a mark or a
+    note, refused if less than half of the repeats have a figure, and wrong otherwise: it misses without a mark.
 
     >>> import numpy as np
     >>> never, always = np.zeros((40, 1), bool), np.ones((40, 1), bool)

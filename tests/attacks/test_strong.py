@@ -721,7 +721,7 @@ def test_random_search_from_the_result_of_ascent_is_stronger_than_longer_ascent(
     polished = margin[rows] - search.margin[rows]
     again = _Search(model, x, y)
     again.offer(rows, APGD("linf", 0.1, steps=700).ascend(model, x[rows], goal.select(rows), rng.select(rows))[0])
-    ascended = margin[rows] - again.lead[rows]
+    ascended = margin[rows] - again.margin[rows]
     assert float(polished.mean()) > float(ascended.mean())
 
 
