@@ -74,7 +74,7 @@ def test_what_weights_cost_lies_between_cross_fitted_and_apparent():
     useless = rng.dirichlet(np.ones(4), (40, 5, 200))[..., 0]
     own = np.concatenate([useless, marginal], 1)
     stack = Stack(np.arange(200) % 5).fit(own)
-    crossed = (stack.told(own) + 2).mean()
+    crossed = (stack.log_probabilities(own) + 2).mean()
     apparent = crossed + stack.optimism(own).mean()
     assert crossed < 0 < apparent
     assert abs((crossed + apparent) / 2) < max(-crossed, apparent)
