@@ -289,7 +289,7 @@ def test_the_command_line_says_the_bracket(tmp_path, trained):
     ]  # fmt: skip
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
-    assert "proven" in result.stdout
+    assert "certified" in result.stdout
     again = CliRunner().invoke(app, [*arguments, "--json"])
     found = json.loads(again.stdout)["models"][0]["attacks"][0]
     assert 0.7 < found["certified_accuracy"] <= found["robust_accuracy"]
