@@ -36,13 +36,13 @@ class Features(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, …) to features (N, d)."""
-        seen: list[Tensor] = []
-        handle = self.last.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+        first_input: list[Tensor] = []
+        handle = self.last.register_forward_pre_hook(lambda module, inputs: first_input.append(inputs[0]))
         try:
             self.model(x)
         finally:
             handle.remove()
-        return seen[-1].flatten(1)
+        return first_input[-1].flatten(1)
 
 
 class Readout(nn.Module):
@@ -85,7 +85,7 @@ def planted_found(
         By label, whether the attack found each planted image; empty if the model has no linear layer at its end.
     """
     last = next((m for m in reversed(list(prepared.model.modules())) if isinstance(m, nn.Linear)), None)
-    found: dict[str, list[bool]] = {label: [] for label in attacks}
+    hits_of: dict[str, list[bool]] = {label: [] for label in attacks}
     if last is None:
         return {}
     features = Features(prepared.model, last)
@@ -93,14 +93,14 @@ def planted_found(
         readout = _planted(features, x[row], threat, SampleRNG(seed, [row]), prepared.batch_size)
         if readout is None:
             continue
-        for label in list(found):
+        for label in list(hits_of):
             try:
-                found[label].append(_finds(attacks[label], readout, x[row : row + 1], seed + row))
+                hits_of[label].append(_finds(attacks[label], readout, x[row : row + 1], seed + row))
             except NoGradientError:
-                found[label].append(False)
+                hits_of[label].append(False)
             except RobGIBError:
-                del found[label]
-    return {label: hits for label, hits in found.items() if hits}
+                del hits_of[label]
+    return {label: hits for label, hits in hits_of.items() if hits}
 
 
 def _finds(attack: Attack, readout: Readout, x: Tensor, seed: int) -> bool:

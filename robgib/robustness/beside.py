@@ -90,12 +90,12 @@ def gradient_check(subject: Subject) -> FailureIndicator | None:
     x, y = subject.x[right], subject.y[right]
     try:
         with faults_of("the model"):
-            found = gradient_indicator(subject.model, x, y, seed=subject.context.seed, device=subject.device)
+            check = gradient_indicator(subject.model, x, y, seed=subject.context.seed, device=subject.device)
     except (RuntimeError, RobGIBError):
         return None  # the indicators report missing gradients, and what the model raises
-    if found.seen:
-        warnings.warn(f"{found.name}: {found.detail}. {found.meaning}.", RobGIBWarning, stacklevel=2)
-    return found
+    if check.seen:
+        warnings.warn(f"{check.name}: {check.detail}. {check.meaning}.", RobGIBWarning, stacklevel=2)
+    return check
 
 
 def find_failures(findings: Findings, gradient: FailureIndicator | None) -> tuple[list[dict[str, Any]], dict[str, str]]:
@@ -149,9 +149,9 @@ def _indicators(
         label: (findings.attacks[label], result.right[right]) for label, result in findings.succeeded(budget).items()
     }
     threat = findings.budgets()[budget]
-    found = Examination([], {})
+    examination = Examination([], {})
     if whole:
-        found = examine(
+        examination = examine(
             subject.model,
             x,
             y,
@@ -167,10 +167,10 @@ def _indicators(
         subject.model, x[:count], y[:count], threat, here, costs=subject.costs, context=subject.context
     )
     return {
-        "rows": [{"norm": budget[0], "eps": budget[1], **dataclasses.asdict(one)} for one in found.indicators],
+        "rows": [{"norm": budget[0], "eps": budget[1], **dataclasses.asdict(one)} for one in examination.indicators],
         "beside": beside,
-        "fooled": some[list(found.fooled)].tolist(),
-        "images": torch.stack(list(found.fooled.values())).cpu().numpy() if found.fooled else np.zeros(0),
+        "fooled": some[list(examination.fooled)].tolist(),
+        "images": torch.stack(list(examination.fooled.values())).cpu().numpy() if examination.fooled else np.zeros(0),
     }
 
 
@@ -199,13 +199,13 @@ def _count_fooled(findings: Findings, threat: ThreatModel, rows: np.ndarray, ima
     known = findings.together((threat.norm, threat.eps))
     if known is None:
         return
-    found = {int(row): image for row, image in zip(rows, images, strict=True) if known.right[row] >= 0.5}
-    if not found:
+    fooled = {int(row): image for row, image in zip(rows, images, strict=True) if known.right[row] >= 0.5}
+    if not fooled:
         return
-    rows = np.array(sorted(found))
+    rows = np.array(sorted(fooled))
     subject = findings.subject
     label = further_label("failure-checks", threat, findings.budgets())
-    attack = FoundImages(threat.norm, threat.eps, images=found)
+    attack = FoundImages(threat.norm, threat.eps, images=fooled)
     try:
         part = subject.attack_rows(attack, known, rows, label)
     except RobGIBError:  # an image that lies outside the ball by rounding

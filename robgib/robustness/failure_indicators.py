@@ -173,10 +173,10 @@ def failure_indicators(
     >>> found[0].name, found[0].seen
     ("the gradient is not the function's", False)
     """
-    found = examine(
+    examination = examine(
         model, x, y, threat, attacks=attacks, costs=costs, samples=samples, passes=passes, context=context, **fields
     )
-    return list(found.indicators)
+    return list(examination.indicators)
 
 
 def examine(
@@ -214,7 +214,7 @@ def examine(
     (context,) = gather("examine", fields, context or Context(device="cpu"))
     seed, device = context.seed, torch.device(context.device)
     attacks = attacks or {}
-    whole = next((name for name, (_, left) in attacks.items() if len(left) and not left.any()), None)
+    whole = next((name for name, (_, remaining) in attacks.items() if len(remaining) and not remaining.any()), None)
     if not len(x):
         return Examination([], {})
     x, y = x[:samples].to(device), y[:samples].to(device)
@@ -639,9 +639,9 @@ def _shift(attacks: Mapping[str, tuple[Attack, np.ndarray]]) -> FailureIndicator
     if not ascents or not others:
         return None
     ascent = min(ascents, key=lambda n: float(attacks[n][1].sum()))
-    left = attacks[ascent][1] >= 0.5
-    fell = left & (np.minimum.reduce([attacks[n][1] for n in others]) < 0.5)
-    hits, total = int(fell.sum()), int(left.sum())
+    remaining = attacks[ascent][1] >= 0.5
+    fell = remaining & (np.minimum.reduce([attacks[n][1] for n in others]) < 0.5)
+    hits, total = int(fell.sum()), int(remaining.sum())
     return FailureIndicator(
         "others fool what ascent leaves",
         share_test(hits, total, _SHIFT) <= _LEVEL,
@@ -666,14 +666,14 @@ def _planted(
     if count < _LEAST_PLANTED:
         return _left_out(PLANTED_NAME, _TOO_DEAR)
     ran = {name: attack for name, (attack, _) in attacks.items()}
-    found = planted_found(look.prepared, look.x[:count], look.threat, ran, seed=look.seed)
-    if not found:
+    hits_of = planted_found(look.prepared, look.x[:count], look.threat, ran, seed=look.seed)
+    if not hits_of:
         return None
-    missed = {name: torch.tensor([not hit for hit in hits]) for name, hits in found.items()}
+    missed = {name: torch.tensor([not hit for hit in hits]) for name, hits in hits_of.items()}
     return FailureIndicator(
         PLANTED_NAME,
         any(_many(which, _MISSED) for name, which in missed.items() if each[name] > 1),
-        ", ".join(f"{name} finds {sum(hits)} of {len(hits)}" for name, hits in found.items()) + " planted images",
+        ", ".join(f"{name} finds {sum(hits)} of {len(hits)}" for name, hits in hits_of.items()) + " planted images",
         "the attack misses adversarial images that are known to exist on this model's features: what it leaves may not "
         "be robust",
     )

@@ -195,7 +195,7 @@ def _heard(progress: Progress | None, jobs: int) -> Iterator[Tell | None]:
         yield None
         return
     if jobs == 1:
-        yield lambda said: progress(*said)
+        yield lambda report: progress(*report)
         return
     manager = SyncManager()
     manager.start(end_with, (os.getpid(),))
@@ -203,8 +203,8 @@ def _heard(progress: Progress | None, jobs: int) -> Iterator[Tell | None]:
         queue = manager.Queue()
 
         def listen() -> None:
-            while (said := queue.get()) is not None:
-                progress(*said)
+            while (report := queue.get()) is not None:
+                progress(*report)
 
         listener = threading.Thread(target=listen, daemon=True)
         listener.start()
@@ -307,15 +307,15 @@ def _on_ray(tasks: Sequence[Task], engine: Engine, data_root: Path | None) -> It
             done, _ = ray.wait(list(waiting), num_returns=1)
             task = waiting.pop(done[0])
             try:
-                packed, weights, said = ray.get(done[0])
+                packed, weights, error_text = ray.get(done[0])
             except ray.exceptions.RayError as fault:
                 yield task.name, first_line(fault)
                 continue
             _keep(weights)
-            if not said:
+            if not error_text:
                 with atomic_directory(task.target) as folder, tarfile.open(fileobj=io.BytesIO(packed)) as archive:
                     archive.extractall(folder, filter="data")
-            yield task.name, said
+            yield task.name, error_text
     finally:
         if ours:
             ray.shutdown()

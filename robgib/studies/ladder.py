@@ -172,11 +172,11 @@ def goes_with(question: Question, rng: np.random.Generator) -> Rung:
     own = float(stats.spearmanr(mean_x, mean_y).statistic) if len(mean_x) > 2 else math.nan
     p = _p(own, moved, _side(question.expect, own), every)
     if every and len(moved) < 1 / _LEVEL:
-        said = (
+        reason = (
             f"ρ = {rho:+.2f} [{low:+.2f}, {high:+.2f}] over {len(x)} models, of which the architectures and strengths "
             f"can be relabelled in {len(moved)} ways only; no test at 5% is possible"
         )
-        return Rung(RUNGS[0], "cannot be told", rho, low, high, p, 0, f"Cannot be told: {said}.")
+        return Rung(RUNGS[0], "cannot be told", rho, low, high, p, 0, f"Cannot be told: {reason}.")
     status = _status(rho, low, high, p, question.expect)
     draws = 0 if every else len(moved)
     figures = f"ρ = {rho:+.2f} [{low:+.2f}, {high:+.2f}], p {shown_p(p, draws)}, over {len(x)} models"
@@ -285,14 +285,14 @@ def beyond_baselines(question: Question, rng: np.random.Generator, sign: int) ->
     beta, error, p = effect
     right = p < _LEVEL and (not sign or np.sign(beta) == sign)
     status: Status = "reached" if right and low > 0 else "not reached"
-    said = (
+    evidence = (
         f"given {len(baselines)} baselines and the recipes' fields its standardised effect is {beta:+.2f} ± "
         f"{1.96 * error:.2f} (p {shown_p(p)}), and it removes {100 * share:.0f}% [{100 * low:.0f}%, {100 * high:.0f}%] "
         f"of the squared error with which they predict another architecture "
         f"(RMSE {np.sqrt((without**2).mean()):.3f} → {np.sqrt((with_it**2).mean()):.3f})"
     )
     head = "The figure adds to the baselines" if status == "reached" else "It is not shown to add to the baselines"
-    return Rung(RUNGS[2], status, share, low, high, p, 0, f"{head}: {said}.")
+    return Rung(RUNGS[2], status, share, low, high, p, 0, f"{head}: {evidence}.")
 
 
 def usable_baselines(rows: pd.DataFrame, names: Sequence[str]) -> tuple[str, ...]:
