@@ -294,4 +294,4 @@ def test_the_command_line_says_the_bracket(tmp_path, trained):
     found = json.loads(again.stdout)["models"][0]["attacks"][0]
     assert 0.7 < found["certified_accuracy"] <= found["robust_accuracy"]
     page = next(tmp_path.glob("*/report.html")).read_text()
-    assert '<th class="n">certified</th>' in page
+    assert '<th scope="col" class="n">certified</th>' in page
