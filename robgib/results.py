@@ -409,13 +409,13 @@ def eps_text(eps: float) -> str:
     ('8/255', '0.5', '0.01235', '1/3')
     """
     short = f"{eps:.4g}"
-    if not math.isfinite(eps) or float(short) == eps:
+    if not math.isfinite(eps) or math.isclose(float(short), eps, rel_tol=1e-6):  # possibly of 32 bits
         return short
     for exact in (Fraction(eps).limit_denominator(20), Fraction(round(eps * 256), 256)):
-        if math.isclose(eps, exact, rel_tol=1e-9):
+        if math.isclose(eps, exact, rel_tol=1e-6):
             return f"{exact.numerator}/{exact.denominator}"
     levels = round(eps * 255)
-    return f"{levels}/255" if math.isclose(eps, levels / 255, rel_tol=1e-9) else short
+    return f"{levels}/255" if math.isclose(eps, levels / 255, rel_tol=1e-6) else short
 
 
 def plain_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:

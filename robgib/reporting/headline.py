@@ -9,20 +9,19 @@ from dataclasses import dataclass
 
 from robgib.registry import parse_value
 from robgib.reporting.summary import display_names
-from robgib.results import Run
+from robgib.results import Run, eps_text
 
-__all__ = ["NORMS", "Headline", "Ranking", "budget_text", "eps_text", "headline", "rank"]
+__all__ = ["NORMS", "Headline", "Ranking", "budget_text", "headline", "rank", "written_eps"]
 
 NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1", "l0": "L0"}
 """Norms as people write them."""
-_DIGITS = 3
 _PLAIN = re.compile(r"\d{0,6}(\.\d{1,9})?(/[1-9]\d{0,5})?")
 
 
-def eps_text(eps: float, attack: str = "") -> str:
-    """Return a radius as its user wrote it: in the attack's label, as a short decimal number, or in 255ths.
+def written_eps(eps: float, attack: str = "") -> str:
+    """Return a radius as its user wrote it: in the attack's label, or as is customary.
 
-    >>> eps_text(8 / 255), eps_text(0.1), eps_text(0.05, "pgd-linf:eps=1/20"), eps_text(0.123456)
+    >>> written_eps(8 / 255), written_eps(0.1), written_eps(0.05, "pgd-linf:eps=1/20"), written_eps(0.123456)
     ('8/255', '0.1', '1/20', '0.1235')
     """
     for pair in attack.partition(":")[2].split(","):
@@ -31,11 +30,7 @@ def eps_text(eps: float, attack: str = "") -> str:
             value = parse_value(text)
             if isinstance(value, int | float) and math.isclose(value, eps, rel_tol=1e-6):
                 return text.strip()
-    short = f"{eps:.{_DIGITS}g}"
-    levels = eps * 255
-    if not math.isclose(float(short), eps, rel_tol=1e-6) and math.isclose(levels, round(levels), rel_tol=1e-6):
-        return f"{round(levels)}/255"
-    return short if math.isclose(float(short), eps, rel_tol=1e-6) else f"{eps:.4g}"
+    return eps_text(eps)
 
 
 def budget_text(norm: str, eps: float, attack: str = "") -> str:
@@ -44,7 +39,7 @@ def budget_text(norm: str, eps: float, attack: str = "") -> str:
     >>> budget_text("linf", 8 / 255)
     'L∞ 8/255'
     """
-    return f"{NORMS.get(norm, norm)} {eps_text(eps, attack)}"
+    return f"{NORMS.get(norm, norm)} {written_eps(eps, attack)}"
 
 
 @dataclass(frozen=True)

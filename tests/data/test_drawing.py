@@ -101,7 +101,7 @@ def test_data_by_name_are_shuffled_already(name):
 def test_until_width_signs_and_corruptions_see_all_classes(by_class, monkeypatch):
     seen = {}
     module = importlib.import_module("robgib.robustness.beside")
-    for name in ("corruption_accuracy", "failure_indicators"):
+    for name in ("corruption_accuracy", "examine"):
         whole = getattr(module, name)
         monkeypatch.setattr(
             module, name, lambda net, x, y, *a, _n=name, _w=whole, **o: seen.update({_n: y}) or _w(net, x, y, *a, **o)
@@ -113,7 +113,7 @@ def test_until_width_signs_and_corruptions_see_all_classes(by_class, monkeypatch
     assert len(run.outcomes) < 300
     for labels in (torch.tensor(run.outcomes["label"].to_numpy()), seen["corruption_accuracy"][:10]):
         assert np.ptp(np.bincount(labels, minlength=CLASSES)) <= 1
-    assert len(set(seen["failure_indicators"][:20].tolist())) > 1
+    assert len(set(seen["examine"][:20].tolist())) > 1
 
 
 def test_information_is_of_all_classes(by_class):

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from robgib import evaluate, load_run
 from robgib.reporting import cells, print_runs, render
-from robgib.reporting.headline import eps_text, headline, rank
+from robgib.reporting.headline import written_eps, headline, rank
 from robgib.results import SCHEMA, Column, table
 from tests.reporting.test_page import visible
 
@@ -46,7 +46,7 @@ def printed(runs, **options):
     ],
 )
 def test_a_radius_is_written_as_its_user_wrote_it(eps, attack, text):
-    assert eps_text(float(eps), attack) == text
+    assert written_eps(float(eps), attack) == text
 
 
 def test_a_headline_holds_clean_and_lowest_accuracy_at_each_budget(run):
