@@ -82,7 +82,7 @@ def test_features_by_tokens_are_for_sequences(digits, digits_cnn):
         evaluate(digits_cnn, digits, attacks=[], features="tokens:4", information_samples=100)
     with pytest.raises(RobGIBError, match=r"takes token vectors \(L, D\)"):
         build("text-transformer", (1, 8, 8), 10)
-    with pytest.raises(RobGIBError, match="are for images"):
+    with pytest.raises(RobGIBError, match="need images; data set"):
         train(lambda: build("mlp", (12,), 2), load_data("function:parity-2"), Training(epochs=1, flip=True))
 
 

@@ -296,7 +296,7 @@ def test_tensors_of_several_are_layers_and_what_is_none_is_told(batch_first, ima
         layers = default_layers(model, x[:2])
     parts = ["lstm(0)", "lstm(1.0)", "lstm(1.1)", "attention(0)", "attention(1)", "both(low)", "both(high)"]
     assert layers == (*parts, "logits")
-    assert [str(w.message).split(" gives")[0] for w in told] == ["layer 'both(one)'", "layer 'count'"]
+    assert [str(w.message).split(" has")[0] for w in told] == ["layer 'both(one)'", "layer 'count'"]
     held = collect_activations(model, x, layers)
     inside = x[:, 0] if batch_first else x[:, 0].transpose(0, 1)
     with torch.no_grad():
