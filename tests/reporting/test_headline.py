@@ -12,7 +12,7 @@ from rich.console import Console
 
 from robgib import evaluate, load_run
 from robgib.reporting import cells, print_runs, render
-from robgib.reporting.headline import written_eps, headline, rank
+from robgib.reporting.headline import headline, rank, written_eps
 from robgib.results import SCHEMA, Column, table
 from tests.reporting.test_page import visible
 
