@@ -632,7 +632,7 @@ def _more_effort(look: _Look, attacks: Mapping[str, tuple[Attack, np.ndarray]]) 
     )
 
 
-def _shift(attacks: Mapping[str, tuple[Attack, np.ndarray]]) -> FailureIndicator | None:
+def _shift(attacks: Mapping[str, tuple[Attack, np.ndarray]]) -> FailureIndicator:
     """Compare gradient ascent with random search and boundary attacks, on all images.
 
     Ensembles are of no kind: what they fool after untargeted ascent falls mostly to their targeted ascent.
@@ -640,7 +640,8 @@ def _shift(attacks: Mapping[str, tuple[Attack, np.ndarray]]) -> FailureIndicator
     ascents = [n for n, (a, _) in attacks.items() if isinstance(a, APGD | PGD) and (a.cost or 0) >= _PGD]
     others = [n for n, (a, _) in attacks.items() if isinstance(a, Square | MinimumNormAttack)]
     if not ascents or not others:
-        return None
+        missing = "Auto-PGD or PGD of 20 steps or more" if others else "Square or a boundary attack"
+        return _left_out("others fool what ascent leaves", f"skipped: {missing} did not run")
     ascent = min(ascents, key=lambda n: float(attacks[n][1].sum()))
     remaining = attacks[ascent][1] >= 0.5
     fell = remaining & (np.minimum.reduce([attacks[n][1] for n in others]) < 0.5)
