@@ -265,8 +265,9 @@ def test_from_the_command_line_to_the_page(cli, cache, tmp_path, monkeypatch):
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "again" / "models.csv"), first)
 
 
-def test_the_folder_that_is_read_is_the_cell_s_own(tmp_path, cache, digits, monkeypatch):
+def test_the_folder_that_is_read_is_the_cell_s_own(tmp_path, digits, monkeypatch):
     """It was the first that held a config.json, also half of one, and another's."""
+    monkeypatch.setenv("ROBGIB_CACHE", str(tmp_path / "cache"))  # another test measures the same cell
     study = read_study(written(tmp_path, SMALL))
     (cell, other, *_) = cells(study)
     module, place = importlib.import_module("robgib.studies.measure"), stored(cell, study)
@@ -278,17 +279,14 @@ def test_the_folder_that_is_read_is_the_cell_s_own(tmp_path, cache, digits, monk
         record = Record(source={"kind": "study", "study_cell": key})
         return save_run(robgib.evaluate(level, digits, name=name, record=record, progress=False, **asked), place)
 
-    try:
-        keep("another", other.key(study))
-        assert module._read(cell, study) is None
-        own = keep("own", cell.key(study))
-        (place / "a").mkdir()
-        (place / "a" / "config.json").write_text("{")
-        shutil.copytree(own, place / ".own-of-a-killed-process")
-        (found,) = measure_all(study, [cell])
-        assert found.run.name == "own"
-    finally:
-        shutil.rmtree(place)
+    keep("another", other.key(study))
+    assert module._read(cell, study) is None
+    own = keep("own", cell.key(study))
+    (place / "a").mkdir()
+    (place / "a" / "config.json").write_text("{")
+    shutil.copytree(own, place / ".own-of-a-killed-process")
+    (found,) = measure_all(study, [cell])
+    assert found.run.name == "own"
 
 
 def test_networks_on_permuted_patches_are_controls(tmp_path):
