@@ -820,7 +820,9 @@ def with_present_names(frame: pd.DataFrame, name: str) -> pd.DataFrame:
 def _read_table(file: Path, name: str, version: int) -> pd.DataFrame:
     if version < _SINCE.get(name, 1) and not file.exists():
         return table(name)
-    frame = with_present_names(read_csv(file), name)
+    frame = read_csv(file)
+    if version < SCHEMA_VERSION:
+        frame = with_present_names(frame, name)
     for column in SCHEMA[name]:
         if column.name not in frame:
             if column.missing is None or version >= column.since:

@@ -91,7 +91,7 @@ def test_layer_terms_are_complete_and_consistent(run):
         assert total == pytest.approx(v["C(X;Z)"] + v["S(X;Z)"])
         assert v["GIB"] == pytest.approx(v["I(Z;Y)"] - 0.25 * v["C(X;Z)"])
         degrees = g[g["term"].isin(["r(X;Z)", "v(X;Z)"])]
-        if not degrees["note"].fillna("").str.contains("is not possible").any():  # else one of them was set to its bound
+        if not degrees["note"].fillna("").str.contains("is not possible").any():  # else one is at its bound
             identical.add(estimator)
             assert v["S(X;Z)"] / total == pytest.approx((v["v(X;Z)"] - v["r(X;Z)"]) / n)
             assert v["C(X;Z)"] / total == pytest.approx(1 + (v["r(X;Z)"] - v["v(X;Z)"]) / n)

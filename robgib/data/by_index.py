@@ -35,6 +35,8 @@ def known_labels(source: object) -> np.ndarray | None:
 
     They are those before a ``target_transform``.
 
+    >>> import torch
+    >>> from torch.utils.data import TensorDataset
     >>> pairs = TensorDataset(torch.rand(4, 1, 2, 2), torch.tensor([0, 0, 1, 1]))
     >>> known_labels(Subset(pairs, [3, 0])).tolist()
     [1, 0]
