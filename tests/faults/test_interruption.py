@@ -145,12 +145,12 @@ def test_an_evaluation_goes_on_from_every_moment(moment, whole, digits, digits_c
     asked, expected = {"attacks": ATTACKS, **OPTIONS, **dict(beside)}, whole(beside)
     place = tmp_path / "unfinished"
     calls = {
-        "layers": ("robgib.evaluation", "evaluate_robustness", 1),
+        "layers": ("robgib.evaluation", "measure", 1),
         "first attack": ("robgib.robustness.attacking", "accuracy_curve", 1),
         "second attack": ("robgib.robustness.attacking", "run_attack", 2),
         "curve": ("robgib.robustness.run_attack", "run_attack", 3),
-        "corruptions": ("robgib.robustness.beside", "failure_indicators", 1),
-        "signs": ("robgib.robustness.beside", "failure_indicators", 2),
+        "corruptions": ("robgib.robustness.beside", "examine", 1),
+        "signs": ("robgib.robustness.beside", "examine", 2),
         "save": None,
     }
 

@@ -1,6 +1,7 @@
 """The gradient check: gradients that are not those of the function are seen, and ordinary networks are not."""
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import robgib
-from robgib import RobGIBWarning, ThreatModel
+from robgib import RobGIBError, RobGIBWarning, ThreatModel
 from robgib.models.inference import prepare
 from robgib.robustness.evaluate import evaluate
 from robgib.robustness.failure_indicators import GRADIENT, failure_indicators, gradient_indicator
@@ -30,6 +31,18 @@ class BackboneWithoutGradient(nn.Module):
         with torch.no_grad():
             logits = self.backbone(x)
         return logits + 0.5 * self.head(x)
+
+
+class Changing(nn.Module):
+    """Its output is of another kind from one call on."""
+
+    def __init__(self, net, other, last):
+        super().__init__()
+        self.net, self.other, self.last, self.calls = net, other, last, 0
+
+    def forward(self, x):
+        self.calls += 1
+        return self.net(x) if self.calls < self.last else self.other(self.net(x))
 
 
 class _Sign(torch.autograd.Function):
@@ -200,6 +213,16 @@ def test_a_model_that_does_not_compute_in_float64(digits, digits_cnn):
     assert plain.bound == false.bound == 0.1
     assert not plain.false.any()
     assert false.false.mean() > 0.9
+
+
+@pytest.mark.parametrize("other", [torch.sum, lambda logits: {"logits": logits}, lambda logits: logits[0]])
+@pytest.mark.parametrize("last", [1, 2, 3])
+def test_an_output_that_changes_its_kind_is_one_sentence(other, last, digits, digits_cnn):
+    x, y = digits.test.x[:4], digits.test.y[:4]
+    prepared = prepare(digits_cnn, x)
+    prepared = replace(prepared, model=Changing(prepared.model, other, last + 2))  # two calls choose the precision
+    with pytest.raises(RobGIBError, match=r"output for 4 images is .*, and not logits \(N, classes\)"):
+        gradient_error(prepared, x, y)
 
 
 def test_what_a_check_fools_counts_as_fooled(digits, digits_cnn):
