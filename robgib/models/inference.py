@@ -256,12 +256,7 @@ class BatchedModel(nn.Module):
             x = x.contiguous(memory_format=torch.channels_last)
         with faults_of(f"the model, given images of shape {tuple(x.shape)},"):
             logits: Tensor = self.model(x)
-        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
-            kind = f"of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-            raise RobGIBError(
-                f"the model's output for {len(x)} images is {kind}, and not logits (N, classes); "
-                "make forward return logits in every call."
-            )
+        check_logits(logits, x)
         return logits
 
     def _gradient(self, x: Tensor, goal: ObjectiveProtocol) -> tuple[Tensor, Tensor]:
