@@ -3,6 +3,7 @@ themselves, where a classifier of masked pictures gives bounds of it."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 
 from robgib.data.dataset import Dataset, Split
 from robgib.data.loaders import load_data
-from robgib.files import cache_folder, digest
+from robgib.files import cache_folder, digest, write_file
 from robgib.information.activations import LOGITS, collect_activations
 from robgib.information.donors import places
 from robgib.information.features import group_inputs
@@ -110,8 +111,9 @@ def _network(key: str) -> nn.Module:
     config = Training(epochs=subject.epochs, learning_rate=subject.rate, adversary=adversary, seed=subject.seed)
     with one_thread():
         network, _ = train(made, few, config)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(network.state_dict(), place)
+    buffer = io.BytesIO()
+    torch.save(network.state_dict(), buffer)
+    write_file(place, buffer.getvalue())  # whole, also where several processes train it
     return network.eval()
 
 
@@ -136,8 +138,8 @@ def _layers_of(key: str, shape: tuple[int, ...]) -> Callable[[Vector], Mapping[s
     return at_once
 
 
-def _fitted(name: str, what: str, subject: str, features: str = "patches:2") -> KnownNetwork:
-    """A trained network on the law that is fitted to its pictures."""
+def _known(name: str, what: str, subject: str, features: str, **own: Any) -> KnownNetwork:
+    """A trained network on pictures; ``own`` are the fields that depend on what it is run on."""
     chosen = _SUBJECTS[subject]
     shape = _SHAPES[chosen.data]
     at_once = _layers_of(subject, shape)
@@ -149,20 +151,31 @@ def _fitted(name: str, what: str, subject: str, features: str = "patches:2") -> 
         dims=int(np.prod(shape)),
         shape=shape,
         features=features,
-        law=lambda: _law(chosen.data, chosen.by_class),
         at_once=at_once,
         donors=_TRAINED - 2000,
-        kept=f"{chosen.key} {features}",
         needs=chosen.data,
         symbols=4 * 10,
+        **own,
+    )
+
+
+def _fitted(name: str, what: str, subject: str, features: str = "patches:2") -> KnownNetwork:
+    """A trained network on the law that is fitted to its pictures."""
+    chosen = _SUBJECTS[subject]
+    return _known(
+        name,
+        what,
+        subject,
+        features,
+        law=lambda: _law(chosen.data, chosen.by_class),
+        kept=f"{chosen.key} {features}",
     )
 
 
 def _real(name: str, what: str, subject: str, features: str = "patches:2") -> KnownNetwork:
     """A trained network on real pictures that it has not seen, with bounds of its terms from one side."""
     chosen = _SUBJECTS[subject]
-    shape = _SHAPES[chosen.data]
-    at_once = _layers_of(subject, shape)
+    at_once = _layers_of(subject, _SHAPES[chosen.data])
 
     def unseen() -> tuple[Tensor, Tensor]:
         data = _pictures(chosen.data)
@@ -178,22 +191,15 @@ def _real(name: str, what: str, subject: str, features: str = "patches:2") -> Kn
         rows = rng.integers(len(x), size=samples)
         return _drawn(x[rows], y[rows])
 
-    return KnownNetwork(
+    return _known(
         name,
         what,
-        each_layer(at_once, chosen.layers),
-        None,
-        dims=int(np.prod(shape)),
-        shape=shape,
-        features=features,
+        subject,
+        features,
         sampled=sampled,
         pair=pair,
-        at_once=at_once,
-        donors=_TRAINED - 2000,
         bounds=lambda views: _bounds(chosen, at_once, views, features),
         kept=f"{chosen.key} {features} {_MASKED} {_EPOCHS}",
-        needs=chosen.data,
-        symbols=4 * 10,
     )
 
 
