@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
 
 import yaml
 
@@ -48,6 +48,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+V = TypeVar("V")
 Kind = Literal["attacks", "estimators", "data", "zoo"]
 BUILT_IN = "built in"
 """The source of what no plug-in adds."""
@@ -122,6 +123,22 @@ class Registry(Generic[T]):
             module = sys.modules.get(getattr(value, "__module__", ""))
             plugin = module is not None and module.__name__.startswith(_PLUGIN)
             self.enter(name, value, str(getattr(module, "__file__", "")) if plugin else BUILT_IN)
+            return value
+
+        return enter
+
+    def decorator(self, name: str, called: str) -> Callable[[V], V]:
+        """Return a decorator that registers under ``name`` what is of the kind; ``called`` names it in messages.
+
+        Raises:
+            RobGIBError: no name; or, when it decorates, another kind of object.
+        """
+        register = self.register(name)
+
+        def enter(value: V) -> V:
+            if not self.valid(value):
+                raise RobGIBError(f"{called}({name!r}) must decorate {self.wanted}, not {value!r}.")
+            register(cast("T", value))
             return value
 
         return enter

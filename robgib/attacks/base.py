@@ -219,15 +219,7 @@ def register_attack(name: str) -> Callable[[Kind], Kind]:
     True
     >>> ATTACKS.remove("stay")
     """
-    register = ATTACKS.register(name)
-
-    def enter(kind: Kind) -> Kind:
-        if not (isinstance(kind, type) and issubclass(kind, Attack)):
-            raise RobGIBError(f"register_attack({name!r}) must decorate a subclass of robgib.Attack, not {kind!r}.")
-        register(kind)
-        return kind
-
-    return enter
+    return ATTACKS.decorator(name, "register_attack")
 
 
 @dataclass(frozen=True)

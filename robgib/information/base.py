@@ -298,15 +298,10 @@ def register_estimator(name: str) -> Callable[[Kind], Kind]:
     ('nothing', True)
     >>> ESTIMATORS.remove("nothing")
     """
-    register = ESTIMATORS.register(name)
+    register: Callable[[Kind], Kind] = ESTIMATORS.decorator(name, "register_estimator")
 
     def enter(kind: Kind) -> Kind:
-        if not (isinstance(kind, type) and issubclass(kind, Estimator)):
-            raise RobGIBError(
-                f"register_estimator({name!r}) must decorate a subclass of robgib.Estimator, not {kind!r}."
-            )
-        kind.name = name
-        register(kind)
+        register(kind).name = name
         return kind
 
     return enter

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robgib import registry
+from robgib.attacks.objective import Objective
 from robgib.data.dataset import Dataset, split_information
 from robgib.information.activations import LOGITS, collect_activations, find_layers
 from robgib.information.features import Projection
@@ -128,8 +129,7 @@ def _slopes(value: Callable[[Tensor, Tensor], Tensor], sample: Sample) -> Tensor
 
 def _margin(scores: Tensor, y: Tensor) -> Tensor:
     """The label's score less the highest other one, (N,)."""
-    own = scores.gather(1, y[:, None])[:, 0]
-    return own - scores.scatter(1, y[:, None], -math.inf).amax(1)
+    return -Objective.untargeted(y, "margin").value(scores)
 
 
 @MEASURES.register("clean_accuracy")

@@ -9,12 +9,13 @@ from functools import partial
 
 import numpy as np
 import torch
-from scipy import optimize, stats
+from scipy import optimize
 from torch import Tensor, nn
 
 from robgib.models.inference import PreparedModel, answers
 from robgib.models.normalization import NORMALIZATIONS, Ported
 from robgib.runtime import network_faults
+from robgib.statistics import share_test, sign_test
 
 __all__ = [
     "Doubt",
@@ -66,7 +67,7 @@ class _Way:
     @property
     def p(self) -> float:
         """One-sided p-value of the exact McNemar test."""
-        return float(stats.binom.sf(self.better - 1, self.better + self.worse, 0.5))
+        return sign_test(self.better, self.worse)
 
     def rank(self) -> float:
         """Accuracy, used for ranking. A class order is fitted to the answers, and so it is ranked lower."""
@@ -106,7 +107,7 @@ def chance_doubts(
         return []
     chance = float(np.bincount(y.numpy()).max()) / count
     hits = round(float(right.sum()))
-    by_chance = stats.binom.sf(hits - 1, count, chance) >= _CHANCE
+    by_chance = share_test(hits, count, chance) >= _CHANCE
     shown = np.unique(np.linspace(0, count - 1, min(count, _MOST)).astype(int))
     changes = list(_changes(model, x, options))
     tried = len(changes) + len(_SHIFTS) + 1

@@ -44,6 +44,7 @@ __all__ = [
 GRADIENT = "the gradient is not the function's"
 """The name of the gradient check."""
 PLANTED_NAME = "planted images are missed"
+SHIFT = "others fool what ascent leaves"
 """The name of the active test."""
 CHECKS = (
     GRADIENT,
@@ -59,7 +60,7 @@ CHECKS = (
     "boundary steps beat ascent",
     "large-to-small eps beats ascent",
     "more effort still helps",
-    "others fool what ascent leaves",
+    SHIFT,
     PLANTED_NAME,
     "weaker than a short attack",
 )
@@ -196,20 +197,18 @@ def examine(
     """Run the checks of :func:`failure_indicators`, and keep the adversarial images that they find.
 
     Args:
-        model: as for :func:`failure_indicators`; so are the images ``x``, their labels ``y`` and ``threat``.
+        model: as for :func:`failure_indicators`; so are all other arguments but ``gradient``.
         x: images.
         y: labels.
         threat: threat model.
-        attacks: the attacks that ran, by name, each with the shares (N,) of right answers that it left on ``x``. The
-            last checks evaluate them; without attacks they evaluate their own PGD. If an attack left no sample right,
-            the checks that run attacks are skipped, since a failed attack leaves some right.
-        costs: gradients per sample of an attack, by name, if the attack does not state them.
+        attacks: the attacks that ran, by name.
+        costs: gradients per sample of an attack, by name.
         gradient: the result of :func:`gradient_indicator`, if known.
         samples: number of images.
-        passes: number of passes that the checks that run attacks may take; None does not limit them. They are left out
-            from the last one on until 50 images are affordable, or 25 for the first.
-        context: seed, device (by default the CPU) and progress (:class:`~robgib.options.Context`).
-        fields: fields of ``context`` by name, such as ``seed=1``.
+        passes: number of passes. Checks that run attacks are left out from the last one on until 50 images are
+            affordable, or 25 for the first.
+        context: seed, device and progress.
+        fields: fields of ``context`` by name.
     """
     (context,) = gather("examine", fields, context or Context(device="cpu"))
     seed, device = context.seed, torch.device(context.device)
@@ -235,7 +234,7 @@ def examine(
             costly = None if passes is None else passes - reserved
             checks += _affordable(look, _costly(look, attacks), attacks, costly, whole)
             if attacks:
-                checks.append(("others fool what ascent leaves", lambda: _shift(attacks)))
+                checks.append((SHIFT, lambda: _shift(attacks)))
                 limit = None if passes is None else reserved
                 active = (
                     partial(_moot, PLANTED_NAME, whole) if whole else partial(_planted, look, attacks, costs, limit)
@@ -641,13 +640,13 @@ def _shift(attacks: Mapping[str, tuple[Attack, np.ndarray]]) -> FailureIndicator
     others = [n for n, (a, _) in attacks.items() if isinstance(a, Square | MinimumNormAttack)]
     if not ascents or not others:
         missing = "Auto-PGD or PGD of 20 steps or more" if others else "Square or a boundary attack"
-        return _left_out("others fool what ascent leaves", f"skipped: {missing} did not run")
+        return _left_out(SHIFT, f"skipped: {missing} did not run")
     ascent = min(ascents, key=lambda n: float(attacks[n][1].sum()))
     remaining = attacks[ascent][1] >= 0.5
     fell = remaining & (np.minimum.reduce([attacks[n][1] for n in others]) < 0.5)
     hits, total = int(fell.sum()), int(remaining.sum())
     return FailureIndicator(
-        "others fool what ascent leaves",
+        SHIFT,
         share_test(hits, total, _SHIFT) <= _LEVEL,
         f"{ascent} left {total} images right, of which {', '.join(others)} fooled {hits}",
         "gradient ascent fails on this model, and what the other attacks leave may fall to stronger ones: run --full, "

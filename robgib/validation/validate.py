@@ -15,7 +15,6 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 from joblib import Parallel, delayed
-from scipy import stats
 from torch import Tensor
 
 from robgib.errors import RobGIBError, RobGIBWarning, unknown_name
@@ -28,6 +27,7 @@ from robgib.information.observer import Resolution
 from robgib.information.views import EXACT, NOISE, FittedView, Network, View
 from robgib.results import table
 from robgib.runtime import Progress, end_with
+from robgib.statistics import share_test
 from robgib.validation.fitted_pictures import fitted_pictures
 from robgib.validation.known_networks import KnownNetwork, known_networks
 from robgib.validation.known_pictures import known_pictures
@@ -319,7 +319,7 @@ def verdict(inside: npt.NDArray[np.bool_], marked: npt.NDArray[np.bool_], refuse
 
     def too_often(what: npt.NDArray[np.bool_]) -> bool:
         count = round(float(what.mean()) * len(what))
-        return bool(stats.binom.sf(count - 1, len(what), 1 - _ENOUGH) < _LEVEL)
+        return share_test(count, len(what), 1 - _ENOUGH) < _LEVEL
 
     if not too_often(missed):
         return HOLDS
