@@ -325,6 +325,7 @@ class _Run:
     state: AttackState
     context: Context
     _shown: float = field(default_factory=time.monotonic)
+    _begun: int = 0  # passes before the rows that are under attack
 
     @property
     def device(self) -> torch.device:
@@ -359,8 +360,9 @@ class _Run:
 
             written, begun = time.monotonic(), state.done
             while len(rows := state.next_rows(self._pool())):
+                self._begun = passes.cost
                 self._attack(rows, forms, before, notes)
-                self.context.report(self.label, state.done, len(state.waiting), f"{passes.forward:,} passes")
+                self.context.report(self.label, state.done, len(state.waiting), self._note())
                 if time.monotonic() - written > _KEPT and state.done < len(state.waiting):
                     keep()
                     written = time.monotonic()
@@ -426,8 +428,22 @@ class _Run:
         """Report progress during an attack, at most five times per second."""
         if self.context.progress and time.monotonic() - self._shown > 0.2:
             self._shown = time.monotonic()
-            count = f"{self.state.passes.forward:,} passes"
-            self.context.report(self.label, self.state.done, len(self.state.waiting), count)
+            state = self.state
+            rows = len(state.next_rows(self._pool()))
+            under_way = int(_UNDER_WAY * rows * min(1.0, self._share(rows)))
+            self.context.report(self.label, state.done + under_way, len(state.waiting), self._note())
+
+    def _share(self, rows: int) -> float:
+        """Return the approximate share of the attack that the rows under attack have behind them."""
+        most = 3 * (self.attack.cost or 0) * rows  # a gradient and its forward pass count as three passes
+        return (self.state.passes.cost - self._begun) / most if most else 0.0
+
+    def _note(self) -> str:
+        """Return the note of a progress report: the robust accuracy once all samples are attacked, and the passes."""
+        state, right = self.state, self.state.arrays["right"]
+        over = state.done >= len(state.waiting)
+        robust = f"{right.mean():.1%} robust ({right.sum():.4g}/{len(right)}), " if over else ""
+        return f"{robust}{state.passes.forward:,} passes"
 
     def _limits(self) -> list[str]:
         """Return notes on limitations: steps that cannot reach the edge of the ball, gradients that are not finite."""
@@ -445,6 +461,7 @@ class _Run:
         return limits
 
 
+_UNDER_WAY = 0.99  # share of their progress that samples under attack may show
 _COUNTED = 4  # samples on which the passes of an attack are counted
 
 

@@ -1,5 +1,7 @@
 """One object holds the seed, the device, resume and progress of an attack; the fields are also taken by name."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -81,3 +83,28 @@ def test_an_open_radius_follows_the_data_and_nothing_else_does():
     assert named_attacks(["torchattacks:PGD"], budgets)["torchattacks:PGD"].eps == 0.3
     with pytest.raises(RobGIBError, match="eps"):
         named_attacks(["pgd-linf"], {"linf": -1.0})
+
+
+class Slow(nn.Module):
+    """Progress is reported at most five times per second."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        time.sleep(0.02)
+        return self.inner(x)
+
+
+def test_progress_moves_within_a_batch_and_ends_with_the_robust_accuracy(subject):
+    reports = []
+    context = Context(device="cpu", progress=lambda *report: reports.append(report))
+    model, x, y = subject
+    result = run_attack(Slow(model), x, y, PGD("linf", 0.02, steps=40), label="pgd", context=context)
+    done = [count for _, count, _, _ in reports]
+    assert len(set(done)) > 3  # it does not stay at 0 until the end
+    assert done == sorted(done)
+    assert all(count < total for _, count, total, _ in reports[:-1])
+    assert reports[-1][1] == reports[-1][2]
+    assert reports[-1][3].startswith(f"{result.right.mean():.1%} robust ({int(result.right.sum())}/20), ")
