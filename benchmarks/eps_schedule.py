@@ -23,12 +23,12 @@ ATTACKS = {
     "FAB-T, 9 classes, 100 steps": "fab-t-{}",
     "Square, 5,000 queries": "square-{}:queries=5000",
     "PDPGD, 500 steps": "pdpgd-{}:steps=500",
-    "APGD-CE, `widest=3`": "apgd-ce-{}:widest=3",
-    "`widest=5`": "apgd-ce-{}:widest=5",
-    "`widest=8`": "apgd-ce-{}:widest=8",
-    "`widest=12`": "apgd-ce-{}:widest=12",
-    "`widest=8`, five runs": "apgd-ce-{}:widest=8,restarts=5",
-    "APGD-T, 3 classes, `widest=8`": "apgd-t-{}:widest=8,targets=3",
+    "APGD-CE, `schedule_start=3`": "apgd-ce-{}:schedule_start=3",
+    "`schedule_start=5`": "apgd-ce-{}:schedule_start=5",
+    "`schedule_start=8`": "apgd-ce-{}:schedule_start=8",
+    "`schedule_start=12`": "apgd-ce-{}:schedule_start=12",
+    "`schedule_start=8`, five runs": "apgd-ce-{}:schedule_start=8,restarts=5",
+    "APGD-T, 3 classes, `schedule_start=8`": "apgd-t-{}:schedule_start=8,targets=3",
 }
 AUTOATTACK = tuple(ATTACKS)[:4]
 

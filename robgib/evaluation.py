@@ -34,7 +34,7 @@ from robgib.models.state import Settings
 from robgib.options import AttackOptions, Context, InformationOptions, check, gather, plain_options
 from robgib.results import SCHEMA_VERSION, Run
 from robgib.robustness.attacking import LEAST_BESIDE, Subject, attack_costs
-from robgib.robustness.chance import chance_doubts
+from robgib.robustness.chance import reading_warnings
 from robgib.robustness.evaluate import check_budgets, given_eps, in_cascade, measure, read_attacks, under_budgets
 from robgib.runtime import Progress, environment, faults_of, progress_bars, resolve_device
 
@@ -271,10 +271,10 @@ def _measured(work: _Work, context: Context) -> Run:
     if work.record.planned:
         work.record.planned(_plan(work, costs, count, forward))
     options = work.source.get("kind") not in _WITHOUT_OPTIONS
-    doubts = chance_doubts(prepared, x, y, clean.right, where, options=options)
-    for doubt in doubts:
-        if doubt.explained:  # a reason to stop: the network is probably read in a wrong way
-            warnings.warn(f"{work.name}: {doubt.text}", RobGIBWarning, stacklevel=2)
+    cautions = reading_warnings(prepared, x, y, clean.right, where, options=options)
+    for caution in cautions:
+        if caution.explained:  # a reason to stop: the network is probably read in a wrong way
+            warnings.warn(f"{work.name}: {caution.text}", RobGIBWarning, stacklevel=2)
     assert information.information_samples is not None
     estimates = layer_information(
         prepared,
@@ -306,7 +306,7 @@ def _measured(work: _Work, context: Context) -> Run:
         "layers": list(estimates.names),
         "partitions": list(estimates.partitions),
         **({"reading": reading} if reading else {}),
-        **({"doubts": [doubt.text for doubt in doubts]} if doubts else {}),
+        **({"reading_warnings": [caution.text for caution in cautions]} if cautions else {}),
     }
     return Run(
         name=work.name,

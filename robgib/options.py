@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import operator
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt, ValidationError, create_model
 
@@ -39,6 +40,7 @@ __all__ = [
     "Width",
     "check",
     "construct",
+    "former_names",
     "gather",
     "option",
     "option_of",
@@ -55,6 +57,8 @@ AtLeastOne = Annotated[float, Field(ge=1, allow_inf_nan=False)]
 """A finite number of at least 1."""
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """A whole number that every random generator accepts."""
+
+T = TypeVar("T")
 
 
 @functools.cache
@@ -107,11 +111,49 @@ def construct(kind: type[Any], parameters: Mapping[str, Any], what: str, **fixed
     Raises:
         RobGIBError: an unknown parameter, or a value that the class does not accept.
     """
+    parameters = _with_present_names(kind, parameters, what)
     known = [f.name for f in dataclasses.fields(kind) if f.init and f.name not in fixed]
     for key in parameters:
         if key not in known:
             raise unknown_name(f"parameter of {what}:", key, [*known, *fixed])
     return kind(**fixed, **_checked(kind, parameters, what))
+
+
+def former_names(**present: str) -> Callable[[type[T]], type[T]]:
+    """Let the decorated dataclass take its fields by former names too, each given with its present name.
+
+    >>> from dataclasses import dataclass
+    >>> @former_names(length="steps")
+    ... @dataclass(frozen=True)
+    ... class Walk:
+    ...     steps: int = 10
+    >>> Walk(length=3), Walk(3).length
+    (Walk(steps=3), 3)
+    """
+
+    def decorate(kind: type[T]) -> type[T]:
+        make: Callable[..., None] = kind.__init__
+
+        @functools.wraps(make)
+        def initialise(self: T, *values: Any, **given: Any) -> None:
+            named = {present[k]: v for k, v in given.items() if k in present}
+            make(self, *values, **{k: v for k, v in given.items() if k not in present} | named)
+
+        kind.__init__ = initialise  # type: ignore[method-assign, assignment]
+        kind._former_names = present  # type: ignore[attr-defined]
+        for former, name in present.items():
+            setattr(kind, former, property(operator.attrgetter(name), doc=f"Former name of :attr:`{name}`."))
+        return kind
+
+    return decorate
+
+
+def _with_present_names(kind: type[Any], parameters: Mapping[str, Any], what: str) -> Mapping[str, Any]:
+    present: Mapping[str, str] = getattr(kind, "_former_names", {})
+    for former, name in present.items():
+        if former in parameters and name in parameters:
+            raise RobGIBError(f"{what}: {former} is the former name of {name}; give {name} alone.")
+    return {present.get(key, key): value for key, value in parameters.items()}
 
 
 def _checked(kind: type[Any], given: Mapping[str, Any], what: str) -> dict[str, Any]:

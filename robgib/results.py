@@ -70,6 +70,7 @@ class Column:
             with a sign), ``distance``, ``seconds``, ``hundredths`` (two decimals) or ``text``.
         shown: where: ``terminal``, ``page``. A column without a value in any row is left out there.
         former: its name in older folders.
+        former_values: values in older folders, each with its present one.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Column:
     form: Form = "text"
     shown: tuple[Literal["terminal", "page"], ...] = ()
     former: str = ""
+    former_values: tuple[tuple[str, str], ...] = ()
 
 
 _INTERVAL = (
@@ -320,8 +322,9 @@ SCHEMA: Mapping[str, tuple[Column, ...]] = {
         Column(
             "verdict",
             "text",
-            "compresses, does not compress, or cannot be told; of a term's first row, on which all others must agree, "
+            "compresses, does not compress, or undetermined; of a term's first row, on which all others must agree, "
             "also rescaling (the units do not) or depends on the resolution (codes or bins do not)",
+            former_values=(("cannot be told", "undetermined"),),
         ),
     ),
     "summary": (
@@ -763,9 +766,10 @@ class _Config(BaseModel):
     source: _Source = _Source()
     rows: dict[str, int] = {}
     reading: list[str] = []
-    doubts: list[str] = []
+    reading_warnings: list[str] = []
 
 
+_FORMER_WARNINGS = "doubts"
 _FORMER_ATTACK = ("attacks", "cascade", "curve", "precision")
 _FORMER_INFORMATION = ("estimators", "layers", "beta", "pmi")
 _FORMER_FEATURES = {
@@ -779,6 +783,8 @@ _FORMER_FEATURES = {
 
 def _upgraded(config: dict[str, Any]) -> dict[str, Any]:
     """Return the configuration in this version's form; before version 6 options were in other places."""
+    if _FORMER_WARNINGS in config:
+        config.setdefault("reading_warnings", config.pop(_FORMER_WARNINGS))
     if "options" in config:
         return config
     cut = config["features"]
@@ -807,14 +813,19 @@ _COUNTED = {"I(Z;Y)", "I(X;Z)"}
 
 
 def with_present_names(frame: pd.DataFrame, name: str) -> pd.DataFrame:
-    """Return a table with columns that have a former name (:attr:`Column.former`) under their present one.
+    """Return a table with former names of columns (:attr:`Column.former`) and of values as the present ones.
 
     >>> with_present_names(pd.DataFrame({"single": [0.5]}), "features").columns.tolist()
     ['single_feature']
     """
     columns = (*SCHEMA[name], *(SCHEMA["layers"] if name == "trace" else ()))
     renamed = {c.former: c.name for c in columns if c.former in frame and c.name not in frame}
-    return frame.rename(columns=renamed)
+    return _with_present_values(frame.rename(columns=renamed), columns)
+
+
+def _with_present_values(frame: pd.DataFrame, columns: Sequence[Column]) -> pd.DataFrame:
+    present = {c.name: dict(c.former_values) for c in columns if c.former_values and c.name in frame}
+    return frame.replace(present) if present else frame
 
 
 def _read_table(file: Path, name: str, version: int) -> pd.DataFrame:
@@ -823,6 +834,7 @@ def _read_table(file: Path, name: str, version: int) -> pd.DataFrame:
     frame = read_csv(file)
     if version < SCHEMA_VERSION:
         frame = with_present_names(frame, name)
+    frame = _with_present_values(frame, SCHEMA[name])  # a value may be renamed within a version
     for column in SCHEMA[name]:
         if column.name not in frame:
             if column.missing is None or version >= column.since:

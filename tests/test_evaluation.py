@@ -12,7 +12,7 @@ from robgib import Attack, RobGIBError, evaluate, load_run, make_attack, write_r
 from robgib.information import Binned
 from robgib.models.adapt import as_module
 from robgib.models.inference import count_queries
-from robgib.results import RUN_TABLES, SCHEMA, SCHEMA_VERSION, column_names, save_run
+from robgib.results import RUN_TABLES, SCHEMA, SCHEMA_VERSION, column_names, save_run, with_present_names
 from robgib.robustness.evaluate import named_attacks
 from robgib.robustness.failure_indicators import CHECKS
 from robgib.statistics import clopper_pearson
@@ -401,6 +401,20 @@ def test_folders_with_former_column_names_are_read(run, tmp_path):
     back = load_run(folder)
     for name in former:
         pd.testing.assert_frame_equal(getattr(back, name), getattr(now, name))
+
+
+def test_folders_with_former_keys_of_the_configuration_are_read(run, tmp_path):
+    folder = run.save(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "doubts": ["it is no better than chance"]}))
+    back = load_run(folder)
+    assert back.config["reading_warnings"] == ["it is no better than chance"]
+    assert "doubts" not in back.config
+
+
+def test_former_values_of_a_table_are_read_as_the_present_ones():
+    former = pd.DataFrame({"verdict": ["compresses", "cannot be told"]})
+    assert with_present_names(former, "compression")["verdict"].tolist() == ["compresses", "undetermined"]
 
 
 def test_a_folder_of_a_newer_version_is_refused_in_a_sentence(run, tmp_path):

@@ -1,4 +1,4 @@
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import numpy as np
@@ -7,8 +7,10 @@ from pydantic import Field
 
 from robgib import RobGIBError
 from robgib.attacks import APGD, PGD
-from robgib.information import KSG
-from robgib.options import Count, Positive, check, construct
+from robgib.attacks.registry import make_attack
+from robgib.information import KSG, Imputation
+from robgib.information.registry import make_estimator
+from robgib.options import Count, Positive, check, construct, former_names
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,29 @@ def test_construct_names_the_parameters():
         construct(Walk, {"step": 2}, "walk")
     with pytest.raises(RobGIBError, match="'walk:steps=0': steps must be at least 1, not 0"):
         construct(Walk, {"steps": 0}, "'walk:steps=0'")
+
+
+def test_former_names_are_taken_by_python_and_by_specifications():
+    assert APGD("l2", 1, widest=4) == APGD("l2", 1, schedule_start=4) == make_attack("apgd-ce-l2:eps=1,widest=4")
+    assert make_attack("fast-l2:widest=3").schedule_start == 3
+    assert APGD("l2", 1, schedule_start=4).widest == 4
+    assert replace(APGD("l2", 1, schedule_start=4), widest=5).schedule_start == 5
+    assert Imputation(singles=False) == make_estimator("imputation:singles=false") == Imputation(single_feature=False)
+    with pytest.raises(RobGIBError, match="widest is the former name of schedule_start; give schedule_start alone"):
+        make_attack("apgd-ce-l2:widest=4,schedule_start=8")
+    with pytest.raises(RobGIBError, match="schedule_start must be at least 1"):
+        APGD("l2", 1, widest=0.5)
+
+
+def test_former_names_are_not_suggested():
+    @former_names(length="steps")
+    @dataclass(frozen=True)
+    class Run:
+        steps: Count = 1
+
+    with pytest.raises(RobGIBError, match="unknown parameter of run: 'lengt'") as caught:
+        construct(Run, {"lengt": 1}, "run")
+    assert "'length'" not in str(caught.value)
 
 
 def test_a_class_of_local_types_is_held_to_what_can_be_read():

@@ -72,8 +72,8 @@ def test_it_is_strict():
             marks=pytest.mark.slow,
         ),
         pytest.param(
-            {"attacks": ["fast-l2:eps=0.3,short=3,long=5", "apgd-ce-l2:eps=0.3,steps=10,widest=8"], "estimators": [],
-             "curve": False},
+            {"attacks": ["fast-l2:eps=0.3,short=3,long=5", "apgd-ce-l2:eps=0.3,steps=10,schedule_start=8"],
+             "estimators": [], "curve": False},
             marks=pytest.mark.slow,
         ),
     ],

@@ -15,20 +15,20 @@ from robgib.attacks.base import Attack, objective_gradient, register_attack
 from robgib.attacks.linearization import wrong_classes
 from robgib.attacks.objective import Criterion, Loss, Objective, is_stochastic, misclassified
 from robgib.attacks.threat_model import CONVEX_NORMS, ThreatModel, per_sample
-from robgib.options import AtLeastOne, Count
+from robgib.options import AtLeastOne, Count, former_names
 from robgib.runtime import SampleRNG
 
 __all__ = [
     "APGD",
-    "WIDEST",
+    "SCHEDULE_START",
 ]
 
-WIDEST = 8.0
+SCHEDULE_START = 8.0
 """Default start of the large-to-small eps schedule, in multiples of eps (docs/attacks.md)."""
 
 _MOMENTUM = 0.75  # weight of the new step; the previous direction has the rest
 _SPARSE_BALLS = ((3.0, 0.3), (2.0, 0.3), (1.0, 0.4))  # L1: radii, in eps, and their shares of the steps
-_BALLS = 5  # radii from ``widest`` to eps, in geometric progression
+_BALLS = 5  # radii from ``schedule_start`` to eps, in geometric progression
 _TURN = 0.04  # L1: share of the steps of a radius between updates of step size and sparsity
 _SPREAD = 0.2  # L1: share of the pixels that the first steps change, without a start image
 _SPARSER = 1.5  # L1: a step changes fewer pixels than the best image by this factor
@@ -37,6 +37,7 @@ _SHORTEST = 0.1  # L1: minimum step size, in radii
 
 
 @register_attack("APGD")
+@former_names(widest="schedule_start")
 @dataclass(frozen=True)
 class APGD(Attack):
     """Auto-PGD (Croce & Hein 2020, algorithm 1): momentum, and a step size that is halved if the loss stalls.
@@ -49,9 +50,9 @@ class APGD(Attack):
     the best image; the step size is reset if that number falls, else reduced; and the radius is three, two and one eps,
     each ascent from the result of the previous one.
 
-    ``widest`` enables a large-to-small eps schedule under any norm: five radii in geometric progression, with a fifth
-    of the steps each. It helps if gradients near the clean image are uninformative. For example, a network trained
-    against L-inf may ignore changes below its eps; under L2, ascent from the clean image then stalls.
+    ``schedule_start`` enables a large-to-small eps schedule under any norm: five radii in geometric progression, with a
+    fifth of the steps each. It helps if gradients near the clean image are uninformative. For example, a network
+    trained against L-inf may ignore changes below its eps; under L2, ascent from the clean image then stalls.
 
     Fields:
         steps: gradient steps per restart and target; each radius has at least one.
@@ -60,7 +61,7 @@ class APGD(Attack):
         targets: 0 is untargeted; n attacks each of the n most likely wrong classes in turn, and any wrong class
             counts as success (APGD-T, section 4.2, with 9 and ``dlr``, equation 7).
         rho: share of the steps that must increase the loss.
-        widest: start of the large-to-small eps schedule, in multiples of eps; None is 1, and 3 under L1.
+        schedule_start: start of the large-to-small eps schedule, in multiples of eps; None is 1, and 3 under L1.
     """
 
     norms: ClassVar[tuple[str, ...]] = CONVEX_NORMS
@@ -70,7 +71,7 @@ class APGD(Attack):
     loss: Loss = "ce"
     targets: Annotated[int, Field(ge=0)] = 0
     rho: Annotated[float, Field(gt=0, lt=1)] = 0.75
-    widest: AtLeastOne | None = None
+    schedule_start: AtLeastOne | None = None
 
     @property
     def cost(self) -> int:
@@ -147,13 +148,13 @@ class APGD(Attack):
 
     @property
     def _shrinks(self) -> bool:
-        return self.norm == "l1" or self.widest is not None
+        return self.norm == "l1" or self.schedule_start is not None
 
     def _balls(self) -> tuple[tuple[float, float], ...]:
         """Return radii, in eps, and their shares of the steps; the last radius is 1."""
-        if self.widest is None:
+        if self.schedule_start is None:
             return _SPARSE_BALLS
-        return tuple((self.widest ** (1 - k / (_BALLS - 1)), 1 / _BALLS) for k in range(_BALLS))
+        return tuple((self.schedule_start ** (1 - k / (_BALLS - 1)), 1 / _BALLS) for k in range(_BALLS))
 
     def _goals(self, logits: Tensor, y: Tensor, patient: bool) -> Iterator[Objective]:
         if not self.targets:

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from robgib.attacks.apgd import APGD, WIDEST
+from robgib.attacks.apgd import APGD, SCHEDULE_START
 from robgib.attacks.autoattack import AutoAttack, cascade
 from robgib.attacks.base import Attack, register_attack
 from robgib.attacks.fab import FAB
@@ -19,7 +19,7 @@ from robgib.attacks.objective import Criterion, Loss, Objective, is_stochastic
 from robgib.attacks.square import Square
 from robgib.attacks.threat_model import CONVEX_NORMS
 from robgib.errors import NoGradientError, RobGIBWarning
-from robgib.options import AtLeastOne, Count, NonNegative
+from robgib.options import AtLeastOne, Count, NonNegative, former_names
 from robgib.runtime import SampleRNG
 
 __all__ = [
@@ -50,6 +50,7 @@ _TARGETED_CLASSES = 4  # minimum number of classes of the targeted DLR loss
 
 
 @register_attack("FastEnsemble")
+@former_names(widest="schedule_start")
 @dataclass(frozen=True)
 class FastEnsemble(Attack):
     """Estimate the robust accuracy of AutoAttack with fewer passes, by spending them on samples near the boundary.
@@ -74,7 +75,8 @@ class FastEnsemble(Attack):
 
     Gradients count as uninformative if round 4 fools at least 2% (and at least two) of the samples that ascent left
     right and far from the boundary. To detect this early, rounds 2 to 4 and APGD with a large-to-small eps schedule,
-    from ``widest`` eps, first run on ten samples: three fooled samples, or two fooled by the schedule, are sufficient.
+    from ``schedule_start`` eps, first run on ten samples: three fooled samples, or two fooled by the schedule, are
+    sufficient.
     Ten further samples (at most a third), those of the smallest margin under Square, are attacked with the schedule
     before round 5, and ten with twenty times the queries of Square after it; two fooled samples are sufficient.
 
@@ -99,7 +101,7 @@ class FastEnsemble(Attack):
         boundary_steps: steps of FAB-T per class.
         probe: queries of Square in round 4.
         near: margin, as a share of the clean margin, below which round 5 runs.
-        widest: start of the large-to-small eps schedule, in multiples of eps.
+        schedule_start: start of the large-to-small eps schedule, in multiples of eps.
 
     >>> import robgib
     >>> model, data = robgib.load_model("digits-cnn")
@@ -121,7 +123,7 @@ class FastEnsemble(Attack):
     boundary_steps: Count = 20
     probe: Count = 50
     near: NonNegative = 0.05
-    widest: AtLeastOne = WIDEST
+    schedule_start: AtLeastOne = SCHEDULE_START
 
     @property
     def cost(self) -> int:
@@ -167,9 +169,9 @@ class FastEnsemble(Attack):
         if findings.helped:
             findings = self._rounds(search, rng, large_to_small=True)
         if not findings.blind:
-            members = [replace(self._schedule, loss="margin"), replace(towards, widest=self.widest)]
+            members = [replace(self._schedule, loss="margin"), replace(towards, schedule_start=self.schedule_start)]
             self._finish(search, findings, members, black_box, rng)
-        schedule = f"APGD used a large-to-small schedule from {self.widest:g} eps"
+        schedule = f"APGD used a large-to-small schedule from {self.schedule_start:g} eps"
         remedy = "AutoAttack was run on the rest" if findings.blind else schedule
         warnings.warn(f"{reason}: gradients are uninformative, and {remedy}", RobGIBWarning, stacklevel=2)
         if not findings.blind:
@@ -263,7 +265,7 @@ class FastEnsemble(Attack):
     @property
     def _schedule(self) -> APGD:
         """APGD with a large-to-small eps schedule."""
-        return APGD(self.norm, self.eps, steps=2 * self.long, widest=self.widest)
+        return APGD(self.norm, self.eps, steps=2 * self.long, schedule_start=self.schedule_start)
 
     def _explore(self, search: _Search, group: Tensor, findings: _Findings, rng: SampleRNG) -> None:
         """Run ascent and round 4 on the remaining samples of a group (N,)."""

@@ -591,8 +591,8 @@ class _Kept:
     def __call__(self, module: nn.Module, call: str, path: str, tensor: Any) -> Tensor | None:
         if call == LOGITS:
             return _compact(tensor, self.pool, self.class_token).detach().float().cpu().clone()
-        output, doubt = _images_first(module, path, tensor, self.rows or self.images)
-        self.doubtful |= doubt
+        output, uncertain = _images_first(module, path, tensor, self.rows or self.images)
+        self.doubtful |= uncertain
         if output is None:
             return None
         return _compact(output, self.pool, self.class_token, module).detach().float().cpu().clone()

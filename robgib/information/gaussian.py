@@ -322,7 +322,7 @@ class _GaussianClassifier:
 
     _POOLING = (0.0, 0.25, 0.5, 0.75, 1.0)
     _SHARPNESS = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-    _DOUBT = (1, 3, 10)
+    _PRIOR_COUNTS = (1, 3, 10)
 
     def __init__(self, x: Vector, y: npt.NDArray[np.int64], classes: int, blocks: list[slice], seed: int) -> None:
         self.blocks, self.classes = blocks, classes
@@ -333,11 +333,11 @@ class _GaussianClassifier:
             scores = self._log_likelihoods(x[validation])
             # Share of the prior in the answer: having seen n samples right, expect the next to be wrong with
             # 1/(n + 2) (Laplace's rule), or a single sure and wrong answer would cost without bound.
-            grid = [(sharpness, d / (len(y) + 2)) for sharpness in self._SHARPNESS for d in self._DOUBT]
+            grid = [(sharpness, d / (len(y) + 2)) for sharpness in self._SHARPNESS for d in self._PRIOR_COUNTS]
             losses = np.stack([-self._answers(scores, y[validation], s, d).mean(1) for s, d in grid])
             if losses[:, 0].min() < lowest:
                 lowest, best = losses[:, 0].min(), pooling
-                self.sharpness, self.doubt = np.array(grid)[losses.argmin(0)].T
+                self.sharpness, self.prior_share = np.array(grid)[losses.argmin(0)].T
         self._fit(x, y, best)
 
     def _fit(self, x: Vector, y: npt.NDArray[np.int64], pooling: float) -> None:
@@ -378,17 +378,17 @@ class _GaussianClassifier:
         return -0.5 * np.stack([whole + self.log_det, *single_feature, *leave_one_out])
 
     def _answers(
-        self, scores: Vector, y: npt.NDArray[np.int64], sharpness: float | Vector, doubt: float | Vector
+        self, scores: Vector, y: npt.NDArray[np.int64], sharpness: float | Vector, prior_share: float | Vector
     ) -> Vector:
         """Log probability in nats (2n+1, N) of the true class, for tempered scores mixed with the prior."""
         logits = scores * np.reshape(sharpness, (-1, 1, 1)) + self.log_prior
         top = logits.max(-1)
         own = np.take_along_axis(logits, y[None, :, None], -1)[..., 0]
         sure = np.exp(own - top) / np.exp(logits - top[..., None]).sum(-1)
-        share = np.reshape(doubt, (-1, 1))
+        share = np.reshape(prior_share, (-1, 1))
         return np.asarray(np.log((1 - share) * sure + share * np.exp(self.log_prior[y])))
 
     def information(self, x: Vector, y: npt.NDArray[np.int64]) -> Vector:
         """Per-sample log2 q(y|x_S) − log2 q(y), (N, 2n+1)."""
-        answers = self._answers(self._log_likelihoods(x), y, self.sharpness, self.doubt)
+        answers = self._answers(self._log_likelihoods(x), y, self.sharpness, self.prior_share)
         return np.asarray((answers - self.log_prior[y]).T / _LOG2)

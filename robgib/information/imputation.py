@@ -19,7 +19,7 @@ from robgib.information.donors import Completion, Pool, most_donors, places, tel
 from robgib.information.pieces import Pieces, learn_codes
 from robgib.information.stacking import FOLDS, Stack, stacked
 from robgib.information.views import RATE, Network, Target, View
-from robgib.options import Count
+from robgib.options import Count, former_names
 from robgib.runtime import Progress, one_thread, resolve_device
 
 __all__ = [
@@ -47,6 +47,7 @@ _APPARENT = 0.6  # share of composed and real inputs that a classifier must tell
 
 
 @register_estimator("imputation")
+@former_names(singles="single_feature")
 @dataclass(frozen=True)
 class Imputation(Estimator):
     """I(X_A;T) of single features and of all but one, by the network itself and a learnt predictor, mixed.
@@ -73,7 +74,7 @@ class Imputation(Estimator):
         donors: draws M for each sample where one feature is left out; where one is kept they are 16/n times as many.
         kind: ``near`` takes donors that are nearest in what is kept, and the line; ``marginal`` takes any, as they are.
         samples: most samples that are estimated on, since each costs 2n·M passes of the network.
-        singles: whether to estimate single-feature information; without it C, S and r are not estimated.
+        single_feature: whether to estimate single-feature information; without it C, S and r are not estimated.
         steps: training steps of the learnt predictor.
         components: principal components of what is kept, in which donors are near; all else sees every number.
         device: of the training.
@@ -81,7 +82,7 @@ class Imputation(Estimator):
     """
 
     name: ClassVar[str] = "imputation"
-    bound: ClassVar[str] = "singles, rests, C, r: lower; S, v: upper"
+    bound: ClassVar[str] = "single-feature, leave-one-out, C, r: lower; S, v: upper"
     summary: ClassVar[str] = "the network run on inputs with features replaced by plausible other content"
     view: ClassVar[View] = RATE
     runs_network: ClassVar[bool] = True
@@ -97,7 +98,7 @@ class Imputation(Estimator):
     donors: Count = 16
     kind: Literal["near", "marginal"] = "near"
     samples: Count = 500
-    singles: bool = True
+    single_feature: bool = True
     steps: Count = 800
     components: Count = 16
     device: str = "auto"
@@ -105,7 +106,7 @@ class Imputation(Estimator):
 
     def passes(self, features: int, samples: int) -> int:
         """See :meth:`Estimator.passes`."""
-        each = self.donors + (self.draws(features) if self.singles else 0)
+        each = self.donors + (self.draws(features) if self.single_feature else 0)
         return features * each * min(self.rows(features), samples) + samples
 
     def rows(self, features: int) -> int:
@@ -176,7 +177,7 @@ class Imputation(Estimator):
             below=below,
             above=above,
             floor=floor,
-            notes=_doubts(learnt),
+            notes=_donor_warnings(learnt),
             absent="what features alone tell was not learnt",
         )
         if not target.code:
@@ -185,7 +186,7 @@ class Imputation(Estimator):
 
     def _resolution(self, n: int) -> str:
         kind = "nearest" if self.kind == "near" else "random"
-        alone = f", {self.draws(n)} of a feature alone" if self.singles and n > 1 else ""
+        alone = f", {self.draws(n)} of a feature alone" if self.single_feature and n > 1 else ""
         return f"{self.donors} {kind} donors of a rest{alone}; {self.steps} steps"
 
 
@@ -237,7 +238,7 @@ class _Setting:
         weighed = None if weights is None else weights[:count] / weights[:count].mean()
         marginals = {t.name: _marginal(own[t.name], labels[t.name], sizes[t.name], weighed) for t in targets}
         eye = np.eye(n, dtype=bool)
-        subsets = np.concatenate([eye, ~eye]) if estimator.singles else ~eye
+        subsets = np.concatenate([eye, ~eye]) if estimator.single_feature else ~eye
         fold = rng.permutation(count) % FOLDS
         return cls(network, network.x, targets, own, labels, sizes, marginals, fold, weighed, subsets)
 
@@ -469,7 +470,7 @@ def _shown_apart(accuracies: Vector) -> list[float]:
     return [float(share) for share, error in accuracies if share > max(_APPARENT, 0.5 + beyond * error)]
 
 
-def _doubts(result: _Found) -> list[str]:
+def _donor_warnings(result: _Found) -> list[str]:
     """What to say of donors that are shown to be implausible: by codes of composed inputs, or by their pixels."""
     count, notes = len(result.implausible), []
     if result.implausible.any():

@@ -54,7 +54,7 @@ def read_onnx(path: Path) -> tuple[nn.Module, Check]:
             )  # fmt: skip
             plain = _plain(brought, path)
             _check_known(plain, path)
-            with warnings.catch_warnings(record=True) as doubts:
+            with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 network: nn.Module = converter.convert(plain)
         except RobGIBError:
@@ -62,7 +62,7 @@ def read_onnx(path: Path) -> tuple[nn.Module, Check]:
         except Exception as error:
             first = first or error
             continue
-        messages = tuple(dict.fromkeys(first_line(w.message) for w in doubts if isinstance(w.message, UserWarning)))
+        messages = tuple(dict.fromkeys(first_line(w.message) for w in caught if isinstance(w.message, UserWarning)))
         return network.eval(), _Comparison(path, _plain(model, path), plain, network, messages)
     assert first is not None
     if lacking := _lacking(model, onnx):
@@ -229,8 +229,8 @@ def _check_known(model: Any, path: Path) -> None:
 class _Comparison:
     """Compares the outputs of a converted network with onnxruntime's on the original file."""
 
-    def __init__(self, path: Path, model: Any, converted: Any, network: nn.Module, doubts: tuple[str, ...]) -> None:
-        self.path, self.model, self.converted, self.network, self.doubts = path, model, converted, network, doubts
+    def __init__(self, path: Path, model: Any, converted: Any, network: nn.Module, warned: tuple[str, ...]) -> None:
+        self.path, self.model, self.converted, self.network, self.warned = path, model, converted, network, warned
 
     def __call__(self, x: Tensor, answer: Any) -> tuple[str, ...]:
         """Compare the network's outputs for images (N, …) with onnxruntime's; return notes.
@@ -243,8 +243,8 @@ class _Comparison:
         except Exception as error:
             why = "onnxruntime is not installed" if isinstance(error, ImportError) else visible(first_line(error)[:120])
             mend = '; `pip install "robgib[onnx]"` adds it' if isinstance(error, ImportError) else ""
-            doubt = f"; the converter warns: {'; '.join(self.doubts)}" if self.doubts else ""
-            return (f"its answers were not compared with onnxruntime's ({why}{mend}){doubt}",)
+            added = f"; the converter warns: {'; '.join(self.warned)}" if self.warned else ""
+            return (f"its answers were not compared with onnxruntime's ({why}{mend}){added}",)
         ours = [answer] if isinstance(answer, Tensor) else list(answer)
         if _agree(ours, theirs, _ROUNDING):
             return ()

@@ -59,7 +59,7 @@ def _print_headline(run: Run, name: str, out: Console) -> None:
     """Print the accuracies of a model in one sentence, then what limits them, and the most patch-sensitive layer."""
     line = headline(run, name)
     out.print(f"[bold]{escape(name)}[/bold]: {escape(line.accuracies)}.", highlight=False)
-    for warning in run.config.get("doubts", ()):
+    for warning in run.config.get("reading_warnings", ()):
         out.print(f"  [bold red]Check first:[/] {escape(str(warning))}.", highlight=False)
     diagnostics = line.diagnostics
     style = "[red]" if line.failed else "[yellow]" if line.flagged else ""
@@ -176,7 +176,8 @@ def runs_json(runs: Sequence[Run], folders: Sequence[str]) -> dict[str, Any]:
         models.append(
             {
                 "name": name,
-                "doubts": list(run.config.get("doubts", ())),
+                "reading_warnings": list(run.config.get("reading_warnings", ())),
+                "doubts": list(run.config.get("reading_warnings", ())),  # the former name of reading_warnings
                 "folder": folder,
                 "data": run.config["data"]["name"],
                 "samples": int(first["samples"]),

@@ -293,7 +293,7 @@ def _model(run: Run, name: str, columns: Sequence[Column]) -> dict[str, Any]:
         "attacks": _attack_rows(run, columns),
         "classes": _classes(run),
         "config": run.config,
-        "doubts": run.config.get("doubts", ()),
+        "reading_warnings": run.config.get("reading_warnings", ()),
         "reading": run.config.get("reading", ()),
         "environment": run.environment,
         "pictures": figures.picture_rows(run),

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from robgib.attacks.apgd import APGD, WIDEST
+from robgib.attacks.apgd import APGD, SCHEDULE_START
 from robgib.attacks.autoattack import AutoAttack
 from robgib.attacks.base import Attack, MinimumNormAttack
 from robgib.attacks.threat_model import ThreatModel
@@ -381,8 +381,8 @@ def _curve(
     if subject.options.cascade and len(results) > 1:
         if not isinstance(attack, MinimumNormAttack):
             name, other = next((n, findings.attacks[n]) for n in results)
-        if _stalled(results[name], result) and isinstance(other, APGD) and other.widest is None:
-            other = replace(other, widest=WIDEST)
+        if _stalled(results[name], result) and isinstance(other, APGD) and other.schedule_start is None:
+            other = replace(other, schedule_start=SCHEDULE_START)
     # The limit is in passes because seconds depend on the machine.
     limit = findings.spent(budget) if allowed is None else allowed
     factors = _FACTORS if allowed is None else _afforded_radii(other, len(subject), allowed)

@@ -18,8 +18,8 @@ from robgib.runtime import network_faults
 from robgib.statistics import share_test, sign_test
 
 __all__ = [
-    "Doubt",
-    "chance_doubts",
+    "ReadingWarning",
+    "reading_warnings",
 ]
 
 _FEWEST = 20
@@ -42,7 +42,7 @@ _ORDER = "give the names of its classes in its own order (--classes), or put its
 
 
 @dataclass(frozen=True)
-class Doubt:
+class ReadingWarning:
     """A reason to check how the model and its data are read.
 
     Attributes:
@@ -74,7 +74,7 @@ class _Way:
         return self.share - (_BEHIND if self.remedy == _ORDER else 0)
 
 
-def chance_doubts(
+def reading_warnings(
     model: PreparedModel,
     x: Tensor,
     y: Tensor,
@@ -82,7 +82,7 @@ def chance_doubts(
     device: torch.device | str = "cpu",
     *,
     options: bool = True,
-) -> list[Doubt]:
+) -> list[ReadingWarning]:
     """Report common mistakes that explain wrong answers, and a clean accuracy no better than chance.
 
     The alternatives are the usual normalisations, the same undone, the images' own mean and standard deviation, a
@@ -100,7 +100,7 @@ def chance_doubts(
         device: device of the model.
 
     Returns:
-        A list with one doubt, or an empty list.
+        A list with one warning, or an empty list.
     """
     count = len(y)
     if count < _FEWEST or len(y.unique()) < 2:
@@ -120,9 +120,10 @@ def chance_doubts(
     if helps is not None:
         before = at_chance if by_chance else f"its clean accuracy is {hits / count:.1%}"
         odds = f"exact paired test on {len(shown)} images, p = {min(1.0, helps.p * tried):.0e}"
-        return [Doubt(f"{before}; with {helps.called} it would be {helps.share:.0%} ({odds}): {helps.remedy}", True)]
+        text = f"{before}; with {helps.called} it would be {helps.share:.0%} ({odds}): {helps.remedy}"
+        return [ReadingWarning(text, explained=True)]
     usual = "the usual normalisations, colour scales, channel orders or another order of the classes"
-    return [Doubt(f"{at_chance}; none of {usual} helps", False)] if by_chance else []
+    return [ReadingWarning(f"{at_chance}; none of {usual} helps", explained=False)] if by_chance else []
 
 
 @contextmanager

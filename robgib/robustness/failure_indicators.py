@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robgib.attacks.apgd import APGD, WIDEST
+from robgib.attacks.apgd import APGD, SCHEDULE_START
 from robgib.attacks.base import Attack, MinimumNormAttack, objective_gradient, projected_gradient_ascent
 from robgib.attacks.fab import FAB
 from robgib.attacks.fast import FastEnsemble
@@ -345,7 +345,7 @@ class _Look:
 
     def large_to_small(self) -> Tensor:
         """Return which samples (N,) APGD with a large-to-small eps schedule leaves right."""
-        return self.right("large to small", APGD(self.threat.norm, self.threat.eps, widest=WIDEST))
+        return self.right("large to small", APGD(self.threat.norm, self.threat.eps, schedule_start=SCHEDULE_START))
 
 
 def _costly(look: _Look, attacks: Mapping[str, tuple[Attack, np.ndarray]]) -> list[_Check]:
@@ -614,9 +614,9 @@ def _large_to_small(look: _Look, attacks: Mapping[str, tuple[Attack, np.ndarray]
         attacks,
         "large-to-small eps beats ascent",
         look.large_to_small(),
-        f"APGD of 100 steps with eps from {WIDEST:g} times down to 1 times its value",
+        f"APGD of 100 steps with eps from {SCHEDULE_START:g} times down to 1 times its value",
         "gradients near the clean images are uninformative, and AutoAttack's APGD stalls: add the fast ensemble, or "
-        f"apgd-ce-{look.threat.norm}:widest={WIDEST:g}",
+        f"apgd-ce-{look.threat.norm}:schedule_start={SCHEDULE_START:g}",
     )
 
 

@@ -51,7 +51,7 @@ class Claim:
 
     Attributes:
         verdict: the highest rung of the ladder that the primary figure reaches (``goes with``, ``at fixed training``,
-            ``beyond the baselines``), ``not shown``, ``contradicted in sign``, or ``cannot be told``.
+            ``beyond the baselines``), ``not shown``, ``contradicted in sign``, or ``undetermined``.
         words: the verdict in a sentence or two.
         models: how many it rests on.
         ladder: the rungs, a row each: figure, interval, p, and a sentence.
@@ -100,7 +100,7 @@ def claim(study: Study, rows: pd.DataFrame) -> Claim:
     if reason := _no_verdict(models, primary):
         nothing = pd.DataFrame()
         return Claim(
-            "cannot be told", reason, len(models), nothing, correlations, nothing, nothing, nothing, nothing, {}, notes
+            "undetermined", reason, len(models), nothing, correlations, nothing, nothing, nothing, nothing, {}, notes
         )
     rungs = ladder(Question(models, primary, _SIGNS[study.expect], baselines), rng)
     against = _against(study, models, rng)
@@ -379,7 +379,7 @@ def _verdict(
     elif first.status == "opposite":
         verdict = "contradicted in sign"
     else:
-        verdict = "cannot be told" if first.status == "cannot be told" else "not shown"
+        verdict = "undetermined" if first.status == "undetermined" else "not shown"
     tested = [r.sentence for r in rungs if not r.sentence.startswith("Not tested")]
     words = f"Figure: {study.primary.figure}; outcome: {study.outcome.noun}. {' '.join(tested)}"
     if verdict == "not shown":

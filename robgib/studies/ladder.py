@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 Vector = npt.NDArray[np.float64]
-Status = Literal["reached", "not reached", "opposite", "cannot be told"]
+Status = Literal["reached", "not reached", "opposite", "undetermined"]
 RUNGS = ("goes with", "at fixed training", "beyond the baselines")
 LEAST = 8
 """Fewer models than this carry no verdict."""
@@ -48,7 +48,7 @@ class Rung:
     Attributes:
         name: one of :data:`RUNGS`.
         status: ``reached``, ``not reached``, ``opposite`` (shown, with the sign opposite to the expected one), or
-            ``cannot be told``.
+            ``undetermined``.
         figure: a correlation; on the last rung the share of the out-of-architecture error that the figure removes.
         low: of its 95% interval.
         high: of the same.
@@ -129,7 +129,7 @@ def _untested(name: str, reason: str) -> Rung:
 
 
 def _unknown(name: str, reason: str) -> Rung:
-    return Rung(name, "cannot be told", math.nan, math.nan, math.nan, math.nan, 0, f"Cannot be told: {reason}.")
+    return Rung(name, "undetermined", math.nan, math.nan, math.nan, math.nan, 0, f"Undetermined: {reason}.")
 
 
 def _p(observed: float, drawn: Vector, sign: int, every: bool) -> float:
@@ -176,7 +176,7 @@ def goes_with(question: Question, rng: np.random.Generator) -> Rung:
             f"ρ = {rho:+.2f} [{low:+.2f}, {high:+.2f}] over {len(x)} models, of which the architectures and strengths "
             f"can be relabelled in {len(moved)} ways only; no test at 5% is possible"
         )
-        return Rung(RUNGS[0], "cannot be told", rho, low, high, p, 0, f"Cannot be told: {reason}.")
+        return Rung(RUNGS[0], "undetermined", rho, low, high, p, 0, f"Undetermined: {reason}.")
     status = _status(rho, low, high, p, question.expect)
     draws = 0 if every else len(moved)
     figures = f"ρ = {rho:+.2f} [{low:+.2f}, {high:+.2f}], p {shown_p(p, draws)}, over {len(x)} models"

@@ -42,7 +42,7 @@ __all__ = [
     "trace_all",
 ]
 
-COMPRESSES, KEEPS, UNTOLD = "compresses", "does not compress", "cannot be told"
+COMPRESSES, KEEPS, UNDETERMINED = "compresses", "does not compress", "undetermined"
 Verdict = Literal["compresses", "does not compress"]
 _MOST = 0.8  # share of a group's networks that must have the verdict
 
@@ -265,10 +265,10 @@ class PhasesClaim:
     """What a study of compression shows.
 
     Attributes:
-        verdict: ``supported``, ``contradicted``, ``not shown``, or ``cannot be told``.
+        verdict: ``supported``, ``contradicted``, ``not shown``, or ``undetermined``.
         words: in a sentence or two.
         models: networks that it rests on.
-        groups: a row a group, control, layer and term: how many networks compress, do not, or cannot be told, the mean
+        groups: a row a group, control, layer and term: how many networks compress, do not, or undetermined, the mean
             fall, and its spread over seeds.
         notes: what must be known beside them.
     """
@@ -286,7 +286,7 @@ def phases_claim(study: Phases, rows: pd.DataFrame) -> PhasesClaim:
     notes = [f"left out ({why}): {', '.join(g['network'])}" for why, g in failed.groupby("left_out", sort=False)]
     usable = rows[rows["left_out"] == ""]
     if usable.empty:
-        return PhasesClaim("cannot be told", "No network could be followed.", 0, pd.DataFrame(), tuple(notes))
+        return PhasesClaim("undetermined", "No network could be followed.", 0, pd.DataFrame(), tuple(notes))
     groups = []
     for (control_, group, layer, term), g in usable.groupby(["control", "group", "layer", "term"], sort=False):
         counts = g["verdict"].value_counts()
@@ -299,7 +299,7 @@ def phases_claim(study: Phases, rows: pd.DataFrame) -> PhasesClaim:
                 "networks": len(g),
                 COMPRESSES: int(counts.get(COMPRESSES, 0)),
                 KEEPS: int(counts.get(KEEPS, 0)),
-                UNTOLD: int(counts.drop([COMPRESSES, KEEPS], errors="ignore").sum()),
+                UNDETERMINED: int(counts.drop([COMPRESSES, KEEPS], errors="ignore").sum()),
                 "fall": float(g["compression"].mean()),
                 "sd": float(g["compression"].std(ddof=1)) if len(g) > 1 else float("nan"),
                 "primary": bool(g["primary"].any()),
@@ -334,7 +334,7 @@ def phases_claim(study: Phases, rows: pd.DataFrame) -> PhasesClaim:
 
 
 def _counts(rows: pd.DataFrame) -> Mapping[str, int]:
-    return {v: int((rows["verdict"] == v).sum()) for v in (COMPRESSES, KEEPS, UNTOLD)}
+    return {v: int((rows["verdict"] == v).sum()) for v in (COMPRESSES, KEEPS, UNDETERMINED)}
 
 
 def _verb(verdict: str, count: int) -> str:

@@ -147,13 +147,13 @@ def verdict_of(curve: Mapping[int, Point], seed: int) -> dict[str, Any]:
         "compression": compression_of(list(values)),
     }
     if not np.isfinite(row["compression"]):
-        return {**row, "low": np.nan, "high": np.nan, "verdict": "cannot be told"}
+        return {**row, "low": np.nan, "high": np.nan, "verdict": "undetermined"}
     resampled = _resampled(curve, seed)
     low = _least_fall(values, resampled) / float(values[peak])
     peaks = resampled.max(1)
     shares = (peaks - resampled[:, -1]) / np.where(peaks > 0, peaks, np.nan)
     high = max(float(np.nanquantile(shares, 0.975)), row["compression"])
-    verdict = "compresses" if low > _LEAST else "does not compress" if high < _NONE else "cannot be told"
+    verdict = "compresses" if low > _LEAST else "does not compress" if high < _NONE else "undetermined"
     return {**row, "low": low, "high": high, "verdict": verdict}
 
 
@@ -212,4 +212,4 @@ def agreed_verdict(verdicts: Sequence[tuple[str, str]]) -> str:
     first = {own[0] for own in by_units.values()}
     if len(first) == 1:
         return first.pop()
-    return "cannot be told" if "cannot be told" in first else "rescaling"
+    return "undetermined" if "undetermined" in first else "rescaling"

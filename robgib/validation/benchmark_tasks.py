@@ -16,7 +16,7 @@ from scipy import stats
 from robgib.validation.known_variables import (
     Draw,
     Sample,
-    Task,
+    VariableTask,
     Vector,
     asinh,
     gaussian_information,
@@ -150,7 +150,7 @@ def _turn(speed: float) -> Callable[[Vector], Vector]:
     return lambda values: spiral(values, speed)
 
 
-def benchmark_tasks() -> list[Task]:
+def benchmark_tasks() -> list[VariableTask]:
     """Return the benchmark's tasks, 5,000 samples each; their names begin with ``bmi-``."""
     one = np.array([[1.0, 0.75], [0.75, 1.0]])
     uniform_modes = lambda v: bimodal(normal_cdf(v))  # noqa: E731
@@ -181,4 +181,4 @@ def benchmark_tasks() -> list[Task]:
         ("additive-noise-0.75-1+1", "nonlinear", _uniform_noise(0.75)),
         ("waves-2+1", "nonlinear", _waves),
     ]
-    return [Task(f"bmi-{name}", regime, draw, 5000) for name, regime, draw in listed]
+    return [VariableTask(f"bmi-{name}", regime, draw, 5000) for name, regime, draw in listed]

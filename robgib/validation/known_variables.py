@@ -23,7 +23,7 @@ __all__ = [
     "Draw",
     "Known",
     "Sample",
-    "Task",
+    "VariableTask",
     "known_distributions",
     "true_information",
     "variable_tasks",
@@ -116,7 +116,7 @@ Draw = Callable[[int, np.random.Generator], Sample]
 
 
 @dataclass(frozen=True)
-class Task:
+class VariableTask:
     """A way of drawing variables whose information is known.
 
     Attributes:
@@ -395,11 +395,11 @@ def true_information(function: Function) -> tuple[float, float]:
     return counted.total.value, counted.synergy.value
 
 
-def variable_tasks() -> list[Task]:
+def variable_tasks() -> list[VariableTask]:
     """Return the tasks of this file."""
     return [
         *(
-            Task(
+            VariableTask(
                 name,
                 "parity" if name in ("parity-5", "parity-6", "parity-7", "parity-8") else "discrete",
                 _known(name),
@@ -407,18 +407,18 @@ def variable_tasks() -> list[Task]:
             )
             for name in known_distributions()
         ),
-        Task("random-3x3x3", "discrete", _random_discrete, 5000),
-        Task("gaussian-row", "gaussian", _row, 2000),
-        Task("gaussian-3-features", "gaussian", _gaussian((1, 2, 1), 1), 2000),
-        Task("gaussian-16x4", "gaussian", _gaussian((4,) * 16, 8), 5000),
-        Task("half-cube", "marginals", _gaussian((1, 1, 1), 1, half_cube), 2000),
-        Task("asinh-8x2", "marginals", _gaussian((2,) * 8, 4, asinh), 5000),
-        Task("spiral", "nonlinear", _gaussian((2, 2), 2, spiral), 2000),
-        Task("student-t3", "nonlinear", _student((1, 1), 1, 3), 2000),
-        Task("additive-noise", "nonlinear", _additive_noise, 2000),
-        Task("mixture-2-classes", "classes", _mixture((1, 2), 2), 2000),
-        Task("mixture-5-classes", "classes", _mixture((2,) * 6, 5), 3000),
-        Task("hidden-xor", "hidden", _hidden_xor(16, 4), 5000),
-        Task("kernel-3-features", "kernel", _kernel_gaussian((1, 2, 1), 1), 2000),
-        Task("kernel-4x4", "kernel", _kernel_gaussian((4,) * 4, 4), 2000),
+        VariableTask("random-3x3x3", "discrete", _random_discrete, 5000),
+        VariableTask("gaussian-row", "gaussian", _row, 2000),
+        VariableTask("gaussian-3-features", "gaussian", _gaussian((1, 2, 1), 1), 2000),
+        VariableTask("gaussian-16x4", "gaussian", _gaussian((4,) * 16, 8), 5000),
+        VariableTask("half-cube", "marginals", _gaussian((1, 1, 1), 1, half_cube), 2000),
+        VariableTask("asinh-8x2", "marginals", _gaussian((2,) * 8, 4, asinh), 5000),
+        VariableTask("spiral", "nonlinear", _gaussian((2, 2), 2, spiral), 2000),
+        VariableTask("student-t3", "nonlinear", _student((1, 1), 1, 3), 2000),
+        VariableTask("additive-noise", "nonlinear", _additive_noise, 2000),
+        VariableTask("mixture-2-classes", "classes", _mixture((1, 2), 2), 2000),
+        VariableTask("mixture-5-classes", "classes", _mixture((2,) * 6, 5), 3000),
+        VariableTask("hidden-xor", "hidden", _hidden_xor(16, 4), 5000),
+        VariableTask("kernel-3-features", "kernel", _kernel_gaussian((1, 2, 1), 1), 2000),
+        VariableTask("kernel-4x4", "kernel", _kernel_gaussian((4,) * 4, 4), 2000),
     ]

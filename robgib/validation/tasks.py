@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from robgib.validation.benchmark_tasks import benchmark_tasks
-from robgib.validation.known_variables import Task, variable_tasks
+from robgib.validation.known_variables import VariableTask, variable_tasks
 
 __all__ = [
     "tasks",
 ]
 
 
-def tasks() -> dict[str, Task]:
+def tasks() -> dict[str, VariableTask]:
     """Return every validation task by name.
 
     >>> tasks()["xor"].regime

@@ -31,7 +31,7 @@ from robgib.statistics import share_test
 from robgib.validation.fitted_pictures import fitted_pictures
 from robgib.validation.known_networks import KnownNetwork, known_networks
 from robgib.validation.known_pictures import known_pictures
-from robgib.validation.known_variables import Task, Vector
+from robgib.validation.known_variables import VariableTask, Vector
 from robgib.validation.tasks import tasks
 
 __all__ = [
@@ -59,7 +59,7 @@ _OF_LAYER = ("I(X;Z)", "I(Z;Y)", "C(X;Z)", "S(X;Z)", "r(X;Z)", "v(X;Z)")
 _SIDES = (0, 0, 1, -1, 1, -1)
 
 
-def known() -> dict[str, Task | KnownNetwork]:
+def known() -> dict[str, VariableTask | KnownNetwork]:
     """Return everything that estimators can be held against, by name.
 
     >>> [name for name in known() if name in ("xor", "bmi-waves-2+1", "bijection")]
@@ -72,7 +72,7 @@ def _networks() -> dict[str, KnownNetwork]:
     return {**known_networks(), **known_pictures(), **fitted_pictures()}
 
 
-def chosen_tasks(names: Sequence[str] | None = None) -> list[Task | KnownNetwork]:
+def chosen_tasks(names: Sequence[str] | None = None) -> list[VariableTask | KnownNetwork]:
     """Return tasks by name, each once; ``pictures`` names all networks on pictures.
 
     None takes all but those that need a data set, which take minutes each.
@@ -85,7 +85,7 @@ def chosen_tasks(names: Sequence[str] | None = None) -> list[Task | KnownNetwork
     """
     every = known()
     if not names:
-        return [t for t in every.values() if isinstance(t, Task) or not t.needs]
+        return [t for t in every.values() if isinstance(t, VariableTask) or not t.needs]
     for name in names:
         if name != PICTURES and name not in every:
             raise unknown_name("validation task", name, [*every, PICTURES])
@@ -99,20 +99,20 @@ def task_names() -> list[str]:
     return [*tasks(), *(f"{name}/{layer}" for name, network in _networks().items() for layer in network.layers)]
 
 
-def _regime(task: Task | KnownNetwork) -> str:
-    return task.regime if isinstance(task, Task) else "network"
+def _regime(task: VariableTask | KnownNetwork) -> str:
+    return task.regime if isinstance(task, VariableTask) else "network"
 
 
-def _asks(estimator: Estimator, task: Task | KnownNetwork, every: bool) -> bool:
+def _asks(estimator: Estimator, task: VariableTask | KnownNetwork, every: bool) -> bool:
     """Whether an estimator is held against a task."""
-    if isinstance(task, Task):
+    if isinstance(task, VariableTask):
         return not estimator.runs_network and (every or task.regime in estimator.regimes)
     return estimator.view != EXACT and (every or "network" in estimator.regimes)
 
 
 def validate(
     estimators: Sequence[Estimator],
-    chosen: Sequence[Task | KnownNetwork],
+    chosen: Sequence[VariableTask | KnownNetwork],
     *,
     repeats: int = 20,
     seed: int = 0,
@@ -180,7 +180,9 @@ def _work(parent: int, *what: Any) -> dict[str, _Trial]:
     return _try(*what)
 
 
-def _try(estimator: Estimator, task: Task | KnownNetwork, views: Views, seed: int, repeat: int) -> dict[str, _Trial]:
+def _try(
+    estimator: Estimator, task: VariableTask | KnownNetwork, views: Views, seed: int, repeat: int
+) -> dict[str, _Trial]:
     rng = np.random.default_rng([seed, repeat])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RobGIBWarning)
@@ -192,7 +194,7 @@ def _try(estimator: Estimator, task: Task | KnownNetwork, views: Views, seed: in
         return {task.name: _try_variables(estimator, task, rng)}
 
 
-def _try_variables(estimator: Estimator, task: Task, rng: np.random.Generator) -> _Trial:
+def _try_variables(estimator: Estimator, task: VariableTask, rng: np.random.Generator) -> _Trial:
     sample = task.draw(task.samples, rng)
     n = (len(sample.truth) - 1) // 2
     truth = functionals(n) @ sample.truth

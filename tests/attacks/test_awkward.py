@@ -16,7 +16,7 @@ from tests.unusual import Around
 
 SPECS = (
     "fgsm-linf", "rfgsm-linf", "pgd-linf", "pgd-l1", "mifgsm-linf", "apgd-ce-linf", "apgd-t-linf:steps=10",
-    "apgd-ce-l1", "apgd-ce-l2:widest=8", "fab-linf:steps=5", "fab-t-l2:steps=5", "square-linf:queries=20",
+    "apgd-ce-l1", "apgd-ce-l2:schedule_start=8", "fab-linf:steps=5", "fab-t-l2:steps=5", "square-linf:queries=20",
     "deepfool-l2", "superdeepfool-l2:steps=5", "ddn-l2:steps=5", "fmn-linf:steps=5", "cw-l2:steps=5,binary_steps=2",
     "sigma-zero-l0:steps=5", "autoattack-linf:steps=5,queries=20", "fast-linf:first=3,short=2,long=3,probe=5",
     "fast-l2:first=3,short=2,long=3,probe=5", "fast-l1:first=3,short=2,long=3,probe=5",
@@ -123,7 +123,7 @@ def test_ascent_leaves_an_image_without_a_finite_output(norm):
 
 
 def test_minimum_cost_of_a_large_to_small_schedule():
-    assert APGD("l2", 0.5, steps=1, widest=8).cost == 5
+    assert APGD("l2", 0.5, steps=1, schedule_start=8).cost == 5
     assert APGD("l2", 0.5, steps=1).cost == 1
     assert APGD("l1", 0.5, steps=1).cost == 3
-    assert APGD("l2", 0.5, steps=100, widest=8, targets=3).cost == 300
+    assert APGD("l2", 0.5, steps=100, schedule_start=8, targets=3).cost == 300

@@ -434,7 +434,7 @@ def test_targets_and_restarts_take_turns_on_what_is_left(targets, restarts):
     assert found.flatten().tolist() == pytest.approx([0.01, 0.1 + last, 0.2, 0.3])
     assert attack.cost == 100 * restarts * max(1, targets)
     assert APGD("l1", 1, steps=2, restarts=3).cost == 9
-    assert APGD("l2", 1, steps=2, widest=4).cost == 5
+    assert APGD("l2", 1, steps=2, schedule_start=4).cost == 5
 
 
 def test_the_first_sparsity_under_l1(monkeypatch):
@@ -517,7 +517,7 @@ def test_balls_that_shrink(monkeypatch, norm, widest, steps, radii, counts):
     monkeypatch.setattr(APGD, "_ascend_in", ascend_in)
     x = torch.full((2, 1, 4, 4), 0.5)
     goal = Objective.untargeted(torch.zeros(2, dtype=torch.long), "ce")
-    APGD(norm, eps, steps=steps, widest=widest).ascend(nn.Identity(), x, goal, SampleRNG(0, range(2)))
+    APGD(norm, eps, steps=steps, schedule_start=widest).ascend(nn.Identity(), x, goal, SampleRNG(0, range(2)))
     assert [r for r, *_ in gone] == pytest.approx([eps * r for r in radii])
     assert [c for _, c, *_ in gone] == counts
     assert [p for *_, p, _ in gone] == [True] * (len(radii) - 1) + [False]

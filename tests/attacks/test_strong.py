@@ -97,7 +97,7 @@ def test_large_to_small_apgd_needs_no_gradient_near_the_clean_image():
     model, x, y = HardOfHearing().eval(), torch.full((50, 1, 8, 8), 0.5), torch.zeros(50, dtype=torch.long)
     left = {}
     for widest in (None, 1.0, 4.0, 8.0):
-        attack = APGD("l2", 0.4, widest=widest)
+        attack = APGD("l2", 0.4, schedule_start=widest)
         found = attack.perturb(model, x, y, SampleRNG(0, range(50)))
         assert attack.threat.allows(found, x).all()
         left[widest] = float((model(found).argmax(1) == y).float().mean())
@@ -110,7 +110,7 @@ def test_large_to_small_apgd_needs_no_gradient_near_the_clean_image():
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.06), ("l2", 0.35), ("l1", 2.0)])
 def test_large_to_small_apgd_ends_in_the_ball(digits_cnn, right_digits, norm, eps):
     x, y = (v[:32] for v in right_digits)
-    attack = make_attack(f"apgd-ce-{norm}:steps=20,widest=50").at(eps)
+    attack = make_attack(f"apgd-ce-{norm}:steps=20,schedule_start=50").at(eps)
     with count_queries(digits_cnn) as passes:
         found = attack.perturb(digits_cnn, x, y, SampleRNG(0, range(len(x))))
     assert attack.threat.allows(found, x).all()
@@ -119,10 +119,10 @@ def test_large_to_small_apgd_ends_in_the_ball(digits_cnn, right_digits, norm, ep
     assert passes.backward >= 4 * 4 * len(x)
 
 
-@pytest.mark.parametrize("widest", ["0.5", "inf", "wide"])
-def test_a_first_ball_below_eps_is_refused(widest):
-    with pytest.raises(RobGIBError, match="widest"):
-        make_attack(f"apgd-ce-l2:widest={widest}")
+@pytest.mark.parametrize("start", ["0.5", "inf", "wide"])
+def test_a_first_ball_below_eps_is_refused(start):
+    with pytest.raises(RobGIBError, match="schedule_start"):
+        make_attack(f"apgd-ce-l2:schedule_start={start}")
 
 
 @pytest.mark.parametrize(("norm", "name"), [("linf", "Linf"), ("l2", "L2")])
@@ -522,7 +522,7 @@ def test_the_fast_ensemble_uses_a_large_to_small_schedule_on_a_plateau(digits_cn
     ascent = robust(model, x, y, APGD("l2", 0.7))
     reference = robust(model, x, y, Square("l2", 0.7))
     assert reference < ascent
-    scheduled = robust(model, x, y, APGD("l2", 0.7, widest=8))
+    scheduled = robust(model, x, y, APGD("l2", 0.7, schedule_start=8))
     assert scheduled < ascent
     with pytest.warns(RobGIBWarning, match="uninformative, and APGD used a large-to-small schedule from 8 eps"):
         assert robust(model, x, y, FastEnsemble("l2", 0.7)) <= reference

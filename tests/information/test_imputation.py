@@ -40,7 +40,7 @@ def bits(count=1500, width=4, copied=False):
 
 
 def figures(model, data, kind, singles=False):
-    asked = Imputation(kind=kind, donors=32, singles=singles, steps=200)
+    asked = Imputation(kind=kind, donors=32, single_feature=singles, steps=200)
     found = layer_information(model, data, [asked], layers=["logits"], features="pixels")
     return found.layers.query("layer == 'logits'").set_index("term"), found.features.query("layer == 'logits'")
 

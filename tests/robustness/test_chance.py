@@ -17,8 +17,8 @@ from robgib.reporting import print_runs, runs_json, write_report
 from robgib.robustness import chance
 
 
-def chance_doubts(*arguments):
-    return [doubt.text for doubt in chance.chance_doubts(*arguments)]
+def reading_warnings(*arguments):
+    return [one.text for one in chance.reading_warnings(*arguments)]
 
 
 class Levels(nn.Module):
@@ -50,7 +50,7 @@ class Halved(nn.Module):
 def doubts(model, data, count=300):
     x, y = data.test.x[:count], data.test.y[:count]
     prepared = prepare(model, x, classes=10)
-    return chance_doubts(prepared, x, y, answers(prepared, x, y, classes=10).right)
+    return reading_warnings(prepared, x, y, answers(prepared, x, y, classes=10).right)
 
 
 def test_nothing_is_said_of_a_model_that_tells(digits, digits_cnn):
@@ -70,7 +70,7 @@ def test_what_helps_is_named(levels, edge, words):
     x = torch.tensor(levels)[y].view(-1, 1, 1, 1).expand(-1, 1, 4, 4) + 0.02 * torch.rand(90, 1, 4, 4)
     model = Levels(edge)
     prepared = prepare(model, x, classes=3)
-    (doubt,) = chance_doubts(prepared, x, y, answers(prepared, x, y, classes=3).right)
+    (doubt,) = reading_warnings(prepared, x, y, answers(prepared, x, y, classes=3).right)
     assert "no better than chance (33.3%, the largest class)" in doubt
     assert words in doubt
 
@@ -145,7 +145,7 @@ class TestAboveChance:
         prepared = prepare(model, x, classes=10)
         share = answers(prepared, x, y, classes=10).right.mean()
         assert share > 0.2  # no class is a fifth of the images
-        (doubt,) = chance_doubts(prepared, x, y, answers(prepared, x, y, classes=10).right)
+        (doubt,) = reading_warnings(prepared, x, y, answers(prepared, x, y, classes=10).right)
         assert doubt.startswith(f"its clean accuracy is {share:.1%}; with ")
         assert "with a normalisation to [−1, 1] it would be 100%" in doubt
         assert "give --normalize half" in doubt
@@ -162,7 +162,7 @@ class TestAboveChance:
 
     def doubt(self, model, x, y):
         prepared = prepare(model, x, classes=2)
-        (doubt,) = chance_doubts(prepared, x, y, answers(prepared, x, y, classes=2).right)
+        (doubt,) = reading_warnings(prepared, x, y, answers(prepared, x, y, classes=2).right)
         return doubt
 
     def test_classes_one_higher(self, digits, digits_cnn):
@@ -208,7 +208,7 @@ class TestCost:
         prepared = prepare(model, x, classes=10)
         right = answers(prepared, x, y, classes=10).right
         model.seen = 0
-        assert chance_doubts(prepared, x, y, right) == []
+        assert reading_warnings(prepared, x, y, right) == []
         assert model.seen == 0
 
     def test_one_batch_is_tried_and_nothing_of_the_model_stays_changed(self, digits, digits_cnn):
@@ -217,7 +217,7 @@ class TestCost:
         prepared = prepare(model, x, classes=10)
         right = answers(prepared, x, y, classes=10).right
         model.seen, before = 0, model.mean_seen.clone()
-        chance_doubts(prepared, x, y, right)
+        reading_warnings(prepared, x, y, right)
         assert 0 < model.seen <= 256 + 10 * 256
         assert torch.equal(model.mean_seen, before)
 
@@ -237,7 +237,7 @@ class TestCost:
         assert prepared.random
         right = answers(prepared, x, y, classes=10).right
         model.seen = 0
-        (doubt,) = chance_doubts(prepared, x, y, right)
+        (doubt,) = reading_warnings(prepared, x, y, right)
         assert "MNIST" in doubt
         assert model.seen <= 256 * 11
 
@@ -245,7 +245,7 @@ class TestCost:
         torch.manual_seed(0)
         x, y = torch.rand(100, 12), torch.arange(100) % 2
         prepared = prepare(nn.Linear(12, 2), x, classes=2)
-        doubt = chance_doubts(prepared, x, y, answers(prepared, x, y, classes=2).right)
+        doubt = reading_warnings(prepared, x, y, answers(prepared, x, y, classes=2).right)
         assert all("--normalize" not in sentence for sentence in doubt)
 
     def test_chance_alone_names_nothing(self):
@@ -257,7 +257,7 @@ class TestCost:
             y = torch.randint(0, 3, (200,), generator=generator)
             model = nn.Sequential(nn.Flatten(), nn.Linear(48, 3)).eval()
             prepared = PreparedModel(model, model, 256)
-            doubt = chance_doubts(prepared, x, y, answers(prepared, x, y, classes=3).right)
+            doubt = reading_warnings(prepared, x, y, answers(prepared, x, y, classes=3).right)
             named += any("paired test" in sentence for sentence in doubt)
         assert named == 0
 
@@ -283,7 +283,7 @@ def test_it_is_said_first_in_terminal_run_page_and_json(digits, digits_cnn, tmp_
     }
     with pytest.warns(RobGIBWarning, match=r"^mine: its clean accuracy .*--normalize mnist"):
         run = robgib.evaluate(model, digits, name="mine", samples=200, progress=False, **options)
-    (doubt,) = run.config["doubts"]
+    (doubt,) = run.config["reading_warnings"]
     assert "reading" not in run.config
     text = io.StringIO()
     console = Console(file=text, width=500)
@@ -292,10 +292,10 @@ def test_it_is_said_first_in_terminal_run_page_and_json(digits, digits_cnn, tmp_
     assert lines[0].startswith("mine: ")
     assert lines[1] == f"  Check first: {doubt}."
     (found,) = runs_json([run], [""])["models"]
-    assert found["doubts"] == [doubt]
+    assert found["reading_warnings"] == found["doubts"] == [doubt]
     page = write_report([run], tmp_path / "report.html").read_text()
     assert page.index("--normalize mnist") < page.index("Accuracy, clean and under attack")
     robgib.results.save_run(run, tmp_path / "runs")
     (folder,) = (tmp_path / "runs").iterdir()
-    assert robgib.load_run(folder).config["doubts"] == [doubt]
+    assert robgib.load_run(folder).config["reading_warnings"] == [doubt]
     assert np.isfinite(run.robustness["clean_accuracy"]).all()

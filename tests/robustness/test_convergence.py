@@ -39,7 +39,7 @@ def test_every_step_of_a_linear_model_is_seen():
         "pgd-linf:eps=0.08",
         "apgd-t-l2:eps=0.4,steps=20",
         "ddn-l2:eps=0.4,steps=60",
-        "apgd-ce-linf:eps=0.08,steps=25,widest=4",
+        "apgd-ce-linf:eps=0.08,steps=25,schedule_start=4",
         pytest.param("fast-linf:eps=0.08", marks=pytest.mark.slow),
     ],
 )

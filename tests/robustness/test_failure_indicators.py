@@ -184,7 +184,7 @@ def test_a_slope_that_begins_beyond_the_ball():
     deaf, x, y = HardOfHearing(), torch.full((40, 1, 8, 8), 0.5), torch.zeros(40).long()
     threat = ThreatModel("l2", 0.4)
     assert "large-to-small eps beats ascent" in names(deaf, x, y, threat)
-    scheduled = make_attack("apgd-ce-l2:eps=0.4,widest=8")
+    scheduled = make_attack("apgd-ce-l2:eps=0.4,schedule_start=8")
     left = (deaf(scheduled(deaf, x, y)).argmax(1) == y).numpy().astype(float)
     assert "large-to-small eps beats ascent" not in names(deaf, x, y, threat, attacks={"scheduled": (scheduled, left)})
 

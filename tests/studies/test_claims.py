@@ -102,7 +102,7 @@ def test_what_is_not_there_is_not_shown():
 def test_models_that_share_no_training_cannot_show_it_at_fixed_training():
     found = claim(STUDY, made(np.random.default_rng(0), slope=-0.2, seeds=1))
     assert "no two models share a training" in found.words
-    assert status(found)["at fixed training"] == "cannot be told"
+    assert status(found)["at fixed training"] == "undetermined"
     assert found.verdict == "goes with"
 
 
@@ -114,7 +114,7 @@ def test_every_field_of_the_recipe_but_the_seed_makes_a_cell():
     rows["outcome"] += rows["recipe.training.epochs"]
     rows[V] = rows["outcome"] + 0.01 * np.random.default_rng(4).standard_normal(len(rows))
     found = claim(STUDY, rows)
-    assert status(found)["at fixed training"] == "cannot be told"
+    assert status(found)["at fixed training"] == "undetermined"
     assert "no two models share a training" in found.words
     assert "Ψ training.epochs" in found.agreement
 
@@ -177,7 +177,7 @@ def test_models_left_out_are_said_and_too_few_carry_no_verdict():
     rows.loc[:5, "left_out"] = "signs of a failed attack: noise"
     found = claim(STUDY, rows)
     assert found.models == len(rows) - 6
-    assert found.verdict == "cannot be told"
+    assert found.verdict == "undetermined"
     assert any("left out (signs of a failed attack: noise)" in note for note in found.notes)
 
 
@@ -185,7 +185,7 @@ def test_a_figure_that_does_not_vary_is_said():
     rows = made(np.random.default_rng(6)).assign(**{V: 1.0})
     assert "the same for all" in claim(STUDY, rows).words
     empty = made(np.random.default_rng(6)).drop(columns=[V, f"{V}_se", f"{V}_marked"])
-    assert claim(STUDY, empty).verdict == "cannot be told"
+    assert claim(STUDY, empty).verdict == "undetermined"
 
 
 def test_controls_are_tested():

@@ -186,7 +186,7 @@ def test_the_rung_at_fixed_training_by_hand(rows):
 def test_too_few_relabellings_carry_no_test(rows):
     few = rows[rows["architecture"].isin(["cnn", "vgg"]) & rows["strength"].isin([0.0, 0.1, 0.2])]
     found = goes_with(Question(few.reset_index(drop=True), V), np.random.default_rng(0))
-    assert found.status == "cannot be told"  # 2! × 3! = 12
+    assert found.status == "undetermined"  # 2! × 3! = 12
     assert "relabelled in 12 ways" in found.sentence
 
 

@@ -40,7 +40,7 @@ def rows(**verdicts):
     return pd.DataFrame(made)
 
 
-YES, NO, OPEN = "compresses", "does not compress", "cannot be told"
+YES, NO, OPEN = "compresses", "does not compress", "undetermined"
 
 
 @pytest.mark.parametrize(

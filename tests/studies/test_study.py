@@ -242,7 +242,7 @@ def test_from_the_command_line_to_the_page(cli, cache, tmp_path, monkeypatch):
         "models.csv", "study.html", "study.json", "study.md",
     ]  # fmt: skip
     told = json.loads((tmp_path / "found" / "study.json").read_text())
-    assert told["verdict"] == "cannot be told"
+    assert told["verdict"] == "undetermined"
     first = pd.read_csv(tmp_path / "found" / "models.csv")
     assert first["outcome"].between(0, 1).all()
     assert set(list_measures()) <= set(first)

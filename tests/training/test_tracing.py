@@ -214,9 +214,9 @@ def test_bins_are_swept_and_have_the_range_of_all_inputs():
 @pytest.mark.parametrize(
     ("told", "agreed"),
     [
-        ([("pooled", "compresses"), ("own", "cannot be told")], "cannot be told"),
+        ([("pooled", "compresses"), ("own", "undetermined")], "undetermined"),
         ([("pooled", "does not compress"), ("own", "compresses")], "rescaling"),
-        ([("pooled", "compresses"), ("pooled", "cannot be told"), ("own", "compresses")], "compresses"),
+        ([("pooled", "compresses"), ("pooled", "undetermined"), ("own", "compresses")], "compresses"),
         ([("pooled", "compresses"), ("own", "compresses"), ("own", "does not compress")], "depends on the resolution"),
     ],
 )
@@ -295,7 +295,7 @@ def test_from_the_command_line(cli, invoke, tmp_path):
     assert not (tmp_path / "net.epochs").exists()
     told = pd.read_csv(tmp_path / "net.compression.csv")
     both = {"rescaling", "depends on the resolution"}
-    assert set(told["verdict"]) <= {"compresses", "does not compress", "cannot be told", *both}
+    assert set(told["verdict"]) <= {"compresses", "does not compress", "undetermined", *both}
     assert (tmp_path / "net.trace.html").stat().st_size > 10_000
     for options, message in (
         (("--trace", "--trace-at", "0,9"), "epochs from 0 to 3"),

@@ -102,7 +102,7 @@ def test_correlated_inputs_do_not_make_a_network_look_vulnerable(number):
     network = NETWORKS["random-linear"].another(number)
     views = _views(network, "rate")
     rng = np.random.default_rng(0)
-    trials = _try_network(Imputation(singles=False), network, views, rng)
+    trials = _try_network(Imputation(single_feature=False), network, views, rng)
     for layer in network.layers:
         trial = trials[f"random-linear/{layer}"]
         at = trial.names.index("v(X;Z)")
@@ -112,7 +112,7 @@ def test_correlated_inputs_do_not_make_a_network_look_vulnerable(number):
 
 @pytest.mark.slow
 def test_marginal_donors_only_bound_what_dependent_features_do():
-    found = validate([Imputation(kind="marginal", singles=False)], [NETWORKS["linear"]], repeats=4).set_index(
+    found = validate([Imputation(kind="marginal", single_feature=False)], [NETWORKS["linear"]], repeats=4).set_index(
         ["task", "figure"]
     )
     assert found.loc[("linear/second", "v(X;Z)"), "bias"] > 0.2  # an upper bound: what they compose is not plausible
@@ -132,7 +132,9 @@ def test_the_probe_holds_or_is_marked():
 
 @pytest.mark.slow
 def test_many_classes_are_counted_or_marked():
-    table = validate([Imputation(singles=False)], [NETWORKS["classes-100"], NETWORKS["classes-1000"]], repeats=10)
+    table = validate(
+        [Imputation(single_feature=False)], [NETWORKS["classes-100"], NETWORKS["classes-1000"]], repeats=10
+    )
     assert "wrong" not in set(table["verdict"])
     label = table[table["figure"] == "I(Z;Y)"].set_index("task")
     assert label.loc["classes-100/first", "truth"] > 6.4

@@ -6,7 +6,7 @@ from scipy import stats
 from robgib.errors import RobGIBError
 from robgib.information import ESTIMATORS, Exact, Gaussian
 from robgib.information.base import Estimator, decompose
-from robgib.validation.known_variables import REGIMES, Sample, Task, _student, half_cube, spiral
+from robgib.validation.known_variables import REGIMES, Sample, VariableTask, _student, half_cube, spiral
 from robgib.validation.tasks import tasks
 from robgib.validation.validate import validate, verdict
 
@@ -87,7 +87,7 @@ def test_a_biased_estimator_is_shown_as_one():
     def draw(samples, rng):
         return Sample([rng.standard_normal(samples)], rng.standard_normal(samples), np.array([0.5, 0.1, 0.4]))
 
-    found = validate([Off()], [Task("t", "gaussian", draw, 50)], repeats=3).set_index("figure")
+    found = validate([Off()], [VariableTask("t", "gaussian", draw, 50)], repeats=3).set_index("figure")
     assert found.loc["I", "bias"] == pytest.approx(0.2)
     assert found.loc["I", "coverage"] == 0
     assert found.loc["single-feature", "bias"] == pytest.approx(0)
