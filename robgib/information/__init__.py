@@ -12,6 +12,7 @@ from robgib.information.gaussian import Gaussian
 from robgib.information.imputation import Imputation
 from robgib.information.infonce import InfoNCE
 from robgib.information.ksg import KSG
+from robgib.information.loss_comparison import LossComparison
 from robgib.information.probe import Probe
 from robgib.information.registry import estimator_catalogue, list_estimators, make_estimator
 from robgib.information.renyi import Renyi
@@ -32,6 +33,7 @@ __all__ = [
     "Imputation",
     "InfoNCE",
     "LayerInformation",
+    "LossComparison",
     "Probe",
     "Renyi",
     "collect_activations",

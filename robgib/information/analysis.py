@@ -59,6 +59,7 @@ __all__ = [
     "partitions_of",
     "passes_of",
     "term_rows",
+    "weighed",
 ]
 
 DEFAULT_ESTIMATORS = ("imputation",)
@@ -262,7 +263,7 @@ class _Layers:
                 if layer in self.names:
                     terms = self._with_further_terms(terms, estimator, layer)
             if self.weights is not None:
-                terms = [_weighed(row, self.weights) for row in terms]
+                terms = [weighed(row, self.weights) for row in terms]
             rows["layers"] += [{**base, **row} for row in terms]
         return rows
 
@@ -501,7 +502,7 @@ def term_rows(target: Target, decomposition: Decomposition, inputs: Features, be
     return [*rows, row("IB", ib, "counted", notes=target.notes), row("GIB", gib, high, marked)]
 
 
-def _weighed(row: dict[str, Any], weights: np.ndarray) -> dict[str, Any]:
+def weighed(row: dict[str, Any], weights: np.ndarray) -> dict[str, Any]:
     """A row with the effective sample size of the weights, flagged if it is small."""
     w = weights[: row["samples"]]
     effective = effective_samples(w)

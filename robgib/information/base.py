@@ -41,7 +41,7 @@ class Estimator(ABC):
     Class attributes: ``name``; ``bound`` and ``summary``, a few words each; ``guide``, a paragraph on what the
     figure bounds, where it may be trusted and where it saturates; ``regimes``, the kinds of validation task in
     which it claims to be right; ``least_samples``; ``codes_target``, whether a real target is coded; ``view``, in which
-    it sees a layer; ``runs_network``, whether it needs the network itself.
+    it sees a layer; ``runs_network``, whether it needs the network itself; ``weighs``, whether it can weight samples.
 
     >>> import numpy as np
     >>> from robgib.information import Exact
@@ -61,6 +61,7 @@ class Estimator(ABC):
     codes_target: ClassVar[bool] = False
     view: ClassVar[View] = NOISE
     runs_network: ClassVar[bool] = False
+    weighs: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check(self, f"the {self.name} estimator")

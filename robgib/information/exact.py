@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -59,13 +59,15 @@ class Exact(Estimator):
         return subset_codes([self._symbols(x) for x in features])
 
     def _estimate(self, problem: Problem) -> Decomposition:
-        weights = None
+        weights = problem.weights
         if self.weights is not None:
             weights = np.asarray(self.weights, float)
             if weights.shape != (problem.samples,) or not (weights >= 0).all() or not weights.sum() > 0:
                 raise RobGIBError(
                     f"weights must be {problem.samples} numbers of at least 0 with a sum above 0, one an outcome."
                 )
+            weights = weights if problem.weights is None else weights * problem.weights
+        problem = replace(problem, weights=None)  # they are those of the law, which is counted
         target = self._symbols(problem.target)
         terms = [plug_in(code, target, weights)[0] for code in problem.prepared.own]
         return decompose(terms, estimator=self, problem=problem, resolution=f"every outcome, {self._binned(problem)}")

@@ -161,13 +161,13 @@ class InfoNCE(Estimator):
         generator = torch.Generator().manual_seed(self.seed)
         start = network.start(self.folds, [self.width, self.width, _DIMS], generator)
         of_features = len(start)
-        members = network.LEVELS * self.folds
+        members = network.levels * self.folds
         start += layers(members, [target.shape[1], self.width, self.width, _DIMS], generator, last=1.0)
         network, goal = network.to(device), target.to(device)
 
         def critic(parameters: list[Tensor], rows: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
             f = network(parameters[:of_features], rows, mask)
-            g = perceptron(goal[rows].repeat(network.LEVELS, 1, 1), parameters[of_features:])
+            g = perceptron(goal[rows].repeat(network.levels, 1, 1), parameters[of_features:])
             return f, g / math.sqrt(_DIMS)
 
         def loss(parameters: list[Tensor], rows: Tensor, mask: Tensor) -> Tensor:
@@ -194,7 +194,7 @@ class InfoNCE(Estimator):
         def ask(mask: Tensor, shift: int) -> list[Answer]:
             rows, who = held_out.roll(shift, 0), (folds.of + shift) % self.folds
             f, g = (
-                v.cpu().view(network.LEVELS, *rows.shape, _DIMS)[:, who, folds.slot]
+                v.cpu().view(network.levels, *rows.shape, _DIMS)[:, who, folds.slot]
                 for v in critic(best, rows, mask.to(device).expand(*rows.shape, -1))
             )
             scores = f[:, alternatives.block] @ g[:, alternatives.block].transpose(2, 3)

@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -163,6 +163,29 @@ def perceptron(inputs: Tensor, weights: Sequence[Tensor]) -> Tensor:
     return inputs
 
 
+class Networks(Protocol):
+    """Networks side by side, some of each fold (``levels``), that answer for feature subsets."""
+
+    @property
+    def levels(self) -> int:
+        """Networks of a fold."""
+
+    def levels_of(self, mask: Tensor) -> list[int]:
+        """The networks of a fold that answer for a subset (n,)."""
+
+    def to(self, device: torch.device) -> Networks:
+        """Move the values."""
+
+    def decay(self, folds: int) -> Tensor:
+        """Rate at which the gates of each member decay (members, 1, 1)."""
+
+    def start(self, folds: int, sizes: Sequence[int], generator: torch.Generator) -> list[Tensor]:
+        """Draw the parameters: gates, then layers of the given output sizes."""
+
+    def __call__(self, parameters: Sequence[Tensor], rows: Tensor, masks: Tensor) -> Tensor:
+        """Outputs (levels · folds, B, b) for samples (folds, B) under masks (folds, B, n)."""
+
+
 @dataclass(frozen=True)
 class Masked:
     """Networks that see the features of a subset and which those are: one a fold and a strength of decay.
@@ -182,7 +205,11 @@ class Masked:
     owner: Tensor
     n: int
 
-    LEVELS: ClassVar[int] = 2
+    levels: ClassVar[int] = 2
+
+    def levels_of(self, mask: Tensor) -> list[int]:
+        """The networks of a fold that answer for a subset: all of them."""
+        return list(range(self.levels))
 
     def to(self, device: torch.device) -> Masked:
         """Move the values."""
@@ -195,13 +222,13 @@ class Masked:
 
     def start(self, folds: int, sizes: Sequence[int], generator: torch.Generator) -> list[Tensor]:
         """Draw the parameters: gates, then layers of the given output sizes."""
-        members, wide = self.LEVELS * folds, self.values.shape[1]
+        members, wide = self.levels * folds, self.values.shape[1]
         return [torch.ones(members, 1, wide), *layers(members, [wide + self.n, *sizes], generator)]
 
     def __call__(self, parameters: Sequence[Tensor], rows: Tensor, masks: Tensor) -> Tensor:
         """Outputs (levels · folds, B, b) for samples (folds, B) under masks (folds, B, n)."""
-        shown = (self.values[rows] * masks[..., self.owner]).repeat(self.LEVELS, 1, 1) * parameters[0]
-        return perceptron(torch.cat([shown, masks.repeat(self.LEVELS, 1, 1)], -1), parameters[1:])
+        shown = (self.values[rows] * masks[..., self.owner]).repeat(self.levels, 1, 1) * parameters[0]
+        return perceptron(torch.cat([shown, masks.repeat(self.levels, 1, 1)], -1), parameters[1:])
 
 
 def train(

@@ -18,7 +18,7 @@ from robgib.information.masked_network import (
     Answer,
     Columns,
     Folds,
-    Masked,
+    Networks,
     Vector,
     draw_masks,
     draw_singles,
@@ -199,7 +199,7 @@ class Probe(Estimator):
 
     def _pointwise(
         self,
-        network: Masked,
+        network: Networks,
         folds: Folds,
         masks: Tensor,
         targets: Sequence[Tensor],
@@ -222,13 +222,13 @@ class Probe(Estimator):
         start = network.start(count, [self.width, self.width, sum(symbols)], generator)
         network = network.to(device)
         goals = [t.to(device) for t in targets]
-        base = torch.cat(priors, 1).to(device).repeat(network.LEVELS, 1)[:, None]
+        base = torch.cat(priors, 1).to(device).repeat(network.levels, 1)[:, None]
 
         def loss(parameters: list[Tensor], rows: Tensor, mask: Tensor) -> Tensor:
             scores = (network(parameters, rows, mask) + base).split(symbols, 2)
             total = torch.zeros(len(base), device=device)
             for of, goal in zip(scores, goals, strict=True):
-                wanted = goal[rows].repeat(network.LEVELS, 1)
+                wanted = goal[rows].repeat(network.levels, 1)
                 each = F.cross_entropy(of.flatten(0, 1), wanted.flatten(), reduction="none")
                 total = total + each.view(wanted.shape).mean(1)
             return total
@@ -253,7 +253,8 @@ class Probe(Estimator):
             rows = held_out.roll(shift, 0)
             scores = network(best, rows, mask.to(device).expand(*rows.shape, -1)).cpu()
             who = (folds.of + shift) % count
-            own = scores.view(network.LEVELS, *rows.shape, -1)[:, who, folds.slot].split(symbols, 2)
+            levels = scores.view(network.levels, *rows.shape, -1)[network.levels_of(mask)]
+            own = levels[:, who, folds.slot].split(symbols, 2)
             return [(of, t[: len(who)], prior[who]) for of, t, prior in zip(own, targets, judged, strict=True)]
 
         return information(ask, masks, folds, len(targets))

@@ -76,6 +76,7 @@ class Renyi(Estimator):
     bound: ClassVar[str] = "none: a different functional"
     summary: ClassVar[str] = "matrix-based Rényi entropies of kernel matrices, squared distances added once"
     least_samples: ClassVar[int] = 40
+    weighs: ClassVar[bool] = False
     regimes: ClassVar[tuple[str, ...]] = ("discrete", "parity", "kernel")
     guide: ClassVar[str] = (
         "Its figures are differences of entropies of kernel matrices: a functional different from Shannon's "

@@ -11,13 +11,15 @@ from robgib.data.dataset import Dataset
 from robgib.errors import RobGIBError, unknown_name
 from robgib.information.activations import find_layers
 from robgib.information.analysis import LABEL, PREDICTION, partitions_of
+from robgib.information.base import Estimator
 from robgib.information.features import check_features
+from robgib.information.registry import make_estimator
 from robgib.measures import MEASURES
-from robgib.studies.design import Study
+from robgib.studies.design import OF_UNITS, Study
 from robgib.zoo.loading import data_of
 from robgib.zoo.recipe import Recipe
 
-__all__ = ["check_names", "check_networks", "check_partition"]
+__all__ = ["check_names", "check_networks", "check_partition", "check_weighs"]
 
 _SHAPES = ((3, 10**6, 10**6), (10**6, 10**6), (10**6,))  # an image, a sequence, a vector, of any size
 _BALLS = ("linf", "l2")
@@ -35,6 +37,7 @@ def check_names(study: Study, path: Path, catalogue: Sequence[Path] = ()) -> Non
         for name in study.measures:
             MEASURES.find(name, catalogue)
         _check_outcome(study, catalogue)
+        _check_figures(study, catalogue)
     except RobGIBError as error:
         raise RobGIBError(f"{path}: {error}") from error
 
@@ -57,6 +60,31 @@ def check_partition(partition: str, shape: tuple[int, ...] | None = None) -> Non
         else:
             return
     raise errors[0]
+
+
+def _check_figures(study: Study, catalogue: Sequence[Path]) -> None:
+    makers = {spec: make_estimator(spec, catalogue) for spec in study.estimators}
+    for figure in study.figures:
+        if figure.figure not in OF_UNITS:
+            continue
+        if figure.layer in (PREDICTION, LABEL):
+            raise RobGIBError(
+                f"figure {figure.figure} is of a layer's units, and {figure.layer} is a label; name a layer, or last."
+            )
+        if makers[figure.estimator].runs_network and figure.figure != "subset_synergy":
+            raise RobGIBError(
+                f"figure {figure.figure} needs an estimator of variables, such as binned or probe: {figure.estimator} "
+                "replaces pieces of the input, and a layer's units are not pieces of the input."
+            )
+    if study.pmi:
+        check_weighs(list(makers.values()))
+
+
+def check_weighs(estimators: Sequence[Estimator]) -> None:
+    """Raise for an estimator that cannot weigh samples, where ``pmi: true`` asks for it."""
+    for maker in estimators:
+        if not maker.weighs:
+            raise RobGIBError(f"pmi: true weighs samples, which the {maker.name} estimator cannot; name another one.")
 
 
 def _check_outcome(study: Study, catalogue: Sequence[Path]) -> None:

@@ -35,6 +35,7 @@ from robgib.zoo.recipe import Recipe, recipes
 
 __all__ = [
     "FIGURES",
+    "OF_UNITS",
     "Cell",
     "Figure",
     "Outcome",
@@ -52,8 +53,13 @@ FIGURES = {
     "gib_complexity": "C(X;Z)",
     "ib_complexity": "I(X;Z)",
     "label_information": "I(Z;Y)",
+    "unit_synergy": "S(Z;Y)",
+    "unit_complexity": "C(Z;Y)",
+    "subset_synergy": "subset synergy",
 }
 """What a study may ask of a layer, and the term of the layers' table that it is."""
+OF_UNITS = ("unit_synergy", "unit_complexity", "subset_synergy")
+"""Those of a layer's units: the features of the first two, and what the third sets to 0."""
 Part = Literal["explore", "confirm"]
 Design = TypeVar("Design", bound=BaseModel)
 _RANGE = re.compile(r"\{(\d{1,6})\.\.(\d{1,6})\}")
@@ -64,7 +70,17 @@ class Figure(BaseModel):
     """An information figure of a model: which term, of which layer, by which estimator, on which cut of the input."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    figure: Literal["vulnerability", "redundancy", "synergy", "gib_complexity", "ib_complexity", "label_information"]
+    figure: Literal[
+        "vulnerability",
+        "redundancy",
+        "synergy",
+        "gib_complexity",
+        "ib_complexity",
+        "label_information",
+        "unit_synergy",
+        "unit_complexity",
+        "subset_synergy",
+    ]
     estimator: str = "imputation"
     partition: str = "patches:4"
     layer: str = "last"
@@ -219,6 +235,10 @@ class Study(BaseModel):
     """Look for signs of failed attacks; models that show one are left out of the verdict."""
     measures: list[str] = Field(default_factory=list_measures)
     """The baselines that are measured of every model, beside the strength of its training."""
+    pmi: bool = False
+    """Weigh samples by 1[ŷ = y]·max(0, pmi(ŷ;y)) in all information figures."""
+    unit_groups: PositiveInt = 8
+    """Groups of a layer's units, which are the features of ``unit_synergy`` and ``unit_complexity``."""
     least_accuracy: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Clean accuracy below which a network is left out; when not given, those near chance are."""
     seed: NonNegativeInt = 0
@@ -253,6 +273,11 @@ class Study(BaseModel):
     def estimators(self) -> list[str]:
         """Specifications of the estimators."""
         return list(dict.fromkeys(f.estimator for f in self.figures))
+
+    @property
+    def groups(self) -> int:
+        """Groups of units to measure: none where no figure is of the units."""
+        return self.unit_groups if any(f.figure in OF_UNITS for f in self.figures) else 0
 
     @property
     def partitions(self) -> list[str]:
@@ -306,6 +331,10 @@ class Cell:
             content["outcome"] = study.outcome.model_dump()
         if self.control not in (None, "untrained"):
             content["control"] = self.control
+        if study.pmi:
+            content["pmi"] = True
+        if study.groups:
+            content["unit_groups"] = study.groups
         return digest(content)[:16]
 
 

@@ -186,6 +186,8 @@ def _one(
         attacks=study.outcome.attacks,
         estimators=study.estimators,
         features=study.partitions,
+        unit_groups=study.groups,
+        pmi=study.pmi,
         name=cell.name,
         samples=study.samples,
         information_samples=study.information_samples,

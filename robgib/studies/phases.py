@@ -21,7 +21,7 @@ from robgib.information.activations import LOGITS
 from robgib.information.registry import make_estimator
 from robgib.results import SCHEMA_VERSION, csv_text, read_csv, with_present_names
 from robgib.runtime import Progress
-from robgib.studies.checks import check_partition
+from robgib.studies.checks import check_partition, check_weighs
 from robgib.studies.design import Grid, Models, chosen_recipes, read_design
 from robgib.studies.engines import HERE, Engine, Task, finish
 from robgib.training.tracing import CONTROLS, Control, control, log_spaced
@@ -74,6 +74,8 @@ class Phases(BaseModel):
     estimator: str = "exact"
     partition: str = "auto"
     samples: PositiveInt = 2000
+    pmi: bool = False
+    """Weigh samples by 1[ŷ = y]·max(0, pmi(ŷ;y)), ŷ as each epoch's network predicts it."""
     train: list[Grid]
     controls: Controls = Field(default_factory=Controls)
     seed: NonNegativeInt = 0
@@ -106,7 +108,7 @@ class Followed:
             "weights": self.recipe.digest,
             "control": self.control,
             "data": self.recipe.data,
-            "trace": [study.estimator, study.partition, study.samples, study.seed],
+            "trace": [study.estimator, study.partition, study.samples, study.seed, *(["pmi"] if study.pmi else [])],
             "schema": SCHEMA_VERSION,
         }
         return digest(content)[:16]
@@ -137,7 +139,8 @@ def read_phases(path: Path, catalogue: Sequence[Path] = ()) -> Phases:
     try:
         if study.partition != "auto":
             check_partition(study.partition)
-        make_estimator(study.estimator, catalogue)
+        maker = make_estimator(study.estimator, catalogue)
+        check_weighs([maker] if study.pmi else [])
     except RobGIBError as error:
         raise RobGIBError(f"{path}: {error}") from error
     return study
@@ -212,6 +215,7 @@ def _one(
         [study.estimator],
         samples=study.samples,
         features=study.partition,
+        pmi=study.pmi,
         device=device,
         catalogue=catalogue,
         progress=progress,

@@ -65,18 +65,20 @@ class Point:
         spread: standard deviation of the error beyond that of sampling.
         pointwise: (N,) values per sample whose mean is the estimate, or None.
         codes: (N,) codes whose entropy is the estimate, or None.
+        weights: (N,) of the samples whose codes are counted, or None.
     """
 
     value: float
     spread: float
     pointwise: np.ndarray | None = None
     codes: np.ndarray | None = None
+    weights: np.ndarray | None = None
 
 
-def counted_point(target: Target) -> Point:
+def counted_point(target: Target, weights: np.ndarray | None = None) -> Point:
     """The counted I(X;Z) of one epoch; if all inputs are listed, it has no error."""
     if target.view == RATE:
-        return Point(target.total.value, 0.0, codes=target.values)
+        return Point(target.total.value, 0.0, codes=target.values, weights=weights)
     return Point(target.total.value, (target.total.high - target.total.low) / 2 / 1.96)
 
 
@@ -117,7 +119,8 @@ def _resampled(curve: Mapping[int, Point], seed: int) -> np.ndarray:
         if point.pointwise is not None and weights is not None:
             drawn = point.value + weights @ (point.pointwise - point.pointwise.mean()) / len(point.pointwise)
         elif point.codes is not None and weights is not None:
-            drawn = point.value + _entropies(point.codes, weights)
+            own = weights if point.weights is None else weights * point.weights
+            drawn = point.value + _entropies(point.codes, own)
         columns.append(drawn + point.spread * rng.standard_normal(_RESAMPLES))
     return np.stack(columns, 1)
 
@@ -130,7 +133,7 @@ def _entropies(codes: np.ndarray, weights: np.ndarray) -> np.ndarray:
     _, dense = np.unique(codes, return_inverse=True)
     one_hot = np.zeros((len(dense), dense.max() + 1))
     one_hot[np.arange(len(dense)), dense.reshape(-1)] = 1
-    p = weights @ one_hot / len(dense)
+    p = weights @ one_hot / weights.sum(1, keepdims=True)
     with np.errstate(divide="ignore", invalid="ignore"):
         h = -np.nansum(np.where(p > 0, p * np.log2(p), 0.0), 1)
     return np.asarray(h - h.mean())

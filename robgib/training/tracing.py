@@ -16,14 +16,15 @@ from torch import Tensor, nn
 from robgib.data.dataset import Dataset, Split, split_information
 from robgib.errors import RobGIBError, never_ends
 from robgib.information.activations import find_layers
-from robgib.information.analysis import bins_of, default_codes, make_estimators, partitions_of, term_rows
+from robgib.information.analysis import bins_of, default_codes, make_estimators, partitions_of, term_rows, weighed
 from robgib.information.base import Estimator
 from robgib.information.decomposition import Decomposition, Prepared
 from robgib.information.features import Features, group_inputs
+from robgib.information.measures import pmi_weights
 from robgib.information.observer import Activations, Inputs, LayerView, Observation, Resolution, about, capture
 from robgib.information.views import EXACT, RATE, FittedView, Rescaled, Target, View
 from robgib.models.checkpoint import CHECKPOINT_SUFFIXES, read_record, save_checkpoint
-from robgib.models.inference import PreparedModel, answers, prepare
+from robgib.models.inference import PreparedModel, answers, predict, prepare
 from robgib.options import Context, InformationOptions, gather
 from robgib.results import table
 from robgib.training.compression import (
@@ -199,6 +200,7 @@ class _Tracer:
         features: of the input.
         partition: how the input is cut.
         prepared: the features as each estimator prepared them, by name.
+        pmi: whether samples are weighted by pointwise mutual information with the epoch's own predictions.
         rows: of the table of the trace so far.
         curves: what is followed, by epoch.
     """
@@ -212,6 +214,7 @@ class _Tracer:
     features: Features
     partition: str
     prepared: Mapping[str, Prepared]
+    pmi: bool = False
     rows: list[dict[str, Any]] = field(default_factory=list)
     curves: dict[Curve, dict[int, Point]] = field(default_factory=dict)
 
@@ -236,7 +239,8 @@ class _Tracer:
         features = group_inputs(partition, x, x_fit)
         prepared = {m.name: m.prepare(features.values, features.fit) for m in makers}
         quiet = replace(context, progress=None)
-        return cls(data, inputs, makers, quiet, layers, _ways(pooled, resolution), features, partition, prepared)
+        ways = _ways(pooled, resolution)
+        return cls(data, inputs, makers, quiet, layers, ways, features, partition, prepared, options.pmi)
 
     def follow(self, epoch: int, load: Callable[[], nn.Module]) -> float:
         """Estimate everything at one epoch; return the accuracy on the test samples."""
@@ -246,10 +250,11 @@ class _Tracer:
         accuracy = float(answered.right.mean())
         observation = Observation.of(model, self.layers, self.inputs, self.context, check=False)
         views = [way.at(epoch, number) for number, way in enumerate(self.ways)]
-        targets = [observation.targets(of_way) for of_way in views]
+        weights = self._weights(model)
+        targets = [observation.targets(of_way, weights) for of_way in views]
         for way, of_way in zip(self.ways, targets, strict=True):
             for layer, target in zip(self.layers, of_way, strict=True):
-                self._add(way.curve("counted", layer, "I(X;Z)", target), epoch, counted_point(target))
+                self._add(way.curve("counted", layer, "I(X;Z)", target), epoch, counted_point(target, weights))
         for maker in self.makers:
             used = [i for i, way in enumerate(self.ways) if way.view == maker.view and (way.main or way.view == EXACT)]
             with about(maker, f"epoch {epoch}"):
@@ -259,6 +264,7 @@ class _Tracer:
                     [view for i in used for view in views[i]],
                     [target for i in used for target in targets[i]],
                     prepared=self.prepared[maker.name],
+                    weights=weights,
                 )
             places = [(i, place) for i in used for place in range(len(self.layers))]
             for (i, place), decomposition in zip(places, decompositions, strict=True):
@@ -268,14 +274,28 @@ class _Tracer:
                     self._add(way.curve(maker.name, layer, "C(X;Z)", target), epoch, point)
                 if way.main and way.units == POOLED:
                     main = [t[place] for t, other in zip(targets, self.ways, strict=True) if other.main]
-                    self._add_rows(epoch, accuracy, maker, place, _resolved(target, main), decomposition)
+                    self._add_rows(epoch, accuracy, maker, place, _resolved(target, main), decomposition, weights)
         return accuracy
+
+    def _weights(self, model: PreparedModel) -> np.ndarray | None:
+        """Weights (N,) of the samples by what the network predicts; None if they are not asked for."""
+        if not self.pmi:
+            return None
+        x = self.inputs.x
+        return pmi_weights(predict(model, x, batch_size=model.batch_size, device=self.context.device), self.inputs.y)
 
     def _add(self, curve: Curve, epoch: int, point: Point) -> None:
         self.curves.setdefault(curve, {})[epoch] = point
 
     def _add_rows(
-        self, epoch: int, accuracy: float, maker: Estimator, layer: int, target: Target, decomposition: Decomposition
+        self,
+        epoch: int,
+        accuracy: float,
+        maker: Estimator,
+        layer: int,
+        target: Target,
+        decomposition: Decomposition,
+        weights: np.ndarray | None,
     ) -> None:
         base = {
             "epoch": epoch,
@@ -286,7 +306,10 @@ class _Tracer:
             "view": maker.view,
             "partition": self.partition,
         }
-        self.rows += [{**base, **row} for row in term_rows(target, decomposition, self.features, 1.0)]
+        rows = term_rows(target, decomposition, self.features, 1.0)
+        if weights is not None:
+            rows = [weighed(row, weights) for row in rows]
+        self.rows += [{**base, **row} for row in rows]
 
 
 @dataclass(frozen=True)

@@ -98,6 +98,7 @@ def trace_recipe(
     keep: bool = False,
     samples: int = 2000,
     features: str = "auto",
+    pmi: bool = False,
     progress: Progress | None = None,
     **fields: Any,
 ) -> tuple[Trace, dict[str, Any]]:
@@ -112,6 +113,7 @@ def trace_recipe(
         keep: whether to keep that folder.
         samples: largest number of samples to estimate on.
         features: partition of the input.
+        pmi: whether to weigh samples by pointwise mutual information.
         progress: called with (task, done, total, note).
         fields: ``device`` and ``catalogue`` (:class:`~robgib.options.Context`); the default device is the CPU.
 
@@ -135,6 +137,7 @@ def trace_recipe(
         estimators,
         samples=samples,
         features=features,
+        pmi=pmi,
         device=device,
         catalogue=catalogue,
         progress=progress,

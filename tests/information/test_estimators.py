@@ -14,6 +14,7 @@ from robgib.validation.tasks import tasks
 QUICK = {
     "probe": {"steps": 200, "width": 32, "folds": 3},
     "infonce": {"steps": 200, "width": 32, "folds": 3},
+    "loss_comparison": {"steps": 75, "width": 16, "folds": 3},
     "renyi": {"exact_samples": 200},
     "flow": {"steps": 60},
 }

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from robgib.information import Exact
 from robgib.information.discrete import (
     adjusted_by,
     adjusted_information,
@@ -261,3 +262,12 @@ def test_a_counted_information_knows_its_corrections_to_a_half():
     half = Z95 * math.hypot(known.error, abs(known.plain - known.value) / 2)
     assert found.value == pytest.approx(known.value)
     assert (found.value - found.low) == pytest.approx(half)
+
+
+def test_exact_counts_the_weighted_law():
+    """Half of the outcomes weigh nothing: what is left is a copy of the first bit, not an exclusive or."""
+    a, b = np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1])
+    found = Exact().estimate([a, b], a ^ b, weights=[1, 0, 1, 0])
+    assert (found.total.value, found.synergy.value, found.complexity.value) == pytest.approx((1.0, 0.0, 1.0))
+    both = Exact(weights=[3, 1, 1, 1]).estimate([a, b], a ^ b, weights=[1, 0, 1, 0])  # a law of 3/4 and 1/4
+    assert both.total.value == pytest.approx(-(0.75 * math.log2(0.75) + 0.25 * math.log2(0.25)))

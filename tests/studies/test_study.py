@@ -115,6 +115,8 @@ def test_the_median_distance_as_the_outcome(tmp_path):
         (("partition:", "parttion:"), "unknown key of primary: 'parttion'; did you mean 'partition'"),
         (("recipe:", "recipee:"), r"unknown key of confirm.train.0: 'recipee'; did you mean 'recipe'"),
         (("controls:", "least_accuracy: 2\ncontrols:"), "least_accuracy"),
+        (("figure: vulnerability", "figure: unit_sinergy"), "line 4: primary.figure"),
+        (("controls:", "pni: true\ncontrols:"), "unknown key 'pni'; did you mean 'pmi'"),
     ],
 )
 def test_what_does_not_exist_is_one_sentence(tmp_path, change, words):
@@ -122,6 +124,7 @@ def test_what_does_not_exist_is_one_sentence(tmp_path, change, words):
         cells(read_study(written(tmp_path, SMALL.replace(*change))))
 
 
+FIGURE = 'primary: {figure: vulnerability, estimator: "imputation:donors=2,samples=60,steps=20",'
 TWICE = """secondary:
   - {figure: synergy, estimator: "imputation:donors=2,samples=60,steps=20", partition: "patches:2"}
   - {figure: synergy, estimator: "imputation:donors=2,samples=60,steps=20", partition: "patches:2"}
@@ -146,6 +149,12 @@ outcome:"""
         (("samples: 40", "measures: [gradient_nrm]\nsamples: 40"), "did you mean 'gradient_norm'"),
         (("samples: 40", "measures: [flatness, flatness]\nsamples: 40"), "the measure flatness is named twice"),
         (('{attack: "pgd-linf:steps=3"', '{measure: probabilistic_robustness, attack: "pgd-l1"'), "of the norm l1"),
+        (("figure: vulnerability", "figure: unit_synergy"), "unit_synergy needs an estimator of variables"),
+        (
+            (FIGURE, "primary: {figure: unit_complexity, layer: Ŷ, estimator: binned,"),
+            "units, and Ŷ is a label",
+        ),
+        ((FIGURE, "pmi: true\nprimary: {figure: synergy, estimator: renyi,"), "which the renyi estimator cannot"),
     ],
 )
 def test_what_cannot_be_had_is_refused_before_anything_runs(tmp_path, change, words):
@@ -337,3 +346,35 @@ def test_networks_trained_against_c_show_it(digits):
     terms = {beta: table["value"] for beta, table in found.items()}
     assert terms[1.0]["C(X;Z)"] < terms[0.0]["C(X;Z)"] - 0.5
     assert terms[1.0]["I(X;Z)"] == pytest.approx(terms[0.0]["I(X;Z)"], abs=0.3)
+
+
+UNITS = """
+question: Do the units' figures reach the table?
+primary: {figure: unit_synergy, estimator: binned, partition: "patches:2"}
+secondary:
+  - {figure: unit_complexity, estimator: binned, partition: "patches:2"}
+  - {figure: subset_synergy, estimator: binned, partition: "patches:2"}
+  - {figure: label_information, estimator: binned, partition: "patches:2"}
+outcome: {measure: generalisation_gap}
+information_samples: 200
+unit_groups: 4
+signs: false
+measures: [clean_accuracy]
+confirm: {train: [{recipe: digits-mlp-relu, vary: {training.epochs: [3]}}]}
+"""
+
+
+def test_figures_of_units_and_pmi_weights_are_those_of_the_layers_table(tmp_path, digits):
+    plain = read_study(written(tmp_path, UNITS))
+    weighted = read_study(written(tmp_path, UNITS + "pmi: true\n", "weighted"))
+    (cell,) = cells(plain)
+    assert len({cell.key(s) for s in (plain, weighted, plain.model_copy(update={"unit_groups": 5}))}) == 3
+    model, _ = load_recipe(cell.recipe, digits)
+    for study in (plain, weighted):
+        row = measured_rows(study, measure_all(study, [cell])).iloc[0]
+        assert row["left_out"] == ""
+        layers = layer_information(
+            model, digits, ["binned"], samples=200, features="patches:2", unit_groups=4, pmi=study.pmi
+        ).layers.query("layer == 'blocks.2'").set_index("term")["value"]  # fmt: skip
+        for figure, term in zip(study.figures, ("S(Z;Y)", "C(Z;Y)", "subset synergy", "I(Z;Y)"), strict=True):
+            assert row[figure.label] == pytest.approx(layers[term]), (term, study.pmi)

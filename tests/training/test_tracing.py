@@ -11,8 +11,10 @@ import torch
 from torch import nn
 
 from robgib import RobGIBError
+from robgib.data.dataset import split_information
 from robgib.data.loaders import load_data
 from robgib.information import Binned
+from robgib.information.measures import pmi_weights
 from robgib.information.views import entropy_estimate
 from robgib.options import InformationOptions
 from robgib.reporting.page import write_trace
@@ -411,3 +413,30 @@ def test_a_trace_takes_the_options_of_an_evaluation(digits, digits_cnn):
         trace({0: lambda: digits_cnn}, digits, ["binned"], features=["patches:2", "patches:4"])
     with pytest.raises(RobGIBError, match="unknown option of trace: 'layer'; did you mean 'layers'"):
         trace({0: lambda: digits_cnn}, digits, ["binned"], layer=["logits"])
+
+
+def test_a_trace_is_weighted_by_what_the_network_predicts(digits, digits_cnn):
+    """At one epoch, every term is that of a weighted evaluation's counted code; an untrained network has no weights."""
+    options = {"layers": ["hidden"], "samples": 300, "features": "patches:2", "seed": 0}
+    plain, weighted = (
+        trace({1: lambda: digits_cnn}, digits, ["binned"], pmi=pmi, **options).table.set_index("term")
+        for pmi in (False, True)
+    )
+    x, y = split_information(digits, 300, 0)[0]
+    weights = pmi_weights(digits_cnn(x).argmax(1).numpy(), y.numpy())
+    assert weights.std() > 0.01
+    assert weighted.loc["I(X;Z)", "value"] != plain.loc["I(X;Z)", "value"]
+    assert weighted.loc["C(X;Z)", "value"] != plain.loc["C(X;Z)", "value"]
+    assert weighted["note"].str.contains("weighted by PMI").all()
+    assert not plain["note"].str.contains("weighted by PMI").any()
+
+
+def test_resampled_codes_keep_their_weights():
+    """With all weight on samples of one symbol the entropy is 0 in every resample, whatever the other codes are."""
+    codes = np.repeat([0, 1], 200)
+    weights = np.repeat([2.0, 0.0], 200)
+    point = Point(0.0, 0.0, codes=codes, weights=weights)
+    fell = verdict_of({0: Point(1.0, 0.0, codes=codes), 1: point}, 0)
+    assert fell["low"] > 0.8
+    flat = verdict_of({0: point, 1: point}, 0)
+    assert np.isnan(flat["compression"])  # nothing to compress
