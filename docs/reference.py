@@ -68,14 +68,25 @@ def command_line() -> str:
     return get_docs_for_click(obj=command, ctx=typer.Context(command), name="robgib", title="Command line")
 
 
+def inside(text: str, folder: Path) -> str:
+    """Return a page with the links that leave its part of the repository made to stay inside the site.
+
+    The pages of ``docs/`` lie at the top of the site, beside ``reports/``.
+
+    >>> inside("[a](../reports/README.md)", Path("docs")), inside("[b](../docs/studies.md)", Path("reports"))
+    ('[a](reports/README.md)', '[b](../studies.md)')
+    """
+    return text.replace("](../", "](") if folder == Path("docs") else text.replace("../docs/", "../")
+
+
 def copy(folder: str, endings: tuple[str, ...]) -> None:
-    """Copy pages and pictures of a folder; links that leave ``docs/`` are made to stay inside the site."""
+    """Copy pages and pictures of a folder."""
     for source in sorted((ROOT / folder).rglob("*")):
         if source.suffix in endings:
             place = SITE / source.relative_to(ROOT / "docs" if folder == "docs" else ROOT)
             place.parent.mkdir(parents=True, exist_ok=True)
-            if source.suffix == ".md" and folder == "docs":
-                place.write_text(source.read_text(encoding="utf-8").replace("](../", "]("), encoding="utf-8")
+            if source.suffix == ".md":
+                place.write_text(inside(source.read_text(encoding="utf-8"), Path(folder)), encoding="utf-8")
             else:
                 shutil.copy(source, place)
 

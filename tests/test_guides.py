@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import importlib.util
 import re
 import runpy
 import shlex
@@ -78,11 +79,66 @@ def test_an_unknown_option_on_a_page_is_found():
         parsed(["evaluate", "digits-cnn", "--sampels", "3"])
 
 
+_LINK = re.compile(r"\]\(([^)#:\s]*)(?:#([^)\s]*))?\)")
+_HEADING = re.compile(r"^#+ (.+)", re.M)
+
+
+def anchors(page):
+    """The names of a page's headings in links, as Markdown makes them."""
+    prose = _FENCE.sub("", page.read_text(encoding="utf-8"))
+    return {re.sub(r"[^\w -]", "", h.lower()).strip().replace(" ", "-") for h in _HEADING.findall(prose)}
+
+
+def broken_links(page):
+    """The links of a page, with their anchors, that lead nowhere."""
+    found = []
+    for target, anchor in _LINK.findall(page.read_text(encoding="utf-8")):
+        place = page.parent / target if target else page
+        if not place.exists() or (anchor and anchor not in anchors(place)):
+            found.append(f"{target}#{anchor}" if anchor else target)
+    return found
+
+
 def test_links_between_pages_lead_somewhere():
+    pages = [*ROOT.glob("*.md"), *DOCS.glob("*.md"), *(ROOT / "reports").rglob("*.md")]
+    assert len(pages) > 25
+    assert not {str(page): broken for page in pages if (broken := broken_links(page))}
+
+
+def test_a_link_or_an_anchor_that_leads_nowhere_is_found(tmp_path):
+    (tmp_path / "a.md").write_text("# One: `two`\n[a](a.md#one-two) [b](#one-two) [c](b.md) [d](a.md#three)")
+    assert broken_links(tmp_path / "a.md") == ["b.md", "a.md#three"]
+
+
+def test_links_of_the_site_lead_somewhere(tmp_path, monkeypatch):
+    """On the site the pages lie elsewhere than in the repository."""
+    made = importlib.util.spec_from_file_location("reference", DOCS / "reference.py")
+    reference = importlib.util.module_from_spec(made)
+    made.loader.exec_module(reference)
+    monkeypatch.setattr(reference, "SITE", tmp_path / "site")
+    reference.main()
+    pages = sorted((tmp_path / "site").rglob("*.md"))
+    assert len(pages) > 25
+    assert not {str(page): broken for page in pages if (broken := broken_links(page))}
+
+
+def options_of(command):
+    """All names of the options of a command and of those below it."""
+    own = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+    return own.union(*(options_of(c) for c in getattr(command, "commands", {}).values()))
+
+
+FOREIGN = {"--index-url", "--no-deps", "--help"}
+"""Options of other programs, and the one that every command has."""
+
+
+def test_options_in_the_text_of_the_guide_exist():
+    """Commands in blocks are parsed; options in sentences and tables stand in code."""
+    known = {name.split("=")[0] for name in options_of(typer.main.get_command(app))} | FOREIGN
     for name, text in PAGES.items():
-        folder = ROOT if name == "README" else DOCS
-        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
-            assert (folder / target).exists(), f"{name}: {target}"
+        for code in re.findall(r"`([^`\n]+)`", _FENCE.sub("", text)):
+            for option in re.findall(r"(?<![\w-])--[a-z][\w-]*", code):
+                assert option in known, f"{name}: {option}"
 
 
 def test_every_page_is_in_the_navigation():

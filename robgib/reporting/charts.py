@@ -63,6 +63,7 @@ class Series:
         hollow: which points (N,) have hollow marks.
         hover: text of each point (N,) under the pointer.
         labels: text beside each point (N,), where it has room.
+        ends: whether the mark of the last point is larger, so that the direction of a path is seen.
     """
 
     x: Sequence[float]
@@ -78,6 +79,7 @@ class Series:
     hollow: Sequence[bool] = ()
     hover: Sequence[str] = ()
     labels: Sequence[str] = ()
+    ends: bool = False
 
 
 @dataclass(frozen=True)
@@ -210,8 +212,8 @@ def _shortened(text: str, letters: int) -> str:
     return text if len(text) <= letters else f"{text[:half]}…{text[-half:]}"
 
 
-def _horizontal(scale: _Scale, base: float, room: float) -> tuple[list[str], bool]:
-    """Return the labels below the horizontal axis, none of which meets another, and whether they are slanted."""
+def _horizontal(scale: _Scale, base: float, room: float) -> tuple[list[str], float]:
+    """Return the labels below the horizontal axis, none of which meets another, and the height that they take."""
     ticks = scale.ticks()
     names = [_shortened(visible(label), 14) for _, label in ticks]
     width = max((len(n) for n in names), default=0) * _SMALL * _LETTER + 6
@@ -230,12 +232,12 @@ def _horizontal(scale: _Scale, base: float, room: float) -> tuple[list[str], boo
             parts.append(_text(x, base + 13, name, "tick", turn))
         else:
             parts.append(_text(x, base + 16, name, "tick", ' text-anchor="middle"'))
-    return parts, slanted
+    longest = max((len(n) for n in names), default=0) * _SMALL * _LETTER
+    return parts, 24 + 0.65 * longest if slanted else 26.0
 
 
-def _mark(kind: int, x: float, y: float, hollow: bool, hover: str) -> str:
-    """Return a point's mark, with the text under the pointer."""
-    r = _MARK
+def _mark(kind: int, x: float, y: float, hollow: bool, hover: str, r: float = _MARK) -> str:
+    """Return a point's mark of radius ``r``, with the text under the pointer."""
     shape = {
         "circle": f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{r}"/>',
         "square": f'<rect x="{x - r:.1f}" y="{y - r:.1f}" width="{2 * r}" height="{2 * r}"/>',
@@ -302,7 +304,9 @@ def _drawn(series: Series, x: _Scale, y: _Scale) -> str:
     for number, (a, b) in enumerate(points if series.marks else ()):
         if math.isfinite(a) and math.isfinite(b):
             hollow = bool(series.hollow[number]) if len(series.hollow) else False
-            parts.append(_mark(series.symbol, a, b, hollow, series.hover[number] if len(series.hover) else ""))
+            hover = series.hover[number] if len(series.hover) else ""
+            last = series.ends and number == len(points) - 1
+            parts.append(_mark(series.symbol, a, b, hollow, hover, 1.6 * _MARK if last else _MARK))
     return f'<g class="{_colour(series.colour)}">{"".join(parts)}</g>'
 
 
@@ -314,12 +318,15 @@ _PLACES = (
 
 
 def _labels(chart: Chart, x: _Scale, y: _Scale, frame: _Box) -> list[str]:
-    """Return the labels of points, each where it covers no mark, no error bar and no other label, or not at all."""
+    """Return the labels of points, each where it covers no mark, no line, no error bar and no label, or not at all."""
     taken: list[_Box] = []
     for series in chart.series:
         for a, b in zip(series.x, series.y, strict=True):
             if math.isfinite(a) and math.isfinite(b) and series.marks:
                 taken.append(_Box(x(a) - _MARK, y(b) - _MARK, x(a) + _MARK, y(b) + _MARK))
+        if series.line == "straight":
+            points = [(x(a), y(b)) for a, b in zip(series.x, series.y, strict=True)]
+            taken += [box for ends in zip(points, points[1:], strict=False) for box in _along(*ends)]
         for left, top, right, bottom in _bars(series, x, y):
             taken.append(_Box(min(left, right) - 1, min(top, bottom) - 1, max(left, right) + 1, max(top, bottom) + 1))
     parts = []
@@ -337,6 +344,17 @@ def _labels(chart: Chart, x: _Scale, y: _Scale, frame: _Box) -> list[str]:
                     parts.append(_text(at, base, shown, "label", f' text-anchor="{anchor}"'))
                     break
     return parts
+
+
+def _along(start: tuple[float, float], end: tuple[float, float]) -> list[_Box]:
+    """Return small boxes that cover a straight line; none where an end is not finite."""
+    if not all(math.isfinite(v) for v in (*start, *end)):
+        return []
+    steps = math.ceil(math.dist(start, end) / 3) + 1
+    places = (
+        (start[0] + t * (end[0] - start[0]), start[1] + t * (end[1] - start[1])) for t in np.linspace(0, 1, steps)
+    )
+    return [_Box(x - 2, y - 2, x + 2, y + 2) for x, y in places]
 
 
 def _free(
@@ -360,8 +378,8 @@ def _draw(chart: Chart, text: str) -> str:
     left, top = 10 + widest * _SMALL * _LETTER, 10 + 17.0 * (bool(chart.y.title) + bool(chart.title))
     frame = _Box(left, top, chart.width - 10.0, 0.0)
     x = _Scale(chart.x, *_ends(chart.x, _values(chart, "x")), frame.left, frame.right)
-    _, slanted = _horizontal(x, 0.0, frame.right - frame.left)
-    bottom = chart.height - (60.0 if slanted else 26.0) - (18.0 if chart.x.title else 0.0)
+    _, below = _horizontal(x, 0.0, frame.right - frame.left)
+    bottom = chart.height - below - (18.0 if chart.x.title else 0.0)
     frame = _Box(frame.left, top, frame.right, bottom)
     y = _Scale(chart.y, low, high, frame.bottom, frame.top)
     rules = [f'<path class="rule" d="M{left:.1f} {y(v):.1f}H{frame.right:.1f}"/>' for v in chart.y.rules]

@@ -429,19 +429,23 @@ def trace_terms(table: pd.DataFrame, estimator: str) -> str:
 
 
 def trace_plane(table: pd.DataFrame, estimator: str) -> str:
-    """Each layer's way through the information plane; the numbers are epochs."""
+    """Each layer's path through the information plane, with a large mark at the last epoch and numbers at some.
+
+    With more than three layers the numbers would crowd, and only the text under the pointer gives the epochs.
+    """
     table = table[table["estimator"] == estimator]
     layers = _spread(list(dict.fromkeys(table.sort_values("depth")["layer"])))
+    each = max(1, MOST_ENTRIES // max(1, len(layers)))  # labels of a path: as many as a legend has entries, in all
     series = []
     for number, layer in enumerate(layers):
         wide = table[table["layer"] == layer].pivot_table(index="epoch", columns="term", values="value", dropna=False)
         hover = [f"{layer}, epoch {e}: I(X;Z) {a:.3f}, I(Z;Y) {b:.3f} bits"
                  for e, a, b in zip(wide.index, wide["I(X;Z)"], wide["I(Z;Y)"], strict=True)]  # fmt: skip
-        drawn = {0, len(wide) // 2, len(wide) - 1}
+        numbered = {1: set(), 2: {0, len(wide) - 1}}.get(each, {0, len(wide) // 2, len(wide) - 1})
         series.append(
             Series(
                 wide["I(X;Z)"].tolist(), wide["I(Z;Y)"].tolist(), colour=number, symbol=number, line="straight",
-                hover=hover, labels=[f"{e:g}" if i in drawn else "" for i, e in enumerate(wide.index)],
+                hover=hover, labels=[f"{e:g}" if i in numbered else "" for i, e in enumerate(wide.index)], ends=True,
             )
         )  # fmt: skip
     chart = Chart(series, Axis("I(X;Z), bits"), Axis("I(Z;Y), bits"), "", 520, 340)

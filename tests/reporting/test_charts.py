@@ -112,3 +112,47 @@ def test_texts_are_escaped():
     svg = figure([Chart([Series([0], [0], hover=[bad], labels=[bad])], Axis(bad), Axis(bad), bad)], [Entry(bad)], bad)
     assert "<a href" not in svg
     assert "\x1b" not in svg
+
+
+def path(layers, epochs=12):
+    """A trace of layers whose paths through the plane cross."""
+    rng = np.random.default_rng(0)
+    return pd.DataFrame(
+        [
+            {"estimator": "exact", "layer": f"l{i}", "depth": i, "epoch": e, "term": term, "value": rng.uniform(0, 3)}
+            for i in range(layers)
+            for e in range(epochs)
+            for term in ("I(X;Z)", "I(Z;Y)")
+        ]
+    )
+
+
+@pytest.mark.parametrize(("layers", "most"), [(1, 3), (2, 6), (3, 6), (6, 0), (9, 0)])
+def test_paths_over_the_epochs_have_few_numbers_and_a_large_mark_at_the_end(layers, most):
+    svg = figures.trace_plane(path(layers), "exact")
+    assert len(placed(svg, "label")) <= most
+    drawn = svg[svg.index('<div class="panels">') :]
+    large = re.findall(r'<circle [^>]*r="6.7', drawn) + re.findall(r'width="13.4', drawn)
+    assert len(large) == min(2, layers) + (layers > 5)  # circles and squares: the first two layers, and the sixth
+
+
+def test_labels_cover_no_line():
+    series = Series([0, 1, 2, 3], [0, 0.1, 3, 3.1], line="straight", labels=["start", "", "", "end"])
+    svg = figure([Chart([series], width=520, height=340)])
+    (line,) = re.findall(r'class="line" d="([^"]*)"', svg)
+    points = np.array([[float(v) for v in p.split()] for p in re.split("[ML]", line)[1:]])
+    boxes = placed(svg, "label")
+    assert len(boxes) == 2
+    for a, b in zip(points, points[1:], strict=False):
+        for x, y in a + np.linspace(0, 1, 200)[:, None] * (b - a):
+            assert not any(meeting(box, (x, y, x, y)) for box in boxes)
+
+
+def test_short_slanted_names_leave_no_gap_below_the_chart():
+    def heights(names):
+        chart = Chart([Series(range(len(names)), range(len(names)))], Axis("epochs", "category", names), width=200)
+        area = re.search(r'class="area"[^>]*height="([\d.]+)"', figure([chart]))
+        return float(area[1])
+
+    short = heights(tuple(str(10**i) for i in range(10)))
+    assert short > heights(tuple(f"blocks.{i}.attention" for i in range(10)))
