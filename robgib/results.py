@@ -50,7 +50,11 @@ SCHEMA_VERSION = 8
 """Kept in every run folder. Folders without one are of version 1."""
 
 
-Form = Literal["percent", "share", "interval", "estimate", "bits", "error", "distance", "seconds", "hundredths", "text"]
+Form = Literal[
+    "name", "budget", "bar", "flag", "percent", "share", "interval", "estimate", "bits", "error", "distance", "seconds",
+    "hundredths", "text",
+]  # fmt: skip
+_WORDS = ("name", "budget", "bar", "flag", "text")
 
 
 @dataclass(frozen=True)
@@ -65,9 +69,11 @@ class Column:
         since: the schema version that brought it.
         missing: default value in folders that are older.
         label: its heading where it is shown; empty is not shown.
-        form: how a value is written: ``percent``, ``share`` (whole percent), ``interval`` (from the table's ``low`` and
-            ``high``), ``estimate`` (with half of that interval, and a * where ``flagged``), ``bits``, ``error`` (bits
-            with a sign), ``distance``, ``seconds``, ``hundredths`` (two decimals) or ``text``.
+        form: how a value is written: ``name``, ``budget`` (norm and eps), ``bar`` (a percentage; on a page a bar with
+            the interval), ``flag`` (a name, marked where ``seen``), ``percent``, ``share`` (whole percent),
+            ``interval`` (from the table's ``low`` and ``high``), ``estimate`` (with half of that interval, and a *
+            where ``flagged``), ``bits``, ``error`` (bits with a sign), ``distance``, ``seconds``, ``hundredths`` (two
+            decimals) or ``text``.
         shown: where: ``terminal``, ``page``. A column without a value in any row is left out there.
         former: its name in older folders.
         former_values: values in older folders, each with its present one.
@@ -85,6 +91,11 @@ class Column:
     former: str = ""
     former_values: tuple[tuple[str, str], ...] = ()
 
+    @property
+    def is_number(self) -> bool:
+        """Whether it is shown as a column of numbers."""
+        return self.form not in _WORDS
+
 
 _INTERVAL = (
     Column("low", "number", "lower end of the 95% Clopper-Pearson interval", "share"),
@@ -94,6 +105,12 @@ _BUDGET = (
     Column("attack", "text", "label of the attack"),
     Column("norm", "text", "norm of its ball"),
     Column("eps", "number", "radius of its ball", "pixel"),
+)
+_EVERYWHERE: tuple[Literal["terminal", "page"], ...] = ("terminal", "page")
+_SHOWN_ATTACK = (
+    replace(_BUDGET[0], label="attack", form="name", shown=_EVERYWHERE),
+    _BUDGET[1],
+    replace(_BUDGET[2], label="budget", form="budget", shown=_EVERYWHERE),
 )
 _LAYER = (
     Column("estimator", "text", "name of the estimator"),
@@ -117,7 +134,7 @@ def _on_page(name: str, *arguments: Any, **options: Any) -> Column:
 
 SCHEMA: Mapping[str, tuple[Column, ...]] = {
     "robustness": (
-        *_BUDGET,
+        *_SHOWN_ATTACK,
         Column("samples", "integer", "samples evaluated"),
         Column("correct", "count", "of them labelled right when clean"),
         Column("robust", "count", "of them labelled right under the attack"),
@@ -130,8 +147,8 @@ SCHEMA: Mapping[str, tuple[Column, ...]] = {
             "accuracy under the attack",
             "share",
             label="robust accuracy",
-            form="percent",
-            shown=("terminal",),
+            form="bar",
+            shown=_EVERYWHERE,
         ),
         Column(
             "low",
@@ -275,10 +292,17 @@ SCHEMA: Mapping[str, tuple[Column, ...]] = {
     ),
     "signs": (
         Column("norm", "text", "norm of the threat model"),
-        Column("eps", "number", "its radius", "pixel"),
-        Column("name", "text", "name of the indicator of attack failure"),
+        Column("eps", "number", "its radius", "pixel", label="budget", form="budget", shown=("page",)),
+        Column(
+            "name",
+            "text",
+            "name of the indicator of attack failure",
+            label="indicator",
+            form="flag",
+            shown=("page",),
+        ),
         Column("seen", "boolean", "whether it was seen"),
-        Column("detail", "text", "what was measured"),
+        Column("detail", "text", "what was measured", label="measured", shown=("page",)),
         Column("meaning", "text", "what it would mean"),
     ),
     "corruptions": (

@@ -485,6 +485,19 @@ def load_data(
     return resized(_npz(Path(path), seed, bounds) if kind == "npz" else _text(Path(path), seed), sizing)
 
 
+def load_cached(name: str) -> Dataset:
+    """Load a registered data set, or a copy of it as folders of pictures in the cache (``data/NAME-jpeg``).
+
+    Raises:
+        RobGIBError: as for :func:`load_data`.
+
+    >>> load_cached("digits").shape
+    (1, 8, 8)
+    """
+    copied = cache_folder() / "data" / f"{name}-jpeg"
+    return load_data(f"folder:{copied}" if copied.is_dir() else name)
+
+
 def _registered(load: Loader, root: str | Path | None, seed: int) -> Dataset:
     folder = None if root is None else Path(root)
     if folder is not None and not folder.is_dir():

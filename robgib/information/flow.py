@@ -35,7 +35,7 @@ _AVERAGING = 0.99  # of the weights over steps
 _DECAY = 1.0
 _NEAR_IDENTITY = 0.01
 _WORST = 1e4  # nats that a sample may cost
-_DOUBT = (0.003, 0.01, 0.03, 0.1, 1.0)  # share of q(t) in the answer, so that no single sample costs without bound
+_PRIOR_SHARES = (0.003, 0.01, 0.03, 0.1, 1.0)  # of q(t) in the answer, so that no single sample costs without bound
 _CHUNK = 4096
 
 
@@ -325,7 +325,9 @@ def _put(flow: nn.Module, values: list[Tensor]) -> None:
 
 def _mixed(gain: Vector, fold: npt.NDArray[np.int64], folds: int) -> Vector:
     """log of (1 − d)·exp(gain) + d for each sample (N,), d chosen for each fold by the others."""
-    choices = np.stack([np.logaddexp(np.log1p(-d) + gain, np.log(d)) if d < 1 else np.zeros_like(gain) for d in _DOUBT])
+    choices = np.stack(
+        [np.logaddexp(np.log1p(-d) + gain, np.log(d)) if d < 1 else np.zeros_like(gain) for d in _PRIOR_SHARES]
+    )
     sums = np.stack([choices[:, fold == f].sum(1) for f in range(folds)], 1)
     best = (sums.sum(1, keepdims=True) - sums).argmax(0)
     return np.asarray(choices[best[fold], np.arange(len(gain))])

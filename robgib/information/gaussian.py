@@ -151,9 +151,6 @@ class Gaussian(Estimator):
         counts = np.bincount(labels)
         samples, n, joint = len(labels), len(problem.features), standardised(np.hstack(problem.features))
         resolution = f"features {joint.shape[1]} dimensions, {len(counts)} classes"
-        if len(counts) < 2:
-            note = "the target has one class only: it carries no information"
-            return decompose(np.zeros(2 * n + 1), estimator=self, problem=problem, resolution=resolution, notes=[note])
         splitter: Any = StratifiedKFold if counts.min() >= self.folds else KFold
         folds = splitter(self.folds, shuffle=True, random_state=self.seed)
         edges = np.cumsum([0, *(x.shape[1] for x in problem.features)])

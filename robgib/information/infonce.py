@@ -18,6 +18,7 @@ from robgib.information.masked_network import (
     Columns,
     Folds,
     Masked,
+    Schedule,
     columns,
     information,
     layers,
@@ -121,16 +122,6 @@ class InfoNCE(Estimator):
         folds = Folds.draw(samples, self.folds, self.seed, codes)
         alternatives = _Alternatives.draw(folds, self.alternatives, self.seed)
         resolution = f"target {what}, {alternatives.count} alternatives"
-        if len(np.unique(problem.target, axis=0)) < 2:
-            nothing = np.zeros((samples, 2 * n + 1))
-            return decompose(
-                nothing.mean(0),
-                estimator=self,
-                problem=problem,
-                resolution=resolution,
-                pointwise=nothing,
-                notes=["the target takes one value only: it carries no information"],
-            )
         widths, network, masks = inputs.widths, inputs.network(), subsets(n)
         with torch.inference_mode(False), torch.enable_grad(), one_thread():
             pointwise, missing = self._pointwise(network, folds, masks, target, alternatives)
@@ -180,10 +171,7 @@ class InfoNCE(Estimator):
             start,
             network.decay(self.folds),
             folds,
-            masks.shape[1],
-            steps=self.steps,
-            batch=self.batch,
-            rate=self.rate,
+            Schedule(self.steps, self.batch, self.rate, masks.shape[1]),
             generator=generator,
             device=device,
         )

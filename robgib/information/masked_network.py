@@ -27,7 +27,7 @@ _AVERAGING = 0.997  # of the weights over steps: stands in for a falling step si
 _CHECK = 25  # steps between looks at the held-out loss
 _PATIENCE = 300  # steps without a better look before training stops
 _SHARPNESS = (0.0, 0.1, 0.2, 0.35, 0.5, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0, 3.0, 5.0, 8.0)
-_DOUBT = (0.0, 0.003, 0.01, 0.03, 0.1)  # share of the prior in the answer: no single sample may cost without bound
+_PRIOR_SHARES = (0.0, 0.003, 0.01, 0.03, 0.1)  # in the answer: no single sample may cost without bound
 
 
 def columns(values: npt.NDArray[Any]) -> tuple[Tensor, int]:
@@ -231,19 +231,38 @@ class Masked:
         return perceptron(torch.cat([shown, masks.repeat(self.levels, 1, 1)], -1), parameters[1:])
 
 
+@dataclass(frozen=True)
+class Schedule:
+    """How the networks of all folds are trained.
+
+    Attributes:
+        steps: most steps.
+        batch: samples a step.
+        rate: step size.
+        features: number of features, n.
+        draw: of the training masks (rows, batch, n).
+    """
+
+    steps: int
+    batch: int
+    rate: float
+    features: int
+    draw: Callable[[int, int, int, torch.Generator], Tensor] = draw_masks
+
+    def masks(self, rows: int, batch: int, generator: torch.Generator) -> Tensor:
+        """Draw training masks (rows, batch, n)."""
+        return self.draw(rows, batch, self.features, generator)
+
+
 def train(
     loss: Loss,
     parameters: list[Tensor],
     decay: Tensor,
     folds: Folds,
-    n: int,
+    schedule: Schedule,
     *,
-    steps: int,
-    batch: int,
-    rate: float,
     generator: torch.Generator,
     device: torch.device,
-    draw: Callable[[int, int, int, torch.Generator], Tensor] = draw_masks,
 ) -> list[Tensor]:
     """Train all members at once with Adam on random masks; each stops where the other folds' held-out loss is least.
 
@@ -252,13 +271,9 @@ def train(
         parameters: initial values, the gates first.
         decay: of each member's gates.
         folds: what each member trains on and what it is held to.
-        n: number of features.
-        steps: most steps.
-        batch: samples a step.
-        rate: step size.
+        schedule: steps, batches, step size and masks.
         generator: of batches and masks, on the CPU so that they do not depend on the device.
         device: where to train.
-        draw: of the training masks.
 
     Returns:
         Averaged parameters at each member's best step.
@@ -267,17 +282,18 @@ def train(
     current = [p.to(device).requires_grad_() for p in parameters]
     average = [p.detach().clone() for p in current]
     best = [a.clone() for a in average]
-    shrink = 1 - rate * decay.to(device)
-    optimiser = torch.optim.Adam(current, lr=rate)
+    shrink = 1 - schedule.rate * decay.to(device)
+    optimiser = torch.optim.Adam(current, lr=schedule.rate)
     held_out = folds.held[:, : min(folds.held.shape[1], 2048)]
     looks = [
-        (part.to(device), draw(count, part.shape[1], n, generator).to(device)) for part in held_out.split(batch, 1)
+        (part.to(device), schedule.masks(count, part.shape[1], generator).to(device))
+        for part in held_out.split(schedule.batch, 1)
     ]
     lowest = torch.full((len(decay),), math.inf)
     last = 0
-    for step in range(1, steps + 1):
-        rows = folds.train.gather(1, torch.randint(available, (count, batch), generator=generator))
-        masks = draw(count, batch, n, generator)
+    for step in range(1, schedule.steps + 1):
+        rows = folds.train.gather(1, torch.randint(available, (count, schedule.batch), generator=generator))
+        masks = schedule.masks(count, schedule.batch, generator)
         optimiser.zero_grad()
         loss(current, rows.to(device), masks.to(device)).sum().backward()
         optimiser.step()
@@ -286,7 +302,7 @@ def train(
             weight = 1 - min(_AVERAGING, (1 + step) / (10 + step))
             for a, p in zip(average, current, strict=True):
                 a.lerp_(p, weight)
-            if step % _CHECK and step < steps:
+            if step % _CHECK and step < schedule.steps:
                 continue
             share = [rows.shape[1] / held_out.shape[1] for rows, _ in looks]
             losses = sum(s * loss(average, *look).cpu() for s, look in zip(share, looks, strict=True))
@@ -354,7 +370,7 @@ def _gains(answer: Answer) -> Tensor:
         for sharpness in _SHARPNESS:
             torch.mul(mixed, sharpness, out=work).add_(reference).exp_()
             gain = sharpness * true - work.sum(1).log()
-            grid += [gain if not d else torch.log((1 - d) * gain.exp() + d) for d in _DOUBT]
+            grid += [gain if not d else torch.log((1 - d) * gain.exp() + d) for d in _PRIOR_SHARES]
         mixtures.append(torch.stack(grid))
     return torch.stack(mixtures)
 

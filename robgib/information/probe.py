@@ -19,6 +19,7 @@ from robgib.information.masked_network import (
     Columns,
     Folds,
     Networks,
+    Schedule,
     Vector,
     draw_masks,
     draw_singles,
@@ -238,13 +239,9 @@ class Probe(Estimator):
             start,
             network.decay(count),
             folds,
-            masks.shape[1],
-            steps=self.steps,
-            batch=self.batch,
-            rate=self.rate,
+            Schedule(self.steps, self.batch, self.rate, masks.shape[1], draw_singles if alone else draw_masks),
             generator=generator,
             device=device,
-            draw=draw_singles if alone else draw_masks,
         )
         held_out = folds.held.to(device)
 

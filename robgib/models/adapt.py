@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +21,7 @@ from robgib.runtime import faults_of, network_faults
 
 __all__ = [
     "Adapted",
+    "CallOptions",
     "Classifier",
     "adapt",
     "as_module",
@@ -124,11 +125,11 @@ class _Ends(TorchFunctionMode):
         return None
 
 
-class Classifier(nn.Module):
-    """Calls a foreign classifier, ``net``, as it requires, and reads its output as logits (N, classes).
+@dataclass(frozen=True)
+class CallOptions:
+    """How a foreign classifier is called, and how its output is read.
 
-    Args:
-        net: any callable of images (N, …).
+    Attributes:
         dtype: type of its computation, if it does not take float32.
         rows: batch size, if it takes one size only; smaller batches are padded.
         alone: whether each batch holds copies of one image, since outputs depend on the other images.
@@ -143,27 +144,45 @@ class Classifier(nn.Module):
             call.
     """
 
-    def __init__(
-        self,
-        net: Callable[..., Any],
-        *,
-        dtype: torch.dtype | None = None,
-        rows: int | None = None,
-        alone: bool = False,
-        copies: bool = False,
-        reading: Reading = "logits",
-        single: bool = False,
-        masked: bool = False,
-        fixed: Fixed = "",
-        settings: bool = False,
-        item: Path | None = None,
-    ) -> None:
+    dtype: torch.dtype | None = None
+    rows: int | None = None
+    alone: bool = False
+    copies: bool = False
+    reading: Reading = "logits"
+    single: bool = False
+    masked: bool = False
+    fixed: Fixed = ""
+    settings: bool = False
+    item: Path | None = None
+
+    @property
+    def usual(self) -> bool:
+        """Whether the classifier needs none of this: it takes images and returns logits (N, classes)."""
+        return replace(self, item=self.item or None) == CallOptions()
+
+
+class Classifier(nn.Module):
+    """Calls a foreign classifier, ``net``, as it requires, and reads its output as logits (N, classes).
+
+    Args:
+        net: any callable of images (N, …).
+        options: how it is called and read.
+    """
+
+    def __init__(self, net: Callable[..., Any], options: CallOptions | None = None) -> None:
         super().__init__()
-        self.net = net
-        self.dtype, self.rows, self.alone, self.copies = dtype, rows, alone, copies
-        self.reading, self.single, self.masked, self.fixed, self.item = reading, single, masked, fixed, item
-        self.settings = settings
+        self.net, self.options = net, options or CallOptions()
         self.training = bool(getattr(net, "training", False))
+
+    @property
+    def rows(self) -> int | None:
+        """The batch size, if the network takes one size only."""
+        return self.options.rows
+
+    @property
+    def alone(self) -> bool:
+        """Whether each batch holds copies of one image."""
+        return self.options.alone
 
     def train(self, mode: bool = True) -> Classifier:
         """Set the mode, also of a network that has only one (an exported program)."""
@@ -177,20 +196,21 @@ class Classifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, …) to logits (N, classes) of the images' dtype."""
-        if self.rows is None:
+        rows = self.options.rows
+        if rows is None:
             return self._answer(x)
         if not len(x):
-            return self._answer(x.new_zeros((self.rows, *x.shape[1:])))[:0]
+            return self._answer(x.new_zeros((rows, *x.shape[1:])))[:0]
         parts = []
-        for part in x.split(1 if self.alone else self.rows):
-            missing = self.rows - len(part)
+        for part in x.split(1 if self.options.alone else rows):
+            missing = rows - len(part)
             filled = torch.cat([part, part[-1:].expand(missing, *part.shape[1:])]) if missing else part
             parts.append(self._answer(filled)[: len(part)])
         return torch.cat(parts)
 
     def raw(self, x: Tensor) -> Any:
         """The output of the network itself for images (N, …)."""
-        if not self.settings:
+        if not self.options.settings:
             return self._raw(x)
         before = Settings()
         try:
@@ -199,15 +219,16 @@ class Classifier(nn.Module):
             before.restore()
 
     def _raw(self, x: Tensor) -> Any:
-        given = x if self.dtype is None else x.to(self.dtype)
-        given = given.clone() if self.copies else given
-        if not self.fixed or not isinstance(self.net, nn.Module):
+        options = self.options
+        given = x if options.dtype is None else x.to(options.dtype)
+        given = given.clone() if options.copies else given
+        if not options.fixed or not isinstance(self.net, nn.Module):
             return self.net(given)
         scripted: Any = torch.jit.ScriptModule
         plain = not any(isinstance(m, scripted) for m in self.net.modules())
         before = State([self.net], weights=not plain, buffers=not plain)
         copies: dict[str, Tensor] = {name: b.clone() for name, b in self.net.named_buffers()} if plain else {}
-        if self.fixed == "weights" and plain:
+        if options.fixed == "weights" and plain:
             copies |= {name: p.detach().clone() for name, p in self.net.named_parameters()}
         try:
             return functional_call(self.net, copies, (given,)) if plain else self.net(given)
@@ -217,29 +238,31 @@ class Classifier(nn.Module):
     def output(self, x: Tensor) -> Tensor:
         """The tensor of the network's output for images (N, …) from which logits are read."""
         raw = self.raw(x)
-        return logits_in(raw, len(x))[0] if self.item is None else _at(raw, self.item)
+        item = self.options.item
+        return logits_in(raw, len(x))[0] if item is None else _at(raw, item)
 
     def _answer(self, x: Tensor) -> Tensor:
-        if self.reading == "logits":
+        options = self.options
+        if options.reading == "logits":
             logits = self.output(x)
         else:
             with _Ends() as ends:
                 out = self.output(x)
             before = ends.before(out)
-            if before is not None and before[1] == self.reading:
+            if before is not None and before[1] == options.reading:
                 logits = before[0]
             else:
                 tiny = torch.finfo(out.dtype).tiny
                 logits = out.clamp_min(tiny).log()
-                if self.reading == "sigmoid":
+                if options.reading == "sigmoid":
                     logits = logits - (1 - out).clamp_min(tiny).log()
         logits = logits.to(x.dtype)
-        if self.single:
+        if options.single:
             logits = logits.reshape(len(logits), 1)
             return torch.cat([torch.zeros_like(logits), logits], 1)
         if logits.ndim > 2 and logits.shape[2:].numel() == 1:
             logits = logits.flatten(1)
-        return _unmasked(logits) if self.masked else logits
+        return _unmasked(logits) if options.masked else logits
 
 
 def _unmasked(logits: Tensor) -> Tensor:
@@ -331,64 +354,61 @@ def adapt(model: object, sample: Tensor, classes: int | None = None) -> Adapted:
 
 
 class _Adaptation:
-    """Finds the options of :class:`Classifier` for one network, step by step, each with the options found before."""
+    """Finds the :class:`CallOptions` of one network, step by step, each with the options found before."""
 
     def __init__(self, net: nn.Module, sample: Tensor, classes: int | None) -> None:
         self.net, self.sample, self.classes = net, sample, classes
         self.raw = net.net if isinstance(net, Classifier) else net
         self.notes: list[str] = []
-        self.options: dict[str, Any] = {}
+        self.options = CallOptions()
 
     def adapted(self) -> Adapted:
         before = State([self.raw]) if isinstance(self.raw, nn.Module) else None
         changed: set[str] = set()
         form, output, path = _form(self.raw, self.sample, self.classes, changed)
-        self.options = {**form, "item": path, "settings": bool(changed)}
+        self.options = replace(form, item=path, settings=bool(changed))
         if changed:
             self.notes.append(
                 f"the model changes settings of the process in a call ({', '.join(sorted(changed))}): they are "
                 "restored after each call"
             )
-        self._note_form(form, output, path)
+        self._note_form(output, path)
         if before is not None:
             self._keep_fixed(before)
-        self.options["copies"] = _overwrites(self._classifier(), self.sample)
-        if self.options["copies"]:
+        self.options = replace(self.options, copies=_overwrites(self._classifier(), self.sample))
+        if self.options.copies:
             self.notes.append("the model overwrites its input images: it gets copies")
         selected = _at(output, path).detach()
         logits = selected.float()
         self._read_as_logits(logits)
-        classifier = self._classifier().train(False)
-        at_random = _random(classifier, self.sample)
-        if not at_random and _company(classifier, self.sample):
-            classifier.rows, classifier.alone = classifier.rows or 1, True
+        at_random = _random(self._classifier().train(False), self.sample)
+        if not at_random and _company(self._classifier().train(False), self.sample):
+            self.options = replace(self.options, rows=self.options.rows or 1, alone=True)
             self.notes.append(
                 "the model's output for an image depends on the other images of the batch: it gets one image at a time"
             )
         unchanged = (
-            not any([*form.values(), *(self.options[n] for n in ("copies", "single", "masked", "settings")), path])
-            and not (classifier.fixed or classifier.alone)
-            and self.options["reading"] == "logits"
+            self.options.usual
             and logits.ndim == 2
             and selected.dtype == self.sample.dtype
             and not isinstance(self.net, Classifier)
         )
         return Adapted(
-            self.net if unchanged else classifier,
+            self.net if unchanged else self._classifier().train(False),
             random=at_random,
-            probabilities=self.options["reading"] != "logits",
-            company=classifier.alone,
+            probabilities=self.options.reading != "logits",
+            company=self.options.alone,
             notes=tuple(self.notes),
         )
 
     def _classifier(self) -> Classifier:
-        return Classifier(self.raw, **self.options)
+        return Classifier(self.raw, self.options)
 
-    def _note_form(self, form: Mapping[str, Any], output: Any, path: Path) -> None:
-        if form.get("dtype"):
-            self.notes.append(f"the model computes in {str(form['dtype']).removeprefix('torch.')}")
-        if form.get("rows"):
-            self.notes.append(f"the model takes batches of {form['rows']} only: smaller batches are padded")
+    def _note_form(self, output: Any, path: Path) -> None:
+        if self.options.dtype:
+            self.notes.append(f"the model computes in {str(self.options.dtype).removeprefix('torch.')}")
+        if self.options.rows:
+            self.notes.append(f"the model takes batches of {self.options.rows} only: smaller batches are padded")
         if path:
             self.notes.append(f"the model's output is a {type(output).__name__}; {_named(path)} is read as the logits")
 
@@ -400,7 +420,7 @@ class _Adaptation:
         if not changed:
             return
         of_weights = not set(tensors).isdisjoint(name for name, _ in self.raw.named_parameters())
-        self.options["fixed"] = "weights" if of_weights else "buffers"
+        self.options = replace(self.options, fixed="weights" if of_weights else "buffers")
         before.restore()
         self.notes.append(
             f"the model changes itself in a call ({', '.join(changed[:3])}): its state is restored after each call"
@@ -408,24 +428,24 @@ class _Adaptation:
 
     def _read_as_logits(self, logits: Tensor) -> None:
         """Find out whether the output is one number per image, probabilities, or masked."""
-        options, notes = self.options, self.notes
-        options["single"] = logits.ndim == 1 or logits.shape[1:].numel() == 1
-        if options["single"]:
+        notes, single = self.notes, logits.ndim == 1 or logits.shape[1:].numel() == 1
+        self.options = replace(self.options, single=single)
+        if single:
             if self.classes not in (None, 2):
                 raise RobGIBError(
                     f"the model returns one number per image, but the data have {self.classes} classes; use a model "
                     "with one logit per class."
                 )
             notes.append("the model returns one logit z per image, read as the logits [0, z] of two classes")
-        options["reading"] = _read_as(self._classifier(), self.sample, logits)
-        if options["reading"] == "softmax":
+        reading, masked = _read_as(self._classifier(), self.sample, logits), bool((logits == float("-inf")).any())
+        self.options = replace(self.options, reading=reading, masked=masked)
+        if reading == "softmax":
             notes.append("the model's outputs are probabilities: attacks use the logits before the softmax")
-        elif options["reading"] == "sigmoid":
+        elif reading == "sigmoid":
             notes.append(
                 "the model's outputs are probabilities of single classes: attacks use the logits before the sigmoid"
             )
-        options["masked"] = bool((logits == float("-inf")).any())
-        if options["masked"]:
+        if masked:
             notes.append("the model masks classes with -inf")
 
 
@@ -558,7 +578,7 @@ def _distinct(candidates: list[tuple[Path, Tensor]]) -> list[tuple[Path, Tensor]
 
 def _form(
     net: Callable[..., Any], sample: Tensor, classes: int | None, changed: set[str]
-) -> tuple[dict[str, Any], Any, Path]:
+) -> tuple[CallOptions, Any, Path]:
     """How the network takes images: dtype and batch size if fixed; its output, and the path of the logits."""
     tensors = [*net.parameters(), *net.buffers()] if isinstance(net, nn.Module) else []
     own = next((t.dtype for t in tensors if t.is_floating_point()), sample.dtype)
@@ -600,18 +620,19 @@ def _form(
     for dtype in dtypes:
         whole = call(count, dtype)
         if whole is not None and call(count + 1, dtype) is not None:
-            return ({"dtype": dtype} if dtype else {}), *whole
+            return CallOptions(dtype=dtype), *whole
     for rows in dict.fromkeys((count, *_SIZES)):
         for dtype in dtypes:
             whole = call(rows, dtype)
             if whole is not None:
-                return {"rows": rows, **({"dtype": dtype} if dtype else {})}, *whole
+                return CallOptions(dtype=dtype, rows=rows), *whole
     raise RobGIBError(f"the model does not take images of shape {tuple(sample.shape[1:])}: {errors[0]}.")
 
 
 def _overwrites(net: Classifier, sample: Tensor) -> bool:
-    given = sample.clone() if net.rows is None else sample[torch.arange(net.rows, device=sample.device) % len(sample)]
-    given = given if net.dtype is None else given.to(net.dtype)
+    rows, dtype = net.options.rows, net.options.dtype
+    given = sample.clone() if rows is None else sample[torch.arange(rows, device=sample.device) % len(sample)]
+    given = given if dtype is None else given.to(dtype)
     before = given.clone()
     net.raw(given)
     return not torch.equal(given, before)
@@ -621,9 +642,10 @@ def _read_as(net: Classifier, sample: Tensor, output: Tensor) -> Reading:
     """Whether the output is logits, a softmax or a sigmoid."""
     if not bool(((output >= 0) & (output <= 1)).all()):
         return "logits"
-    if not net.single and bool(((output.flatten(1).sum(1) - 1).abs() < (1e-3 if net.dtype is None else 2e-2)).all()):
+    rows, rounding = net.options.rows, 1e-3 if net.options.dtype is None else 2e-2
+    if not net.options.single and bool(((output.flatten(1).sum(1) - 1).abs() < rounding).all()):
         return "softmax"
-    given = sample if net.rows is None else sample[torch.arange(net.rows, device=sample.device) % len(sample)]
+    given = sample if rows is None else sample[torch.arange(rows, device=sample.device) % len(sample)]
     with _Ends() as ends:
         before = ends.before(net.output(given))
     return "sigmoid" if before is not None and before[1] == "sigmoid" else "logits"
@@ -655,7 +677,7 @@ def _random(net: Classifier, sample: Tensor) -> bool:
 
 def _company(net: Classifier, sample: Tensor) -> bool:
     """Whether an image's logits change with the images beside it."""
-    count = net.rows or max(2, min(len(sample), 8))
+    count = net.options.rows or max(2, min(len(sample), 8))
     if count == 1:
         return False
     others = torch.rand((count, *sample.shape[1:]), device=sample.device, dtype=sample.dtype)

@@ -87,7 +87,7 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
 
 PRECISIONS = ("float32", "bfloat16")
 _CACHE = 2**25  # bytes of activations for which batches are about fastest on a CPU
-_DOUBT = 0.05  # share of the largest logit, above the error of bfloat16
+_UNCERTAIN = 0.05  # share of the largest logit, above the error of bfloat16
 _SAME = 1e-3  # relative error of the fused copy's gradients, for most samples
 _KINK = 0.2  # the same for all samples: if rounding changes the side of a ReLU, a gradient jumps
 
@@ -271,7 +271,7 @@ class BatchedModel(nn.Module):
         self.note_broken(gradient)
         if low:
             first, second = logits.topk(2, 1).values.unbind(1)
-            doubtful = goal.criterion(logits) | (first - second < _DOUBT * logits.abs().amax(1))
+            doubtful = goal.criterion(logits) | (first - second < _UNCERTAIN * logits.abs().amax(1))
             if bool(doubtful.any()):
                 with torch.no_grad():
                     logits[doubtful] = self._call(x[doubtful])

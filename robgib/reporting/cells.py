@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from robgib.reporting.headline import budget_text
 from robgib.reporting.summary import in_reading_order, term_label
 from robgib.results import SCHEMA, TERMS, Column
 
@@ -38,6 +39,8 @@ def cell(column: Column, row: Any) -> str:
     '[10.0, 25.0]'
     """
     value = getattr(row, column.name)
+    if column.form == "budget":
+        return budget_text(str(row.norm), float(value), str(getattr(row, "attack", "")))
     if isinstance(value, float) and math.isnan(value):
         return "n/e" if column.form in ("estimate", "error") else ""
     if column.form == "interval":
@@ -51,6 +54,7 @@ def cell(column: Column, row: Any) -> str:
         return f"{value:.1f} s" if value else ""
     pattern = {
         "percent": "{:.1%}",
+        "bar": "{:.1%}",
         "share": "{:.0%}",
         "bits": "{:.3f}",
         "hundredths": "{:.2f}",

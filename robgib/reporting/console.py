@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 from rich.console import Console
@@ -116,18 +116,18 @@ def _print_accuracies(models: Sequence[tuple[Run, str]], every: bool, out: Conso
     table = Table(box=None, pad_edge=False, header_style="bold")
     if len(models) > 1:
         table.add_column("model", overflow="fold", min_width=6)
-    table.add_column("attack", overflow="fold", min_width=12)
-    table.add_column("budget", no_wrap=True)
     for column in columns:
-        table.add_column(column.label.replace(" ", "\n"), justify="right", no_wrap=True)
+        if column.form == "name":
+            table.add_column(column.label, overflow="fold", min_width=12)
+        else:
+            justify: Literal["left", "right"] = "left" if column.form == "budget" else "right"
+            table.add_column(column.label.replace(" ", "\n"), justify=justify, no_wrap=True)
     for _, name, own in rows:
         for number, r in enumerate(own.itertuples()):
-            failed = r.status != "ok"
-            cells = ["[red]failed"] if failed else [escape(cell(column, r)) for column in columns]
+            known = [c for c in columns if r.status == "ok" or c.form in ("name", "budget")]
+            cells = [escape(cell(column, r)) for column in known]
             model = [escape(name) if number == 0 else ""] if len(models) > 1 else []
-            table.add_row(
-                *model, escape(str(r.attack)), escape(budget_text(str(r.norm), float(r.eps), str(r.attack))), *cells
-            )
+            table.add_row(*model, *cells, *([] if r.status == "ok" else ["[red]failed"]))
     out.print()
     out.print(table)
     if not every:

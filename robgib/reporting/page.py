@@ -17,7 +17,7 @@ from robgib.files import write_file
 from robgib.reporting import figures
 from robgib.reporting.cells import cell, layer_table, shown_columns
 from robgib.reporting.charts import MOST_ENTRIES
-from robgib.reporting.headline import budget_text, headline, rank
+from robgib.reporting.headline import headline, rank
 from robgib.reporting.summary import (
     ALIKE,
     FIGURES,
@@ -62,8 +62,6 @@ def _attack_rows(run: Run, columns: Sequence[Column]) -> list[dict[str, Any]]:
     """Return what the accuracy table shows of each attack."""
     return [
         {
-            "label": r.attack,
-            "budget": budget_text(str(r.norm), float(r.eps), str(r.attack)),
             "share": 0.0 if math.isnan(r.robust_accuracy) else r.robust_accuracy,
             "value": "failed" if r.status != "ok" else _percent(r.robust_accuracy),
             "interval": "" if r.status != "ok" else f"[{_percent(r.low)}, {_percent(r.high)}]",
@@ -276,7 +274,7 @@ _UNBROKEN = re.compile(r"\[[^]]*\]|at \S+ [^\s;]+")
 """What a headline keeps on one line."""
 
 
-def _model(run: Run, name: str, columns: Sequence[Column]) -> dict[str, Any]:
+def _model(run: Run, name: str, columns: Sequence[Column], of_checks: Sequence[Column]) -> dict[str, Any]:
     """Return everything that the page shows of one model apart from its layers."""
     first = run.robustness.iloc[0]
     line = headline(run, name)
@@ -300,7 +298,7 @@ def _model(run: Run, name: str, columns: Sequence[Column]) -> dict[str, Any]:
         "noun": noun,
         "words": words,
         "maps": Markup(figures.feature_maps(run)),
-        "signs": [{**s._asdict(), "budget": budget_text(str(s.norm), float(s.eps))} for s in signs],
+        "signs": [{**s._asdict(), "cells": [cell(column, s) for column in of_checks]} for s in signs],
     }
 
 
@@ -310,6 +308,7 @@ def render(runs: Sequence[Run]) -> str:
     runs = [runs[i] for i in ranking.order]
     names = display_names(runs)
     columns = shown_columns("robustness", "page", [run.robustness for run in runs])
+    of_checks = shown_columns("signs", "page", [run.signs for run in runs])
     summary = summarise(runs)
     correlations = correlate(summary)
     curves = figures.accuracy_curves(runs)
@@ -318,13 +317,14 @@ def render(runs: Sequence[Run]) -> str:
     return page(
         "report.html.j2",
         title=" · ".join(names) if len(names) <= 4 else f"{len(names)} models",
-        models=[_model(run, name, columns) for run, name in zip(runs, names, strict=True)],
+        models=[_model(run, name, columns, of_checks) for run, name in zip(runs, names, strict=True)],
         many=len(runs) >= LEAST_MODELS,
         ranked=ranking.text.startswith("Ranked"),
         ranking=ranking.text,
         picture=Markup(curves if few else figures.model_accuracies(runs)),
         curves=Markup("" if few else curves),
         columns=columns,
+        of_checks=of_checks,
         certified=any(r.robustness["certified_accuracy"].notna().any() for r in runs),
         cascade=any(r.attack_options["cascade"] for r in runs),
         converged=Markup(figures.attack_convergence(runs)),

@@ -23,6 +23,7 @@ from robgib.robustness.convergence import TRACKED, convergence
 from robgib.robustness.corruptions import corruption_accuracy
 from robgib.robustness.failure_indicators import (
     SAMPLES,
+    Done,
     Examination,
     FailureIndicator,
     examine,
@@ -156,11 +157,8 @@ def _indicators(
             x,
             y,
             threat,
-            attacks=here,
-            gradient=gradient,
-            passes=allowed,
-            costs=subject.costs,
-            context=subject.context,
+            Done(here, subject.costs, gradient, passes=allowed),
+            subject.context,
         )
     count = len(some) if allowed is None else max(_FEWEST, allowed // _REFERENCE)
     beside = weaker_than_reference(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -33,6 +33,7 @@ from robgib.statistics import detectable_share, share_test, sign_test
 __all__ = [
     "CHECKS",
     "SAMPLES",
+    "Done",
     "Examination",
     "FailureIndicator",
     "examine",
@@ -174,73 +175,58 @@ def failure_indicators(
     >>> found[0].name, found[0].seen
     ("the gradient is not the function's", False)
     """
-    examination = examine(
-        model, x, y, threat, attacks=attacks, costs=costs, samples=samples, passes=passes, context=context, **fields
-    )
-    return list(examination.indicators)
+    (context,) = gather("failure_indicators", fields, context or Context(device="cpu"))
+    done = Done(attacks or {}, costs or {}, samples=samples, passes=passes)
+    return list(examine(model, x, y, threat, done, context).indicators)
+
+
+@dataclass(frozen=True)
+class Done:
+    """What was done before the checks, and what they may do.
+
+    Attributes:
+        attacks: the attacks that ran, by name, each with the shares (N,) of right answers that it left.
+        costs: gradients per sample of an attack, by name, if the attack does not state them.
+        gradient: the result of :func:`gradient_indicator`, if known.
+        samples: number of images.
+        passes: number of passes; None does not limit them. Checks that run attacks are left out from the last one on
+            until 50 images are affordable, or 25 for the first.
+    """
+
+    attacks: Mapping[str, tuple[Attack, np.ndarray]] = field(default_factory=dict)
+    costs: Mapping[str, int] = field(default_factory=dict)
+    gradient: FailureIndicator | None = None
+    samples: int = SAMPLES
+    passes: int | None = None
+
+    @property
+    def whole(self) -> str | None:
+        """The first attack that left no sample right."""
+        return next((name for name, (_, left) in self.attacks.items() if len(left) and not left.any()), None)
 
 
 def examine(
-    model: object,
-    x: Tensor,
-    y: Tensor,
-    threat: ThreatModel,
-    *,
-    attacks: Mapping[str, tuple[Attack, np.ndarray]] | None = None,
-    costs: Mapping[str, int] | None = None,
-    gradient: FailureIndicator | None = None,
-    samples: int = SAMPLES,
-    passes: int | None = None,
-    context: Context | None = None,
-    **fields: Any,
+    model: object, x: Tensor, y: Tensor, threat: ThreatModel, done: Done, context: Context | None = None
 ) -> Examination:
     """Run the checks of :func:`failure_indicators`, and keep the adversarial images that they find.
 
     Args:
-        model: as for :func:`failure_indicators`; so are all other arguments but ``gradient``.
+        model: as for :func:`failure_indicators`; so are ``x``, ``y`` and ``threat``.
         x: images.
         y: labels.
         threat: threat model.
-        attacks: the attacks that ran, by name.
-        costs: gradients per sample of an attack, by name.
-        gradient: the result of :func:`gradient_indicator`, if known.
-        samples: number of images.
-        passes: number of passes. Checks that run attacks are left out from the last one on until 50 images are
-            affordable, or 25 for the first.
+        done: the attacks that ran, and the limits of the checks.
         context: seed, device and progress.
-        fields: fields of ``context`` by name.
     """
-    (context,) = gather("examine", fields, context or Context(device="cpu"))
-    seed, device = context.seed, torch.device(context.device)
-    attacks = attacks or {}
-    whole = next((name for name, (_, remaining) in attacks.items() if len(remaining) and not remaining.any()), None)
+    context = context or Context(device="cpu")
+    device = torch.device(context.device)
     if not len(x):
         return Examination([], {})
-    x, y = x[:samples].to(device), y[:samples].to(device)
+    x, y = x[: done.samples].to(device), y[: done.samples].to(device)
     prepared = model if isinstance(model, PreparedModel) else prepare(model, x, device=device)
-    net = prepared.model
-    with eval_mode(net), seeded(seed, device):
-        look = _Look(prepared, x, y, threat, seed)
-        checks: list[tuple[str, Callable[[], FailureIndicator | None]]] = [
-            (GRADIENT, lambda: gradient or gradient_indicator(prepared, x, y, seed=seed, device=device)),
-            ("random outputs", lambda: _random_outputs(look)),
-            ("outputs depend on the batch", lambda: _batch_dependence(prepared)),
-            ("outputs are probabilities", lambda: _probabilities(prepared)),
-            ("test-time optimisation", lambda: _test_time_optimisation(net, x[:_CALLED])),
-            ("zero gradients", lambda: _gradients(look)),
-        ]
-        if threat.norm in CONVEX_NORMS:  # the attacks of the checks are not defined under L0
-            reserved = 0 if passes is None or not attacks else passes // 4
-            costly = None if passes is None else passes - reserved
-            checks += _affordable(look, _costly(look, attacks), attacks, costly, whole)
-            if attacks:
-                checks.append((SHIFT, lambda: _shift(attacks)))
-                limit = None if passes is None else reserved
-                active = (
-                    partial(_moot, PLANTED_NAME, whole) if whole else partial(_planted, look, attacks, costs, limit)
-                )
-                checks.append((PLANTED_NAME, active))
-                checks.append(("weaker than a short attack", lambda: _weaker(look, attacks, costs or {})))
+    with eval_mode(prepared.model), seeded(context.seed, device):
+        look = _Look(prepared, x, y, threat, context.seed)
+        checks = [*_direct(look, done.gradient, device), *(_by_attacks(look, done) if _has_ascent(threat) else ())]
         indicators: list[FailureIndicator] = []
         for number, (name, check) in enumerate(checks):
             try:
@@ -254,6 +240,45 @@ def examine(
                 indicators.append(indicator)
             context.report("checking for attack failure", number + 1, len(checks), name)
     return Examination(indicators, look.fooled)
+
+
+_NamedCheck = tuple[str, Callable[[], FailureIndicator | None]]
+
+
+def _has_ascent(threat: ThreatModel) -> bool:
+    """Whether the attacks of the checks are defined under the norm; under L0 they are not."""
+    return threat.norm in CONVEX_NORMS
+
+
+def _direct(look: _Look, gradient: FailureIndicator | None, device: torch.device) -> list[_NamedCheck]:
+    """The checks that look at the model itself."""
+    prepared, x, y = look.prepared, look.x, look.y
+    return [
+        (GRADIENT, lambda: gradient or gradient_indicator(prepared, x, y, seed=look.seed, device=device)),
+        ("random outputs", lambda: _random_outputs(look)),
+        ("outputs depend on the batch", lambda: _batch_dependence(prepared)),
+        ("outputs are probabilities", lambda: _probabilities(prepared)),
+        ("test-time optimisation", lambda: _test_time_optimisation(prepared.model, x[:_CALLED])),
+        ("zero gradients", lambda: _gradients(look)),
+    ]
+
+
+def _by_attacks(look: _Look, done: Done) -> list[_NamedCheck]:
+    """The checks that run attacks, or compare those that ran; the last ones get a quarter of the passes."""
+    attacks, whole = done.attacks, done.whole
+    reserved = done.passes // 4 if done.passes is not None and attacks else 0
+    costly = None if done.passes is None else done.passes - reserved
+    checks = _affordable(look, _costly(look, attacks), attacks, costly, whole)
+    if not attacks:
+        return checks
+    limit = None if done.passes is None else reserved
+    active = partial(_moot, PLANTED_NAME, whole) if whole else partial(_planted, look, attacks, done.costs, limit)
+    return [
+        *checks,
+        (SHIFT, lambda: _shift(attacks)),
+        (PLANTED_NAME, active),
+        ("weaker than a short attack", lambda: _weaker(look, attacks, done.costs)),
+    ]
 
 
 def gradient_indicator(

@@ -149,22 +149,20 @@ class _Learner:
             loss = loss + trades * divergence
         return loss, int((logits.detach().argmax(1) == y).sum())
 
-    def epoch(
-        self, x: Tensor, y: Tensor, sizes: list[int], number: int, progress: Callable[[int, int, str], None] | None
-    ) -> None:
+    def epoch(self, x: Tensor, y: Tensor, sizes: list[int], progress: Callable[[int, int, str], None] | None) -> None:
         """Train on every sample once, in a random order; add a row to the history.
 
         Args:
             x: training samples (N, …).
             y: labels (N,).
             sizes: sizes of the batches.
-            number: number of the epoch, from 0.
             progress: called with the steps done, the steps of the training, and a note.
 
         Raises:
             RobGIBError: the loss is not finite.
         """
         epochs, steps, began = self.config.epochs, len(sizes), time.perf_counter()
+        number = len(self.history)  # of the epoch, from 0
         self.model.train()
         order = torch.randperm(len(x)).to(x.device)
         total, right, samples = 0.0, 0, 0
@@ -234,6 +232,15 @@ class _Learner:
             return True
         self.sound = copy.deepcopy(model.state_dict())
         return False
+
+    def stopped(self, data: Dataset, device: torch.device) -> int | None:
+        """The epoch, if it ends fast adversarial training; the weights before it are then put back."""
+        adversary = self.config.adversary
+        if not adversary or adversary.steps != 1 or not self.overfits(data, device):
+            return None
+        assert self.sound is not None
+        self.result.load_state_dict(self.sound)
+        return len(self.history)
 
     def put_away(self, path: Path, identity: str) -> None:
         """Write the state to ``path`` in one piece."""
@@ -315,24 +322,19 @@ def train(
         RobGIBError: the data set has no training split, the batches are too small for the penalty, the loss is not
             finite, memory does not suffice, or the unfinished training is another one.
     """
-    if not len(data.train):
-        raise RobGIBError(f"data set {data.name!r} has no training images; train on another one.")
-    if (config.shift or config.flip) and len(data.shape) != 3:
-        raise RobGIBError(f"training.shift and training.flip need images; data set {data.name!r} has none.")
+    _check_data(data, config)
     device = resolve_device(device)
     cuda = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda), _clear_errors(config):
         torch.manual_seed(config.seed)
         x, y = data.train.x.to(device), data.train.y.to(device)
         model = make()
-        least = 1
-        if config.penalty:
-            least = check_penalty(model, config.penalty, data.shape, config.batch_size, len(x))
+        penalty = config.penalty
+        least = check_penalty(model, penalty, data.shape, config.batch_size, len(x)) if penalty else 1
         sizes = _batches(len(x), config.batch_size, least)
         learner = _Learner(model.to(device), config, len(sizes))
         if unfinished and unfinished[0].is_file():
             learner.take_up(*unfinished)
-        first = len(learner.history)
         began = time.perf_counter() - learner.seconds
 
         def show(epochs: int) -> None:
@@ -340,23 +342,25 @@ def train(
                 with torch.random.fork_rng(devices=cuda):
                     watch(epochs, learner.result.eval())
 
-        if not first:
+        if not learner.history:
             show(0)
         stopped = None
-        for epoch in range(first, config.epochs):
-            learner.epoch(x, y, sizes, epoch, partial(progress, label) if progress else None)
+        while stopped is None and len(learner.history) < config.epochs:
+            learner.epoch(x, y, sizes, partial(progress, label) if progress else None)
             learner.seconds = learner.history[-1]["seconds"] = time.perf_counter() - began
-            if config.adversary and config.adversary.steps == 1 and learner.overfits(data, device):
-                stopped = epoch + 1
-                assert learner.sound is not None
-                learner.result.load_state_dict(learner.sound)
-            show(epoch + 1)
-            if stopped:
-                break
-            if unfinished:
+            stopped = learner.stopped(data, device)
+            show(len(learner.history))
+            if unfinished and stopped is None:
                 learner.put_away(*unfinished)
         model = learner.result.eval()
         return model, {**learner.outcome(stopped), **_accuracies(model, data, device)}
+
+
+def _check_data(data: Dataset, config: Training) -> None:
+    if not len(data.train):
+        raise RobGIBError(f"data set {data.name!r} has no training images; train on another one.")
+    if (config.shift or config.flip) and len(data.shape) != 3:
+        raise RobGIBError(f"training.shift and training.flip need images; data set {data.name!r} has none.")
 
 
 def _accuracies(model: nn.Module, data: Dataset, device: torch.device) -> dict[str, float | None]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robgib.data.dataset import Dataset, Split
-from robgib.data.loaders import load_data
+from robgib.data.loaders import load_cached
 from robgib.files import cache_folder, digest, write_file
 from robgib.information.activations import LOGITS, collect_activations
 from robgib.information.donors import places
@@ -78,9 +78,7 @@ _CNN_LAYERS = ("blocks.1", "hidden", LOGITS)
 
 @cache
 def _pictures(name: str) -> Dataset:
-    """A data set; of CIFAR-10 a copy as folders in the cache (``data/cifar10-jpeg``) serves too."""
-    folder = cache_folder() / "data" / "cifar10-jpeg"
-    return load_data(f"folder:{folder}" if name == "cifar10" and folder.is_dir() else name)
+    return load_cached(name)
 
 
 @cache

@@ -129,3 +129,23 @@ def test_a_measure_of_ones_own(model, sample, tmp_path):
 
 def test_each_measure_names_what_it_is():
     assert all(MEASURES[name].__doc__ for name in list_measures())
+
+
+def test_clean_accuracy_is_computed_once_for_all_measures():
+    passes = []
+
+    class Counted(nn.Sequential):
+        def forward(self, x):
+            passes.append(len(x))
+            return super().forward(x)
+
+    model = Counted(nn.Flatten(), nn.Linear(16, 2))
+    sample = Sample(torch.rand(64, 1, 4, 4), torch.zeros(64, dtype=torch.long), torch.rand(8, 1, 4, 4))
+    figures, failed = measure_model(model, sample, ["clean_accuracy", "patch_swap_drop", "noise_drop"])
+    assert not failed
+    assert len(passes) == 1 + 4 + 1
+    with torch.no_grad():
+        model[1].weight.neg_()
+        model[1].bias.neg_()
+    again, _ = measure_model(model, sample, ["clean_accuracy"])  # of the same sample, and another network
+    assert again["clean_accuracy"] == pytest.approx(1 - figures["clean_accuracy"])

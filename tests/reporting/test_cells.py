@@ -20,6 +20,10 @@ from robgib.results import Column
         ("seconds", {"x": 1.25}, "1.2 s"),
         ("seconds", {"x": 0.0}, ""),
         ("text", {"x": "pgd"}, "pgd"),
+        ("name", {"x": "pgd"}, "pgd"),
+        ("bar", {"x": 0.1234}, "12.3%"),
+        ("budget", {"x": 8 / 255, "norm": "linf", "attack": "pgd"}, "L∞ 8/255"),
+        ("budget", {"x": 0.5, "norm": "l2"}, "L2 0.5"),
     ],
 )
 def test_a_value_is_written_in_the_form_of_its_column(form, row, text):
@@ -40,3 +44,14 @@ def test_what_is_shown_has_a_heading():
     columns = [c for table in results.SCHEMA.values() for c in table]
     assert all(c.label for c in columns if c.shown)
     assert {f.name for f in dataclasses.fields(Column)} >= {"label", "form", "shown"}
+
+
+def test_the_first_columns_are_those_of_the_schema_too():
+    robustness = pd.DataFrame({"attack": ["pgd"], "norm": ["linf"], "eps": [0.1], "robust_accuracy": [0.5]})
+    signs = pd.DataFrame({"norm": ["linf"], "eps": [0.1], "name": ["zero gradients"], "detail": ["0 on 1%"]})
+    for where in ("terminal", "page"):
+        shown = shown_columns("robustness", where, [robustness])
+        assert [(c.label, c.is_number) for c in shown[:3]] == [
+            ("attack", False), ("budget", False), ("robust accuracy", False)
+        ]  # fmt: skip
+    assert [c.label for c in shown_columns("signs", "page", [signs])] == ["budget", "indicator", "measured"]

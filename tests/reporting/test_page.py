@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from robgib import RobGIBError, evaluate, write_report
+from robgib import RobGIBError, evaluate, results, write_report
 from robgib.reporting import render
 
 
@@ -56,6 +56,19 @@ def test_page_holds_what_was_measured(run):
     ):  # fmt: skip
         assert heading in text
     assert "too few to correlate" not in text
+
+
+def test_every_heading_of_the_tables_comes_from_the_schema(run, monkeypatch):
+    def renamed(column):
+        return dataclasses.replace(column, label=f"{column.label}, as the schema calls it") if column.label else column
+
+    schema = {name: tuple(map(renamed, columns)) for name, columns in results.SCHEMA.items()}
+    monkeypatch.setattr("robgib.reporting.cells.SCHEMA", schema)
+    headings = re.findall(r"<th [^>]*>([^<]*)</th>", render([run]))
+    assert {h for h in headings if h in ("attack", "budget", "robust accuracy", "indicator", "measured")} <= {
+        "robust accuracy"  # of the table by class
+    }
+    assert {f"{h}, as the schema calls it" for h in ("attack", "budget", "robust accuracy", "indicator")} <= {*headings}
 
 
 def test_page_needs_no_network(run):

@@ -52,7 +52,7 @@ def small(monkeypatch, tmp_path):
         return type(split)(F.interpolate(split.x, size=(28, 28)), split.y)
 
     large = type(digits)("fashion-mnist", grown(digits.train), grown(digits.val), grown(digits.test), digits.classes)
-    monkeypatch.setattr(fitted, "load_data", lambda name: large)
+    monkeypatch.setattr(fitted, "load_cached", lambda name: large)
     monkeypatch.setattr(fitted, "_TRAINED", 500)
     monkeypatch.setattr(fitted, "_MASKED", 400)
     monkeypatch.setattr(fitted, "_HELD", 200)
