@@ -4,7 +4,6 @@ import itertools
 import math
 
 import numpy as np
-import pandas as pd
 import pytest
 import statsmodels.formula.api as smf
 from scipy import stats
@@ -297,39 +296,3 @@ def test_power_and_the_bound(rows):
     found = _facts(rows.assign(bound_of=3, bound_held=2, bound_worst=np.linspace(-1, 0.5, 48)))
     assert (found["estimates of IB and GIB"], found["of them IB ≤ GIB"]) == (144, 96)
     assert found["largest IB − GIB, bits"] == 0.5
-
-
-def test_models_without_a_partner_and_ties_count_for_nothing():
-    levels = {"depth": np.array([0, 1, 0, 2]), "width": np.array([0, 0, 1, 0])}  # the third has no partner in depth
-    x, y = np.array([1.0, 2.0, 5.0, 3.0]), np.array([1.0, 2.0, 9.0, 2.0])
-    assert granulated(x, y, levels, "depth") == pytest.approx(2 / 3)  # of three pairs one is tied
-    assert within_levels(x, y, levels["width"]) == pytest.approx(2 / 3)
-
-
-def test_a_row_of_agreement_by_hand(rows):
-    four = rows[(rows["architecture"] == "cnn") & (rows["training_seed"] == 0)].iloc[1:5].reset_index(drop=True)
-    four = four.assign(**{V: [1.0, 2.0, 2.0, 1.0]}, outcome=[1.0, 3.0, 2.0, 4.0], weight_norm=[1.0, 2.0, 4.0, 3.0])
-    found = agreement(four, [V], ("weight_norm",), expect=1).iloc[0]
-    assert found["models"] == 4
-    assert found["tau"] == pytest.approx(stats.kendalltau(four[V], four["outcome"]).statistic)
-    given = four["weight_norm"].to_numpy()
-    expected = partial_kendall(four[V].to_numpy(), four["outcome"].to_numpy(), [given])
-    assert found["tau given baselines"] == pytest.approx(expected)
-    lone = agreement(four.iloc[:3], [V], ())
-    assert lone.columns.tolist() == ["figure", "models"]  # three models are too few
-    for constant in (four.assign(**{V: 1.0}), four.assign(outcome=1.0)):
-        assert agreement(constant, [V], ()).columns.tolist() == ["figure", "models"]
-    missing = pd.concat([four, four.assign(**{V: math.nan})])
-    assert agreement(missing, [V], ())["models"].tolist() == [4]
-
-
-def test_the_table_of_agreement_holds_the_sign_errors(rows):
-    found = agreement(rows, [V], expect=-1).iloc[0]
-    levels = {**axes(rows), "seed": rows.groupby("training_seed").ngroup().to_numpy()}
-    x, y, error = (rows[name].to_numpy(float) for name in (V, "outcome", "outcome_se"))
-    errors = sign_errors(x, y, error, levels, -1)
-    assert found["worst sign error"] == max(errors)
-    assert found["mean sign error"] == pytest.approx(np.mean(errors))
-    alone = agreement(rows.assign(architecture="cnn", strength=0.1, training_seed=0, regime="adversarial"), [V]).iloc[0]
-    assert math.isnan(alone["Ψ"])  # no two models differ in one field alone
-    assert math.isnan(alone["mean sign error"])
