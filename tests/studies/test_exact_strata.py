@@ -1,0 +1,108 @@
+"""The fields of recipes and the designs whose levels are permuted, by hand."""
+
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from robgib.studies.strata import (
+    _kept,
+    _sources,
+    axes,
+    cell_of,
+    clusters,
+    relabelled,
+    training_fields,
+    varied_fields,
+)
+from robgib.zoo.recipe import Recipe
+
+
+def test_the_fields_of_a_training_are_all_fields_of_its_recipe_but_the_seed():
+    recipe = Recipe(name="a", data="digits", architecture={"name": "cnn", "options": {"width": 8}}, group="b")
+    content = recipe.model_dump()
+    expected = {"recipe.data": "digits", "recipe.architecture.name": "cnn", "recipe.architecture.options.width": 8}
+    expected["recipe.checkpoint"] = None
+    for name, value in content["training"].items():
+        if name != "seed":
+            expected[f"recipe.training.{name}"] = value
+    assert training_fields(recipe) == expected
+    adversarial = {"epochs": 2, "adversary": {"norm": "linf", "eps": 0.1}}
+    fields = training_fields(Recipe(name="a", data="digits", architecture={"name": "mlp"}, training=adversarial))
+    assert (fields["recipe.training.adversary.norm"], fields["recipe.training.adversary.eps"]) == ("linf", 0.1)
+    assert "recipe.training.adversary" not in fields
+
+
+def models(**columns):
+    count = len(next(iter(columns.values())))
+    basic = {"data": "digits", "architecture": "cnn", "regime": "standard", "strength": 0.0}
+    return pd.DataFrame({name: [value] * count for name, value in basic.items()} | columns)
+
+
+def test_fields_that_vary_within_models_that_are_alike_otherwise():
+    rows = models(
+        architecture=["cnn", "cnn", "vit", "vit"],
+        **{"recipe.depth": [1, 1, 2, 2], "recipe.epochs": [5, 9, 5, 5], "recipe.width": [3, 3, 3, 3]},
+    )
+    assert varied_fields(rows) == ["recipe.epochs"]  # depth goes with the architecture
+    assert cell_of(rows).tolist() == [0, 1, 2, 2]
+    found = axes(rows)
+    assert list(found) == ["architecture", "epochs"]
+    assert found["architecture"].tolist() == [0, 0, 1, 1]
+    assert found["epochs"].tolist() == [0, 1, 0, 0]
+    assert [c.tolist() for c in clusters(rows, 3)] == [[0], [1], [2, 3]]
+    assert [c.tolist() for c in clusters(rows, 4)] == [[0], [1], [2], [3]]
+
+
+def generator():
+    return np.random.default_rng(0)
+
+
+def lists(levels):
+    return [level.tolist() for level in levels]
+
+
+def test_each_field_is_relabelled_by_itself_where_the_design_has_the_combinations():
+    a, b = np.repeat([0, 1, 2], 2), np.tile([0, 1], 3)
+    assert lists(_kept([a, b], 6, generator())) == [a.tolist(), b.tolist()]
+    one = np.zeros(3, int)
+    assert lists(_kept([np.arange(3), one], 3, generator())) == [[0, 1, 2], [0, 0, 0]]
+
+
+def test_fields_that_go_together_are_relabelled_together():
+    a, b = np.repeat([0, 1, 2], 3), np.tile([0, 1, 2], 3)
+    assert lists(_kept([a, b, 2 - b], 9, generator())) == [a.tolist(), b.tolist()]
+
+
+def test_without_the_combinations_the_cells_are_permuted_freely():
+    diagonal = np.arange(5)
+    assert lists(_kept([diagonal, diagonal[::-1].copy()], 5, generator())) == [[0, 1, 2, 3, 4]]
+    many = np.arange(1100)
+    assert lists(_kept([many, many], 1100, generator())) == [many.tolist()]  # of more than a million places
+
+
+def test_the_source_of_a_cell_is_the_one_with_its_reordered_levels():
+    a, b = np.array([0, 0, 1]), np.array([0, 1, 0])  # (1, 1) is not there
+    orders = [np.array([[0, 1], [1, 0], [0, 1]]), np.array([[0, 1], [0, 1], [1, 0]])]
+    assert _sources([a, b], orders).tolist() == [[0, 1, 2], [2, -1, 0], [1, 0, -1]]
+
+
+@pytest.mark.parametrize(("draws", "all_of_them"), [(13, True), (12, True), (11, False)])
+def test_no_more_relabellings_than_there_are(draws, all_of_them):
+    a, b = np.repeat([0, 1, 2], 2), np.tile([0, 1], 3)
+    x, y = generator().standard_normal((2, 6))
+    found, every = relabelled(x, y, [a, b], draws, generator())
+    assert (len(found), every) == (12 if all_of_them else draws, all_of_them)
+    if all_of_them:
+        own = [np.corrcoef(x.argsort().argsort(), y.argsort().argsort())[0, 1]]
+        assert np.isclose(found, own).any()
+
+
+def test_a_permutation_of_free_cells_is_any_order():
+    x, y = generator().standard_normal((2, 4))
+    found, every = relabelled(x, y, [np.arange(4), np.arange(4)[::-1].copy()], 24, generator())
+    ranks = x.argsort().argsort()
+    by_hand = [np.corrcoef(ranks[list(p)], y.argsort().argsort())[0, 1] for p in itertools.permutations(range(4))]
+    assert every
+    assert sorted(found) == pytest.approx(sorted(by_hand))
