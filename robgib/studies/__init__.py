@@ -1,4 +1,4 @@
-"""Many models: a design, what is measured of them, and what may be claimed."""
+"""Studies of many models: their design, measurement, and statistical claims."""
 
 from robgib.studies.claims import Claim, claim
 from robgib.studies.design import Cell, Figure, Outcome, Study, cells, read_study

@@ -1,4 +1,4 @@
-"""What a study file asks for that cannot be had: refused before anything is trained or measured."""
+"""Check before any work that the data and networks of a study can give what its file requests."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _BALLS = ("linf", "l2")
 
 
 def check_names(study: Study, path: Path, catalogue: Sequence[Path] = ()) -> None:
-    """Raise for what a file asks for that no data set and no network can give.
+    """Raise for a request of a study file that no data set and no network can meet.
 
     Raises:
         RobGIBError: a partition, measure, attack or pair of estimators that cannot be; the sentence names the file.
@@ -113,7 +113,7 @@ def check_networks(
     samples: int,
     data_root: Path | None = None,
 ) -> None:
-    """Raise for what the data or the networks of a study cannot give; data that are not there are not checked.
+    """Raise for a request that the data or networks of a study cannot meet. Missing data are not checked.
 
     Args:
         name: of the study.

@@ -53,7 +53,7 @@ class Claim:
         verdict: the highest rung of the ladder that the primary figure reaches (``goes with``, ``at fixed training``,
             ``beyond the baselines``), ``not shown``, ``contradicted in sign``, or ``undetermined``.
         words: the verdict in a sentence or two.
-        models: how many it rests on.
+        models: number of models that the verdict uses.
         ladder: the rungs, a row each: figure, interval, p, and a sentence.
         correlations: a row a figure or baseline and part: Spearman's, Pearson's and Kendall's coefficient, the
             bootstrap's interval, the permutation's p, and Holm's for the secondary figures.
@@ -142,11 +142,11 @@ def collapsed(study: Study, rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _no_verdict(models: pd.DataFrame, primary: str) -> str:
-    """Why there is no verdict, or nothing."""
+    """Return the reason why there is no verdict; empty if there is one."""
     if len(models) < LEAST:
         return (
-            f"{len(models)} usable models are too few for a verdict (at least {LEAST}); the correlations below are for "
-            "the eye only."
+            f"{len(models)} usable models are too few for a verdict (at least {LEAST}); the correlations below are "
+            "descriptive."
         )
     for column, name in ((primary, primary), ("outcome", "the outcome")):
         if models[column].nunique() < 2:
@@ -155,7 +155,7 @@ def _no_verdict(models: pd.DataFrame, primary: str) -> str:
 
 
 def _baselines(study: Study, rows: pd.DataFrame) -> tuple[str, ...]:
-    """Columns of the baselines; clean accuracy is a part of a gap, and no baseline of it."""
+    """Return the columns of the baselines. Clean accuracy is part of a generalisation gap, and so no baseline of it."""
     names = [n for n in ("strength", *study.measures) if n in rows]
     return tuple(n for n in names if n != "clean_accuracy" or study.outcome.measure != "generalisation_gap")
 
@@ -177,7 +177,7 @@ def _correlations(
 
 
 def _correlation(part: str, label: str, rows: pd.DataFrame, rng: np.random.Generator) -> dict[str, Any]:
-    """The three coefficients of one figure with the outcome, an interval and a p of the first."""
+    """Return three correlations of one figure with the outcome, and the interval and p of the first."""
     rows = rows.dropna(subset=[label, "outcome"]) if label in rows else rows.iloc[:0]
     row: dict[str, Any] = {"part": part, "figure": label, "models": len(rows)}
     names = ("rho", "low", "high", "p", "pearson", "kendall", "marked", "reliability", "corrected")
@@ -209,15 +209,15 @@ def _correlation(part: str, label: str, rows: pd.DataFrame, rng: np.random.Gener
 
 
 def _reliability(values: Vector, errors: Vector) -> float:
-    """Share of the variance over models that is not the figure's own estimation error."""
+    """Return the share of the variance over models that is not error of estimation."""
     return float(max(0.0, 1 - (errors**2).mean() / max(values.var(ddof=1), 1e-30)))
 
 
 def _corrected(pearson: float, *reliable: float) -> float:
-    """Pearson's correlation had both been measured without error (Spearman 1904).
+    """Return Pearson's correlation, corrected for attenuation by errors of estimation (Spearman 1904).
 
-    NaN where error is most of either, and where it comes out above 1: the intervals then hold errors that all models
-    share, which lower no correlation.
+    It is NaN if most of the variance of either is error, or if it exceeds 1: the intervals then include errors that
+    all models share, which do not lower a correlation.
     """
     if min(reliable) < _TOO_NOISY:
         return math.nan
@@ -253,7 +253,7 @@ def _partial(rows: pd.DataFrame, label: str, baselines: tuple[str, ...], complex
 
 
 def _without(rows: pd.DataFrame, label: str) -> pd.DataFrame:
-    """The correlation with each group of models left out."""
+    """Return the correlation without each architecture and each regime."""
     table = []
     for key in ("architecture", "regime"):
         if rows[key].nunique() < 2:
@@ -339,14 +339,14 @@ def _notes(rows: pd.DataFrame, models: pd.DataFrame, primary: str, baselines: tu
 
 
 def _controls(correlations: pd.DataFrame, primary: str) -> tuple[str, ...]:
-    """What the controls show: on them nothing must be found."""
+    """Return a note on the controls, on which no correlation must be found."""
     own = correlations[(correlations["part"] == "control") & (correlations["figure"] == primary)]
     if own.empty:
         return ()
     row = own.iloc[0]
     if row["models"] < _FEWEST_CONTROLS or not math.isfinite(row["rho"]):
         return (f"{int(row['models'])} usable controls are too few for a test (at least {_FEWEST_CONTROLS})",)
-    shown = "a correlation is shown, which must not be" if row["p"] < 0.05 else "no correlation is shown"
+    shown = "a correlation is found, although there must be none" if row["p"] < 0.05 else "no correlation is found"
     figures = f"ρ = {row['rho']:+.2f}, p {shown_p(row['p'], DRAWS)}"
     return (f"on {int(row['models'])} controls {shown}: {figures}",)
 
@@ -371,7 +371,7 @@ def _ladder_table(rungs: tuple[Rung, ...]) -> pd.DataFrame:
 def _verdict(
     study: Study, rungs: tuple[Rung, ...], against: pd.DataFrame, facts: Mapping[str, float]
 ) -> tuple[str, str]:
-    """The highest rung reached, and the sentences of it and of the first that is not."""
+    """Return the highest rung that is reached, and the sentences of all rungs that were tested."""
     first = rungs[0]
     reached = [r for r in rungs if r.status == "reached"]
     if reached:

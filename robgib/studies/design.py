@@ -89,7 +89,7 @@ class Figure(BaseModel):
 
     @property
     def label(self) -> str:
-        """How tables call it."""
+        """Its name in tables."""
         return f"{self.figure} ({self.estimator.partition(':')[0]}, {self.partition}, {self.layer} layer)"
 
 
@@ -169,7 +169,7 @@ class Outcome(BaseModel):
 
 
 class Grid(BaseModel):
-    """Models to train: a recipe, and keys of it that vary (``training.seed``, ``training.adversary.eps`` …)."""
+    """Models to train: a recipe, and its keys that vary (``training.seed``, ``training.adversary.eps`` …)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     recipe: str

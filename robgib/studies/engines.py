@@ -44,7 +44,7 @@ ENGINES: tuple[Name, ...] = ("local", "ray")
 
 @dataclass(frozen=True)
 class Engine:
-    """How the work of a study is shared.
+    """How the work of a study is distributed.
 
     Attributes:
         name: ``local`` (processes of this machine) or ``ray``.
@@ -93,7 +93,7 @@ def finish(
     data_root: Path | None,
     progress: Progress | None,
 ) -> dict[str, str]:
-    """Do the tasks that a study has left, of so many in all, and tell how far it is.
+    """Run the remaining tasks of a study, and report the progress over all of them.
 
     Args:
         study: its name.
@@ -123,7 +123,7 @@ def finish(
 def run_tasks(
     tasks: Sequence[Task], engine: Engine, data_root: Path | None = None, progress: Progress | None = None
 ) -> Iterator[tuple[str, str]]:
-    """Do the tasks, in any order, and tell how far each is that runs on this machine.
+    """Run the tasks in any order, and report the progress of each that runs on this machine.
 
     A result is in its place before its name is given: what was finished when the process dies is not lost.
 
@@ -233,7 +233,7 @@ def _here(task: Task, device: str, data_root: Path | None, tell: Tell | None) ->
 
 @contextmanager
 def _faults() -> Iterator[None]:
-    """Let a task fail, and not the study, whatever its model raises; where the disk is full all would fail."""
+    """Turn any error of a task into its result, so that the study continues; a full disk still ends the study."""
     try:
         yield
     except OSError:
@@ -262,7 +262,7 @@ class _Stages:
 
 @lru_cache(maxsize=1)
 def _data(name: str, root: Path | None, catalogue: tuple[Path, ...]) -> Dataset:
-    """A recipe's data; the last set is kept, since neighbours mostly share it."""
+    """Return the data of a recipe. The last data set is kept, since consecutive tasks mostly share it."""
     return load_data(name, root, catalogue=catalogue)
 
 

@@ -1,4 +1,4 @@
-"""The kinds of study, each by one protocol: what is planned, run, and answered."""
+"""The kinds of study, which share one protocol: plan, run, answer."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Format = Literal["html", "markdown", "json"]
 
 @dataclass(frozen=True)
 class Plan:
-    """What a study will do, before it does it.
+    """The plan of a study.
 
     Attributes:
         name: of the study.
@@ -48,7 +48,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of a study.
+    """The result of a study.
 
     Attributes:
         verdict: in a word or two.

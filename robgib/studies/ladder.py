@@ -107,7 +107,7 @@ def shown_p(p: float, draws: int = 0) -> str:
 def ladder(question: Question, rng: np.random.Generator) -> tuple[Rung, ...]:
     """Return the three rungs. A rung needs those below it: one above a rung that is not reached is not tested.
 
-    A rung that cannot be tested does not hold up the second, whose test is a separate one.
+    The second rung is tested even if the first cannot be, since its test is a separate one.
     """
     first = goes_with(question, rng)
     if first.status in ("not reached", "opposite"):
@@ -120,7 +120,7 @@ def ladder(question: Question, rng: np.random.Generator) -> tuple[Rung, ...]:
 
 
 def _sign(question: Question, below: Rung) -> int:
-    """The sign that a rung must have: the expected one, else that of the rung below."""
+    """Return the sign that a rung must have: the expected one, otherwise that of the rung below."""
     return question.expect or (int(np.sign(below.figure)) if below.status == "reached" else 0)
 
 
@@ -188,7 +188,7 @@ def goes_with(question: Question, rng: np.random.Generator) -> Rung:
 
 
 def _side(expect: int, observed: float) -> int:
-    """One side where the correlation has the expected sign; two where it has the other, which nobody predicted."""
+    """Return the side of the test: one-sided if the correlation has the expected sign, otherwise two-sided (0)."""
     return expect if expect and expect == int(np.sign(observed)) else 0
 
 

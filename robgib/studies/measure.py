@@ -1,4 +1,4 @@
-"""A study's cells, measured once each: what is there is not measured again, and no finished cell is lost."""
+"""Measure the cells of a study, each once. A finished cell is stored and not measured again."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _UNSTATED = 100  # gradients a sample of an attack that does not state them
 
 @dataclass(frozen=True)
 class Measured:
-    """A cell and what came of it: a run, or the sentence of the error."""
+    """A cell with its run, or with the message of the error."""
 
     cell: Cell
     run: Run | None
@@ -81,7 +81,7 @@ def measure(
         progress: called after each cell, and while the cells of this machine are under way.
 
     Returns:
-        What came of each cell, in order. A cell that fails carries its error, and does not stop the others.
+        The result of each cell, in order. A cell that fails has its error, and does not stop the others.
     """
     runs = {c.name: _read(c, study) for c in cells}
     waiting = [c for c in cells if runs[c.name] is None]
@@ -103,7 +103,7 @@ def measure(
 def estimated_seconds(
     study: Study, cells: Sequence[Cell], data_root: Path | None = None, catalogue: Sequence[Path] = ()
 ) -> float:
-    """About how long one process of this machine takes for the cells that are not measured yet.
+    """Estimate the time that one process of this machine takes for the cells that are not measured yet.
 
     A pass of each architecture, untrained, is timed; trainings, attacks and estimators that run the network are counted
     in passes. What learns beside the network, and signs of failed attacks, come to about as much again as the latter.
@@ -211,7 +211,7 @@ def _one(
 
 
 def _further(model: nn.Module, data: Dataset, study: Study, catalogue: list[Path]) -> dict[str, Any]:
-    """The baselines, and what an outcome needs that is no part of a run."""
+    """Return the baselines, and what the outcome needs beyond the tables of a run."""
     figures, failed = measure_model(model, sample_of(data, study.seed), study.measures, catalogue)
     chance = float(np.bincount(data.test.y.numpy()).max() / len(data.test.y))
     further: dict[str, Any] = {"baselines": figures, "baselines_failed": failed, "chance": chance}
@@ -263,7 +263,7 @@ _ORIGIN = ("model", "part", "data", "architecture", "regime", "strength", "train
 
 
 def measured_rows(study: Study, measured: Sequence[Measured]) -> pd.DataFrame:
-    """One row a model: where it came from, the outcome, every figure with its standard error, and the baselines.
+    """Return one row per model: its origin, the outcome, every figure with its standard error, and the baselines.
 
     ``left_out`` says why a model is no part of the statistics.
     """

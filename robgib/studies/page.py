@@ -102,13 +102,13 @@ def _shown(study: Study, claim: Claim) -> list[tuple[str, str, pd.DataFrame]]:
 
 
 def _downloads(rows: pd.DataFrame, answer: dict[str, Any]) -> dict[str, str]:
-    """What a page offers for download, in base 64."""
+    """Return the files that a page offers for download, in base 64."""
     texts = {"csv": csv_text(rows), "json": json.dumps(answer)}
     return {kind: base64.b64encode(text.encode()).decode() for kind, text in texts.items()}
 
 
 def _head(study: Study | Phases, claim: Claim | PhasesClaim, version: str) -> dict[str, Any]:
-    """What the JSON of every kind of study begins with."""
+    """Return the first fields of the JSON of every kind of study."""
     return {
         "schema": STUDY_SCHEMA,
         "robgib": version,

@@ -48,7 +48,7 @@ _MOST = 0.8  # share of a group's networks that must have the verdict
 
 
 class Controls(BaseModel):
-    """Networks that learn nothing, labels without sense, pictures without arrangement, or that lose nothing."""
+    """Control networks: untrained, on random labels, on permuted patches, and ones that lose no information."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     untrained: list[Grid] = Field(default_factory=list)
@@ -66,7 +66,7 @@ class Phases(BaseModel):
     name: str
     question: str
     expect: dict[str, Verdict]
-    """What the claim says of each recipe of ``train``."""
+    """The expected verdict of each recipe in ``train``."""
     term: Literal["I(X;Z)", "C(X;Z)"] = "C(X;Z)"
     """The primary term: the IB's complexity, or the GIB's."""
     layer: str = "last"
@@ -120,7 +120,7 @@ class Followed:
 
 @dataclass(frozen=True)
 class Traced:
-    """A network and its trace, or the sentence of the error."""
+    """A network with its trace, or with the message of the error."""
 
     network: Followed
     table: pd.DataFrame | None
@@ -271,10 +271,10 @@ class PhasesClaim:
     Attributes:
         verdict: ``supported``, ``contradicted``, ``not shown``, or ``undetermined``.
         words: in a sentence or two.
-        models: networks that it rests on.
-        groups: a row a group, control, layer and term: how many networks compress, do not, or undetermined, the mean
-            fall, and its spread over seeds.
-        notes: what must be known beside them.
+        models: number of networks that the verdict uses.
+        groups: one row per group, control, layer and term: how many networks compress, do not compress, or are
+            undetermined; the mean fall, and its standard deviation over seeds.
+        notes: further remarks.
     """
 
     verdict: str
@@ -285,7 +285,7 @@ class PhasesClaim:
 
 
 def phases_claim(study: Phases, rows: pd.DataFrame) -> PhasesClaim:
-    """Count verdicts: a group bears its expectation out where four of five networks have it, and none the opposite."""
+    """Count verdicts. A group agrees with its expectation if four of five networks have it, and none the opposite."""
     failed = rows[rows["left_out"] != ""]
     notes = [f"left out ({why}): {', '.join(g['network'])}" for why, g in failed.groupby("left_out", sort=False)]
     usable = rows[rows["left_out"] == ""]
