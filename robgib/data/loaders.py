@@ -365,7 +365,8 @@ def data_sets(catalogue: Sequence[Path] = ()) -> dict[str, Entry[Loader]]:
 
     A YAML file's ``source`` is a data set's name or path (``npz:faces.npz``, relative to the file), ``classes`` a list
     of names, ``eps`` customary budgets by norm, ``bounds`` the numbers that mean black and white, ``description`` a
-    line.
+    line. ``size`` is the height and width that images are resized to, and ``first`` how many samples are used of each
+    part, ``{train: 4000, val: 500, test: 2000}``: the first of those that lie in a drawn order, else a draw.
 
     Raises:
         RobGIBError: a folder that does not exist, a plug-in that does not import, or a file that says something else.
@@ -391,7 +392,8 @@ def _check_chain(name: str, path: Path, sources: Mapping[str, str], known: Mappi
         source = sources[source]
 
 
-_KEYS = ("source", "classes", "eps", "description", "bounds")
+_KEYS = ("source", "classes", "eps", "description", "bounds", "size", "first")
+_PARTS = ("train", "val", "test")
 
 
 def _named_source(name: str, path: Path, known: Mapping[str, Entry[Loader]], catalogue: Sequence[Path]) -> Loader:
@@ -417,6 +419,7 @@ def _named_source(name: str, path: Path, known: Mapping[str, Entry[Loader]], cat
         if not (isinstance(limits, list) and len(limits) == 2 and all(type(b) in (int, float) for b in limits)):
             raise RobGIBError(f"{path}: bounds must be two numbers such as [0, 16], not {limits!r}.")
         bounds = float(limits[0]), float(limits[1])
+    sizing, first = _size_and_first(path, content)
 
     def load(root: Path | None, seed: int) -> Dataset:
         if source == name and name in known:  # what it replaces
@@ -426,9 +429,36 @@ def _named_source(name: str, path: Path, known: Mapping[str, Entry[Loader]], cat
         if names is not None and len(names) != len(data.classes):
             raise RobGIBError(f"{path} names {len(names)} classes, but the data have {len(data.classes)}.")
         classes = data.classes if names is None else tuple(names)
-        return replace(data, name=name, classes=classes, eps={**data.eps, **eps})
+        train, val, test = (_first(getattr(data, part), first.get(part), seed) for part in _PARTS)
+        chosen = replace(data, name=name, classes=classes, eps={**data.eps, **eps}, train=train, val=val, test=test)
+        return resized(chosen, sizing)
 
     return load
+
+
+def _size_and_first(path: Path, content: Mapping[str, object]) -> tuple[Sizing | None, dict[str, int]]:
+    """What a YAML file says of its images' size, and of how many samples of each part are used."""
+    size, first = content.get("size"), content.get("first") or {}
+    if size is not None and not (isinstance(size, list) and len(size) == 2 and all(type(s) is int for s in size)):
+        raise RobGIBError(f"{path}: size must be height and width such as [14, 14], not {size!r}.")
+    counts = first.values() if isinstance(first, dict) else [None]
+    if not isinstance(first, dict) or not all(type(n) is int and n > 0 for n in counts):
+        raise RobGIBError(f"{path}: first must map train, val and test to numbers of samples, not {first!r}.")
+    for part in first:
+        if part not in _PARTS:
+            raise unknown_name(f"part of the data in {path}:", str(part), _PARTS)
+    try:
+        return (None if size is None else Sizing((size[0], size[1]))), {str(part): n for part, n in first.items()}
+    except RobGIBError as error:
+        raise RobGIBError(f"{path}: {error}") from error
+
+
+def _first(split: Split, count: int | None, seed: int) -> Split:
+    """So many samples of a part; all if it has no more, or if no number is given."""
+    if count is None:
+        return split
+    rows = torch.from_numpy(split.rows(count, seed))
+    return Split(split.x[rows], split.y[rows], shuffled=True)
 
 
 def list_data(catalogue: Sequence[Path] = ()) -> list[str]:

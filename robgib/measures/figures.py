@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -286,8 +287,14 @@ def _last_layer(model: nn.Module, sample: Sample) -> str:
     return next((n for n in reversed(layers) if n != LOGITS), LOGITS)
 
 
+def _units(model: nn.Module, x: Tensor, layer: str) -> npt.NDArray[np.float64]:
+    """A layer's activations as rows (N, units), those of maps and tokens side by side."""
+    values = collect_activations(model, x, [layer])[layer]
+    return np.asarray(values, dtype=np.float64).reshape(len(values), -1)
+
+
 def _linear(model: nn.Module, sample: Sample, layer: str) -> float:
-    own, other = (collect_activations(model, part, [layer])[layer] for part in (sample.x, sample.fit))
+    own, other = (_units(model, part, layer) for part in (sample.x, sample.fit))
     project = Projection.fit(sample.fit.numpy(), 32)
     given, fitted = (np.column_stack([np.ones(len(v)), project(v.numpy())]) for v in (sample.x, sample.fit))
     coefficients = np.linalg.lstsq(fitted, other, rcond=None)[0]
@@ -321,7 +328,7 @@ def noise_drop(model: nn.Module, sample: Sample, deviation: float = 0.1) -> floa
 def effective_rank(model: nn.Module, sample: Sample) -> float:
     """Exponential of the entropy of the last layer's normalised singular values (Roy & Vetterli 2007)."""
     layer = _last_layer(model, sample)
-    values = collect_activations(model, sample.x, [layer])[layer]
+    values = _units(model, sample.x, layer)
     sizes = np.linalg.svd(values - values.mean(0), compute_uv=False)
     share = sizes[sizes > 1e-12 * max(sizes.max(initial=0.0), 1e-30)]
     share = share / share.sum()

@@ -29,7 +29,11 @@ class Adversary(BaseModel):
 
     One step is fast adversarial training (Wong, Rice & Kolter 2020): from a random start, 1.25 eps long. With
     ``trades`` the loss is that of the clean batch plus ``trades`` times the Kullback–Leibler divergence of the
-    predictions on the attacked one, which the attack raises (TRADES: Zhang et al. 2019, equation 5).
+    predictions on the attacked one, which the attack raises (TRADES: Zhang et al. 2019, equation 5). With ``mart`` it
+    is a boosted cross-entropy of the attacked batch plus ``mart`` times that divergence, in which images that the
+    network is unsure of count more (MART: Wang et al. 2020, equation 11). With ``awp`` each step descends the gradient
+    at weights that were first moved up the loss, each matrix or kernel by ``awp`` times its norm (adversarial weight
+    perturbation: Wu et al. 2020, equations 8 to 10).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -39,6 +43,14 @@ class Adversary(BaseModel):
     steps: PositiveInt = 7
     """Gradient steps, each 2.5 eps / steps long."""
     trades: PositiveFloat | None = None
+    mart: PositiveFloat | None = None
+    awp: PositiveFloat | None = None
+
+    @model_validator(mode="after")
+    def _one_loss(self) -> Adversary:
+        if self.trades and self.mart:
+            raise ValueError("trades and mart are two losses; give one of them")
+        return self
 
 
 class Penalty(BaseModel):
@@ -84,6 +96,9 @@ class Training(BaseModel):
     """What the information in the code before the classes costs."""
     ema: float | None = Field(default=None, gt=0, lt=1)
     """Decay a step of an exponential moving average of the weights, which is then the model."""
+    early_stopping: bool = False
+    """Keep the weights of the epoch with the highest accuracy on 500 held-out images, attacked as in training where it
+    is adversarial (Rice, Wong & Kolter 2020)."""
     amp: bool = False
     """Passes in bfloat16 (autocast); weights and loss stay float32."""
     compile: bool = False

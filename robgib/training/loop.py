@@ -23,12 +23,15 @@ from robgib.errors import RobGIBError
 from robgib.files import write_file
 from robgib.runtime import Progress, network_faults, resolve_device
 from robgib.training.config import Training
-from robgib.training.losses import adversarial, augment, check_penalty, penalty_of
+from robgib.training.losses import adversarial, augment, check_penalty, mart_loss, penalty_of, weights_moved
 
 __all__ = [
     "accuracy",
     "train",
 ]
+
+
+_HELD_OUT = 500  # images that decide when to stop
 
 
 @torch.no_grad()
@@ -122,6 +125,7 @@ class _Learner:
         self.forward: nn.Module = torch.compile(model) if config.compile else model  # type: ignore[assignment]
         self.history: list[dict[str, float]] = []
         self.sound: dict[str, Any] | None = None  # weights before catastrophic overfitting
+        self.best: dict[str, Any] | None = None  # weights of the best epoch, with early stopping
         self.seconds = 0.0
 
     @property
@@ -130,24 +134,37 @@ class _Learner:
         final: nn.Module = self.average.module if self.average is not None else self.model
         return final
 
-    def loss(self, x: Tensor, y: Tensor) -> tuple[Tensor, int]:
+    def batch(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The augmented images of a batch, and the attacked ones of adversarial training, else the same."""
+        config = self.config
+        clean = augment(x, config.shift, config.flip, config.noise)
+        if not config.adversary:
+            return clean, clean
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=config.amp):
+            return clean, adversarial(self.forward, clean, y, config.adversary)
+
+    def loss(self, clean: Tensor, attacked: Tensor, y: Tensor) -> tuple[Tensor, int]:
         """The loss of a batch, and how many of it the model labels right."""
-        config, device = self.config, x.device.type
-        batch = augment(x, config.shift, config.flip, config.noise)
-        with torch.autocast(device, torch.bfloat16, enabled=config.amp):
-            attacked = adversarial(self.forward, batch, y, config.adversary) if config.adversary else batch
-            trades = config.adversary.trades if config.adversary else None
-            shown = batch if trades else attacked
-            logits = self.forward(shown).float()
-        loss = F.cross_entropy(logits, y, label_smoothing=config.label_smoothing)
+        config = self.config
+        trades, mart = (config.adversary.trades, config.adversary.mart) if config.adversary else (None, None)
+        shown = clean if trades else attacked
+        logits = self._logits(shown)
+        if mart:
+            loss = mart_loss(self._logits(clean), logits, y, mart)
+        else:
+            loss = F.cross_entropy(logits, y, label_smoothing=config.label_smoothing)
         if config.penalty:
             loss = loss + config.penalty.beta * penalty_of(self.model, shown, config.penalty)
         if trades:
-            with torch.autocast(device, torch.bfloat16, enabled=config.amp):
-                moved = self.forward(attacked).float()
+            moved = self._logits(attacked)
             divergence = F.kl_div(moved.log_softmax(1), logits.log_softmax(1), log_target=True, reduction="batchmean")
             loss = loss + trades * divergence
         return loss, int((logits.detach().argmax(1) == y).sum())
+
+    def _logits(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.config.amp):
+            logits: Tensor = self.forward(x).float()
+        return logits
 
     def epoch(self, x: Tensor, y: Tensor, sizes: list[int], progress: Callable[[int, int, str], None] | None) -> None:
         """Train on every sample once, in a random order; add a row to the history.
@@ -167,8 +184,7 @@ class _Learner:
         order = torch.randperm(len(x)).to(x.device)
         total, right, samples = 0.0, 0, 0
         for step, index in enumerate(order.split(sizes)):
-            loss, hits = self.loss(x[index], y[index])
-            self.step(loss)
+            loss, hits = self.step(x[index], y[index])
             total, right, samples = total + float(loss.detach()), right + hits, samples + len(index)
             if progress and (step % 10 == 9 or step == steps - 1):
                 rate = samples / (time.perf_counter() - began)
@@ -202,15 +218,36 @@ class _Learner:
             "history": self.history,
         }
 
-    def step(self, loss: Tensor) -> None:
-        """Take one step down the gradient of the loss."""
+    def step(self, x: Tensor, y: Tensor) -> tuple[Tensor, int]:
+        """Take one step down the gradient of a batch's loss; return the loss and how many of it are labelled right."""
+        clean, attacked = self.batch(x, y)
+        loss, hits = self.loss(clean, attacked, y)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        if self.config.adversary and self.config.adversary.awp:
+            with weights_moved(self.model, loss, self.config.adversary.awp):
+                self.loss(clean, attacked, y)[0].backward()
+        else:
+            loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
         self.optimizer.step()
         self.schedule.step()
         if self.average is not None:
             self.average.update_parameters(self.model)
+        return loss, hits
+
+    def keep_best(self, data: Dataset, device: torch.device) -> None:
+        """Keep the weights if their accuracy on held-out images, attacked as in training, is the highest so far."""
+        split = data.val if len(data.val) else data.train
+        x, y = (part.to(device) for part in split.sample(_HELD_OUT, self.config.seed))
+        model = self.result.eval()
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(self.config.seed)
+            shown = adversarial(model, x, y, self.config.adversary) if self.config.adversary else x
+            with torch.no_grad():
+                right = float((model(shown).argmax(1) == y).float().mean())
+        self.history[-1]["held_out"] = right
+        if right > max((row["held_out"] for row in self.history[:-1]), default=-1.0):
+            self.best = copy.deepcopy(model.state_dict())
 
     def overfits(self, data: Dataset, device: torch.device) -> bool:
         """Whether fast adversarial training overfits to its own one-step attack (catastrophic overfitting).
@@ -220,7 +257,7 @@ class _Learner:
         """
         assert self.config.adversary is not None
         split = data.val if len(data.val) else data.train
-        x, y = (part.to(device) for part in split.sample(500, self.config.seed))
+        x, y = (part.to(device) for part in split.sample(_HELD_OUT, self.config.seed))
         model = self.result.eval()
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(self.config.seed)
@@ -253,6 +290,7 @@ class _Learner:
             "average": None if self.average is None else self.average.state_dict(),
             "history": self.history,
             "sound": self.sound,
+            "best": self.best,
             "seconds": self.seconds,
             "random": torch.get_rng_state(),
             "random_cuda": [torch.cuda.get_rng_state(d) for d in self._cuda()],
@@ -277,6 +315,7 @@ class _Learner:
         if self.average is not None:
             self.average.load_state_dict(content["average"])
         self.history, self.sound, self.seconds = content["history"], content["sound"], content["seconds"]
+        self.best = content.get("best")
         torch.set_rng_state(content["random"])
         for device, state in zip(self._cuda(), content["random_cuda"], strict=False):
             torch.cuda.set_rng_state(state, device)
@@ -347,11 +386,15 @@ def train(
         stopped = None
         while stopped is None and len(learner.history) < config.epochs:
             learner.epoch(x, y, sizes, partial(progress, label) if progress else None)
+            if config.early_stopping:
+                learner.keep_best(data, device)
             learner.seconds = learner.history[-1]["seconds"] = time.perf_counter() - began
             stopped = learner.stopped(data, device)
             show(len(learner.history))
             if unfinished and stopped is None:
                 learner.put_away(*unfinished)
+        if learner.best is not None:
+            learner.result.load_state_dict(learner.best)
         model = learner.result.eval()
         return model, {**learner.outcome(stopped), **_accuracies(model, data, device)}
 

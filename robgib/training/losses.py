@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,9 @@ __all__ = [
     "check_penalty",
     "gaussian_complexity",
     "least_batch",
+    "mart_loss",
     "penalty_of",
+    "weights_moved",
 ]
 
 
@@ -65,6 +68,47 @@ def adversarial(model: nn.Module, x: Tensor, y: Tensor, adversary: Adversary, st
         return projected_gradient_ascent(
             model, x, Objective.untargeted(y, "ce"), threat, start=start, steps=steps, step_size=size, keep="last"
         )
+
+
+def mart_loss(clean: Tensor, attacked: Tensor, y: Tensor, weight: float) -> Tensor:
+    """MART's loss (Wang et al. 2020, equation 11), without the smoothing of labels.
+
+    The boosted cross-entropy −log p_y(x') − log(1 − max over other classes of p(x')), plus ``weight`` times the
+    divergence of the predictions on x' from those on x, weighted by 1 − p_y(x); mean over the batch.
+
+    Args:
+        clean: logits (N, K) of the images x.
+        attacked: logits (N, K) of the attacked images x'.
+        y: labels (N,).
+        weight: of the second term.
+    """
+    p, q = clean.softmax(1), attacked.softmax(1)
+    others = q.scatter(1, y[:, None], 0.0).amax(1)
+    boosted = F.cross_entropy(attacked, y, reduction="none") - torch.log1p(-others.clamp_max(1 - 1e-6))
+    divergence = (p * (clean.log_softmax(1) - attacked.log_softmax(1))).sum(1)
+    unsure = 1 - p.gather(1, y[:, None])[:, 0]
+    return (boosted + weight * divergence * unsure).mean()
+
+
+@contextmanager
+def weights_moved(model: nn.Module, loss: Tensor, size: float) -> Iterator[None]:
+    """Move the weights up a loss while the block runs: each matrix or kernel by ``size`` times its own norm.
+
+    One step of adversarial weight perturbation (Wu et al. 2020, equations 8 to 10); biases and norms' factors stay.
+    """
+    moved = [p for p in model.parameters() if p.dim() > 1 and p.requires_grad]
+    slopes = torch.autograd.grad(loss, moved, allow_unused=True)
+    before = [p.detach().clone() for p in moved]
+    with torch.no_grad():
+        for p, slope in zip(moved, slopes, strict=True):
+            if slope is not None:
+                p.add_(size * p.norm() * slope / slope.norm().clamp_min(1e-12))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for p, own in zip(moved, before, strict=True):
+                p.copy_(own)
 
 
 def gaussian_complexity(x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:

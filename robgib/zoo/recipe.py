@@ -53,7 +53,7 @@ class Architecture(BaseModel):
         return dict(self.__pydantic_extra__ or {})
 
 
-_LATER_KEYS = ("adversary", "schedule", "warmup", "noise", "penalty", "ema", "amp", "compile")
+_LATER_KEYS = ("adversary", "schedule", "warmup", "noise", "penalty", "ema", "amp", "compile", "early_stopping")
 
 
 class PretrainedWeights(BaseModel):
@@ -151,8 +151,10 @@ class Recipe(BaseModel):
         for key in _LATER_KEYS:  # so that a recipe without them keeps the digest from before there were such keys
             if training[key] == Training.model_fields[key].default:
                 del training[key]
-        if training.get("adversary") and training["adversary"]["trades"] is None:
-            del training["adversary"]["trades"]
+        if training.get("adversary"):
+            training["adversary"] = {
+                k: v for k, v in training["adversary"].items() if v is not None or k not in ("trades", "mart", "awp")
+            }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def lasting(self, epochs: int | None) -> Recipe:

@@ -536,6 +536,32 @@ def test_a_catalogue_may_replace_data_of_the_same_name_for_itself(tmp_path):
     assert load_data("digits").classes[0] == "0"
 
 
+def test_a_yaml_file_resizes_and_takes_the_first(tmp_path, digits):
+    (tmp_path / "small.yaml").write_text("source: digits\nsize: [4, 4]\nfirst: {train: 90, test: 20}\n")
+    small = load_data("small", catalogue=[tmp_path])
+    assert (small.shape, len(small.train), len(small.val), len(small.test)) == ((1, 4, 4), 90, len(digits.val), 20)
+    assert torch.equal(small.test.y, digits.test.y[:20])
+    assert torch.allclose(
+        small.test.x.mean((1, 2, 3)), digits.test.x[:20].mean((1, 2, 3)), atol=0.03
+    )  # a mean of neighbours
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("size: 14", "size must be height and width such as"),
+        ("size: [0, 4]", "sides of 1 to 4,096 pixels, not 0"),
+        ("first: 100", "first must map train, val and test to numbers"),
+        ("first: {train: -1}", "first must map train, val and test to numbers"),
+        ("first: {trian: 5}", "unknown part of the data .* 'trian'; did you mean 'train'"),
+    ],
+)
+def test_what_a_yaml_file_cannot_ask_of_its_images(line, words, tmp_path):
+    (tmp_path / "small.yaml").write_text(f"source: digits\n{line}\n")
+    with pytest.raises(RobGIBError, match=words):
+        load_data("small", catalogue=[tmp_path])
+
+
 def test_data_whose_sources_lead_in_a_circle_are_refused(tmp_path):
     own = named(named(tmp_path / "own", "one", "other"), "other", "one")
     with pytest.raises(RobGIBError, match=r"source 'other' refers back to 'one'|source 'one' refers back to 'other'"):

@@ -52,6 +52,28 @@ def test_margins_and_gradients_of_a_linear_network(model, sample):
     assert one("gradient_norm", model, sample) == pytest.approx(float(slope.mean()), rel=1e-5)
 
 
+class Doubled(nn.Module):
+    """A block that doubles the image, as maps, and three of its pixels as logits."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False))
+        nn.init.constant_(self.blocks[0].weight, 2.0)
+
+    def forward(self, x):
+        return self.blocks(x).flatten(1)[:, :3]
+
+
+def test_figures_of_a_last_layer_of_maps_take_its_units_side_by_side(sample):
+    model = Doubled()
+    assert one("linear_r2_layer", model, sample) == pytest.approx(1, abs=1e-6)
+    values = sample.x.flatten(1).numpy().astype(float)
+    share = np.linalg.svd(values - values.mean(0), compute_uv=False)
+    share = share / share.sum()
+    expected = float(np.exp(-(share * np.log(share)).sum()))
+    assert one("effective_rank", model, sample) == pytest.approx(expected, rel=1e-5)
+
+
 def test_norms_of_weights(sample):
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=False))
     with torch.no_grad():

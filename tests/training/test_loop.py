@@ -23,7 +23,7 @@ from robgib.models.bottleneck import VariationalHead
 from robgib.robustness.run_attack import run_attack
 from robgib.training.config import Penalty, Training
 from robgib.training.loop import train
-from robgib.training.losses import adversarial, gaussian_complexity, penalty_of
+from robgib.training.losses import adversarial, gaussian_complexity, mart_loss, penalty_of, weights_moved
 from robgib.zoo.loading import train_recipe
 from robgib.zoo.recipe import find_recipe, recipes
 
@@ -46,6 +46,8 @@ REGIMES = [
     {"ema": 0.9},
     {"amp": True},
     {"adversary": {"eps": 0.1, "steps": 2, "trades": 3.0}},
+    {"adversary": {"eps": 0.1, "steps": 2, "mart": 5.0}},
+    {"adversary": {"eps": 0.1, "steps": 2, "awp": 0.01}},
     {"penalty": {"kind": "vib", "beta": 0.01}},
     {"penalty": {"kind": "ib", "beta": 0.01}},
     {"penalty": {"kind": "gib", "beta": 0.01}},
@@ -118,6 +120,63 @@ def test_trades_raises_the_divergence_and_makes_robust(digits, digits_cnn):
 
     assert float((attacked - x).abs().max()) <= 0.1 + 1e-6
     assert divergence(attacked) > 3 * divergence(noise)
+
+
+def test_mart_is_its_equation():
+    """By hand: two images, three classes."""
+    p, q = torch.tensor([[0.7, 0.2, 0.1], [0.3, 0.6, 0.1]]), torch.tensor([[0.5, 0.4, 0.1], [0.5, 0.3, 0.2]])
+    y = torch.tensor([0, 1])
+    boosted = [-math.log(0.5) - math.log(1 - 0.4), -math.log(0.3) - math.log(1 - 0.5)]
+    divergence = [
+        0.7 * math.log(0.7 / 0.5) + 0.2 * math.log(0.2 / 0.4),
+        0.3 * math.log(0.3 / 0.5) + 0.6 * math.log(0.6 / 0.3) + 0.1 * math.log(0.1 / 0.2),
+    ]
+    expected = (boosted[0] + 5 * 0.3 * divergence[0] + boosted[1] + 5 * 0.4 * divergence[1]) / 2
+    assert float(mart_loss(p.log(), q.log(), y, 5.0)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_mart_has_a_finite_gradient_where_another_class_is_certain():
+    scores = torch.tensor([[60.0, -60.0, -60.0]], requires_grad=True)
+    mart_loss(torch.zeros(1, 3), scores, torch.tensor([1]), 5.0).backward()
+    assert bool(torch.isfinite(scores.grad).all())
+
+
+def test_weights_move_up_the_loss_by_a_share_of_their_norm_and_back():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    x, y = torch.randn(8, 4), torch.randint(2, (8,))
+    before = [p.detach().clone() for p in net.parameters()]
+    loss = F.cross_entropy(net(x), y)
+    slope = torch.autograd.grad(loss, net[0].weight, retain_graph=True)[0]
+    with weights_moved(net, loss, 0.1):
+        moved = [p.detach() - own for p, own in zip(net.parameters(), before, strict=True)]
+        assert float(moved[0].norm()) == pytest.approx(0.1 * float(before[0].norm()), rel=1e-4)
+        assert float(F.cosine_similarity(moved[0].flatten(), slope.flatten(), dim=0)) == pytest.approx(1, abs=1e-5)
+        assert not moved[1].any()  # biases stay
+        assert float(F.cross_entropy(net(x), y).detach()) > float(loss.detach())
+    assert all(torch.equal(p.detach(), own) for p, own in zip(net.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("adversary", [None, {"eps": 0.1, "steps": 2}], ids=["clean", "attacked"])
+def test_early_stopping_keeps_the_best_epoch(adversary, digits):
+    """After the third epoch the weights are set to 0, from where the network does not learn."""
+    seen = {}
+
+    def watch(epoch, model):
+        seen[epoch] = weights(model).clone()
+        if epoch == 3:
+            for p in model.parameters():
+                p.data.zero_()
+
+    config = Training(epochs=5, batch_size=64, learning_rate=0.01, early_stopping=True, adversary=adversary)
+    model, result = train(small(digits), digits, config, watch=watch)
+    held_out = [row["held_out"] for row in result["history"]]
+    best = 1 + held_out.index(max(held_out))
+    assert best <= 3
+    assert max(held_out) > 0.5
+    assert torch.equal(weights(model), seen[best])
+    if adversary is None:
+        assert result["val_accuracy"] == pytest.approx(max(held_out))
 
 
 class TestPenalties:
@@ -313,6 +372,7 @@ def test_a_gpu_that_runs_out_of_memory_is_told(digits):
     [
         ("training: {adversary: {norm: l3, eps: 0.1}}", "training.adversary.norm: input should be"),
         ("training: {adversary: {eps: 0.1, trades: -1}}", "training.adversary.trades"),
+        ("training: {adversary: {eps: 0.1, trades: 6, mart: 5}}", "trades and mart are two losses; give one of them"),
         ("training: {penalty: {kind: mdl, beta: 1}}", "training.penalty.kind"),
         ("training: {epochs: 2, warmup: 2}", "warmup must end before the last epoch"),
         ("training: {ema: 1.5}", "training.ema"),
@@ -328,7 +388,7 @@ LONG = """
 data: digits
 architecture: {name: mlp, hidden: [16], bottleneck: 4}
 training: {epochs: 6, batch_size: 64, shift: 1, noise: 0.1, ema: 0.9, adversary: {eps: 0.1, steps: 1},
-  penalty: {kind: gib, beta: 0.01}}
+  early_stopping: true, penalty: {kind: gib, beta: 0.01}}
 """
 
 
