@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from robgib.results import Run, load_run
     from robgib.robustness.failure_indicators import failure_indicators
     from robgib.runtime import SampleRNG
+    from robgib.studies.ledger import load_ledger
     from robgib.zoo.loading import load_model
     from robgib.zoo.recipe import list_models
 
@@ -75,6 +76,7 @@ __all__ = [
     "list_estimators",
     "list_models",
     "load_data",
+    "load_ledger",
     "load_model",
     "load_run",
     "make_attack",
@@ -118,6 +120,7 @@ _HOMES = {
     "results": ("Run", "load_run"),
     "robustness.failure_indicators": ("failure_indicators",),
     "runtime": ("SampleRNG",),
+    "studies.ledger": ("load_ledger",),
     "zoo.loading": ("load_model",),
     "zoo.recipe": ("list_models",),
 }

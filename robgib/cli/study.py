@@ -143,18 +143,18 @@ def run(
 @app.command()
 def claim(
     file: File,
-    models: Annotated[Path, typer.Option("--models", help="Table of measured models: models.csv of a study.")],
+    models: Annotated[
+        Path, typer.Option("--models", help="Table of measured models: models.csv of a study, or a ledger's CSV.")
+    ],
     out_folder: Annotated[Path | None, typer.Option("--out", help="Folder of the page and the tables.")] = None,
     allow_code: AllowCode = False,
     catalogue: Catalogue = None,
 ) -> None:
     """Test the claim again on a table of measured models; train and measure nothing."""
     study = robgib.studies.open_study(file, list(catalogue or []), allow_code=allow_code)
-    if not isinstance(study, robgib.studies.CorrelationStudy):
-        raise RobGIBError(f"{file} is no study of correlation; a study of compression has no models.csv.")
     target = out_folder or Path("runs") / f"study-{study.name}"
     check_writable(target)
-    answer = study.answer(robgib.studies.read_rows(models, study.study))
+    answer = study.claim(models)
     _write(answer, target, list(Format))
     _print_answer(answer, target, list(Format))
 

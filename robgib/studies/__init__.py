@@ -3,8 +3,21 @@
 from robgib.studies.claims import Claim, claim
 from robgib.studies.design import Cell, Figure, Outcome, Study, cells, read_study
 from robgib.studies.engines import ENGINES, Engine
-from robgib.studies.kinds import KINDS, Answer, CorrelationStudy, Plan, StudyKind, open_study
+from robgib.studies.kinds import KINDS, Answer, CorrelationStudy, LedgerStudy, Plan, StudyKind, open_study
 from robgib.studies.ladder import Question, Rung, ladder
+from robgib.studies.ledger import (
+    LEDGER_SCHEMA,
+    Ledger,
+    dictionary,
+    ledger_rows,
+    ledger_study,
+    load_ledger,
+    measure_networks,
+    networks,
+    read_ledger,
+    read_ledger_design,
+    verdicts,
+)
 from robgib.studies.measure import Measured, estimated_seconds, measure, measured_rows, read_rows, stored
 from robgib.studies.page import (
     STUDY_SCHEMA,
@@ -31,6 +44,7 @@ from robgib.studies.simulate import simulate, structure
 __all__ = [
     "ENGINES",
     "KINDS",
+    "LEDGER_SCHEMA",
     "STUDY_SCHEMA",
     "Answer",
     "Cell",
@@ -39,6 +53,8 @@ __all__ = [
     "Engine",
     "Figure",
     "Followed",
+    "Ledger",
+    "LedgerStudy",
     "Measured",
     "Outcome",
     "Phases",
@@ -51,17 +67,25 @@ __all__ = [
     "Traced",
     "cells",
     "claim",
+    "dictionary",
     "estimated_seconds",
     "followed",
     "ladder",
+    "ledger_rows",
+    "ledger_study",
+    "load_ledger",
     "measure",
+    "measure_networks",
     "measured_rows",
+    "networks",
     "open_study",
     "phases_claim",
     "phases_json",
     "phases_markdown",
     "phases_page",
     "phases_rows",
+    "read_ledger",
+    "read_ledger_design",
     "read_phases",
     "read_rows",
     "read_study",
@@ -72,4 +96,5 @@ __all__ = [
     "study_markdown",
     "study_page",
     "trace_all",
+    "verdicts",
 ]

@@ -23,11 +23,13 @@ from robgib.studies.ladder import (
     Question,
     Rung,
     bootstrap,
+    highest,
     ladder,
     resamples,
     shown_p,
     usable_baselines,
 )
+from robgib.studies.measure import reason_in
 from robgib.studies.strata import clusters
 
 __all__ = [
@@ -332,10 +334,17 @@ def _notes(rows: pd.DataFrame, models: pd.DataFrame, primary: str, baselines: tu
         missing = models["model"][~np.isfinite(models[name].astype(float))]
         if name not in shared and len(missing):
             notes.append(
-                f"the baseline {name} is missing for {', '.join(missing)}: it has its own ρ over the other models, and "
-                "is not among the baselines that the figure must add to"
+                f"the baseline {name} is missing for {', '.join(missing)}{_reasons(models, name)}: it has its own ρ "
+                "over the other models, and is not among the baselines that the figure must add to"
             )
     return tuple(notes)
+
+
+def _reasons(models: pd.DataFrame, name: str) -> str:
+    """Why a baseline failed, in brackets; nothing if the table does not say."""
+    texts = models.get("baselines_failed", pd.Series(dtype=str)).dropna().astype(str)
+    reasons = dict.fromkeys(reason for text in texts if (reason := reason_in(text, name)))
+    return f" ({'; '.join(reasons)})" if reasons else ""
 
 
 def _controls(correlations: pd.DataFrame, primary: str) -> tuple[str, ...]:
@@ -371,15 +380,8 @@ def _ladder_table(rungs: tuple[Rung, ...]) -> pd.DataFrame:
 def _verdict(
     study: Study, rungs: tuple[Rung, ...], against: pd.DataFrame, facts: Mapping[str, float]
 ) -> tuple[str, str]:
-    """Return the highest rung that is reached, and the sentences of all rungs that were tested."""
-    first = rungs[0]
-    reached = [r for r in rungs if r.status == "reached"]
-    if reached:
-        verdict = reached[-1].name
-    elif first.status == "opposite":
-        verdict = "contradicted in sign"
-    else:
-        verdict = "undetermined" if first.status == "undetermined" else "not shown"
+    """The highest rung reached, and the sentences of it and of the first that is not."""
+    verdict = highest(rungs)
     tested = [r.sentence for r in rungs if not r.sentence.startswith("Not tested")]
     words = f"Figure: {study.primary.figure}; outcome: {study.outcome.noun}. {' '.join(tested)}"
     if verdict == "not shown":

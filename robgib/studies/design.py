@@ -56,6 +56,7 @@ FIGURES = {
     "unit_synergy": "S(Z;Y)",
     "unit_complexity": "C(Z;Y)",
     "subset_synergy": "subset synergy",
+    "ib_complexity_noise": "I(X;Z) noise",
 }
 """What a study may ask of a layer, and the term of the layers' table that it is."""
 OF_UNITS = ("unit_synergy", "unit_complexity", "subset_synergy")
@@ -80,6 +81,7 @@ class Figure(BaseModel):
         "unit_synergy",
         "unit_complexity",
         "subset_synergy",
+        "ib_complexity_noise",
     ]
     estimator: str = "imputation"
     partition: str = "patches:4"
@@ -293,7 +295,7 @@ class Cell:
         recipe: of the model.
         part: ``explore`` or ``confirm``.
         architecture: its name.
-        regime: how it was trained: standard, adversarial, trades, noise, or a penalty.
+        regime: how it was trained: standard, adversarial, trades, mart, awp, noise, or a penalty.
         strength: of that: eps, the noise's deviation, or the penalty's weight; 0 for standard training.
         training_seed: of the training.
         control: ``untrained`` (weights left as they are drawn), ``random-labels``, ``permuted-patches``, or none.
@@ -510,7 +512,8 @@ def _origin(recipe: Recipe) -> tuple[str, str, float, int]:
     training = recipe.training
     regime, strength = "standard", 0.0
     if training.adversary is not None:
-        regime, strength = "trades" if training.adversary.trades else "adversarial", training.adversary.eps
+        losses = [n for n in ("trades", "mart", "awp") if getattr(training.adversary, n)]
+        regime, strength = "-".join(losses) or "adversarial", training.adversary.eps
     elif training.penalty is not None:
         regime, strength = training.penalty.kind, training.penalty.beta
     elif training.noise:

@@ -19,11 +19,23 @@ from robgib.studies.checks import check_names, check_networks
 from robgib.studies.claims import claim
 from robgib.studies.design import Cell, Study, cells, read_study
 from robgib.studies.engines import Engine
-from robgib.studies.measure import estimated_seconds, measure, measured_rows, stored
+from robgib.studies.ledger import (
+    Ledger,
+    Network,
+    dictionary,
+    ledger_rows,
+    ledger_study,
+    measure_networks,
+    networks,
+    read_ledger,
+    read_ledger_design,
+    verdicts,
+)
+from robgib.studies.measure import estimated_seconds, measure, measured_rows, read_rows, stored
 from robgib.studies.page import phases_json, phases_markdown, phases_page, study_json, study_markdown, study_page
 from robgib.studies.phases import Followed, Phases, followed, phases_claim, phases_rows, read_phases, trace_all
 
-__all__ = ["KINDS", "Answer", "Format", "Plan", "StudyKind", "open_study"]
+__all__ = ["KINDS", "Answer", "Format", "LedgerStudy", "Plan", "StudyKind", "open_study"]
 
 _COUNTS = {"samples", "information_samples"}
 Format = Literal["html", "markdown", "json"]
@@ -79,6 +91,13 @@ class StudyKind(Protocol):
 
     def run(self, data_root: Path | None, engine: Engine, progress: Progress | None) -> Answer:
         """Train and measure what is not measured yet, and return the answer."""
+
+    def claim(self, table: Path) -> Answer:
+        """Return the answer that a table of what is measured gives; train and measure nothing.
+
+        Raises:
+            RobGIBError: it is no table of this study, or such a study has none.
+        """
 
 
 @dataclass(frozen=True)
@@ -148,6 +167,10 @@ class CorrelationStudy:
             study, self.cells, data_root=data_root, engine=engine, catalogue=self.catalogue, progress=progress
         )
         return self.answer(measured_rows(study, measured))
+
+    def claim(self, table: Path) -> Answer:
+        """See :class:`StudyKind`."""
+        return self.answer(read_rows(table, self.study))
 
     def answer(self, rows: pd.DataFrame) -> Answer:
         """Return the answer that a table of measured models gives."""
@@ -224,6 +247,76 @@ class CompressionStudy:
             bool(traces),
         )
 
+    def claim(self, table: Path) -> Answer:
+        """See :class:`StudyKind`."""
+        raise RobGIBError(f"study {self.name!r} is one of compression, which has no table of models.")
+
+
+@dataclass(frozen=True)
+class LedgerStudy:
+    """Networks of a drawn design, measured into one table."""
+
+    ledger: Ledger
+    networks: Sequence[Network]
+    table: Path
+    catalogue: Sequence[Path]
+
+    @property
+    def name(self) -> str:
+        """See :class:`StudyKind`."""
+        return self.ledger.name
+
+    def plan(self, data_root: Path | None) -> Plan:
+        """See :class:`StudyKind`."""
+        self._check(data_root)
+        done = set(read_ledger(self.table)["network"]) if self.table.is_file() else set()
+        rows = [
+            (n.recipe.name, str(n.cell), _fields_of(n), "yes" if n.recipe.name in done else "") for n in self.networks
+        ]
+        summary = f"{len(rows)} networks in {self.ledger.cells} cells, {len(done)} of them in {self.table.name}."
+        return Plan(self.name, ("network", "cell", "training", "done"), rows, (summary,))
+
+    def _check(self, data_root: Path | None) -> None:
+        """Raise before any work for what the data and networks cannot give."""
+        of, recipes = self.ledger, [n.recipe for n in self.networks]
+        check_networks(of.name, recipes, [], [of.partition], max(of.samples, of.information_samples), data_root)
+
+    def run(self, data_root: Path | None, engine: Engine, progress: Progress | None) -> Answer:
+        """See :class:`StudyKind`."""
+        self._check(data_root)
+        rows, errors = measure_networks(
+            self.ledger,
+            self.table,
+            catalogue=self.catalogue,
+            data_root=data_root,
+            engine=engine,
+            progress=progress,
+        )
+        failed = tuple(f"{name} failed: {sentence}" for name, sentence in errors.items())
+        return self.answer(rows, failed)
+
+    def claim(self, table: Path) -> Answer:
+        """See :class:`StudyKind`."""
+        return self.answer(read_ledger(table))
+
+    def answer(self, rows: pd.DataFrame, notes: tuple[str, ...] = ()) -> Answer:
+        """Return the answer that a ledger's rows give: of v of the last layer and the area; the others in a table."""
+        study = ledger_study(self.ledger)
+        models = ledger_rows(self.ledger, rows) if len(rows) else pd.DataFrame()
+        answer = CorrelationStudy(study, (), self.catalogue).answer(models)
+        count = f"{len(rows)} of {len(self.networks)} networks of the design are in the ledger"
+        tables = {"ledger.csv": rows, "columns.csv": dictionary()}
+        if len(rows):
+            tables["verdicts.csv"] = verdicts(self.ledger, rows)
+        return replace(answer, notes=(count, *notes, *answer.notes), tables=tables)
+
+
+def _fields_of(network: Network) -> str:
+    """A network's architecture and training in a few words."""
+    fields = network.fields
+    strength = f" {fields['strength']:g}" if fields["strength"] else ""
+    return f"{fields['architecture']} {fields['width']}x{fields['depth']}, {fields['regime']}{strength}"
+
 
 def _training_of(cell: Cell) -> str:
     """A cell's architecture and how it is trained, in a few words."""
@@ -247,9 +340,15 @@ def _compression(file: Path, catalogue: Sequence[Path], allow_code: bool) -> Stu
     return CompressionStudy(study, followed(study, catalogue, allow_code=allow_code), catalogue)
 
 
+def _ledger(file: Path, catalogue: Sequence[Path], allow_code: bool) -> StudyKind:
+    ledger = read_ledger_design(file, catalogue)
+    return LedgerStudy(ledger, networks(ledger, catalogue), file.parent / ledger.table, catalogue)
+
+
 KINDS: Mapping[str, Callable[[Path, Sequence[Path], bool], StudyKind]] = {
     "correlation": _correlation,
     "compression": _compression,
+    "ledger": _ledger,
 }
 """What reads a study of each kind: from its file, catalogue folders, and whether code that it names may run."""
 

@@ -26,6 +26,7 @@ __all__ = [
     "beyond_baselines",
     "fixed_training",
     "goes_with",
+    "highest",
     "ladder",
     "shown_p",
 ]
@@ -117,6 +118,14 @@ def ladder(question: Question, rng: np.random.Generator) -> tuple[Rung, ...]:
     if second.status != "reached":
         return first, second, _untested(RUNGS[2], f"the rung {second.name!r} is not reached")
     return first, second, beyond_baselines(question, rng, _sign(question, second))
+
+
+def highest(rungs: Sequence[Rung]) -> str:
+    """Return the verdict: the highest rung that is reached, or why none is."""
+    reached = [r for r in rungs if r.status == "reached"]
+    if reached:
+        return reached[-1].name
+    return {"opposite": "contradicted in sign", "undetermined": "undetermined"}.get(rungs[0].status, "not shown")
 
 
 def _sign(question: Question, below: Rung) -> int:

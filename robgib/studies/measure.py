@@ -36,10 +36,16 @@ from robgib.zoo.recipe import Recipe
 
 __all__ = [
     "Measured",
+    "chance_of",
     "estimated_seconds",
+    "figure_of",
     "measure",
     "measured_rows",
+    "outcome_of",
+    "outside_a_run",
     "read_rows",
+    "reason_in",
+    "reasons_text",
     "stored",
 ]
 
@@ -213,24 +219,36 @@ def _one(
 def _further(model: nn.Module, data: Dataset, study: Study, catalogue: list[Path]) -> dict[str, Any]:
     """Return the baselines, and what the outcome needs beyond the tables of a run."""
     figures, failed = measure_model(model, sample_of(data, study.seed), study.measures, catalogue)
-    chance = float(np.bincount(data.test.y.numpy()).max() / len(data.test.y))
-    further: dict[str, Any] = {"baselines": figures, "baselines_failed": failed, "chance": chance}
-    kind, outcome = study.outcome.measure, study.outcome
+    further = {"baselines": figures, "baselines_failed": failed, "chance": chance_of(data)}
+    return further | outside_a_run(model, data, study.outcome, study.samples, study.seed, catalogue)
+
+
+def chance_of(data: Dataset) -> float:
+    """Return the accuracy of one answer to all test samples."""
+    return float(np.bincount(data.test.y.numpy()).max() / len(data.test.y))
+
+
+def outside_a_run(
+    model: nn.Module, data: Dataset, outcome: Outcome, samples: int, seed: int, catalogue: Sequence[Path]
+) -> dict[str, Any]:
+    """Measure what an outcome needs that is no part of a run; ``samples`` are attacked, or points drawn around them."""
+    further: dict[str, Any] = {}
+    kind = outcome.measure
     if kind == "generalisation_gap":
         further["gap"] = _gap(model, data)
     elif kind == "robust_generalisation_gap":
         if not len(data.train):
             raise RobGIBError(f"{data.name!r} has no training samples; a robust generalisation gap needs them.")
         trained = evaluate(
-            model, replace(data, test=data.train), attacks=outcome.attacks, estimators=[], samples=study.samples,
-            curve=False, corruptions=False, signs=False, audit=0, seed=study.seed, catalogue=catalogue, progress=False,
+            model, replace(data, test=data.train), attacks=outcome.attacks, estimators=[], samples=samples,
+            curve=False, corruptions=False, signs=False, audit=0, seed=seed, catalogue=catalogue, progress=False,
         )  # fmt: skip
         area, error = _area(outcome, trained)
         further["trained_area"] = {"value": area, "se": error}
     elif kind == "probabilistic_robustness":
         norm = make_attack(outcome.attack, extra=catalogue).norm
-        x, y = data.test.sample(study.samples, study.seed)
-        share, low, high = probabilistic_robustness(model, x, y, outcome.eps[-1], norm=norm, seed=study.seed)
+        x, y = data.test.sample(samples, seed)
+        share, low, high = probabilistic_robustness(model, x, y, outcome.eps[-1], norm=norm, seed=seed)
         further["probabilistic"] = {"value": share, "se": (high - low) / 2 / 1.96}
     return further
 
@@ -283,18 +301,39 @@ def measured_rows(study: Study, measured: Sequence[Measured]) -> pd.DataFrame:
         }
         if run is not None:
             row |= {k: float(v) for k, v in run.config["source"]["baselines"].items()}
-            row |= _outcome(study, run)  # the clean accuracy of all attacked images takes the place of the measure's
+            row |= outcome_of(study.outcome, run)  # with the clean accuracy of all attacked images
+            row["baselines_failed"] = reasons_text(run.config["source"].get("baselines_failed", {}))
             row["chance"] = float(run.config["source"]["chance"])
             for figure in study.figures:
-                row |= {f"{figure.label}{k}": v for k, v in _figure(figure, run).items()}
+                row |= {f"{figure.label}{k}": v for k, v in figure_of(figure, run).items()}
             row |= _bound(run)
             signs = run.signs[run.signs["seen"].astype(bool)]
             if len(signs) and not one.error:
                 row["left_out"] = "signs of a failed attack: " + ", ".join(dict.fromkeys(signs["name"]))
         rows.append(row)
     table = pd.DataFrame(rows)
-    further = [c for c in table if c.startswith(FIELD)]
-    return table.drop(columns=[c for c in further if c not in varied_fields(table)])
+    unneeded = {c for c in table if c.startswith(FIELD)} - set(varied_fields(table))
+    if "baselines_failed" in table and not table["baselines_failed"].fillna("").any():
+        unneeded.add("baselines_failed")
+    return table.drop(columns=[c for c in table if c in unneeded])
+
+
+def reasons_text(failed: Mapping[str, str]) -> str:
+    """Return why baselines failed on a model as one text (:func:`reason_in`).
+
+    >>> reasons_text({"flatness": "ValueError: no; weights", "linear_r2": "TypeError: none"})
+    'flatness: ValueError: no, weights; linear_r2: TypeError: none'
+    """
+    return "; ".join(f"{name}: {' '.join(reason.split()).replace(';', ',')}" for name, reason in failed.items())
+
+
+def reason_in(text: str, name: str) -> str:
+    """Return why a baseline failed, from the text of all that did; nothing if it is not among them.
+
+    >>> reason_in("flatness: ValueError: no, weights; linear_r2: TypeError: none", "linear_r2")
+    'TypeError: none'
+    """
+    return next((part.removeprefix(f"{name}: ") for part in text.split("; ") if part.startswith(f"{name}: ")), "")
 
 
 def _bound(run: Run) -> dict[str, float]:
@@ -307,9 +346,9 @@ def _bound(run: Run) -> dict[str, float]:
     return {"bound_of": len(over), "bound_held": int((over <= 1e-9).sum()), "bound_worst": float(over.max())}
 
 
-def _outcome(study: Study, run: Run) -> dict[str, float]:
-    """The outcome with its standard error, and the clean accuracy."""
-    source, kind = run.config["source"], study.outcome.measure
+def outcome_of(outcome: Outcome, run: Run) -> dict[str, float]:
+    """Return the outcome with its standard error, and the clean accuracy."""
+    source, kind = run.config["source"], outcome.measure
     clean = float(run.robustness["clean_accuracy"].iloc[0]) if len(run.robustness) else math.nan
     if math.isnan(clean):
         clean = float(source["baselines"].get("clean_accuracy", math.nan))
@@ -325,10 +364,11 @@ def _outcome(study: Study, run: Run) -> dict[str, float]:
     if kind == "probabilistic_robustness":
         return {**row, "outcome": source["probabilistic"]["value"], "outcome_se": source["probabilistic"]["se"]}
     if kind == "median_distance":
-        table = run.robustness[run.robustness["status"] == "ok"]
+        own, each = (t[t["attack"] == outcome.attack] for t in (run.robustness, run.outcomes))
+        table = own[own["status"] == "ok"]
         value = float(table["median_distance"].iloc[0]) if len(table) else math.nan
-        return {**row, "outcome": value if np.isfinite(value) else math.nan, **_median_se(run)}
-    area, error = _area(study.outcome, run)
+        return {**row, "outcome": value if np.isfinite(value) else math.nan, **_median_se(each)}
+    area, error = _area(outcome, run)
     if kind == "robust_generalisation_gap":
         trained = source["trained_area"]
         return {**row, "outcome": trained["value"] - area, "outcome_se": math.hypot(trained["se"], error),
@@ -353,16 +393,17 @@ def _area(outcome: Outcome, run: Run) -> tuple[float, float]:
     return float(weights @ accuracy / at[-1]), float(weights @ spread / at[-1])
 
 
-def _median_se(run: Run) -> dict[str, float]:
+def _median_se(outcomes: pd.DataFrame) -> dict[str, float]:
     """Standard error of the median distance, from the order statistics (the two-sided 68% interval's half width)."""
-    near = np.sort(run.outcomes["distance"].to_numpy(float))
+    near = np.sort(outcomes["distance"].to_numpy(float))
     n = len(near)
     below, above = (int(np.clip(round(n / 2 + side * np.sqrt(n) / 2), 0, n - 1)) for side in (-1, 1))
     half = float(near[above] - near[below]) / 2 if n else float("nan")
     return {"outcome_se": half if np.isfinite(half) else 0.0}
 
 
-def _figure(figure: Figure, run: Run) -> Mapping[str, Any]:
+def figure_of(figure: Figure, run: Run) -> Mapping[str, Any]:
+    """Return a figure of a run, by ``""``, its standard error, by ``_se``, and whether it is marked, by ``_marked``."""
     name = figure.estimator.partition(":")[0]
     layers = run.layers
     chosen = layers[

@@ -1,0 +1,714 @@
+"""The open ledger: many small networks of a drawn design, with every figure, baseline and outcome, a row each."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import model_validator as validated
+
+from robgib.attacks.registry import make_attack
+from robgib.data.dataset import Dataset
+from robgib.data.loaders import check_data
+from robgib.errors import RobGIBError, first_line
+from robgib.evaluation import evaluate
+from robgib.files import alone, cache_folder, digest, write_file
+from robgib.information.registry import make_estimator
+from robgib.measures import MEASURES, list_measures, measure_model, sample_of
+from robgib.results import Run, csv_text, read_csv
+from robgib.runtime import Progress
+from robgib.studies.claims import collapsed
+from robgib.studies.design import Figure, Models, Outcome, Study, read_design
+from robgib.studies.engines import HERE, Engine, Task, run_tasks
+from robgib.studies.ladder import LEAST, Question, highest, ladder
+from robgib.studies.measure import chance_of, figure_of, outcome_of, outside_a_run, reasons_text
+from robgib.studies.strata import FIELD, cell_of
+from robgib.training.loop import accuracy
+from robgib.zoo.loading import checkpoint_path, load_recipe
+from robgib.zoo.recipe import Recipe
+
+__all__ = [
+    "FIELDS",
+    "LEDGER_SCHEMA",
+    "OUTCOMES",
+    "Ledger",
+    "Network",
+    "dictionary",
+    "ledger_rows",
+    "ledger_study",
+    "load_ledger",
+    "measure_networks",
+    "networks",
+    "read_ledger",
+    "read_ledger_design",
+    "stored_row",
+    "verdicts",
+]
+
+LEDGER_SCHEMA = 1
+"""Version of the ledger's columns; it rises with every change that could break a reader."""
+FIELDS = (
+    "data", "architecture", "width", "depth", "regime", "strength", "epochs", "learning_rate", "weight_decay",
+    "batch_size", "augmentation", "early_stopping",
+)  # fmt: skip
+"""Columns of the fields of a training; networks that share them all differ by their seed alone."""
+_OF_STUDIES = ("data", "architecture", "regime", "strength")
+Symbol = Literal["C", "S", "r", "v", "I", "IY", "subset", "Inoise"]
+Sign = Literal["positive", "negative", "either"]
+_SYMBOLS: Mapping[Symbol, str] = {
+    "C": "gib_complexity",
+    "S": "synergy",
+    "r": "redundancy",
+    "v": "vulnerability",
+    "I": "ib_complexity",
+    "IY": "label_information",
+    "subset": "subset_synergy",
+    "Inoise": "ib_complexity_noise",
+}
+_LAYERS = ("last", "mean")
+_GROUPS = 8  # of a layer's units; the subset synergy is measured with them
+OUTCOMES = (
+    "area", "median_distance", "robust_generalisation_gap", "generalisation_gap", "corruption_accuracy",
+    "probabilistic_robustness",
+)  # fmt: skip
+
+
+class Shape(BaseModel):
+    """A size of an architecture: its width and depth, as the ledger's columns have them, and the options of it."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    width: PositiveInt
+    depth: PositiveInt
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class Level(BaseModel):
+    """A strength of a training regime, and the keys of ``training`` that it sets."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    strength: NonNegativeFloat = 0.0
+    training: dict[str, Any] = Field(default_factory=dict)
+
+
+class Ledger(BaseModel):
+    """The design of a ledger.
+
+    A cell has one level of each field; its networks differ by their seed. Architectures and regimes are crossed in a
+    Latin order, and every other field's levels are dealt from shuffled decks, so that every prefix of the cells is
+    balanced.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    kind: Literal["ledger"]
+    name: str
+    question: str
+    data: str
+    table: str = "ledger.csv"
+    """File beside the design that holds the finished networks, a row each; what it holds is not measured again."""
+    cells: PositiveInt = 100
+    seeds: list[NonNegativeInt] = Field(min_length=1)
+    """Of the trainings of each cell."""
+    seed: NonNegativeInt = 0
+    """Of the design and of the measurements."""
+    architectures: dict[str, list[Shape]] = Field(min_length=1)
+    regimes: dict[str, list[Level]] = Field(min_length=1)
+    epochs: list[PositiveInt] = Field(min_length=1)
+    learning_rate: list[float] = Field(min_length=1)
+    weight_decay: list[NonNegativeFloat] = Field(min_length=1)
+    batch_size: list[PositiveInt] = Field(min_length=1)
+    augmentation: dict[str, dict[str, Any]] = Field(min_length=1)
+    """By name, the keys of ``training`` that it sets."""
+    early_stopping: list[bool] = Field(min_length=1)
+    estimator: str = "imputation"
+    partition: str = "patches:2"
+    outcome: Outcome = Field(default_factory=Outcome)
+    """The attack and radii of the area, the gap and the random points."""
+    nearest: str = "fmn-linf"
+    """The attack of the median distance."""
+    samples: PositiveInt = 300
+    information_samples: PositiveInt = 500
+    expect: dict[Symbol, Sign] = Field(default_factory=dict)
+    """The sign that the claim predicts of each figure's correlation with robustness."""
+
+    @validated(mode="after")
+    def _each_once(self) -> Ledger:
+        for key in ("seeds", "epochs", "learning_rate", "weight_decay", "batch_size", "early_stopping"):
+            values = getattr(self, key)
+            if len(set(values)) < len(values):
+                raise ValueError(f"{key} has a level twice; give each once")
+        return self
+
+    @property
+    def figures(self) -> dict[str, Figure]:
+        """The information figures by their columns."""
+        return {
+            f"{symbol}_{layer}": Figure(
+                figure=figure,  # type: ignore[arg-type]
+                estimator=self.estimator,
+                partition=self.partition,
+                layer=layer,
+            )
+            for symbol, figure in _SYMBOLS.items()
+            for layer in _LAYERS
+        }
+
+    def outcome_called(self, name: str) -> Outcome:
+        """The outcome of one of the ledger's columns."""
+        attack = self.nearest if name == "median_distance" else self.outcome.attack
+        return self.outcome.model_copy(update={"measure": name, "attack": attack})
+
+
+@dataclass(frozen=True)
+class Network:
+    """One network of a ledger.
+
+    Attributes:
+        cell: number of its training; networks of one cell differ by their seed alone.
+        fields: by name (:data:`FIELDS`).
+        seed: of the training.
+        recipe: what trains it.
+    """
+
+    cell: int
+    fields: Mapping[str, Any]
+    seed: int
+    recipe: Recipe
+
+    def key(self, ledger: Ledger) -> str:
+        """Digest of everything that the row depends on."""
+        content = [self.recipe.digest, ledger.outcome.model_dump(), ledger.nearest, ledger.estimator, ledger.partition]
+        numbers = [ledger.samples, ledger.information_samples, ledger.seed, LEDGER_SCHEMA]
+        return digest([*content, *numbers, list_measures()])[:16]
+
+
+def read_ledger_design(path: Path, catalogue: Sequence[Path] = ()) -> Ledger:
+    """Read the design of a ledger.
+
+    Raises:
+        RobGIBError: it is no such design, or names something that there is not.
+    """
+    ledger = read_design(path, Ledger)
+    try:
+        for attack in (*ledger.outcome.attacks, ledger.nearest):
+            make_attack(attack, extra=catalogue)
+        make_estimator(ledger.estimator, catalogue)
+        check_data(ledger.data, catalogue)
+    except RobGIBError as error:
+        raise RobGIBError(f"{path}: {error}") from error
+    return ledger
+
+
+def _dealt(levels: Sequence[Any], rng: random.Random) -> Iterator[Any]:
+    """Levels of a field without end, each once in every shuffled deck."""
+    while True:
+        deck = list(levels)
+        rng.shuffle(deck)
+        yield from deck
+
+
+def networks(ledger: Ledger, catalogue: Sequence[Path] = ()) -> list[Network]:
+    """Return the networks of a design, the seeds of a cell one after another; every prefix is balanced.
+
+    Raises:
+        RobGIBError: a training or an architecture that cannot be.
+    """
+    rng = random.Random(ledger.seed)
+    shapes = {a: _dealt(of, rng) for a, of in ledger.architectures.items()}
+    levels = {r: _dealt(of, rng) for r, of in ledger.regimes.items()}
+    decks = {
+        key: _dealt(list(getattr(ledger, key)), rng)
+        for key in ("epochs", "learning_rate", "weight_decay", "batch_size", "augmentation", "early_stopping")
+    }
+    regimes, found = list(ledger.regimes), []
+    pairs: list[tuple[str, str]] = []
+    while len(pairs) < ledger.cells:
+        first = rng.sample(range(len(regimes)), k=len(regimes))
+        rounds = [
+            [(a, regimes[first[(i + turn) % len(regimes)]]) for i, a in enumerate(ledger.architectures)]
+            for turn in range(len(regimes))
+        ]
+        for one in rounds:
+            rng.shuffle(one)
+            pairs += one
+    for cell, (architecture, regime) in enumerate(pairs[: ledger.cells]):
+        shape, level = next(shapes[architecture]), next(levels[regime])
+        dealt = {key: next(deck) for key, deck in decks.items()}
+        found += [_network(ledger, cell, architecture, shape, regime, level, dealt, seed, catalogue)
+                  for seed in ledger.seeds]  # fmt: skip
+    return found
+
+
+def _network(
+    ledger: Ledger,
+    cell: int,
+    architecture: str,
+    shape: Shape,
+    regime: str,
+    level: Level,
+    dealt: Mapping[str, Any],
+    seed: int,
+    catalogue: Sequence[Path],
+) -> Network:
+    """One network of a cell."""
+    fields = {
+        "data": ledger.data,
+        "architecture": architecture,
+        "width": shape.width,
+        "depth": shape.depth,
+        "regime": regime,
+        "strength": float(level.strength),
+        **dealt,
+    }
+    training = {
+        **{key: dealt[key] for key in ("epochs", "learning_rate", "weight_decay", "batch_size", "early_stopping")},
+        **ledger.augmentation[dealt["augmentation"]],
+        **level.training,
+        "seed": seed,
+    }
+    name = f"{ledger.name}-{cell:03d}-seed{seed}"
+    try:
+        recipe = Recipe.model_validate(
+            {
+                "name": name,
+                "data": ledger.data,
+                "architecture": {"name": architecture, **shape.options},
+                "training": training,
+            }
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise RobGIBError(f"ledger {ledger.name!r}: {name}: {where}: {first['msg'].lower()}.") from error
+    recipe.check_architecture(f"ledger {ledger.name!r}")
+    return Network(cell, fields, seed, recipe.among(catalogue))
+
+
+def stored_row(network: Network, ledger: Ledger) -> Path:
+    """The folder of a network's finished row in the cache."""
+    return cache_folder() / "ledger" / network.key(ledger)
+
+
+def measure_networks(
+    ledger: Ledger,
+    table: Path,
+    *,
+    catalogue: Sequence[Path] = (),
+    data_root: Path | None = None,
+    engine: Engine = HERE,
+    most: int | None = None,
+    progress: Progress | None = None,
+) -> tuple[pd.DataFrame, dict[str, str]]:
+    """Train and measure the networks that the table does not hold yet; add a row as each is finished.
+
+    The table is written anew, in one piece, with every row: after an interruption it holds all that was finished.
+
+    Args:
+        ledger: the design.
+        table: CSV file of the rows; made if it is not there.
+        catalogue: further folders of data sets and plug-ins.
+        data_root: folder of the data files.
+        engine: what does the work.
+        most: how many networks of the design to have at the end; None is all.
+        progress: called after each network, and while those of this machine are under way.
+
+    Returns:
+        The rows, in the design's order, and the sentence of the error of each network that failed, by name.
+
+    Raises:
+        RobGIBError: the table is one of another schema version, or no ledger.
+    """
+    every = networks(ledger, catalogue)
+    wanted, order = every[:most], {one.recipe.name: i for i, one in enumerate(every)}
+    rows = read_ledger(table) if table.is_file() else pd.DataFrame({"network": []})
+    waiting = [one for one in wanted if one.recipe.name not in set(rows["network"])]
+    by_name = {one.recipe.name: one for one in waiting}
+    tasks = [
+        Task(
+            one.recipe.name,
+            stored_row(one, ledger),
+            one.recipe,
+            partial(_measured, one, ledger, list(catalogue)),
+            partial(_checkpoint, one.recipe),
+        )
+        for one in waiting
+    ]
+    errors: dict[str, str] = {}
+    done = len(wanted) - len(waiting)
+    ready = [task for task in tasks if (task.target / _ROW).is_file()]
+    for task in ready:
+        _add(by_name[task.name], ledger, order, table)
+        done += 1
+    for name, error in run_tasks([t for t in tasks if t not in ready], engine, data_root, progress):
+        done += 1
+        if error:
+            errors[name] = error
+        else:
+            _add(by_name[name], ledger, order, table)
+        if progress:
+            progress(f"ledger {ledger.name}", done, len(wanted), f"{name}{': failed' if error else ''}")
+    return (read_ledger(table) if table.is_file() else rows), errors
+
+
+_ROW = "row.json"
+
+
+def _checkpoint(recipe: Recipe, data: Dataset) -> str:
+    return checkpoint_path(recipe, data).name
+
+
+def _add(network: Network, ledger: Ledger, order: Mapping[str, int], table: Path) -> None:
+    """Add a finished network's row to the table, in the design's order; other processes may add to it too."""
+    row = json.loads((stored_row(network, ledger) / _ROW).read_text(encoding="utf-8"))
+    with alone(table):
+        rows = read_ledger(table) if table.is_file() else pd.DataFrame({"network": []})
+        if network.recipe.name in set(rows["network"]):
+            return
+        rows = pd.concat([rows, pd.DataFrame([row])], ignore_index=True) if len(rows) else pd.DataFrame([row])
+        place = rows["network"].map(lambda n: order.get(n, len(order)))
+        write_file(table, csv_text(rows.iloc[place.argsort(kind="stable")]).encode())
+
+
+def _measured(
+    network: Network,
+    ledger: Ledger,
+    catalogue: list[Path],
+    folder: Path,
+    data: Dataset,
+    device: str,
+    progress: Progress | None,
+) -> None:
+    """Train and measure one network; its row goes into the folder."""
+    began = time.process_time()
+    model, record = load_recipe(network.recipe, data, device=device, progress=progress)
+    trained = time.process_time()
+    run = evaluate(
+        model,
+        data,
+        attacks=[*ledger.outcome.attacks, ledger.nearest],
+        estimators=[ledger.estimator],
+        features=[ledger.partition],
+        unit_groups=_GROUPS,
+        name=network.recipe.name,
+        samples=ledger.samples,
+        information_samples=ledger.information_samples,
+        curve=False,
+        corruptions=True,
+        audit=0,
+        signs=False,
+        device=device,
+        seed=ledger.seed,
+        catalogue=catalogue,
+        source={"kind": "study"},
+        progress=progress or False,
+    )
+    model = model.cpu()
+    row = {
+        "schema": LEDGER_SCHEMA,
+        "network": network.recipe.name,
+        "cell": network.cell,
+        **network.fields,
+        "seed": network.seed,
+        "kept_epochs": int(record.get("epochs") or 0),
+        "train_accuracy": accuracy(model, data.train),
+        "test_accuracy": accuracy(model, data.test),
+        **_outcomes(model, data, ledger, run, catalogue),
+        **_figures(ledger, run),
+        **_baselines(model, data, ledger),
+        "chance": chance_of(data),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "samples": ledger.samples,
+        "information_samples": int(run.config["information_samples"]),
+        "estimator": ledger.estimator,
+        "partition": ledger.partition,
+        "attack": ledger.outcome.attack,
+        "nearest": ledger.nearest,
+        "seconds_training": round(trained - began, 1),
+        "seconds_measuring": round(time.process_time() - trained, 1),
+        "robgib": version("robgib"),
+        "torch": torch.__version__,
+    }
+    text = json.dumps({k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()})
+    write_file(folder / _ROW, text.encode())
+
+
+def _outcomes(model: torch.nn.Module, data: Dataset, ledger: Ledger, run: Run, catalogue: list[Path]) -> dict[str, Any]:
+    """Every outcome with its standard error, and the accuracy at each radius."""
+    row: dict[str, Any] = {}
+    for name in OUTCOMES:
+        outcome = ledger.outcome_called(name)
+        run.config["source"] |= outside_a_run(model, data, outcome, ledger.samples, ledger.seed, catalogue)
+        run.config["source"].setdefault("baselines", {})
+        found = outcome_of(outcome, run)
+        row |= {name: found["outcome"], f"{name}_se": found["outcome_se"]}
+    swept = run.robustness[run.robustness["attack"].isin(ledger.outcome.attacks)].sort_values("eps")
+    at = {f"robust_{e:g}": float(a) for e, a in zip(swept["eps"], swept["robust_accuracy"], strict=True)}
+    return {**row, "robust_0": float(swept["clean_accuracy"].iloc[0]), **at}
+
+
+def _figures(ledger: Ledger, run: Run) -> dict[str, Any]:
+    return {f"{column}{k}": v for column, figure in ledger.figures.items() for k, v in figure_of(figure, run).items()}
+
+
+def _baselines(model: torch.nn.Module, data: Dataset, ledger: Ledger) -> dict[str, Any]:
+    """The baselines, and the reason of each that failed."""
+    figures, failed = measure_model(model, sample_of(data, ledger.seed))
+    return {**figures, "baselines_failed": reasons_text(failed)}
+
+
+def _packaged() -> Path:
+    """The ledger of this release: in an installed package beside the code, in a working copy in ``reports``."""
+    package = Path(__file__).parents[1]
+    packaged = package / "content" / "ledger" / "ledger.csv"
+    return packaged if packaged.is_file() else package.parent / "reports" / "ledger" / "ledger.csv"
+
+
+def load_ledger(path: str | Path | None = None) -> pd.DataFrame:
+    """Return the open ledger: a row a network, with its training, figures, baselines and outcomes.
+
+    :func:`~robgib.studies.dictionary` has each column's unit, meaning and source. Networks that share ``cell`` differ
+    by ``seed`` alone.
+
+    Args:
+        path: another ledger's CSV file; None is the one that comes with this release.
+
+    Raises:
+        RobGIBError: it is no ledger, or one of another schema version.
+
+    >>> import robgib
+    >>> ledger = robgib.load_ledger()
+    >>> bool((ledger.groupby("cell")["seed"].nunique() <= 2).all())
+    True
+    """
+    return read_ledger(_packaged() if path is None else Path(path))
+
+
+_TRAINING = (
+    ("schema", "", "version of the columns", ""),
+    ("network", "", "name of the network", ""),
+    ("cell", "", "number of the training; networks of one cell differ by their seed alone", ""),
+    ("data", "", "data set", ""),
+    ("architecture", "", "architecture", ""),
+    ("width", "units", "channels of the first layer, dimension of tokens, or hidden units", ""),
+    ("depth", "layers", "convolutions, residual blocks, transformer blocks or hidden layers", ""),
+    (
+        "regime", "",
+        "standard; noise: Gaussian; pgd-at: Madry et al. 2018; trades: Zhang et al. 2019; mart: Wang et al. 2020; awp: "
+        "pgd-at with weight perturbation, Wu et al. 2020", "",
+    ),
+    ("strength", "pixel scale", "radius of the training's attack, or the noise's standard deviation; 0 for none", ""),
+    ("epochs", "", "epochs of the training", ""),
+    ("learning_rate", "", "highest learning rate (AdamW, one cycle)", ""),
+    ("weight_decay", "", "decoupled weight decay", ""),
+    ("batch_size", "images", "images a batch", ""),
+    ("augmentation", "", "none, or mirroring and shifts by a pixel", ""),
+    ("early_stopping", "", "whether the epoch with the best held-out accuracy was kept", "Rice, Wong & Kolter 2020"),
+    ("seed", "", "seed of the training", ""),
+    ("kept_epochs", "", "epochs that were trained", ""),
+    ("train_accuracy", "share", "accuracy on all training images", ""),
+    ("test_accuracy", "share", "accuracy on all test images", ""),
+    ("chance", "share", "accuracy of one answer to all test images", ""),
+    ("parameters", "", "trained numbers of the network", ""),
+    ("samples", "images", "images that were attacked, of the test and of the training set each", ""),
+    ("information_samples", "images", "images that the information was estimated from", ""),
+    ("estimator", "", "estimator of the information figures, with its settings", ""),
+    ("partition", "", "features of the input", ""),
+    ("attack", "", "attack of area, robust gap and robust_*", ""),
+    ("nearest", "", "attack of median_distance", ""),
+    ("seconds_training", "s", "processor time of the training", ""),
+    ("seconds_measuring", "s", "processor time of all measurements", ""),
+    ("robgib", "", "release that measured", ""),
+    ("torch", "", "release of torch", ""),
+    ("baselines_failed", "", "reason of each baseline that failed, whose figure is empty", ""),
+)  # fmt: skip
+_FIGURE_WORDS = {
+    "C": "C(X;Z), complexity of the generalised information bottleneck",
+    "S": "S(X;Z), synergy",
+    "r": "r(X;Z), degree of redundancy",
+    "v": "v(X;Z), degree of vulnerability",
+    "I": "I(X;Z), mutual information of input and code",
+    "IY": "I(Z;Y), information of the code about the label",
+    "subset": "subset synergy, I(Ŷ;Y) less its mean with a random half of the units set to 0",
+    "Inoise": "I(X;Z) of the layer with Gaussian noise, whose code is not limited to 40 symbols",
+}
+_OUTCOME_WORDS = {
+    "area": ("share", "area under accuracy against eps from 0 to the largest, as a share of the widest", ""),
+    "median_distance": ("pixel scale", "median L∞ distance of the nearest adversarial image; 0 for wrong labels", ""),
+    "robust_generalisation_gap": ("share", "the area on training images less that on test images", "Rice et al. 2020"),
+    "generalisation_gap": ("share", "accuracy on training images less that on test images", ""),
+    "corruption_accuracy": (
+        "share", "mean accuracy over noise, blur, contrast and JPEG of five severities", "Hendrycks & Dietterich 2019",
+    ),
+    "probabilistic_robustness": (
+        "share", "share of 20 random points of the L∞ ball of the largest eps that keep the label", "Robey et al. 2022",
+    ),
+}  # fmt: skip
+
+
+def dictionary(radii: Sequence[float] = (0, 0.02, 0.05, 0.1, 0.15, 0.2)) -> pd.DataFrame:
+    """Return the data dictionary of the ledger: ``column``, ``unit``, ``meaning`` and ``source``, a row a column.
+
+    Args:
+        radii: of the attack, which have a column each.
+
+    >>> dictionary().set_index("column").loc["v_last", "meaning"]
+    'v(X;Z), degree of vulnerability, of the last layer before the logits'
+    """
+    rows = list(_TRAINING)
+    for name, (unit, meaning, source) in _OUTCOME_WORDS.items():
+        rows += [(name, unit, meaning, source), (f"{name}_se", unit, f"standard error of {name}", "")]
+    for eps in radii:
+        what = f"accuracy under the attack of radius {eps:g}" if eps else "accuracy on the attacked images, unattacked"
+        rows.append((f"robust_{eps:g}", "share", what, ""))
+    places = {"last": "of the last layer before the logits", "mean": "mean over the layers before the logits"}
+    for symbol, words in _FIGURE_WORDS.items():
+        unit = "patches" if symbol in "rv" else "bits"
+        for layer, place in places.items():
+            column = f"{symbol}_{layer}"
+            rows += [
+                (column, unit, f"{words}, {place}", ""),
+                (f"{column}_se", unit, f"standard error of {column}, from its interval", ""),
+                (f"{column}_marked", "", f"whether the estimator flags {column}", ""),
+            ]
+    for name, entry in MEASURES.entries().items():
+        rows.append((name, "", "baseline: " + " ".join((entry.value.__doc__ or "").split()), "its text"))
+    return pd.DataFrame(rows, columns=["column", "unit", "meaning", "source"])
+
+
+def read_ledger(path: Path) -> pd.DataFrame:
+    """Read a ledger's CSV file.
+
+    Raises:
+        RobGIBError: it does not exist, is no ledger, or one of another schema version.
+    """
+    if not path.is_file():
+        raise RobGIBError(f"ledger {str(path)!r} does not exist.")
+    try:
+        rows = read_csv(path)
+    except (OSError, ValueError) as error:
+        raise RobGIBError(f"{path} is no ledger: {first_line(error)}.") from error
+    if "schema" not in rows or "network" not in rows:
+        raise RobGIBError(f"{path} is no ledger: it has no columns 'schema' and 'network'.")
+    other = sorted({str(s) for s in rows["schema"]} - {str(LEDGER_SCHEMA)})
+    if other:
+        raise RobGIBError(
+            f"{path} is a ledger of schema version {', '.join(other)}, and this release reads version {LEDGER_SCHEMA}; "
+            "use the release of robgib that its column 'robgib' names."
+        )
+    wanted = [c for c in dictionary()["column"] if not c.startswith("robust_0.")]
+    missing = next((c for c in wanted if c not in rows), None)
+    if missing is not None:
+        raise RobGIBError(f"{path} lacks the column {missing!r} of a ledger of schema version {LEDGER_SCHEMA}.")
+    twice = rows["network"][rows["network"].duplicated()]
+    if len(twice):
+        raise RobGIBError(f"{path} has the network {twice.iloc[0]!r} twice; remove one of the rows.")
+    return rows.assign(baselines_failed=rows["baselines_failed"].fillna("").astype(str))
+
+
+def ledger_study(ledger: Ledger, column: str = "v_last", outcome: str = "area") -> Study:
+    """Return the study of correlation that a ledger's rows answer: one primary figure, one outcome.
+
+    Args:
+        ledger: the design.
+        column: of the primary figure, such as ``v_last``; all others are secondary.
+        outcome: a column of the outcomes.
+    """
+    figures = ledger.figures
+    return Study(
+        name=ledger.name,
+        question=ledger.question,
+        expect="either" if outcome.endswith("gap") else ledger.expect.get(column.partition("_")[0], "either"),  # type: ignore[call-overload]
+        primary=figures[column],
+        secondary=[figure for name, figure in figures.items() if name != column],
+        outcome=ledger.outcome_called(outcome),
+        confirm=Models(),
+        samples=ledger.samples,
+        information_samples=ledger.information_samples,
+        seed=ledger.seed,
+    )
+
+
+def ledger_rows(ledger: Ledger, rows: pd.DataFrame, outcome: str = "area") -> pd.DataFrame:
+    """Return a ledger's rows as those of a study's models (:func:`~robgib.studies.measured_rows`), with one outcome."""
+    further = {f"{FIELD}{name}": rows[name] for name in FIELDS if name not in _OF_STUDIES}
+    figures = {
+        f"{figure.label}{k}": rows[f"{column}{k}"]
+        for column, figure in ledger.figures.items()
+        for k in ("", "_se", "_marked")
+    }
+    return pd.DataFrame(
+        {
+            "model": rows["network"],
+            "part": "confirm",
+            **{name: rows[name] for name in _OF_STUDIES},
+            "training_seed": rows["seed"],
+            "left_out": "",
+            **further,
+            **{name: rows[name] for name in list_measures() if name in rows},
+            "baselines_failed": rows["baselines_failed"],
+            "chance": rows["chance"],
+            "outcome": rows[outcome],
+            "outcome_se": rows[f"{outcome}_se"],
+            **figures,
+        }
+    )
+
+
+def verdicts(ledger: Ledger, rows: pd.DataFrame, outcomes: Sequence[str] = OUTCOMES) -> pd.DataFrame:
+    """Return the ladder of evidence of every figure and every baseline, against every outcome.
+
+    A figure is held against all baselines, a baseline against the others. Signs are those of the design for figures and
+    outcomes of robustness, and free for gaps and baselines. Collapsed networks are left out, but of the gap.
+
+    Args:
+        ledger: the design.
+        rows: of the ledger.
+        outcomes: columns of it.
+
+    Returns:
+        A row a figure and outcome: the verdict; ``rho``, ``fixed`` and ``beyond``, the figures of the three rungs, each
+        with ``_low``, ``_high`` and ``_p``, empty where it was not tested; and the rungs ``in_words``.
+    """
+    names = [c for c in ledger.figures if c.endswith("_last")]
+    table = []
+    for outcome in outcomes:
+        for column in (*names, "strength", *list_measures()):
+            information = column in names
+            study = ledger_study(ledger, column if information else "v_last", outcome)
+            models = collapsed(study, ledger_rows(ledger, rows, outcome))
+            label = study.primary.label if information else column
+            models = models[models["left_out"] == ""].dropna(subset=[label, "outcome"]).reset_index(drop=True)
+            baselines = [b for b in ("strength", *list_measures()) if b != column]
+            if outcome == "generalisation_gap":  # of which clean accuracy is a part
+                baselines = [b for b in baselines if b != "clean_accuracy"]
+            expect = study.expect if information else "either"
+            head = {"figure": column, "kind": "information" if information else "baseline", "outcome": outcome}
+            table.append({**head, "expect": expect, **_verdict(models, label, expect, tuple(baselines), ledger.seed)})
+    return pd.DataFrame(table)
+
+
+_SIGN = {"positive": 1, "negative": -1, "either": 0}
+
+
+def _verdict(rows: pd.DataFrame, label: str, expect: str, baselines: tuple[str, ...], seed: int) -> dict[str, Any]:
+    """The verdict of one figure and the figures of the three rungs."""
+    own: dict[str, Any] = {"networks": len(rows), "cells": int(cell_of(rows).max(initial=-1)) + 1}
+    if len(rows) < LEAST or rows[label].nunique() < 2 or rows["outcome"].nunique() < 2:
+        few = f"fewer than {LEAST} networks" if len(rows) < LEAST else "the figure or the outcome is constant"
+        return {**own, "verdict": "undetermined", "in_words": f"Undetermined: {few}."}
+    rungs = ladder(Question(rows, label, _SIGN[expect], baselines), np.random.default_rng([seed, 41]))
+    own["verdict"] = highest(rungs)
+    for name, rung in zip(("rho", "fixed", "beyond"), rungs, strict=True):
+        own |= {name: rung.figure, f"{name}_low": rung.low, f"{name}_high": rung.high, f"{name}_p": rung.p}
+    return {**own, "in_words": " ".join(r.sentence for r in rungs)}
