@@ -16,6 +16,7 @@ COPY pyproject.toml README.md LICENSE ./
 COPY robgib robgib
 COPY attacks attacks
 COPY zoo zoo
+COPY reports/ledger reports/ledger
 RUN pip install --no-cache-dir ".[${EXTRAS}]" && rm -rf /source/*
 RUN useradd --create-home robgib && mkdir /cache /work && chown robgib /cache /work
 USER robgib

@@ -118,6 +118,7 @@ def test_the_wheel_runs_outside_the_repository(digits_cnn, tmp_path):
         names = set(archive.namelist())
     shutil.rmtree(source)
     assert {"robgib/py.typed", "robgib/content/attacks/pgd-linf.yaml", "robgib/content/zoo/digits-cnn.yaml"} <= names
+    assert "robgib/content/ledger/ledger.csv" in names
     assert not [name for name in names if name.startswith(("tests", "docs"))]
     where = "import robgib; print(robgib.__file__)"
     for arguments, word in (

@@ -246,7 +246,7 @@ def test_from_the_command_line_to_the_page(cli, cache, tmp_path, monkeypatch):
     assert "About 1 min on one process" in planned.stdout
     done = cli("study", "run", "small.yaml", "--out", "found", "--quiet")
     assert done.returncode == 0, done.stderr
-    assert "Cannot be told." in done.stdout  # of two models nothing is
+    assert "Undetermined." in done.stdout  # two models do not suffice
     assert sorted(p.name for p in (tmp_path / "found").iterdir()) == [
         "models.csv", "study.html", "study.json", "study.md",
     ]  # fmt: skip
