@@ -380,7 +380,7 @@ def _ladder_table(rungs: tuple[Rung, ...]) -> pd.DataFrame:
 def _verdict(
     study: Study, rungs: tuple[Rung, ...], against: pd.DataFrame, facts: Mapping[str, float]
 ) -> tuple[str, str]:
-    """The highest rung reached, and the sentences of it and of the first that is not."""
+    """Return the highest rung that is reached, and the sentences of all rungs that were tested."""
     verdict = highest(rungs)
     tested = [r.sentence for r in rungs if not r.sentence.startswith("Not tested")]
     words = f"Figure: {study.primary.figure}; outcome: {study.outcome.noun}. {' '.join(tested)}"
