@@ -156,10 +156,11 @@ def test_a_second_rung_that_cannot_be_tested_says_why(rows):
     assert fixed.sentence == same.sentence
     five = rows[rows["architecture"] == "cnn"].iloc[:10]  # five pairs: 32 orders, enough for one side alone
     assert fixed_training(Question(five, V), generator(), -1).status != "undetermined"
-    assert (
-        "10 models in 5 groups of one training are too few"
-        in fixed_training(Question(five, V), generator(), 0).sentence
-    )
+    few = fixed_training(Question(five, V), generator(), 0)
+    assert few.name == RUNGS[1]
+    assert "10 models in 5 groups of one training are too few" in few.sentence
+    strong = fixed_training(Question(rows.assign(outcome=-rows[V]), V), generator(), 0)
+    assert "p < 0.0005, over 48 models" in strong.sentence  # the smallest p of 2,000 permutations is a bound
     assert math.isnan(same.figure)
     assert (same.draws, math.isnan(same.p)) == (0, True)
 
