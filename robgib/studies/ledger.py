@@ -32,7 +32,7 @@ from robgib.runtime import Progress
 from robgib.studies.claims import collapsed
 from robgib.studies.design import Figure, Models, Outcome, Study, read_design
 from robgib.studies.engines import HERE, Engine, Task, run_tasks
-from robgib.studies.ladder import LEAST, Question, highest, ladder
+from robgib.studies.ladder import LEAST, Question, highest, ladder, partial_effect, usable_baselines
 from robgib.studies.measure import chance_of, figure_of, outcome_of, outside_a_run, reasons_text
 from robgib.studies.strata import FIELD, cell_of
 from robgib.training.loop import accuracy
@@ -678,7 +678,9 @@ def verdicts(ledger: Ledger, rows: pd.DataFrame, outcomes: Sequence[str] = OUTCO
 
     Returns:
         A row a figure and outcome: the verdict; ``rho``, ``fixed`` and ``beyond``, the figures of the three rungs, each
-        with ``_low``, ``_high`` and ``_p``, empty where it was not tested; and the rungs ``in_words``.
+        with ``_low``, ``_high`` and ``_p``, empty where it was not tested; ``effect``, ``effect_se`` and ``effect_p``,
+        the partial effect given all baselines and recipe fields, also where the last rung was not tested; and the rungs
+        ``in_words``.
     """
     names = [c for c in ledger.figures if c.endswith("_last")]
     table = []
@@ -698,6 +700,11 @@ def verdicts(ledger: Ledger, rows: pd.DataFrame, outcomes: Sequence[str] = OUTCO
     return pd.DataFrame(table)
 
 
+def _effect(rows: pd.DataFrame, label: str, baselines: tuple[str, ...]) -> tuple[float, float, float]:
+    """The partial effect of the last rung, also where that is not reached; NaN where too few networks are left."""
+    return partial_effect(rows, label, usable_baselines(rows, baselines))
+
+
 _SIGN = {"positive": 1, "negative": -1, "either": 0}
 
 
@@ -711,4 +718,5 @@ def _verdict(rows: pd.DataFrame, label: str, expect: str, baselines: tuple[str, 
     own["verdict"] = highest(rungs)
     for name, rung in zip(("rho", "fixed", "beyond"), rungs, strict=True):
         own |= {name: rung.figure, f"{name}_low": rung.low, f"{name}_high": rung.high, f"{name}_p": rung.p}
+    own |= dict(zip(("effect", "effect_se", "effect_p"), _effect(rows, label, baselines), strict=True))
     return {**own, "in_words": " ".join(r.sentence for r in rungs)}

@@ -220,6 +220,20 @@ def test_a_constant_figure_cannot_be_told(design):
     assert "constant" in found.loc["v_last", "in_words"]
 
 
+def test_the_claim_of_a_ledger_comes_from_its_table_alone(design, tmp_path, monkeypatch):
+    monkeypatch.setattr("robgib.studies.kinds.verdicts", lambda ledger, rows: pd.DataFrame({"networks": [len(rows)]}))
+    file = tmp_path / "rows.csv"
+    synthetic(effect=2.0).assign(schema=LEDGER_SCHEMA).to_csv(file, index=False)
+    answer = open_study(design).claim(file)
+    assert answer.verdict in ("at fixed training", "beyond the baselines")
+    assert answer.notes[0] == "48 of 8 networks of the design are in the ledger"
+    assert set(answer.tables) == {"ledger.csv", "columns.csv", "verdicts.csv"}
+    assert answer.tables["verdicts.csv"]["networks"].item() == 48
+    assert "margin_per_gradient" in answer.texts["markdown"]()
+    with pytest.raises(RobGIBError, match="has no table of models"):
+        open_study(REPORT.parent / "phases" / "study.yaml").claim(file)
+
+
 def test_the_rows_of_a_sitting_are_json_without_nan(design, tmp_path):
     ledger = read_ledger_design(design)
     measure_networks(ledger, tmp_path / "ledger.csv", most=1)
