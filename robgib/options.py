@@ -242,7 +242,9 @@ class ModelOptions(_Checked):
     arch: str | None = option(
         None, "Architecture of checkpoint files: package.module:factory, or a name.", runs_code=True
     )
-    data: str | None = option(None, "Data set, in place of the model's own.")
+    data: str | None = option(
+        None, "Data set, in place of the model's own: a name of `robgib data list`, folder:DIR or npz:FILE."
+    )
     classes: str | None = option(
         None, "The model's classes in its order, if the folders number theirs differently: imagenet, or a file."
     )
@@ -253,7 +255,7 @@ class ModelOptions(_Checked):
         shown="if --classes names more classes than the data",
     )
     weights_key: str | None = option(
-        None, "Which of several networks in a checkpoint file, by key or prefix, such as state_dict_ema or teacher."
+        None, "Key or prefix of one of several networks in a checkpoint file, such as state_dict_ema or teacher."
     )
     normalize: str | None = option(
         None,
@@ -273,7 +275,9 @@ class ModelOptions(_Checked):
     input_size: Count | None = option(None, "Resize the shorter side to this length, then crop the central square.")
     resize: Count | None = option(None, "Resize the shorter side to this length.")
     crop: Count | None = option(None, "Side of the central square crop.")
-    interpolation: str = option("bilinear", "nearest, bilinear, bicubic or lanczos.")
+    interpolation: str = option(
+        "bilinear", "Interpolation of --input-size and --resize: nearest, bilinear, bicubic or lanczos."
+    )
     allow_pickle: bool = option(
         False,
         "Unpickle .pt and .pth files that hold more than weights. [red]They can run any code.",
@@ -295,7 +299,12 @@ class AttackOptions(_Checked):
     0.02
     """
 
-    attacks: Any = option("standard", "Attack, as NAME[:key=value,…]; repeatable.", flag="--attack", shown="--standard")
+    attacks: Any = option(
+        "standard",
+        "Attack of `robgib attacks list`, as NAME[:key=value,…]; repeatable.",
+        flag="--attack",
+        shown="--standard",
+    )
     norm: str | Sequence[str] | None = option(
         None, "Norm of the attacks: linf, l2, l1 or l0; repeatable.", shown="the customary one of the data set"
     )
@@ -309,16 +318,22 @@ class AttackOptions(_Checked):
         None, "Run attacks from the cheapest on, each on the samples that are still classified correctly."
     )
     curve: bool | None = option(
-        None, "Measure accuracy against eps.", flag="--curve/--no-curve", shown="what half of the attacks' cost allows"
+        None,
+        "Measure accuracy against eps.",
+        flag="--curve/--no-curve",
+        shown="as far as half of the attacks' cost allows",
     )
     signs: bool | None = option(
-        None, "Run the attack-failure indicators.", flag="--signs/--no-signs", shown="what half of it allows"
+        None,
+        "Run the attack-failure indicators.",
+        flag="--signs/--no-signs",
+        shown="as far as a sixth of the attacks' cost allows",
     )
     corruptions: bool | None = option(
         None,
         "Measure accuracy under common corruptions.",
         flag="--corruptions/--no-corruptions",
-        shown="what half of it allows",
+        shown="as far as half of the attacks' cost allows",
     )
     certify: bool = option(False, "Also prove samples robust, with bounds on the network (small networks only).")
     audit: Share | None = option(
@@ -328,10 +343,13 @@ class AttackOptions(_Checked):
         text=True,
         shown="after the fast ensemble, at about its cost",
     )
-    until_width: Width | None = option(None, "Stop when the 95% intervals are this narrow, as 2% or 0.02.", text=True)
+    until_width: Width | None = option(
+        None, "Add images until the 95% intervals are no wider than this, as 2% or 0.02.", text=True
+    )
     save_adversarial: bool = option(False, "Save every adversarial image, for `robgib verify`.")
     precision: Literal["float32", "bfloat16"] = option(
-        "float32", "float32, or bfloat16 for the attacks' gradients (float32 judges the adversarial images)."
+        "float32",
+        "Precision of the attacks' gradients: float32 or bfloat16. Adversarial images are always checked in float32.",
     )
 
 
@@ -344,7 +362,10 @@ class InformationOptions(_Checked):
     """
 
     estimators: Any = option(
-        ("imputation",), "Estimator, as NAME[:key=value,…]; repeatable.", flag="--estimator", shown="imputation"
+        ("imputation",),
+        "Estimator of `robgib estimators list`, as NAME[:key=value,…]; repeatable.",
+        flag="--estimator",
+        shown="imputation",
     )
     layers: Sequence[str] | None = option(
         None, "Layer, by module name or 'logits'; repeatable.", flag="--layer", shown="every block and the logits"
@@ -353,17 +374,19 @@ class InformationOptions(_Checked):
         None, "Largest number of images for information estimates.", shown="--samples, 5000 at most"
     )
     features: str | Sequence[str] = option(
-        "auto", "patches:G, pca:N, pixels, channels, tokens:G or groups:G; repeatable.", shown="two sizes"
+        "auto",
+        "Parts of the input: patches:G, pca:N, pixels, channels, tokens:G or groups:G; repeatable.",
+        shown="patches, or tokens, of two sizes",
     )
     feature_dims: Count = 4
     layer_dims: Count = 8
     codes: Annotated[int, Field(ge=2)] | None = option(
-        None, "Symbols of a layer's code.", shown="four per class, at least 16"
+        None, "Number of symbols of each layer's code.", shown="four per class, at least 16"
     )
     sigma: Positive = option(0.3, "Noise of the noise view, as a share of a layer's total standard deviation.")
     unit_groups: NonNegativeInt = option(0, "Groups of units as the features of S(Z;Y) and C(Z;Y); 0: none.")
     beta: NonNegative = option(1.0, "Trade-off of the IB and GIB objectives.")
-    pmi: bool = option(False, "Weigh samples by 1[ŷ = y]·max(0, pmi(ŷ;y)).")
+    pmi: bool = option(False, "Weight samples by 1[ŷ = y]·max(0, pmi(ŷ;y)).")
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ def attacks_list(catalogue: Catalogue = None) -> None:
 
 @app.command("show")
 def attacks_show(
-    name: Annotated[str, typer.Argument(help="Name in the catalogue.", autocompletion=names_of("attacks"))],
+    name: Annotated[str, typer.Argument(help="Name of `robgib attacks list`.", autocompletion=names_of("attacks"))],
     catalogue: Catalogue = None,
 ) -> None:
     """Show what an attack does, and its parameters with their values."""

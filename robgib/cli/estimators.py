@@ -11,6 +11,7 @@ from rich.table import Table
 
 import robgib
 from robgib.cli.common import Catalogue, Quiet, help_when_alone, out, show_entry
+from robgib.cli.options import names_of
 from robgib.errors import RobGIBError, unknown_name
 from robgib.files import atomic_directory, check_writable
 
@@ -31,7 +32,10 @@ def estimators_list(catalogue: Catalogue = None) -> None:
 
 @app.command("show")
 def estimators_show(
-    name: Annotated[str, typer.Argument(help="Name in the catalogue.")], catalogue: Catalogue = None
+    name: Annotated[
+        str, typer.Argument(help="Name of `robgib estimators list`.", autocompletion=names_of("estimators"))
+    ],
+    catalogue: Catalogue = None,
 ) -> None:
     """Show what an estimator bounds, where it may be trusted, and its parameters with their values."""
     known = robgib.information.estimator_catalogue(list(catalogue or []))

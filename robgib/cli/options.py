@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, Optional
 import typer
 import yaml
 
+import robgib
 from robgib import registry
 from robgib.errors import RobGIBError, unknown_name
 from robgib.options import Option, option_of, plain_options
@@ -118,17 +119,23 @@ _HELP_ALL = inspect.Parameter(
 )
 
 
-def names_of(kind: Literal["attacks", "zoo"]) -> Callable[[str], list[str]]:
-    """Return what completes a name of the catalogue, ``zoo`` or ``attacks``, for the shell.
+def names_of(kind: Literal["attacks", "estimators", "zoo"]) -> Callable[[str], list[str]]:
+    """Return what completes a name of a catalogue for the shell.
 
     >>> names_of("zoo")("digits-v")
     ['digits-vit']
     """
 
     def complete(incomplete: str) -> list[str]:
-        return sorted(name for name in registry.yaml_files(kind, ()) if name.startswith(incomplete))
+        # the names of estimators are in their classes: the import takes seconds, the files of the others do not
+        names = robgib.list_estimators() if kind == "estimators" else registry.yaml_files(kind, ())
+        return sorted(name for name in names if name.startswith(incomplete))
 
     return complete
+
+
+def _words(*words: str) -> Callable[[str], list[str]]:
+    return lambda incomplete: [word for word in words if word.startswith(incomplete)]
 
 
 _RARE = {
@@ -137,7 +144,14 @@ _RARE = {
     "unit_groups", "weights_key",
 }  # fmt: skip
 """Options that ``--help-all`` lists and ``--help`` does not."""
-_NAMES = {"attacks": names_of("attacks")}
+_NAMES = {
+    "attacks": names_of("attacks"),
+    "estimators": names_of("estimators"),
+    "norm": _words("linf", "l2", "l1", "l0"),
+    "interpolation": _words("nearest", "bilinear", "bicubic", "lanczos"),
+    "precision": _words("float32", "bfloat16"),
+    "log": _words("mlflow", "tensorboard"),
+}
 
 
 def _is_options(kind: Any) -> bool:

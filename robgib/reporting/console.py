@@ -12,7 +12,14 @@ from rich.table import Table
 
 from robgib.reporting.cells import cell, layer_table, shown_columns
 from robgib.reporting.headline import budget_text, headline, rank
-from robgib.reporting.summary import LEAST_MODELS, display_names, in_reading_order, sections, unstable_orders
+from robgib.reporting.summary import (
+    LEAST_MODELS,
+    display_names,
+    feature_noun,
+    in_reading_order,
+    sections,
+    unstable_orders,
+)
 from robgib.results import TERMS, Run, plain_rows
 
 __all__ = ["print_runs", "runs_json"]
@@ -90,9 +97,10 @@ def _most_sensitive(run: Run) -> list[str]:
     )
     if not count:
         return []
+    feature = feature_noun(str(key["partition"]))
     return [
-        f"Layer {escape(str(top['layer']))} depends most on individual features: masking one of {count} loses "
-        f"{top['value'] / count:.0%} of its information on average."
+        f"`{escape(str(top['layer']))}` depends most on single features of the input: masking one {feature} of {count} "
+        f"loses {top['value'] / count:.0%} of its information on average."
     ]
 
 

@@ -27,6 +27,7 @@ from robgib.reporting.summary import (
     collinearity,
     correlate,
     display_names,
+    feature_noun,
     of_section,
     sections,
     summarise,
@@ -113,9 +114,6 @@ def _corruption_table(runs: Sequence[Run], names: Sequence[str]) -> dict[str, An
     return {"headings": ["model", *kinds, "mean"], "numbers": [False, *[True] * (len(kinds) + 1)], "rows": rows}
 
 
-_NOUNS = {"patches": "patch", "tokens": "run of tokens", "pixels": "pixel", "channels": "channel"}
-
-
 def _words(run: Run) -> tuple[str, list[list[str]]]:
     """Return what one feature is called, and for each layer its information and the shares of single features."""
     layers = run.layers
@@ -135,8 +133,7 @@ def _words(run: Run) -> tuple[str, list[list[str]]]:
         place = -1 if layer == PREDICTION else depth if depth >= 0 else 10**6
         shares = [_share(best[term], count) for term in ("r(X;Z)", "v(X;Z)")]
         rows.append((place, [str(layer), _bits(best["I(X;Z)"]), _bits(best["I(Z;Y)"]), *shares]))
-    noun = _NOUNS.get(partition.partition(":")[0], "component")
-    return noun, [row for _, row in sorted(rows, key=lambda item: item[0])]
+    return feature_noun(partition), [row for _, row in sorted(rows, key=lambda item: item[0])]
 
 
 def _best(rows: pd.DataFrame, term: str) -> Any:

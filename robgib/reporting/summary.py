@@ -18,6 +18,7 @@ __all__ = [
     "collinearity",
     "correlate",
     "display_names",
+    "feature_noun",
     "in_reading_order",
     "of_section",
     "sections",
@@ -48,6 +49,16 @@ def display_names(runs: Sequence[Run]) -> list[str]:
     """Return distinct names of the runs: the model's, or the folder's if two models share one."""
     names = [run.name for run in runs]
     return [run.folder if names.count(run.name) > 1 else run.name for run in runs]
+
+
+def feature_noun(partition: str) -> str:
+    """Return what one feature of a partition is called.
+
+    >>> feature_noun("patches:4"), feature_noun("pca:8")
+    ('patch', 'component')
+    """
+    nouns = {"patches": "patch", "tokens": "run of tokens", "pixels": "pixel", "channels": "channel"}
+    return nouns.get(partition.partition(":")[0], "component")
 
 
 def sections(runs: Sequence[Run]) -> list[tuple[str, str]]:

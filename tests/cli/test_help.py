@@ -60,6 +60,24 @@ def test_a_shell_gets_its_script_and_completions(shell, tmp_path):
     assert "digits-vit" in ask(_ROBGIB_COMPLETE=f"complete_{shell}", **words[shell])
 
 
+def completions(option, incomplete):
+    (found,) = [p for p in typer.main.get_command(app).commands["evaluate"].params if option in p.opts]
+    return [item.value for item in found.shell_complete(typer.Context(typer.main.get_command(app)), incomplete)]
+
+
+@pytest.mark.parametrize(
+    ("option", "incomplete", "found"),
+    [
+        ("--attack", "apgd-ce-li", ["apgd-ce-linf"]),
+        ("--estimator", "gau", ["gaussian"]),
+        ("--norm", "l", ["linf", "l2", "l1", "l0"]),
+        ("--log", "t", ["tensorboard"]),
+    ],
+)
+def test_values_of_options_are_completed(option, incomplete, found):
+    assert completions(option, incomplete) == found
+
+
 def test_an_attack_is_shown(invoke):
     shown = invoke("attacks", "show", "pgd-linf")
     assert all(

@@ -107,3 +107,12 @@ def test_an_order_of_models_that_turns_with_the_codes_is_told(run):
     assert "IB noise" in header
     rows = [line.split()[1] for line in text.splitlines() if line.startswith("│")]
     assert [r for r in rows if r in "Ŷab"][:3] == ["Ŷ", "a", "b"]
+
+
+def test_the_terminal_names_the_most_sensitive_layer_and_its_features(run):
+    layers = run.layers.copy()
+    layers["flagged"] = False
+    shown = io.StringIO()
+    plain = Console(file=shown, width=400)
+    print_runs([dataclasses.replace(run, layers=layers)], plain, plain)
+    assert "` depends most on single features of the input: masking one patch of 16 loses " in shown.getvalue()

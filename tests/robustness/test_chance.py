@@ -146,7 +146,7 @@ class TestAboveChance:
         share = answers(prepared, x, y, classes=10).right.mean()
         assert share > 0.2  # no class is a fifth of the images
         (doubt,) = reading_warnings(prepared, x, y, answers(prepared, x, y, classes=10).right)
-        assert doubt.startswith(f"its clean accuracy is {share:.1%}; with ")
+        assert doubt.startswith(f"clean accuracy is {share:.1%}; with ")
         assert "with a normalisation to [−1, 1] it would be 100%" in doubt
         assert "give --normalize half" in doubt
 
@@ -281,7 +281,7 @@ def test_it_is_said_first_in_terminal_run_page_and_json(digits, digits_cnn, tmp_
         "signs": False,
         "corruptions": False,
     }
-    with pytest.warns(RobGIBWarning, match=r"^mine: its clean accuracy .*--normalize mnist"):
+    with pytest.warns(RobGIBWarning, match=r"^mine: clean accuracy .*--normalize mnist"):
         run = robgib.evaluate(model, digits, name="mine", samples=200, progress=False, **options)
     (doubt,) = run.config["reading_warnings"]
     assert "reading" not in run.config
