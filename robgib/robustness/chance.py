@@ -116,7 +116,7 @@ def reading_warnings(
         with _buffers_kept(model.model):
             ways = _ways(replace(model, random=False), x[shown], y[shown].numpy(), changes, device)
     helps = max((w for w in ways if w.p < _LEVEL / tried), key=_Way.rank, default=None)
-    at_chance = f"a clean accuracy of {hits / count:.1%} is no better than chance ({chance:.1%}, the largest class)"
+    at_chance = f"clean accuracy of {hits / count:.1%} is no better than chance ({chance:.1%}, the largest class)"
     if helps is not None:
         before = at_chance if by_chance else f"clean accuracy is {hits / count:.1%}"
         odds = f"exact paired test on {len(shown)} images, p = {min(1.0, helps.p * tried):.0e}"
