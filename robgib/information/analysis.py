@@ -265,6 +265,7 @@ class _Layers:
             if self.weights is not None:
                 terms = [weighed(row, self.weights) for row in terms]
             rows["layers"] += [{**base, **row} for row in terms]
+        rows["layers"] = mark_open_orders(rows["layers"])
         return rows
 
     def _with_further_terms(self, rows: list[dict[str, Any]], estimator: Estimator, layer: str) -> list[dict[str, Any]]:
@@ -483,6 +484,7 @@ def term_rows(target: Target, decomposition: Decomposition, inputs: Features, be
             "note": "; ".join(dict.fromkeys([*notes, *([e.note] if e.note else [])])),
         }
 
+    notes += decomposition.remarks
     own, (low, high) = (
         decomposition.bound,
         ("lower", "upper") if decomposition.sided else (decomposition.bound, decomposition.bound),
@@ -500,6 +502,29 @@ def term_rows(target: Target, decomposition: Decomposition, inputs: Features, be
     ib = _objective(float(ib_objective(predicted.value, counted.value, beta)), predicted, counted, beta)
     gib = _objective(float(gib_objective(predicted.value, cost.value, beta)), predicted, cost, beta / 2)
     return [*rows, row("IB", ib, "counted", notes=target.notes), row("GIB", gib, high, marked)]
+
+
+def mark_open_orders(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Note in the rows of r and v which layers' order is open: those whose interval overlaps that of another layer.
+
+    >>> spans = [(0.1, 0.4), (0.3, 0.5), (0.6, 0.8)]
+    >>> rows = [{"term": "v(X;Z)", "depth": i, "low": a, "high": b, "note": ""} for i, (a, b) in enumerate(spans)]
+    >>> [row["note"] for row in mark_open_orders(rows)][1:]
+    ['by v its order among the layers is open: intervals overlap', '']
+    """
+    marked = []
+    for row in rows:
+        others = [
+            other
+            for other in rows
+            if other["term"] == row["term"] and other["depth"] >= 0 and other["depth"] != row["depth"]
+        ]
+        overlaps = any(other["low"] <= row["high"] and row["low"] <= other["high"] for other in others)
+        if row["term"] in ("r(X;Z)", "v(X;Z)") and row["depth"] >= 0 and overlaps:
+            note = f"by {row['term'][0]} its order among the layers is open: intervals overlap"
+            row = {**row, "note": "; ".join(filter(None, [row["note"], note]))}
+        marked.append(row)
+    return marked
 
 
 def weighed(row: dict[str, Any], weights: np.ndarray) -> dict[str, Any]:

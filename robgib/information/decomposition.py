@@ -52,6 +52,7 @@ class Decomposition:
         resolution: the resolution of features and target at which the figures hold.
         bound: how the information terms relate to the truth (``lower``, ``exact``, ``none`` …).
         notes: limits that the reader must know.
+        remarks: what was seen beside; they limit no figure.
         pointwise: (N, 2n+1) values per sample whose means are the terms, if there are such values.
         learnt: I(X;T) as the estimator finds it, also where it is counted.
         sided: whether I(X;T) is counted and all other terms are lower bounds. C and r are then lower bounds, and S and
@@ -75,6 +76,7 @@ class Decomposition:
     pointwise: Array | None = field(default=None, repr=False, compare=False)
     learnt: Estimate = field(default_factory=lambda: Estimate(np.nan, np.nan, np.nan))
     sided: bool = False
+    remarks: tuple[str, ...] = ()
 
     @property
     def singles(self) -> tuple[Estimate, ...]:
@@ -231,7 +233,8 @@ def decompose(
     learnt = made.learnt()
     if problem.counted is not None:
         made = made.scaled_to(problem.counted)
-    figures = made.figures(absent, notes)
+    made, set_to = made.within_degrees()
+    figures = made.figures(absent, notes, set_to)
     return Decomposition(
         **figures,
         estimator=estimator.name,
@@ -399,20 +402,53 @@ class _Terms:
         variance += [self.systematic(row) for row in rows]
         return np.asarray(self.quantile * np.sqrt(np.maximum(variance, 0)))
 
-    def figures(self, absent: str, notes: Sequence[str]) -> dict[str, Any]:
-        """The estimates of a :class:`Decomposition`, by the names of its fields."""
+    def within_degrees(self) -> tuple[_Terms, tuple[str, str]]:
+        """The terms moved so that r and v lie in [0, n], and what to say of r and of v if they did not.
+
+        All terms of a kind move by the same amount, so that S and C agree with r and v. The intervals also reach to
+        where the terms were.
+        """
+        n, total = self.features, float(self.values[0])
+        if not total > 0 or total <= float(self.half_widths[0]) or self.missed.any():
+            return self, ("", "")
+        singles, rests = slice(1, n + 1), slice(n + 1, None)
+        shift, said = np.zeros(len(self.values)), []
+        degrees = (float(self.values[singles].sum() / total), float((total - self.values[rests]).sum() / total))
+        for kind, sign, degree in zip((singles, rests), (1, -1), degrees, strict=True):
+            bound = min(max(degree, 0.0), float(n))
+            out = abs(degree - bound) > _ROUNDING
+            said.append(f"{degree:.2g} is not possible: set to {bound:g}" if out else "")
+            shift[kind] = sign * total * (bound - degree) / n if out else 0.0
+        if not shift.any():
+            return self, ("", "")
+        moved = replace(
+            self,
+            values=self.values + shift,
+            below=self.below + np.maximum(shift, 0),
+            above=self.above + np.maximum(-shift, 0),
+            pointwise=None if self.pointwise is None else self.pointwise + shift,
+        )
+        return moved, (said[0], said[1])
+
+    def figures(self, absent: str, notes: Sequence[str], set_to: tuple[str, str] = ("", "")) -> dict[str, Any]:
+        """The estimates of a :class:`Decomposition`, by the names of its fields; ``set_to`` is said of r and of v."""
         n, rows, linear = self.features, self.rows, self.linear(absent, notes)
         alone, without = rows[1 : n + 1].sum(0), rows[n + 1 : 2 * n + 1].sum(0)
+        degrees = [
+            _within(_noted(self.degree(row, absent, notes), said), 0.0, float(n))
+            for row, said in zip((alone, n * rows[0] - without), set_to, strict=True)
+        ]
+        moved = "; ".join(f"{name}: {said}" for name, said in zip("rv", set_to, strict=True) if said)
         return {
             "total": linear[0],
             "single_feature": tuple(linear[1 : n + 1]),
             "leave_one_out": tuple(linear[n + 1 : 2 * n + 1]),
             "interaction": tuple(linear[2 * n + 1 : 3 * n + 1]),
-            "synergy": linear[3 * n + 1],
-            "complexity": linear[3 * n + 2],
+            "synergy": _noted(linear[3 * n + 1], moved),
+            "complexity": _noted(linear[3 * n + 2], moved),
             "slack": linear[3 * n + 3],
-            "redundancy": _within(self.degree(alone, absent, notes), 0.0, float(n), clipped=True),
-            "vulnerability": _within(self.degree(n * rows[0] - without, absent, notes), 0.0, float(n), clipped=True),
+            "redundancy": degrees[0],
+            "vulnerability": degrees[1],
         }
 
     def linear(self, absent: str, notes: Sequence[str]) -> list[Estimate]:
@@ -459,21 +495,18 @@ NO_INFORMATION = "I(X;T) does not differ significantly from 0"
 """Why the degrees of redundancy and vulnerability are not estimable."""
 
 
-def _within(estimate: Estimate, least: float, most: float, clipped: bool = False) -> Estimate:
-    """An estimate whose interval is cut to the possible values; flagged if it covers all of them.
+def _noted(estimate: Estimate, note: str) -> Estimate:
+    return replace(estimate, note="; ".join(filter(None, [estimate.note, note])))
 
-    With ``clipped``, a value outside the possible values is set to the nearest one, and the note says so.
-    """
+
+def _within(estimate: Estimate, least: float, most: float) -> Estimate:
+    """An estimate whose interval is cut to the possible values; flagged if it covers all of them."""
     if estimate.value != estimate.value or least >= most:
         return estimate
-    value, note = estimate.value, estimate.note
-    if clipped and not least - _ROUNDING <= value <= most + _ROUNDING:
-        value = min(max(value, least), most)
-        note = "; ".join(filter(None, [note, f"{estimate.value:.2g} is not possible: set to {value:g}"]))
+    value = estimate.value
     low = min(max(estimate.low, min(value, least)), value)
     high = max(min(estimate.high, max(value, most)), value)
-    estimate = replace(estimate, value=value, low=low, high=high, note=note)
+    estimate = replace(estimate, low=low, high=high)
     if low > least or high < most or not np.isfinite(most):
         return estimate
-    note = "; ".join(filter(None, [note, "the interval covers all possible values"]))
-    return replace(estimate, flagged=True, note=note)
+    return replace(_noted(estimate, "the interval covers all possible values"), flagged=True)

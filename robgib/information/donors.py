@@ -85,13 +85,14 @@ def tell_apart(inputs: Tensor, composed: Tensor, replaced: Rows, rng: np.random.
     rectified = torch.cat([rectified - rectified.mean(0), torch.ones(2 * rows, 1)], 1)
     wanted = torch.cat([torch.ones(rows), -torch.ones(rows)]).double()
     fold = torch.from_numpy(rng.permutation(rows) % _FOLDS).repeat(2)
+    parts = [(rectified[fold == f], wanted[fold == f]) for f in range(_FOLDS)]
+    grams, sides = (torch.stack(p) for p in zip(*((x.T @ x, x.T @ of) for x, of in parts), strict=True))
     right = torch.zeros(2 * rows, dtype=torch.float64)
-    for f in range(_FOLDS):
-        x = rectified[fold != f]
-        gram = x.T @ x
+    for f, (x, of) in enumerate(parts):
+        gram = grams.sum(0) - grams[f]
         gram.diagonal().add_(_SHRUNK * float(gram.diagonal().mean()))
-        weights = torch.linalg.solve(gram, x.T @ wanted[fold != f])
-        right[fold == f] = (rectified[fold == f] @ weights * wanted[fold == f] > 0).double()
+        weights = torch.linalg.solve(gram, sides.sum(0) - sides[f])
+        right[fold == f] = (x @ weights * of > 0).double()
     each = right.view(2, rows).mean(0)
     return float(each.mean()), float(each.std()) / float(np.sqrt(rows))
 
@@ -140,6 +141,8 @@ class Pool:
         precision: inverse of the covariance with the ridge.
         same: whether the donors are the inputs themselves.
         few: whether they take few values.
+        low: least value of each number among them (D,).
+        high: greatest.
     """
 
     x: Tensor
@@ -149,6 +152,8 @@ class Pool:
     precision: Vector | None
     same: bool
     few: bool
+    low: Tensor
+    high: Tensor
 
     @classmethod
     def of(cls, donors: Tensor, same: bool) -> Pool:
@@ -166,7 +171,7 @@ class Pool:
         if covariance is not None:
             loaded = covariance + ridge * np.eye(dims)
             precision = cho_solve(cho_factor(loaded, lower=True), np.eye(dims))
-        return cls(x, mean, ridge, covariance, precision, same, few)
+        return cls(x, mean, ridge, covariance, precision, same, few, flat.amin(0), flat.amax(0))
 
     def complete(
         self,
@@ -203,8 +208,7 @@ class Pool:
             content[:, replaced] = self.x[:, replaced]
             predicted[:, replaced] = self.mean[replaced]
         low, high = torch.full_like(self.mean, -torch.inf), torch.full_like(self.mean, torch.inf)
-        own = self.x[:, replaced] + self.mean[replaced]
-        low[replaced], high[replaced] = own.amin(0), own.amax(0)
+        low[replaced], high[replaced] = self.low[replaced], self.high[replaced]
         kept_scores = np.zeros((len(x), 0)) if scores is None else scores
         return Completion(predicted, content, torch.from_numpy(chosen), low, high, kept_scores)
 

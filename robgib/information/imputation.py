@@ -30,11 +30,10 @@ Array = npt.NDArray[Any]
 Vector = npt.NDArray[np.float64]
 _AT_ONCE = 4096  # composed inputs
 _NUMBERS = 2**25  # that they may hold together: large pictures are composed fewer at a time
-_ALONE = 16  # draws of a single feature are those of a rest, times this over the number of features
+_ALONE = 12  # draws of a single feature are those of a rest, times this over the number of features
 _AROUND = (6, 14, 30, 80)  # inputs near one another whose histograms are averaged
 _PARTS = ((0, 2), (1, 3), (0, 1), (2, 3), (0,), (1,), (2,), (3,))  # quarters of the draws that are compared
 _DOUBLING = (0.5, 0.65)  # least and most that one doubling of draws brings of what the one before brought
-_CURVE = (1.0, 0.5)  # shares of the donors and steps that the learnt predictor is trained with
 _LEVEL = 1e-3  # at which donors are called implausible, over all subsets
 _BETTER = 0.05  # share of H(T) by which the predictor must be better than they are
 _APART = 0.1  # share of inputs whose codes must differ
@@ -71,7 +70,7 @@ class Imputation(Estimator):
     Removal-based explanations replace features by marginal or conditional draws as well (Covert, Lundberg & Lee 2021).
 
     Fields:
-        donors: draws M for each sample where one feature is left out; where one is kept they are 16/n times as many.
+        donors: draws M for each sample where one feature is left out; where one is kept they are 12/n times as many.
         kind: ``near`` takes donors that are nearest in what is kept, and the line; ``marginal`` takes any, as they are.
         samples: most samples that are estimated on, since each costs 2n·M passes of the network.
         single_feature: whether to estimate single-feature information; without it C, S and r are not estimated.
@@ -180,6 +179,7 @@ class Imputation(Estimator):
             notes=_donor_warnings(learnt),
             absent="what features alone tell was not learnt",
         )
+        result = replace(result, remarks=_remarks(learnt))
         if not target.code:
             return replace(result, bound="lower (usable by the network)")
         return replace(result, bound="lower", sided=counted is not None)
@@ -266,13 +266,13 @@ class _Found:
 
 
 class _Draws:
-    """Codes of composed inputs, counted for each input by halves: even and odd draws, near and far donors."""
+    """Codes of composed inputs, counted for each input by quarters: even and odd draws of near and far donors."""
 
     def __init__(self, setting: _Setting, near: Array) -> None:
         rows, self.count = near.shape
         at = np.arange(self.count)
         self.quarter = 2 * (at >= self.count // 2) + at % 2
-        self.counts = {name: np.zeros((rows, 4, k)) for name, k in setting.sizes.items()}
+        self.counts = {name: np.zeros((rows, 4, k), np.float32) for name, k in setting.sizes.items()}
         self.each = np.bincount(self.quarter, minlength=4)
 
     def add(self, part: slice, codes: Mapping[str, Array]) -> None:
@@ -289,14 +289,26 @@ class _Draws:
             flat = (np.arange(rows)[:, None] * 4 + self.quarter) * k + given
             counts[part] = np.bincount(flat.reshape(-1), minlength=rows * 4 * k).reshape(rows, 4, k)
 
-    def shares(self, name: str) -> list[Vector]:
-        """Histograms (N, K): of all draws, of even and odd ones, of near and far donors, and of each quarter."""
-        counts = self.counts[name]
-        shares_by_kind = [counts.sum(1) / self.count]
+    def shares(self, name: str) -> Vector:
+        """Histograms (N, K) of all draws."""
+        return np.asarray(self.counts[name].sum(1) / self.count)
+
+    def own(self, name: str, own: Array, around: Array) -> Vector:
+        """Probabilities (1 + 8, J, N) of the inputs' codes (N,) by all draws and by each part of :data:`_PARTS`.
+
+        They are taken from an input's own histogram, and from those of the inputs ``around`` it (N, q), itself first:
+        the nearest :data:`_AROUND` of them. Each is a sum over quarters, which are looked up once.
+        """
+        counts = self.counts[name][around, :, own[:, None]]
+        alone = self.counts[name][np.arange(len(own)), :, own]
+        by_quarter = np.stack([alone, *(counts[:, :q].mean(1) for q in _AROUND)])
+        every = np.ones(4) / self.count
+        taken = [every]
         for part in _PARTS:
-            mass = self.each[list(part)].sum()
-            shares_by_kind.append(counts[:, list(part)].sum(1) / mass if mass else shares_by_kind[0])
-        return shares_by_kind
+            inside = np.isin(np.arange(4), part)
+            mass = self.each[inside].sum()
+            taken.append(inside / mass if mass else every)
+        return np.asarray(np.einsum("pq,jnq->pjn", np.stack(taken), by_quarter))
 
 
 def _asked(estimator: Imputation, setting: _Setting, progress: Progress | None) -> dict[str, _Found]:
@@ -327,10 +339,10 @@ def _asked(estimator: Imputation, setting: _Setting, progress: Progress | None) 
         apart[s] = tell_apart(flat.float(), some, replaced, rng)
         around = _around(completion, rng)
         for t in setting.targets:
-            shares = draws.shares(t.name)
-            drawn[t.name][:, s] = [_own(share, setting.own[t.name], around) for share in shares]
+            own = setting.own[t.name]
+            drawn[t.name][:, s] = draws.own(t.name, own, around)
             if t.code:
-                differ[t.name][s] = _differ(shares[0], setting.own[t.name], _LEVEL / len(setting.subsets))
+                differ[t.name][s] = _differ(draws.shares(t.name), own, _LEVEL / len(setting.subsets))
     if progress:
         progress("imputing features", len(setting.subsets), len(setting.subsets))
     learnt, gaps = _learnt(estimator, setting, progress)
@@ -342,9 +354,9 @@ def _asked(estimator: Imputation, setting: _Setting, progress: Progress | None) 
 def _learnt(
     estimator: Imputation, setting: _Setting, progress: Progress | None
 ) -> tuple[dict[str, Vector], dict[str, Vector]]:
-    """Probabilities (C, S, N) of the inputs' own codes by the learnt predictor, for each share of the donors; and by
+    """Probabilities (2, S, N) of the inputs' own codes by the learnt predictor, of all and of half the donors; and by
     how many bits (S,) it predicts codes of donors, which it was trained on, better than those of the inputs."""
-    answers = {t.name: np.zeros((len(_CURVE), len(setting.subsets), len(setting.x))) for t in setting.targets}
+    answers = {t.name: np.zeros((2, len(setting.subsets), len(setting.x))) for t in setting.targets}
     network = setting.network
     gaps = {t.name: np.zeros(len(setting.subsets)) for t in setting.targets}
     if network.same:  # it would be asked for what it was trained on
@@ -360,40 +372,37 @@ def _learnt(
     train, test = (Pieces.of(part, network.inputs.cells, mean, scale) for part in (donors, setting.x))
     masks = torch.from_numpy(setting.subsets).float()
     names = [t.name for t in setting.targets]
-    for number, share in enumerate(_CURVE):
-        if progress:
-            progress("learning codes", number, len(_CURVE), "")
-        few = max(1, int(share * len(donors)))
-        again = train.x[: min(few, _GAUGED) if share == 1 else 0]
-        with one_thread():
-            learnt = learn_codes(
-                Pieces(train.x[:few]),
-                [setting.seen[name][:few] for name in names],
-                [setting.sizes[name] for name in names],
-                masks,
-                Pieces(torch.cat([again, test.x])),
-                steps=max(1, int(share * estimator.steps)),
-                seed=estimator.seed,
-                device=resolve_device(estimator.device),
-            )
-        for name, shares in zip(names, learnt, strict=True):
-            own = setting.own[name]
-            answers[name][number] = shares[:, len(again) + np.arange(len(own)), own]
-            if len(again):
-                gaps[name] = _gap(setting, name, shares[:, : len(again)], answers[name][number])
     if progress:
-        progress("learning codes", len(_CURVE), len(_CURVE))
+        progress("learning codes", 0, 1, "")
+    again = min(len(donors), _GAUGED)
+    with one_thread():
+        learnt = learn_codes(
+            train,
+            [setting.seen[name] for name in names],
+            [setting.sizes[name] for name in names],
+            masks,
+            Pieces(torch.cat([train.x[:again], test.x])),
+            [np.concatenate([setting.seen[name][:again], setting.own[name]]) for name in names],
+            steps=estimator.steps,
+            seed=estimator.seed,
+            device=resolve_device(estimator.device),
+        )
+    for name, (half, whole) in zip(names, learnt, strict=True):
+        answers[name][:] = whole[:, again:], half[:, again:]
+        gaps[name] = _gap(setting, name, whole[:, :again], answers[name][0])
+    if progress:
+        progress("learning codes", 1, 1)
     return answers, gaps
 
 
-def _gap(setting: _Setting, name: str, shares: Vector, own: Vector) -> Vector:
-    """How many bits (S,) a predictor gains on donors, of shares (S, G, K), beyond what it gains on the inputs (S, N).
+def _gap(setting: _Setting, name: str, on: Vector, own: Vector) -> Vector:
+    """How many bits (S,) a predictor gains on donors, of probabilities (S, G), beyond what it gains on inputs (S, N).
 
     The mean over all single-feature and all leave-one-out subsets: the gap of one subset is mostly chance.
     """
-    codes, marginal = setting.seen[name][: shares.shape[1]], setting.marginals[name]
+    codes, marginal = setting.seen[name][: on.shape[1]], setting.marginals[name]
     known = np.flatnonzero(codes >= 0)
-    on_donors = np.log2(np.maximum(shares[:, known, codes[known]], _LEAST) / marginal[codes[known]]).mean(1)
+    on_donors = np.log2(np.maximum(on[:, known], _LEAST) / marginal[codes[known]]).mean(1)
     on_inputs = np.log2(np.maximum(own, _LEAST) / marginal[setting.own[name]]).mean(1)
     alone = setting.subsets.sum(1) == 1
     gaps = np.zeros(len(on_inputs))
@@ -471,15 +480,19 @@ def _shown_apart(accuracies: Vector) -> list[float]:
 
 
 def _donor_warnings(result: _Found) -> list[str]:
-    """What to say of donors that are shown to be implausible: by codes of composed inputs, or by their pixels."""
-    count, notes = len(result.implausible), []
-    if result.implausible.any():
-        where = f"{int(result.implausible.sum())} of {count} subsets"
-        notes.append(f"donors are implausible for {where}: v is an upper bound, r a lower one")
-    if result.apparent:
-        where, right = f"{len(result.apparent)} of {count} subsets", float(np.mean(result.apparent))
-        notes.append(f"a classifier tells composed inputs from real ones in {where} ({right:.0%} right)")
-    return notes
+    """What to say of donors that are shown to be implausible by the codes of composed inputs."""
+    if not result.implausible.any():
+        return []
+    where = f"{int(result.implausible.sum())} of {len(result.implausible)} subsets"
+    return [f"donors are implausible for {where}: v is an upper bound, r a lower one"]
+
+
+def _remarks(result: _Found) -> tuple[str, ...]:
+    """What to say of composed inputs that differ from real ones in their pixels: the network may not mind."""
+    if not result.apparent:
+        return ()
+    where, right = f"{len(result.apparent)} of {len(result.implausible)} subsets", float(np.mean(result.apparent))
+    return (f"a classifier tells composed inputs from real ones in {where} ({right:.0%} right)",)
 
 
 def _whole(setting: _Setting, target: Target, result: _Found) -> Vector:
@@ -504,22 +517,15 @@ def _codes(network: Network, x: Tensor) -> dict[str, Array]:
     return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
 
 
-def _own(share: Vector, own: Array, around: Sequence[Array]) -> Vector:
-    """Probabilities (J, N) of the inputs' codes: by their histograms (N, K), and by those of inputs around them."""
-    near = [share[others, own[:, None]].mean(1) for others in around]
-    return np.stack([share[np.arange(len(own)), own], *near])
-
-
-def _around(completion: Completion, rng: np.random.Generator) -> list[Array]:
-    """Inputs (N, q) nearest each in what is kept, itself among them; any where nothing is."""
+def _around(completion: Completion, rng: np.random.Generator) -> Array:
+    """Inputs (N, q) nearest each in what is kept, itself first; any where nothing is."""
     scores, rows = completion.scores, len(completion.near)
-    counts = [min(q, rows) for q in _AROUND]
+    count = min(_AROUND[-1], rows)
     if not scores.shape[1]:
-        return [rng.integers(rows, size=(rows, q)) for q in counts]
+        return rng.integers(rows, size=(rows, count))
     far = (scores**2).sum(1) - 2 * scores @ scores.T
-    order = np.argpartition(far, counts[-1] - 1, 1)[:, : counts[-1]]
-    order = np.take_along_axis(order, np.take_along_axis(far, order, 1).argsort(1), 1)
-    return [order[:, :q] for q in counts]
+    order = np.argpartition(far, count - 1, 1)[:, :count]
+    return np.asarray(np.take_along_axis(order, np.take_along_axis(far, order, 1).argsort(1), 1))
 
 
 def _mean(weights: Array | None) -> Callable[[Vector], Vector]:
@@ -540,11 +546,13 @@ def _differ(shares: Vector, own: Array, level: float) -> bool:
     common = np.flatnonzero(both >= _COMMON)
     if len(common) < 2:
         return False
+    apart = float(np.abs((real - shares).mean(0)).sum() / 2)
+    if apart <= _APART:
+        return False
     difference = difference[:, common[:-1]] if len(common) == (both > 0).sum() else difference[:, common]
     mean, spread = difference.mean(0), np.atleast_2d(np.cov(difference, rowvar=False)) / rows
     wald = float(mean @ np.linalg.pinv(spread, hermitian=True) @ mean)
-    apart = float(np.abs((real - shares).mean(0)).sum() / 2)
-    return apart > _APART and wald > stats.chi2.isf(level, difference.shape[1])
+    return bool(wald > stats.chi2.isf(level, difference.shape[1]))
 
 
 def _narrowed(network: Network, samples: int) -> Network:

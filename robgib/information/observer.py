@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import re
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +17,7 @@ import numpy.typing as npt
 import torch
 from scipy.special import softmax
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from robgib.errors import RobGIBError, RobGIBWarning
 from robgib.information.activations import LOGITS, collect_activations
@@ -193,7 +196,7 @@ class Observation:
     def codes(self, views: Sequence[LayerView]) -> Callable[[Tensor], dict[str, Array]]:
         """A function from images to the codes of every target, the predicted class, and the classes' probabilities."""
         layers = tuple(dict.fromkeys([*(v.layer for v in views), LOGITS]))
-        network = _channels_last(self.model.model, self.context.device)
+        network = _faster(self.model.model, layers, self.context.device)
 
         def codes(x: Tensor) -> dict[str, Array]:
             if network is not self.model.model and x.ndim == 4:
@@ -267,14 +270,35 @@ def _viewed(views: Sequence[LayerView], activations: Activations) -> dict[str, A
     return viewed
 
 
-def _channels_last(network: nn.Module, device: torch.device | str) -> nn.Module:
-    """A copy of a convolutional network with the channels last in memory, which a CPU runs twice as fast."""
+def _faster(network: nn.Module, layers: Sequence[str], device: torch.device | str) -> nn.Module:
+    """A copy of a convolutional network that a CPU runs two to three times as fast, with the same layers.
+
+    The channels are last in memory, and a batch norm after a convolution is part of it, unless the convolution itself
+    is one of the layers.
+    """
     modules = list(network.modules())
     maps = any(isinstance(m, nn.Conv2d) for m in modules)
     if not maps or torch.device(device).type != "cpu" or any(isinstance(m, torch.jit.ScriptModule) for m in modules):
         return network
     copied: nn.Module = copy.deepcopy(network).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for name, sequence in list(copied.named_modules()):
+        if type(sequence) is not nn.Sequential:
+            continue
+        for (one, first), (two, second) in itertools.pairwise(list(sequence.named_children())):
+            path = f"{name}.{one}" if name else one
+            watched = any(re.match(rf"{re.escape(path)}($|[\[(])", layer) for layer in layers)
+            if type(first) is nn.Conv2d and type(second) is nn.BatchNorm2d and not watched and _plain(first, second):
+                setattr(sequence, one, fuse_conv_bn_eval(first, second))
+                setattr(sequence, two, nn.Identity())
     return copied
+
+
+def _plain(convolution: nn.Module, norm: nn.BatchNorm2d) -> bool:
+    """Whether nothing but the two operations happens: running statistics, no hooks, no parametrisation."""
+    hooked = any(
+        m._forward_hooks or m._forward_pre_hooks or hasattr(m, "parametrizations") for m in (convolution, norm)
+    )
+    return norm.track_running_stats and not norm.training and not hooked
 
 
 @contextmanager

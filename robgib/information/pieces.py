@@ -28,8 +28,10 @@ _OWN = 64  # units of a piece's own first layer, where it is no picture
 _MASKS = 4  # subsets of each input in a batch
 _BATCH = 64
 _RATE = 3e-3
-_HELD = 0.1  # share of the inputs that the best step is chosen by
+_HELD = 10  # of so many inputs one is held out, to choose the best step by
 _LOOKS = 8
+_LOOKED_AT = 1000  # inputs that are held out, each under a few subsets
+_ANSWERED = 128  # inputs that are answered for at a time
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,9 @@ class _Network(nn.Module):
     No piece's code sees another piece, so that one pass answers for every subset.
     """
 
-    def __init__(self, shape: Sequence[int], outputs: int) -> None:
+    def __init__(self, shape: Sequence[int], sizes: Sequence[int]) -> None:
         super().__init__()
+        self.runs = [(size, len(list(run))) for size, run in itertools.groupby(sizes)]
         count, channels = shape[0], shape[1]
         self.maps: nn.Module | None = None
         wide = channels
@@ -86,17 +89,19 @@ class _Network(nn.Module):
         self.place = nn.Parameter(torch.randn(count, wide, _HIDDEN) * math.sqrt(1 / wide))
         self.mask = nn.Linear(count, _HIDDEN)
         self.read = nn.Sequential(nn.ReLU(), nn.Linear(_HIDDEN, _HIDDEN), nn.ReLU())
-        self.scores = nn.Linear(_HIDDEN, outputs)
+        self.scores = nn.Linear(_HIDDEN, sum(sizes))
 
-    def forward(self, x: Tensor, masks: Tensor) -> Tensor:
-        """Scores (B, S, outputs) of inputs (B, n, …) under masks (B or 1, S, n)."""
+    def forward(self, x: Tensor, masks: Tensor) -> list[Tensor]:
+        """Scores (B, S, T, K) of inputs (B, n, …) under masks (B or 1, S, n), for each run of T targets of K codes."""
         if self.maps is not None:
             of_pieces = self.pool(self.maps(x.flatten(0, 1))).flatten(1).view(*x.shape[:2], -1)
         else:
             of_pieces = torch.relu(torch.einsum("bnd,ndh->bnh", x, self.own) + self.shift)
         codes = torch.einsum("bnd,ndh->bnh", of_pieces, self.place)
-        logits: Tensor = self.scores(self.read(masks @ codes + self.mask(masks)))
-        return logits
+        hidden = self.read(masks @ codes + self.mask(masks))
+        places = [size * count for size, count in self.runs]
+        heads = zip(self.scores.weight.split(places), self.scores.bias.split(places), self.runs, strict=True)
+        return [F.linear(hidden, w, b).unflatten(2, (count, size)) for w, b, (size, count) in heads]
 
 
 def learn_codes(
@@ -105,12 +110,16 @@ def learn_codes(
     sizes: Sequence[int],
     masks: Tensor,
     test: Pieces,
+    asked: Sequence[npt.NDArray[np.int64]],
     *,
     steps: int,
     seed: int,
     device: torch.device | str = "cpu",
 ) -> list[Vector]:
-    """Train on inputs and their codes, and answer for others.
+    """Train on inputs and their codes, and answer for others: a learning curve of two points.
+
+    The first half of the steps see half of the inputs. Then the network answers, and goes on with all of them: a run of
+    its own for the first point would cost half as much again.
 
     Args:
         train: pieces of the inputs (P, n, …).
@@ -118,28 +127,39 @@ def learn_codes(
         sizes: number of codes of each.
         masks: subsets (S, n) that it is trained on and asked for.
         test: pieces of other inputs (N, n, …).
-        steps: of training.
+        asked: of each target, the codes (N,) whose probabilities are wanted.
+        steps: of training, over both halves.
         seed: of weights, batches and subsets.
         device: where to train.
 
     Returns:
-        Probabilities (S, N, K) of the codes of each target.
+        Probabilities (2, S, N) of the codes that are asked for, of each target, by half of the inputs and steps and by
+        all; 1 where a code is below 0.
     """
     generator = torch.Generator().manual_seed(seed)
+    wanted = torch.from_numpy(np.stack(asked, 1))
+    answers = []
     with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
         torch.manual_seed(seed)
-        network = _Network(train.x.shape[1:], sum(sizes))
+        network = _Network(train.x.shape[1:], sizes)
         goals = torch.from_numpy(np.stack(targets, 1))
         with torch.no_grad():
             network.scores.bias.copy_(_log_shares(goals, sizes))
-        network = _trained(network.to(device), train.x, goals, sizes, masks, steps, generator, device)
-    answers: list[list[Tensor]] = [[] for _ in sizes]
+        network = network.to(device)
+        for rows, count in ((-(-len(goals) // 2), steps // 2), (len(goals), steps - steps // 2)):
+            if count:
+                _train(network, train.x[:rows], goals[:rows], masks, count, generator, device)
+            answers.append(_answers(network, test.x, wanted, masks, device))
+    return list(np.stack(answers, 1))
+
+
+def _answers(network: _Network, x: Tensor, wanted: Tensor, masks: Tensor, device: torch.device | str) -> Vector:
+    """Probabilities (T, S, N) of codes (N, T) of inputs (N, n, …)."""
+    parts = []
     with torch.no_grad():
-        for part in test.x.split(256):
-            scores = network(part.to(device), masks[None].to(device)).cpu().double()
-            for kept, of in zip(answers, scores.split(list(sizes), 2), strict=True):
-                kept.append(of.softmax(2))
-    return [torch.cat(parts).transpose(0, 1).numpy() for parts in answers]
+        for part, of in zip(x.split(_ANSWERED), wanted.split(_ANSWERED), strict=True):
+            parts.append(_surprise(network(part.to(device), masks[None].to(device)), of.to(device)).cpu())
+    return np.asarray(torch.cat(parts, 1).double().neg().exp().transpose(1, 2))
 
 
 def _log_shares(goals: Tensor, sizes: Sequence[int]) -> Tensor:
@@ -148,51 +168,55 @@ def _log_shares(goals: Tensor, sizes: Sequence[int]) -> Tensor:
     return torch.cat([(c / c.sum()).log() for c in counts]).float()
 
 
-def _trained(
+def _train(
     network: _Network,
     x: Tensor,
     goals: Tensor,
-    sizes: Sequence[int],
     masks: Tensor,
     steps: int,
     generator: torch.Generator,
     device: torch.device | str,
-) -> _Network:
-    """The network at its best step, as inputs that are held out tell."""
-    held_out = max(1, int(_HELD * len(x)))
-    order = torch.randperm(len(x), generator=generator)
-    out, rows = order[:held_out][:1000], order[held_out:] if len(x) > 1 else order
-    optimiser = torch.optim.Adam(network.parameters(), lr=_RATE)
+) -> None:
+    """Train it to its best step, as the inputs that are held out tell, which are the same for more inputs."""
+    index = torch.arange(len(x))
+    held_out = index % _HELD == 0
+    out, rows = index[held_out][:_LOOKED_AT], index[~held_out] if len(x) > 1 else index
+
+    def drawn(count: int) -> Tensor:
+        return masks[torch.randint(len(masks), (count, _MASKS), generator=generator)]
+
+    look = [of.to(device) for of in (x[out], drawn(len(out)), goals[out])]
+    fused = {"fused": True} if torch.device(device).type in ("cpu", "cuda") else {}
+    optimiser = torch.optim.Adam(network.parameters(), lr=_RATE, **fused)
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     best, least = copy.deepcopy(network.state_dict()), math.inf
     every = max(1, steps // _LOOKS)
     for step in range(1, steps + 1):
         batch = rows[torch.randint(len(rows), (_BATCH,), generator=generator)]
-        shown = masks[torch.randint(len(masks), (_BATCH, _MASKS), generator=generator)]
+        shown = drawn(_BATCH)
         optimiser.zero_grad()
-        _loss(network(x[batch].to(device), shown.to(device)), goals[batch].to(device), sizes).backward()
+        _loss(network(x[batch].to(device), shown.to(device)), goals[batch].to(device)).backward()
         optimiser.step()
         falling.step()
         if step % every == 0 or step == steps:
             with torch.no_grad():
-                scores = network(x[out].to(device), masks[None].to(device))
-                loss = float(_loss(scores, goals[out].to(device), sizes))
+                loss = float(_loss(network(*look[:2]), look[2]))
             if loss < least:
                 best, least = copy.deepcopy(network.state_dict()), loss
     network.load_state_dict(best)
-    return network.eval()
 
 
-def _loss(scores: Tensor, goals: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Mean cross-entropy of scores (B, S, ΣK), over targets; neighbours of one size are taken together."""
-    total = scores.new_zeros(())
-    target = column = 0
-    for size, run in itertools.groupby(sizes):
-        count = len(list(run))
-        of = scores[:, :, column : column + count * size].unflatten(2, (count, size))
-        wanted = goals[:, None, target : target + count].expand(of.shape[:3])
-        losses = F.cross_entropy(of.reshape(-1, size), wanted.reshape(-1), ignore_index=-1, reduction="none")
-        known = (wanted >= 0).sum((0, 1)).clamp_min(1)
-        total = total + (losses.view(-1, count).sum(0) / known).sum()
-        target, column = target + count, column + count * size
-    return total / len(sizes)
+def _surprise(scores: Sequence[Tensor], goals: Tensor) -> Tensor:
+    """Nats (T, B, S) that scores, (B, S, t, K) for each run of like targets, give codes (B, T); below 0 is none."""
+    parts = []
+    for of, wanted in zip(scores, goals.split([s.shape[2] for s in scores], 1), strict=True):
+        codes = wanted[:, None].expand(of.shape[:3])
+        losses = F.cross_entropy(of.flatten(0, 2), codes.reshape(-1), ignore_index=-1, reduction="none")
+        parts.append(losses.view(of.shape[:3]).permute(2, 0, 1))
+    return torch.cat(parts)
+
+
+def _loss(scores: Sequence[Tensor], goals: Tensor) -> Tensor:
+    """Mean cross-entropy of scores for codes (B, T), over targets."""
+    known = (goals >= 0).sum(0).clamp_min(1) * scores[0].shape[1]
+    return (_surprise(scores, goals).sum((1, 2)) / known).mean()

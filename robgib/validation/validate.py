@@ -280,11 +280,16 @@ def _try_network(
         made = [Estimate(r["value"], r["low"], r["high"], r["flagged"]) for r in rows]
         sides = _SIDES if network.bounds is not None else None
         value, inside, marked = _held(made, truth, False, sides)
-        marked |= np.array([bool(r["note"]) for r in rows])
+        marked |= np.array([is_marked(r, decomposition) for r in rows])
         trials[f"{network.name}/{target.name}"] = _Trial(
             _OF_LAYER, truth, value, inside, marked, None, any(r["flagged"] for r in rows), seconds
         )
     return trials
+
+
+def is_marked(row: Mapping[str, Any], decomposition: Decomposition) -> bool:
+    """Whether a row of a layer's terms says that its figure is limited: remarks do not."""
+    return bool(row["flagged"] or {*row["note"].split("; ")} - {"", *decomposition.remarks})
 
 
 def _layer_truth(terms: Vector, label: float) -> Vector:
