@@ -409,14 +409,14 @@ class _Terms:
         where the terms were.
         """
         n, total = self.features, float(self.values[0])
-        if not total > 0 or total <= float(self.half_widths[0]) or self.missed.any():
+        if self.missed[0] or not total > 0 or total <= float(self.half_widths[0]):
             return self, ("", "")
         singles, rests = slice(1, n + 1), slice(n + 1, None)
         shift, said = np.zeros(len(self.values)), []
         degrees = (float(self.values[singles].sum() / total), float((total - self.values[rests]).sum() / total))
         for kind, sign, degree in zip((singles, rests), (1, -1), degrees, strict=True):
             bound = min(max(degree, 0.0), float(n))
-            out = abs(degree - bound) > _ROUNDING
+            out = abs(degree - bound) > _ROUNDING and not self.missed[kind].any()
             said.append(f"{degree:.2g} is not possible: set to {bound:g}" if out else "")
             shift[kind] = sign * total * (bound - degree) / n if out else 0.0
         if not shift.any():

@@ -49,8 +49,7 @@ def test_a_degree_that_is_not_possible_is_set_to_its_bound_and_says_so():
 )
 def test_synergy_and_complexity_move_with_a_degree_that_is_set_to_its_bound(terms):
     """S and C kept the impossible value: S/I differed from (v - r)/n."""
-    x = np.arange(40) % 2
-    problem = Problem(Prepared((x, x), (x, x), None), x, x)
+    problem = _problem()
     found = decompose(terms, estimator=Plain(), problem=problem, resolution="")
     total, r, v = found.total.value, found.redundancy.value, found.vulnerability.value
     assert 0 <= r <= 2
@@ -61,6 +60,15 @@ def test_synergy_and_complexity_move_with_a_degree_that_is_set_to_its_bound(term
     assert "not possible" in found.synergy.note
     before = terms[0] - (sum(terms[1:3]) + sum(terms[3:])) / 2
     assert found.synergy.low - 1e-9 <= np.clip(before, -total, total) <= found.synergy.high + 1e-9
+
+
+def test_without_single_features_v_is_still_set_to_its_bound():
+    found = decompose(
+        [1.0, np.nan, np.nan, 1.03, 1.01], estimator=Plain(), problem=_problem(), resolution="", absent="none"
+    )
+    assert found.vulnerability.value == 0
+    assert np.isnan(found.redundancy.value)
+    assert np.isnan(found.synergy.value)
 
 
 def test_losses_of_like_targets_taken_together_are_those_of_each():
