@@ -186,8 +186,8 @@ def _train(
         return masks[torch.randint(len(masks), (count, _MASKS), generator=generator)]
 
     look = [of.to(device) for of in (x[out], drawn(len(out)), goals[out])]
-    fused = {"fused": True} if torch.device(device).type in ("cpu", "cuda") else {}
-    optimiser = torch.optim.Adam(network.parameters(), lr=_RATE, **fused)
+    fused = torch.device(device).type in ("cpu", "cuda") or None
+    optimiser = torch.optim.Adam(network.parameters(), lr=_RATE, fused=fused)
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     best, least = copy.deepcopy(network.state_dict()), math.inf
     every = max(1, steps // _LOOKS)
