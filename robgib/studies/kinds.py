@@ -34,8 +34,20 @@ from robgib.studies.ledger import (
 from robgib.studies.measure import estimated_seconds, measure, measured_rows, read_rows, stored
 from robgib.studies.page import phases_json, phases_markdown, phases_page, study_json, study_markdown, study_page
 from robgib.studies.phases import Followed, Phases, followed, phases_claim, phases_rows, read_phases, trace_all
+from robgib.studies.specification import (
+    Analysed,
+    Specification,
+    analyse_all,
+    analysed_networks,
+    check_analysed,
+    read_specification,
+    read_specifications,
+    specification_rows,
+)
+from robgib.studies.specification_claim import specification_claim
+from robgib.studies.specification_page import specification_json, specification_markdown, specification_page
 
-__all__ = ["KINDS", "Answer", "Format", "LedgerStudy", "Plan", "StudyKind", "open_study"]
+__all__ = ["KINDS", "Answer", "Format", "LedgerStudy", "Plan", "SpecificationStudy", "StudyKind", "open_study"]
 
 _COUNTS = {"samples", "information_samples"}
 Format = Literal["html", "markdown", "json"]
@@ -318,6 +330,58 @@ def _fields_of(network: Network) -> str:
     return f"{fields['architecture']} {fields['width']}x{fields['depth']}, {fields['regime']}{strength}"
 
 
+@dataclass(frozen=True)
+class SpecificationStudy:
+    """One claim, under every analysis of the networks."""
+
+    study: Specification
+    networks: Sequence[Analysed]
+
+    @property
+    def name(self) -> str:
+        """See :class:`StudyKind`."""
+        return self.study.name
+
+    def plan(self, data_root: Path | None) -> Plan:
+        """See :class:`StudyKind`."""
+        check_analysed(self.study, self.networks, data_root)
+        done = {one.name: (one.folder(self.study) / "analyses.csv").is_file() for one in self.networks}
+        rows = [
+            (one.name, one.kind, one.control or "", str(one.recipe.training.epochs), "yes" if done[one.name] else "")
+            for one in self.networks
+        ]
+        summary = f"{len(rows)} networks, {sum(done.values())} analysed before."
+        return Plan(self.name, ("network", "kind", "control", "epochs", "done"), rows, (summary,))
+
+    def run(self, data_root: Path | None, engine: Engine, progress: Progress | None) -> Answer:
+        """See :class:`StudyKind`."""
+        check_analysed(self.study, self.networks, data_root)
+        errors = analyse_all(self.study, self.networks, data_root=data_root, engine=engine, progress=progress)
+        return self.answer(*specification_rows(self.study, self.networks), errors)
+
+    def claim(self, table: Path) -> Answer:
+        """See :class:`StudyKind`."""
+        rows, facts = read_specifications(table)
+        return self.answer(rows, facts, {})
+
+    def answer(self, rows: pd.DataFrame, facts: pd.DataFrame, errors: Mapping[str, str]) -> Answer:
+        """Return the answer that a table of analyses and one of networks give."""
+        study, release = self.study, version("robgib")
+        answer = specification_claim(rows, facts, errors)
+        return Answer(
+            answer.verdict,
+            answer.words,
+            tuple(answer.notes),
+            {
+                "html": lambda: specification_page(study, rows, answer, release),
+                "markdown": lambda: specification_markdown(study, answer),
+                "json": lambda: _as_text(specification_json(study, facts, answer, release)),
+            },
+            {"specifications.csv": rows, "networks.csv": facts},
+            bool(len(rows)),
+        )
+
+
 def _training_of(cell: Cell) -> str:
     """A cell's architecture and how it is trained, in a few words."""
     if cell.control:
@@ -345,10 +409,16 @@ def _ledger(file: Path, catalogue: Sequence[Path], allow_code: bool) -> StudyKin
     return LedgerStudy(ledger, networks(ledger, catalogue), file.parent / ledger.table, catalogue)
 
 
+def _specification(file: Path, catalogue: Sequence[Path], allow_code: bool) -> StudyKind:
+    study = read_specification(file, catalogue)
+    return SpecificationStudy(study, analysed_networks(study, catalogue, allow_code=allow_code))
+
+
 KINDS: Mapping[str, Callable[[Path, Sequence[Path], bool], StudyKind]] = {
     "correlation": _correlation,
     "compression": _compression,
     "ledger": _ledger,
+    "specification": _specification,
 }
 """What reads a study of each kind: from its file, catalogue folders, and whether code that it names may run."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -110,19 +111,29 @@ def compression_of(values: Sequence[float]) -> float:
 
 def _resampled(curve: Mapping[int, Point], seed: int) -> np.ndarray:
     """Values (resamples, epochs); each resample draws the same samples at all epochs."""
-    rng = np.random.default_rng([seed, 13])
     sizes = [len(per_sample) for p in curve.values() for per_sample in (p.pointwise, p.codes) if per_sample is not None]
-    weights = rng.multinomial(sizes[0], np.full(sizes[0], 1 / sizes[0]), size=_RESAMPLES) if sizes else None
+    weights, state = _draws(sizes[0] if sizes else 0, seed)
+    rng = np.random.default_rng()
+    rng.bit_generator.state = state
     columns = []
     for point in curve.values():
         drawn = np.full(_RESAMPLES, point.value)
-        if point.pointwise is not None and weights is not None:
+        if point.pointwise is not None:
             drawn = point.value + weights @ (point.pointwise - point.pointwise.mean()) / len(point.pointwise)
-        elif point.codes is not None and weights is not None:
+        elif point.codes is not None:
             own = weights if point.weights is None else weights * point.weights
             drawn = point.value + _entropies(point.codes, own)
         columns.append(drawn + point.spread * rng.standard_normal(_RESAMPLES))
     return np.stack(columns, 1)
+
+
+@lru_cache(maxsize=4)  # the curves of a network have the same samples
+def _draws(samples: int, seed: int) -> tuple[np.ndarray, Any]:
+    """How often each sample is drawn in each resample (resamples, N), and the state of the generator afterwards."""
+    rng = np.random.default_rng([seed, 13])
+    shares = np.full(samples, 1 / max(samples, 1))
+    weights = rng.multinomial(samples, shares, size=_RESAMPLES) if samples else np.zeros((_RESAMPLES, 0), np.int64)
+    return weights, rng.bit_generator.state
 
 
 def _entropies(codes: np.ndarray, weights: np.ndarray) -> np.ndarray:

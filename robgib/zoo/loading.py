@@ -122,15 +122,7 @@ def trace_recipe(
     """
     (context,) = gather("trace_recipe", fields, Context(device="cpu"))
     device, catalogue = context.device, context.catalogue
-    folder = out.with_suffix(".epochs")
-    about = {"name": recipe.name, "data": recipe.data, "architecture": recipe.model_dump()["architecture"]}
-    watch = snapshots(folder, at, about)
-    _, record, _ = train_recipe(recipe, data, out, device=device, progress=progress, watch=watch)
-
-    def load(path: Path) -> nn.Module:
-        return load_checkpoint(path, data=data, catalogue=catalogue, allow_code=recipe.allows_code).model
-
-    networks = {e: partial(load, f) for e, f in saved_epochs(folder).items() if e in at}
+    networks, record = trained_epochs(recipe, data, out, at, device=device, catalogue=catalogue, progress=progress)
     result = trace(
         networks,
         data,
@@ -143,8 +135,34 @@ def trace_recipe(
         progress=progress,
     )
     if not keep:
-        shutil.rmtree(folder)
+        shutil.rmtree(out.with_suffix(".epochs"))
     return result, record
+
+
+def trained_epochs(
+    recipe: Recipe,
+    data: Dataset,
+    out: Path,
+    at: Sequence[int],
+    *,
+    device: torch.device | str = "cpu",
+    catalogue: Sequence[Path] = (),
+    progress: Progress | None = None,
+) -> tuple[dict[int, Callable[[], nn.Module]], dict[str, Any]]:
+    """Train a recipe's model and keep it at some epochs, in the folder ``.epochs`` beside ``out``.
+
+    Returns:
+        What loads the network, by epoch, and the training's record.
+    """
+    folder = out.with_suffix(".epochs")
+    about = {"name": recipe.name, "data": recipe.data, "architecture": recipe.model_dump()["architecture"]}
+    watch = snapshots(folder, at, about)
+    _, record, _ = train_recipe(recipe, data, out, device=device, progress=progress, watch=watch)
+
+    def load(path: Path) -> nn.Module:
+        return load_checkpoint(path, data=data, catalogue=catalogue, allow_code=recipe.allows_code).model
+
+    return {e: partial(load, f) for e, f in saved_epochs(folder).items() if e in at}, record
 
 
 def train_recipe(
