@@ -17,9 +17,11 @@ COPY robgib robgib
 COPY attacks attacks
 COPY zoo zoo
 COPY reports/ledger reports/ledger
+# The version is that of the source; pyproject.toml bounds those of the others.
+# hadolint ignore=DL3013
 RUN pip install --no-cache-dir ".[${EXTRAS}]" && rm -rf /source/*
-RUN useradd --create-home robgib && mkdir /cache /work && chown robgib /cache /work
-USER robgib
+RUN useradd --create-home --uid 1000 robgib && mkdir /cache /work && chown robgib /cache /work
+USER 1000
 ENV ROBGIB_CACHE=/cache
 VOLUME /cache
 WORKDIR /work

@@ -398,10 +398,10 @@ def _draw(chart: Chart, text: str) -> str:
     )
     body = "".join(_drawn(series, x, y) for series in chart.series)
     parts = (area, *grid, *rules, *ticks, *names, *titles, body, *_labels(chart, x, y, frame))
+    widest = min(640.0, 1.25 * chart.width)  # so that the letters of a chart alone are not larger than a heading's
     return (
-        f'<svg viewBox="0 0 {chart.width} {chart.height}" role="img" aria-label="{escape(visible(text), quote=True)}">'
-        + "".join(parts)
-        + "</svg>"
+        f'<svg viewBox="0 0 {chart.width} {chart.height}" style="max-width:{widest:.0f}px" role="img" '
+        f'aria-label="{escape(visible(text), quote=True)}">' + "".join(parts) + "</svg>"
     )
 
 
@@ -462,7 +462,7 @@ def heat_map(values: np.ndarray, title: str, colour: int, most: float, hover: st
         )
         if side >= 26:
             kind = "value strong" if strength > 0.55 else "value"
-            parts.append(_text(x + side / 2, y + side / 2 + 4, f"{value:.0f}", kind, ' text-anchor="middle"'))
+            parts.append(_text(x + side / 2, y + side / 2 + 4, f"{round(value)}", kind, ' text-anchor="middle"'))
     label = escape(visible(f"{title}: {hover}, percent by place in the image"), quote=True)
     box = f"0 0 162 {20 + side * rows:.0f}"
     return f'<svg class="map" viewBox="{box}" role="img" aria-label="{label}">{"".join(parts)}</svg>'

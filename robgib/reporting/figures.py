@@ -117,9 +117,11 @@ def accuracy_curves(runs: Sequence[Run]) -> str:
                            for r in g.itertuples()],
                 )
             )  # fmt: skip
-        charts.append(Chart(series, Axis("eps (pixel scale)"), _SHARE, f"{NORMS[norm]} perturbations"))
+        size = (520, 300) if len(norms) == 1 else (360, 260)
+        charts.append(Chart(series, Axis("eps (pixel scale)"), _SHARE, f"{NORMS[norm]} perturbations", *size))
     legend = [Entry(label, colour, 0, max(0, colour)) for colour, label in dict.fromkeys(colours.values())]
-    return figure(charts, legend, "Accuracy against the size of perturbations") if charts else ""
+    shown = legend if len(runs) > 1 else ()
+    return figure(charts, shown, "Accuracy against the size of perturbations") if charts else ""
 
 
 def attack_convergence(runs: Sequence[Run]) -> str:
@@ -169,7 +171,7 @@ def corruption_accuracy(runs: Sequence[Run]) -> str:
             )  # fmt: skip
         charts.append(Chart(series, Axis("severity", low=0.8, high=5.2), _SHARE, str(kind), 300, 230))
     legend = [Entry(label, colour, 0, max(0, colour)) for colour, label in dict.fromkeys(colours.values())]
-    return figure(charts, legend, "Accuracy under common corruptions")
+    return figure(charts, legend if len(runs) > 1 else (), "Accuracy under common corruptions")
 
 
 def _term(table: pd.DataFrame, term: str) -> pd.DataFrame:

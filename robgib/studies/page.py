@@ -39,9 +39,13 @@ def _text(value: Any) -> str:
     return str(value)
 
 
+_HEADINGS = {"rho": "ρ", "p_holm": "p, Holm", "pearson": "Pearson's r", "kendall": "Kendall's τ"}
+"""Columns whose names are not words."""
+
+
 def _cells(table: pd.DataFrame) -> dict[str, Any]:
     return {
-        "columns": list(table.columns),
+        "columns": [_HEADINGS.get(str(c), str(c)) for c in table.columns],
         "rows": [[_text(v) for v in row] for row in table.itertuples(index=False)],
         "numbers": [table[c].dtype.kind in "fi" for c in table.columns],
     }

@@ -156,3 +156,15 @@ def test_short_slanted_names_leave_no_gap_below_the_chart():
 
     short = heights(tuple(str(10**i) for i in range(10)))
     assert short > heights(tuple(f"blocks.{i}.attention" for i in range(10)))
+
+
+@pytest.mark.parametrize("width", [320, 360, 520, 720])
+def test_a_chart_alone_is_not_drawn_with_large_letters(width):
+    svg = figure([Chart([Series([0], [0])], width=width)])
+    (most,) = re.findall(r"max-width:(\d+)px", svg)
+    assert float(most) / width * charts._SMALL < 15  # below a heading's size
+
+
+def test_a_share_that_rounds_to_nothing_has_no_sign():
+    drawn = charts.heat_map(np.array([[-0.3, 0.2], [-4.4, 5.0]]), "layer", 0, 5.0, "share")
+    assert re.findall(r">(-?\d+)</text>", drawn) == ["0", "0", "-4", "5"]
