@@ -398,9 +398,9 @@ def _draw(chart: Chart, text: str) -> str:
     )
     body = "".join(_drawn(series, x, y) for series in chart.series)
     parts = (area, *grid, *rules, *ticks, *names, *titles, body, *_labels(chart, x, y, frame))
-    widest = min(640.0, 1.25 * chart.width)  # so that the letters of a chart alone are not larger than a heading's
+    limit = min(640.0, 1.25 * chart.width)  # so that the letters of a chart alone are not larger than a heading's
     return (
-        f'<svg viewBox="0 0 {chart.width} {chart.height}" style="max-width:{widest:.0f}px" role="img" '
+        f'<svg viewBox="0 0 {chart.width} {chart.height}" style="max-width:{limit:.0f}px" role="img" '
         f'aria-label="{escape(visible(text), quote=True)}">' + "".join(parts) + "</svg>"
     )
 
