@@ -214,9 +214,9 @@ def _counted(curves: _Curves, layer: Layer, sample: Sample, view: View, fitted: 
             read = readers[id(basis)]
             for how, w in ((PLAIN, None), (PMI, sample.weights[epoch])):
                 if how == PLAIN or view != NOISE:  # the weights count in the mean alone
-                    bits = [read(z, columns, w) if len(columns) else np.zeros(len(z)) for columns in subsets]
-                few = None if w is None else _usable(w[: len(bits[0])])
-                whole, parts = bits[0], np.sum(bits[1:], 0) / len(groups)
+                    whole = read(z, subsets[0], w)
+                    bits = [read(z, columns, w) if len(columns) else np.zeros(len(whole)) for columns in subsets[1:]]
+                few, parts = None if w is None else _usable(w[: len(whole)]), np.sum(bits, 0) / len(groups)
                 for term, pointwise in (("I", whole), ("C", parts)):
                     choices = (term, features, VIEWS[view], fitted, COUNTED, how, layer.name)
                     curves.add(choices, sweep, epoch, _point(pointwise, few, sample.enumerated and view != NOISE))

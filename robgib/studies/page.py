@@ -39,13 +39,43 @@ def _text(value: Any) -> str:
     return str(value)
 
 
-_HEADINGS = {"rho": "ρ", "p_holm": "p, Holm", "pearson": "Pearson's r", "kendall": "Kendall's τ"}
-"""Columns whose names are not words."""
+_HEADINGS = {
+    "rho": "ρ",
+    "low": "95% from",
+    "high": "95% to",
+    "p_holm": "p, Holm",
+    "pearson": "Pearson's r",
+    "kendall": "Kendall's τ",
+    "tau": "τ",
+    "tau given baselines": "τ given the baselines",
+    "sd": "standard deviation",
+    "outcome_se": "outcome, standard error",
+    "bound_of": "layers with IB and GIB",
+    "bound_held": "of them IB ≤ GIB",
+    "bound_worst": "largest IB − GIB",
+    "gib_complexity": "C(X;Z)",
+    "ib_complexity": "I(X;Z)",
+    "linear_r2": "linear R²",
+}
+_PARTS = {"_se": ", standard error", "_marked": ", flagged", "": ""}
+
+
+def heading(column: str) -> str:
+    """What a table calls a column.
+
+    >>> heading("p_holm"), heading("gib_complexity (exact, pixels, last layer)_se"), heading("peak_epoch")
+    ('p, Holm', 'C(X;Z) (exact, pixels, last layer), standard error', 'peak epoch')
+    """
+    if column in _HEADINGS:
+        return _HEADINGS[column]
+    part = next(p for p in _PARTS if column.endswith(p))
+    figure, bracket, where = column.removesuffix(part).partition(" (")
+    return _HEADINGS.get(figure, figure.replace("_", " ")) + bracket + where + _PARTS[part]
 
 
 def _cells(table: pd.DataFrame) -> dict[str, Any]:
     return {
-        "columns": [_HEADINGS.get(str(c), str(c)) for c in table.columns],
+        "columns": [heading(c) for c in table],
         "rows": [[_text(v) for v in row] for row in table.itertuples(index=False)],
         "numbers": [table[c].dtype.kind in "fi" for c in table.columns],
     }
@@ -202,7 +232,7 @@ def phases_markdown(study: Phases, claim: PhasesClaim) -> str:
     lines = [f"# {study.name}", "", study.question, "", f"**{claim.verdict.capitalize()}.** {claim.words}", ""]
     lines += [f"- {note}" for note in claim.notes]
     if len(claim.groups):
-        lines += ["", claim.groups.map(_text).to_markdown(index=False, disable_numparse=True)]
+        lines += ["", claim.groups.map(_text).rename(columns=heading).to_markdown(index=False, disable_numparse=True)]
     return "\n".join(lines) + "\n"
 
 
@@ -238,6 +268,6 @@ def study_markdown(study: Study, rows: pd.DataFrame, claim: Claim) -> str:
     ]
     for title, what, frame in _shown(study, claim):
         if len(frame):
-            shown = frame.map(_text)
+            shown = frame.map(_text).rename(columns=heading)
             lines += ["", f"## {title}", "", what, "", shown.to_markdown(index=False, disable_numparse=True)]
     return "\n".join(lines) + "\n"

@@ -55,6 +55,13 @@ def test_a_layer_that_does_not_change_is_compressed_in_none(sample):
     assert len(found) == len(found.drop_duplicates(["claim", *CHOICES]))
 
 
+def test_a_layer_of_one_unit_has_no_rest(sample):
+    few = Sample(**{**vars(sample), "noisy": 32})
+    found = table(layer(*[SPREAD[:, :1]] * 3), few).query("claim == @COMPRESSION and features != 'input pieces'")
+    both = found.pivot_table(index=["features", "view", "fitted", "weights"], columns="term", values="peak")
+    assert both["C"].to_numpy() == pytest.approx(both["I"].to_numpy())  # the single unit is all there is
+
+
 def test_scale_alone_is_compression_where_bins_are_fixed_and_not_in_own_units(sample):
     """A unit's growth coarsens bins of each epoch; a layer that grows and shrinks again loses fixed bins."""
     rng = np.random.default_rng(0)
