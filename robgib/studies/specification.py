@@ -180,7 +180,7 @@ def specification_rows(study: Specification, networks: Sequence[Analysed]) -> tu
         table = read_csv(_analyses(one, study))
         # A rescaled network is a control of its own, made from a trained one.
         scaled = table.pop("rescaled").fillna("").astype(str)
-        rows.append(table.assign(**about, control=scaled.where(scaled != "", about["control"])))
+        rows.append(table.assign(**{**about, "control": scaled.where(scaled != "", about["control"])}))
         facts.append({**about, **json.loads((one.folder(study) / "network.json").read_text())})
     return (pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()), pd.DataFrame(facts)
 

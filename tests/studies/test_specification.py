@@ -14,6 +14,7 @@ from robgib.reporting.specification_curve import specification_curve
 from robgib.studies import Engine, open_study
 from robgib.studies.analyses import CHOICES, COMPRESSION, UNIT_SYNERGY, Layer, Sample, analyse, rescaled
 from robgib.studies.kinds import KINDS
+from robgib.studies.specification import specification_rows
 from robgib.studies.specification_claim import matched_difference, quiet_analyses, specification_claim
 
 EPOCHS = (0, 1, 2)
@@ -182,6 +183,21 @@ def test_a_table_of_analyses_is_claimed_again(tmp_path):
     assert "Comes out" in answer.texts["markdown"]()
     assert '"separating"' in answer.texts["json"]()
     assert study.plan(None).summary == ("1 networks, 0 analysed before.",)
+
+
+def test_rescaled_networks_are_controls_of_their_own(tmp_path, monkeypatch):
+    (tmp_path / "study.yaml").write_text(STUDY)
+    study = open_study(tmp_path / "study.yaml")
+    (one,) = study.networks
+    monkeypatch.setattr("robgib.studies.specification.cache_folder", lambda: tmp_path)
+    one.folder(study.study).mkdir(parents=True)
+    kept = pd.DataFrame({"claim": COMPRESSION, "change": [0.1, 0.2], "rescaled": ["", "rescaled unit"]})
+    kept.to_csv(one.folder(study.study) / "analyses.csv", index=False)
+    (one.folder(study.study) / "network.json").write_text('{"gap": 0.1, "subset_synergy": 0.2}')
+    found, facts = specification_rows(study.study, study.networks)
+    assert found["control"].tolist() == ["", "rescaled unit"]
+    assert found["kind"].tolist() == ["sphere-tanh"] * 2
+    assert facts["gap"].tolist() == [0.1]
 
 
 @pytest.mark.slow
