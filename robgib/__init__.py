@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from robgib import (
         attacks,
         data,
+        engines,
         files,
         information,
         measures,
@@ -67,6 +68,7 @@ __all__ = [
     "attacks",
     "check_attack",
     "data",
+    "engines",
     "evaluate",
     "failure_indicators",
     "files",

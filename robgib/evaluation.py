@@ -21,6 +21,7 @@ from torch import Tensor
 from robgib.attacks.base import Attack
 from robgib.data.dataset import Dataset
 from robgib.data.loaders import load_data
+from robgib.engines import engine_of, workers_of
 from robgib.errors import RobGIBError, RobGIBWarning, never_ends
 from robgib.files import Parts, alone, digest, parts_in
 from robgib.information.activations import check_layers
@@ -31,12 +32,12 @@ from robgib.models.adapt import as_module
 from robgib.models.checkpoint import weights_digest
 from robgib.models.inference import PreparedModel, answers, check_finite_answers, one_thread_measures, prepare
 from robgib.models.state import Settings
-from robgib.options import AttackOptions, Context, InformationOptions, check, gather, plain_options
+from robgib.options import AttackOptions, Context, EngineOptions, InformationOptions, check, gather, plain_options
 from robgib.results import SCHEMA_VERSION, Run
 from robgib.robustness.attacking import LEAST_BESIDE, Subject, attack_costs
 from robgib.robustness.chance import reading_warnings
 from robgib.robustness.evaluate import check_budgets, given_eps, in_cascade, measure, read_attacks, under_budgets
-from robgib.runtime import Progress, environment, faults_of, progress_bars, resolve_device
+from robgib.runtime import Progress, environment, faults_of, first_device, progress_bars, resolve_device
 
 __all__ = [
     "Record",
@@ -111,7 +112,9 @@ def evaluate(
         context: seed, device, batch size, folders (:class:`~robgib.options.Context`).
         record: how the run is recorded, looked up and resumed.
         progress: whether to show bars in a terminal or a notebook; or a function of (task, done, total, note).
-        fields: fields of these four objects by name, such as ``samples=500``, ``layers=["logits"]`` or ``seed=1``.
+        fields: fields of these four objects by name, such as ``samples=500``, ``layers=["logits"]`` or ``seed=1``; and
+            of :class:`~robgib.options.EngineOptions`, which let several processes, devices or machines share the
+            attacks, such as ``jobs=4`` or ``engine="ray"``.
 
     Samples are drawn with ``seed``, stratified by class (:meth:`~robgib.data.Split.rows`); ``config["drawn"]`` lists
     their rows. Named data sets are shuffled on loading, so their first samples are used. Indicators, corruptions and
@@ -129,14 +132,17 @@ def evaluate(
     >>> int(run.robustness["samples"].item())
     32
     """
-    attack, information, context, record = gather(
+    attack, information, context, record, sharing = gather(
         "evaluate",
         fields,
         attack or AttackOptions(),
         information or InformationOptions(),
         context or Context(),
         record or Record(),
+        EngineOptions(),
     )
+    engine = engine_of(sharing.engine, sharing.jobs, context.device, sharing.address)
+    context = replace(context, device=first_device(context.device))
     if attacks is not None:
         attack = replace(attack, attacks=attacks)
     if estimators is not None:
@@ -153,7 +159,8 @@ def evaluate(
         if former is not None:
             parts.clear()  # left by a process that was killed after it had saved the run
             return former
-        run = _measure(work, replace(work.context, parts=parts, progress=bars))
+        workers = stack.enter_context(workers_of(engine))
+        run = _measure(work, replace(work.context, parts=parts, progress=bars, workers=workers))
         _save(run, record)
         parts.clear()
         return run

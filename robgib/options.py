@@ -29,6 +29,7 @@ __all__ = [
     "AttackOptions",
     "Context",
     "Count",
+    "EngineOptions",
     "InformationOptions",
     "ModelOptions",
     "NonNegative",
@@ -405,11 +406,22 @@ class ReportOptions(_Checked):
 
 
 @dataclass(frozen=True)
+class EngineOptions(_Checked):
+    """What the work is shared among; nothing here changes a figure."""
+
+    jobs: Count = option(1, "Processes that share the work.", shown="one, or one for each device")
+    engine: str = option("local", "local, or ray: a Ray cluster.")
+    address: str | None = option(
+        None, "Address of the Ray cluster, as HOST:PORT or auto.", shown="a cluster is started on this machine"
+    )
+
+
+@dataclass(frozen=True)
 class Context(_Checked):
     """The context of a computation: its seed, its device, and the folders that it reads."""
 
     seed: Seed = option(0, "Seed of every random number.")
-    device: Any = option("auto", "auto, cpu, cuda or cuda:N.", text=True)
+    device: Any = option("auto", "auto, cpu, cuda or cuda:N; several for attacks, as cuda:0,cuda:1.", text=True)
     batch_size: Count | None = option(None, "Images per batch.", shown="chosen automatically")
     data_root: Path | None = option(None, "Folder with the data files.", shown="the cache")
     catalogue: Sequence[Path] = option(
@@ -419,6 +431,8 @@ class Context(_Checked):
     """Storage of finished parts, from which an interrupted computation resumes; by default nothing is stored."""
     progress: Progress | None = dataclasses.field(default=None, compare=False)
     """Called with (task, done, total, note)."""
+    workers: Any = dataclasses.field(default=None, compare=False)
+    """What computes the shards of attacks, a :class:`robgib.engines.Workers`; None is this process."""
 
     def report(self, task: str, done: int, total: int, note: str = "") -> None:
         """Report progress, if a receiver is set."""

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
 
 __all__ = [
+    "PLUGIN",
     "Entry",
     "Kind",
     "Registry",
@@ -121,7 +122,7 @@ class Registry(Generic[T]):
 
         def enter(value: T) -> T:
             module = sys.modules.get(getattr(value, "__module__", ""))
-            plugin = module is not None and module.__name__.startswith(_PLUGIN)
+            plugin = module is not None and module.__name__.startswith(PLUGIN)
             self.enter(name, value, str(getattr(module, "__file__", "")) if plugin else BUILT_IN)
             return value
 
@@ -341,7 +342,8 @@ def yaml_files(kind: Kind, extra: Sequence[Path] = ()) -> dict[str, Path]:
     return files
 
 
-_PLUGIN = "robgib_plugin_"
+PLUGIN = "robgib_plugin_"
+"""What the names of the modules of plug-in files begin with."""
 
 
 def plugin_modules(extra: Sequence[Path] = ()) -> Iterator[ModuleType]:
@@ -354,7 +356,7 @@ def plugin_modules(extra: Sequence[Path] = ()) -> Iterator[ModuleType]:
             if not path.is_file():  # a pipe would be waited for
                 raise RobGIBError(f"plug-in {path} is not a regular file; remove it.")
             resolved = str(path.resolve())
-            key = f"{_PLUGIN}{path.stem}_{hashlib.sha256(resolved.encode()).hexdigest()[:8]}"
+            key = f"{PLUGIN}{path.stem}_{hashlib.sha256(resolved.encode()).hexdigest()[:8]}"
             if key not in sys.modules:
                 spec = importlib.util.spec_from_file_location(key, path)
                 assert spec is not None

@@ -28,6 +28,7 @@ __all__ = [
     "end_with",
     "environment",
     "faults_of",
+    "first_device",
     "network_faults",
     "one_thread",
     "progress_bars",
@@ -161,6 +162,15 @@ def one_thread() -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(before)
+
+
+def first_device(names: object) -> str:
+    """Return the first of several devices, which computes what is not shared.
+
+    >>> first_device("cuda:0,cuda:1"), first_device("cpu")
+    ('cuda:0', 'cpu')
+    """
+    return str(names).split(",")[0].strip()
 
 
 _LACKING = ("can't allocate memory", "not enough memory", "cannot allocate memory")

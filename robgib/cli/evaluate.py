@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -17,7 +17,15 @@ from robgib.cli.common import err, out
 from robgib.cli.options import configuration_template, configuration_text, configured_models, names_of, with_options
 from robgib.errors import RobGIBError
 from robgib.files import atomic_directory, cache_folder, check_file, check_writable, digest, write_file
-from robgib.options import AttackOptions, Context, InformationOptions, ModelOptions, ReportOptions, option
+from robgib.options import (
+    AttackOptions,
+    Context,
+    EngineOptions,
+    InformationOptions,
+    ModelOptions,
+    ReportOptions,
+    option,
+)
 
 CONFIGURATION = "run.yaml"
 """File of a run folder that repeats the run: ``robgib evaluate --config run.yaml``."""
@@ -60,6 +68,7 @@ def evaluate(
     information_options: InformationOptions,
     report: ReportOptions,
     context: Context,
+    engine: EngineOptions,
 ) -> None:
     """Attack models, estimate the information in their layers, and write run folders and a page."""
     has_attacks = attack.attacks != AttackOptions().attacks
@@ -77,7 +86,7 @@ def evaluate(
             raise RobGIBError("--estimator and --no-information exclude each other; give one.")
         information_options = replace(information_options, estimators=())
     names = list(models or configured_models(config))
-    work = _Evaluation(names, model, attack, information_options, report, context)
+    work = _Evaluation(names, model, attack, information_options, report, context, engine)
     work.check()
     with robgib.runtime.progress_bars(not report.quiet, always=True) as progress:
         for name in names:
@@ -96,6 +105,7 @@ class _Evaluation:
     information: InformationOptions
     report: ReportOptions
     context: Context
+    engine: EngineOptions
     runs: list[robgib.Run] = field(default_factory=list)
     new: list[robgib.Run] = field(default_factory=list)
     known: list[str] = field(default_factory=list)
@@ -108,7 +118,7 @@ class _Evaluation:
         self._check_together()
         if not self.models:
             raise RobGIBError("name at least one model, such as digits-cnn; `robgib zoo list` lists the zoo.")
-        robgib.runtime.resolve_device(self.context.device)
+        robgib.engines.engine_of(self.engine.engine, self.engine.jobs, self.context.device, self.engine.address)
         normalization = robgib.zoo.preprocessing_of(self.model).normalization
         for name in self.models:
             if robgib.models.is_pretrained(name):
@@ -142,9 +152,9 @@ class _Evaluation:
 
     def evaluate(self, name: str, progress: Any) -> None:
         """Load and measure one model, or read its finished run."""
-        where = robgib.runtime.resolve_device(self.context.device)
-        context = replace(self.context, device=where)
-        subject = robgib.zoo.load(name, self.model, context=context, loaded=self.loaded, progress=progress)
+        where = robgib.runtime.resolve_device(robgib.runtime.first_device(self.context.device))
+        own = replace(self.context, device=where)
+        subject = robgib.zoo.load(name, self.model, context=own, loaded=self.loaded, progress=progress)
         fresh, folder = self.report.fresh, self.report.out
         run = robgib.evaluate(
             subject.model,
@@ -152,7 +162,8 @@ class _Evaluation:
             name=subject.name,
             attack=self.attack,
             information=self.information,
-            context=context,
+            context=self.context,
+            **asdict(self.engine),
             source={**subject.source, **({"notes": list(subject.notes)} if subject.notes else {})},
             known=None if fresh else partial(robgib.results.find_run, folder),
             save=partial(self.save, name),
@@ -249,7 +260,7 @@ def init(
     """Write a configuration file with every option and its meaning, to edit."""
     if file.exists():
         raise RobGIBError(f"{str(file)!r} exists; remove it or give another name.")
-    kinds = (ModelOptions, AttackOptions, InformationOptions, ReportOptions, Context)
+    kinds = (ModelOptions, AttackOptions, InformationOptions, ReportOptions, Context, EngineOptions)
     write_file(file, configuration_template(["digits-cnn"], kinds).encode())
     out.print(f"Configuration: [bold]{escape(str(file))}[/bold]", soft_wrap=True, highlight=False)
     out.print(f"[dim]robgib evaluate --config {escape(str(file))}", soft_wrap=True, highlight=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Optional
@@ -16,9 +15,9 @@ from rich.table import Table
 import robgib
 from robgib.cli.common import AllowCode, Catalogue, DataRoot, Quiet, help_when_alone, out
 from robgib.cli.options import with_options
-from robgib.errors import RobGIBError, unknown_name
+from robgib.errors import RobGIBError
 from robgib.files import atomic_directory, check_file, check_writable, write_file
-from robgib.options import Count, option
+from robgib.options import EngineOptions
 
 app = typer.Typer(help="Studies over many models: plan, run, verdict.")
 app.callback(invoke_without_command=True)(help_when_alone)
@@ -90,18 +89,6 @@ def simulate(
         write_file(out_file, robgib.results.csv_text(shares).encode())
 
 
-@dataclass(frozen=True)
-class EngineOptions:
-    """What a study runs on."""
-
-    jobs: Count = option(1, "Processes that share the models.")
-    engine: str = option("local", "local, or ray: a Ray cluster.")
-    address: str | None = option(
-        None, "Address of the Ray cluster, as HOST:PORT or auto.", shown="a cluster is started on this machine"
-    )
-    device: str = option("cpu", "auto, cpu, cuda or cuda:N; several as cuda:0,cuda:1.")
-
-
 @app.command()
 @with_options
 def run(
@@ -116,6 +103,7 @@ def run(
         typer.Option("--format", help="Format to write beside the tables; repeatable.", show_default="all"),
     ] = None,
     allow_code: AllowCode = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N; several as cuda:0,cuda:1.")] = "cpu",
     data_root: DataRoot = None,
     catalogue: Catalogue = None,
     quiet: Quiet = False,
@@ -124,7 +112,7 @@ def run(
 ) -> None:
     """Train and measure what is not measured yet, and write the page with the verdict."""
     wanted = formats or list(Format)
-    where = _engine(engine)
+    where = robgib.engines.engine_of(engine.engine, engine.jobs, device, engine.address)
     study = robgib.studies.open_study(file, list(catalogue or []), allow_code=allow_code)
     if measure:
         if not isinstance(study, robgib.studies.CorrelationStudy):
@@ -165,19 +153,6 @@ def _write(answer: robgib.studies.Answer, target: Path, wanted: Sequence[Format]
             (folder / _FILES[form]).write_text(answer.texts[form.value](), encoding="utf-8")
         for name, table in answer.tables.items():
             (folder / name).write_text(robgib.results.csv_text(table), encoding="utf-8", newline="")
-
-
-def _engine(options: EngineOptions) -> robgib.studies.Engine:
-    """The engine that the options name, checked before any work."""
-    name, device = options.engine, options.device
-    if name not in robgib.studies.ENGINES:
-        raise unknown_name("engine", name, robgib.studies.ENGINES)
-    if options.address is not None and name != "ray":
-        raise RobGIBError("--address needs --engine ray; give --engine ray too.")
-    devices = tuple(part.strip() for part in device.split(",")) if device else ("cpu",)
-    if name == "local":
-        devices = tuple(str(robgib.runtime.resolve_device(d)) for d in devices)
-    return robgib.studies.Engine("ray" if name == "ray" else "local", options.jobs, devices, options.address)
 
 
 def _print_answer(answer: robgib.studies.Answer, target: Path, formats: Sequence[Format]) -> None:

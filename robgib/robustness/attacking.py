@@ -25,7 +25,7 @@ from robgib.results import column_names, table
 from robgib.robustness.audit import Audited, audit, audit_wanted, further_label
 from robgib.robustness.curve import accuracy_curve
 from robgib.robustness.rows import curve_rows, outcome_rows, summary_row, unattacked_row, worst_row
-from robgib.robustness.run_attack import AttackResult, after, gradient_cost, run_attack
+from robgib.robustness.run_attack import AttackResult, after, attack_together, gradient_cost, run_attack
 from robgib.robustness.until import attack_until
 from robgib.runtime import faults_of
 
@@ -115,6 +115,21 @@ class Subject:
         """Run a further attack on some rows (n,), given what is known of all samples; return the result of the rows."""
         return self._run(attack, Answers(known.prediction[rows], known.right[rows]), rows, label, ())
 
+    def attack_together(self, labels: Sequence[str]) -> dict[str, AttackResult | Exception]:
+        """Run independent attacks on the samples that are right, sharing their shards among the workers."""
+        return attack_together(
+            self.model,
+            self.x,
+            self.y,
+            {label: self.attacks[label] for label in labels},
+            clean=self.clean,
+            pictures=self.pictures,
+            contexts={label: self._context(label) for label in labels},
+        )
+
+    def _context(self, label: str, *words: str) -> Context:
+        return replace(self.context, parts=self.context.parts.at("attack", label, *words))
+
     def _run(
         self,
         attack: Attack,
@@ -133,7 +148,7 @@ class Subject:
             clean=Answers(clean.prediction, clean.right),
             index=np.arange(len(self))[rows],
             pictures=self.pictures,
-            context=replace(self.context, parts=self.context.parts.at("attack", label, *words)),
+            context=self._context(label, *words),
         )
 
 
@@ -305,7 +320,9 @@ def attack_all(subject: Subject, ready: Ready) -> Findings:
 
     ``ready`` holds the results of attacks that have already run.
     """
-    findings = Findings(subject)
+    findings, workers = Findings(subject), subject.context.workers
+    if workers is not None and not workers.engine.alone and not subject.options.cascade:
+        ready = {**subject.attack_together([label for label in subject.attacks if label not in ready]), **ready}
     for label, attack in subject.in_order():
         findings.add(label, attack, _guarded(partial(_attack, subject, label, attack, findings, ready), label))
     for budget, threat in findings.budgets().items():

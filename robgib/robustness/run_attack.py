@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import io
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,9 +27,10 @@ from robgib.attacks.base import (
 )
 from robgib.attacks.objective import Objective
 from robgib.attacks.threat_model import ThreatModel, distance, per_sample
+from robgib.engines import Shared, Workers, packed, unpacked
 from robgib.errors import NoGradientError, RobGIBWarning
 from robgib.files import Parts
-from robgib.models.adapt import put_random_state, random_state, seeded
+from robgib.models.adapt import seeded
 from robgib.models.inference import (
     _DRAWS,
     Answers,
@@ -38,27 +41,34 @@ from robgib.models.inference import (
     ask,
     count_queries,
     eval_mode,
+    fuse_for_inference,
+    one_thread_measures,
     prepare,
 )
 from robgib.models.state import State
 from robgib.options import Context, gather
-from robgib.runtime import SampleRNG
+from robgib.runtime import SampleRNG, one_thread
 from robgib.statistics import sign_test
 
 __all__ = [
     "AttackResult",
     "AttackState",
+    "Run",
     "after",
+    "attack_together",
     "gradient_cost",
     "joined",
     "quantized",
     "run_attack",
+    "run_together",
 ]
 
-_POOL = 2**24  # maximum number of pixels that an attack receives at once
-_BATCHES = 16  # maximum number of batches that it receives at once
+_SHARD = 128  # maximum number of samples of a shard
+_POOL = 256  # the same, of attacks whose result for a sample depends on other samples
+_DEVICE_SHARD = 512  # the same, on a GPU
 _KEPT = 20.0  # seconds between two saves of a running attack
-_JUDGE = 20  # separates the seeds of the evaluation from those of attacks
+_LEAST_SHARD = 32  # minimum number of samples of a shard, where batches are smaller
+_JUDGE, _DRAWN = 20, 21  # separate the seeds of the evaluation and of a shard from those of attacks
 _LEVEL = 0.01  # level of the test that compares the fused form with the model
 _CHECKED = (16, 32)  # minimum and maximum number of samples of that comparison: one in 32 of the attacked samples
 
@@ -145,6 +155,10 @@ def run_attack(
     sample that fools only the fused form is attacked again on the model. Before the attack, a few ascent steps on some
     samples compare both forms. If ascent on the fused form is weaker, the model itself is attacked, with a note.
 
+    The samples are attacked in shards of consecutive remaining samples. Their size depends on the model and the device
+    alone, and each shard has its own random numbers: the result is the same whether one process or several compute the
+    shards.
+
     An attack on a stochastic model uses the average over ``attack.eot`` draws (20 if None). Each adversarial image is
     evaluated by 20 further draws. All random numbers, including those of the model, depend on the context's seed.
 
@@ -179,12 +193,85 @@ def run_attack(
     elif not isinstance(clean, Answers):
         clean = Answers(clean, (clean == y.numpy()).astype(float))
     index = np.arange(len(x)) if index is None else np.asarray(index)
-    state = AttackState.begin(clean, pictures)
-    former = context.parts.read()
-    if former is not None:
-        state.restore(former)
-    _Run(model, x, y, attack, label, index, state, context).go(former)
-    return state.result()
+    (result,) = run_together([Run(model, x, y, attack, label, index, AttackState.begin(clean, pictures), context)])
+    if isinstance(result, Exception):
+        raise result
+    return result
+
+
+def attack_together(
+    model: PreparedModel,
+    x: Tensor,
+    y: Tensor,
+    attacks: Mapping[str, Attack],
+    *,
+    clean: Answers,
+    pictures: int,
+    contexts: Mapping[str, Context],
+) -> dict[str, AttackResult | Exception]:
+    """Run independent attacks as :func:`run_attack` does, and share the shards of all of them among the workers.
+
+    Args:
+        model: the prepared classifier.
+        x: images (N, …) in [0, 1].
+        y: labels (N,).
+        attacks: the attacks by label.
+        clean: the model's answers to the images.
+        pictures: number of adversarial images of fooled samples to keep.
+        contexts: the context of each attack, by label.
+
+    Returns:
+        By label, the result of each attack or the exception that ended it.
+    """
+    index = np.arange(len(x))
+    runs = [
+        Run(model, x, y, attack, label, index, AttackState.begin(clean, pictures), contexts[label])
+        for label, attack in attacks.items()
+    ]
+    return dict(zip(attacks, run_together(runs), strict=True))
+
+
+def run_together(runs: Sequence[Run]) -> list[AttackResult | Exception]:
+    """Run independent attacks, whose shards the workers of the first one's context compute, if it has any.
+
+    Returns:
+        The result of each attack, or the exception that ended it.
+    """
+    workers = runs[0].context.workers if runs else None
+    results: dict[int, AttackResult | Exception] = {}
+    waiting: list[tuple[int, Shard]] = []
+    for number, run in enumerate(runs):
+        try:
+            shards = run.begin()
+            if workers is None or workers.engine.alone or len(runs) == len(shards) == 1:
+                results[number] = run.compute(shards)
+            else:
+                waiting += [(number, shard) for shard in shards]
+        except Exception as error:
+            results[number] = error
+    if workers is not None and waiting:
+        _compute_elsewhere(runs, workers, waiting, results)
+    return [results[n] if n in results else run.end() for n, run in enumerate(runs)]
+
+
+def _compute_elsewhere(
+    runs: Sequence[Run],
+    workers: Workers,
+    waiting: Sequence[tuple[int, Shard]],
+    results: dict[int, AttackResult | Exception],
+) -> None:
+    """Let workers compute shards, each of the run of its number; put the exceptions that end a run into ``results``."""
+    calls = [(runs[number].sent_model(workers), runs[number].sent_attack, shard) for number, shard in waiting]
+    for returned in workers.run(_attack_there, calls):
+        number, shard = waiting[returned.number]
+        if number in results:
+            continue
+        try:
+            if returned.error is not None:
+                raise returned.error
+            runs[number].receive(shard, returned.value)
+        except Exception as error:
+            results[number] = error
 
 
 @dataclass
@@ -237,50 +324,31 @@ class AttackState:
         self.notes = list(former["notes"])
         self.began -= former["seconds"]
 
-    def kept(self, notes: Sequence[str], broken: int, random: Mapping[str, Any]) -> dict[str, Any]:
-        """Return all values needed to resume, with the notes, broken gradients and random state of this run."""
+    def kept(self) -> dict[str, Any]:
+        """Return all values needed to resume."""
         return {
             **self.arrays,
             "picked": np.array(list(self.pictures), dtype=np.int64),
             "pictures": np.stack(list(self.pictures.values())) if self.pictures else np.zeros(0),
             "done": self.done,
-            "broken": self.broken + broken,
+            "broken": self.broken,
             "seconds": time.monotonic() - self.began,
-            "notes": list(notes),
+            "notes": self.notes,
             "passes": [self.passes.forward, self.passes.backward],
-            **{f"random/{name}": value for name, value in random.items()},
         }
 
-    def next_rows(self, count: int) -> np.ndarray:
-        """Return the next rows to attack, at most ``count``."""
-        return self.waiting[self.done : self.done + count]
-
-    def record(
-        self, rows: np.ndarray, judged: _Judged, x: Tensor, y: Tensor, right_8bit: np.ndarray, threat: ThreatModel
-    ) -> None:
-        """Record the results of some rows; their images ``x`` and labels ``y`` are on the device."""
-        inside = (judged.image == judged.found).flatten(1).all(1)
-        fooled = judged.answer != y
-        columns = {
-            "prediction": torch.where(inside, judged.answer, y),
-            "distance": torch.where(fooled, threat.distance(judged.found, x), float("inf")),
-            "linf": distance(judged.image, x, "linf"),
-            "l2": distance(judged.image, x, "l2"),
-        }
-        for name, values in columns.items():
-            self.arrays[name][rows] = values.cpu().numpy()
-        self.arrays["right"][rows] = self.right_within(rows, judged)
-        self.arrays["right_8bit"][rows] = right_8bit
-        wrong = (self.arrays["prediction"][rows] != y.cpu().numpy()).nonzero()[0]
-        for place in wrong[: max(0, self.most - len(self.pictures))]:
-            self.pictures[int(rows[place])] = judged.image[place].cpu().numpy()
+    def record(self, rows: np.ndarray, found: ShardResult) -> None:
+        """Record the results of some rows."""
+        for name, values in found.arrays.items():
+            self.arrays[name][rows] = values
+        for place, picture in found.pictures.items():
+            if len(self.pictures) < self.most:
+                self.pictures[int(rows[place])] = picture
+        self.passes.forward += found.passes.forward
+        self.passes.backward += found.passes.backward
+        self.broken += found.broken
+        self.notes = list(dict.fromkeys([*self.notes, *found.notes]))
         self.done += len(rows)
-
-    def right_within(self, rows: np.ndarray, judged: _Judged) -> np.ndarray:
-        """Return shares (n,) of right answers, to the adversarial image if it is in the ball, else to the clean one."""
-        inside = (judged.image == judged.found).flatten(1).all(1).cpu().numpy()
-        within_ball: np.ndarray = np.where(inside, judged.right.cpu().numpy(), self.clean.right[rows])
-        return within_ball
 
     def result(self) -> AttackResult:
         """Return the result, after all samples have been attacked."""
@@ -312,9 +380,49 @@ class _Forms:
         return self.fused.broken + self.plain.broken
 
 
+@dataclass(frozen=True)
+class Shard:
+    """Some samples to attack, apart from all others.
+
+    Attributes:
+        start: number of samples that wait before them.
+        rows: their rows (n,).
+        index: index (n,) of each, which with the seed determines its random numbers.
+        x: images (n, …).
+        y: labels (n,).
+        clean: the model's answers to the images.
+        fused: whether the attack uses the fused form of the model.
+        seed: seed of the run.
+        label: name of the attack.
+        pictures: number of adversarial images to return at most.
+    """
+
+    start: int
+    rows: np.ndarray
+    index: np.ndarray
+    x: Tensor
+    y: Tensor
+    clean: Answers
+    fused: bool
+    seed: int
+    label: str
+    pictures: int
+
+
+@dataclass(frozen=True)
+class ShardResult:
+    """The result of a shard: arrays as of :class:`AttackResult` and pictures by place, passes, notes."""
+
+    arrays: dict[str, np.ndarray]
+    pictures: dict[int, np.ndarray]
+    passes: QueryCount
+    broken: int
+    notes: tuple[str, ...]
+
+
 @dataclass
-class _Run:
-    """One call of :func:`run_attack`."""
+class Run:
+    """One attack on one model, as :func:`run_attack` documents it."""
 
     model: PreparedModel
     x: Tensor
@@ -325,57 +433,91 @@ class _Run:
     state: AttackState
     context: Context
     _shown: float = field(default_factory=time.monotonic)
-    _begun: int = 0  # passes before the rows that are under attack
+    _early: dict[int, tuple[Shard, ShardResult]] = field(default_factory=dict)
+    _written: float = field(default_factory=time.monotonic)
+    _now: QueryCount = field(default_factory=QueryCount)
 
     @property
     def device(self) -> torch.device:
         """The device of the model."""
         return torch.device(self.context.device)
 
-    def go(self, former: Mapping[str, Any] | None) -> None:
-        """Attack all remaining samples, and save the results; ``former`` are the stored results."""
-        net, state = self.model.model, self.state
-        prefix = f"{getattr(self.attack, 'label', self.label)}: "
-        with (
-            eval_mode(net),
-            eval_mode(self.model.fused),
-            unchanged([net, self.model.fused], self.label, self.attack.doubted) as before,
-            seeded(self.context.seed, self.device),
-            _collected_warnings(prefix) as (notes, caught),
-            count_queries(net, self.model.fused) as passes,
-        ):
+    def begin(self) -> list[Shard]:
+        """Return the shards that remain, after reading what was stored."""
+        state = self.state
+        former = self.context.parts.read()
+        if former is not None:
+            state.restore(former)
+        if state.done == len(state.waiting):
+            if former is None:
+                self._keep()
+            return []
+        with self._attacking(self.context.seed) as (notes, passes):
             fused, note = self._fused()
             notes += [note] if note else []
-            if former is not None:
-                notes[:] = state.notes
-                passes.forward, passes.backward = state.passes.forward, state.passes.backward
-                drawn = {name.removeprefix("random/"): v for name, v in former.items() if name.startswith("random/")}
-                put_random_state(drawn, self.device)
-            state.passes = passes
-            forms = _Forms(self.model, self.attack, fused, self._watch)
+        if former is None:
+            state.notes = notes
+            state.passes.forward, state.passes.backward = passes.forward, passes.backward
+        size, net = self._size(), self.model.model
+        starts = range(state.done, len(state.waiting), size)
+        return [self._shard(start, start + size, fused is not net) for start in starts]
 
-            def keep() -> None:
-                every = [*notes, *_messages(caught, prefix)]
-                self.context.parts.write(state.kept(every, forms.broken, random_state(self.device)))
+    def _shard(self, start: int, stop: int, fused: bool) -> Shard:
+        state = self.state
+        rows = state.waiting[start:stop]
+        clean = Answers(state.clean.prediction[rows], state.clean.right[rows])
+        fields = (self.context.seed, self.label, state.most)
+        return Shard(start, rows, self.index[rows], self.x[rows], self.y[rows], clean, fused, *fields)
 
-            written, begun = time.monotonic(), state.done
-            while len(rows := state.next_rows(self._pool())):
-                self._begun = passes.cost
-                self._attack(rows, forms, before, notes)
-                self.context.report(self.label, state.done, len(state.waiting), self._note())
-                if time.monotonic() - written > _KEPT and state.done < len(state.waiting):
-                    keep()
-                    written = time.monotonic()
-            if begun < state.done or former is None:
-                keep()
-            state.broken += forms.broken
-        state.notes = [*notes, *self._limits()]
+    def compute(self, shards: Sequence[Shard]) -> AttackResult:
+        """Compute shards in this process, and return the result of the attack."""
+        for shard in shards:
+            with self._attacking(_own_seed(self.context.seed, shard.start)) as (notes, passes):
+                self._now = passes
+                found = _attack_shard(self.model, self.attack, shard, self.device, self._watch, notes)
+            self.receive(shard, replace(found, notes=tuple(notes), passes=passes))
+        return self.end()
+
+    def receive(self, shard: Shard, found: ShardResult) -> None:
+        """Record the result of a shard, once those before it are recorded, and save the results now and then."""
+        state = self.state
+        self._early[shard.start] = (shard, found)
+        while state.done in self._early:
+            ready, its = self._early.pop(state.done)
+            state.record(ready.rows, its)
+        self._now = QueryCount()
+        self.context.report(self.label, state.done, len(state.waiting), self._note())
+        if time.monotonic() - self._written > _KEPT or state.done == len(state.waiting):
+            self._keep()
+            self._written = time.monotonic()
+
+    def end(self) -> AttackResult:
+        """Return the result, after all shards have been received."""
+        self.state.notes += self._limits()
+        return self.state.result()
+
+    def sent_model(self, workers: Workers) -> Shared:
+        """Return the model as workers receive it."""
+        model = self.model
+        # A traced form cannot be sent: each process makes it again, from the same images.
+        sent = (replace(model, fused=model.model), self.x[:16] if model.fused is not model.model else None)
+        return workers.share_once(model, lambda: packed("the model", sent, _save))
+
+    @functools.cached_property
+    def sent_attack(self) -> bytes:
+        """The attack as workers receive it."""
+        return packed(f"attack {self.label!r}", self.attack, _dump)
+
+    def _keep(self) -> None:
+        self.context.parts.write(self.state.kept())
+
+    def _attacking(self, seed: int) -> AbstractContextManager[tuple[list[str], QueryCount]]:
+        return _attacking(self.model, self.attack, self.label, seed, self.device)
 
     def _fused(self) -> tuple[nn.Module, str]:
         """Return the form to attack, and a note if it is the model itself because the fused form is weaker."""
         state, net = self.state, self.model.model
-        unfinished = len(state.waiting) - state.done
-        if not self.attack.pooled or self.model.fused is net or not unfinished:
+        if not self.attack.pooled or self.model.fused is net:
             return self.model.fused, ""
         waiting = state.waiting
         count = min(len(waiting), max(_CHECKED[0], min(_CHECKED[1], len(waiting) // 32)))
@@ -384,66 +526,35 @@ class _Run:
         note = _fused_is_weaker(self.model, x, y, self.attack.threat)
         return (net if note else self.model.fused), note
 
-    def _pool(self) -> int:
-        """Return how many samples the attack receives at once."""
-        size = self.model.batch_size
-        return max(size, min(_BATCHES * size, _POOL // max(1, self.x[:1].numel()))) if self.attack.pooled else size
-
-    def _attack(self, rows: np.ndarray, forms: _Forms, before: State, notes: list[str]) -> None:
-        """Attack some rows, evaluate the images, and record the results."""
-        start, draws = self.state.done, self.model.draws
-        x, y = self.x[rows].to(self.device), self.y[rows].to(self.device)
-        x_adv = self._find(forms.attacked, x, y, SampleRNG(self.context.seed, self.index[rows]), before, notes)
-        with _judging(self.model, self.context.seed, start, self.device):
-            judged = _judge(self.attack, self.label, forms.judge, x_adv, x, y, draws)
-        if forms.is_fused:
-            with torch.no_grad():
-                misjudged = (forms.fused(judged.found).argmax(1) != y) & (judged.answer == y)
-            lost = misjudged.nonzero().squeeze(1)
-            if len(lost):  # these images fool only the fused form
-                numbers = SampleRNG(self.context.seed, self.index[rows][lost.cpu().numpy()])
-                again = self._find(forms.plain, x[lost], y[lost], numbers, before, notes)
-                judged.put(lost, _judge(self.attack, self.label, forms.judge, again, x[lost], y[lost], draws))
-        right_8bit = self.state.right_within(rows, judged)
-        if self.x.ndim == 4:
-            with _judging(self.model, self.context.seed + 1, start, self.device):
-                right_8bit = _after_rounding(forms.judge, judged.image, y, right_8bit, draws)
-        self.state.record(rows, judged, x, y, right_8bit, self.attack.threat)
-
-    def _find(
-        self, model: nn.Module, x: Tensor, y: Tensor, numbers: SampleRNG, before: State, notes: list[str]
-    ) -> object:
-        """Return the images of the attack. Training modes that it changed are restored before the evaluation."""
-        attack, net = self.attack, self.model.model
-        look = attack.find if isinstance(attack, MinimumNormAttack) else attack.perturb
-        with running(self.label, net):
-            # The attack receives copies, so that in-place changes do not move the centre of the ball.
-            x_adv = look(model, x.clone(), y.clone(), numbers)
-        if changed := before.modes():
-            before.restore_modes()
-            notes.append(f"it left the model in training mode ({changed[0] or type(net).__name__}): eval mode restored")
-        return x_adv
+    def _size(self) -> int:
+        """Return the number of samples of a shard; it does not depend on the number of processes."""
+        most = _DEVICE_SHARD if self.device.type == "cuda" else _SHARD
+        if not self.attack.pooled:
+            return min(self.model.batch_size, most)
+        if not self.attack.batch_independent:
+            return max(most, _POOL)
+        return min(max(self.model.batch_size, _LEAST_SHARD), most)
 
     def _watch(self) -> None:
         """Report progress during an attack, at most five times per second."""
         if self.context.progress and time.monotonic() - self._shown > 0.2:
             self._shown = time.monotonic()
             state = self.state
-            rows = len(state.next_rows(self._pool()))
+            rows = min(self._size(), len(state.waiting) - state.done)
             under_way = int(_UNDER_WAY * rows * min(1.0, self._share(rows)))
             self.context.report(self.label, state.done + under_way, len(state.waiting), self._note())
 
     def _share(self, rows: int) -> float:
         """Return the approximate share of the attack that the rows under attack have behind them."""
         most = 3 * (self.attack.cost or 0) * rows  # a gradient and its forward pass count as three passes
-        return (self.state.passes.cost - self._begun) / most if most else 0.0
+        return self._now.cost / most if most else 0.0
 
     def _note(self) -> str:
         """Return the note of a progress report: the robust accuracy once all samples are attacked, and the passes."""
         state, right = self.state, self.state.arrays["right"]
         over = state.done >= len(state.waiting)
         robust = f"{right.mean():.1%} robust ({right.sum():.4g}/{len(right)}), " if over else ""
-        return f"{robust}{state.passes.forward:,} passes"
+        return f"{robust}{state.passes.forward + self._now.forward:,} passes"
 
     def _limits(self) -> list[str]:
         """Return notes on limitations: steps that cannot reach the edge of the ball, gradients that are not finite."""
@@ -459,6 +570,115 @@ class _Run:
                 "an attack that avoids the operation at fault may be stronger"
             )
         return limits
+
+
+def _own_seed(seed: int, start: int) -> int:
+    """Return the seed of the global generators for the shard that begins at ``start``."""
+    return int(np.random.SeedSequence([seed, start, _DRAWN]).generate_state(1, np.uint32)[0])
+
+
+def _save(value: Any, file: Any, pickler: Any) -> None:
+    torch.save(value, file, pickle_module=pickler)
+
+
+def _dump(value: Any, file: Any, pickler: Any) -> None:
+    pickler.dump(value, file)
+
+
+@functools.lru_cache(maxsize=2)
+def _received(model: Shared, device: str) -> PreparedModel:
+    """Return the model that was sent, on a device."""
+    prepared: PreparedModel
+    prepared, sample = torch.load(io.BytesIO(model.value()), map_location=device, weights_only=False)
+    if sample is None:
+        return prepared
+    with eval_mode(prepared.model):
+        return replace(prepared, fused=fuse_for_inference(prepared.model, sample.to(device)))
+
+
+def _attack_there(device: str, model: Shared, attack: bytes, shard: Shard) -> ShardResult:
+    """Compute a shard in another process."""
+    prepared, kind = _received(model, device), unpacked(attack)
+    with (
+        one_thread_measures(),
+        one_thread(),
+        _attacking(prepared, kind, shard.label, _own_seed(shard.seed, shard.start), torch.device(device)) as kept,
+    ):
+        notes, passes = kept
+        found = _attack_shard(prepared, kind, shard, torch.device(device), lambda: None, notes)
+    return replace(found, notes=tuple(notes), passes=passes)
+
+
+@contextmanager
+def _attacking(
+    model: PreparedModel, attack: Attack, label: str, seed: int, device: torch.device
+) -> Iterator[tuple[list[str], QueryCount]]:
+    """Prepare a model for an attack and restore it afterwards; yield the notes, complete at the end, and the passes."""
+    net = model.model
+    with (
+        eval_mode(net),
+        eval_mode(model.fused),
+        unchanged([net, model.fused], label, attack.doubted),
+        seeded(seed, device),
+        _collected_warnings(f"{getattr(attack, 'label', label)}: ") as notes,
+        count_queries(net, model.fused) as passes,
+    ):
+        yield notes, passes
+
+
+def _attack_shard(
+    model: PreparedModel,
+    attack: Attack,
+    shard: Shard,
+    device: torch.device,
+    watch: Callable[[], None],
+    notes: list[str],
+) -> ShardResult:
+    """Attack the samples of a shard, and evaluate the images; the caller counts the passes."""
+    forms = _Forms(model, attack, model.fused if shard.fused else model.model, watch)
+    x, y, draws = shard.x.to(device), shard.y.to(device), model.draws
+    x_adv = _find(model, attack, shard, forms.attacked, (x, y, SampleRNG(shard.seed, shard.index)), notes)
+    with _judging(model, shard.seed, shard.start, device):
+        judged = _judge(attack, shard.label, forms.judge, x_adv, x, y, draws)
+    if forms.is_fused:
+        with torch.no_grad():
+            misjudged = (forms.fused(judged.found).argmax(1) != y) & (judged.answer == y)
+        lost = misjudged.nonzero().squeeze(1)
+        if len(lost):  # these images fool only the fused form
+            numbers = SampleRNG(shard.seed, shard.index[lost.cpu().numpy()])
+            again = _find(model, attack, shard, forms.plain, (x[lost], y[lost], numbers), notes)
+            judged.put(lost, _judge(attack, shard.label, forms.judge, again, x[lost], y[lost], draws))
+    right = judged.right_within(shard.clean.right)
+    right_8bit = right
+    if x.ndim == 4:
+        with _judging(model, shard.seed + 1, shard.start, device):
+            right_8bit = _after_rounding(forms.judge, judged.image, y, right, draws)
+    arrays = {**judged.columns(x, y, attack.threat), "right": right, "right_8bit": right_8bit}
+    wrong = (arrays["prediction"] != y.cpu().numpy()).nonzero()[0]
+    pictures = {int(place): judged.image[place].cpu().numpy() for place in wrong[: shard.pictures]}
+    return ShardResult(arrays, pictures, QueryCount(), forms.broken, ())
+
+
+def _find(
+    model: PreparedModel,
+    attack: Attack,
+    shard: Shard,
+    attacked: nn.Module,
+    samples: tuple[Tensor, Tensor, SampleRNG],
+    notes: list[str],
+) -> object:
+    """Return the images of the attack. Training modes that it changed are restored before the evaluation."""
+    look = attack.find if isinstance(attack, MinimumNormAttack) else attack.perturb
+    x, y, numbers = samples
+    modes = State([model.model, model.fused], weights=False, buffers=False)
+    with running(shard.label, model.model):
+        # The attack receives copies, so that in-place changes do not move the centre of the ball.
+        x_adv = look(attacked, x.clone(), y.clone(), numbers)
+    if changed := modes.modes():
+        modes.restore_modes()
+        where = changed[0] or type(model.model).__name__
+        notes.append(f"it left the model in training mode ({where}): eval mode restored")
+    return x_adv
 
 
 _UNDER_WAY = 0.99  # share of their progress that samples under attack may show
@@ -485,7 +705,7 @@ def gradient_cost(
             label=label,
             clean=clean_few,
             index=some,
-            context=replace(context, parts=Parts(), progress=None),
+            context=replace(context, parts=Parts(), progress=None, workers=None),
         )
     except Exception:
         return 1
@@ -493,18 +713,18 @@ def gradient_cost(
 
 
 @contextmanager
-def _collected_warnings(name: str) -> Iterator[tuple[list[str], list[warnings.WarningMessage]]]:
+def _collected_warnings(name: str) -> Iterator[list[str]]:
     """Collect the warnings of attacks (:class:`RobGIBWarning`) without their prefix; emit other warnings again.
 
     Yields:
-        The notes, and the warnings so far, which become notes at the end.
+        The notes, to which the warnings are added at the end.
     """
     notes: list[str] = []
     caught: list[warnings.WarningMessage] = []
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", RobGIBWarning)
-            yield notes, caught
+            yield notes
     finally:
         notes += _messages(caught, name)
         for warning in caught:
@@ -566,6 +786,25 @@ class _Judged:
     image: Tensor
     answer: Tensor
     right: Tensor
+
+    def _inside(self) -> Tensor:
+        """Whether each image found is in the ball (N,)."""
+        return (self.image == self.found).flatten(1).all(1)
+
+    def columns(self, x: Tensor, y: Tensor, threat: ThreatModel) -> dict[str, np.ndarray]:
+        """Return predictions and distances from the clean images ``x``, by their name in :class:`AttackResult`."""
+        columns = {
+            "prediction": torch.where(self._inside(), self.answer, y),
+            "distance": torch.where(self.answer != y, threat.distance(self.found, x), float("inf")),
+            "linf": distance(self.image, x, "linf"),
+            "l2": distance(self.image, x, "l2"),
+        }
+        return {name: values.cpu().numpy() for name, values in columns.items()}
+
+    def right_within(self, clean: np.ndarray) -> np.ndarray:
+        """Return shares (N,) of right answers, to the image if it is in the ball, else to the clean one (N,)."""
+        within_ball: np.ndarray = np.where(self._inside().cpu().numpy(), self.right.cpu().numpy(), clean)
+        return within_ball
 
     def put(self, rows: Tensor, others: _Judged) -> None:
         """Replace some rows by those of ``others``."""

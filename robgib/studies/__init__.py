@@ -1,8 +1,8 @@
 """Studies of many models: their design, measurement, and statistical claims."""
 
+from robgib.engines import ENGINES, Engine
 from robgib.studies.claims import Claim, claim
 from robgib.studies.design import Cell, Figure, Outcome, Study, cells, read_study
-from robgib.studies.engines import ENGINES, Engine
 from robgib.studies.kinds import KINDS, Answer, CorrelationStudy, LedgerStudy, Plan, StudyKind, open_study
 from robgib.studies.ladder import Question, Rung, ladder
 from robgib.studies.ledger import (

@@ -1,9 +1,8 @@
-"""Where a study's work is done: in processes of this machine, or on a Ray cluster."""
+"""The tasks of a study, shared among processes of this machine or a Ray cluster."""
 
 from __future__ import annotations
 
 import io
-import logging
 import math
 import os
 import tarfile
@@ -16,53 +15,24 @@ from dataclasses import dataclass
 from functools import lru_cache
 from multiprocessing.managers import SyncManager
 from pathlib import Path
-from typing import Any, Literal
-
-from joblib.externals.loky import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from joblib.externals.loky.process_executor import BrokenProcessPool
+from typing import Any
 
 from robgib.data.dataset import Dataset
 from robgib.data.loaders import load_data
-from robgib.errors import RobGIBError, first_line
+from robgib.engines import Engine, Returned, Shared, Workers, workers_of
+from robgib.errors import RobGIBError
 from robgib.files import atomic_directory, cache_folder, write_file
 from robgib.runtime import INSIDE, Progress, end_with, faults_of, one_thread
 from robgib.zoo.loading import data_of
 from robgib.zoo.recipe import Recipe
 
 __all__ = [
-    "ENGINES",
-    "HERE",
-    "Engine",
     "Task",
     "finish",
     "run_tasks",
 ]
 
-Name = Literal["local", "ray"]
-ENGINES: tuple[Name, ...] = ("local", "ray")
-
-
-@dataclass(frozen=True)
-class Engine:
-    """How the work of a study is distributed.
-
-    Attributes:
-        name: ``local`` (processes of this machine) or ``ray``.
-        jobs: processes at once; a Ray cluster takes as many as it has CPUs (or GPUs) for.
-        devices: where to compute; several are dealt out in turn. On Ray ``cuda`` asks for a GPU for each task.
-        address: of a Ray cluster; None starts one on this machine.
-    """
-
-    name: Name = "local"
-    jobs: int = 1
-    devices: tuple[str, ...] = ("cpu",)
-    address: str | None = None
-
-
-_PATIENCE = 86_400  # seconds
 _SELDOM, _SHORT = 0.25, 5.0  # seconds
-HERE = Engine()
-"""One process of this machine."""
 
 
 @dataclass(frozen=True)
@@ -133,68 +103,34 @@ def run_tasks(
     Raises:
         RobGIBError: an engine that is not there.
     """
-    if engine.name == "ray":
-        yield from _on_ray(tasks, engine, data_root)
-        return
-    with _heard(progress, engine.jobs) as tell:
-        dealt = [(task, engine.devices[i % len(engine.devices)]) for i, task in enumerate(tasks)]
-        if engine.jobs == 1:
-            yield from (_here(task, device, data_root, tell) for task, device in dealt)
-        else:
-            yield from _by_processes(dealt, engine.jobs, data_root, tell)
+    with workers_of(engine) as workers:
+        if engine.name == "ray":
+            yield from _on_ray(tasks, workers, data_root)
+            return
+        with _heard(progress, engine) as tell:
+            for returned in workers.run(_here, [(task, data_root, tell) for task in tasks]):
+                yield tasks[returned.number].name, _error_of(returned) or returned.value
 
 
-def _by_processes(
-    dealt: Sequence[tuple[Task, str]], jobs: int, data_root: Path | None, tell: Tell | None
-) -> Iterator[tuple[str, str]]:
-    """Do tasks, each on its device, by so many processes.
-
-    Where a process dies (killed, as a system does that lacks memory), those that were under way go again, one at a
-    time: it is then known whose death it was, and only that one fails.
-    """
-    waiting = list(reversed(dealt))
-    suspects: list[tuple[Task, str]] = []
-    running: dict[Future[tuple[str, str]], tuple[Task, str]] = {}
-    # A pool of its own: the one that loky shares within a process is not what joblib expects to find there.
-    pool = _pool(jobs)
-    try:
-        while waiting or suspects or running:
-            alone = bool(suspects)
-            while len(running) < (1 if alone else jobs) and (suspects or (waiting and not alone)):
-                one = (suspects or waiting).pop()
-                running[pool.submit(_here, *one, data_root, tell)] = one
-            finished, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in finished:
-                one = running.pop(future)
-                try:
-                    yield future.result()
-                except BrokenProcessPool:
-                    pool = _pool(jobs)
-                    if alone:
-                        yield one[0].name, "its process died: it was killed, or memory did not suffice; use fewer jobs."
-                        continue
-                    suspects += [one, *running.values()]
-                    running.clear()
-                    break
-    finally:
-        pool.shutdown(kill_workers=True)
-
-
-def _pool(jobs: int) -> ProcessPoolExecutor:
-    """So many processes that end with this one; a worker waits while others finish a long task."""
-    return ProcessPoolExecutor(jobs, timeout=_PATIENCE, initializer=end_with, initargs=(os.getpid(),))
+def _error_of(returned: Returned) -> str:
+    """Return the message of an error that a task's process ended with; raise an error of the study itself."""
+    if returned.error is None:
+        return ""
+    if isinstance(returned.error, RobGIBError):
+        return str(returned.error)
+    raise returned.error
 
 
 Tell = Callable[[tuple[str, int, int, str]], None]
 
 
 @contextmanager
-def _heard(progress: Progress | None, jobs: int) -> Iterator[Tell | None]:
+def _heard(progress: Progress | None, engine: Engine) -> Iterator[Tell | None]:
     """What tasks tell their progress with: to the caller's function, from other processes through a queue."""
     if progress is None:
         yield None
         return
-    if jobs == 1:
+    if engine.alone:
         yield lambda report: progress(*report)
         return
     manager = SyncManager()
@@ -215,7 +151,8 @@ def _heard(progress: Progress | None, jobs: int) -> Iterator[Tell | None]:
             listener.join(_SHORT)
 
 
-def _here(task: Task, device: str, data_root: Path | None, tell: Tell | None) -> tuple[str, str]:
+def _here(device: str, task: Task, data_root: Path | None, tell: Tell | None) -> str:
+    """Do a task on this machine; return the message of its error, or nothing."""
     stages = _Stages(f"{INSIDE}{task.name}", tell) if tell else None
     try:
         if stages:
@@ -224,11 +161,11 @@ def _here(task: Task, device: str, data_root: Path | None, tell: Tell | None) ->
         with one_thread(), atomic_directory(task.target) as folder, _faults():
             task.work(folder, data, device, stages)
     except RobGIBError as error:
-        return task.name, str(error)
+        return str(error)
     finally:
         if stages:
             stages.over()
-    return task.name, ""
+    return ""
 
 
 @contextmanager
@@ -266,59 +203,33 @@ def _data(name: str, root: Path | None, catalogue: tuple[Path, ...]) -> Dataset:
     return load_data(name, root, catalogue=catalogue)
 
 
-def _on_ray(tasks: Sequence[Task], engine: Engine, data_root: Path | None) -> Iterator[tuple[str, str]]:
-    try:
-        import ray
-    except ImportError as error:
-        raise RobGIBError("the ray engine needs Ray: pip install 'robgib[ray]'.") from error
-    ours = not ray.is_initialized()
-    if ours:
+def _on_ray(tasks: Sequence[Task], workers: Workers, data_root: Path | None) -> Iterator[tuple[str, str]]:
+    loaded: dict[str, Dataset] = {}
+    shared: dict[str, Shared] = {}
+    sent: list[Task] = []
+    calls: list[tuple[Any, ...]] = []
+    for task in tasks:
         try:
-            ray.init(
-                address=engine.address,
-                num_cpus=None if engine.address else engine.jobs,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                include_dashboard=None if engine.address else False,
-            )
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise RobGIBError(f"no Ray cluster at {engine.address}: {first_line(error)}") from error
-    gpus = 1 if any(d.startswith("cuda") for d in engine.devices) else 0
-    device = "cuda" if gpus else "cpu"
-    remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=-1)(_there)  # a node that dies is made up for
-    try:
-        loaded: dict[str, Dataset] = {}
-        shared: dict[str, Any] = {}
-        waiting: dict[Any, Task] = {}
-        failed: list[tuple[str, str]] = []
-        for task in tasks:
-            try:
-                data = data_of(task.recipe, data_root, loaded)
-            except RobGIBError as error:
-                failed.append((task.name, str(error)))
-                continue
-            if task.recipe.data not in shared:
-                shared[task.recipe.data] = ray.put(data)  # once for all tasks
-            file = task.checkpoint(data) if task.checkpoint else None
-            weights = _weights(file) if file else {}
-            waiting[remote.remote(task, shared[task.recipe.data], device, file, weights)] = task
-        yield from failed
-        while waiting:
-            done, _ = ray.wait(list(waiting), num_returns=1)
-            task = waiting.pop(done[0])
-            try:
-                packed, weights, error_text = ray.get(done[0])
-            except ray.exceptions.RayError as fault:
-                yield task.name, first_line(fault)
-                continue
-            _keep(weights)
-            if not error_text:
-                with atomic_directory(task.target) as folder, tarfile.open(fileobj=io.BytesIO(packed)) as archive:
-                    archive.extractall(folder, filter="data")
-            yield task.name, error_text
-    finally:
-        if ours:
-            ray.shutdown()
+            data = data_of(task.recipe, data_root, loaded)
+        except RobGIBError as error:
+            yield task.name, str(error)
+            continue
+        if task.recipe.data not in shared:
+            shared[task.recipe.data] = workers.share(data)  # once for all tasks
+        file = task.checkpoint(data) if task.checkpoint else None
+        calls.append((task, shared[task.recipe.data], file, _weights(file) if file else {}))
+        sent.append(task)
+    for returned in workers.run(_there, calls):
+        task = sent[returned.number]
+        if fault := _error_of(returned):
+            yield task.name, fault
+            continue
+        content, weights, error_text = returned.value
+        _keep(weights)
+        if not error_text:
+            with atomic_directory(task.target) as folder, tarfile.open(fileobj=io.BytesIO(content)) as archive:
+                archive.extractall(folder, filter="data")
+        yield task.name, error_text
 
 
 def _weights(file: str) -> dict[str, bytes]:
@@ -337,14 +248,14 @@ def _keep(weights: Mapping[str, bytes]) -> None:
 
 
 def _there(
-    task: Task, data: Dataset, device: str, file: str | None, weights: Mapping[str, bytes]
+    device: str, task: Task, data: Shared, file: str | None, weights: Mapping[str, bytes]
 ) -> tuple[bytes, dict[str, bytes], str]:
     """Do a task on a machine of the cluster: the packed result, the weights that were made, and the error."""
     _keep(weights)
     with tempfile.TemporaryDirectory() as folder:
         try:
             with one_thread(), _faults():
-                task.work(Path(folder), data, device, None)
+                task.work(Path(folder), data.value(), device, None)
         except RobGIBError as error:
             return b"", {}, str(error)
         packed = io.BytesIO()

@@ -12,13 +12,13 @@ from typing import Any, Literal, Protocol
 import pandas as pd
 
 from robgib import registry
+from robgib.engines import Engine
 from robgib.errors import RobGIBError, unknown_name
 from robgib.measures import MEASURES
 from robgib.runtime import Progress
 from robgib.studies.checks import check_names, check_networks
 from robgib.studies.claims import claim
 from robgib.studies.design import Cell, Study, cells, read_study
-from robgib.studies.engines import Engine
 from robgib.studies.ledger import (
     Ledger,
     Network,

@@ -22,6 +22,7 @@ from pydantic import model_validator as validated
 from robgib.attacks.registry import make_attack
 from robgib.data.dataset import Dataset
 from robgib.data.loaders import check_data
+from robgib.engines import HERE, Engine
 from robgib.errors import RobGIBError, first_line
 from robgib.evaluation import evaluate
 from robgib.files import alone, cache_folder, digest, write_file
@@ -31,7 +32,7 @@ from robgib.results import Run, csv_text, read_csv
 from robgib.runtime import Progress
 from robgib.studies.claims import collapsed
 from robgib.studies.design import Figure, Models, Outcome, Study, read_design
-from robgib.studies.engines import HERE, Engine, Task, run_tasks
+from robgib.studies.engines import Task, run_tasks
 from robgib.studies.ladder import LEAST, Question, highest, ladder, partial_effect, usable_baselines
 from robgib.studies.measure import chance_of, figure_of, outcome_of, outside_a_run, reasons_text
 from robgib.studies.strata import FIELD, cell_of

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from robgib.attacks.registry import make_attack
 from robgib.data.dataset import Dataset
+from robgib.engines import HERE, Engine
 from robgib.errors import RobGIBError
 from robgib.evaluation import evaluate
 from robgib.files import cache_folder, digest
@@ -27,7 +28,7 @@ from robgib.measures import measure_model, probabilistic_robustness, sample_of
 from robgib.results import Run, load_run, read_csv, save_run
 from robgib.runtime import Progress
 from robgib.studies.design import FIGURES, Cell, Figure, Outcome, Study
-from robgib.studies.engines import HERE, Engine, Task, finish
+from robgib.studies.engines import Task, finish
 from robgib.studies.strata import FIELD, training_fields, varied_fields
 from robgib.training.loop import accuracy
 from robgib.training.tracing import control

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, 
 from scipy import stats
 
 from robgib.data.dataset import Dataset
+from robgib.engines import HERE, Engine
 from robgib.errors import RobGIBError, unknown_name
 from robgib.files import cache_folder, digest
 from robgib.information.activations import LOGITS
@@ -23,7 +24,7 @@ from robgib.results import SCHEMA_VERSION, csv_text, read_csv, with_present_name
 from robgib.runtime import Progress
 from robgib.studies.checks import check_partition, check_weighs
 from robgib.studies.design import Grid, Models, chosen_recipes, read_design
-from robgib.studies.engines import HERE, Engine, Task, finish
+from robgib.studies.engines import Task, finish
 from robgib.training.tracing import CONTROLS, Control, control, log_spaced
 from robgib.zoo.loading import trace_recipe
 from robgib.zoo.recipe import Recipe, recipes

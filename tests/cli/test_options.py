@@ -12,6 +12,7 @@ from robgib.cli.options import configuration_reference, configuration_text, conf
 from robgib.options import (
     AttackOptions,
     Context,
+    EngineOptions,
     InformationOptions,
     ModelOptions,
     ReportOptions,
@@ -19,7 +20,7 @@ from robgib.options import (
     plain_options,
 )
 
-KINDS = (ModelOptions, AttackOptions, InformationOptions, ReportOptions, Context)
+KINDS = (ModelOptions, AttackOptions, InformationOptions, ReportOptions, Context, EngineOptions)
 
 
 @pytest.fixture
@@ -38,8 +39,9 @@ def command():
         information: InformationOptions,
         report: ReportOptions,
         context: Context,
+        engine: EngineOptions,
     ):
-        calls.append((model, attack, information, report, context))
+        calls.append((model, attack, information, report, context, engine))
 
     def run(*arguments):
         done = CliRunner().invoke(app, ["net", *arguments])

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 import robgib
 from robgib import RobGIBError
+from robgib.engines import _Own
 from robgib.models import build
 from robgib.options import ModelOptions
 from robgib.results import save_run
@@ -264,8 +265,8 @@ def _texts(place):
         "add_recipe": lambda: add_recipe(place.checkpoint, "new", place.folder),
         "trace_recipe": lambda: trace_recipe(own, digits, place.folder / "t.safetensors", [1], ["gaussian"]),
         "build": lambda: build(place.name, digits.shape, 10),
-        "a process's task": lambda: _said(_here(task, "cpu", None, None)[1]),
-        "a ray worker's task": lambda: _said(_there(task, digits, "cpu", None, {})[2]),
+        "a process's task": lambda: _said(_here("cpu", task, None, None)),
+        "a ray worker's task": lambda: _said(_there("cpu", task, _Own(digits), None, {})[2]),
         "cells": lambda: cells(study, extra),
     }
 

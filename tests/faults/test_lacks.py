@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from robgib.studies.engines import Engine, Task, run_tasks
+from robgib.engines import Engine
+from robgib.studies.engines import Task, run_tasks
 from robgib.zoo.recipe import find_recipe
 
 HUNGRY = """

@@ -13,7 +13,8 @@ import pytest
 from joblib import Parallel, delayed
 
 from robgib import RobGIBError
-from robgib.studies import Engine, cells, measure, measured_rows, read_study
+from robgib.engines import Engine
+from robgib.studies import cells, measure, measured_rows, read_study
 from robgib.studies.engines import Task, run_tasks
 from robgib.zoo.recipe import find_recipe
 from tests.studies.test_study import SMALL, written
@@ -90,7 +91,8 @@ def ended(processes, seconds):
 WORKING = """
 import os, sys, time
 from pathlib import Path
-from robgib.studies.engines import Engine, Task, run_tasks
+from robgib.engines import Engine
+from robgib.studies.engines import Task, run_tasks
 from robgib.zoo.recipe import find_recipe
 
 NOTED = os.path.abspath(sys.argv[1])  # processes of Ray have other arguments
