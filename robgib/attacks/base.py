@@ -402,14 +402,17 @@ def projected_gradient_ascent(
         step_size: length of a step in the norm of the threat model.
         keep: ``last`` returns the last iterate. ``best`` returns the first adversarial iterate (the sample then leaves
             the batch), or otherwise the iterate with the highest objective, including the clean image.
+
+    Steps of constant length often end in a cycle. If the iterate of a sample equals an earlier one, all further ones
+    are known, and the sample leaves the batch: the result is the same. This applies to the models that evaluations hand
+    to attacks (:class:`~robgib.models.inference.BatchedModel`), if they are not stochastic.
     """
     if keep not in ("best", "last"):
         raise unknown_name("value of keep:", keep, ("best", "last"))
+    known = isinstance(model, BatchedModel) and not model.random
+    cycles = _Cycles(start) if known else None
     if keep == "last":
-        current = start
-        for _ in range(steps):
-            current, _, _ = _ascent_step(model, x, current, goal, threat, step_size)
-        return current
+        return _last_iterate(model, x, goal, threat, start, step_size, steps, cycles)
 
     best = x.clone()
     with torch.no_grad():
@@ -426,20 +429,82 @@ def projected_gradient_ascent(
         best_value[alive[better]] = value[better]
         return ~done
 
-    for _ in range(steps):
+    if cycles:
+        cycles.keep(alive)
+    for step in range(1, steps + 1):
         if not len(alive):
             break
         following, logits, iterate = _ascent_step(model, origin, current, aim, threat, step_size)
         go_on = settle(iterate, logits)
+        if cycles:  # an iterate that came before was settled then, and so were those that follow
+            go_on &= cycles.periods(step, following) == 0
         if bool(go_on.all()):
             current = following
         else:
             alive, origin, current = alive[go_on], origin[go_on], following[go_on]
             aim = aim.select(go_on)
+            if cycles:
+                cycles.keep(go_on)
     if len(alive):
         with torch.no_grad():
             settle(current, model(current))
     return best
+
+
+class _Cycles:
+    """Detects that iterates repeat, by comparison with one stored iterate per sample (Brent 1980).
+
+    Args:
+        start: first iterate (N, …).
+    """
+
+    def __init__(self, start: Tensor) -> None:
+        self.stored, self.at, self.following = start, 0, 1
+
+    def periods(self, step: int, iterate: Tensor) -> Tensor:
+        """Return the length (N,) of the cycle that the iterates after ``step`` steps have closed, or 0."""
+        same = (iterate == self.stored).flatten(1).all(1)
+        periods = same * (step - self.at)
+        if step == self.following:
+            self.stored, self.at, self.following = iterate, step, 2 * step
+        return periods
+
+    def keep(self, which: Tensor) -> None:
+        """Continue with some of the samples."""
+        self.stored = self.stored[which]
+
+
+def _last_iterate(
+    model: nn.Module,
+    x: Tensor,
+    goal: Objective,
+    threat: ThreatModel,
+    start: Tensor,
+    step_size: float,
+    steps: int,
+    cycles: _Cycles | None,
+) -> Tensor:
+    """Return the iterates (N, …) after ``steps`` steps."""
+    result, alive = start.clone(), torch.arange(len(x), device=x.device)
+    origin, current, aim = x, start, goal
+    ends = torch.full((len(x),), steps, device=x.device)
+    for step in range(1, steps + 1):
+        if not len(alive):
+            break
+        current, _, _ = _ascent_step(model, origin, current, aim, threat, step_size)
+        result[alive] = current
+        if cycles is None:
+            continue
+        periods = cycles.periods(step, current)
+        closed = periods > 0
+        # The last iterate is the one that so many steps of the cycle lead to.
+        rest = (steps - step) % periods.clamp_min(1)
+        ends[alive[closed]] = torch.minimum(ends[alive[closed]], step + rest[closed])
+        go_on = ends[alive] > step
+        if not bool(go_on.all()):
+            alive, origin, current, aim = alive[go_on], origin[go_on], current[go_on], aim.select(go_on)
+            cycles.keep(go_on)
+    return result
 
 
 def _ascent_step(

@@ -58,11 +58,11 @@ def test_without_options_a_command_has_the_defaults(command):
 
 
 def test_every_option_reaches_its_object(command):
-    model, attack, information, report, context = command(
+    model, attack, information, report, context, engine = command(
         "--attack", "pgd-linf", "--attack", "fgsm-linf", "--no-curve", "--until-width", "2%", "--certify",
         "--codes", "40", "--features", "patches:2", "--input-size", "32", "--out", "here", "--json",
         "--fail-under", "40%",
-        "--seed", "3", "--catalogue", "a", "--catalogue", "b", "--normalize", "cifar10",
+        "--seed", "3", "--catalogue", "a", "--catalogue", "b", "--normalize", "cifar10", "--jobs", "3",
     )  # fmt: skip
     assert list(attack.attacks) == ["pgd-linf", "fgsm-linf"]
     assert (attack.curve, attack.signs, attack.until_width, attack.certify) == (False, None, 0.02, True)
@@ -70,12 +70,13 @@ def test_every_option_reaches_its_object(command):
     assert (model.input_size, model.normalize) == (32, "cifar10")
     assert (report.out, report.as_json, report.fail_under) == (Path("here"), True, 0.4)
     assert (context.seed, list(context.catalogue)) == (3, [Path("a"), Path("b")])
+    assert (engine.jobs, engine.engine, engine.address) == (3, "local", None)
 
 
 def test_the_command_line_goes_before_the_file_and_the_file_before_the_default(command, tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text("models: [net]\nattack:\n  samples: 7\n  curve: false\ncontext:\n  seed: 5\n")
-    _, attack, _, _, context = command("--config", str(file), "--seed", "9")
+    _, attack, _, _, context, _ = command("--config", str(file), "--seed", "9")
     assert (attack.samples, attack.curve, attack.signs, context.seed) == (7, False, None, 9)
 
 
@@ -104,7 +105,7 @@ def test_a_path_in_a_file_begins_at_home(command, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     file = tmp_path / "run.yaml"
     file.write_text("models: ['~/net.pt']\nmodel: {data: 'folder:~/x'}\nreport: {out: '~/runs'}\n")
-    model, _, _, report, _ = command("--config", str(file))
+    model, _, _, report, _, _ = command("--config", str(file))
     assert (model.data, report.out) == (f"folder:{tmp_path}/x", tmp_path / "runs")
     assert configured_models(file) == [f"{tmp_path}/net.pt"]
 
