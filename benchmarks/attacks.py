@@ -4,7 +4,8 @@
 
 All libraries attack the same network on the same images with the same budget and seed, each with its own fastest batch
 size of those tested. The lower bound is the time of the same number of forward and backward passes of the network
-alone. Prints Markdown. Needs torchattacks, foolbox and adversarial-robustness-toolbox; a missing library is skipped.
+alone. Times on a CPU are of its own clock, which other programs do not advance. Prints Markdown. Needs torchattacks,
+foolbox, adv-lib and adversarial-robustness-toolbox; a missing library is skipped.
 """
 
 from __future__ import annotations
@@ -72,9 +73,15 @@ def peers(attack: str, eps: float) -> dict[str, Peer]:
         )  # fmt: skip
         return torch.from_numpy(attacker.generate(x.cpu().numpy(), y.cpu().numpy())).to(x)
 
+    def adv_lib(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        from adv_lib.attacks import pgd_linf
+
+        return pgd_linf(model, x, y, eps, steps=steps, absolute_step_size=2.5 * eps / steps)
+
     for name, package, form, has_ensemble in (
         ("torchattacks", "torchattacks", torchattacks, True),
         ("Foolbox", "foolbox", foolbox, False),
+        ("adv-lib", "adv-lib", adv_lib, False),
         ("ART", "adversarial-robustness-toolbox", art, False),  # its ensemble is another one,
     ):
         try:
@@ -92,6 +99,11 @@ def wait(device: str) -> None:
         torch.cuda.synchronize()
 
 
+def clock(device: str) -> float:
+    """Seconds of this process on a CPU, of the wall on a GPU."""
+    return time.perf_counter() if device.startswith("cuda") else time.process_time()
+
+
 def floor(model: nn.Module, x: Tensor, y: Tensor, batches: list[int], device: str) -> tuple[float, float]:
     """Seconds that one image takes forward, and forward and backward, bare, at the best batch size."""
     only, both = [], []
@@ -99,18 +111,18 @@ def floor(model: nn.Module, x: Tensor, y: Tensor, batches: list[int], device: st
     for size in batches:
         for _ in range(3):
             wait(device)
-            began = time.perf_counter()
+            began = clock(device)
             with torch.no_grad():
                 for part in x.split(size):
                     model(part)
             wait(device)
-            only.append((time.perf_counter() - began) / len(x))
-            began = time.perf_counter()
+            only.append((clock(device) - began) / len(x))
+            began = clock(device)
             for part, labels in zip(x.split(size), y.split(size), strict=True):
                 leaf = part.detach().requires_grad_(True)
                 torch.autograd.grad(F.cross_entropy(model(leaf), labels, reduction="sum"), leaf)
             wait(device)
-            both.append((time.perf_counter() - began) / len(x))
+            both.append((clock(device) - began) / len(x))
     return min(only), min(both)
 
 
@@ -161,7 +173,7 @@ def main() -> None:
                     wait(device)
                     torch.manual_seed(0)
                     np.random.seed(0)  # noqa: NPY002  (ART draws from the global generator)
-                    began = time.perf_counter()
+                    began = clock(device)
                     if form is None:
                         outcome = run_attack(
                             prepare(model, x, precision=options.precision, device=device),
@@ -179,7 +191,7 @@ def main() -> None:
                                     hits += int((model(x_adv).argmax(1) == labels).sum())
                         robust = hits / len(x)
                     wait(device)
-                    taken = time.perf_counter() - began
+                    taken = clock(device) - began
                     if best is None or taken < best[0]:
                         best = (taken, robust, passes.forward, passes.backward)
             assert best is not None

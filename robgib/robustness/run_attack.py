@@ -64,7 +64,7 @@ __all__ = [
 ]
 
 _SHARD = 128  # maximum number of samples of a shard
-_POOL = 256  # the same, of attacks whose result for a sample depends on other samples
+_POOL = 512  # the same, of attacks whose result for a sample depends on other samples
 _DEVICE_SHARD = 512  # the same, on a GPU
 _KEPT = 20.0  # seconds between two saves of a running attack
 _LEAST_SHARD = 32  # minimum number of samples of a shard, where batches are smaller
