@@ -118,14 +118,19 @@ class _First:
 
     lean: Tensor | None = None
 
-    def bounds(self, net: nn.Module, x: Tensor, z: Tensor, threat: ThreatModel) -> tuple[Tensor, Tensor] | None:
-        """Return bounds (B, …) of the inputs ``z`` (B, …) of the first activation; None if memory does not suffice."""
+    def bounds(
+        self, net: nn.Module, x: Tensor, z: Tensor, threat: ThreatModel, late: frozenset[int]
+    ) -> tuple[Tensor, Tensor] | None:
+        """Return bounds (B, …) of the inputs ``z`` (B, …) of the first activation; None if memory does not suffice.
+
+        ``late`` are the calls of ReLU that are moved behind pooling (:class:`Bounds`).
+        """
         units, size = z[0].numel(), x[0].numel()
         if units * size * len(x) > _ROOM:
             return None
         if self.lean is None:
             which = torch.zeros(units, dtype=torch.long, device=x.device)
-            reached, leaf, _ = pass_through(net, x[:1], Bounds(), which)
+            reached, leaf, _ = pass_through(net, x[:1], Bounds(late=late), which)
             assert isinstance(reached, Reached)
             diagonal = torch.eye(units, dtype=x.dtype, device=x.device).view_as(reached.value)
             (self.lean,) = torch.autograd.grad((diagonal * reached.value).sum(), leaf)
@@ -155,7 +160,7 @@ def _margin_bounds(
         size += 2 * units
         if size > 2 * UNITS:
             raise NotCertifiableError(f"it has more than {UNITS:,} units, which would take hours per image")
-        known = None if bounds.below else first.bounds(net, x, z, threat)
+        known = None if bounds.below else first.bounds(net, x, z, threat, bounds.late)
         low, high = known or bounds_of_inputs(net, x, bounds, z, threat, max(1, _ROOM // (8 * size)))
         bounds.below.append(low)
         bounds.above.append(high)

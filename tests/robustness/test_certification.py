@@ -189,7 +189,7 @@ def test_branch_and_bound_decides_what_a_mixed_integer_program_decides():
             branched += root[row] <= 0 < bound[row]
             vulnerable += truth <= 0
     assert branched >= 8
-    assert vulnerable >= 3
+    assert vulnerable >= 2
 
 
 def test_branch_and_bound_closes_the_interval_of_a_network_of_the_zoo(digits):
@@ -203,8 +203,9 @@ def test_branch_and_bound_closes_the_interval_of_a_network_of_the_zoo(digits):
     assert (bound > 0).all()  # certified accuracy is robust accuracy
 
 
-def test_the_first_layer_is_bounded_once_and_as_before(monkeypatch):
-    net, x, y = made("relu", 4)
+@pytest.mark.parametrize("kind", ["relu", "max pool", "shortcut"])
+def test_the_first_layer_is_bounded_once_and_as_before(kind, monkeypatch):
+    net, x, y = made(kind, 4)
     one = certify(prepare(net, x), x, y, ThreatModel("l2", 0.3), parts=0)
     monkeypatch.setattr("robgib.robustness.certification._First.bounds", lambda *_: None)
     two = certify(prepare(net, x), x, y, ThreatModel("l2", 0.3), parts=0)

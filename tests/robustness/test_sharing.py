@@ -175,7 +175,7 @@ def test_a_cluster_of_which_a_node_dies_gives_the_tables_of_one_process(digits, 
     from ray.cluster_utils import Cluster
 
     options = {
-        "attacks": ["apgd-ce-linf:eps=0.05,steps=300,restarts=10", "square-linf:eps=0.05,queries=3000"],
+        "attacks": ["apgd-ce-linf:eps=0.05,steps=100,restarts=2", "square-linf:eps=0.05,queries=500"],
         "estimators": [], "samples": 360, "curve": False, "signs": False, "corruptions": False, "device": "cpu",
     }  # fmt: skip
     one = robgib.evaluate(digits_cnn, digits, progress=False, **options)
