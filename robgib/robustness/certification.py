@@ -49,7 +49,7 @@ def certify(
     threat: ThreatModel,
     *,
     steps: int = 20,
-    parts: int = 4000,
+    parts: int = 1000,
     device: torch.device | str = "cpu",
 ) -> np.ndarray:
     """Compute, for each sample, a lower bound of the margin of the true class on its ball.

@@ -19,6 +19,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
 from robgib.data.dataset import Dataset, split_information
+from robgib.engines import HERE, Engine
 from robgib.errors import RobGIBError
 from robgib.files import cache_folder, digest
 from robgib.information.activations import LOGITS, find_layers
@@ -34,7 +35,7 @@ from robgib.runtime import Progress
 from robgib.studies.analyses import CHOICES, COMPRESSION, Layer, Sample, analyse, rescaled
 from robgib.studies.checks import check_networks
 from robgib.studies.design import Grid, Models, chosen_recipes, read_design
-from robgib.studies.engines import HERE, Engine, Task, finish
+from robgib.studies.engines import Task, finish
 from robgib.training.loop import accuracy
 from robgib.training.tracing import control, log_spaced
 from robgib.zoo.loading import trained_epochs

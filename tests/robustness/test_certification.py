@@ -335,7 +335,7 @@ def test_the_model_stays_as_it_was():
     assert all(p.requires_grad for p in net.parameters())
 
 
-ATTACKS = ["pgd-linf:eps=0.03", "fgsm-linf:eps=0.03", "pgd-l2:eps=0.2", "fgsm-linf:eps=0.1", "fmn-l0:eps=3"]
+ATTACKS = ["pgd-linf:eps=0.03", "fgsm-linf:eps=0.03", "pgd-l2:eps=0.2", "fgsm-linf:eps=0.05", "fmn-l0:eps=3"]
 
 
 @pytest.fixture(scope="module")
@@ -348,7 +348,7 @@ def run(trained, digits):
 
 def test_tables_hold_the_bracket(run):
     table = run.robustness.set_index("attack")
-    for budget in ("pgd-linf:eps=0.03", "pgd-l2:eps=0.2", "fgsm-linf:eps=0.1", "worst of 2"):
+    for budget in ("pgd-linf:eps=0.03", "pgd-l2:eps=0.2", "fgsm-linf:eps=0.05", "worst of 2"):
         row = table.loc[budget]
         assert row["certified_accuracy"] == row["certified"] / 40
         assert row["certified_accuracy"] <= row["robust_accuracy"]
@@ -368,10 +368,10 @@ def test_verify_proves_again(run, trained, digits, tmp_path):
     assert all(c.holds for c in claims)
     assert sum("proven robust" in c.what for c in claims) == 4
     outcomes = loaded.outcomes
-    here = (outcomes["attack"] == "fgsm-linf:eps=0.1") & ~(outcomes["certified_margin"] > 0)
+    here = (outcomes["attack"] == "fgsm-linf:eps=0.05") & ~(outcomes["certified_margin"] > 0)
     outcomes.loc[here, "certified_margin"] = 1.0  # all of them
     failed = [c.what for c in verify(loaded, images, net) if not c.holds]
-    assert failed == ["fgsm-linf:eps=0.1: 40 samples are proven robust", "fgsm-linf:eps=0.1: certified accuracy"]
+    assert failed == ["fgsm-linf:eps=0.05: 40 samples are proven robust", "fgsm-linf:eps=0.05: certified accuracy"]
 
 
 def test_the_command_line_says_the_bracket(tmp_path, trained):
