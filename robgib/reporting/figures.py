@@ -117,7 +117,7 @@ def accuracy_curves(runs: Sequence[Run]) -> str:
                            for r in g.itertuples()],
                 )
             )  # fmt: skip
-        size = (520, 300) if len(norms) == 1 else (360, 260)
+        size = (420, 280) if len(norms) == 1 else (360, 260)
         charts.append(Chart(series, Axis("eps (pixel scale)"), _SHARE, f"{NORMS[norm]} perturbations", *size))
     legend = [Entry(label, colour, 0, max(0, colour)) for colour, label in dict.fromkeys(colours.values())]
     shown = legend if len(runs) > 1 else ()
