@@ -251,10 +251,10 @@ def _of_quiet(own: pd.DataFrame, quiet: pd.DataFrame) -> str:
     if quiet.empty:
         return ""
     of = own.merge(quiet)
-    share = float((of["outcome"] == OUT).mean()) if len(of) else float("nan")
+    kinds = [f"{kind} {(g['outcome'] == OUT).sum()} of {len(g)}" for kind, g in of.groupby("kind", sort=False)]
     return (
         f"{len(of):,} analyses find nothing where only the scale of the layer or of a unit changes, and the function "
-        f"does not; among these the claim comes out in {share:.0%}."
+        f"does not; among these the claim comes out in: {', '.join(kinds) or 'none'}."
     )
 
 

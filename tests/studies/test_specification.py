@@ -121,7 +121,7 @@ def test_the_sentence_gives_shares_what_separates_and_what_controls_say():
     assert "Of 12 analyses of 3 networks the claim comes out in 50%, does not in 50%" in found.words
     assert "by epoch more often than fixed, by 100 points" in found.words
     assert "3 analyses find nothing where only the scale" in found.words
-    assert "among these the claim comes out in 0%" in found.words
+    assert "among these the claim comes out in: tanh 0 of 3" in found.words
 
 
 def test_subset_synergy_is_held_against_the_gap():
