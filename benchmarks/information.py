@@ -120,7 +120,7 @@ def main() -> None:
     model.eval()
     features = options.features if options.features == "auto" else options.features.split(",")
     analysis.layer_information(model, data, samples=100, features=features)  # what is imported or built once
-    unit = plain_pass(model, data.test.at(np.arange(2048))[0])
+    unit = plain_pass(model, data.test.at(np.arange(min(2048, len(data.test))))[0])
     with ExitStack() as stack:
         clock = Clock()
         clock.watch(stack)
