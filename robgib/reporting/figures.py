@@ -325,7 +325,7 @@ def robustness_scatter(rows: pd.DataFrame, only: str = "") -> str:
 def study_scatter(rows: pd.DataFrame, figure_label: str, outcome: str, axis: str) -> str:
     """A figure against the outcome, a point a model: colours are architectures, and symbols regimes where they fit.
 
-    Models that were left out are hollow.
+    Models that were left out are hollow. A label is the strength of the training, where it has room.
     """
     architectures = _coloured(list(rows["architecture"]))
     regimes = list(dict.fromkeys(rows["regime"]))
@@ -339,6 +339,7 @@ def study_scatter(rows: pd.DataFrame, figure_label: str, outcome: str, axis: str
                 x.tolist(), y.tolist(), ((x - dx).tolist(), (x + dx).tolist()), ((y - dy).tolist(), (y + dy).tolist()),
                 colour=architectures[architecture][0], symbol=regimes.index(regime) if by_symbol else 0,
                 hollow=(g["left_out"] != "").tolist(),
+                labels=[f"{strength:g}" if strength else "" for strength in g["strength"]],
                 hover=[f"{r.model}, {regime}, strength {r.strength:g}: {a:.3f}, {b:.3f}"
                        for r, a, b in zip(g.itertuples(), x, y, strict=True)],
             )

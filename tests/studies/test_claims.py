@@ -245,6 +245,7 @@ def test_page_json_and_markdown_say_the_same():
     assert found.words in text
     assert "&lt; 0.0005" in page
     assert 'class="mark hollow"' in page  # the collapsed network
+    assert re.search(r'<text[^>]*class="label"[^>]*>0\.\d</text>', page)  # the strength of a training
     assert page.index("<b>Beyond the baselines.</b>") < page.index("Design, fixed before the results")
     headings = re.findall(r"<th[^>]*>(.*?)</th>", page)
     assert "p, Holm" in headings
