@@ -18,8 +18,12 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from robgib.attacks.base import Attack
+from robgib.attacks.base import Attack, check_aim
+from robgib.attacks.carried import carry
+from robgib.attacks.transfer import Transfer
+from robgib.data.conditions import read_masks, read_targets
 from robgib.data.dataset import Dataset
+from robgib.data.lazy import LazyImages, in_memory
 from robgib.data.loaders import load_data
 from robgib.engines import engine_of, workers_of
 from robgib.errors import RobGIBError, RobGIBWarning, never_ends
@@ -34,17 +38,46 @@ from robgib.models.inference import PreparedModel, answers, check_finite_answers
 from robgib.models.state import Settings
 from robgib.options import AttackOptions, Context, EngineOptions, InformationOptions, check, gather, plain_options
 from robgib.results import SCHEMA_VERSION, Run
-from robgib.robustness.attacking import LEAST_BESIDE, Subject, attack_costs
+from robgib.robustness.attacking import SHARES, Subject, attack_costs
+from robgib.robustness.audit import audit_wanted
 from robgib.robustness.chance import reading_warnings
-from robgib.robustness.evaluate import check_budgets, given_eps, in_cascade, measure, read_attacks, under_budgets
+from robgib.robustness.evaluate import (
+    BUDGETS,
+    check_budgets,
+    given_eps,
+    in_cascade,
+    measure,
+    read_attacks,
+    threat_models,
+    under_budgets,
+)
+from robgib.robustness.gradient_check import GRADIENT_IMAGES, GRADIENT_PASSES
 from robgib.runtime import Progress, environment, faults_of, first_device, progress_bars, resolve_device
 
 __all__ = [
+    "PlannedPart",
     "Record",
     "evaluate",
 ]
 
 TorchData = torch.utils.data.Dataset[Any] | torch.utils.data.DataLoader[Any]
+
+
+@dataclass(frozen=True)
+class PlannedPart:
+    """A part of an evaluation before it runs.
+
+    Attributes:
+        name: what is measured.
+        passes: upper estimate of its forward passes; a backward pass counts as two.
+        seconds: the same in seconds on this machine, from the time of one image's forward pass.
+        switch: the command-line option that leaves it out, or reduces it.
+    """
+
+    name: str
+    passes: int
+    seconds: float
+    switch: str
 
 
 @dataclass(frozen=True)
@@ -59,15 +92,14 @@ class Record:
         unfinished: folder that keeps every finished attack and estimate, and the partial results of a long attack,
             until the run is saved. After an interruption the same evaluation continues from there and gives the same
             tables. If two processes have the same request, one waits for the other.
-        planned: called before the work with an upper estimate of the seconds of each part on this machine, by name
-            (``information``, ``attacks``, and ``beside`` for curve, indicators and corruptions).
+        planned: called before the work with its parts (:class:`PlannedPart`), in the order of the work.
     """
 
     source: Mapping[str, Any] | None = None
     known: Callable[[str], Run | None] | None = None
     save: Callable[[Run], object] | None = None
     unfinished: Path | None = None
-    planned: Callable[[Mapping[str, float]], None] | None = None
+    planned: Callable[[Sequence[PlannedPart]], None] | None = None
 
     def __post_init__(self) -> None:
         check(self, "")
@@ -181,12 +213,18 @@ class _Work:
     record: Record
     weights: str
     request: str
+    conditions: Mapping[str, Tensor] = field(default_factory=dict)
     source: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def options(self) -> dict[str, Any]:
         """Every option that determines the result, for the record of the run."""
-        attack, information = plain_options(self.attack), plain_options(self.information)
+        surrogate = next((a.surrogate for a in self.attacks.values() if isinstance(a, Transfer)), None)
+        by_content: dict[str, Any] = {
+            name: digest(values.numpy().tobytes()) for name, values in self.conditions.items()
+        }
+        by_content |= {} if surrogate is None else {"transfer_from": weights_digest(surrogate)}
+        attack, information = plain_options(replace(self.attack, **by_content)), plain_options(self.information)
         return {
             "attack": {**attack, "attacks": {label: _describe(a) for label, a in self.attacks.items()}},
             "information": {**information, "estimators": {e.name: _describe(e) for e in self.estimators}},
@@ -212,7 +250,12 @@ def _work(
     where = resolve_device(context.device)
     context = replace(context, device=where)
     # Check names before reading images, which can take long.
-    attacks = read_attacks(attack.attacks, context.catalogue, norm=attack.norm, eps=attack.eps)
+    if isinstance(attack.transfer_from, str):
+        raise RobGIBError("transfer_from must be the surrogate itself: robgib.load_model(name)[0].")
+    given = attack.attacks
+    if attack.targets is not None and isinstance(given, str) and given in BUDGETS:
+        given = [f"{stem}-{norm}" for norm, _ in threat_models(attack.norm, attack.eps) for stem in _AIMING]
+    attacks = read_attacks(given, context.catalogue, norm=attack.norm, eps=attack.eps)
     estimators = named_estimators(information.estimators, context.seed, context.catalogue)
     _check_layers(net, information.layers)
     samples = information.information_samples
@@ -224,12 +267,20 @@ def _work(
     attack = replace(attack, cascade=in_cascade(attack.attacks, attack.cascade))
     named = under_budgets(attacks, {**dataset.eps, **given_eps(attack.norm, attack.eps)})
     check_budgets(named, dataset.shape)
+    conditions = _conditions(dataset, attack, context.seed)
+    if attack.transfer_from is not None:
+        named = {label: Transfer.of(one, attack.transfer_from) for label, one in named.items()}
+    attack = _without_checks(attack, conditions)
+    for label, one in named.items():
+        check_aim(one, carry(torch.zeros(1), **conditions), label)
     check_suited(estimators, dataset, samples)
     for cut in partitions_of(information.features, dataset.shape) if estimators else ():
         check_features(cut, dataset.shape)
     information = replace(information, information_samples=samples)
     weights, source = weights_digest(net), dict(record.source or {})
-    work = _Work(net, dataset, name, named, estimators, attack, information, context, record, weights, "", source)
+    work = _Work(
+        net, dataset, name, named, estimators, attack, information, context, record, weights, "", conditions, source
+    )
     request = digest(
         {
             "robgib": [version("robgib"), SCHEMA_VERSION, torch.__version__],
@@ -243,15 +294,49 @@ def _work(
     return replace(work, request=request)
 
 
+_AIMING = ("apgd-ce", "pgd", "square")
+"""Attacks that reach given targets, in place of the budgets."""
+
+
+def _conditions(data: Dataset, attack: AttackOptions, seed: int) -> dict[str, Tensor]:
+    """Return the masks and targets of the samples that will be attacked, by name."""
+    rows = data.test.rows(attack.samples, seed)
+    conditions = {}
+    if attack.mask is not None:
+        images: Any = data.test.x
+        names = images[rows].names() if isinstance(images, LazyImages) else None
+        conditions["mask"] = read_masks(attack.mask, data.shape, len(data.test), rows, names)
+    if attack.targets is not None:
+        labels = data.test.y[torch.from_numpy(rows)]
+        conditions["targets"] = read_targets(attack.targets, labels, len(data.test), rows, len(data.classes))
+    return conditions
+
+
+def _without_checks(attack: AttackOptions, conditions: Mapping[str, Tensor]) -> AttackOptions:
+    """Leave out what is not defined for masks, targets and transfers, unless it is asked for.
+
+    The indicators attack any pixel and any class of the model itself, and AutoAttack has no given targets.
+    """
+    if not conditions and attack.transfer_from is None:
+        return attack
+    if attack.signs:
+        raise RobGIBError("--signs and --mask, --targets or --transfer-from exclude each other; give one.")
+    audited = 0 if "targets" in conditions or attack.transfer_from is not None else attack.audit
+    return replace(attack, signs=False, audit=audited)
+
+
 def _measure(work: _Work, context: Context) -> Run:
-    """Run the evaluation on the device, and move the network back afterwards."""
-    home = next(iter(work.net.parameters()), torch.zeros(())).device
-    work.net.to(context.device)
+    """Run the evaluation on the device, and move the networks back afterwards."""
+    nets = [work.net, *(a.surrogate for a in work.attacks.values() if isinstance(a, Transfer))]
+    homes = [next(iter(net.parameters()), torch.zeros(())).device for net in nets]
+    for net in nets:
+        net.to(context.device)
     before = Settings()
     try:
         return _measured(work, context)
     finally:
-        work.net.to(home)
+        for net, home in zip(nets, homes, strict=True):
+            net.to(home)
         changed = before.changed()  # by a model that does so later than in its first calls, or by a plug-in
         before.restore()
         if changed:
@@ -291,7 +376,8 @@ def _measured(work: _Work, context: Context) -> Run:
         options=information,
         context=context,
     )
-    tables = measure(Subject(prepared, x, y, clean, work.attacks, costs, attack, context))
+    images = carry(in_memory(x)[:], **work.conditions) if work.conditions else x
+    tables = measure(Subject(prepared, images, y, clean, work.attacks, costs, attack, context))
     count = int(tables["robustness"]["samples"].iloc[0])
     _number_as_given(tables, drawn)
     recorded = work.options
@@ -349,17 +435,37 @@ def _check_classes(model: PreparedModel, x: Tensor, data: Dataset) -> None:
         )
 
 
-def _plan(work: _Work, costs: Mapping[str, int], count: int, forward: float) -> dict[str, float]:
-    """Upper estimate of the seconds of each part, from the time of one image's forward pass."""
-    attacked = sum(costs.values()) * 3 * count
+def _plan(work: _Work, costs: Mapping[str, int], count: int, forward: float) -> list[PlannedPart]:
+    """Return the parts of an evaluation that will run, with upper estimates from the time of one forward pass."""
+    options = work.attack
     samples = work.information.information_samples
     assert samples is not None
     cuts = partitions_of(work.information.features, work.data.shape)
-    return {
-        "information": forward * passes_of(work.estimators, work.data, cuts, samples),
-        "attacks": forward * attacked,
-        "beside": forward * max(attacked / 2, LEAST_BESIDE * count) * (len(work.attacks) > 0),
-    }
+    passes = {"information": (passes_of(work.estimators, work.data, cuts, samples), "--no-information")}
+    if work.attacks:
+        each = {label: 3 * cost * count for label, cost in costs.items()}
+        attacked = sum(each.values())
+        audited = {
+            threat: sum(each[label] for label, a in work.attacks.items() if a.threat == threat)
+            for threat in dict.fromkeys(attack.threat for attack in work.attacks.values())
+            if audit_wanted([a for a in work.attacks.values() if a.threat == threat], options.audit)
+        }
+        half = (attacked + sum(audited.values())) // 2
+        check = GRADIENT_PASSES * min(count, GRADIENT_IMAGES)
+        passes |= {
+            "gradient check": (check * (options.signs is not False), "--no-signs"),
+            "attacks": (attacked, "--quick" if options.attacks in ("standard", "full") else "--samples"),
+            "audit by AutoAttack": (sum(audited.values()), "--no-audit"),
+            "attack-failure indicators": (_share_of(half, "signs", options.signs), "--no-signs"),
+            "curve against eps": (_share_of(half, "curve", options.curve), "--no-curve"),
+            "common corruptions": (_share_of(half, "corruptions", options.corruptions), "--no-corruptions"),
+        }
+    return [PlannedPart(name, int(n), forward * n, switch) for name, (n, switch) in passes.items() if n]
+
+
+def _share_of(half: int, what: str, wanted: bool | None) -> int:
+    """Return the passes that a measurement beside the attacks takes by default, of ``half`` of theirs."""
+    return 0 if wanted is False else int(SHARES[what] * half)
 
 
 def _check_layers(model: torch.nn.Module, layers: Sequence[str] | None) -> None:
@@ -462,7 +568,13 @@ def _describe(thing: Attack | Estimator) -> dict[str, Any]:
     }
     if isinstance(thing, Attack):
         fields["threat"] = dataclasses.asdict(thing.threat)
-    return {
-        "class": type(thing).__name__,
-        **{k: dict(v) if isinstance(v, Mapping) else v for k, v in fields.items()},
-    }
+    return {"class": type(thing).__name__, **{name: _stated(value) for name, value in fields.items()}}
+
+
+def _stated(value: Any) -> Any:
+    """A field of an attack or estimator, for the record: networks by their weights."""
+    if isinstance(value, torch.nn.Module):
+        return weights_digest(value)
+    if isinstance(value, Attack):
+        return _describe(value)
+    return dict(value) if isinstance(value, Mapping) else value

@@ -314,6 +314,17 @@ class AttackOptions(_Checked):
         "Radius of the norm, as 8/255; repeatable, one for each --norm.",
         shown="the customary one of the data set",
     )
+    mask: Any = option(
+        None,
+        "Pixels that may change (not 0): a .npy file for all images or for each, or a folder of masks by picture name.",
+        text=True,
+    )
+    targets: Any = option(
+        None, "Target class of each test image, a .npy or .csv file; only the target counts as success.", text=True
+    )
+    transfer_from: Any = option(
+        None, "Attack this model, a surrogate, and judge the images on the models under evaluation.", text=True
+    )
     samples: Count | None = option(None, "Test images to attack.", shown="all")
     cascade: bool | None = option(
         None, "Run attacks from the cheapest on, each on the samples that are still classified correctly."
@@ -335,6 +346,10 @@ class AttackOptions(_Checked):
         "Measure accuracy under common corruptions.",
         flag="--corruptions/--no-corruptions",
         shown="as far as half of the attacks' cost allows",
+    )
+    all_corruptions: bool = option(False, "Measure accuracy under all 15 common corruptions.")
+    corruptions_from: Path | None = option(
+        None, "Folder with corrupted images, as of CIFAR-10-C: labels.npy, and NAME.npy with five severities."
     )
     certify: bool = option(False, "Also prove samples robust, with bounds on the network (small networks only).")
     audit: Share | None = option(

@@ -300,7 +300,7 @@ def test_a_cascades_curve_is_its_last_attacks_own(digits, digits_cnn):
 
 def test_what_an_attack_leaves_above_the_checks_own_is_said_beside_it(digits, digits_cnn, tmp_path):
     weak = "torchattacks:PGD:eps=0.1,alpha=0.001,steps=5"
-    table, run = robustness(digits_cnn, digits, [weak, "pgd-linf:eps=0.1", "pgd-linf:eps=0.05"])
+    table, run = robustness(digits_cnn, digits, [weak, "pgd-linf:eps=0.1", "pgd-linf:eps=0.05"], signs=True)
     assert "5 steps of 0.001 move at most 0.005" in table.loc[weak, "note"]
     assert "PGD of 20 steps on the model itself leaves" in table.loc[weak, "note"]
     assert table.loc["pgd-linf:eps=0.1", "note"] == table.loc["pgd-linf:eps=0.05", "note"] == ""
@@ -527,7 +527,7 @@ def test_what_stands_beside_the_attacks_does_not_outgrow_them(digits, digits_cnn
     assert curve.loc[0.5, "right"] == 0
     assert curve["right"].is_monotonic_decreasing
     whole = 5 * 3 * 100 * 60  # passes of a curve whose attack makes all of its steps
-    assert passes["beside"] < 0.4 * whole
+    assert passes.get("beside", 0) < 0.4 * whole
     signs = run.signs.set_index("name")
     assert not signs["seen"].any()
     assert signs.loc["black box beats gradients", "detail"] == f"skipped: {spec} fooled every image"
@@ -573,15 +573,28 @@ def test_norms_and_radii_that_cannot_be(given, message, digits, digits_cnn):
 
 
 def test_a_plan_is_told_before_the_work(digits, digits_cnn):
+    """Each part with its passes, and with the option that leaves it out."""
     told = []
     options = {"attacks": ["pgd-linf"], "samples": 30, "signs": False, "curve": False, "device": "cpu"}
     quick = {"estimators": ["imputation:donors=2,steps=20"], "layers": ["logits"]}
-    evaluate(digits_cnn, digits, planned=lambda s: told.append(dict(s)), progress=False, **quick, **options)
-    (seconds,) = told
-    assert set(seconds) == {"information", "attacks", "beside"}
-    assert all(0 < value < 600 for value in seconds.values())
-    evaluate(digits_cnn, digits, planned=told.append, estimators=[], progress=False, corruptions=False, **options)
-    assert told[1]["information"] == 0
+    evaluate(digits_cnn, digits, planned=told.append, progress=False, **quick, **options)
+    assert {part.name: part.switch for part in told[0]} == {
+        "information": "--no-information",
+        "attacks": "--samples",
+        "common corruptions": "--no-corruptions",
+    }
+    assert all(0 < part.seconds < 600 for part in told[0])
+    passes = {part.name: part.passes for part in told[0]}
+    assert passes["attacks"] == 3 * 20 * 30
+    assert passes["common corruptions"] == passes["attacks"] // 12
+    evaluate(digits_cnn, digits, planned=told.append, estimators=[], samples=4, norm="linf", eps=0.01, progress=False)
+    parts = {part.name: part for part in told[1]}
+    assert list(parts) == [
+        "gradient check", "attacks", "audit by AutoAttack", "attack-failure indicators", "curve against eps",
+        "common corruptions",
+    ]  # fmt: skip
+    assert parts["audit by AutoAttack"].switch == "--no-audit"
+    assert parts["attacks"].switch == "--quick"
 
 
 def test_a_cascade_leaves_what_every_attack_leaves(digits, digits_cnn):

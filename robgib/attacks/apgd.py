@@ -12,8 +12,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from robgib.attacks.base import Attack, objective_gradient, register_attack
+from robgib.attacks.carried import carried
 from robgib.attacks.linearization import wrong_classes
-from robgib.attacks.objective import Criterion, Loss, Objective, is_stochastic, misclassified
+from robgib.attacks.objective import Criterion, Loss, Objective, is_stochastic
 from robgib.attacks.threat_model import CONVEX_NORMS, ThreatModel, per_sample
 from robgib.options import AtLeastOne, Count, former_names
 from robgib.runtime import SampleRNG
@@ -65,6 +66,7 @@ class APGD(Attack):
     """
 
     norms: ClassVar[tuple[str, ...]] = CONVEX_NORMS
+    aims: ClassVar[bool] = True
     pooled: ClassVar[bool] = True
     steps: Count = 100
     restarts: Count = 1
@@ -84,7 +86,8 @@ class APGD(Attack):
         result = x.clone()
         with torch.no_grad():
             logits = model(x)
-        remaining = (~misclassified(logits, y)).nonzero().squeeze(1)
+        reached = Objective.untargeted(y, "ce").criterion(logits)  # wrong, or the target that the labels carry
+        remaining = (~reached).nonzero().squeeze(1)
         for goal in self._goals(logits, y, is_stochastic(model)):
             best = goal.value(logits)
             for _ in range(self.restarts):
@@ -157,7 +160,7 @@ class APGD(Attack):
         return tuple((self.schedule_start ** (1 - k / (_BALLS - 1)), 1 / _BALLS) for k in range(_BALLS))
 
     def _goals(self, logits: Tensor, y: Tensor, patient: bool) -> Iterator[Objective]:
-        if not self.targets:
+        if not self.targets or carried(y, "targets") is not None:
             yield Objective.untargeted(y, self.loss, patient)
             return
         order = wrong_classes(logits, y)

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
+from robgib.attacks.carried import carried, carry, masked
 from robgib.attacks.objective import Objective
 from robgib.attacks.threat_model import Norm, ThreatModel, per_sample
 from robgib.data.dataset import _as_tensor
@@ -29,6 +30,9 @@ __all__ = [
     "ATTACKS",
     "Attack",
     "MinimumNormAttack",
+    "TransformAttack",
+    "check_aim",
+    "given_to",
     "images_and_labels",
     "objective_gradient",
     "projected_gradient_ascent",
@@ -65,8 +69,9 @@ class Attack(ABC):
     To write one: subclass, decorate with ``@dataclass(frozen=True)``, implement :meth:`perturb`, and set
     ``norms`` if it is not defined for all of them. A parameter's bounds are declared with its type
     (``steps: Annotated[int, Field(ge=1)] = 20``; :mod:`robgib.options` has the usual ones) and are checked here.
-    If ``batch_independent``, the result for a sample does not depend on its batch. A ``pooled`` attack receives several
-    batches at once, so that the remaining samples fill batches, and a
+    An attack that ``aims`` reaches given targets, since its objective is :meth:`Objective.untargeted` or that of
+    :func:`make_objective`. If ``batch_independent``, the result for a sample does not depend on its batch. A
+    ``pooled`` attack receives several batches at once, so that the remaining samples fill batches, and a
     :class:`~robgib.models.inference.BatchedModel`, which may be a fused form of the model; it computes gradients with
     :func:`objective_gradient`. Other attacks receive the model itself, one batch at a time.
 
@@ -92,6 +97,7 @@ class Attack(ABC):
     eps: float
     eot: Count | None = field(default=None, kw_only=True)
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
+    aims: ClassVar[bool] = False
     batch_independent: ClassVar[bool] = True
     pooled: ClassVar[bool] = False
 
@@ -148,6 +154,7 @@ class Attack(ABC):
         if not bool(((x >= low - 1e-6) & (x <= high + 1e-6)).all()):  # NaN compares false
             raise RobGIBError(f"the images have values outside [{low:g}, {high:g}]; scale them to it (eps is too).")
         net, name, parts = as_module(model), type(self).__name__, []
+        check_aim(self, x, name)
         near = next((v.device for v in (*net.parameters(), *net.buffers())), x.device)
         with eval_mode(net), seeded(seed, near), unchanged([net], name, self.doubted):
             _check_labels(net, x[:batch_size].to(near), y)
@@ -155,7 +162,7 @@ class Attack(ABC):
                 rows = slice(start, start + batch_size)
                 images, labels = x[rows].to(near), y[rows].to(near)
                 with running(name, net):
-                    x_adv = self.perturb(net, images.clone(), labels, SampleRNG(seed, range(len(x))[rows]))
+                    x_adv = self.perturb(net, *given_to(self, images, labels), SampleRNG(seed, range(len(x))[rows]))
                 parts.append(verified(self, name, x_adv, images).to(x.device))
         return torch.cat(parts)
 
@@ -244,6 +251,76 @@ class MinimumNormAttack(Attack):
     def kept(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """Return the images ``x_adv`` (N, …) that lie in the ball, and the clean image of ``x`` otherwise."""
         return torch.where(per_sample(self.threat.allows(x_adv, x), x), x_adv, x)
+
+
+@dataclass(frozen=True)
+class TransformAttack(Attack):
+    """An attack that chooses the parameters of a transformation of each image, such as an angle.
+
+    The parameters are judged: the image is made again from them. To write one: as for :class:`Attack`, with
+    :meth:`find_parameters`, :meth:`transform` and :meth:`sizes` instead of :meth:`perturb`.
+    """
+
+    @abstractmethod
+    def find_parameters(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
+        """Return the parameters (N, p) of the transformation of each image; otherwise as :meth:`perturb`."""
+
+    @abstractmethod
+    def transform(self, x: Tensor, parameters: Tensor) -> Tensor:
+        """Return the images ``x`` (N, …), transformed with ``parameters`` (N, p)."""
+
+    @abstractmethod
+    def sizes(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the size (N,) of each transformation, in the unit of eps, and whether its parameters are allowed."""
+
+    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
+        """Return the transformed images of :meth:`find_parameters`."""
+        return self.made(type(self).__name__, self.find_parameters(model, x, y, rng), x)[0]
+
+    def made(self, label: str, parameters: object, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the images (N, …) that the parameters make from ``x``, and the sizes (N,) of the transformations.
+
+        Raises:
+            AttackContractError: the parameters are not (N, p) numbers, or they are outside the threat model.
+        """
+        if not isinstance(parameters, Tensor) or parameters.ndim != 2 or len(parameters) != len(x):
+            got = tuple(parameters.shape) if isinstance(parameters, Tensor) else type(parameters).__name__
+            raise AttackContractError(f"attack {label!r} returned {got} as the parameters of {len(x)} images.")
+        parameters = parameters.detach()
+        size, allowed = self.sizes(parameters)
+        if bool((~allowed).any()):
+            row = int((~allowed).nonzero()[0, 0])
+            values = ", ".join(f"{value:.6g}" for value in parameters[row].tolist())
+            raise AttackContractError(
+                f"attack {label!r} left its threat model on {int((~allowed).sum())} of {len(x)} images: the first has "
+                f"the parameters {values} (eps {self.eps:g})."
+            )
+        with torch.no_grad():
+            return self.transform(x, parameters).to(x.dtype).clamp(*self.threat.box), size
+
+
+def check_aim(attack: Attack, x: Tensor, label: str) -> None:
+    """Raise an error if the images ``x`` carry targets and the attack has no targeted form."""
+    inner = getattr(attack, "attack", attack)  # of a transfer
+    if carried(x, "targets") is not None and not inner.aims:
+        raise RobGIBError(
+            f"attack {label!r} cannot aim at given target classes; use pgd, apgd-ce, fgsm, square, patch or "
+            "rotation-translation."
+        )
+
+
+def given_to(attack: Attack, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Return copies of images ``x`` (N, …) and labels ``y`` (N,) for an attack.
+
+    The labels carry the masks and targets of the images, and rows. Attacks of other libraries receive plain
+    tensors, which look at their type.
+    """
+    if not (attack.pooled or attack.aims):
+        return x.clone().as_subclass(Tensor), y.clone().as_subclass(Tensor)
+    rows = torch.arange(len(y), device=y.device)
+    mask, targets = carried(x, "mask"), carried(x, "targets")
+    aims = None if targets is None else carry(targets.clone(), rows=rows, mask=mask)
+    return x.clone(), carry(y.clone(), rows=rows, mask=mask, targets=aims)
 
 
 def images_and_labels(x: Tensor | ArrayLike, y: Tensor | ArrayLike) -> tuple[Tensor, Tensor]:
@@ -347,6 +424,12 @@ def verified(attack: Attack, label: str, x_adv: object, x: Tensor) -> Tensor:
     if bool(bad.any()):
         row = int(bad.nonzero()[0, 0])
         low, high = attack.threat.box
+        change = x_adv - x
+        if bool((masked(change, x) != change).any()):
+            raise AttackContractError(
+                f"attack {label!r} left its threat model on {int(bad.sum())} of {len(x)} images: it changed pixels "
+                "outside their mask."
+            )
         raise AttackContractError(
             f"attack {label!r} left its threat model on {int(bad.sum())} of {len(x)} images: the first has "
             f"{attack.threat.norm} distance {float(attack.threat.distance(x_adv, x)[row]):.9g} (eps "
@@ -519,15 +602,18 @@ def _ascent_step(
 def objective_gradient(model: nn.Module, x: Tensor, goal: Objective) -> tuple[Tensor, Tensor]:
     """Return the gradient (N, …) of an objective at the images ``x``, and the logits (N, classes) there.
 
-    Entries that are not finite are set to 0.
+    Entries that are not finite, and those outside the masks that the labels carry, are set to 0.
 
     Raises:
         NoGradientError: the model has no gradient.
     """
     if isinstance(model, BatchedModel):
-        return model.gradient(x, goal)
-    with torch.enable_grad():
-        leaf = x.detach().requires_grad_(True)
-        logits = model(leaf)
-        gradient = gradient_of(goal.value(logits).sum(), leaf)
-    return finite(gradient), logits.detach()
+        gradient, logits = model.gradient(x, goal)
+    else:
+        with torch.enable_grad():
+            leaf = x.detach().as_subclass(Tensor).requires_grad_(True)
+            logits = model(leaf)
+            gradient = finite(gradient_of(goal.value(logits).sum(), leaf))
+        logits = logits.detach()
+    mask = carried(goal.criterion.labels, "mask")
+    return (gradient if mask is None else gradient * mask), logits

@@ -26,6 +26,7 @@ class FGSM(Attack):
     """
 
     norms: ClassVar[tuple[str, ...]] = CONVEX_NORMS
+    aims: ClassVar[bool] = True
     pooled: ClassVar[bool] = True
     loss: Loss = "ce"
     target: Target = "none"

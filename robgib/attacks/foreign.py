@@ -81,7 +81,7 @@ def _run_foolbox_class(code: Any, model: nn.Module, x: Tensor, y: Tensor, values
 
 def _run_foolbox(code: Any, model: nn.Module, x: Tensor, y: Tensor, values: Mapping[str, Any]) -> Any:
     """Call an attack of Foolbox, or one with its signature, which then gets the model itself and the labels."""
-    if type(code).__module__.startswith("foolbox."):
+    if any(base.__module__.startswith("foolbox.") for base in type(code).__mro__):
         foolbox = importlib.import_module("foolbox")
         wrapped: Any = foolbox.PyTorchModel(model, bounds=(0, 1), device=x.device)
         images = code(wrapped, x, foolbox.criteria.Misclassification(y), epsilons=values["eps"])

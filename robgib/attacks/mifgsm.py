@@ -32,6 +32,7 @@ class MIFGSM(Attack):
         step_size: in units of the norm; None is eps / steps.
     """
 
+    aims: ClassVar[bool] = True
     pooled: ClassVar[bool] = True
     steps: Count = 10
     decay: NonNegative = 1.0

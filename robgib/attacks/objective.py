@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from robgib.attacks.carried import carried
 from robgib.errors import RobGIBError, unknown_name
 from robgib.models.adapt import finite_answers
 from robgib.models.inference import BatchedModel
@@ -131,7 +132,10 @@ class Objective:
 
     @classmethod
     def untargeted(cls, labels: Tensor, loss: str, patient: bool = False) -> Objective:
-        """Return the untargeted objective for true labels (N,)."""
+        """Return the untargeted objective for true labels (N,); if they carry targets, the objective of these."""
+        targets = carried(labels, "targets")
+        if targets is not None:
+            return cls(loss, targets, Criterion(targets, True, patient), targeted=True)
         return cls(loss, labels, Criterion(labels, patient=patient))
 
     def value(self, logits: Tensor) -> Tensor:

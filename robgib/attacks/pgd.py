@@ -37,6 +37,7 @@ class PGD(Attack):
     """
 
     norms: ClassVar[tuple[str, ...]] = CONVEX_NORMS
+    aims: ClassVar[bool] = True
     pooled: ClassVar[bool] = True
     steps: Count = 20
     step_size: Positive | None = None

@@ -15,7 +15,7 @@ from robgib import registry
 from robgib.attacks.base import ATTACKS, Attack, with_fields
 from robgib.attacks.foreign import foreign_class, is_foreign
 from robgib.attacks.libraries import ADAPTERS, takes
-from robgib.attacks.threat_model import NORMS, Norm, ThreatModel
+from robgib.attacks.threat_model import KINDS, NORMS, Norm, ThreatModel
 from robgib.errors import RobGIBError, RobGIBWarning, unknown_name
 from robgib.options import construct
 
@@ -30,8 +30,10 @@ __all__ = [
     "read_attack",
 ]
 
-DEFAULT_EPS: Mapping[str, float] = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0, "l0": 24.0}
-"""Default budget per norm, if the data set has none."""
+DEFAULT_EPS: Mapping[str, float] = {
+    "linf": 8 / 255, "l2": 0.5, "l1": 12.0, "l0": 24.0, "patch": 5.0, "rotation": 30.0
+}  # fmt: skip
+"""Default budget per norm, if the data set has none; the side of a patch in pixels, and a rotation in degrees."""
 
 
 @dataclass(frozen=True)
@@ -211,8 +213,8 @@ def read_attack(spec: str, extra: Sequence[Path] = ()) -> NamedAttack:
     if entry.norm is not None and "norm" in given:
         raise RobGIBError(f"attack {name!r} is defined for the norm {entry.norm}; choose another catalogue entry.")
     norm: Any = entry.norm or given.pop("norm", None) or entry.attack.norms[0]
-    if norm not in NORMS:
-        raise unknown_name("norm", str(norm), NORMS)
+    if norm not in KINDS:
+        raise unknown_name("norm", str(norm), KINDS)
     is_open = "eps" not in given and entry.eps is None
     eps = _radius(spec, norm, given.pop("eps", DEFAULT_EPS[norm] if entry.eps is None else entry.eps))
     made: Attack = construct(entry.attack, {**entry.parameters, **given}, f"attack {spec!r}", norm=norm, eps=eps)

@@ -28,6 +28,7 @@ class RFGSM(Attack):
         start: length of the random step, as a share of eps; the paper uses 0.5.
     """
 
+    aims: ClassVar[bool] = True
     pooled: ClassVar[bool] = True
     start: Annotated[float, Field(gt=0, lt=1)] = 0.5
     loss: Loss = "ce"

@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from robgib.attacks.base import Attack, register_attack
+from robgib.attacks.carried import masked
 from robgib.attacks.objective import Objective
 from robgib.attacks.threat_model import CONVEX_NORMS, distance, per_sample
 from robgib.options import Count
@@ -49,6 +50,7 @@ class Square(Attack):
     """
 
     norms: ClassVar[tuple[str, ...]] = CONVEX_NORMS
+    aims: ClassVar[bool] = True
     pooled: ClassVar[bool] = True
     queries: Count = 5000
     area: Annotated[float, Field(gt=0, le=1)] = 0.8
@@ -190,12 +192,15 @@ class Square(Attack):
 
     def _on_surface(self, x: Tensor, delta: Tensor) -> Tensor:
         """Scale perturbations to the surface of the ball, as far as the box allows."""
+        delta = masked(delta, x)
         size = distance(delta, torch.zeros_like(delta), self.threat.norm).clamp_min(1e-10)
         return self.threat.project(x + delta * per_sample(self.threat.eps / size, x), x)
 
 
 def _as_images(x: Tensor) -> Tensor:
     """View samples (N, …) as (N, C, H, W): vectors are one row, matrices one channel, volumes stacked slices."""
+    if x.ndim == 4:
+        return x
     if x.ndim > 4:
         return x.reshape(len(x), x.shape[1], -1, x.shape[-1])
     return x.reshape(len(x), *([1] * (4 - x.ndim)), *x.shape[1:])

@@ -11,20 +11,25 @@ import torch
 from pydantic import BeforeValidator, PositiveFloat
 from torch import Tensor
 
+from robgib.attacks.carried import carried, masked
 from robgib.errors import RobGIBError, unknown_name
 from robgib.registry import parse_value
 from robgib.runtime import SampleRNG
 
 __all__ = [
     "CONVEX_NORMS",
+    "KINDS",
     "NORMS",
     "Norm",
     "Radius",
     "ThreatModel",
 ]
 
-Norm = Literal["linf", "l2", "l1", "l0"]
-NORMS: tuple[str, ...] = get_args(Norm)
+Norm = Literal["linf", "l2", "l1", "l0", "patch", "rotation"]
+KINDS: tuple[str, ...] = get_args(Norm)
+"""Kinds of threat models: norms; ``patch``, any content of one square, whose side in pixels is eps; and ``rotation`` by
+at most eps degrees, with what else its attack allows. An image alone does not show its rotation: the parameters do."""
+NORMS: tuple[str, ...] = KINDS[:4]
 CONVEX_NORMS = NORMS[:3]
 """Norms with convex balls. L0, which is not convex, counts changed values; an RGB pixel has three."""
 
@@ -53,11 +58,27 @@ def per_sample(values: Tensor, like: Tensor) -> Tensor:
 def _length(delta: Tensor, norm: str) -> Tensor:
     """Return the norm (N,) of perturbations (N, …), in float64, since float32 sums over many pixels are inaccurate."""
     flat = delta.flatten(1)
-    if norm == "linf":
+    if norm == "patch":
+        return _side(delta)
+    if norm in ("linf", "rotation"):
         return flat.abs().amax(1).double()
     if norm == "l0":
         return (flat != 0).sum(1).double()
     return torch.linalg.vector_norm(flat, ord=1 if norm == "l1" else 2, dim=1, dtype=torch.float64)
+
+
+def _side(delta: Tensor) -> Tensor:
+    """Return the side (N,) of the smallest square that contains all changes of images (N, …); vectors are one row."""
+    changed = (delta != 0).reshape(len(delta), -1, *(delta.shape[-2:] if delta.ndim > 3 else (1, delta.shape[-1])))
+    changed = changed.any(1)
+    sides = []
+    for axis in (1, 2):
+        line = changed.any(3 - axis)
+        place = torch.arange(line.shape[1], device=line.device)
+        last = torch.where(line, place, -1).amax(1)
+        first = torch.where(line, place, line.shape[1]).amin(1)
+        sides.append((last - first + 1).clamp_min(0))
+    return torch.maximum(*sides).double()
 
 
 def within(size: Sizes, eps: float, tolerance: float = 1e-6) -> Sizes:
@@ -100,20 +121,26 @@ class ThreatModel:
     box: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
-        if self.norm not in NORMS:
-            raise unknown_name("norm", str(self.norm), NORMS)
+        if self.norm not in KINDS:
+            raise unknown_name("norm", str(self.norm), KINDS)
         if not (isinstance(self.eps, int | float) and math.isfinite(self.eps) and self.eps > 0):
             raise RobGIBError(f"eps must be a finite number above 0 (pixel scale), not {self.eps!r}.")
         if self.norm == "l0" and self.eps < 1:
             raise RobGIBError(f"eps is a number of pixels under l0, at least 1, not {self.eps:g}.")
+        if self.norm == "patch" and (self.eps < 1 or self.eps != int(self.eps)):
+            raise RobGIBError(f"eps is the side of a patch in pixels, a whole number from 1 on, not {self.eps:g}.")
+        if self.norm == "rotation" and self.eps > 180:
+            raise RobGIBError(f"eps is the largest rotation in degrees, at most 180, not {self.eps:g}.")
         if self.norm == "linf" and self.eps > self.widest(1):
             raise RobGIBError(self._too_wide(self.widest(1)))
 
     def widest(self, pixels: int) -> float:
         """Return the smallest eps, for images of ``pixels`` values, whose ball contains the box for every centre."""
         low, high = self.box
-        if self.norm == "l0":
+        if self.norm in ("l0", "patch"):
             return float(pixels)
+        if self.norm == "rotation":
+            return 180.0
         return (high - low) * {"linf": 1.0, "l2": math.sqrt(pixels), "l1": float(pixels)}[self.norm]
 
     def check(self, pixels: int) -> None:
@@ -136,9 +163,10 @@ class ThreatModel:
         """Return the images (N, …) nearest to ``x_adv`` in the ball, clipped to the box.
 
         Norms are summed in float64, and a safety margin of a millionth of eps keeps the images inside after rounding.
-        Under L1 the projection is onto the intersection of ball and box (Croce & Hein 2021, section 3).
+        Under L1 the projection is onto the intersection of ball and box (Croce & Hein 2021, section 3). If ``x``
+        carries a mask, the other pixels are those of ``x``.
         """
-        delta = x_adv - x
+        delta = masked(x_adv - x, x)
         if self.norm == "l1":
             move = self._within_l1(delta, x)
             near = (x + move).clamp(*self.box)
@@ -147,7 +175,7 @@ class ThreatModel:
             return torch.where(beyond, torch.nextafter(near, x), near)
         if self.norm == "l0":
             radius = torch.full((len(x),), self.eps, dtype=x.dtype, device=x.device)
-            return (x + onto_ball((x_adv.clamp(*self.box) - x), radius, "l0")).clamp(*self.box)
+            return (x + onto_ball(masked(x_adv.clamp(*self.box) - x, x), radius, "l0")).clamp(*self.box)
         if self.norm == "linf":
             return (
                 delta.clamp_(-self.eps, self.eps).add_(x).clamp_(*self.box)
@@ -221,7 +249,7 @@ class ThreatModel:
         return distance(x_adv, x, self.norm)
 
     def allows(self, x_adv: Tensor, x: Tensor, tolerance: float = 1e-6) -> Tensor:
-        """Whether each image (N,) is finite and lies in the ball and the box, up to rounding.
+        """Whether each image (N,) is finite and lies in the ball and the box, up to rounding, and inside its mask.
 
         The tolerance is ``tolerance`` for the box and the distance, plus a hundred-thousandth of eps, which is the
         error of a norm summed in float32 over a large image.
@@ -229,4 +257,8 @@ class ThreatModel:
         flat = x_adv.flatten(1)
         low, high = self.box
         inside = (flat >= low - tolerance).all(1) & (flat <= high + tolerance).all(1)  # NaN compares false
+        if carried(x, "mask") is not None:
+            inside &= (masked(x_adv - x, x) == x_adv - x).flatten(1).all(1)
+        if self.norm == "rotation":  # the attack's parameters are judged
+            return inside
         return inside & within(_length(x_adv - x, self.norm), self.eps, tolerance)

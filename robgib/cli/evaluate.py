@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -156,11 +156,18 @@ class _Evaluation:
         own = replace(self.context, device=where)
         subject = robgib.zoo.load(name, self.model, context=own, loaded=self.loaded, progress=progress)
         fresh, folder = self.report.fresh, self.report.out
+        attack = self.attack
+        if attack.transfer_from is not None:
+            surrogate = robgib.zoo.load(
+                attack.transfer_from, replace(self.model, arch=None, weights_key=None), context=own,
+                loaded=self.loaded, progress=progress,
+            )  # fmt: skip
+            attack = replace(attack, transfer_from=surrogate.model)
         run = robgib.evaluate(
             subject.model,
             subject.data,
             name=subject.name,
-            attack=self.attack,
+            attack=attack,
             information=self.information,
             context=self.context,
             **asdict(self.engine),
@@ -224,17 +231,16 @@ class _Evaluation:
                 raise typer.Exit(1)
 
 
-def _print_plan(name: str, seconds: Mapping[str, float]) -> None:
-    """Print the expected duration on standard error."""
-    parts = []
-    for part, words in (
-        ("information", "information about"),
-        ("attacks", "attacks"),
-        ("beside", "further measurements"),
-    ):
-        if seconds[part] > 0:
-            parts.append(f"{words} {'up to ' if part != 'information' else ''}{_length(seconds[part])}")
-    err.print(f"{escape(name)}: {', '.join(parts) or 'clean accuracy only'}", highlight=False)
+def _print_plan(name: str, parts: Sequence[Any]) -> None:
+    """Print the parts of an evaluation (PlannedPart) on standard error: time at most, and what leaves it out."""
+    if not parts:
+        err.print(f"{escape(name)}: clean accuracy only", highlight=False)
+        return
+    total = sum(part.seconds for part in parts)
+    err.print(f"{escape(name)}: at most about {_length(total)}", highlight=False)
+    for part in parts:
+        line = f"  {part.name:<26}{part.passes:>13,} passes  {_length(part.seconds):>7}  {part.switch}"
+        err.print(line, highlight=False, soft_wrap=True)
 
 
 def _length(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""Common corruptions: noise, blur, low contrast and JPEG, without an adversary."""
+"""Common corruptions, without an adversary: noise, blur, low contrast and JPEG, or all 15 of the literature."""
 
 from __future__ import annotations
 
@@ -10,15 +10,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from robgib.data.common import COMMON, LARGE, SMALL
 from robgib.errors import RobGIBError, unknown_name
 from robgib.runtime import SampleRNG
 
 __all__ = [
+    "COMMON_CORRUPTIONS",
     "CORRUPTIONS",
     "corrupt",
 ]
 
 CORRUPTIONS = ("noise", "blur", "contrast", "jpeg")
+"""The corruptions that an evaluation measures by default."""
+COMMON_CORRUPTIONS = tuple(COMMON)
+"""The 15 common corruptions, by their published names."""
 # The five severities of Hendrycks & Dietterich (2019): those of CIFAR-10-C for small images, of ImageNet-C for others.
 _SMALL: Mapping[str, tuple[float, ...]] = {
     "noise": (0.04, 0.06, 0.08, 0.09, 0.10),  # standard deviation of Gaussian noise
@@ -39,21 +44,26 @@ def corrupt(x: Tensor, name: str, severity: int, rng: SampleRNG | None = None) -
     """Corrupt images.
 
     Args:
-        x: images (N, C, H, W) in [0, 1], of 1 or 3 channels for ``jpeg``.
-        name: ``noise``, ``blur``, ``contrast`` or ``jpeg``.
+        x: images (N, C, H, W) in [0, 1], of 1 or 3 channels for ``jpeg`` and ``pixelate``.
+        name: ``noise``, ``blur``, ``contrast`` or ``jpeg``, or one of :data:`COMMON_CORRUPTIONS`.
         severity: 1 to 5, on the scales of Hendrycks & Dietterich (2019): CIFAR-10-C's up to 64 pixels a side,
             ImageNet-C's above.
         rng: random numbers of the noise; None is that of seed 0.
 
     Returns:
         Images (N, C, H, W) in [0, 1].
+
+    >>> corrupt(torch.full((1, 3, 8, 8), 0.5), "brightness", 5)[0, 0, 0, 0].item()
+    0.800000011920929
     """
     if x.ndim != 4:
         raise RobGIBError(f"corruptions need images of shape (N, C, H, W), not {tuple(x.shape)}.")
-    if name not in CORRUPTIONS:
-        raise unknown_name("corruption", name, CORRUPTIONS)
+    if name not in CORRUPTIONS and name not in COMMON:
+        raise unknown_name("corruption", name, (*CORRUPTIONS, *COMMON))
     if severity not in range(1, 6):
         raise RobGIBError(f"the severity of a corruption is 1, 2, 3, 4 or 5, not {severity}.")
+    if name not in CORRUPTIONS:
+        return _common(x, name, severity, rng or SampleRNG(0, range(len(x))))
     amount = (_SMALL if max(x.shape[2:]) <= _LARGEST_SMALL else _LARGE)[name][severity - 1]
     if name == "noise":
         rng = rng or SampleRNG(0, range(len(x)))
@@ -64,6 +74,15 @@ def corrupt(x: Tensor, name: str, severity: int, rng: SampleRNG | None = None) -
         mean = x.mean((2, 3), keepdim=True)
         return (mean + amount * (x - mean)).clamp(0, 1)
     return _jpeg(x, int(amount))
+
+
+def _common(x: Tensor, name: str, severity: int, rng: SampleRNG) -> Tensor:
+    if name in ("pixelate", "jpeg_compression") and x.shape[1] not in (1, 3):
+        raise RobGIBError(f"{name} takes images of 1 or 3 channels, not {x.shape[1]}.")
+    how = (SMALL if max(x.shape[2:]) <= _LARGEST_SMALL else LARGE)[name][severity - 1]
+    pictures = x.permute(0, 2, 3, 1).cpu().double().numpy()
+    changed = COMMON[name](pictures, how, rng.generators()) if len(x) else pictures
+    return torch.from_numpy(np.ascontiguousarray(changed.clip(0, 1).transpose(0, 3, 1, 2))).to(x)
 
 
 def _blurred(x: Tensor, sigma: float) -> Tensor:

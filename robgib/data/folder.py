@@ -263,6 +263,10 @@ class _Pictures:
         images: Any = LazyImages(self, rows)
         return Split(images, torch.from_numpy(self.labels[rows]), shuffled=True)
 
+    def names(self, rows: Sequence[int]) -> list[str]:
+        """Return the paths of some pictures."""
+        return [self._files[row] for row in rows]
+
     def digests(self, rows: Sequence[int]) -> list[bytes]:
         """Return digests of the files and of how they are resized."""
         if self._kept.digests is None:

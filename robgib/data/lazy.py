@@ -100,6 +100,11 @@ class LazyImages:
         made._kept = self._kept
         return made
 
+    def names(self) -> list[str] | None:
+        """Return the paths of their files, or None if they have none."""
+        of_source = getattr(self._source, "names", None)
+        return None if of_source is None else of_source(self._rows.tolist())
+
     def split(self, size: int) -> list[LazyImages]:
         """Return parts of ``size`` images, still unread."""
         return [self[start : start + size] for start in range(0, max(1, len(self)), size)]

@@ -1,7 +1,7 @@
 """Run attacks on a model, count the samples that remain robust, and measure indicators of attack failure."""
 
 from robgib.robustness.certification import NotCertifiableError, certify
-from robgib.robustness.corruptions import corruption_accuracy
+from robgib.robustness.corruptions import corrupted_files_accuracy, corruption_accuracy
 from robgib.robustness.curve import accuracy_curve
 from robgib.robustness.evaluate import BUDGETS, DEFAULT_ATTACKS, evaluate, named_attacks
 from robgib.robustness.failure_indicators import FailureIndicator, failure_indicators, weaker_than_reference
@@ -18,6 +18,7 @@ __all__ = [
     "Verification",
     "accuracy_curve",
     "certify",
+    "corrupted_files_accuracy",
     "corruption_accuracy",
     "evaluate",
     "failure_indicators",

@@ -17,20 +17,22 @@ from torch import Tensor
 from robgib.attacks.apgd import APGD, SCHEDULE_START
 from robgib.attacks.autoattack import AutoAttack
 from robgib.attacks.base import Attack, MinimumNormAttack
-from robgib.attacks.threat_model import ThreatModel
+from robgib.attacks.carried import carried
+from robgib.attacks.threat_model import NORMS, ThreatModel
 from robgib.errors import NoGradientError, RobGIBError
 from robgib.models.inference import Answers, PreparedModel
 from robgib.options import AttackOptions, Context
 from robgib.results import column_names, table
 from robgib.robustness.audit import Audited, audit, audit_wanted, further_label
 from robgib.robustness.curve import accuracy_curve
+from robgib.robustness.gradient_check import GRADIENT_IMAGES, GRADIENT_PASSES
 from robgib.robustness.rows import curve_rows, outcome_rows, summary_row, unattacked_row, worst_row
 from robgib.robustness.run_attack import AttackResult, after, attack_together, gradient_cost, run_attack
 from robgib.robustness.until import attack_until
 from robgib.runtime import faults_of
 
 __all__ = [
-    "LEAST_BESIDE",
+    "SHARES",
     "Budget",
     "Findings",
     "Subject",
@@ -49,8 +51,8 @@ Ready = Mapping[str, "AttackResult | Exception"]
 _PICTURES = 6  # adversarial images kept for the page
 _FACTORS = (0.25, 0.5, 0.75, 1.5, 2.0)  # radii of a curve besides eps, as its multiples
 _FACTORS_FIRST = (0.5, 2.0, 0.75, 1.5, 0.25)  # the same, the most informative first
-LEAST_BESIDE = 60
-"""Passes per sample that measurements beside the attacks may take in any case."""
+SHARES = {"curve": 1 / 2, "corruptions": 1 / 6, "signs": 1 / 3}
+"""How the passes beside the attacks, half as many as those of the attacks, are divided."""
 _STEPS = 10  # minimum number of attack steps at those radii
 _STALLED = 0.2  # the first attack stalls if others fool more than this share of the samples that it left right
 
@@ -208,13 +210,14 @@ class Findings:
 
     @property
     def beside(self) -> int | None:
-        """The number of passes that all measurements beside the attacks may take together; None if no attack succeeded.
+        """The number of passes that measurements beside the attacks may still take: half of the attacks' in all.
 
-        This is half of the attacks' own, or 20 gradient steps per sample if that is more.
+        The gradient check took some of them. None if no attack succeeded, since the checks then look for the reason.
         """
         if not self.succeeded():
             return None
-        return max(self.spent() // 2, LEAST_BESIDE * len(self.subject))
+        checked = GRADIENT_PASSES * GRADIENT_IMAGES * (self.subject.options.signs is not False)
+        return max(0, self.spent() // 2 - checked)
 
     @property
     def further(self) -> dict[str, Attack]:
@@ -242,6 +245,12 @@ class Findings:
             outcome_rows(self._base(label), subject.y.numpy(), subject.clean, result, self._nearest(label))
             for label, result in self.succeeded().items()
         ]
+        targets = carried(subject.x, "targets")
+        if targets is not None:  # a sample is robust unless its target is reached
+            outcomes = [
+                rows.assign(robust=(subject.clean.right > 0) & (rows["adversarial_prediction"] != targets.numpy()))
+                for rows in outcomes
+            ]
         joint = pd.concat(outcomes, ignore_index=True) if outcomes else table("outcomes")
         curves = [
             row
@@ -377,6 +386,7 @@ def measure_curves(findings: Findings, allowed: int | None) -> None:
     chosen = [
         (budget, label)
         for budget in findings.budgets()
+        if budget[0] in NORMS
         for label in list(findings.succeeded(budget))[-1 if subject.options.cascade else 0 :]
         if subject.options.cascade or label in subject.attacks
     ]

@@ -6,6 +6,7 @@ import dataclasses
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,12 +16,13 @@ from torch import Tensor
 
 from robgib.attacks.base import Attack
 from robgib.attacks.threat_model import NORMS, ThreatModel
+from robgib.data.corruptions import COMMON_CORRUPTIONS, CORRUPTIONS
 from robgib.errors import RobGIBError, RobGIBWarning, first_line
 from robgib.results import table
-from robgib.robustness.attacking import Budget, Findings, Subject
+from robgib.robustness.attacking import SHARES, Budget, Findings, Subject
 from robgib.robustness.audit import further_label, scattered
-from robgib.robustness.convergence import TRACKED, convergence
-from robgib.robustness.corruptions import corruption_accuracy
+from robgib.robustness.convergence import convergence_rows
+from robgib.robustness.corruptions import corrupted_files_accuracy, corruption_accuracy
 from robgib.robustness.failure_indicators import (
     SAMPLES,
     Done,
@@ -43,10 +45,8 @@ __all__ = [
     "gradient_check",
 ]
 
-_WATCHED = 10  # minimum number of images for the convergence table
 _CORRUPTED = 20  # passes per image of the common corruptions
-_SHARES = {"curve": 1 / 2, "corruptions": 1 / 6, "signs": 1 / 3}
-"""How the passes beside the attacks are divided."""
+_FEWEST_CORRUPTED = 25  # images below which their accuracy says nothing
 
 
 def allowance(findings: Findings, what: str) -> int | None:
@@ -56,25 +56,33 @@ def allowance(findings: Findings, what: str) -> int | None:
     """
     if getattr(findings.subject.options, what) or findings.beside is None:
         return None
-    return int(_SHARES[what] * findings.beside)
+    return int(SHARES[what] * findings.beside)
 
 
 def corruption_table(findings: Findings) -> pd.DataFrame:
     """Measure accuracy under common corruptions, on as many samples as the allowance suffices for."""
     subject, allowed = findings.subject, allowance(findings, "corruptions")
-    if subject.options.corruptions is False or subject.x.ndim != 4:
+    options = subject.options
+    wanted = options.all_corruptions or options.corruptions_from is not None
+    if (options.corruptions is False and not wanted) or subject.x.ndim != 4:
         return table("corruptions")
     here = subject.context.parts.at("corruptions")
     known = here.read()
     if known is None:
-        some = len(subject) if allowed is None else max(1, min(len(subject), allowed // _CORRUPTED))
-        measured = corruption_accuracy(
-            subject.model,
-            subject.x[:some],
-            subject.y[:some],
-            context=dataclasses.replace(subject.context, batch_size=subject.model.batch_size),
-        )
-        known = {"rows": measured.to_dict("records")}
+        context = dataclasses.replace(subject.context, batch_size=subject.model.batch_size)
+        parts = []
+        some = len(subject) if allowed is None or wanted else min(len(subject), allowed // _CORRUPTED)
+        if (options.all_corruptions or options.corruptions_from is None) and some >= min(
+            len(subject), _FEWEST_CORRUPTED
+        ):
+            names = COMMON_CORRUPTIONS if options.all_corruptions else CORRUPTIONS
+            x, y = subject.x[:some], subject.y[:some]
+            parts.append(corruption_accuracy(subject.model, x, y, names=names, context=context))
+        if options.corruptions_from is not None:
+            shape, count = tuple(subject.x.shape[1:]), len(subject)
+            files = options.corruptions_from
+            parts.append(corrupted_files_accuracy(subject.model, files, shape, samples=count, context=context))
+        known = {"rows": [row for part in parts for row in part.to_dict("records")]}
         here.write(known)
     return table("corruptions", known["rows"])
 
@@ -150,7 +158,6 @@ def _indicators(
         label: (findings.attacks[label], result.right[right]) for label, result in findings.succeeded(budget).items()
     }
     threat = findings.budgets()[budget]
-    examination = Examination([], {})
     if whole:
         examination = examine(
             subject.model,
@@ -160,20 +167,22 @@ def _indicators(
             Done(here, subject.costs, gradient, passes=allowed),
             subject.context,
         )
-    count = len(some) if allowed is None else max(_FEWEST, allowed // _REFERENCE)
-    beside = weaker_than_reference(
-        subject.model, x[:count], y[:count], threat, here, costs=subject.costs, context=subject.context
-    )
+    else:
+        count = len(some) if allowed is None else allowed // _REFERENCE
+        enough = count >= min(len(some), _FEWEST)
+        compared = partial(weaker_than_reference, subject.model, x[:count], y[:count], threat, here)
+        notes = compared(costs=subject.costs, context=subject.context) if enough else {}
+        examination = Examination([], {}, notes)
     return {
         "rows": [{"norm": budget[0], "eps": budget[1], **dataclasses.asdict(one)} for one in examination.indicators],
-        "beside": beside,
+        "beside": dict(examination.notes),
         "fooled": some[list(examination.fooled)].tolist(),
         "images": torch.stack(list(examination.fooled.values())).cpu().numpy() if examination.fooled else np.zeros(0),
     }
 
 
 _REFERENCE = 60  # passes per image of the reference attack
-_FEWEST = 25  # images of it, at least
+_FEWEST = 25  # images of it; on fewer it says nothing
 
 
 @dataclass(frozen=True)
@@ -226,30 +235,21 @@ def _unfinished(norm: str, eps: float, error: Exception) -> dict[str, Any]:
 
 
 def convergence_table(findings: Findings) -> pd.DataFrame:
-    """Return the progress of each attack by step, on a tenth of the samples. Errors do not affect other results."""
+    """Return the progress of each attack by step, as it was recorded on the first samples that it attacked."""
     subject = findings.subject
     if subject.options.signs is False:
         return table("convergence")
-    right = np.flatnonzero(subject.clean.right >= 0.5)
-    some = right[: min(TRACKED, max(_WATCHED, len(subject) // 10))]
     rows: list[dict[str, Any]] = []
-    for number, (label, attack) in enumerate(subject.attacks.items()):
-        if label not in findings.succeeded():
+    for label, result in findings.succeeded().items():
+        if label not in subject.attacks:
             continue
-        kept = subject.context.parts.at("convergence", label)
-        known = kept.read()
-        if known is None:
-            x, y = subject.x[some], subject.y[some]
-            try:
-                with faults_of(label):
-                    steps = convergence(subject.model, x, y, attack, context=subject.context)
-            except Exception:  # a plug-in may raise any exception; the attack itself succeeded
-                steps = []
-            base = {"attack": label, "norm": attack.threat.norm, "eps": attack.threat.eps}
-            known = {"rows": [{**base, **row} for row in steps]}
-            kept.write(known)
-        rows += known["rows"]
-        subject.context.report("tracking convergence", number + 1, len(subject.attacks), label)
+        attack = subject.attacks[label]
+        try:
+            with faults_of("the model"):
+                steps = convergence_rows(subject.model, subject.x, subject.y, attack, result, subject.device)
+        except (RuntimeError, RobGIBError):  # the clean images are called once more; the attack itself succeeded
+            steps = []
+        rows += [{"attack": label, "norm": attack.threat.norm, "eps": attack.threat.eps, **row} for row in steps]
     return table("convergence", rows)
 
 

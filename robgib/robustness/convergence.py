@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,64 +11,17 @@ import torch
 from torch import Tensor
 
 from robgib.attacks.base import Attack, MinimumNormAttack
-from robgib.attacks.objective import Objective, misclassified
-from robgib.attacks.threat_model import distance
-from robgib.errors import NoGradientError, RobGIBWarning
+from robgib.attacks.objective import Objective
+from robgib.errors import NoGradientError
 from robgib.models.adapt import seeded
-from robgib.models.inference import BatchedModel, ObjectiveProtocol, PreparedModel, eval_mode
+from robgib.models.inference import Answers, BatchedModel, PreparedModel, eval_mode
 from robgib.options import Context, gather
-from robgib.runtime import SampleRNG
+from robgib.robustness.run_attack import AttackResult, run_attack
+from robgib.robustness.steps import TRACKED, StepRecord
 
-__all__ = ["TRACKED", "convergence"]
+__all__ = ["convergence", "convergence_rows"]
 
-TRACKED = 50
-"""Maximum number of samples."""
 _POINTS = 40  # points of a curve
-
-
-class _Labels(Tensor):
-    """Labels that keep their sample indices when an attack selects some of them."""
-
-    rows: Tensor
-
-    @classmethod
-    def of(cls, y: Tensor, rows: Tensor) -> _Labels:
-        """Label the samples ``rows`` (N,) with ``y`` (N,)."""
-        labels = y.as_subclass(cls)
-        labels.rows = rows
-        return labels
-
-    # All other operations return plain tensors.
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
-
-    def __getitem__(self, index: Any) -> Tensor:
-        """Select labels and their sample indices."""
-        picked = self.as_subclass(Tensor)[index]
-        return _Labels.of(picked, self.rows[index]) if picked.ndim == 1 else picked
-
-
-class _Watched(BatchedModel):
-    """Records the margin of the true class and the distance of each sample at every gradient."""
-
-    def __init__(self, prepared: PreparedModel, x: Tensor, y: Tensor, norm: str) -> None:
-        draws = prepared.draws if prepared.random else 1
-        super().__init__(prepared.model, prepared.batch_size, random=prepared.random, draws=draws)
-        self.x, self.y, self.norm = x, y, norm
-        self.margins: list[list[float]] = [[] for _ in range(len(x))]
-        self.reach: list[list[float]] = [[] for _ in range(len(x))]
-
-    def gradient(self, x: Tensor, goal: ObjectiveProtocol) -> tuple[Tensor, Tensor]:
-        """See :meth:`BatchedModel.gradient`."""
-        gradient, logits = super().gradient(x, goal)
-        which = getattr(getattr(goal.criterion, "labels", None), "rows", None)
-        if which is None:  # the attack created its own labels
-            return gradient, logits
-        margin = -Objective.untargeted(self.y[which], "margin").value(logits)
-        reach = distance(x, self.x[which], self.norm)
-        for row, a, b in zip(which.tolist(), margin.tolist(), reach.tolist(), strict=True):
-            self.margins[row].append(a)
-            self.reach[row].append(b)
-        return gradient, logits
 
 
 def convergence(
@@ -81,7 +33,7 @@ def convergence(
     context: Context | None = None,
     **fields: Any,
 ) -> list[dict[str, Any]]:
-    """Run an attack again on a few images, and measure its progress at each gradient step.
+    """Run an attack on a few images, and return its progress at each gradient step.
 
     Args:
         prepared: the model.
@@ -106,30 +58,42 @@ def convergence(
     (10, True)
     """
     (context,) = gather("convergence", fields, context or Context(device="cpu"))
-    x, y = x[:TRACKED].to(context.device), y[:TRACKED].to(context.device)
-    if not len(x) or not attack.pooled:
+    x, y = x[:TRACKED], y[:TRACKED]
+    if not len(x):
         return []
-    watched = _Watched(prepared, x, y, attack.threat.norm)
-    with eval_mode(prepared.model), seeded(context.seed, torch.device(context.device)), warnings.catch_warnings():
-        warnings.simplefilter("ignore", RobGIBWarning)  # the attack has already emitted its warnings
-        with torch.no_grad():
-            clean = -Objective.untargeted(y, "margin").value(watched(x))
-        try:
-            find = attack.find if isinstance(attack, MinimumNormAttack) else attack.perturb
-            labels = _Labels.of(y.clone(), torch.arange(len(y), device=y.device))
-            x_adv = find(watched, x.clone(), labels, SampleRNG(context.seed, range(len(x))))
-        except NoGradientError:
-            return []
-        with torch.no_grad():
-            fooled = misclassified(watched(x_adv), y) & (attack.threat.allows(x_adv, x))
-        end = distance(x_adv, x, attack.threat.norm)
-    if not any(watched.margins):
+    clean = Answers(y.cpu().numpy(), np.ones(len(x)))
+    try:
+        result = run_attack(prepared, x, y, attack, clean=clean, context=context)
+    except NoGradientError:
         return []
-    margin, reach, right = _by_step(watched, attack, clean, fooled, end)
+    return convergence_rows(prepared, x, y, attack, result, context.device)
+
+
+def convergence_rows(
+    prepared: PreparedModel, x: Tensor, y: Tensor, attack: Attack, result: AttackResult, device: torch.device | str
+) -> list[dict[str, Any]]:
+    """Return the progress of an attack that ran, as :func:`convergence` does, from the steps that it recorded.
+
+    Args:
+        prepared: the model, on ``device``.
+        x: images (N, …) of the attack.
+        y: their labels (N,).
+        attack: the attack.
+        result: its result.
+        device: device of the model.
+    """
+    record = result.steps
+    if record is None or not any(record.margins):
+        return []
+    images, labels = x[record.rows].to(device), y[record.rows].to(device)
+    with eval_mode(prepared.model), torch.no_grad(), seeded(0, torch.device(device)):
+        logits = BatchedModel(prepared.model, prepared.batch_size)(images)
+        clean = -Objective.untargeted(labels, "margin").value(logits)
+    margin, reach, right = _by_step(record, attack, clean.cpu().numpy())
     return [
         {
             "step": int(step),
-            "samples": len(x),
+            "samples": len(images),
             "right": float(right[:, step].mean()),
             "margin": float(margin[:, step].mean()),
             "distance": float(reach[:, step].mean()),
@@ -138,32 +102,29 @@ def convergence(
     ]
 
 
-def _by_step(
-    watched: _Watched, attack: Attack, clean: Tensor, fooled: Tensor, end: Tensor
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _by_step(record: StepRecord, attack: Attack, clean: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the smallest margin so far, the distance, and whether a sample is still right, each (N, steps + 1).
 
     Args:
-        watched: the recorded margins and distances.
+        record: the recorded steps.
         attack: the attack.
         clean: clean margins (N,).
-        fooled: whether the returned image (N,) fools the model, inside the ball.
-        end: distances (N,) of the returned images.
     """
     edge = attack.threat.eps * (1 + 1e-4)
     # Minimum-norm attacks may approach from outside the ball. Other attacks count inside the ball only, since a
     # large-to-small eps schedule starts outside.
     counted = math.inf if isinstance(attack, MinimumNormAttack) else edge
-    for row, (margins, far) in enumerate(zip(watched.margins, watched.reach, strict=True)):
+    courses = []
+    for row, (margins, far) in enumerate(zip(record.margins, record.reach, strict=True)):
         # No gradient is taken at the result of the last step: use the returned image.
         if not margins or margins[-1] > 0 or far[-1] > counted:
-            margins.append(0.0 if bool(fooled[row]) else float(clean[row]))
-            far.append(float(end[row]))
-    shape = (len(clean), max(map(len, watched.margins)))
+            last = 0.0 if record.fooled[row] else float(clean[row])
+            margins, far = [*margins, last], [*far, float(record.end[row])]
+        courses.append((np.array(margins), np.array(far)))
+    shape = (len(clean), max(len(recorded) for recorded, _ in courses))
     margin, reach, right = (np.zeros(shape) for _ in range(3))
-    for row, (margins, far) in enumerate(zip(watched.margins, watched.reach, strict=True)):
-        recorded, size = np.array(margins), np.array(far)
-        least = np.minimum.accumulate(np.where(size <= counted, recorded, float(clean[row])))
+    for row, (recorded, size) in enumerate(courses):
+        least = np.minimum.accumulate(np.where(size <= counted, recorded, clean[row]))
         share = np.maximum(least, 0) / max(float(clean[row]), 1e-12)
         remains = np.minimum.accumulate(np.where(size <= edge, recorded, np.inf)) > 0
         for kept, values in ((margin, share), (reach, size), (right, remains)):

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import torch
 from torch import Tensor, nn
 
 from robgib.data.corruptions import CORRUPTIONS, corrupt
+from robgib.errors import RobGIBError, first_line
 from robgib.models.inference import PreparedModel, answers
 from robgib.options import Context, gather
 from robgib.results import table
@@ -15,10 +20,13 @@ from robgib.runtime import SampleRNG
 from robgib.statistics import clopper_pearson
 
 __all__ = [
+    "corrupted_files_accuracy",
     "corruption_accuracy",
 ]
 
 _BATCH = 64  # images per batch by default
+_PICTURES = ("jpeg", "jpeg_compression", "pixelate")  # corruptions of pictures of one or three channels
+_SEVERITIES = 5
 
 
 def corruption_accuracy(
@@ -26,6 +34,7 @@ def corruption_accuracy(
     x: Tensor,
     y: Tensor,
     *,
+    names: Sequence[str] = CORRUPTIONS,
     context: Context | None = None,
     **fields: Any,
 ) -> pd.DataFrame:
@@ -35,16 +44,18 @@ def corruption_accuracy(
         model: classifier on the context's device, or the result of :func:`~robgib.models.inference.prepare`.
         x: images (N, C, H, W) in [0, 1].
         y: labels (N,).
+        names: the corruptions; :data:`~robgib.data.COMMON_CORRUPTIONS` are all 15.
         context: seed of the noise, device (by default the CPU), batch size (by default 64) and progress
             (:class:`~robgib.options.Context`).
         fields: fields of ``context`` by name, such as ``seed=1``.
 
     Returns:
-        A table with one row per corruption and severity. ``jpeg`` needs images of one or three channels.
+        A table with one row per corruption and severity, without those that need one or three channels if the images
+        have others.
     """
     (context,) = gather("corruption_accuracy", fields, context or Context(device="cpu"))
     size = context.batch_size or _BATCH
-    names = [n for n in CORRUPTIONS if n != "jpeg" or x.shape[1] in (1, 3)]
+    names = [n for n in names if n not in _PICTURES or x.shape[1] in (1, 3)]
     rows = []
     for name in names:
         for severity in range(1, 6):
@@ -60,3 +71,79 @@ def corruption_accuracy(
             rows.append((name, severity, right, len(x), right / len(x), low, high))
             context.report("corrupting", len(rows), 5 * len(names), name)
     return table("corruptions", rows)
+
+
+def corrupted_files_accuracy(
+    model: nn.Module | PreparedModel,
+    folder: Path | str,
+    shape: Sequence[int],
+    *,
+    samples: int | None = None,
+    context: Context | None = None,
+    **fields: Any,
+) -> pd.DataFrame:
+    """Measure accuracy on corrupted images from files, as those of CIFAR-10-C.
+
+    Args:
+        model: as for :func:`corruption_accuracy`.
+        folder: holds ``labels.npy`` and a file ``NAME.npy`` for each corruption: images (5 N, H, W, C) of 8 bits, N of
+            each severity in order, or (5 N, H, W) in grey. Labels are (5 N,), or (N,) if they repeat.
+        shape: shape (C, H, W) of the model's images.
+        samples: number of images of each severity, drawn with the context's seed, the same in all files; None is all.
+        context: seed, device, batch size and progress.
+        fields: fields of ``context`` by name.
+
+    Returns:
+        A table with one row per corruption and severity.
+
+    Raises:
+        RobGIBError: a file is missing, cannot be read or does not fit.
+    """
+    (context,) = gather("corrupted_files_accuracy", fields, context or Context(device="cpu"))
+    folder = Path(folder)
+    files = sorted(path for path in folder.glob("*.npy") if path.name != "labels.npy")
+    if not files:
+        raise RobGIBError(f"{folder} holds no arrays of corrupted images, such as fog.npy with labels.npy.")
+    labels = _read(folder / "labels.npy")
+    rows = []
+    for path in files:
+        images = _read(path)
+        count = len(images) // _SEVERITIES
+        _check_fit(path, images, labels, shape)
+        some = np.sort(np.random.default_rng(context.seed).permutation(count)[:samples])
+        for severity in range(1, _SEVERITIES + 1):
+            place = some + (severity - 1) * count
+            pixels = torch.from_numpy(np.array(images[place]))
+            pixels = pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
+            truth = torch.from_numpy(labels[place % len(labels)].astype(np.int64))
+            size = context.batch_size or _BATCH
+            judged = answers(
+                model, pixels.float() / 255, truth, batch_size=size, seed=context.seed, device=context.device
+            )
+            shares = float(judged.right.sum())
+            right = int(shares) if shares.is_integer() else shares
+            low, high = clopper_pearson(right, len(some))
+            rows.append((path.stem, severity, right, len(some), right / len(some), low, high))
+            context.report("corrupted files", len(rows), _SEVERITIES * len(files), path.stem)
+    return table("corruptions", rows)
+
+
+def _read(path: Path) -> np.ndarray:
+    """Return the array of a file, not yet in memory."""
+    try:
+        return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+    except (OSError, ValueError, EOFError) as error:
+        raise RobGIBError(f"{path} cannot be read as an array: {first_line(error)}.") from error
+
+
+def _check_fit(path: Path, images: np.ndarray, labels: np.ndarray, shape: Sequence[int]) -> None:
+    """Raise an error if corrupted images are not five times as many 8-bit images as the model takes, with labels."""
+    channels, height, width = shape
+    fits = images.shape[1:] == (height, width, channels) or (channels == 1 and images.shape[1:] == (height, width))
+    if not fits or images.dtype != np.uint8 or len(images) % _SEVERITIES or not len(images):
+        raise RobGIBError(
+            f"{path} holds {images.dtype} of shape {images.shape}; give 8-bit images (5 N, {height}, {width}, "
+            f"{channels}), N of each of five severities."
+        )
+    if labels.shape not in ((len(images),), (len(images) // _SEVERITIES,)):
+        raise RobGIBError(f"{path.parent / 'labels.npy'} has the shape {labels.shape} for {len(images)} images.")

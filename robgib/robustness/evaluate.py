@@ -101,6 +101,11 @@ def evaluate(
     True
     """
     options, context = gather("evaluate", fields, options or AttackOptions(), context or Context(device="cpu"))
+    if options.mask is not None or options.targets is not None or options.transfer_from is not None:
+        raise RobGIBError(
+            "masks and targets come with the images here, as robgib.attacks.carry(x, mask=…, targets=…), and a "
+            "surrogate with the attack, as robgib.attacks.Transfer.of(attack, surrogate)."
+        )
     attacks = options.attacks if attacks is None else attacks
     options = dataclasses.replace(options, attacks=attacks, cascade=in_cascade(attacks, options.cascade))
     named = named_attacks(attacks, default_eps, context.catalogue, norm=options.norm, eps=options.eps)

@@ -45,8 +45,9 @@ __all__ = [
 GRADIENT = "the gradient is not the function's"
 """The name of the gradient check."""
 PLANTED_NAME = "planted images are missed"
-SHIFT = "others fool what ascent leaves"
 """The name of the active test."""
+SHIFT = "others fool what ascent leaves"
+WEAKER = "weaker than a short attack"
 CHECKS = (
     GRADIENT,
     "random outputs",
@@ -63,7 +64,7 @@ CHECKS = (
     "more effort still helps",
     SHIFT,
     PLANTED_NAME,
-    "weaker than a short attack",
+    WEAKER,
 )
 """The names of the checks, in order."""
 SAMPLES = 100
@@ -106,10 +107,15 @@ class Examination:
     Attributes:
         indicators: the results, in the order of :data:`CHECKS`.
         fooled: adversarial images in the ball, by row of the examined images.
+        notes: as for :func:`weaker_than_reference`.
     """
 
     indicators: Sequence[FailureIndicator]
     fooled: Mapping[int, Tensor]
+    notes: Mapping[str, str]
+
+
+_NamedCheck = tuple[str, Callable[[], "FailureIndicator | None"]]
 
 
 @dataclass(frozen=True)
@@ -221,12 +227,13 @@ def examine(
     context = context or Context(device="cpu")
     device = torch.device(context.device)
     if not len(x):
-        return Examination([], {})
+        return Examination([], {}, {})
     x, y = x[: done.samples].to(device), y[: done.samples].to(device)
     prepared = model if isinstance(model, PreparedModel) else prepare(model, x, device=device)
     with eval_mode(prepared.model), seeded(context.seed, device):
         look = _Look(prepared, x, y, threat, context.seed)
-        checks = [*_direct(look, done.gradient, device), *(_by_attacks(look, done) if _has_ascent(threat) else ())]
+        checks, passes = _cheap_enough(look, _direct(look, done.gradient, device), done.passes, done.whole)
+        checks += _by_attacks(look, replace(done, passes=passes)) if _has_ascent(threat) else []
         indicators: list[FailureIndicator] = []
         for number, (name, check) in enumerate(checks):
             try:
@@ -239,10 +246,7 @@ def examine(
             if indicator:
                 indicators.append(indicator)
             context.report("checking for attack failure", number + 1, len(checks), name)
-    return Examination(indicators, look.fooled)
-
-
-_NamedCheck = tuple[str, Callable[[], FailureIndicator | None]]
+    return Examination(indicators, look.fooled, look.notes)
 
 
 def _has_ascent(threat: ThreatModel) -> bool:
@@ -268,7 +272,7 @@ def _by_attacks(look: _Look, done: Done) -> list[_NamedCheck]:
     attacks, whole = done.attacks, done.whole
     reserved = done.passes // 4 if done.passes is not None and attacks else 0
     costly = None if done.passes is None else done.passes - reserved
-    checks = _affordable(look, _costly(look, attacks), attacks, costly, whole)
+    checks, rest = _affordable(look, _costly(look, attacks), attacks, costly, whole)
     if not attacks:
         return checks
     limit = None if done.passes is None else reserved
@@ -277,7 +281,7 @@ def _by_attacks(look: _Look, done: Done) -> list[_NamedCheck]:
         *checks,
         (SHIFT, lambda: _shift(attacks)),
         (PLANTED_NAME, active),
-        ("weaker than a short attack", lambda: _weaker(look, attacks, done.costs)),
+        (WEAKER, lambda: _weaker(look, attacks, done.costs, rest, whole)),
     ]
 
 
@@ -343,6 +347,11 @@ class _Look:
         self.model = BatchedModel(prepared.model, prepared.batch_size, random=prepared.random, draws=draws)
         self._right: dict[str, Tensor] = {}
         self.fooled: dict[int, Tensor] = {}
+        self.notes: dict[str, str] = {}
+
+    def has(self, name: str) -> bool:
+        """Whether an attack of the checks ran."""
+        return name in self._right
 
     def first(self, count: int) -> None:
         """Restrict the checks to the first images."""
@@ -387,18 +396,40 @@ def _costly(look: _Look, attacks: Mapping[str, tuple[Attack, np.ndarray]]) -> li
     ]
 
 
+def _cheap_enough(
+    look: _Look, checks: list[_NamedCheck], passes: int | None, whole: str | None
+) -> tuple[list[_NamedCheck], int | None]:
+    """Return the checks without attacks that are affordable and needed, and the passes that remain for the others."""
+    if passes is None:
+        return checks, None
+    costs = {"random outputs": _CALLED * (1 if look.random else _CALLS), "zero gradients": 6 * len(look.x)}
+    chosen: list[_NamedCheck] = []
+    for name, check in checks:
+        if whole and name in costs and not look.random:
+            check = partial(_moot, name, whole)
+        elif costs.get(name, 0) > passes:
+            check = partial(_left_out, name, _TOO_DEAR)
+        else:
+            passes -= costs.get(name, 0)
+        chosen.append((name, check))
+    return chosen, passes
+
+
 def _affordable(
     look: _Look,
     checks: Sequence[_Check],
     attacks: Mapping[str, tuple[Attack, np.ndarray]],
     passes: int | None,
     whole: str | None,
-) -> list[tuple[str, Callable[[], FailureIndicator | None]]]:
-    """Return checks that run attacks, on as many images as ``passes`` suffice for; those left out say why."""
+) -> tuple[list[_NamedCheck], int | None]:
+    """Return checks that run attacks, on as many images as ``passes`` suffice for, and the passes that they leave.
+
+    Checks that are left out say why.
+    """
     if whole:
-        return [(one.name, partial(_moot, one.name, whole)) for one in checks]
+        return [(one.name, partial(_moot, one.name, whole)) for one in checks], passes
     if passes is None:
-        return [(one.name, one.run) for one in checks]
+        return [(one.name, one.run) for one in checks], None
     ensemble = next((name for name, (attack, _) in attacks.items() if isinstance(attack, FastEnsemble)), None)
     chosen = [one for one in checks if not (ensemble and one.inside)]
 
@@ -414,7 +445,9 @@ def _affordable(
         one.name: f"left out: {ensemble} contains this attack" if ensemble and one.inside else _TOO_DEAR
         for one in checks
     }
-    return [(o.name, o.run if o in chosen else partial(_left_out, o.name, reasons[o.name])) for o in checks]
+    spent = len(look.x) * sum(one.passes for one in chosen)
+    runs = [(o.name, o.run if o in chosen else partial(_left_out, o.name, reasons[o.name])) for o in checks]
+    return runs, max(0, passes - spent)
 
 
 def _left_out(name: str, reason: str) -> FailureIndicator:
@@ -726,11 +759,22 @@ def _named(look: _Look, attacks: Mapping[str, tuple[Attack, np.ndarray]], costs:
 
 
 def _weaker(
-    look: _Look, attacks: Mapping[str, tuple[Attack, np.ndarray]], costs: Mapping[str, int]
+    look: _Look,
+    attacks: Mapping[str, tuple[Attack, np.ndarray]],
+    costs: Mapping[str, int],
+    passes: int | None,
+    whole: str | None,
 ) -> FailureIndicator:
-    notes = _named(look, attacks, costs)
+    if passes is not None:
+        if whole and all(not remaining.any() for _, remaining in attacks.values()):
+            return _moot(WEAKER, whole)
+        count = len(look.x) if look.has("pgd") else min(len(look.x), passes // (3 * _PGD))
+        if count < min(len(look.x), _FEWEST):
+            return _left_out(WEAKER, _TOO_DEAR)
+        look.first(count)
+    look.notes |= (notes := _named(look, attacks, costs))
     return FailureIndicator(
-        "weaker than a short attack",
+        WEAKER,
         bool(notes),
         "; ".join(f"{label}: {note}" for label, note in notes.items())
         or f"no attack leaves significantly more right than PGD of 20 steps ({_percent(look.pgd())})",

@@ -18,12 +18,14 @@ from robgib.models.adapt import seeded
 from robgib.models.inference import BatchedModel, PreparedModel, eval_mode
 from robgib.runtime import SampleRNG
 
-__all__ = ["GRADIENT_IMAGES", "GradientError", "gradient_error"]
+__all__ = ["GRADIENT_IMAGES", "GRADIENT_PASSES", "GradientError", "gradient_error"]
 
 GRADIENT_IMAGES = 16
 """Number of images of the check."""
 _DIRECTIONS = 8  # random directions per image, besides that of the gradient
 _NOISE = (0.01, 0.05)  # amplitudes of uniform noise, pixel scale; without any, equal pixels tie in a maximum
+GRADIENT_PASSES = len(_NOISE) * (3 + 2 * (_DIRECTIONS + 1))
+"""Number of passes per image of the check."""
 _STEP = 2e-5  # half the distance of the two points of a difference (L2) in float64
 _COARSE = 1e-2  # the same in float32, along the gradient
 _PIXEL = 1e-3  # the same in float32 along a random direction, per pixel

@@ -18,6 +18,9 @@ from torch import Tensor, nn
 from robgib.attacks.base import (
     Attack,
     MinimumNormAttack,
+    TransformAttack,
+    check_aim,
+    given_to,
     images_and_labels,
     projected_gradient_ascent,
     reach_note,
@@ -25,8 +28,9 @@ from robgib.attacks.base import (
     unchanged,
     verified,
 )
+from robgib.attacks.carried import carried
 from robgib.attacks.objective import Objective
-from robgib.attacks.threat_model import ThreatModel, distance, per_sample
+from robgib.attacks.threat_model import NORMS, ThreatModel, distance, per_sample
 from robgib.engines import Shared, Workers, packed, unpacked
 from robgib.errors import NoGradientError, RobGIBWarning
 from robgib.files import Parts
@@ -47,6 +51,7 @@ from robgib.models.inference import (
 )
 from robgib.models.state import State
 from robgib.options import Context, gather
+from robgib.robustness.steps import TRACKED, RecordingModel, StepRecord
 from robgib.runtime import SampleRNG, one_thread
 from robgib.statistics import sign_test
 
@@ -91,6 +96,7 @@ class AttackResult:
         seconds: run time.
         notes: limitations of the result, one sentence each.
         attacked: which samples (N,) the attack ran on; in a cascade, those that the attacks before it left.
+        steps: margin and distance at every gradient of the first attacked samples.
     """
 
     prediction: np.ndarray
@@ -104,6 +110,7 @@ class AttackResult:
     seconds: float = 0.0
     notes: tuple[str, ...] = ()
     attacked: np.ndarray | None = None
+    steps: StepRecord | None = None
 
 
 def after(before: AttackResult, later: AttackResult) -> AttackResult:
@@ -133,6 +140,7 @@ def joined(one: AttackResult, two: AttackResult) -> AttackResult:
         passes=QueryCount(sum(p.forward for p in passes), sum(p.backward for p in passes)),
         seconds=one.seconds + two.seconds,
         notes=tuple(dict.fromkeys((*one.notes, *two.notes))),
+        steps=one.steps,
     )
 
 
@@ -186,6 +194,7 @@ def run_attack(
     x, y = images_and_labels(x, y)
     if len(x):
         attack.threat.check(x[0].numel())
+    check_aim(attack, x, label)
     if not isinstance(model, PreparedModel):
         model = prepare(model, x, batch_size=context.batch_size, device=context.device)
     if clean is None:
@@ -193,7 +202,8 @@ def run_attack(
     elif not isinstance(clean, Answers):
         clean = Answers(clean, (clean == y.numpy()).astype(float))
     index = np.arange(len(x)) if index is None else np.asarray(index)
-    (result,) = run_together([Run(model, x, y, attack, label, index, AttackState.begin(clean, pictures), context)])
+    state = AttackState.begin(clean, pictures, attack.threat.norm)
+    (result,) = run_together([Run(model, x, y, attack, label, index, state, context)])
     if isinstance(result, Exception):
         raise result
     return result
@@ -225,7 +235,16 @@ def attack_together(
     """
     index = np.arange(len(x))
     runs = [
-        Run(model, x, y, attack, label, index, AttackState.begin(clean, pictures), contexts[label])
+        Run(
+            model,
+            x,
+            y,
+            attack,
+            label,
+            index,
+            AttackState.begin(clean, pictures, attack.threat.norm),
+            contexts[label],
+        )
         for label, attack in attacks.items()
     ]
     return dict(zip(attacks, run_together(runs), strict=True))
@@ -287,6 +306,7 @@ class AttackState:
         broken: number of gradients so far that were not finite.
         passes: number of passes so far.
         notes: notes so far.
+        steps: steps of the first of these samples.
         began: start time, minus the run time before a resume.
     """
 
@@ -294,6 +314,7 @@ class AttackState:
     clean: Answers
     waiting: np.ndarray
     most: int
+    steps: StepRecord
     done: int = 0
     broken: int = 0
     pictures: dict[int, np.ndarray] = field(default_factory=dict)
@@ -302,8 +323,8 @@ class AttackState:
     began: float = field(default_factory=time.monotonic)
 
     @classmethod
-    def begin(cls, clean: Answers, most: int) -> AttackState:
-        """Return the initial state; ``most`` is the number of adversarial images to keep."""
+    def begin(cls, clean: Answers, most: int, norm: str) -> AttackState:
+        """Return the initial state; ``most`` is the number of adversarial images to keep, ``norm`` the attack's."""
         right = clean.right.astype(float)
         arrays = {
             "prediction": clean.prediction.astype(np.int64),
@@ -313,13 +334,15 @@ class AttackState:
             "l2": np.zeros(len(right)),
             "distance": np.where(right > 0, np.inf, 0.0),
         }
-        return cls(arrays, clean, np.flatnonzero(right > 0), most)
+        return cls(arrays, clean, np.flatnonzero(right > 0), most, StepRecord.begin(norm, np.zeros(0, np.int64)))
 
     def restore(self, former: Mapping[str, Any]) -> None:
         """Restore the state from the result of :meth:`kept`."""
         self.arrays = {name: former[name] for name in self.arrays}
         self.pictures = dict(zip(former["picked"].tolist(), former["pictures"], strict=True))
         self.done, self.broken = former["done"], former["broken"]
+        if "steps/rows" in former:  # a part of an earlier version has none
+            self.steps = StepRecord.restore(self.steps.norm, former)
         self.passes.forward, self.passes.backward = former["passes"]
         self.notes = list(former["notes"])
         self.began -= former["seconds"]
@@ -335,6 +358,7 @@ class AttackState:
             "seconds": time.monotonic() - self.began,
             "notes": self.notes,
             "passes": [self.passes.forward, self.passes.backward],
+            **self.steps.kept(),
         }
 
     def record(self, rows: np.ndarray, found: ShardResult) -> None:
@@ -344,6 +368,7 @@ class AttackState:
         for place, picture in found.pictures.items():
             if len(self.pictures) < self.most:
                 self.pictures[int(rows[place])] = picture
+        self.steps.extend(found.steps, rows)
         self.passes.forward += found.passes.forward
         self.passes.backward += found.passes.backward
         self.broken += found.broken
@@ -359,6 +384,7 @@ class AttackState:
             seconds=time.monotonic() - self.began,
             notes=tuple(dict.fromkeys(self.notes)),
             attacked=self.clean.right > 0,
+            steps=self.steps,
         )
 
 
@@ -370,7 +396,7 @@ class _Forms:
         draws = attack.eot or (_DRAWS if model.random else 1)
         self.judge = BatchedModel(net, size, watch=watch)
         self.plain = BatchedModel(net, size, watch=watch, random=model.random, draws=draws)
-        self.fused = BatchedModel(fused, size, model.precision, watch, model.random, draws)
+        self.fused = RecordingModel(fused, size, model.precision, watch, model.random, draws)
         self.is_fused = attack.pooled and fused is not net
         self.attacked = self.fused if attack.pooled else self.plain if draws > 1 else net
 
@@ -411,13 +437,14 @@ class Shard:
 
 @dataclass(frozen=True)
 class ShardResult:
-    """The result of a shard: arrays as of :class:`AttackResult` and pictures by place, passes, notes."""
+    """The result of a shard: arrays as of :class:`AttackResult` and pictures by place, passes, notes, steps."""
 
     arrays: dict[str, np.ndarray]
     pictures: dict[int, np.ndarray]
     passes: QueryCount
     broken: int
     notes: tuple[str, ...]
+    steps: StepRecord
 
 
 @dataclass
@@ -523,7 +550,7 @@ class Run:
         count = min(len(waiting), max(_CHECKED[0], min(_CHECKED[1], len(waiting) // 32)))
         some = waiting[np.linspace(0, len(waiting) - 1, count).astype(int)]
         x, y = self.x[some].to(self.device), self.y[some].to(self.device)
-        note = _fused_is_weaker(self.model, x, y, self.attack.threat)
+        note = _fused_is_weaker(self.model, x, y, _ball(self.attack.threat))
         return (net if note else self.model.fused), note
 
     def _size(self) -> int:
@@ -637,12 +664,14 @@ def _attack_shard(
     """Attack the samples of a shard, and evaluate the images; the caller counts the passes."""
     forms = _Forms(model, attack, model.fused if shard.fused else model.model, watch)
     x, y, draws = shard.x.to(device), shard.y.to(device), model.draws
+    steps = StepRecord.begin(attack.threat.norm, np.arange(len(y))[: max(0, TRACKED - shard.start)])
+    forms.fused.watching(steps, x, y)
     x_adv = _find(model, attack, shard, forms.attacked, (x, y, SampleRNG(shard.seed, shard.index)), notes)
     with _judging(model, shard.seed, shard.start, device):
         judged = _judge(attack, shard.label, forms.judge, x_adv, x, y, draws)
     if forms.is_fused:
         with torch.no_grad():
-            misjudged = (forms.fused(judged.found).argmax(1) != y) & (judged.answer == y)
+            misjudged = _reached(forms.fused(judged.found).argmax(1), x, y) & ~_reached(judged.answer, x, y)
         lost = misjudged.nonzero().squeeze(1)
         if len(lost):  # these images fool only the fused form
             numbers = SampleRNG(shard.seed, shard.index[lost.cpu().numpy()])
@@ -652,11 +681,13 @@ def _attack_shard(
     right_8bit = right
     if x.ndim == 4:
         with _judging(model, shard.seed + 1, shard.start, device):
-            right_8bit = _after_rounding(forms.judge, judged.image, y, right, draws)
-    arrays = {**judged.columns(x, y, attack.threat), "right": right, "right_8bit": right_8bit}
-    wrong = (arrays["prediction"] != y.cpu().numpy()).nonzero()[0]
+            right_8bit = _after_rounding(forms.judge, judged.image, x, y, right, draws)
+    arrays = {**judged.columns(x, y), "right": right, "right_8bit": right_8bit}
+    fooled = _reached(judged.answer, x, y) & judged.inside()
+    steps.finish(fooled, judged.size)
+    wrong = fooled.cpu().numpy().nonzero()[0]
     pictures = {int(place): judged.image[place].cpu().numpy() for place in wrong[: shard.pictures]}
-    return ShardResult(arrays, pictures, QueryCount(), forms.broken, ())
+    return ShardResult(arrays, pictures, QueryCount(), forms.broken, (), steps)
 
 
 def _find(
@@ -668,12 +699,18 @@ def _find(
     notes: list[str],
 ) -> object:
     """Return the images of the attack. Training modes that it changed are restored before the evaluation."""
-    look = attack.find if isinstance(attack, MinimumNormAttack) else attack.perturb
+    look = (
+        attack.find
+        if isinstance(attack, MinimumNormAttack)
+        else attack.find_parameters
+        if isinstance(attack, TransformAttack)
+        else attack.perturb
+    )
     x, y, numbers = samples
     modes = State([model.model, model.fused], weights=False, buffers=False)
     with running(shard.label, model.model):
         # The attack receives copies, so that in-place changes do not move the centre of the ball.
-        x_adv = look(attacked, x.clone(), y.clone(), numbers)
+        x_adv = look(attacked, *given_to(attack, x, y), numbers)
     if changed := modes.modes():
         modes.restore_modes()
         where = changed[0] or type(model.model).__name__
@@ -737,6 +774,11 @@ def _messages(caught: Sequence[warnings.WarningMessage], name: str) -> list[str]
     return [str(w.message).removeprefix(name).rstrip(".") for w in ours]
 
 
+def _ball(threat: ThreatModel) -> ThreatModel:
+    """Return the threat model, or an L-inf ball in place of one without gradient steps."""
+    return threat if threat.norm in NORMS else ThreatModel("linf", 8 / 255)
+
+
 def _fused_is_weaker(model: PreparedModel, x: Tensor, y: Tensor, threat: ThreatModel) -> str:
     """Return a note if gradient ascent on the fused form is weaker than on the model, else an empty string.
 
@@ -779,23 +821,24 @@ def _fused_is_weaker(model: PreparedModel, x: Tensor, y: Tensor, threat: ThreatM
 class _Judged:
     """The images of an attack (N, …), those in the ball (else the clean image), and the model's answers to them.
 
-    ``answer`` (N,) and ``right`` (N,) are as in :class:`Answers`.
+    ``size`` (N,) is the distance of the found images; ``answer`` (N,) and ``right`` (N,) are as in :class:`Answers`.
     """
 
     found: Tensor
     image: Tensor
+    size: Tensor
     answer: Tensor
     right: Tensor
 
-    def _inside(self) -> Tensor:
+    def inside(self) -> Tensor:
         """Whether each image found is in the ball (N,)."""
         return (self.image == self.found).flatten(1).all(1)
 
-    def columns(self, x: Tensor, y: Tensor, threat: ThreatModel) -> dict[str, np.ndarray]:
+    def columns(self, x: Tensor, y: Tensor) -> dict[str, np.ndarray]:
         """Return predictions and distances from the clean images ``x``, by their name in :class:`AttackResult`."""
         columns = {
-            "prediction": torch.where(self._inside(), self.answer, y),
-            "distance": torch.where(self.answer != y, threat.distance(self.found, x), float("inf")),
+            "prediction": torch.where(self.inside(), self.answer, y),
+            "distance": torch.where(_reached(self.answer, x, y), self.size, float("inf")),
             "linf": distance(self.image, x, "linf"),
             "l2": distance(self.image, x, "l2"),
         }
@@ -803,17 +846,20 @@ class _Judged:
 
     def right_within(self, clean: np.ndarray) -> np.ndarray:
         """Return shares (N,) of right answers, to the image if it is in the ball, else to the clean one (N,)."""
-        within_ball: np.ndarray = np.where(self._inside().cpu().numpy(), self.right.cpu().numpy(), clean)
+        within_ball: np.ndarray = np.where(self.inside().cpu().numpy(), self.right.cpu().numpy(), clean)
         return within_ball
 
     def put(self, rows: Tensor, others: _Judged) -> None:
         """Replace some rows by those of ``others``."""
-        for name in ("found", "image", "answer", "right"):
+        for name in ("found", "image", "size", "answer", "right"):
             getattr(self, name)[rows] = getattr(others, name)
 
 
 def _judge(attack: Attack, label: str, model: nn.Module, x_adv: object, x: Tensor, y: Tensor, draws: int) -> _Judged:
     """Check the images of an attack against its threat model, and call the model on them."""
+    size = None
+    if isinstance(attack, TransformAttack):
+        x_adv, size = attack.made(label, x_adv, x)
     image = x_adv
     if isinstance(attack, MinimumNormAttack) and isinstance(x_adv, Tensor) and x_adv.shape == x.shape:
         low, high = attack.threat.box
@@ -826,7 +872,23 @@ def _judge(attack: Attack, label: str, model: nn.Module, x_adv: object, x: Tenso
         x_adv = image
     assert isinstance(x_adv, Tensor)
     with torch.no_grad():
-        return _Judged(x_adv.clone(), image.clone(), *ask(model, x_adv, y, draws))
+        size = attack.threat.distance(x_adv, x) if size is None else size.to(x.dtype)
+        return _Judged(x_adv.clone(), image.clone(), size, *_asked(model, x_adv, x, y, draws))
+
+
+def _reached(answer: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Whether each answer (N,) is a success of the attack: it is wrong, or the target that the image carries."""
+    targets = carried(x, "targets")
+    return answer != y if targets is None else answer == targets
+
+
+def _asked(model: nn.Module, images: Tensor, x: Tensor, y: Tensor, draws: int) -> tuple[Tensor, Tensor]:
+    """Return answers (N,) to images, and the share (N,) of draws in which the attack has no success."""
+    targets = carried(x, "targets")
+    if targets is None:
+        return ask(model, images, y, draws)
+    answer, share = ask(model, images, targets, draws)
+    return answer, 1 - share
 
 
 @contextmanager
@@ -845,11 +907,12 @@ def quantized(images: Tensor) -> Tensor:
     return (images * 255).round() / 255
 
 
-def _after_rounding(model: nn.Module, image: Tensor, y: Tensor, right: np.ndarray, draws: int) -> np.ndarray:
+def _after_rounding(model: nn.Module, image: Tensor, x: Tensor, y: Tensor, right: np.ndarray, draws: int) -> np.ndarray:
     """Return shares (N,) of right answers to quantized adversarial images; those that do not fool stay right."""
     kept = right.copy()
     fooled = np.flatnonzero(right < 1)
     if len(fooled):
         with torch.no_grad():
-            kept[fooled] = ask(model, quantized(image[fooled]), y[fooled], draws)[1].cpu().numpy()
+            some = quantized(image[fooled])
+            kept[fooled] = _asked(model, some, x[fooled], y[fooled], draws)[1].cpu().numpy()
     return kept

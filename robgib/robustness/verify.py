@@ -95,6 +95,8 @@ def verify(
         RobGIBError: the model is stochastic, so that its answers are not reproducible, or the configuration of the
             run does not describe its attacks.
     """
+    if any(run.attack_options.get(name) is not None for name in ("mask", "targets")):
+        raise RobGIBError("a run with masks or targets cannot be verified: its folder does not hold them.")
     x, y = (torch.from_numpy(saved[name]) for name in ("clean", "labels"))
     own = weights_digest(model)
     yield Verification(
@@ -321,7 +323,8 @@ def _shown(case: _Case, threat: ThreatModel, here: np.ndarray, images: Tensor) -
         prediction[here], right[here], right_8bit[here] = outcome.prediction, outcome.right, outcome.right
         if images.ndim == 4:
             right_8bit[here] = answers(case.model, quantized(images), y[here], device=case.device).right
-        nearest[here] = threat.distance(images, x[here]).numpy()
+        # An image does not show its rotation: any stated size is possible.
+        nearest[here] = np.inf if threat.norm == "rotation" else threat.distance(images, x[here]).numpy()
         for norm, values in sizes.items():
             values[here] = distance(images, x[here], norm).numpy()
     return AttackResult(prediction, right, right_8bit, sizes["linf"], sizes["l2"], nearest, {}, QueryCount())
@@ -335,10 +338,11 @@ def _possible(case: _Case, label: str, shown: AttackResult, stated: np.ndarray) 
     """
     run, threats, clean = case.run, case.threats, case.clean
     same = np.isclose(stated, shown.distance, rtol=_SIZE, atol=1e-7)
-    nearer = (stated > 0) & (stated <= shown.distance * (1 + _SIZE) + 1e-7)
+    nearer = (stated >= 0) & (stated <= shown.distance * (1 + _SIZE) + 1e-7)
+    nearer &= (stated > 0) | (threats[label].norm == "rotation")
     group = [n for n, t in threats.items() if t == threats[label]] if run.attack_options["cascade"] else [label]
     beyond = any(_looks_outside(str(run.attack_options["attacks"][name].get("class"))) for name in group)
-    curved = label in set(run.curve["attack"])
+    curved = label in set(run.curve["attack"]) or threats[label].norm == "rotation"
     elsewhere = (clean.right > 0) & (curved | (beyond & (shown.right > 0)))
     possible: np.ndarray = same | (elsewhere & nearer)
     return possible

@@ -27,13 +27,17 @@ SHORT = {
     **dict.fromkeys(("ddn", "fmn", "pdgd", "pdpgd", "alma", "sigma"), "steps=60"),
     "superdeepfool": "steps=3",
     "fast": "first=3,short=2,long=5,probe=5",
+    "hop": "queries=200",
+    "patch": "steps=3,places=2",
+    "rotation": "angles=3,shifts=1,steps=2",
 }
+RADII = {"l0": 3, "patch": 3, "translation": 20}
 
 
 @pytest.mark.parametrize("name", attack_catalogue())
 def test_every_catalogue_attack_keeps_the_contract(name):
     budget = next((f",{short}" for start, short in SHORT.items() if name.startswith(start)), "")
-    attack = make_attack(f"{name}:eps={3 if name.endswith('l0') else 0.2}{budget}")
+    attack = make_attack(f"{name}:eps={RADII.get(name.rpartition('-')[2], 0.2)}{budget}")
     assert not [c for c in check_attack(attack) if not c.passed]
 
 
@@ -142,7 +146,7 @@ def test_a_plugin_that_does_not_import(tmp_path, name, content, message):
     ("content", "message"),
     [
         ("attack: PGDD\n", "did you mean 'PGD'"),
-        ("attack: PGD\nnorm: l7\n", "norm: input should be 'linf', 'l2', 'l1' or 'l0'"),
+        ("attack: PGD\nnorm: l7\n", "norm: input should be 'linf', 'l2', 'l1', 'l0', 'patch' or 'rotation'"),
         ("attack: PGD\nstep: 3\n", "line 2: step: extra inputs are not permitted"),
         ("attack: PGD\nparameters: [1, 2]\n", "parameters: input should be a valid dictionary"),
         ("attack: PGD\nparameters: 3\n", "parameters: input should be a valid dictionary"),
