@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robgib import RobGIBError, RobGIBWarning
-from robgib.information import Binned, Exact, Gaussian
+from robgib.information import Binned, Exact, Gaussian, Renyi
 from robgib.information.measures import (
     average_interaction,
     bound_slack,
@@ -230,9 +230,13 @@ class TestWeights:
         assert weighted.synergy.value == pytest.approx(plain.synergy.value, abs=1e-9)
 
     def test_what_cannot_be_weighed_says_so(self):
-        found = Exact().estimate([np.arange(4)], np.arange(4), weights=np.ones(4))
+        found = Renyi().estimate([np.arange(60.0) % 4], np.arange(60) % 4, weights=np.ones(60))
         assert np.isnan(found.total.value)
         assert "no pointwise terms" in found.total.note
+
+    def test_weights_of_outcomes_are_their_law(self):
+        found = Exact().estimate([np.arange(4)], np.arange(4), weights=np.array([2.0, 1.0, 1.0, 0.0]))
+        assert found.total.value == 1.5
 
     @pytest.mark.parametrize("bad", [[1.0], [-1.0] * 20, [0.0] * 20, [np.nan] * 20])
     def test_bad_weights(self, bad):

@@ -55,7 +55,7 @@ def test_the_console_is_silent_and_the_page_whole(page, flags):
 def test_a_table_is_sorted_by_its_heading(page, tmp_path):
     click = (
         "<script>addEventListener('load', () => { const t = [...document.querySelectorAll('table')].at(-1);"
-        "[...t.querySelectorAll('th button')].find(b => b.textContent === 'weight_norm').click();"
+        "[...t.querySelectorAll('th button')].find(b => b.textContent === 'weight norm').click();"
         "const at = t.tHead.rows[0].querySelector('[aria-sort]').cellIndex;"
         "document.title = [...t.tBodies[0].rows].map(r => r.cells[at].textContent).join(' '); });</script></body>"
     )
