@@ -48,6 +48,8 @@ class Carrying(Tensor):
 def carry(values: Tensor, **extras: Tensor | None) -> Tensor:
     """Return ``values`` (N, …) that carry further tensors (N, …); None is left out.
 
+    A tensor of a class that wraps another tensor has no memory of its own to view, and carries nothing.
+
     >>> images = carry(torch.zeros(3, 2), mask=torch.tensor([[True, False]]).expand(3, 2))
     >>> carried(images[1:], "mask").shape, carried(images + 1, "mask") is None
     (torch.Size([2, 2]), True)
@@ -56,9 +58,12 @@ def carry(values: Tensor, **extras: Tensor | None) -> Tensor:
     if not given:
         return values
     former = values.extras if isinstance(values, Carrying) else {}
-    made = values.as_subclass(Tensor).as_subclass(Carrying)
-    if made is values:  # as_subclass may return the tensor itself
-        made = values.view_as(values).as_subclass(Carrying)
+    try:
+        made = values.as_subclass(Tensor).as_subclass(Carrying)
+        if made is values:  # as_subclass may return the tensor itself
+            made = values.view_as(values).as_subclass(Carrying)
+    except RuntimeError:  # a wrapper
+        return values
     made.extras = {**former, **given}
     return made
 

@@ -21,7 +21,7 @@ from tests.reporting.test_page import visible
 def run(digits, digits_cnn):
     return evaluate(
         digits_cnn, digits, attacks=["pgd-linf:eps=8/255,steps=2", "fgsm-linf:eps=8/255", "pgd-l2:eps=0.5,steps=2"],
-        estimators=[], samples=60, curve=False, name="digits-cnn",
+        estimators=[], samples=60, curve=False, signs=True, name="digits-cnn",
     )  # fmt: skip
 
 
