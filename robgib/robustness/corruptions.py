@@ -66,9 +66,7 @@ def corruption_accuracy(
                 labels = y[start : start + 1024]
                 judged = answers(model, changed, labels, batch_size=size, seed=context.seed, device=context.device)
                 shares += float(judged.right.sum())
-            right = int(shares) if shares.is_integer() else shares
-            low, high = clopper_pearson(right, len(x))
-            rows.append((name, severity, right, len(x), right / len(x), low, high))
+            rows.append(_row(name, severity, shares, len(x)))
             context.report("corrupting", len(rows), 5 * len(names), name)
     return table("corruptions", rows)
 
@@ -120,12 +118,16 @@ def corrupted_files_accuracy(
             judged = answers(
                 model, pixels.float() / 255, truth, batch_size=size, seed=context.seed, device=context.device
             )
-            shares = float(judged.right.sum())
-            right = int(shares) if shares.is_integer() else shares
-            low, high = clopper_pearson(right, len(some))
-            rows.append((path.stem, severity, right, len(some), right / len(some), low, high))
+            rows.append(_row(path.stem, severity, float(judged.right.sum()), len(some)))
             context.report("corrupted files", len(rows), _SEVERITIES * len(files), path.stem)
     return table("corruptions", rows)
+
+
+def _row(name: str, severity: int, shares: float, count: int) -> tuple[Any, ...]:
+    """Return the row of a corruption under which ``shares`` of ``count`` images stay right."""
+    right = int(shares) if shares.is_integer() else shares
+    low, high = clopper_pearson(right, count)
+    return name, severity, right, count, right / count, low, high
 
 
 def _read(path: Path) -> np.ndarray:

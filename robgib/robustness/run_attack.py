@@ -7,7 +7,7 @@ import io
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -479,7 +479,7 @@ class Run:
             if former is None:
                 self._keep()
             return []
-        with self._attacking(self.context.seed) as (notes, passes):
+        with _attacking(self.model, self.attack, self.label, self.context.seed, self.device) as (notes, passes):
             fused, note = self._fused()
             notes += [note] if note else []
         if former is None:
@@ -499,10 +499,7 @@ class Run:
     def compute(self, shards: Sequence[Shard]) -> AttackResult:
         """Compute shards in this process, and return the result of the attack."""
         for shard in shards:
-            with self._attacking(_own_seed(self.context.seed, shard.start)) as (notes, passes):
-                self._now = passes
-                found = _attack_shard(self.model, self.attack, shard, self.device, self._watch, notes)
-            self.receive(shard, replace(found, notes=tuple(notes), passes=passes))
+            self.receive(shard, _attack_counted(self.model, self.attack, shard, self.device, self._watch))
         return self.end()
 
     def receive(self, shard: Shard, found: ShardResult) -> None:
@@ -538,9 +535,6 @@ class Run:
     def _keep(self) -> None:
         self.context.parts.write(self.state.kept())
 
-    def _attacking(self, seed: int) -> AbstractContextManager[tuple[list[str], QueryCount]]:
-        return _attacking(self.model, self.attack, self.label, seed, self.device)
-
     def _fused(self) -> tuple[nn.Module, str]:
         """Return the form to attack, and a note if it is the model itself because the fused form is weaker."""
         state, net = self.state, self.model.model
@@ -562,8 +556,9 @@ class Run:
             return max(most, _POOL)
         return min(max(self.model.batch_size, _LEAST_SHARD), most)
 
-    def _watch(self) -> None:
-        """Report progress during an attack, at most five times per second."""
+    def _watch(self, passes: QueryCount) -> None:
+        """Report progress during an attack, at most five times per second; ``passes`` are those of the shard so far."""
+        self._now = passes
         if self.context.progress and time.monotonic() - self._shown > 0.2:
             self._shown = time.monotonic()
             state = self.state
@@ -626,13 +621,16 @@ def _received(model: Shared, device: str) -> PreparedModel:
 def _attack_there(device: str, model: Shared, attack: bytes, shard: Shard) -> ShardResult:
     """Compute a shard in another process."""
     prepared, kind = _received(model, device), unpacked(attack)
-    with (
-        one_thread_measures(),
-        one_thread(),
-        _attacking(prepared, kind, shard.label, _own_seed(shard.seed, shard.start), torch.device(device)) as kept,
-    ):
-        notes, passes = kept
-        found = _attack_shard(prepared, kind, shard, torch.device(device), lambda: None, notes)
+    with one_thread_measures(), one_thread():
+        return _attack_counted(prepared, kind, shard, torch.device(device), lambda passes: None)
+
+
+def _attack_counted(
+    model: PreparedModel, attack: Attack, shard: Shard, device: torch.device, watch: Callable[[QueryCount], None]
+) -> ShardResult:
+    """Attack the samples of a shard, with its notes and passes; ``watch`` receives the passes so far at each call."""
+    with _attacking(model, attack, shard.label, _own_seed(shard.seed, shard.start), device) as (notes, passes):
+        found = _attack_shard(model, attack, shard, device, functools.partial(watch, passes), notes)
     return replace(found, notes=tuple(notes), passes=passes)
 
 

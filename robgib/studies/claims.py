@@ -34,6 +34,7 @@ from robgib.studies.strata import clusters
 
 __all__ = [
     "COLLAPSED",
+    "SIGNS",
     "Claim",
     "claim",
     "collapsed",
@@ -43,7 +44,8 @@ Vector = npt.NDArray[np.float64]
 COLLAPSED = 0.1
 """A network is collapsed whose clean accuracy is less than this share of the way from chance to 1."""
 _TOO_NOISY = 0.2  # reliability below which a correlation is not corrected for it
-_SIGNS: Mapping[str, int] = {"positive": 1, "negative": -1, "either": 0}
+SIGNS: Mapping[str, int] = {"positive": 1, "negative": -1, "either": 0}
+"""The sign that each expectation of a study names; 0 is either."""
 _FEWEST_CONTROLS = 4
 
 
@@ -104,7 +106,7 @@ def claim(study: Study, rows: pd.DataFrame) -> Claim:
         return Claim(
             "undetermined", reason, len(models), nothing, correlations, nothing, nothing, nothing, nothing, {}, notes
         )
-    rungs = ladder(Question(models, primary, _SIGNS[study.expect], baselines), rng)
+    rungs = ladder(Question(models, primary, SIGNS[study.expect], baselines), rng)
     against = _against(study, models, rng)
     facts = _facts(models)
     verdict, words = _verdict(study, rungs, against, facts)
@@ -116,7 +118,7 @@ def claim(study: Study, rows: pd.DataFrame) -> Claim:
         models=len(models),
         ladder=_ladder_table(rungs),
         correlations=correlations,
-        agreement=agreement(models, [*figures, *shared], shared, _SIGNS[study.expect] if len(figures) == 1 else 0),
+        agreement=agreement(models, [*figures, *shared], shared, SIGNS[study.expect] if len(figures) == 1 else 0),
         against=against,
         partial=_partial(models, primary, shared, _complexity(study, models)),
         without=_without(models, primary),

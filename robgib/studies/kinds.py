@@ -29,6 +29,7 @@ from robgib.studies.ledger import (
     networks,
     read_ledger,
     read_ledger_design,
+    rows_so_far,
     verdicts,
 )
 from robgib.studies.measure import estimated_seconds, measure, measured_rows, read_rows, stored
@@ -281,7 +282,7 @@ class LedgerStudy:
     def plan(self, data_root: Path | None) -> Plan:
         """See :class:`StudyKind`."""
         self._check(data_root)
-        done = set(read_ledger(self.table)["network"]) if self.table.is_file() else set()
+        done = set(rows_so_far(self.table)["network"])
         rows = [
             (n.recipe.name, str(n.cell), _fields_of(n), "yes" if n.recipe.name in done else "") for n in self.networks
         ]

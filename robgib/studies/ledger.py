@@ -30,7 +30,7 @@ from robgib.information.registry import make_estimator
 from robgib.measures import MEASURES, list_measures, measure_model, sample_of
 from robgib.results import Run, csv_text, read_csv
 from robgib.runtime import Progress
-from robgib.studies.claims import collapsed
+from robgib.studies.claims import SIGNS, collapsed
 from robgib.studies.design import Figure, Models, Outcome, Study, read_design
 from robgib.studies.engines import Task, run_tasks
 from robgib.studies.ladder import LEAST, Question, highest, ladder, partial_effect, usable_baselines
@@ -54,6 +54,7 @@ __all__ = [
     "networks",
     "read_ledger",
     "read_ledger_design",
+    "rows_so_far",
     "stored_row",
     "verdicts",
 ]
@@ -332,7 +333,7 @@ def measure_networks(
     """
     every = networks(ledger, catalogue)
     wanted, order = every[:most], {one.recipe.name: i for i, one in enumerate(every)}
-    rows = read_ledger(table) if table.is_file() else pd.DataFrame({"network": []})
+    rows = rows_so_far(table)
     waiting = [one for one in wanted if one.recipe.name not in set(rows["network"])]
     by_name = {one.recipe.name: one for one in waiting}
     tasks = [
@@ -359,7 +360,7 @@ def measure_networks(
             _add(by_name[name], ledger, order, table)
         if progress:
             progress(f"ledger {ledger.name}", done, len(wanted), f"{name}{': failed' if error else ''}")
-    return (read_ledger(table) if table.is_file() else rows), errors
+    return rows_so_far(table), errors
 
 
 _ROW = "row.json"
@@ -373,7 +374,7 @@ def _add(network: Network, ledger: Ledger, order: Mapping[str, int], table: Path
     """Add a finished network's row to the table, in the design's order; other processes may add to it too."""
     row = json.loads((stored_row(network, ledger) / _ROW).read_text(encoding="utf-8"))
     with alone(table):
-        rows = read_ledger(table) if table.is_file() else pd.DataFrame({"network": []})
+        rows = rows_so_far(table)
         if network.recipe.name in set(rows["network"]):
             return
         rows = pd.concat([rows, pd.DataFrame([row])], ignore_index=True) if len(rows) else pd.DataFrame([row])
@@ -617,6 +618,15 @@ def read_ledger(path: Path) -> pd.DataFrame:
     return rows.assign(baselines_failed=rows["baselines_failed"].fillna("").astype(str))
 
 
+def rows_so_far(table: Path) -> pd.DataFrame:
+    """Return the rows of a ledger that may not have been begun, and then has none.
+
+    Raises:
+        RobGIBError: as for :func:`read_ledger`.
+    """
+    return read_ledger(table) if table.is_file() else pd.DataFrame({"network": []})
+
+
 def ledger_study(ledger: Ledger, column: str = "v_last", outcome: str = "area") -> Study:
     """Return the study of correlation that a ledger's rows answer: one primary figure, one outcome.
 
@@ -706,16 +716,13 @@ def _effect(rows: pd.DataFrame, label: str, baselines: tuple[str, ...]) -> tuple
     return partial_effect(rows, label, usable_baselines(rows, baselines))
 
 
-_SIGN = {"positive": 1, "negative": -1, "either": 0}
-
-
 def _verdict(rows: pd.DataFrame, label: str, expect: str, baselines: tuple[str, ...], seed: int) -> dict[str, Any]:
     """The verdict of one figure and the figures of the three rungs."""
     own: dict[str, Any] = {"networks": len(rows), "cells": int(cell_of(rows).max(initial=-1)) + 1}
     if len(rows) < LEAST or rows[label].nunique() < 2 or rows["outcome"].nunique() < 2:
         few = f"fewer than {LEAST} networks" if len(rows) < LEAST else "the figure or the outcome is constant"
         return {**own, "verdict": "undetermined", "in_words": f"Undetermined: {few}."}
-    rungs = ladder(Question(rows, label, _SIGN[expect], baselines), np.random.default_rng([seed, 41]))
+    rungs = ladder(Question(rows, label, SIGNS[expect], baselines), np.random.default_rng([seed, 41]))
     own["verdict"] = highest(rungs)
     for name, rung in zip(("rho", "fixed", "beyond"), rungs, strict=True):
         own |= {name: rung.figure, f"{name}_low": rung.low, f"{name}_high": rung.high, f"{name}_p": rung.p}

@@ -18,9 +18,13 @@ from robgib.studies.claims import Claim, collapsed
 from robgib.studies.design import Study
 from robgib.studies.ladder import DRAWS, shown_p
 from robgib.studies.phases import Phases, PhasesClaim, Traced
+from robgib.studies.specification import Specification
+from robgib.studies.specification_claim import SpecificationClaim
 
 __all__ = [
     "STUDY_SCHEMA",
+    "json_head",
+    "markdown_head",
     "phases_json",
     "phases_markdown",
     "phases_page",
@@ -141,7 +145,11 @@ def _downloads(rows: pd.DataFrame, answer: dict[str, Any]) -> dict[str, str]:
     return {kind: base64.b64encode(text.encode()).decode() for kind, text in texts.items()}
 
 
-def _head(study: Study | Phases, claim: Claim | PhasesClaim, version: str) -> dict[str, Any]:
+AnyStudy = Study | Phases | Specification
+AnyClaim = Claim | PhasesClaim | SpecificationClaim
+
+
+def json_head(study: AnyStudy, claim: AnyClaim, version: str) -> dict[str, Any]:
     """Return the first fields of the JSON of every kind of study."""
     return {
         "schema": STUDY_SCHEMA,
@@ -151,6 +159,11 @@ def _head(study: Study | Phases, claim: Claim | PhasesClaim, version: str) -> di
         "words": claim.words,
         "models_counted": claim.models,
     }
+
+
+def markdown_head(study: AnyStudy, claim: AnyClaim) -> list[str]:
+    """Return the first lines of the Markdown of every kind of study."""
+    return [f"# {study.name}", "", study.question, "", f"**{claim.verdict.capitalize()}.** {claim.words}", ""]
 
 
 def study_page(study: Study, rows: pd.DataFrame, claim: Claim, version: str) -> str:
@@ -220,7 +233,7 @@ def phases_page(study: Phases, traced: Sequence[Traced], rows: pd.DataFrame, cla
 def phases_json(study: Phases, rows: pd.DataFrame, claim: PhasesClaim, version: str) -> dict[str, Any]:
     """Return everything as plain values; NaN is null. ``schema`` is :data:`STUDY_SCHEMA`."""
     return {
-        **_head(study, claim, version),
+        **json_head(study, claim, version),
         "notes": list(claim.notes),
         "groups": plain_rows(claim.groups),
         "networks": plain_rows(rows),
@@ -229,8 +242,7 @@ def phases_json(study: Phases, rows: pd.DataFrame, claim: PhasesClaim, version: 
 
 def phases_markdown(study: Phases, claim: PhasesClaim) -> str:
     """Return the verdict and the counts as Markdown."""
-    lines = [f"# {study.name}", "", study.question, "", f"**{claim.verdict.capitalize()}.** {claim.words}", ""]
-    lines += [f"- {note}" for note in claim.notes]
+    lines = [*markdown_head(study, claim), *(f"- {note}" for note in claim.notes)]
     if len(claim.groups):
         lines += ["", claim.groups.map(_text).rename(columns=heading).to_markdown(index=False, disable_numparse=True)]
     return "\n".join(lines) + "\n"
@@ -239,7 +251,7 @@ def phases_markdown(study: Phases, claim: PhasesClaim) -> str:
 def study_json(study: Study, rows: pd.DataFrame, claim: Claim, version: str) -> dict[str, Any]:
     """Return everything as plain values; NaN is null. ``schema`` is :data:`STUDY_SCHEMA`."""
     return {
-        **_head(study, claim, version),
+        **json_head(study, claim, version),
         "facts": plain_rows(pd.DataFrame([claim.facts]))[0] if claim.facts else {},
         "notes": list(claim.notes),
         "correlations": plain_rows(claim.correlations),
@@ -255,12 +267,7 @@ def study_json(study: Study, rows: pd.DataFrame, claim: Claim, version: str) -> 
 def study_markdown(study: Study, rows: pd.DataFrame, claim: Claim) -> str:
     """Return the verdict, the design and the tables as Markdown."""
     lines = [
-        f"# {study.name}",
-        "",
-        study.question,
-        "",
-        f"**{claim.verdict.capitalize()}.** {claim.words}",
-        "",
+        *markdown_head(study, claim),
         f"Primary figure: {study.primary.label}. Outcome: {study.outcome.words}. {len(rows)} models, {claim.models} "
         "counted.",
         "",

@@ -11,7 +11,7 @@ from robgib.reporting.page import page
 from robgib.reporting.specification_curve import specification_curve
 from robgib.results import plain_rows
 from robgib.studies.analyses import COMPRESSION
-from robgib.studies.page import STUDY_SCHEMA
+from robgib.studies.page import json_head, markdown_head
 from robgib.studies.specification import Specification
 from robgib.studies.specification_claim import NOT, OPEN, OUT, SpecificationClaim
 
@@ -100,12 +100,7 @@ def specification_json(
 ) -> dict[str, Any]:
     """Return everything but the analyses as plain values; NaN is null."""
     return {
-        "schema": STUDY_SCHEMA,
-        "robgib": version,
-        "design": study.model_dump(mode="json"),
-        "verdict": claim.verdict,
-        "words": claim.words,
-        "models_counted": claim.models,
+        **json_head(study, claim, version),
         "notes": list(claim.notes),
         "choices": plain_rows(claim.choices),
         "separating": plain_rows(claim.separating),
@@ -117,8 +112,7 @@ def specification_json(
 
 def specification_markdown(study: Specification, claim: SpecificationClaim) -> str:
     """Return the verdict and the tables as Markdown."""
-    lines = [f"# {study.name}", "", study.question, "", f"**{claim.verdict.capitalize()}.** {claim.words}", ""]
-    lines += [f"- {note}" for note in claim.notes]
+    lines = [*markdown_head(study, claim), *(f"- {note}" for note in claim.notes)]
     for title, what, table in _sections(claim):
         shown = pd.DataFrame(_rows(title, table), columns=[_HEADINGS[c] for c in table])
         lines += ["", f"## {title}", "", what, "", shown.to_markdown(index=False, disable_numparse=True)]
