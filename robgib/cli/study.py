@@ -69,9 +69,7 @@ def simulate(
     quiet: Quiet = False,
 ) -> None:
     """Draw studies of the same structure whose truth is known: false positives and power of each rung."""
-    folders = list(catalogue or [])
-    study = robgib.studies.read_study(file, folders)
-    rows = robgib.studies.structure(robgib.studies.cells(study, folders, allow_code=allow_code))
+    study, rows = robgib.studies.open_study(file, list(catalogue or []), allow_code=allow_code).structure()
     if out_file is not None:
         check_file(out_file)
     with robgib.runtime.progress_bars(not quiet, always=True) as progress:

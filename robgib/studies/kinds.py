@@ -24,6 +24,7 @@ from robgib.studies.ledger import (
     Network,
     dictionary,
     ledger_rows,
+    ledger_structure,
     ledger_study,
     measure_networks,
     networks,
@@ -35,6 +36,7 @@ from robgib.studies.ledger import (
 from robgib.studies.measure import estimated_seconds, measure, measured_rows, read_rows, stored
 from robgib.studies.page import phases_json, phases_markdown, phases_page, study_json, study_markdown, study_page
 from robgib.studies.phases import Followed, Phases, followed, phases_claim, phases_rows, read_phases, trace_all
+from robgib.studies.simulate import structure
 from robgib.studies.specification import (
     Analysed,
     Specification,
@@ -112,6 +114,13 @@ class StudyKind(Protocol):
             RobGIBError: it is no table of this study, or such a study has none.
         """
 
+    def structure(self) -> tuple[Study, pd.DataFrame]:
+        """Return the question that the ladder answers, and its models as rows without figures.
+
+        Raises:
+            RobGIBError: such a study has no ladder of evidence.
+        """
+
 
 @dataclass(frozen=True)
 class CorrelationStudy:
@@ -184,6 +193,10 @@ class CorrelationStudy:
     def claim(self, table: Path) -> Answer:
         """See :class:`StudyKind`."""
         return self.answer(read_rows(table, self.study))
+
+    def structure(self) -> tuple[Study, pd.DataFrame]:
+        """See :class:`StudyKind`."""
+        return self.study, structure(self.cells)
 
     def answer(self, rows: pd.DataFrame) -> Answer:
         """Return the answer that a table of measured models gives."""
@@ -264,6 +277,10 @@ class CompressionStudy:
         """See :class:`StudyKind`."""
         raise RobGIBError(f"study {self.name!r} is one of compression, which has no table of models.")
 
+    def structure(self) -> tuple[Study, pd.DataFrame]:
+        """See :class:`StudyKind`."""
+        raise _no_ladder(self.name, "compression")
+
 
 @dataclass(frozen=True)
 class LedgerStudy:
@@ -311,6 +328,11 @@ class LedgerStudy:
     def claim(self, table: Path) -> Answer:
         """See :class:`StudyKind`."""
         return self.answer(read_ledger(table))
+
+    def structure(self) -> tuple[Study, pd.DataFrame]:
+        """See :class:`StudyKind`."""
+        rows = [{"network": n.recipe.name, "seed": n.seed, **n.fields} for n in self.networks]
+        return ledger_study(self.ledger), ledger_structure(pd.DataFrame(rows))
 
     def answer(self, rows: pd.DataFrame, notes: tuple[str, ...] = ()) -> Answer:
         """Return the answer that a ledger's rows give: of v of the last layer and the area; the others in a table."""
@@ -365,6 +387,10 @@ class SpecificationStudy:
         rows, facts = read_specifications(table)
         return self.answer(rows, facts, {})
 
+    def structure(self) -> tuple[Study, pd.DataFrame]:
+        """See :class:`StudyKind`."""
+        raise _no_ladder(self.name, "specification")
+
     def answer(self, rows: pd.DataFrame, facts: pd.DataFrame, errors: Mapping[str, str]) -> Answer:
         """Return the answer that a table of analyses and one of networks give."""
         study, release = self.study, version("robgib")
@@ -381,6 +407,13 @@ class SpecificationStudy:
             {"specifications.csv": rows, "networks.csv": facts},
             bool(len(rows)),
         )
+
+
+def _no_ladder(name: str, kind: str) -> RobGIBError:
+    return RobGIBError(
+        f"study {name!r} is of the kind {kind!r}, which has no ladder of evidence to simulate; "
+        "give a study of the kind 'correlation' or 'ledger'."
+    )
 
 
 def _training_of(cell: Cell) -> str:

@@ -48,6 +48,7 @@ __all__ = [
     "Network",
     "dictionary",
     "ledger_rows",
+    "ledger_structure",
     "ledger_study",
     "load_ledger",
     "measure_networks",
@@ -650,9 +651,24 @@ def ledger_study(ledger: Ledger, column: str = "v_last", outcome: str = "area") 
     )
 
 
+def ledger_structure(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return each network's training under the names that studies give its fields, and no figures.
+
+    Args:
+        rows: a row a network, with its name (``network``), its ``seed`` and all :data:`FIELDS`.
+    """
+    return pd.DataFrame(
+        {
+            "model": rows["network"],
+            **{name: rows[name] for name in _OF_STUDIES},
+            "training_seed": rows["seed"],
+            **{f"{FIELD}{name}": rows[name] for name in FIELDS if name not in _OF_STUDIES},
+        }
+    )
+
+
 def ledger_rows(ledger: Ledger, rows: pd.DataFrame, outcome: str = "area") -> pd.DataFrame:
     """Return a ledger's rows as those of a study's models (:func:`~robgib.studies.measured_rows`), with one outcome."""
-    further = {f"{FIELD}{name}": rows[name] for name in FIELDS if name not in _OF_STUDIES}
     figures = {
         f"{figure.label}{k}": rows[f"{column}{k}"]
         for column, figure in ledger.figures.items()
@@ -660,12 +676,9 @@ def ledger_rows(ledger: Ledger, rows: pd.DataFrame, outcome: str = "area") -> pd
     }
     return pd.DataFrame(
         {
-            "model": rows["network"],
+            **ledger_structure(rows),
             "part": "confirm",
-            **{name: rows[name] for name in _OF_STUDIES},
-            "training_seed": rows["seed"],
             "left_out": "",
-            **further,
             **{name: rows[name] for name in list_measures() if name in rows},
             "baselines_failed": rows["baselines_failed"],
             "chance": rows["chance"],

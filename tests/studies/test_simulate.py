@@ -1,10 +1,13 @@
 """The calibration of the ladder on simulated studies."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from robgib.studies import cells, simulate, structure
+from robgib.errors import RobGIBError
+from robgib.studies import cells, open_study, simulate, structure
 from robgib.studies.simulate import TRUTHS
 from tests.studies.test_claims import STUDY, made
 
@@ -41,3 +44,26 @@ def test_the_structure_is_that_of_the_models_to_confirm_on():
     assert rows["model"].tolist() == ["digits-cnn"]
     assert isinstance(rows, pd.DataFrame)
     assert rows["recipe.training.epochs"].notna().all()
+
+
+REPORTS = Path(__file__).parents[2] / "reports"
+
+
+def test_the_structure_of_a_ledger_is_that_of_its_design():
+    study, rows = open_study(REPORTS / "ledger" / "study.yaml", [REPORTS / "ledger" / "catalogue"]).structure()
+    assert study.expect == "negative"
+    assert len(rows) == 240
+    fields = [c for c in rows if c not in ("model", "training_seed")]
+    assert (rows.groupby(fields).size() == 2).all()
+    levels = {"recipe.width", "recipe.depth", "recipe.epochs", "recipe.learning_rate", "recipe.weight_decay",
+              "recipe.batch_size", "recipe.augmentation", "recipe.early_stopping"}  # fmt: skip
+    assert levels <= set(fields)
+    truths = [t for t in TRUTHS if t.name in ("no relation: independent models", "real, slope 1")]
+    share = simulate(study, rows, 1, truths).pivot(index="truth", columns="rung", values="share")
+    assert share.loc["real, slope 1"].to_list() == [1, 1, 1]
+    assert share.loc["no relation: independent models", "beyond the baselines"] == 0
+
+
+def test_a_study_without_a_ladder_cannot_be_simulated():
+    with pytest.raises(RobGIBError, match="has no ladder of evidence to simulate"):
+        open_study(next(REPORTS.glob("phases*/study.yaml"))).structure()
