@@ -62,7 +62,7 @@ class Imputation(Estimator):
     The held-out log-loss bounds every I(X_A;T) ≥ H(T) − cross-entropy from below, for any donors and any predictor, and
     for every layer from the same passes. I(X;T) = H(T) is counted. Therefore r and C are bounded from below, and v and
     S from above. An interval reaches from the bound to what the halves of the draws, nearer against farther donors, and
-    the learning curve of the predictor over a quarter, half and all of the donors and steps extrapolate.
+    the learning curve of the predictor over half and all of the donors and steps extrapolate.
 
     The label is not a code of the network. The information about it is the held-out log-loss of the network's own
     answer, averaged over draws for subsets, both mixed with the marginal. Total and terms are then of one family.

@@ -8,6 +8,10 @@ import pandas as pd
 import pytest
 import statsmodels.api as sm
 from scipy import integrate, stats
+from sklearn.linear_model import Ridge
+from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 REPORT = Path(__file__).parents[2] / "reports" / "ledger"
 FIELDS = [
@@ -159,6 +163,34 @@ def test_the_partial_effect_given_baselines_and_fields(column, learnt, published
     fit = sm.OLS(z[:, -1], np.column_stack([z[:, -2], basis])).fit(cov_type="HC3", use_t=True)
     found = float(fit.params[0]), float(fit.bse[0]), float(fit.pvalues[0])
     assert found == pytest.approx(tuple(row[["effect", "effect_se", "effect_p"]]), rel=1e-6)
+
+
+def out_of_architecture(d, columns):
+    """Errors of nested ridge regressions: an architecture predicted from the others, the penalty chosen among these."""
+    x, y, of = d[columns].to_numpy(float), d["area"].to_numpy(float), d["architecture"].to_numpy()
+    errors = np.zeros(len(d))
+    for one in np.unique(of):
+        others = of != one
+        best, least = None, np.inf
+        for penalty in np.logspace(-2, 3, 6):
+            model = make_pipeline(StandardScaler(), Ridge(alpha=penalty))
+            made = cross_val_predict(model, x[others], y[others], groups=of[others], cv=LeaveOneGroupOut())
+            if ((made - y[others]) ** 2).sum() < least:
+                best, least = model, ((made - y[others]) ** 2).sum()
+        errors[~others] = y[~others] - best.fit(x[others], y[others]).predict(x[~others])
+    return errors
+
+
+@pytest.mark.parametrize("column", CHECKED)
+def test_the_share_of_the_error_that_a_figure_removes(column, learnt, published):
+    row = published.loc[(column, "area")]
+    if math.isnan(row["beyond"]):  # a rung below was not reached
+        assert row["verdict"] != "beyond the baselines"
+        return
+    baselines = [c for c in ("strength", *BASELINES) if c != column and learnt[c].notna().all()]
+    without, with_it = (out_of_architecture(learnt, c) for c in (baselines, [*baselines, column]))
+    share = ((without**2).sum() - (with_it**2).sum()) / (without**2).sum()
+    assert row["beyond"] == pytest.approx(share, abs=1e-6)
 
 
 BASELINES = (
