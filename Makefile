@@ -44,10 +44,8 @@ dist: $(VENV)/.test  ## sdist and wheel in dist/, installed and run in an enviro
 matrix:  ## the default tests with each release of torch; TORCH=2.6 for one
 	$(PYTHON) benchmarks/matrix.py $(TORCH)
 
-mutants: $(VENV)/.test  ## does a test fail for each small change of a formula? hours; MUTANTS='robgib.statistics.*' for some
-	$(BIN)/python -m pip install --disable-pip-version-check "mutmut>=3.8"
-	OMP_NUM_THREADS=1 $(BIN)/mutmut run $(if $(MUTANTS),'$(MUTANTS)')
-	$(BIN)/python benchmarks/mutants.py
+mutants: $(VENV)/.test  ## does a test fail for each small change of a formula? MUTANTS="--sample 60 robgib/statistics.py"
+	$(BIN)/python benchmarks/mutants.py --jobs 2 $(MUTANTS)
 
 clean:
-	rm -rf $(VENV) .matrix .site runs mutants dist site
+	rm -rf $(VENV) .matrix .site runs dist site

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from robgib import RobGIBError, SampleRNG, ThreatModel
 from robgib.attacks import APGD, Criterion, Objective, Square
-from robgib.attacks.apgd import auto_ascend, checkpoints, sparse_ascend
+from robgib.attacks.apgd import _answered, _Ascent, _changed, _sparse_step, auto_ascend, checkpoints, sparse_ascend
+from robgib.attacks.carried import carry
 from robgib.attacks.objective import make_objective, misclassified, wrong_by
 from robgib.attacks.square import _as_images, _pattern, _patterns, _placed, _pyramid, _sides, _window
 from robgib.attacks.threat_model import Radius, onto_ball, within
@@ -82,6 +83,8 @@ def test_by_how_much_a_wrong_class_is_ahead_less_rounding():
     # The margin less a hundred-thousandth of the largest logit.
     rows = doubles([4, 1, -8], [1, 4, 2], [NAN, 1, 2])
     assert wrong_by(rows, torch.tensor([1, 1, 1])).tolist() == pytest.approx([3 - 8e-5, -2 - 4e-5, INF])
+    masked = doubles([0.5, 0.25, -INF])  # a class that is masked has no size
+    assert wrong_by(masked, torch.tensor([1])).tolist() == pytest.approx([0.25 - 5e-6], abs=1e-12)
 
 
 def test_targets_by_their_rules():
@@ -95,6 +98,8 @@ def test_targets_by_their_rules():
     assert own.labels.tolist() == [4, 4]  # never the true class
     many = torch.arange(5).repeat(400)
     goal = make_objective(model, torch.zeros(2000, 5), many, "random", "dlr", SampleRNG(0, range(2000)))
+    assert (goal.labels >= 0).all()
+    assert (goal.labels < 5).all()
     assert torch.bincount((goal.labels - many) % 5, minlength=5)[0] == 0
     assert torch.bincount((goal.labels - many) % 5, minlength=5)[1:].min() > 430
     plain = make_objective(model, x, Y, "none", "margin", SampleRNG(0, range(2)))
@@ -103,6 +108,18 @@ def test_targets_by_their_rules():
         make_objective(model, x, Y, "none", "cw", SampleRNG(0, range(2)))
     with pytest.raises(RobGIBError, match="unknown target rule 'first'"):
         make_objective(model, x, Y, "first", "ce", SampleRNG(0, range(2)))
+
+
+def test_the_objective_of_labels_that_carry_targets_is_to_reach_them():
+    y = carry(torch.tensor([0, 0]), targets=T)
+    for patient in (False, True):
+        goal = Objective.untargeted(y, "margin", patient)
+        assert (goal.labels.tolist(), goal.criterion.labels.tolist()) == (T.tolist(), T.tolist())
+        assert (goal.targeted, goal.criterion.targeted, goal.criterion.patient) == (True, True, patient)
+        assert goal.value(LOGITS).tolist() == [-(3 - 1), -(2.5 - 1)]
+    plain = Objective.untargeted(Y, "margin")
+    assert (plain.targeted, plain.criterion.targeted, plain.criterion.patient) == (False, False, False)
+    assert Objective.untargeted(Y, "margin", True).criterion.patient
 
 
 # Threat models.
@@ -459,6 +476,68 @@ def test_the_first_sparsity_under_l1(monkeypatch):
     APGD("l2", 1.0, steps=7).ascend(model, x, goal, SampleRNG(0, range(2)))
     assert torch.equal(seen[0][4], ThreatModel("l2", 1.0).random_start(x, SampleRNG(0, range(2))))
     assert seen[0][5:] == (7, 0.75)
+
+
+def test_what_apgd_can_do_and_costs():
+    for attack in (APGD("l2", 1.0), Square("l2", 1.0)):
+        assert (attack.aims, attack.pooled, attack.norms) == (True, True, ("linf", "l2", "l1"))
+    defaults = APGD("l2", 1.0)
+    assert (defaults.steps, defaults.restarts, defaults.loss, defaults.targets) == (100, 1, "ce", 0)
+    assert (defaults.rho, defaults.schedule_start) == (0.75, None)
+    assert APGD("l2", 1.0, steps=1).cost == 1
+    assert APGD("l2", 1.0, steps=7, restarts=2, targets=3).cost == 42
+    assert APGD("l2", 1.0, steps=3, schedule_start=2).cost == 5
+    assert APGD("l1", 1.0, steps=2).cost == 3
+
+
+def test_an_equal_value_is_no_rise_and_no_better_image():
+    x = torch.full((2, 3), 0.5)
+    flat = nn.Linear(3, 2)
+    nn.init.zeros_(flat.weight)
+    nn.init.constant_(flat.bias[:1].data, 1.0)
+    nn.init.zeros_(flat.bias[1:].data)
+    goal = Objective.untargeted(torch.zeros(2, dtype=torch.long), "margin")
+    ascent = _Ascent(flat, x, goal, x)
+    for is_last in (False, True):
+        assert ascent.move(x + 0.1, is_last).tolist() == [False, False]
+        assert torch.equal(ascent.state["at"], x + 0.1)
+        assert torch.equal(ascent.state["best"], x)
+
+
+class Holes(nn.Module):
+    """Logits that are not a number where the first pixel is above 0.6; else 1 and the first pixel."""
+
+    def forward(self, x):
+        own = torch.where(x[:, 0] > 0.6, NAN, 1.0)
+        return torch.stack([own, x[:, 0] * own], 1)
+
+
+def test_a_search_that_starts_where_nothing_is_known_starts_at_the_clean_image():
+    x = doubles([0.5, 0.5], [0.4, 0.5], [0.3, 0.5])
+    start = doubles([0.55, 0.6], [0.7, 0.6], [0.8, 0.9])
+    labels = torch.zeros(3, dtype=torch.long)
+    goal = Objective("margin", labels, Criterion(labels, patient=True))
+    begun, gradient, logits = _answered(Holes(), x, goal, start)
+    assert begun.tolist() == [start[0].tolist(), x[1].tolist(), x[2].tolist()]
+    assert gradient[:, 0].tolist() == pytest.approx([1, 1, 1])
+    assert logits.tolist() == [[1, 0.55], [1, 0.4], [1, 0.3]]
+    assert start[1].tolist() == [0.7, 0.6]  # as it was
+    ends = Objective("margin", labels, Criterion(labels))  # where such an image ends the search it is the result
+    assert torch.equal(_answered(Holes(), x, ends, start)[0], start)
+
+
+def test_sparse_steps_of_several_samples_by_hand():
+    x = torch.full((2, 1, 2, 2), 0.5)
+    gradient = torch.tensor([[3.0, -4, 1, 0], [1.0, 2, -5, 4]]).view_as(x)
+    found = _sparse_step(x, gradient, torch.tensor([0.2, 0.3]), torch.tensor([2.9, 3.0])) - x
+    assert found.flatten(1).tolist() == [pytest.approx([0.1, -0.1, 0, 0]), pytest.approx([0, 0.1, -0.1, 0.1])]
+    least = (
+        _sparse_step(x, gradient, torch.tensor([0.2, 0.3]), torch.tensor([0.0, 9.0])) - x
+    )  # one at least, all at most
+    assert least.flatten(1).tolist() == [pytest.approx([0, -0.2, 0, 0]), pytest.approx([0.075, 0.075, -0.075, 0.075])]
+    nothing = _sparse_step(x, 0 * gradient, torch.tensor([0.2, 0.3]), torch.tensor([1.0, 1.0]))
+    assert torch.equal(nothing, x)
+    assert _changed(x + found, x).tolist() == [2, 3]
 
 
 def test_sparse_steps_go_through_the_iterates_of_the_paper():
