@@ -348,7 +348,9 @@ def _asked(estimator: Imputation, setting: _Setting, progress: Progress | None) 
     learnt, gaps = _learnt(estimator, setting, progress)
     shown = tuple(_shown_apart(apart))
     results = {name: _mixed(setting, name, drawn[name], learnt[name], gaps[name], differ[name]) for name in names}
-    return {name: replace(of, apparent=shown) for name, of in results.items()}
+    # Donors are a property of the inputs: those that the codes of one target refute are implausible for all.
+    refuted = np.any([of.implausible for of in results.values()], axis=0)
+    return {name: replace(of, apparent=shown, implausible=refuted) for name, of in results.items()}
 
 
 def _learnt(

@@ -151,6 +151,27 @@ def test_donors_that_a_predictor_refutes_are_called_implausible():
     assert "donors are implausible for 2 of 4 subsets" in anywhere.loc["v(X;Z)", "note"]
 
 
+class Beside(Copy):
+    """A copy, and a layer before it that has the third input alone, which any donor replaces rightly."""
+
+    def __init__(self):
+        super().__init__()
+        self.third = nn.Identity()
+
+    def forward(self, x):
+        third = self.third(torch.stack([x[:, 2], 1 - x[:, 2]], 1))
+        return super().forward(x) + 0 * third
+
+
+def test_donors_that_one_layer_refutes_are_implausible_for_all_layers():
+    """What is composed is the same for all layers: a layer that shows no difference was marked by chance only."""
+    asked = Imputation(kind="marginal", donors=32, single_feature=False, steps=200)
+    found = layer_information(Beside(), bits(copied=True), [asked], layers=["third", "logits"], features="pixels")
+    notes = found.layers[found.layers["term"] == "v(X;Z)"].set_index("layer")["note"]
+    assert "donors are implausible for 2 of 4 subsets" in notes["logits"]
+    assert "donors are implausible for 2 of 4 subsets" in notes["third"]
+
+
 def test_the_same_twice(digits, digits_cnn):
     one, two = (
         layer_information(
