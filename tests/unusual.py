@@ -324,3 +324,23 @@ class HardOfHearing(nn.Module):
         heard = torch.relu((x.flatten(1) - 0.5).abs() - 0.2)
         weights = 0.5 ** torch.arange(heard.shape[1], dtype=x.dtype)
         return torch.stack([torch.full((len(x),), 0.05, dtype=x.dtype), heard @ weights], dim=1)
+
+
+class Terraces(Around):
+    """The network on coarse colours with soft edges: flat within ``flat`` of each, steep between."""
+
+    def __init__(self, model, flat):
+        super().__init__(model)
+        self.flat = flat
+
+    def forward(self, x):
+        near = (x * 4).round() / 4
+        away = x - near
+        return self.model(near + away.sign() * torch.relu(away.abs() - self.flat) * 0.125 / (0.125 - self.flat))
+
+
+class Rippled(Around):
+    """The network behind ripples on every pixel: ascents end at many local maxima."""
+
+    def forward(self, x):
+        return self.model(x + 0.01 * torch.sin(600 * x))

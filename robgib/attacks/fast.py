@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,10 @@ _YIELD = 0.2  # if large-to-small APGD fools a smaller share, a longer FAB-T may
 _BEYOND = 1.1  # distance in eps: FAB-T continues along more boundaries for samples this near
 _HALF = 0.5  # share of the clean margin: Square continues if it got below it, regardless of ascent
 _TARGETED_CLASSES = 4  # minimum number of classes of the targeted DLR loss
+
+
+Mode = Literal["ascent", "schedule", "rest", "none"]
+"""What the stages do: see :class:`FastEnsemble`; ``none`` without gradients."""
 
 
 @register_attack("FastEnsemble")
@@ -135,6 +139,34 @@ class FastEnsemble(Attack):
         """Gradients of round 4; FAB needs three passes per step."""
         return 3 * self.boundaries * self.boundary_steps // 2 + self.probe // 2
 
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages, in order."""
+        look = (
+            Stage("boundary steps", self._step_along_boundaries),
+            Stage("queries", self._query),
+        )
+        ascent = (Stage("classes", self._towards_classes), Stage("finalists", self._towards_finalists), *look)
+        repeated = (Stage("repeated schedule", self._repeat_schedule), *look)
+        near = (
+            Stage("near the boundary", self._push, lambda s: s.among(s.close)),
+            Stage("next nearest", self._push, _State.next_nearest, repeats=True),
+            Stage("long queries where they lead", self._query_at_length, lambda s: s.among(s.ahead)),
+            Stage("long queries on a few", self._check_by_queries, lambda s: s.taken(~s.tried & ~s.ahead), _far_fails),
+        )
+        return (
+            Stage("cross-entropy", self._ascend, lambda s: s.remaining),
+            *_on(_scouts, ascent),
+            Stage("schedule on scouts", self._check_by_schedule, _scouts, _fails(_FEW)),
+            *_on(_others, ascent, _fails(_TWO)),
+            Stage("schedule on a few", self._check_by_schedule, lambda s: s.taken(~s.close & ~s.ahead), _far_fails),
+            *near,
+            *(replace(stage, mode="schedule") for stage in _on(_scouts, repeated, _fails(_FEW))),
+            *(replace(stage, mode="schedule") for stage in _on(_others, repeated, _fails(_TWO))),
+            *(replace(stage, mode="schedule") for stage in near),
+            Stage("AutoAttack", self._attack_the_rest, lambda s: s.remaining, mode="rest"),
+        )
+
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
         """See :meth:`Attack.perturb`."""
         if not len(x):
@@ -142,120 +174,125 @@ class FastEnsemble(Attack):
         full = AutoAttack(self.norm, self.eps, eot=self.eot)
         if is_stochastic(model):
             return replace(full, version="rand").perturb(model, x, y, rng)
-        search = _Search(model, x, y)
-        *gradients, black_box = full.members(search.classes)
-        if not len(search.remaining):
-            return search.image
+        state = _State(model, x, y, rng, self.near)
+        state.members = full.members(state.classes)
+        for stage in self.stages:
+            if stage.mode == state.mode:
+                stage.perform(state)
+        if state.reason:
+            schedule = f"APGD used a large-to-small schedule from {self.schedule_start:g} eps"
+            remedy = "AutoAttack was run on the rest" if state.mode == "rest" else schedule
+            warnings.warn(f"{state.reason}: gradients are uninformative, and {remedy}", RobGIBWarning, stacklevel=2)
+        return state.image
+
+    def _ascend(self, state: _State, rows: Tensor) -> None:
+        """Run APGD on the cross-entropy; without gradients, Square alone."""
         try:
-            rows = search.remaining
-            goal = Objective.untargeted(y[rows], "ce")
+            goal = Objective.untargeted(state.y[rows], "ce")
             ascent = APGD(self.norm, self.eps, steps=self.first)
-            search.offer(rows, ascent.ascend(model, x[rows], goal, rng.select(rows))[0])
+            state.offer(rows, ascent.ascend(state.model, state.x[rows], goal, state.rng.select(rows))[0])
         except NoGradientError as error:
-            warnings.warn(f"only Square was run: {error}", RobGIBWarning, stacklevel=2)
-            search.run(black_box, search.remaining, rng)
-            return search.image
-        untargeted, targeted, along = gradients
-        towards = APGD(self.norm, self.eps, loss=search.loss, targets=self.finalists)
-        findings = self._rounds(search, rng)
-        if not findings.blind:
-            self._finish(search, findings, [towards], black_box, rng)
-            if not findings.blind:
-                return search.image
-        reason = (
-            f"FAB-T, Square or large-to-small APGD fooled {findings.fooled} of {findings.remaining} images that "
-            "gradient ascent had left right and far from the boundary"
-        )
-        if findings.helped:
-            findings = self._rounds(search, rng, large_to_small=True)
-        if not findings.blind:
-            members = [replace(self._schedule, loss="margin"), replace(towards, schedule_start=self.schedule_start)]
-            self._finish(search, findings, members, black_box, rng)
-        schedule = f"APGD used a large-to-small schedule from {self.schedule_start:g} eps"
-        remedy = "AutoAttack was run on the rest" if findings.blind else schedule
-        warnings.warn(f"{reason}: gradients are uninformative, and {remedy}", RobGIBWarning, stacklevel=2)
-        if not findings.blind:
-            return search.image
-        # The stronger of FAB-T and Square runs first, and ascent last, since it spends all steps on remaining images.
-        walks = [replace(self._along, targets=self.targets, steps=_SHORT_WALK), along]
-        others = [*walks, black_box] if findings.by_walks >= findings.by_probes else [black_box, *walks]
-        rows = search.remaining
-        search.offer(rows, cascade([*others, untargeted, targeted], model, x[rows], y[rows], rng.select(rows)))
-        return search.image
+            warnings.warn(f"only Square was run: {error}", RobGIBWarning, stacklevel=4)
+            state.run(state.members[-1], rows)
+            state.mode = "none"
 
-    def _rounds(self, search: _Search, rng: SampleRNG, large_to_small: bool = False) -> _Findings:
-        """Run rounds 2 to 4 on ten samples, and on the rest unless these show that ascent fails."""
-        findings = _Findings(search, self.near, large_to_small)
-        scouts = _some(search.right, _SCOUTS)
-        for group, least in ((scouts, _FEW), (~scouts, _TWO)):
-            findings.scouting = group is scouts and bool((search.right & ~scouts).any())
-            self._explore(search, group, findings, rng)
-            if group is scouts and not large_to_small:
-                findings.by_schedule += self._check_by_schedule(search, search.among(group), findings, rng)
-            findings.blind = findings.by_schedule >= _TWO or findings.fooled >= max(least, _BLIND * findings.remaining)
-            if findings.blind:
-                break
-        return findings
+    def _towards_classes(self, state: _State, rows: Tensor) -> None:
+        """Run short ascents towards the classes with the nearest linearised boundaries."""
+        count = min(self.targets, state.classes - 1)
+        candidates = wrong_classes(state.logits, state.y)[:, : 2 * self.targets]
+        reach = boundary_distances(state.model, state.x[rows], state.y[rows], candidates[rows], self.norm)
+        order = torch.zeros_like(candidates[:, :count])
+        order[rows] = candidates[rows].gather(1, reach.argsort(dim=1, stable=True)[:, :count])
+        if state.front is None:
+            state.front = _Front(state, min(self.finalists, count))
+        for rank in range(count):
+            rows = state.still(rows)
+            self._towards_front(state, state.front, rows, order[rows, rank], self.short)
 
-    def _finish(
-        self, search: _Search, findings: _Findings, members: Sequence[Attack], black_box: Attack, rng: SampleRNG
+    def _towards_finalists(self, state: _State, rows: Tensor) -> None:
+        """Run long ascents towards the classes that came nearest, from their best images."""
+        front = state.front
+        assert front is not None
+        # Keep the order, since ascent changes it.
+        ranked = front.margin.argsort(dim=1, stable=True)
+        targets, images = front.target.clone(), front.image.clone()
+        for place in range(front.margin.shape[1]):
+            rows = state.still(rows)
+            which = ranked[rows, place]
+            self._towards_front(state, front, rows, targets[rows, which], self.long, images[rows, which])
+
+    def _towards_front(
+        self, state: _State, front: _Front, rows: Tensor, targets: Tensor, steps: int, start: Tensor | None = None
     ) -> None:
-        """Run round 5: long members near the boundary, and Square if it reached a smaller margin than ascent.
+        if len(rows):
+            images = self._towards(state, rows, targets, steps, start)
+            front.offer(rows, targets, images, state.offer(rows, images))
 
-        Before and after it, other attacks check a few samples far from the boundary, those of the smallest margin.
-        """
-        before = findings.fooled
-        if not findings.large_to_small:
-            rows = findings.taken(~findings.close & ~findings.ahead)
-            findings.by_schedule += self._check_by_schedule(search, rows, findings, rng)
-            findings.blind = findings.fooled - before >= _TWO
-            if findings.blind:
-                return
-        tried, fooled = findings.close.clone(), True
-        self._push(search, search.among(tried), findings, members, rng)
-        # The useful distance differs between networks: further samples follow as long as any is fooled.
-        while fooled:
-            rows = search.among(~tried)
-            rows = search.nearer(rows, max(_part(rows, 10, _NEXT), len(rows) // _EVERY))
-            tried[rows] = True
-            self._push(search, rows, findings, members, rng)
-            fooled = not bool(search.right[rows].all())
-        search.run(black_box, search.among(findings.ahead), rng)
-        long_probe = Square(self.norm, self.eps, queries=_LAST * self.probe, eot=self.eot)
-        findings.by_probes += self._offered(search, long_probe, findings.taken(~tried & ~findings.ahead), findings, rng)
-        findings.blind = findings.fooled - before >= _TWO
+    def _step_along_boundaries(self, state: _State, rows: Tensor) -> None:
+        """Run FAB-T on some samples, and on the others if it fools any."""
+        state.record_ascent(rows)
+        along = torch.zeros_like(state.right)
+        along[rows] = ~state.walked[rows]
+        few = _some(along, max(_LOOKED, int(along.sum()) // 10))
+        for part in (few, along & ~few):
+            rows = state.among(part)
+            state.by_walks += self._offered(state, self._along, rows)
+            if bool(state.right[rows].all()):
+                break
+
+    def _query(self, state: _State, rows: Tensor) -> None:
+        """Run a short Square, and record its margins."""
+        queries = _LONGER * self.probe if state.mode == "schedule" else self.probe
+        state.record_square(rows, state.run(Square(self.norm, self.eps, queries=queries, eot=self.eot), rows))
+        state.by_probes += state.fooled_far(rows)
+
+    def _query_at_length(self, state: _State, rows: Tensor) -> None:
+        """Run the Square of AutoAttack."""
+        state.run(state.members[-1], rows)
+
+    def _check_by_queries(self, state: _State, rows: Tensor) -> None:
+        """Run a long Square on samples far from the boundary."""
+        state.by_probes += self._offered(
+            state, Square(self.norm, self.eps, queries=_LAST * self.probe, eot=self.eot), rows
+        )
+
+    def _check_by_schedule(self, state: _State, rows: Tensor) -> None:
+        """Run large-to-small APGD on samples that ascent had left."""
+        before = int(state.right[rows].sum())
+        state.by_schedule += self._offered(state, self._schedule, rows)
+        state.helped |= int(state.right[rows].sum()) < before
 
     @staticmethod
-    def _offered(search: _Search, attack: Attack, rows: Tensor, findings: _Findings, rng: SampleRNG) -> int:
+    def _offered(state: _State, attack: Attack, rows: Tensor) -> int:
         """Run an attack on the remaining samples of ``rows``; return how many it fooled that ascent had left far."""
-        rows = search.still(rows)
-        search.run(attack, rows, rng)
-        return findings.fooled_far(rows)
+        rows = state.still(rows)
+        state.run(attack, rows)
+        return state.fooled_far(rows)
 
-    def _check_by_schedule(self, search: _Search, rows: Tensor, findings: _Findings, rng: SampleRNG) -> int:
-        """Run large-to-small APGD on the samples ``rows``; return how many it fooled that ascent had left far."""
-        before = int(search.right[rows].sum())
-        fell = self._offered(search, self._schedule, rows, findings, rng)
-        findings.helped |= int(search.right[rows].sum()) < before
-        return fell
+    def _attack_the_rest(self, state: _State, rows: Tensor) -> None:
+        """Run AutoAttack: the stronger of FAB-T and Square first; ascent last, as it spends all steps on what stays."""
+        untargeted, targeted, along, black_box = state.members
+        walks = [replace(self._along, targets=self.targets, steps=_SHORT_WALK), along]
+        others = [*walks, black_box] if state.by_walks >= state.by_probes else [black_box, *walks]
+        state.cascade([*others, untargeted, targeted], rows)
 
-    def _walk(self, search: _Search, findings: _Findings, rng: SampleRNG) -> None:
+    def _walk(self, state: _State) -> None:
         """Run a long FAB-T on five remaining samples, and on the next as long as any is fooled.
 
         If it came near the ball along few boundaries, it continues along more.
         """
         walk = replace(self._along, steps=2 * self.long)
-        tried, near = findings.walked, torch.zeros_like(search.right)
+        tried, near = state.walked, torch.zeros_like(state.right)
         fooled = True
         while fooled:
-            rows = search.among(~tried)
-            rows = rows[search.margin[rows].argsort(stable=True)[:_NEXT]]
+            rows = state.among(~tried)
+            rows = rows[state.margin[rows].argsort(stable=True)[:_NEXT]]
             tried[rows] = True
-            reach = search.approach(walk, rows, rng)
+            reach = state.approach(walk, rows)
             near[rows] = reach <= _BEYOND * self.eps
-            fooled = not bool(search.right[rows].all())
-        if bool((tried & ~search.right).any()):
-            search.run(replace(walk, targets=self.targets, skip=self.boundaries), search.among(near), rng)
+            fooled = not bool(state.right[rows].all())
+        if bool((tried & ~state.right).any()):
+            state.run(replace(walk, targets=self.targets, skip=self.boundaries), state.among(near))
 
     @property
     def _along(self) -> FAB:
@@ -267,132 +304,145 @@ class FastEnsemble(Attack):
         """APGD with a large-to-small eps schedule."""
         return APGD(self.norm, self.eps, steps=2 * self.long, schedule_start=self.schedule_start)
 
-    def _explore(self, search: _Search, group: Tensor, findings: _Findings, rng: SampleRNG) -> None:
-        """Run ascent and round 4 on the remaining samples of a group (N,)."""
-        if findings.large_to_small:
-            self._ascend_by_schedule(search, group, findings, rng)
-        else:
-            self._ascend(search, group, rng)
-        remaining = search.among(group)
-        findings.record_ascent(remaining)
-        along = search.right & group & ~findings.walked
-        few = _some(along, max(_LOOKED, int(along.sum()) // 10))
-        for part in (few, along & ~few):
-            rows = search.among(part)
-            findings.by_walks += self._offered(search, self._along, rows, findings, rng)
-            if bool(search.right[rows].all()):
-                break
-        rows = search.among(group)
-        queries = _LONGER * self.probe if findings.large_to_small else self.probe
-        probe = Square(self.norm, self.eps, queries=queries, eot=self.eot)
-        findings.record_square(rows, search.run(probe, rows, rng))
-        findings.by_probes += findings.fooled_far(rows)
-
-    def _push(
-        self, search: _Search, rows: Tensor, findings: _Findings, members: Sequence[Attack], rng: SampleRNG
-    ) -> None:
+    def _push(self, state: _State, rows: Tensor) -> None:
         """Attack samples near the boundary: ascents, random search, then long members."""
-        self._ascend_further(search, rows, 2 * self.long, rng)
-        if not findings.large_to_small:
-            self._restart(search, rows, rng)
-            self._polish(search, rows, rng)
-        rows = search.still(rows)
-        if len(rows):
-            x, y = search.x[rows], search.y[rows]
-            search.offer(rows, cascade(members, search.model, x, y, rng.select(rows)))
+        state.tried[rows] = True
+        self._ascend_further(state, rows, 2 * self.long)
+        towards = APGD(self.norm, self.eps, loss=state.loss, targets=self.finalists)
+        members = [towards]
+        if state.mode == "schedule":
+            members = [replace(self._schedule, loss="margin"), replace(towards, schedule_start=self.schedule_start)]
+        else:
+            self._restart(state, rows)
+            self._polish(state, rows)
+        state.cascade(members, state.still(rows))
 
-    def _restart(self, search: _Search, rows: Tensor, rng: SampleRNG) -> None:
+    def _restart(self, state: _State, rows: Tensor) -> None:
         """Run ascents from results of a short Square, towards the likeliest class on the clean or the best image."""
         probe = Square(self.norm, self.eps, queries=self.probe, eot=self.eot)
         for turn in range(_RESTARTS):
-            rows = search.still(rows)
+            rows = state.still(rows)
             if not len(rows):
                 return
-            start = probe.perturb(search.model, search.x[rows], search.y[rows], rng.select(rows))
-            targets = search.nearest(rows) if turn % 2 else search.likeliest[rows]
-            search.offer(rows, self._towards(search, rows, targets, self.long, rng, start))
+            start = probe.perturb(state.model, state.x[rows], state.y[rows], state.rng.select(rows))
+            targets = state.nearest(rows) if turn % 2 else state.likeliest[rows]
+            state.offer(rows, self._towards(state, rows, targets, self.long, start))
 
-    def _polish(self, search: _Search, rows: Tensor, rng: SampleRNG) -> None:
+    def _polish(self, state: _State, rows: Tensor) -> None:
         """Alternate random search from the best images and a short ascent, on the samples that still improve.
 
         Ascent may stall at a kink of the network; one changed square can be enough to continue.
         """
         walk = Square(self.norm, self.eps, queries=_PIECE, eot=self.eot)
         for _ in range(_PIECES):
-            rows = search.still(rows)
+            rows = state.still(rows)
             if not len(rows):
                 return
-            before = search.margin[rows]
-            goal = Objective.untargeted(search.y[rows], "margin")
-            search.offer(rows, walk.search(search.model, search.x[rows], goal, rng.select(rows), search.image[rows])[0])
-            self._ascend_further(search, search.still(rows), _SETTLE, rng)
-            rows = rows[search.margin[rows] < _GAIN * before]
+            before = state.margin[rows]
+            goal = Objective.untargeted(state.y[rows], "margin")
+            rng = state.rng.select(rows)
+            state.offer(rows, walk.search(state.model, state.x[rows], goal, rng, state.image[rows])[0])
+            self._ascend_further(state, state.still(rows), _SETTLE)
+            rows = rows[state.margin[rows] < _GAIN * before]
 
-    def _ascend_further(self, search: _Search, rows: Tensor, steps: int, rng: SampleRNG) -> None:
+    def _ascend_further(self, state: _State, rows: Tensor, steps: int) -> None:
         """Run ascent from the best images, towards the class that is likeliest there."""
         if len(rows):
-            targets, start = search.nearest(rows), search.image[rows]
-            search.offer(rows, self._towards(search, rows, targets, steps, rng, start))
+            targets, start = state.nearest(rows), state.image[rows]
+            state.offer(rows, self._towards(state, rows, targets, steps, start))
 
-    def _towards(
-        self, search: _Search, rows: Tensor, targets: Tensor, steps: int, rng: SampleRNG, start: Tensor | None
-    ) -> Tensor:
+    def _towards(self, state: _State, rows: Tensor, targets: Tensor, steps: int, start: Tensor | None) -> Tensor:
         """Run ascent towards one class of each sample; return the images."""
-        goal = Objective(search.loss, targets, Criterion(search.y[rows]), targeted=True)
+        goal = Objective(state.loss, targets, Criterion(state.y[rows]), targeted=True)
         ascent = APGD(self.norm, self.eps, steps=steps)
-        return ascent.ascend(search.model, search.x[rows], goal, rng.select(rows), start)[0]
+        return ascent.ascend(state.model, state.x[rows], goal, state.rng.select(rows), start)[0]
 
-    def _ascend_by_schedule(self, search: _Search, group: Tensor, findings: _Findings, rng: SampleRNG) -> None:
+    def _repeat_schedule(self, state: _State, rows: Tensor) -> None:
         """Run large-to-small APGD on the cross-entropy repeatedly, until it fools few samples."""
-        fading = False
+        group, fading = rows, False
+        scouting = bool(state.scouts[rows].all()) and bool((state.right & ~state.scouts).any())
         for share in _SCHEDULE_SHARES:
-            rows = search.among(group)
+            rows = state.still(group)
             if fading:
-                rows = search.nearer(rows, max(_SCOUTS, len(rows) // 2))
+                rows = state.nearer(rows, max(_SCOUTS, len(rows) // 2))
             if not len(rows):
                 return
             ascent = replace(self._schedule, steps=max(1, round(share * self._schedule.steps)))
-            search.run(ascent, rows, rng)
-            fooled = len(rows) - len(search.still(rows))
+            state.run(ascent, rows)
+            fooled = len(rows) - len(state.still(rows))
             due = share == 1 and fooled < _YIELD * len(rows)
-            if due and not findings.scouting and not bool(findings.walked.any()):
-                self._walk(search, findings, rng)
+            if due and not scouting and not bool(state.walked.any()):
+                self._walk(state)
             if fooled < _FADING * len(rows):
                 if fading or share == 1:
                     return
                 fading = True
 
-    def _ascend(self, search: _Search, group: Tensor, rng: SampleRNG) -> None:
-        """Run rounds 2 and 3."""
-        model, x, y = search.model, search.x, search.y
-        rows = search.among(group)
-        if not len(rows):
-            return
-        count = min(self.targets, search.classes - 1)
-        candidates = wrong_classes(search.logits, y)[:, : 2 * self.targets]
-        reach = boundary_distances(model, x[rows], y[rows], candidates[rows], self.norm)
-        order = torch.zeros_like(candidates[:, :count])
-        order[rows] = candidates[rows].gather(1, reach.argsort(dim=1, stable=True)[:, :count])
-        front = _Front(search, min(self.finalists, count))
 
-        def towards(targets: Tensor, rows: Tensor, steps: int, start: Tensor | None = None) -> None:
-            images = self._towards(search, rows, targets, steps, rng, start)
-            front.offer(rows, targets, images, search.offer(rows, images))
+Run = Callable[["_State", Tensor], None]
+Select = Callable[["_State"], Tensor]
+Judge = Callable[["_State"], bool]
 
-        for rank in range(count):
-            rows = search.among(group)
-            if not len(rows):
-                return
-            towards(order[rows, rank], rows, self.short)
-        # Keep the order, since ascent changes it.
-        ranked = front.margin.argsort(dim=1, stable=True)
-        targets, images = front.target.clone(), front.image.clone()
-        for place in range(front.margin.shape[1]):
-            rows = search.among(group)
-            if not len(rows):
-                return
-            which = ranked[rows, place]
-            towards(targets[rows, which], rows, self.long, images[rows, which])
+
+def _scouts(state: _State) -> Tensor:
+    return state.among(state.scouts)
+
+
+def _others(state: _State) -> Tensor:
+    return state.among(~state.scouts)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the ensemble.
+
+    Attributes:
+        name: what it is, in benchmarks.
+        run: attacks the remaining samples ``rows`` (n,).
+        select: returns the rows; the stage is skipped if there are none.
+        fails: whether the results up to here show that ascent fails; the search then changes its mode.
+        mode: the mode in which the stage runs.
+        repeats: whether it runs again, on the rows that it then selects, as long as it fools any sample.
+    """
+
+    name: str
+    run: Run
+    select: Select = _others
+    fails: Judge | None = None
+    mode: Mode = "ascent"
+    repeats: bool = False
+
+    def perform(self, state: _State) -> None:
+        """Run the stage on the samples that it selects."""
+        fooled = True
+        while fooled:
+            rows = self.select(state)
+            if len(rows):
+                self.run(state, rows)
+            fooled = self.repeats and not bool(state.right[rows].all())
+        if self.fails and state.mode == self.mode and self.fails(state):
+            state.fail()
+
+
+def _on(select: Select, stages: Sequence[Stage], fails: Judge | None = None) -> tuple[Stage, ...]:
+    """Return stages on the samples that ``select`` returns, judged after the last one."""
+    chosen = [replace(stage, select=select) for stage in stages]
+    return (*chosen[:-1], replace(chosen[-1], fails=fails))
+
+
+def _fails(least: int) -> Judge:
+    """Whether other attacks fooled at least 2% (and ``least``) of the samples that ascent had left far."""
+
+    def judge(state: _State) -> bool:
+        state.before = state.fooled
+        return state.by_schedule >= _TWO or state.fooled >= max(least, _BLIND * state.left)
+
+    return judge
+
+
+def _far_fails(state: _State) -> bool:
+    """Whether the later checks fooled two samples that ascent had left far."""
+    return state.fooled - state.before >= _TWO
 
 
 def _part(rows: Tensor, of: int, most: int) -> int:
@@ -408,11 +458,34 @@ def _some(which: Tensor, most: int) -> Tensor:
     return some
 
 
-class _Search:
-    """The state of all samples: the best image of each so far, its margin, and whether it is classified correctly."""
+class _State:
+    """The state of the search: the best image of each sample so far, and what the stages found.
 
-    def __init__(self, model: nn.Module, x: Tensor, y: Tensor) -> None:
-        self.model, self.x, self.y = model, x, y
+    Attributes:
+        image: the best images (N, …), with their ``margin`` (N,).
+        right: whether each is classified correctly (N,).
+        mode: ``ascent``; ``schedule`` if ascent fails and large-to-small APGD fooled any sample; else ``rest``.
+        members: the members of AutoAttack.
+        front: the best images towards a few classes.
+        scouts: the ten samples on which the stages run first (N,).
+        left: number of samples that ascent left right.
+        by_walks: number of them, far from the boundary, that FAB-T fooled.
+        by_probes: number that Square fooled.
+        by_schedule: number that large-to-small APGD fooled.
+        before: number that all fooled before the samples near the boundary were attacked.
+        share: margin (N,) after Square, as a share of the clean margin.
+        close: whether ascent came near the boundary (N,).
+        tried: whether a sample was attacked as one near the boundary (N,).
+        walked: whether the long FAB-T has run (N,).
+        ahead: whether Square reached a smaller margin than ascent (N,); in mode ``schedule``, half the clean margin.
+        helped: whether large-to-small APGD fooled any sample.
+        reason: why the mode changed.
+    """
+
+    members: tuple[Attack, ...]
+
+    def __init__(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG, near: float) -> None:
+        self.model, self.x, self.y, self.rng, self.near = model, x, y, rng, near
         with torch.no_grad():
             self.logits = model(x)
         self.classes = self.logits.shape[1]
@@ -422,6 +495,42 @@ class _Search:
         self.right = ~goal.criterion(self.logits)
         self.likeliest = wrong_classes(self.logits, y)[:, 0]
         self.loss: Loss = "dlr" if self.classes >= _TARGETED_CLASSES else "margin"
+        self.front: _Front | None = None
+        self.reason = ""
+        self._begin("ascent")
+
+    def _begin(self, mode: Mode) -> None:
+        self.mode, self.helped = mode, False
+        self.left = self.by_walks = self.by_probes = self.by_schedule = self.before = 0
+        self.walked, self.close, self.tried, self.ahead = (torch.zeros_like(self.right) for _ in range(4))
+        self.ascended, self.share = self.margin.clone(), torch.ones_like(self.margin)
+        self._scouts: Tensor | None = None
+
+    @property
+    def scouts(self) -> Tensor:
+        """The samples on which the stages of a mode run first (N,)."""
+        if self._scouts is None:
+            self._scouts = _some(self.right, _SCOUTS)
+        return self._scouts
+
+    def fail(self) -> None:
+        """Change the mode, since ascent fails."""
+        self.reason = self.reason or (
+            f"FAB-T, Square or large-to-small APGD fooled {self.fooled} of {self.left} images that "
+            "gradient ascent had left right and far from the boundary"
+        )
+        if self.mode == "ascent" and self.helped:
+            self._begin("schedule")
+        else:
+            self.mode = "rest"
+
+    @property
+    def fooled(self) -> int:
+        """Number of samples that other attacks fooled and that ascent had left far from the boundary.
+
+        A few may be chance. More show that ascent fails, and then its results on other samples are unreliable.
+        """
+        return self.by_walks + self.by_probes + self.by_schedule
 
     @property
     def remaining(self) -> Tensor:
@@ -438,9 +547,9 @@ class _Search:
 
     def nearer(self, rows: Tensor, most: int) -> Tensor:
         """Return the ``most`` samples of ``rows`` with the smallest margin relative to the clean image."""
-        return rows[self.share(rows, self.margin[rows]).argsort(stable=True)[:most]]
+        return rows[self.relative(rows, self.margin[rows]).argsort(stable=True)[:most]]
 
-    def share(self, rows: Tensor, margin: Tensor) -> Tensor:
+    def relative(self, rows: Tensor, margin: Tensor) -> Tensor:
         """Return margins (N,) of the samples ``rows`` as shares of the clean margin; 0 if that is a tie."""
         return margin / self.clean[rows].clamp_min(torch.finfo(margin.dtype).tiny)
 
@@ -462,89 +571,66 @@ class _Search:
         self.right[rows[fooled]] = False
         return margin
 
-    def run(self, attack: Attack, rows: Tensor, rng: SampleRNG) -> Tensor:
+    def run(self, attack: Attack, rows: Tensor) -> Tensor:
         """Run an attack on the samples ``rows``, and keep improvements; returns: as for :meth:`offer`."""
         if not len(rows):  # a network may not accept an empty batch
             return self.margin[rows]
-        return self.offer(rows, attack.perturb(self.model, self.x[rows], self.y[rows], rng.select(rows)))
+        return self.offer(rows, attack.perturb(self.model, self.x[rows], self.y[rows], self.rng.select(rows)))
 
-    def approach(self, walk: FAB, rows: Tensor, rng: SampleRNG) -> Tensor:
+    def approach(self, walk: FAB, rows: Tensor) -> Tensor:
         """As :meth:`run`; return the distance (N,) of the nearest adversarial image, inside or outside the ball."""
         if not len(rows):
             return self.margin[rows]
         x = self.x[rows]
-        images = walk.approach(self.model, x, self.y[rows], rng.select(rows))
+        images = walk.approach(self.model, x, self.y[rows], self.rng.select(rows))
         self.offer(rows, walk.kept(images, x))
         reach = walk.threat.distance(images, x)
         return torch.where(reach > 0, reach, torch.inf)
 
-
-class _Findings:
-    """Results of rounds 2 to 4, for the choice of round 5.
-
-    Attributes:
-        large_to_small: whether ascent uses a large-to-small eps schedule.
-        remaining: number of samples that ascent left right.
-        by_walks: number of them, far from the boundary, that FAB-T fooled.
-        by_probes: number that Square fooled.
-        by_schedule: number that large-to-small APGD fooled.
-        share: margin (N,) after Square, as a share of the clean margin.
-        close: whether ascent came near the boundary (N,).
-        walked: whether the long FAB-T has run (N,).
-        ahead: whether Square reached a smaller margin than ascent (N,); with ``large_to_small``, half the clean margin.
-        blind: whether the other attacks show that ascent fails.
-        scouting: whether the current group is the first ten samples.
-        helped: whether large-to-small APGD fooled any sample.
-    """
-
-    blind = helped = scouting = False
-
-    def __init__(self, search: _Search, near: float, large_to_small: bool = False) -> None:
-        self.search, self.near, self.large_to_small = search, near, large_to_small
-        self.remaining = self.by_walks = self.by_probes = self.by_schedule = 0
-        self.walked, self.close, self.ahead = (torch.zeros_like(search.right) for _ in range(3))
-        self.margin = search.margin.clone()
-        self.share = torch.ones_like(self.margin)
-
-    @property
-    def fooled(self) -> int:
-        """Number of samples that other attacks fooled and that ascent had left far from the boundary.
-
-        A few may be chance. More show that ascent fails, and then its results on other samples are unreliable.
-        """
-        return self.by_walks + self.by_probes + self.by_schedule
+    def cascade(self, attacks: Sequence[Attack], rows: Tensor) -> None:
+        """Run attacks one after another on those of the samples ``rows`` that remain."""
+        if len(rows):
+            self.offer(rows, cascade(attacks, self.model, self.x[rows], self.y[rows], self.rng.select(rows)))
 
     def taken(self, group: Tensor) -> Tensor:
         """Return the ten remaining samples of a group (N,), at most a third, with the smallest margin under Square."""
-        rows = self.search.among(group)
+        rows = self.among(group)
         return rows[self.share[rows].argsort(stable=True)[: _part(rows, 3, _SCOUTS)]]
+
+    def next_nearest(self) -> Tensor:
+        """Return the next samples that are attacked as ones near the boundary, since its distance differs by network.
+
+        Five, or one in 25 of the remaining ones if that is more, or one in ten if that is less.
+        """
+        rows = self.among(~self.tried)
+        return self.nearer(rows, max(_part(rows, 10, _NEXT), len(rows) // _EVERY))
 
     def record_ascent(self, rows: Tensor) -> None:
         """Record the margins of the samples that ascent left right."""
-        self.remaining += len(rows)
-        self.margin[rows] = self.search.margin[rows]
-        self.close[rows] = (self.margin[rows] < self.near * self.search.clean[rows]) | (self.margin[rows] <= 0)
+        self.left += len(rows)
+        self.ascended[rows] = self.margin[rows]
+        self.close[rows] = (self.ascended[rows] < self.near * self.clean[rows]) | (self.ascended[rows] <= 0)
 
     def fooled_far(self, rows: Tensor) -> int:
         """Return how many of these samples are fooled now and were left far from the boundary by ascent."""
-        return int((~self.search.right[rows] & ~self.close[rows]).sum())
+        return int((~self.right[rows] & ~self.close[rows]).sum())
 
     def record_square(self, rows: Tensor, margin: Tensor) -> None:
         """Record the final margins (N,) of Square."""
-        self.share[rows] = self.search.share(rows, margin)
-        self.ahead[rows] = margin < self.margin[rows]
-        if self.large_to_small:
+        self.share[rows] = self.relative(rows, margin)
+        self.ahead[rows] = margin < self.ascended[rows]
+        if self.mode == "schedule":
             self.ahead[rows] |= self.share[rows] < _HALF
 
 
 class _Front:
     """The best images of each sample towards a few different classes."""
 
-    def __init__(self, search: _Search, places: int) -> None:
-        count = len(search.x)
-        self.margin = torch.full((count, places), torch.inf, dtype=search.margin.dtype, device=search.x.device)
-        self.target = torch.full((count, places), -1, device=search.x.device)
-        self.image = search.x[:, None].repeat(1, places, *([1] * (search.x.ndim - 1)))
+    def __init__(self, state: _State, places: int) -> None:
+        count = len(state.x)
+        self.margin = torch.full((count, places), torch.inf, dtype=state.margin.dtype, device=state.x.device)
+        self.target = torch.full((count, places), -1, device=state.x.device)
+        self.image = state.x[:, None].repeat(1, places, *([1] * (state.x.ndim - 1)))
 
     def offer(self, rows: Tensor, targets: Tensor, images: Tensor, margin: Tensor) -> None:
         """Replace the worst images of the samples ``rows`` by ``images`` towards ``targets`` that are better."""

@@ -23,13 +23,13 @@ from robgib.attacks import (
     cascade,
 )
 from robgib.attacks.apgd import _changed, _sparse_step, checkpoints
-from robgib.attacks.fast import _Findings, _Search
+from robgib.attacks.fast import _State
 from robgib.attacks.linearization import boundary_distances, wrong_classes
 from robgib.attacks.square import _patterns, _pyramid, _sides, _window
 from robgib.errors import NoGradientError
 from robgib.models.inference import BatchedModel, count_queries
 from tests.attacks.test_minimal import advlib_or_skip
-from tests.unusual import Around, HardOfHearing
+from tests.unusual import HardOfHearing, Rippled, Terraces
 
 torchattacks = pytest.importorskip("torchattacks")
 
@@ -502,19 +502,6 @@ def test_the_fast_ensemble_saves_ascent_where_gradients_are_masked(digits_cnn, r
     assert few.cost < full.cost / 5
 
 
-class Terraces(Around):
-    """The network on coarse colours with soft edges: flat within ``flat`` of each, steep between."""
-
-    def __init__(self, model, flat):
-        super().__init__(model)
-        self.flat = flat
-
-    def forward(self, x):
-        near = (x * 4).round() / 4
-        away = x - near
-        return self.model(near + away.sign() * torch.relu(away.abs() - self.flat) * 0.125 / (0.125 - self.flat))
-
-
 @pytest.mark.slow
 def test_the_fast_ensemble_uses_a_large_to_small_schedule_on_a_plateau(digits_cnn, right_digits):
     x, y = (v[:48] for v in right_digits)
@@ -740,13 +727,6 @@ def test_fab_tells_what_it_found_outside_the_ball_and_skips_classes(digits_cnn, 
     each = torch.stack([wide.threat.distance(v, x) for v in (first, second)]).amin(0)
     both = wide.threat.distance(wide.approach(digits_cnn, x, y, rng), x)
     assert torch.allclose(both, each, rtol=2e-3)
-
-
-class Rippled(Around):
-    """The network behind ripples on every pixel: ascents end at many local maxima."""
-
-    def forward(self, x):
-        return self.model(x + 0.01 * torch.sin(600 * x))
 
 
 @pytest.mark.slow

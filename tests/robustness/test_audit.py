@@ -1,5 +1,7 @@
 """The audit: its bound is exact, a fall leads to all remaining samples, and a wrong figure comes down."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 import torch
@@ -59,6 +61,16 @@ def test_the_bound_holds_in_95_of_100_draws():
         audited = audit(auditor(hidden, []), known, ATTACK, "audit", spent=20 * 3 * ATTACK.cost, seed=seed)
         silent += audited.samples == 20
     assert silent <= stats.binom(400, 0.05).ppf(0.999)
+
+
+@pytest.mark.parametrize("total", range(1, 11))
+def test_the_bound_fails_in_one_of_20_of_all_draws_at_most(total):
+    """By enumeration of the draws: for every number of hidden samples, and a smaller bound fails more often."""
+    for drawn in range(total + 1):
+        most, draws = most_unseen(total, drawn), [set(draw) for draw in combinations(range(total), drawn)]
+        unseen = [sum(not draw & set(range(hidden)) for draw in draws) for hidden in range(total + 1)]
+        assert all(20 * count <= len(draws) for count in unseen[most + 1 :])
+        assert 20 * unseen[most] >= len(draws)
 
 
 def test_without_a_fall_the_figure_stays_and_the_bound_is_said():
