@@ -16,8 +16,8 @@ import argparse
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -25,8 +25,10 @@ from torch import Tensor, nn
 
 import robgib
 from benchmarks import built
-from robgib.attacks import AutoAttack, FastEnsemble, fast
-from robgib.robustness.run_attack import run_attack
+from robgib.attacks import APGD, Attack, AutoAttack, FastEnsemble, fast
+from robgib.models.inference import count_queries
+from robgib.robustness.audit import Auditor, audit
+from robgib.robustness.run_attack import AttackResult, after, run_attack
 
 CASES = [
     "digits-cnn,linf,0.06,800", "digits-cnn,l2,0.35,800", "digits-cnn-at,l2,0.7,800", "digits-cnn-at,linf,0.12,800",
@@ -44,9 +46,17 @@ ABLATED = [
     "rippled,l2,0.5,48", "rounded,linf,0.1,48", "a backbone without gradient,linf,0.06,48", "soft terraces,l2,0.7,48",
     "largest activations only,linf,0.06,48",
 ]  # fmt: skip
-CONSTANTS: list[dict[str, object]] = [
-    {"_RESTARTS": 0}, {"_PIECES": 0}, {"_YIELD": 0}, {"_SCHEDULE_SHARES": (1,) * 6}, {"_LOOKED": 10**9}, {"_SCOUTS": 20},
-    {"_SHORT_WALK": 1}, {"_HALF": 0}, {"_LONGER": 1}, {"_EVERY": 10**9}, {"_FADING": 0},
+AUDITED = [
+    "digits-mlp-relu,linf,0.05,400", "digits-cnn,linf,0.06,200", "digits-cnn,l2,0.35,200", "ViT,linf,0.05,150",
+    "ConvNeXt,linf,0.05,150", "weight-normalised,linf,0.05,200",
+]  # fmt: skip
+REPEATED = [
+    "a backbone without gradient,linf,0.06,60", "averaged over 5 × 5 pixels,linf,0.06,60",
+    "of another network,linf,0.06,60", "binary activations,linf,0.06,100", "largest activations only,linf,0.06,100",
+]  # fmt: skip
+CHANGES: list[dict[str, object]] = [
+    {"finalists": 1}, {"long": 25}, {"targets": 4}, {"_RESTARTS": 0}, {"_RESTARTS": 4}, {"_PIECES": 0}, {"_PIECES": 1},
+    {"_NEXT": 10},
 ]  # fmt: skip
 
 
@@ -83,7 +93,8 @@ def patched(constants: Mapping[str, object]) -> Iterator[None]:
 
 
 def without(stage: str) -> type[FastEnsemble]:
-    """Return the fast ensemble without the stages of a name; what they decide is decided without them."""
+    """Return the fast ensemble without the stages of a name. Without classes there are no finalists either."""
+    names = (stage, "finalists") if stage == "classes" else (stage,)
 
     @dataclass(frozen=True)
     class Ablated(FastEnsemble):
@@ -91,7 +102,7 @@ def without(stage: str) -> type[FastEnsemble]:
         def stages(self) -> tuple[fast.Stage, ...]:
             def nothing(state: object, rows: Tensor) -> None: ...
 
-            return tuple(fast.replace(s, run=nothing, repeats=False) if s.name == stage else s for s in super().stages)
+            return tuple(replace(s, run=nothing, repeats=False) if s.name in names else s for s in super().stages)
 
     return Ablated
 
@@ -102,13 +113,14 @@ def ablate(case: str, data_root: str | None) -> None:
     names = dict.fromkeys(stage.name for stage in FastEnsemble(norm, eps).stages)
     variants: list[tuple[str, type[FastEnsemble], Mapping[str, object]]] = [("all", FastEnsemble, {})]
     variants += [(f"without {name}", without(name), {}) for name in names if name != "cross-entropy"]
-    variants += [(str(constants), FastEnsemble, constants) for constants in CONSTANTS]
+    variants += [(", ".join(f"{k} {v}" for k, v in change.items()), FastEnsemble, change) for change in CHANGES]
     reference = run_attack(model, x, y, AutoAttack(norm, eps))
     print(f"| {case} | AutoAttack | {reference.right.mean():.1%} | {reference.passes.cost:,} | | |", flush=True)
     whole = None
-    for name, kind, constants in variants:
-        with patched(constants):
-            found = run_attack(model, x, y, kind(norm, eps))
+    for name, kind, change in variants:
+        with patched({name: value for name, value in change.items() if hasattr(fast, name)}):
+            fields = {name: value for name, value in change.items() if not hasattr(fast, name)}
+            found = run_attack(model, x, y, kind(norm, eps, **fields))  # type: ignore[arg-type]
         whole = whole or found
         more, passes = found.right.mean() - whole.right.mean(), found.passes.cost / whole.passes.cost - 1
         if name == "all" or more or passes:
@@ -133,23 +145,102 @@ def compare(case: str, data_root: str | None) -> None:
     )
 
 
+def audited(case: str, data_root: str | None) -> None:
+    """Print robust accuracy and passes of torchattacks' AutoAttack, and of the fast ensemble without and with audit."""
+    import torchattacks
+
+    name, _, budget, _ = case.split(",")
+    model, norm, eps, x, y = read_case(case, data_root)
+    official = torchattacks.AutoAttack(model, norm={"linf": "Linf", "l2": "L2"}[norm], eps=eps, n_classes=10, seed=0)
+    with count_queries(model) as passes, torch.random.fork_rng(devices=[]):
+        images = official(x, y)
+    theirs = float((model(images).argmax(1) == y).float().mean())
+    found = run_attack(model, x, y, FastEnsemble(norm, eps))
+    outcome = audit(auditor_of(model, x, y), found, AutoAttack(norm, eps), "audit", spent=found.passes.cost)
+    right, spent, note = found.right.mean(), found.passes.cost, "nothing to audit"
+    if outcome:
+        right, spent = outcome.result.right.mean(), spent + outcome.result.passes.cost
+        note = f"{outcome.samples} of {int(found.right.sum())}, bound {100 * outcome.bound:.1f}"
+    print(
+        f"| {name} | {norm} {budget} | {len(x)} | {theirs:.1%} | {found.right.mean():.1%} | {right:.1%} | {note} "
+        f"| {passes.cost:,} | {passes.cost / found.passes.cost:.1f} | {passes.cost / spent:.1f} |",
+        flush=True,
+    )
+
+
+def auditor_of(model: nn.Module, x: Tensor, y: Tensor) -> Auditor:
+    """Return what runs the attack of an audit."""
+
+    def run(attack: Attack, known: AttackResult, rows: np.ndarray, label: str) -> AttackResult:
+        return run_attack(model, x[rows], y[rows], attack, index=rows)
+
+    return run
+
+
+def repeat(case: str, data_root: str | None, draws: int) -> None:
+    """Print how often the bound of an audit holds, over draws of its sample, after APGD-CE and the fast ensemble."""
+    model, norm, eps, x, y = read_case(case, data_root)
+    attack = AutoAttack(norm, eps)
+    whole = run_attack(model, x, y, attack)
+
+    def looked_up(attack: Attack, known: AttackResult, rows: np.ndarray, label: str) -> AttackResult:
+        fields = ("prediction", "right", "right_8bit", "linf", "l2", "distance")
+        part = {name: getattr(whole, name)[rows] for name in fields}
+        return replace(whole, **part, pictures={}, attacked=None, steps=None)  # type: ignore[arg-type]
+
+    fast_found = run_attack(model, x, y, FastEnsemble(norm, eps))
+    for name, known in (("APGD-CE", run_attack(model, x, y, APGD(norm, eps))), ("fast", fast_found)):
+        truth = after(known, whole).right.mean()
+        hidden = round(len(x) * (known.right.mean() - truth))
+        for bound in (None, 0.05):
+            options = {"spent": fast_found.passes.cost, "bound": bound}
+            run = partial(audit, looked_up, known, attack, "audit", **options)  # type: ignore[arg-type]
+            each = [run(seed=seed) for seed in range(draws)]
+            if each[0] is None:
+                continue
+            held = np.mean([a is not None and a.result.right.mean() - a.bound <= truth + 1e-9 for a in each])
+            silent = [a for a in each if a is not None and a.samples < known.right.sum()]
+            size = silent[0].samples if silent else int(known.right.sum())
+            most = f"{100 * silent[0].bound:.1f}" if silent else ""
+            asked = "default" if bound is None else f"{bound:.0%}"
+            print(
+                f"| {case.split(',')[0]} | {name} | {asked} | {len(x)} "
+                f"| {int(known.right.sum())} | {hidden} | {size} | {most} | {1 - len(silent) / draws:.1%} | {held:.1%} |",
+                flush=True,
+            )
+
+
+def table_of(columns: str, text: int) -> None:
+    """Print the head of a table whose first ``text`` columns are text."""
+    names = columns.split(",")
+    print("|", " | ".join(names), "|")
+    print("|", " | ".join(["---"] * text + ["--:"] * (len(names) - text)), "|", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--cases", nargs="+")
     parser.add_argument("--data-root", default=None)
     parser.add_argument("--ablate", action="store_true")
+    parser.add_argument("--audit", action="store_true")
+    parser.add_argument("--repeats", type=int, default=0)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
     if options.ablate:
-        print("| case | variant | robust | passes | points | % passes |\n| --- | --- | --: | --: | --: | --: |", flush=True)
-        for case in options.cases or ABLATED:
-            ablate(case, options.data_root)
-        return
-    columns = "model budget images AutoAttack fast passes fast ratio s fast fast-alone AutoAttack-alone"
-    print(f"| {' | '.join(columns.split())} |")
-    print("| --- | --- | --: | --: | --: | --: | --: | --: | --: | --: | --- | --- |", flush=True)
-    for case in options.cases or CASES:
-        compare(case, options.data_root)
+        cases, columns, text, run = ABLATED, "case,variant,robust,passes,points,% passes", 2, ablate
+    elif options.audit:
+        columns = "model,budget,images,AutoAttack,fast,with audit,audited,passes,ratio,ratio with audit"
+        cases, text, run = AUDITED, 2, audited
+    elif options.repeats:
+        columns = "model,before the audit,asked,images,remain,AutoAttack fools,sample,bound,draws that fall,bound holds"
+        cases, text, run = REPEATED, 3, partial(repeat, draws=options.repeats)
+    else:
+        columns = "model,budget,images,AutoAttack,fast,passes,fast,ratio,s,fast,fast alone,AutoAttack alone"
+        cases, text, run = CASES, 2, compare
+    table_of(columns, text)
+    for case in options.cases or cases:
+        run(case, options.data_root)
 
 
 if __name__ == "__main__":

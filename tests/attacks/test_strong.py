@@ -515,24 +515,6 @@ def test_the_fast_ensemble_uses_a_large_to_small_schedule_on_a_plateau(digits_cn
         assert robust(model, x, y, FastEnsemble("l2", 0.7)) <= reference
 
 
-def test_walks_go_on_for_as_long_as_samples_fall(digits_cnn, right_digits):
-    """In groups of five, in order of the margin, with the result of FAB-T on each."""
-    x, y = (v[:25] for v in right_digits)
-    rng = SampleRNG(0, range(len(x)))
-    for eps, walked in ((1e-3, 5), (0.6, 25)):
-        attack = FastEnsemble("l2", eps)
-        search = _Search(digits_cnn, x, y)
-        seen = _Findings(search, attack.near, large_to_small=True)
-        attack._walk(search, seen, rng)
-        assert int(seen.walked.sum()) == walked
-        alone = FAB("l2", eps, targeted=True, targets=3, steps=100).perturb(digits_cnn, x, y, rng)
-        fooled = digits_cnn(alone).argmax(1) != y
-        assert not search.right[seen.walked & fooled].any()
-        if walked == 5:
-            assert not fooled.any()
-            assert seen.walked[search.clean.argsort(stable=True)[:5]].all()
-
-
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_square_continues_from_the_result_of_ascent(digits_cnn, right_digits, norm):
     """Never to a worse image, never out of the ball, and further than from its own patterns."""
@@ -569,14 +551,14 @@ def test_random_search_goes_on_only_where_it_gains(digits_cnn, right_digits, mon
 
     monkeypatch.setattr(Square, "search", counted)
     attack = FastEnsemble("linf", 1e-5)
-    search = _Search(digits_cnn, x, y)
-    attack._polish(search, search.remaining, SampleRNG(0, range(len(x))))
+    state = _State(digits_cnn, x, y, SampleRNG(0, range(len(x))), attack.near)
+    attack._polish(state, state.remaining)
     assert took == [12]
-    assert bool(search.right.all())
+    assert bool(state.right.all())
     took.clear()
     attack = FastEnsemble("linf", 0.08)
-    search = _Search(digits_cnn, x, y)
-    attack._polish(search, search.remaining, SampleRNG(0, range(len(x))))
+    state = _State(digits_cnn, x, y, SampleRNG(0, range(len(x))), attack.near)
+    attack._polish(state, state.remaining)
     assert took[0] == 12
     assert 1 < len(took) <= 5
     assert all(later < earlier for earlier, later in pairwise(took))
@@ -590,12 +572,10 @@ def test_a_sample_that_ties_on_the_clean_image_counts_as_nearest(right_digits):
 
     x, y = torch.zeros(6, 1, 4, 4), torch.zeros(6, dtype=torch.long)
     x[3:, 0, 0, 0] = 0.9
-    search = _Search(Tied(), x, y)
-    assert search.remaining.tolist() == list(range(6))
-    assert search.nearer(search.remaining, 3).tolist() == [3, 4, 5]
-    seen = _Findings(search, 0.05)
-    seen.record_ascent(search.remaining)
-    assert seen.close.tolist() == [False] * 3 + [True] * 3
+    state = _State(Tied(), x, y, SampleRNG(0, range(6)), 0.05)
+    assert state.remaining.tolist() == list(range(6))
+    assert state.nearer(state.remaining, 3).tolist() == [3, 4, 5]
+    assert state.close.tolist() == [False] * 3 + [True] * 3
 
 
 class Flat(nn.Module):
@@ -620,7 +600,8 @@ def test_all_is_tried_on_a_sample_near_the_boundary(monkeypatch):
     def ascend(self, model, x, goal, rng, start=None):
         calls.append(("ascent", self.steps, start is not None))
         towards.append(goal.labels.tolist())
-        return (x if start is None else start,)
+        kept = x if start is None else start
+        return kept, goal.value(model(kept)), torch.zeros(len(x), dtype=torch.bool)
 
     def search_of(self, model, x, goal, rng, start=None):
         calls.append(("square", self.queries, start is not None))
@@ -631,82 +612,81 @@ def test_all_is_tried_on_a_sample_near_the_boundary(monkeypatch):
     monkeypatch.setattr(APGD, "ascend", ascend)
     monkeypatch.setattr(Square, "search", search_of)
     attack = FastEnsemble("l2", 0.5)
-    search = _Search(Turning(), torch.zeros(1, 1, 2, 2), torch.zeros(1, dtype=torch.long))
-    search.image[:] = 1
-    attack._push(
-        search, search.remaining, _Findings(search, attack.near), [Square("l2", 0.5, queries=7)], SampleRNG(0, [0])
-    )
+    x, y = torch.zeros(1, 1, 2, 2), torch.zeros(1, dtype=torch.long)
+    state = _State(Turning(), x, y, SampleRNG(0, [0]), attack.near)
+    state.image[:] = 1
+    attack._push(state, state.remaining)
     begun = [("ascent", 100, True), *[("square", 50, False), ("ascent", 50, True)] * 8]
-    assert calls == [*begun, ("square", 500, True), ("ascent", 30, True), ("square", 7, False)]
+    assert calls == [*begun, ("square", 500, True), ("ascent", 30, True), *[("ascent", 100, False)] * 3]
     # The class likeliest on the clean image and on the best, in turn.
-    assert towards == [[2], *[[1], [2]] * 4, [2]]
+    assert towards[:10] == [[2], *[[1], [2]] * 4, [2]]
 
 
-@pytest.mark.parametrize(
-    ("count", "falls", "given"), [(100, 0, [20]), (100, 1, [20, 80]), (300, 0, [30]), (300, 2, [30, 270])]
-)
-@pytest.mark.parametrize("large_to_small", [False, True])
-def test_fab_runs_on_all_samples_if_it_fools_one_of_few(count, falls, given, large_to_small, monkeypatch):
-    """Of twenty, or a tenth; Square runs on all remaining samples, five times longer with the schedule."""
+@pytest.mark.parametrize("mode", ["ascent", "schedule"])
+@pytest.mark.parametrize(("falls", "given"), [(0, [10]), (1, [10, 90])])
+def test_fab_runs_on_all_samples_if_it_fools_one_of_ten(mode, falls, given, monkeypatch):
+    """And Square on all that remain."""
     attack = FastEnsemble("l2", 0.5)
-    search = _Search(Flat(), torch.zeros(count + 7, 1, 2, 2), torch.zeros(count + 7, dtype=torch.long))
+    state = _State(Flat(), torch.zeros(100, 1, 2, 2), torch.zeros(100, dtype=torch.long), SampleRNG(0, range(100)), 0)
+    state._begin(mode)
     walked, probed = [], []
 
-    def run(attack, rows, rng):
+    def run(attack, rows):
         walks = isinstance(attack, FAB)
-        (walked if walks else probed).append(len(rows) if walks else (len(rows), attack.queries))
-        search.right[rows[:falls]] = False
-        return search.margin[rows]
+        (walked if walks else probed).append(len(rows))
+        state.right[rows[: falls if walks else 0]] = False
 
-    monkeypatch.setattr(search, "run", run)
-    monkeypatch.setattr(FastEnsemble, "_ascend_by_schedule" if large_to_small else "_ascend", lambda *_: None)
-    seen = _Findings(search, attack.near, large_to_small=large_to_small)
-    seen.walked[:7] = True  # at length, before
-    attack._explore(search, torch.ones(count + 7, dtype=torch.bool), seen, SampleRNG(0, range(count + 7)))
+    monkeypatch.setattr(state, "run", run)
+    for stage in attack.stages:
+        if stage.name in ("boundary steps", "queries") and mode in stage.modes:
+            stage.perform(state)
     assert walked == given
-    assert seen.by_walks == falls * len(given)
-    assert probed == [(count + 7 - falls * len(given), 250 if large_to_small else 50)]
-    assert seen.by_probes == falls
+    assert state.walks == falls * len(given)
+    assert sum(probed) == 100 - falls * len(given)
+    assert state.mode == ("rest" if state.walks >= 2 else mode)
 
 
 @pytest.mark.parametrize(
-    ("falls", "given"),
-    [
-        ((0.0,) * 6, [(25, 100), (50, 50)]),
-        ((0.5, 0.0, 0.0), [(25, 100), (50, 50), (100, 25)]),
-        ((0.1, 0.1, 0.1, 0.0), [(25, 100), (50, 90), (100, 81), (100, 73)]),
-    ],
+    ("falls", "given"), [((0.0, 1.0), [100]), ((0.5, 0.1, 0.04, 1.0), [100, 50, 45]), ((1.0, 1.0), [100])]
 )
-def test_the_schedule_ends_when_it_fools_few(falls, given, monkeypatch):
-    """The nearer half after a short one in vain; none after that, or after a full one."""
+def test_the_schedule_is_repeated_until_it_fools_few(falls, given, monkeypatch):
     attack = FastEnsemble("l2", 0.5)
-    search = _Search(Flat(), torch.zeros(100, 1, 2, 2), torch.zeros(100, dtype=torch.long))
-    seen = _Findings(search, attack.near, large_to_small=True)
+    state = _State(Flat(), torch.zeros(100, 1, 2, 2), torch.zeros(100, dtype=torch.long), SampleRNG(0, range(100)), 0)
     calls, shares = [], iter(falls)
 
-    def run(attack_run, rows, rng):
-        calls.append((attack_run.steps, len(rows)))
-        search.right[rows[: round(next(shares) * len(rows))]] = False
+    def run(attack_run, rows):
+        calls.append(len(rows))
+        state.right[rows[: round(next(shares) * len(rows))]] = False
 
-    monkeypatch.setattr(search, "run", run)
-    monkeypatch.setattr(FastEnsemble, "_walk", lambda *_: None)
-    attack._ascend_by_schedule(search, torch.ones(100, dtype=torch.bool), seen, SampleRNG(0, range(100)))
+    monkeypatch.setattr(state, "run", run)
+    attack._repeat_schedule(state, state.remaining)
     assert calls == given
+
+
+def test_stages_have_names_and_end_with_autoattack():
+    names = [stage.name for stage in FastEnsemble("linf", 0.1).stages]
+    assert names[0] == "cross-entropy"
+    assert names[-1] == "AutoAttack"
+    documented = FastEnsemble.__doc__
+    assert all(f"**{name}**" in documented for name in dict.fromkeys(names) if name not in UNLISTED)
+
+
+UNLISTED = {"AutoAttack", "repeated schedule"}
 
 
 def test_random_search_from_the_result_of_ascent_is_stronger_than_longer_ascent(digits_cnn, right_digits):
     """Behind ripples ascent stalls near the boundary; after one square it continues."""
     x, y = (v[:60] for v in right_digits)
     model = Rippled(digits_cnn).eval()
-    search = _Search(model, x, y)
     rng = SampleRNG(0, range(len(x)))
+    state = _State(model, x, y, rng, 0.05)
     attack = FastEnsemble("linf", 0.1)
     goal = Objective.untargeted(y, "ce")
-    search.offer(search.remaining, APGD("linf", 0.1).ascend(model, x, goal, rng)[0])
-    rows, margin = search.remaining, search.margin.clone()
-    attack._polish(search, rows, rng)
-    polished = margin[rows] - search.margin[rows]
-    again = _Search(model, x, y)
+    state.offer(state.remaining, APGD("linf", 0.1).ascend(model, x, goal, rng)[0])
+    rows, margin = state.remaining, state.margin.clone()
+    attack._polish(state, rows)
+    polished = margin[rows] - state.margin[rows]
+    again = _State(model, x, y, rng, 0.05)
     again.offer(rows, APGD("linf", 0.1, steps=700).ascend(model, x[rows], goal.select(rows), rng.select(rows))[0])
     ascended = margin[rows] - again.margin[rows]
     assert float(polished.mean()) > float(ascended.mean())
