@@ -202,10 +202,10 @@ def repeat(case: str, data_root: str | None, draws: int) -> None:
             silent = [a for a in each if a is not None and a.samples < known.right.sum()]
             size = silent[0].samples if silent else int(known.right.sum())
             most = f"{100 * silent[0].bound:.1f}" if silent else ""
-            asked = "default" if bound is None else f"{bound:.0%}"
+            fell, asked = 1 - len(silent) / draws, "default" if bound is None else f"{bound:.0%}"
             print(
                 f"| {case.split(',')[0]} | {name} | {asked} | {len(x)} "
-                f"| {int(known.right.sum())} | {hidden} | {size} | {most} | {1 - len(silent) / draws:.1%} | {held:.1%} |",
+                f"| {int(known.right.sum())} | {hidden} | {size} | {most} | {fell:.1%} | {held:.1%} |",
                 flush=True,
             )
 
