@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
+from pydantic import Field
 from rich.markup import escape
 from rich.table import Table
 
 import robgib
 from robgib.cli.common import Catalogue, Quiet, help_when_alone, out, show_entry
-from robgib.cli.options import names_of
+from robgib.cli.options import names_of, with_options
 from robgib.errors import RobGIBError, unknown_name
 from robgib.files import atomic_directory, check_writable
+from robgib.options import Count, Seed, check, option
 
 app = typer.Typer(help="The information estimators.")
 app.callback(invoke_without_command=True)(help_when_alone)
@@ -58,47 +62,52 @@ def _usable(classes: dict[str, type[robgib.Estimator]], extra: list[Path]) -> li
     return usable
 
 
+@dataclass(frozen=True)
+class ValidationOptions:
+    """What to validate, and how often."""
+
+    estimator: Sequence[str] | None = option(None, "Estimator, as NAME[:key=value,…]; repeatable.", shown="all")
+    task: Sequence[str] | None = option(
+        None,
+        "Task: variables, or a network; 'pictures' takes all networks on pictures; repeatable.",
+        shown="all that need no data set",
+    )
+    repeats: Annotated[int, Field(ge=2)] = option(20, "Draws of each task.")
+    every: bool = option(False, "Also validate outside the regimes that an estimator claims.")
+    seed: Seed = option(0, "Seed of the draws.")
+    jobs: Count = option(1, "Processes that share the repeats.")
+    add: bool = option(False, "Keep the results that the folder holds for other tasks.")
+
+    def __post_init__(self) -> None:
+        check(self, "the validation")
+
+
+@with_options
 def validate_estimators(
-    estimator: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option(help="Estimator, as NAME[:key=value,…]; repeatable.", show_default="all"),
-    ] = None,
-    task: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option(
-            help="Task: variables, or a network; 'pictures' takes all networks on pictures; repeatable.",
-            show_default="all that need no data set",
-        ),
-    ] = None,
-    repeats: Annotated[int, typer.Option(min=2, help="Draws of each task.")] = 20,
-    every: Annotated[
-        bool, typer.Option("--every", help="Also validate outside the regimes that an estimator claims.")
-    ] = False,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the draws.")] = 0,
-    jobs: Annotated[int, typer.Option(min=1, help="Processes that share the repeats.")] = 1,
     out_folder: Annotated[
         Path, typer.Option("--out", help="Folder for validation.csv, validation.html and estimators.md.")
     ] = Path("runs/validation"),
-    add: Annotated[bool, typer.Option("--add", help="Keep the results that the folder holds for other tasks.")] = False,
     catalogue: Catalogue = None,
     quiet: Quiet = False,
+    *,
+    options: ValidationOptions,
 ) -> None:
     """Compare information estimates with variables and networks of known information."""
 
     extra = list(catalogue or [])
-    chosen = robgib.validation.chosen_tasks(task)
+    chosen = robgib.validation.chosen_tasks(options.task)
     classes = {n: e.estimator for n, e in robgib.information.estimator_catalogue(extra).items()}
-    makers = [robgib.information.make_estimator(e, extra) for e in estimator or _usable(classes, extra)]
+    makers = [robgib.information.make_estimator(e, extra) for e in options.estimator or _usable(classes, extra)]
     check_writable(out_folder)
-    former = robgib.reporting.read_validation(out_folder / "validation.csv") if add else None
+    former = robgib.reporting.read_validation(out_folder / "validation.csv") if options.add else None
     with robgib.runtime.progress_bars(not quiet, always=True) as progress:
         results = robgib.validation.validate(
             makers,
             chosen,
-            repeats=repeats,
-            seed=seed,
-            every=every,
-            jobs=jobs,
+            repeats=options.repeats,
+            seed=options.seed,
+            every=options.every,
+            jobs=options.jobs,
             progress=progress,
         )
     if results.empty:
@@ -118,7 +127,7 @@ def validate_estimators(
     for name, of_estimator in results[~results["figure"].isin(["single-feature", "leave-one-out"])].groupby(
         "estimator", sort=False
     ):
-        table = Table(title=f"{name} against the truth, {repeats} repeats (bits)", title_justify="left")
+        table = Table(title=f"{name} against the truth, {options.repeats} repeats (bits)", title_justify="left")
         table.add_column("task", overflow="fold")
         table.add_column("figure", no_wrap=True)
         columns = ("truth", "bias", "sd", "coverage", "verdict")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -12,8 +13,10 @@ from rich.table import Table
 
 import robgib
 from robgib.cli.common import AllowCode, Catalogue, DataRoot, Device, Group, Names, Quiet, help_when_alone, out
+from robgib.cli.options import with_options
 from robgib.errors import RobGIBError, first_line
 from robgib.files import cache_folder, check_file, write_file
+from robgib.options import Count, check, option
 
 app = typer.Typer(help="The model zoo.")
 app.callback(invoke_without_command=True)(help_when_alone)
@@ -74,12 +77,22 @@ def zoo_train(
 _SHARES = ("train_accuracy", "test_accuracy")
 
 
+@dataclass(frozen=True)
+class TableOptions:
+    """What the table of the zoo measures."""
+
+    attack: str = option("pgd-linf:steps=20", "Attack of the table.")
+    samples: Count = option(2000, "Test images to attack.")
+
+    def __post_init__(self) -> None:
+        check(self, "the table")
+
+
 @app.command("table")
+@with_options
 def zoo_table(
     names: Names = None,
     group: Group = None,
-    attack: Annotated[str, typer.Option(help="Attack of the table.")] = "pgd-linf:steps=20",
-    samples: Annotated[int, typer.Option(min=1, help="Test images to attack.")] = 2000,
     out_file: Annotated[
         Optional[Path], typer.Option("--out", help="Markdown file to write, such as zoo/README.md.")  # noqa: UP045
     ] = None,
@@ -88,11 +101,14 @@ def zoo_table(
     data_root: DataRoot = None,
     catalogue: Catalogue = None,
     quiet: Quiet = False,
+    *,
+    options: TableOptions,
 ) -> None:
     """Measure the clean and robust accuracy of models, and write a table; train missing models first."""
     where = robgib.runtime.resolve_device(device)
     extra = list(catalogue or [])
     recipes = robgib.zoo.chosen(names or (), group, extra, some=True, allow_code=allow_code)
+    attack, samples = options.attack, options.samples
     robgib.attacks.make_attack(attack, extra=extra)
     if out_file:
         check_file(out_file)

@@ -40,7 +40,7 @@ from robgib.models.normalization import Normalization, Ported
 from robgib.models.pretrained import is_pretrained, is_transformers_folder, load_pretrained
 from robgib.models.programs import is_program
 from robgib.models.registry import build, check_architecture, check_file_architecture
-from robgib.options import Context, ModelOptions, gather
+from robgib.options import Context, InformationOptions, ModelOptions, gather
 from robgib.registry import load_plugins
 from robgib.results import csv_text
 from robgib.runtime import Progress, environment, network_faults, progress_bars
@@ -97,9 +97,8 @@ def trace_recipe(
     *,
     keep: bool = False,
     samples: int = 2000,
-    features: str = "auto",
-    pmi: bool = False,
-    progress: Progress | None = None,
+    options: InformationOptions | None = None,
+    context: Context | None = None,
     **fields: Any,
 ) -> tuple[Trace, dict[str, Any]]:
     """Train a recipe's model and trace the information in its layers (:func:`~robgib.training.trace`).
@@ -112,28 +111,17 @@ def trace_recipe(
         estimators: specifications of estimators.
         keep: whether to keep that folder.
         samples: largest number of samples to estimate on.
-        features: partition of the input.
-        pmi: whether to weigh samples by pointwise mutual information.
-        progress: called with (task, done, total, note).
-        fields: ``device`` and ``catalogue`` (:class:`~robgib.options.Context`); the default device is the CPU.
+        options: layers, features and resolution (:class:`~robgib.options.InformationOptions`).
+        context: device, plug-ins and progress (:class:`~robgib.options.Context`); the default is the CPU.
+        fields: fields of ``options`` and ``context`` by name, such as ``features="pixels"`` or ``device="cuda"``.
 
     Returns:
         The trace, and the training's record.
     """
-    (context,) = gather("trace_recipe", fields, Context(device="cpu"))
-    device, catalogue = context.device, context.catalogue
+    options, context = gather("trace_recipe", fields, options or InformationOptions(), context or Context(device="cpu"))
+    device, catalogue, progress = context.device, context.catalogue, context.progress
     networks, record = trained_epochs(recipe, data, out, at, device=device, catalogue=catalogue, progress=progress)
-    result = trace(
-        networks,
-        data,
-        estimators,
-        samples=samples,
-        features=features,
-        pmi=pmi,
-        device=device,
-        catalogue=catalogue,
-        progress=progress,
-    )
+    result = trace(networks, data, estimators, samples=samples, options=options, context=context)
     if not keep:
         shutil.rmtree(out.with_suffix(".epochs"))
     return result, record

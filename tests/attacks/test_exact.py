@@ -788,6 +788,26 @@ class Bright(nn.Module):
         return torch.stack([0 * mean, 100 * (mean - 0.55)], 1)
 
 
+class OfColour(Bright):
+    """The same, of images of three channels alone."""
+
+    def forward(self, x):
+        assert x.shape[1:] == (3, 6, 6)
+        return super().forward(x)
+
+
+def test_a_search_says_which_images_of_several_channels_are_fooled():
+    x = torch.full((2, 3, 6, 6), 0.54)
+    x[1] = 0.1
+    attack = Square("linf", 0.1, queries=60)
+    goal = Objective.untargeted(torch.zeros(2, dtype=torch.long), "margin")
+    found, value, fooled = attack.search(OfColour(), x, goal, SampleRNG(0, range(2)))
+    assert fooled.tolist() == [True, False]
+    means = found.flatten(1).mean(1)
+    assert value.tolist() == pytest.approx((100 * (means - 0.55)).tolist(), abs=1e-3)
+    assert Square("linf", 0.1, queries=60, restarts=3).cost == 90
+
+
 def test_square_stops_a_sample_when_it_is_fooled():
     x = torch.full((3, 1, 6, 6), 0.5)
     x[1], x[2] = 0.7, 0.2

@@ -1,11 +1,11 @@
-"""Functions of information, training and validation stay short and take few parameters."""
+"""Functions of information, training, validation and the zoo stay short and take few parameters."""
 
 import ast
 from pathlib import Path
 
 import robgib
 
-ROOMS = ("information", "training", "validation")
+ROOMS = ("information", "training", "validation", "zoo")
 LONGEST, MOST_PARAMETERS = 60, 10
 EXEMPT = {"masked_network.train"}  # 11 parameters: its options are not one object yet
 
