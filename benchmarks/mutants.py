@@ -48,7 +48,10 @@ TESTS: dict[str, tuple[str, ...]] = {
     "robgib/attacks/threat_model.py": ("tests/attacks/test_exact.py", "tests/attacks/test_threat_model.py"),
     **dict.fromkeys(
         [f"robgib/studies/{name}.py" for name in ("agreement", "claims", "ladder", "strata")],
-        tuple(f"tests/studies/test_{name}.py" for name in ("exact_claims", "exact_ladder", "exact_strata", "claims")),
+        tuple(
+            f"tests/studies/test_{name}.py"
+            for name in ("exact_claims", "exact_claim_parts", "exact_ladder", "exact_strata")
+        ),
     ),
     "robgib/information/binned.py": ("tests/information/test_exact_measures.py", "tests/information/test_binned.py"),
     "robgib/information/discrete.py": ("tests/information/test_exact_measures.py",),
