@@ -95,10 +95,12 @@ def weights_moved(model: nn.Module, loss: Tensor, size: float) -> Iterator[None]
     """Move the weights up a loss while the block runs: each matrix or kernel by ``size`` times its own norm.
 
     One step of adversarial weight perturbation (Wu et al. 2020, equations 8 to 10); biases and norms' factors stay.
+    Buffers are restored, so that the statistics of batch norms are those of the weights before the move.
     """
     moved = [p for p in model.parameters() if p.dim() > 1 and p.requires_grad]
     slopes = torch.autograd.grad(loss, moved, allow_unused=True)
     before = [p.detach().clone() for p in moved]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     with torch.no_grad():
         for p, slope in zip(moved, slopes, strict=True):
             if slope is not None:
@@ -109,6 +111,8 @@ def weights_moved(model: nn.Module, loss: Tensor, size: float) -> Iterator[None]
         with torch.no_grad():
             for p, own in zip(moved, before, strict=True):
                 p.copy_(own)
+            for buffer, own in buffers:
+                buffer.copy_(own)
 
 
 def gaussian_complexity(x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:

@@ -470,3 +470,16 @@ def test_the_published_set():
         assert sum(r.training.adversary is not None and r.training.adversary.trades is not None for r in of_family) == 1
         assert sum(r.training.noise > 0 for r in of_family) == 1
         assert sum(r.training.penalty is not None for r in of_family) == 1
+
+
+def test_moved_weights_leave_the_statistics_of_batch_norms(digits):
+    """A pass at moved weights is no second sight of the batch."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.BatchNorm1d(10)).train()
+    x, y = digits.train.x[:32], digits.train.y[:32]
+    loss = nn.functional.cross_entropy(net(x), y)
+    before = {name: value.clone() for name, value in net.named_buffers()}
+    with weights_moved(net, loss, 0.01):
+        nn.functional.cross_entropy(net(x), y).backward()
+    assert int(net[2].num_batches_tracked) == 1
+    assert all(torch.equal(value, before[name]) for name, value in net.named_buffers())
+    assert net[1].weight.grad.abs().sum() > 0
