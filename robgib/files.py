@@ -17,6 +17,7 @@ import time
 import urllib.error
 import urllib.request
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,7 +27,7 @@ import numpy as np
 import platformdirs
 from filelock import FileLock, Timeout
 
-from robgib.errors import RobGIBError, RobGIBWarning
+from robgib.errors import RobGIBError, RobGIBWarning, first_line
 from robgib.reading import DEEPEST, check_regular, too_deep
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "digest",
     "download",
     "parts_in",
+    "read_array",
     "read_json",
     "sha256",
     "write_file",
@@ -69,6 +71,31 @@ def read_json(path: Path) -> Any:
 
 
 _LONGEST_NAME = 200  # bytes: file systems take 255, and names in the making are longer
+
+
+def read_array(path: str | Path, what: str) -> np.ndarray:
+    """Return the array of a ``.npy`` file, which is mapped and not yet in memory.
+
+    Args:
+        path: the file.
+        what: it holds, in the plural, for the message.
+
+    Raises:
+        RobGIBError: the file is missing, is no regular file, or holds no array of numbers.
+
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     np.save(Path(folder) / "fog.npy", np.eye(2))
+    ...     read_array(Path(folder) / "fog.npy", "images").shape
+    (2, 2)
+    """
+    try:
+        check_regular(Path(path))
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(array, np.ndarray):
+            raise ValueError("it holds several arrays")
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise RobGIBError(f"{what} {str(path)!r} cannot be read as a .npy file: {first_line(error)}.") from error
+    return np.asarray(array)
 
 
 def check_writable(root: Path) -> None:

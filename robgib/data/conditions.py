@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from robgib.errors import RobGIBError, first_line
+from robgib.files import read_array
 
 __all__ = ["read_masks", "read_targets"]
 
@@ -160,10 +161,7 @@ def _from_csv(path: Path, total: int) -> dict[int, int]:
 def _array(value: Any, what: str) -> np.ndarray:
     """Return an array, or that of a ``.npy`` file."""
     if isinstance(value, str | Path):
-        try:
-            return np.asarray(np.load(value, allow_pickle=False))
-        except (OSError, ValueError, EOFError) as error:
-            raise RobGIBError(f"{what} {str(value)!r} cannot be read as a .npy file: {first_line(error)}.") from error
+        return read_array(value, what)
     if isinstance(value, Tensor):
         return value.detach().cpu().numpy()
     return np.asarray(value)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from robgib.data.corruptions import CORRUPTIONS, corrupt
-from robgib.errors import RobGIBError, first_line
+from robgib.errors import RobGIBError
+from robgib.files import read_array
 from robgib.models.inference import PreparedModel, answers
 from robgib.options import Context, gather
 from robgib.results import table
@@ -102,10 +103,10 @@ def corrupted_files_accuracy(
     files = sorted(path for path in folder.glob("*.npy") if path.name != "labels.npy")
     if not files:
         raise RobGIBError(f"{folder} holds no arrays of corrupted images, such as fog.npy with labels.npy.")
-    labels = _read(folder / "labels.npy")
+    labels = read_array(folder / "labels.npy", "labels")
     rows = []
     for path in files:
-        images = _read(path)
+        images = read_array(path, "images")
         count = len(images) // _SEVERITIES
         _check_fit(path, images, labels, shape)
         some = np.sort(np.random.default_rng(context.seed).permutation(count)[:samples])
@@ -128,14 +129,6 @@ def _row(name: str, severity: int, shares: float, count: int) -> tuple[Any, ...]
     right = int(shares) if shares.is_integer() else shares
     low, high = clopper_pearson(right, count)
     return name, severity, right, count, right / count, low, high
-
-
-def _read(path: Path) -> np.ndarray:
-    """Return the array of a file, not yet in memory."""
-    try:
-        return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
-    except (OSError, ValueError, EOFError) as error:
-        raise RobGIBError(f"{path} cannot be read as an array: {first_line(error)}.") from error
 
 
 def _check_fit(path: Path, images: np.ndarray, labels: np.ndarray, shape: Sequence[int]) -> None:

@@ -169,7 +169,7 @@ def test_corrupted_images_from_files(tmp_path):
     x, y = torch.zeros(6, 3, 4, 4), torch.zeros(6, dtype=torch.int64)
     options = {"signs": False, "curve": False}
     tables = evaluate(Bright(), x, y, ["fgsm-linf"], corruptions_from=tmp_path, all_corruptions=True, **options)
-    assert set(tables["corruptions"]["corruption"]) == set(COMMON_CORRUPTIONS)
+    assert set(tables["corruptions"]["corruption"]) == {*COMMON_CORRUPTIONS, "fog (files)"}
     assert len(tables["corruptions"]) == 16 * 5
     tables = evaluate(Bright(), x, y, ["fgsm-linf"], corruptions_from=tmp_path, **options)
     assert len(tables["corruptions"]) == 5
