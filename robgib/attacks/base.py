@@ -31,6 +31,7 @@ __all__ = [
     "Attack",
     "MinimumNormAttack",
     "TransformAttack",
+    "aimed",
     "check_aim",
     "given_to",
     "images_and_labels",
@@ -317,10 +318,14 @@ def given_to(attack: Attack, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """
     if not (attack.pooled or attack.aims):
         return x.clone().as_subclass(Tensor), y.clone().as_subclass(Tensor)
-    rows = torch.arange(len(y), device=y.device)
+    return x.clone(), aimed(x, y.clone(), torch.arange(len(y), device=y.device))
+
+
+def aimed(x: Tensor, y: Tensor, rows: Tensor | None = None) -> Tensor:
+    """Return labels ``y`` (N,) that carry the masks and targets of images ``x`` (N, …), and ``rows`` (N,)."""
     mask, targets = carried(x, "mask"), carried(x, "targets")
     aims = None if targets is None else carry(targets.clone(), rows=rows, mask=mask)
-    return x.clone(), carry(y.clone(), rows=rows, mask=mask, targets=aims)
+    return carry(y, rows=rows, mask=mask, targets=aims)
 
 
 def images_and_labels(x: Tensor | ArrayLike, y: Tensor | ArrayLike) -> tuple[Tensor, Tensor]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from robgib.attacks.base import Attack, given_to
+from robgib.attacks.base import Attack, TransformAttack, given_to
 from robgib.attacks.threat_model import KINDS
 from robgib.errors import RobGIBError
 from robgib.models.adapt import as_module
@@ -48,7 +49,8 @@ class Transfer(Attack):
     @classmethod
     def of(cls, attack: Attack, surrogate: object) -> Transfer:
         """Return the transfer of an attack from a surrogate: a network or any function of images."""
-        return cls(attack.norm, attack.eps, eot=attack.eot, attack=attack, surrogate=as_module(surrogate))
+        kind = TransferredTransformation if isinstance(attack, TransformAttack) else cls
+        return kind(attack.norm, attack.eps, eot=attack.eot, attack=attack, surrogate=as_module(surrogate))
 
     def at(self, eps: float) -> Attack:
         """See :meth:`Attack.at`."""
@@ -61,7 +63,38 @@ class Transfer(Attack):
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
         """See :meth:`Attack.perturb`; ``model`` is not called."""
+        return self._found(self.attack.perturb, x, y, rng)
+
+    def _found(self, look: Callable[..., Tensor], x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
+        """Return what a method of the attack finds on the surrogate."""
         attacked = BatchedModel(self.surrogate, _BATCH) if self.attack.pooled else self.surrogate
         with eval_mode(self.surrogate):
-            images: Tensor = self.attack.perturb(attacked, *given_to(self.attack, x, y), rng)
+            return look(attacked, *given_to(self.attack, x, y), rng)
+
+
+@dataclass(frozen=True)
+class TransferredTransformation(Transfer, TransformAttack):
+    """A transfer of a transformation, whose images are made again from the parameters that the attack chose."""
+
+    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
+        """See :meth:`Attack.perturb`."""
+        return TransformAttack.perturb(self, model, x, y, rng)
+
+    def find_parameters(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
+        """See :meth:`TransformAttack.find_parameters`; ``model`` is not called."""
+        return self._found(self.attack.find_parameters, x, y, rng)
+
+    def transform(self, x: Tensor, parameters: Tensor) -> Tensor:
+        """See :meth:`TransformAttack.transform`."""
+        images: Tensor = self.attack.transform(x, parameters)
         return images
+
+    def sizes(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """See :meth:`TransformAttack.sizes`."""
+        size, allowed = self.attack.sizes(parameters)
+        return size, allowed
+
+    def made(self, label: str, parameters: object, x: Tensor) -> tuple[Tensor, Tensor]:
+        """See :meth:`TransformAttack.made`."""
+        images, size = self.attack.made(label, parameters, x)
+        return images, size

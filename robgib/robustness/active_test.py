@@ -8,7 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from robgib.attacks.base import Attack
+from robgib.attacks.base import Attack, given_to
+from robgib.attacks.carried import carried, carry, masked
 from robgib.attacks.threat_model import ThreatModel, per_sample
 from robgib.errors import NoGradientError, RobGIBError, RobGIBWarning
 from robgib.models.inference import BatchedModel, PreparedModel
@@ -76,7 +77,8 @@ def planted_found(
 
     Args:
         prepared: the model, in eval mode.
-        x: images (N, …); those in whose ball no image can be planted are left out.
+        x: images (N, …); those in whose ball no image can be planted are left out. If they carry a mask, all images
+            differ inside it only.
         threat: the threat model.
         attacks: the attacks, by label; attacks that do not run on two classes are left out.
         seed: seed of the random images and of the attacks.
@@ -89,8 +91,9 @@ def planted_found(
     if last is None:
         return {}
     features = Features(prepared.model, last)
+    x = carry(x.as_subclass(Tensor), mask=carried(x, "mask"))  # without targets: there are two classes here
     for row in range(len(x)):
-        readout = _planted(features, x[row], threat, SampleRNG(seed, [row]), prepared.batch_size)
+        readout = _planted(features, x[row : row + 1], threat, SampleRNG(seed, [row]), prepared.batch_size)
         if readout is None:
             continue
         for label in list(hits_of):
@@ -108,24 +111,25 @@ def _finds(attack: Attack, readout: Readout, x: Tensor, seed: int) -> bool:
     label = torch.zeros(1, dtype=torch.long, device=x.device)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RobGIBWarning)  # the attack has already emitted its warnings
-        images = attack.perturb(model, x.clone(), label, SampleRNG(seed, [0])).detach()
+        images = attack.perturb(model, *given_to(attack, x, label), SampleRNG(seed, [0])).detach()
     with torch.no_grad():
         return bool((readout(images).argmax(1) == 1).item()) and bool(attack.threat.allows(images, x).item())
 
 
 def _planted(features: Features, x: Tensor, threat: ThreatModel, rng: SampleRNG, batch: int) -> Readout | None:
-    """Return a classifier with one planted image in the ball of an image ``x`` (…), or None if none can be planted."""
-    directions = torch.stack([rng.normal(tuple(x.shape), x.device)[0] for _ in range(_INNER + 1)])
+    """Return a classifier with one planted image in the ball of an image ``x`` (1, …), or None if none can be."""
+    shape = tuple(x.shape[1:])
+    directions = masked(torch.cat([rng.normal(shape, x.device) for _ in range(_INNER + 1)]), x)
     inner, planted = directions[:-1], directions[-1:]
     if threat.norm == "linf":
-        shrunk = torch.stack([2 * rng.uniform(tuple(x.shape), x.device)[0] - 1 for _ in range(_INNER)])
+        shrunk = masked(torch.cat([2 * rng.uniform(shape, x.device) - 1 for _ in range(_INNER)]), x)
         inner, planted = _INSIDE * threat.eps * shrunk, threat.eps * planted.sign()
     else:
         size = threat.distance(directions, torch.zeros_like(directions))
         unit = directions / per_sample(size, directions)
         inner, planted = _INSIDE * threat.eps * unit[:-1], threat.eps * unit[-1:]
     low, high = threat.box
-    images = torch.cat([x[None], (x + inner).clamp(low, high), (x + planted).clamp(low, high)])
+    images = torch.cat([x.as_subclass(Tensor), (x + inner).clamp(low, high), (x + planted).clamp(low, high)])
     with torch.no_grad():
         z = torch.cat([features(part) for part in images.split(batch)]).double()
     centred = z - z[:-1].mean(0)

@@ -13,14 +13,23 @@ import torch
 from torch import Tensor, nn
 
 from robgib.attacks.apgd import APGD, SCHEDULE_START
-from robgib.attacks.base import Attack, MinimumNormAttack, objective_gradient, projected_gradient_ascent
+from robgib.attacks.base import (
+    Attack,
+    MinimumNormAttack,
+    aimed,
+    given_to,
+    objective_gradient,
+    projected_gradient_ascent,
+)
+from robgib.attacks.carried import carried
 from robgib.attacks.fab import FAB
 from robgib.attacks.fast import FastEnsemble
 from robgib.attacks.fgsm import FGSM
-from robgib.attacks.objective import Objective, misclassified
+from robgib.attacks.objective import Objective
 from robgib.attacks.pgd import PGD
 from robgib.attacks.square import Square
 from robgib.attacks.threat_model import CONVEX_NORMS, ThreatModel
+from robgib.attacks.transfer import Transfer
 from robgib.errors import NoGradientError
 from robgib.models.adapt import differ, finite_answers, seeded
 from robgib.models.inference import BatchedModel, PreparedModel, eval_mode, prepare
@@ -46,6 +55,8 @@ GRADIENT = "the gradient is not the function's"
 """The name of the gradient check."""
 PLANTED_NAME = "planted images are missed"
 """The name of the active test."""
+UNBOUNDED = "unbounded eps does not reach 0"
+BOUNDARY = "boundary steps beat ascent"
 SHIFT = "others fool what ascent leaves"
 WEAKER = "weaker than a short attack"
 CHECKS = (
@@ -57,9 +68,9 @@ CHECKS = (
     "zero gradients",
     "loss does not grow",
     "one step beats many",
-    "unbounded eps does not reach 0",
+    UNBOUNDED,
     "black box beats gradients",
-    "boundary steps beat ascent",
+    BOUNDARY,
     "large-to-small eps beats ascent",
     "more effort still helps",
     SHIFT,
@@ -83,6 +94,8 @@ _DRAWS = 5  # draws over which a stochastic model is averaged here
 _LEAST_PLANTED = 6  # planted images; fewer show nothing
 _MISSED = 0.2  # share of them that an attack may miss
 _PGD = 20  # steps of the short attack
+_OF_TRANSFERS = ("random outputs", "outputs depend on the batch")
+"""Checks of the model that say something of attacks on a surrogate, beside the gradient check of the surrogate."""
 _TOO_DEAR = "left out: it would take more than half of the attacks' passes (--signs runs it)"
 _STALLED = (
     "gradient attacks stall: use a loss that does not saturate (margin, dlr), replace the operation without gradient "
@@ -158,7 +171,8 @@ def failure_indicators(
 
     Args:
         model: classifier on ``device``, or the result of :func:`~robgib.models.inference.prepare`.
-        x: correctly classified images (N, …) in [0, 1]; the first ``samples`` are used.
+        x: correctly classified images (N, …) in [0, 1]; the first ``samples`` are used. If they carry masks or targets,
+            the checks change pixels of the mask only, and count the targets only.
         y: their labels (N,).
         threat: the threat model of the attacks.
         attacks: the attacks that ran, by name, each with the shares (N,) of right answers that it left on ``x``. The
@@ -173,7 +187,8 @@ def failure_indicators(
     Returns:
         The checks of :data:`CHECKS`, in order. A check is left out if it runs attacks under L0, if it needs a gradient
         and the model has none ("zero gradients" is then seen), or if it needs ``attacks`` and there are none. Without
-        images the list is empty.
+        images the list is empty. A check that says nothing with masks, targets or a surrogate is in the list with the
+        reason.
 
     >>> import robgib
     >>> model, data = robgib.load_model("digits-cnn")
@@ -232,8 +247,12 @@ def examine(
     prepared = model if isinstance(model, PreparedModel) else prepare(model, x, device=device)
     with eval_mode(prepared.model), seeded(context.seed, device):
         look = _Look(prepared, x, y, threat, context.seed)
-        checks, passes = _cheap_enough(look, _direct(look, done.gradient, device), done.passes, done.whole)
-        checks += _by_attacks(look, replace(done, passes=passes)) if _has_ascent(threat) else []
+        reasons = _inapplicable(x, [attack for attack, _ in done.attacks.values()], done.gradient)
+        direct = [check for check in _direct(look, done.gradient, device) if check[0] not in reasons]
+        checks, passes = _cheap_enough(look, direct, done.passes, done.whole)
+        checks += _by_attacks(look, replace(done, passes=passes), reasons) if _has_ascent(threat) else []
+        checks += [(name, partial(_left_out, name, f"does not apply: {reason}")) for name, reason in reasons.items()]
+        checks.sort(key=lambda check: CHECKS.index(check[0]))
         indicators: list[FailureIndicator] = []
         for number, (name, check) in enumerate(checks):
             try:
@@ -254,6 +273,27 @@ def _has_ascent(threat: ThreatModel) -> bool:
     return threat.norm in CONVEX_NORMS
 
 
+def _inapplicable(x: Tensor, attacks: Sequence[Attack], gradient: FailureIndicator | None = None) -> dict[str, str]:
+    """Return the checks that say nothing under the conditions of the attacks, with the reason.
+
+    Args:
+        x: images, which may carry masks and targets.
+        attacks: the attacks that ran.
+        gradient: the result of the gradient check, which may be that of a surrogate.
+    """
+    reasons: dict[str, str] = {}
+    if carried(x, "targets") is not None:
+        reasons[UNBOUNDED] = "a target class may be out of reach at any eps"
+        reasons[BOUNDARY] = "FAB-T chooses its target classes itself"
+    if carried(x, "mask") is not None:
+        reasons[UNBOUNDED] = "an image of which a mask holds a part may stay right at any eps"
+    if any(isinstance(attack, Transfer) for attack in attacks):
+        why = "the attacks follow the gradient of the surrogate, and not the model's"
+        sound = (*_OF_TRANSFERS, *(() if gradient is None else (GRADIENT,)))
+        reasons |= dict.fromkeys((name for name in CHECKS if name not in sound), why)
+    return reasons
+
+
 def _direct(look: _Look, gradient: FailureIndicator | None, device: torch.device) -> list[_NamedCheck]:
     """The checks that look at the model itself."""
     prepared, x, y = look.prepared, look.x, look.y
@@ -267,22 +307,26 @@ def _direct(look: _Look, gradient: FailureIndicator | None, device: torch.device
     ]
 
 
-def _by_attacks(look: _Look, done: Done) -> list[_NamedCheck]:
-    """The checks that run attacks, or compare those that ran; the last ones get a quarter of the passes."""
+def _by_attacks(look: _Look, done: Done, without: Mapping[str, str]) -> list[_NamedCheck]:
+    """The checks that run attacks, or compare those that ran; the last ones get a quarter of the passes.
+
+    Those of the names in ``without`` are left out.
+    """
     attacks, whole = done.attacks, done.whole
     reserved = done.passes // 4 if done.passes is not None and attacks else 0
     costly = None if done.passes is None else done.passes - reserved
-    checks, rest = _affordable(look, _costly(look, attacks), attacks, costly, whole)
+    wanted = [check for check in _costly(look, attacks) if check.name not in without]
+    checks, rest = _affordable(look, wanted, attacks, costly, whole)
     if not attacks:
         return checks
     limit = None if done.passes is None else reserved
     active = partial(_moot, PLANTED_NAME, whole) if whole else partial(_planted, look, attacks, done.costs, limit)
-    return [
-        *checks,
+    compared: list[_NamedCheck] = [
         (SHIFT, lambda: _shift(attacks)),
         (PLANTED_NAME, active),
         (WEAKER, lambda: _weaker(look, attacks, done.costs, rest, whole)),
     ]
+    return [*checks, *(check for check in compared if check[0] not in without)]
 
 
 def gradient_indicator(
@@ -328,7 +372,7 @@ def weaker_than_reference(
     (context,) = gather("weaker_than_reference", fields, context or Context(device="cpu"))
     device = torch.device(context.device)
     x, y = x[:SAMPLES].to(device), y[:SAMPLES].to(device)
-    if not len(x) or threat.norm not in CONVEX_NORMS:
+    if not len(x) or threat.norm not in CONVEX_NORMS or WEAKER in _inapplicable(x, [a for a, _ in attacks.values()]):
         return {}
     with eval_mode(prepared.model), seeded(context.seed, device):
         try:
@@ -341,7 +385,7 @@ class _Look:
     """The samples of the checks, and the samples that the attacks of the checks leave right."""
 
     def __init__(self, prepared: PreparedModel, x: Tensor, y: Tensor, threat: ThreatModel, seed: int) -> None:
-        self.x, self.y, self.threat, self.seed = x, y, threat, seed
+        self.x, self.y, self.threat, self.seed = x, aimed(x, y), threat, seed
         draws = _DRAWS if prepared.random else 1
         self.random, self.calls, self.prepared = prepared.random, prepared.model, prepared
         self.model = BatchedModel(prepared.model, prepared.batch_size, random=prepared.random, draws=draws)
@@ -360,11 +404,16 @@ class _Look:
     def right(self, name: str, attack: Attack) -> Tensor:
         """Return which samples (N,) the attack leaves right."""
         if name not in self._right:
-            x_adv = attack.perturb(self.model, self.x, self.y, SampleRNG(self.seed, range(len(self.x))))
+            given = given_to(attack, self.x, self.y)
+            x_adv = attack.perturb(self.model, *given, SampleRNG(self.seed, range(len(self.x))))
             with torch.no_grad():
-                self._right[name] = ~misclassified(self.model(x_adv), self.y)
+                self._right[name] = ~self.fools(self.model(x_adv))
             self.keep(x_adv, ~self._right[name])
         return self._right[name]
+
+    def fools(self, logits: Tensor) -> Tensor:
+        """Whether logits (N, classes) are a success of an attack: a wrong class, or the target."""
+        return Objective.untargeted(self.y, "margin").criterion(logits)
 
     def keep(self, x_adv: Tensor, fooled: Tensor) -> None:
         """Keep the first adversarial image in the ball of each image; of a stochastic model it may be a lucky draw."""
@@ -388,9 +437,9 @@ def _costly(look: _Look, attacks: Mapping[str, tuple[Attack, np.ndarray]]) -> li
     return [
         _Check("loss does not grow", lambda: _flat_loss(look), pgd),
         _Check("one step beats many", lambda: _fewer_steps(look), pgd + 3),
-        _Check("unbounded eps does not reach 0", lambda: _unbounded(look), 3 * 50),
+        _Check(UNBOUNDED, lambda: _unbounded(look), 3 * 50),
         _Check("black box beats gradients", lambda: _black_box(look), _QUERIES + scheduled),
-        _Check("boundary steps beat ascent", lambda: _boundary_steps(look, attacks), 3 * 20 * _TARGETS, True),
+        _Check(BOUNDARY, lambda: _boundary_steps(look, attacks), 3 * 20 * _TARGETS, True),
         _Check("large-to-small eps beats ascent", lambda: _large_to_small(look, attacks), 0, True),
         _Check("more effort still helps", lambda: _more_effort(look, attacks), 2 * scheduled, True),
     ]
@@ -574,7 +623,7 @@ def _flat_loss(look: _Look) -> FailureIndicator:
     with torch.no_grad():
         before, after = goal.value(look.model(x)), look.model(x_adv)
     flat = ~(goal.value(after) > before) & finite_answers(after)
-    look.keep(x_adv, misclassified(after, look.y))
+    look.keep(x_adv, look.fools(after))
     return FailureIndicator(
         "loss does not grow",
         _many(flat),
@@ -599,7 +648,7 @@ def _unbounded(look: _Look) -> FailureIndicator:
     # restarts fool by chance.
     remaining = look.right("unbounded", APGD(whole.norm, whole.eps, steps=50))
     return FailureIndicator(
-        "unbounded eps does not reach 0",
+        UNBOUNDED,
         _many(remaining, _RARE),
         f"APGD of 50 steps with the whole box as its ball leaves {_percent(remaining)} right"
         f"{_seeing(len(remaining), _RARE)}",
@@ -658,7 +707,7 @@ def _boundary_steps(look: _Look, attacks: Mapping[str, tuple[Attack, np.ndarray]
     return _outdone(
         look,
         attacks,
-        "boundary steps beat ascent",
+        BOUNDARY,
         look.right("fab-t", FAB(look.threat.norm, look.threat.eps, targeted=True, targets=_TARGETS, steps=20)),
         f"FAB-T of {_TARGETS} classes and 20 steps",
         "gradient ascent stalls here, with more steps too, and steps onto the linearised boundary do not: add fab-t or "

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from robgib.attacks.base import objective_gradient
+from robgib.attacks.carried import carried, masked
 from robgib.attacks.objective import Objective
 from robgib.models.adapt import seeded
 from robgib.models.inference import BatchedModel, PreparedModel, eval_mode
@@ -72,7 +73,8 @@ def gradient_error(
 
     Args:
         prepared: the model.
-        x: images (N, …) in [0, 1]; the first :data:`GRADIENT_IMAGES` are used.
+        x: images (N, …) in [0, 1]; the first :data:`GRADIENT_IMAGES` are used. If they carry a mask, noise and
+            directions stay inside it.
         y: their labels (N,).
         seed: seed of noise, directions and of the draws of a stochastic model, which are the same in all calls.
         device: device of the model.
@@ -95,7 +97,7 @@ def gradient_error(
         if not compared.repeats(x, _REPEATS[prepared.random]):
             return GradientError(np.zeros(len(x)), 1.0, repeatable=False)
         rng = SampleRNG(seed, range(len(x)))
-        shares = [compared.share(_noisy(x, size, rng), y, rng) for size in _NOISE]
+        shares = [compared.share(_noisy(x, size, rng), y, x, rng) for size in _NOISE]
         share = torch.stack(shares).amax(0)
     return GradientError(share.cpu().numpy(), _FINE_BOUND if dtype == torch.float64 else _COARSE_BOUND)
 
@@ -117,7 +119,7 @@ def _in_float64(prepared: PreparedModel, x: Tensor) -> tuple[nn.Module, torch.dt
 
 def _noisy(x: Tensor, size: float, rng: SampleRNG) -> Tensor:
     """Add uniform noise to images (N, …), turned inwards at the faces of the box, where networks may clip."""
-    noise = size * (2 * rng.uniform(tuple(x.shape[1:]), x.device).to(x.dtype) - 1)
+    noise = masked(size * (2 * rng.uniform(tuple(x.shape[1:]), x.device).to(x.dtype) - 1), x)
     outside = (x + noise < 0) | (x + noise > 1)
     return torch.where(outside, x - noise, x + noise)
 
@@ -144,20 +146,21 @@ class _Compared:
         others = (self.logits(x) for _ in range(calls - 1))
         return all(torch.allclose(first, other, rtol=1e-4, atol=1e-6, equal_nan=True) for other in others)
 
-    def share(self, z: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
-        """Return shares (N,) of squared error at the images ``z`` (N, …)."""
+    def share(self, z: Tensor, y: Tensor, x: Tensor, rng: SampleRNG) -> Tensor:
+        """Return shares (N,) of squared error at the images ``z`` (N, …), inside the masks that ``x`` carries."""
         goal = Objective.untargeted(y, "margin")
         gradient, logits = self.same_draws(lambda: objective_gradient(self.model, z, goal))
-        slope = gradient.flatten(1)
+        slope = masked(gradient, x).flatten(1)
         rounding = _ROUNDING * torch.finfo(z.dtype).eps * logits.abs().nan_to_num(0, 0, 0).amax(1)
         fine = z.dtype == torch.float64
         own = nn.functional.normalize(slope, dim=1, eps=1e-300 if fine else 1e-30)
         along = self._error(z, goal, [own], slope, _STEP if fine else _COARSE, rounding)
-        aside = [
-            nn.functional.normalize(rng.normal((slope.shape[1],), z.device).to(z.dtype), dim=1)
-            for _ in range(_DIRECTIONS)
-        ]
-        step = _STEP if fine else _PIXEL * math.sqrt(slope.shape[1])
+        shape = tuple(z.shape[1:])
+        drawn = (masked(rng.normal(shape, z.device).to(z.dtype), x).flatten(1) for _ in range(_DIRECTIONS))
+        aside = [nn.functional.normalize(one, dim=1) for one in drawn]
+        mask = carried(x, "mask")
+        pixels = slope.shape[1] if mask is None else float(mask.flatten(1).sum(1).double().mean())
+        step = _STEP if fine else _PIXEL * math.sqrt(pixels)
         return torch.maximum(along, self._error(z, goal, aside, slope, step, rounding))
 
     def _error(
