@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from torch import Tensor
 
 from robgib.attacks.base import Attack, check_aim
 from robgib.attacks.carried import carry
+from robgib.attacks.registry import NamedAttack
+from robgib.attacks.threat_model import NORMS
 from robgib.attacks.transfer import Transfer
 from robgib.data.conditions import read_masks, read_targets
 from robgib.data.dataset import Dataset
@@ -52,6 +55,7 @@ from robgib.robustness.evaluate import (
     under_budgets,
 )
 from robgib.robustness.gradient_check import GRADIENT_IMAGES, GRADIENT_PASSES
+from robgib.robustness.random_points import check_random_points
 from robgib.runtime import Progress, environment, faults_of, first_device, progress_bars, resolve_device
 
 __all__ = [
@@ -212,9 +216,23 @@ class _Work:
     context: Context
     record: Record
     weights: str
-    request: str
-    conditions: Mapping[str, Tensor] = field(default_factory=dict)
-    source: Mapping[str, Any] = field(default_factory=dict)
+    conditions: Mapping[str, Tensor]
+    source: Mapping[str, Any]
+
+    @functools.cached_property
+    def request(self) -> str:
+        """Digest of everything that determines the result."""
+        data = self.data
+        return digest(
+            {
+                "robgib": [version("robgib"), SCHEMA_VERSION, torch.__version__],
+                "model": [self.name, self.weights, _code(self.net), self.source],
+                "data": [data.name, data.digest, data.test.shuffled, data.train.shuffled],
+                "code": [_code(thing) for thing in (*self.attacks.values(), *self.estimators)],
+                "options": self.options,
+                "device": torch.device(self.context.device).type,
+            }
+        )
 
     @property
     def options(self) -> dict[str, Any]:
@@ -247,15 +265,9 @@ def _work(
         RobGIBError: input that cannot be used.
     """
     net = as_module(model)
-    where = resolve_device(context.device)
-    context = replace(context, device=where)
+    context = replace(context, device=resolve_device(context.device))
     # Check names before reading images, which can take long.
-    if isinstance(attack.transfer_from, str):
-        raise RobGIBError("transfer_from must be the surrogate itself: robgib.load_model(name)[0].")
-    given = attack.attacks
-    if attack.targets is not None and isinstance(given, str) and given in BUDGETS:
-        given = [f"{stem}-{norm}" for norm, _ in threat_models(attack.norm, attack.eps) for stem in _AIMING]
-    attacks = read_attacks(given, context.catalogue, norm=attack.norm, eps=attack.eps)
+    attacks = _read_attacks(attack, context)
     estimators = named_estimators(information.estimators, context.seed, context.catalogue)
     _check_layers(net, information.layers)
     samples = information.information_samples
@@ -265,33 +277,57 @@ def _work(
     if samples is None:
         samples = _information_samples(dataset, attack.samples)
     attack = replace(attack, cascade=in_cascade(attack.attacks, attack.cascade))
-    named = under_budgets(attacks, {**dataset.eps, **given_eps(attack.norm, attack.eps)})
-    check_budgets(named, dataset.shape)
     conditions = _conditions(dataset, attack, context.seed)
-    if attack.transfer_from is not None:
-        named = {label: Transfer.of(one, attack.transfer_from) for label, one in named.items()}
-    attack = _without_checks(attack, conditions)
-    for label, one in named.items():
-        check_aim(one, carry(torch.zeros(1), **conditions), label)
+    named = _fitted_attacks(attacks, attack, dataset, conditions)
     check_suited(estimators, dataset, samples)
     for cut in partitions_of(information.features, dataset.shape) if estimators else ():
         check_features(cut, dataset.shape)
-    information = replace(information, information_samples=samples)
-    weights, source = weights_digest(net), dict(record.source or {})
-    work = _Work(
-        net, dataset, name, named, estimators, attack, information, context, record, weights, "", conditions, source
+    return _Work(
+        net,
+        dataset,
+        name,
+        named,
+        estimators,
+        _without_audit(attack, conditions),
+        replace(information, information_samples=samples),
+        context,
+        record,
+        weights_digest(net),
+        conditions,
+        dict(record.source or {}),
     )
-    request = digest(
-        {
-            "robgib": [version("robgib"), SCHEMA_VERSION, torch.__version__],
-            "model": [name, weights, _code(net), source],
-            "data": [dataset.name, dataset.digest, dataset.test.shuffled, dataset.train.shuffled],
-            "code": [_code(thing) for thing in (*named.values(), *estimators)],
-            "options": work.options,
-            "device": where.type,
-        }
-    )
-    return replace(work, request=request)
+
+
+def _read_attacks(attack: AttackOptions, context: Context) -> dict[str, Attack | NamedAttack]:
+    """Return the attacks by label, before the data are known; with targets, those that reach them replace a budget."""
+    if isinstance(attack.transfer_from, str):
+        raise RobGIBError("transfer_from must be the surrogate itself: robgib.load_model(name)[0].")
+    given = attack.attacks
+    if attack.targets is not None and isinstance(given, str) and given in BUDGETS:
+        given = [f"{stem}-{norm}" for norm, _ in threat_models(attack.norm, attack.eps) for stem in _AIMING]
+    return read_attacks(given, context.catalogue, norm=attack.norm, eps=attack.eps)
+
+
+def _fitted_attacks(
+    attacks: Mapping[str, Attack | NamedAttack],
+    attack: AttackOptions,
+    data: Dataset,
+    conditions: Mapping[str, Tensor],
+) -> dict[str, Attack]:
+    """Return the attacks under the budgets of the data, from the surrogate if there is one.
+
+    Raises:
+        RobGIBError: an attack does not fit the images or the targets, or has no ball for random points.
+    """
+    named = under_budgets(attacks, {**data.eps, **given_eps(attack.norm, attack.eps)})
+    check_budgets(named, data.shape)
+    if attack.random_points is not None:
+        check_random_points(one.threat for one in named.values())
+    if attack.transfer_from is not None:
+        named = {label: Transfer.of(one, attack.transfer_from) for label, one in named.items()}
+    for label, one in named.items():
+        check_aim(one, carry(torch.zeros(1), **conditions), label)
+    return named
 
 
 _AIMING = ("apgd-ce", "pgd", "square")
@@ -312,17 +348,20 @@ def _conditions(data: Dataset, attack: AttackOptions, seed: int) -> dict[str, Te
     return conditions
 
 
-def _without_checks(attack: AttackOptions, conditions: Mapping[str, Tensor]) -> AttackOptions:
-    """Leave out what is not defined for masks, targets and transfers, unless it is asked for.
+def _without_audit(attack: AttackOptions, conditions: Mapping[str, Tensor]) -> AttackOptions:
+    """Leave out the audit, which is not defined for targets and transfers.
 
-    The indicators attack any pixel and any class of the model itself, and AutoAttack has no given targets.
+    Raises:
+        RobGIBError: it was asked for.
     """
-    if not conditions and attack.transfer_from is None:
+    if "targets" not in conditions and attack.transfer_from is None:
         return attack
-    if attack.signs:
-        raise RobGIBError("--signs and --mask, --targets or --transfer-from exclude each other; give one.")
-    audited = 0 if "targets" in conditions or attack.transfer_from is not None else attack.audit
-    return replace(attack, signs=False, audit=audited)
+    if attack.audit:
+        raise RobGIBError(
+            "--audit and --targets or --transfer-from exclude each other: AutoAttack aims at classes of its own, on "
+            "the model itself; give one."
+        )
+    return replace(attack, audit=0)
 
 
 def _measure(work: _Work, context: Context) -> Run:
@@ -445,20 +484,23 @@ def _plan(work: _Work, costs: Mapping[str, int], count: int, forward: float) -> 
     if work.attacks:
         each = {label: 3 * cost * count for label, cost in costs.items()}
         attacked = sum(each.values())
+        budgets = dict.fromkeys(attack.threat for attack in work.attacks.values())
         audited = {
             threat: sum(each[label] for label, a in work.attacks.items() if a.threat == threat)
-            for threat in dict.fromkeys(attack.threat for attack in work.attacks.values())
+            for threat in budgets
             if audit_wanted([a for a in work.attacks.values() if a.threat == threat], options.audit)
         }
-        half = (attacked + sum(audited.values())) // 2
-        check = GRADIENT_PASSES * min(count, GRADIENT_IMAGES)
+        check = GRADIENT_PASSES * min(count, GRADIENT_IMAGES) * (options.signs is not False)
+        half = max(0, (attacked + sum(audited.values())) // 2 - check)
+        points = (options.random_points or 0) * count * sum(threat.norm in NORMS for threat in budgets)
         passes |= {
-            "gradient check": (check * (options.signs is not False), "--no-signs"),
+            "gradient check": (check, "--no-signs"),
             "attacks": (attacked, "--quick" if options.attacks in ("standard", "full") else "--samples"),
             "audit by AutoAttack": (sum(audited.values()), "--no-audit"),
             "attack-failure indicators": (_share_of(half, "signs", options.signs), "--no-signs"),
             "curve against eps": (_share_of(half, "curve", options.curve), "--no-curve"),
             "common corruptions": (_share_of(half, "corruptions", options.corruptions), "--no-corruptions"),
+            "random points": (points, "--random-points"),
         }
     return [PlannedPart(name, int(n), forward * n, switch) for name, (n, switch) in passes.items() if n]
 

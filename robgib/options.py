@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import operator
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -351,6 +351,9 @@ class AttackOptions(_Checked):
     corruptions_from: Path | None = option(
         None, "Folder with corrupted images, as of CIFAR-10-C: labels.npy, and NAME.npy with five severities."
     )
+    random_points: Count | None = option(
+        None, "Also measure the share of so many random points of each image's ball that keep the label.", shown="none"
+    )
     certify: bool = option(False, "Also prove samples robust, with bounds on the network (small networks only).")
     audit: Share | None = option(
         None,
@@ -431,6 +434,19 @@ class EngineOptions(_Checked):
     )
 
 
+@typing.runtime_checkable
+class WorkersProtocol(typing.Protocol):
+    """What computes calls elsewhere: see :class:`robgib.engines.Workers`, whose import takes long."""
+
+    engine: Any
+
+    def run(self, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
+        """Call the function with each of ``calls``, and yield the results as they are ready."""
+
+    def share_once(self, owner: object, make: Callable[[], Any]) -> Any:
+        """Share the value that ``make`` returns, once for each ``owner``."""
+
+
 @dataclass(frozen=True)
 class Context(_Checked):
     """The context of a computation: its seed, its device, and the folders that it reads."""
@@ -446,7 +462,7 @@ class Context(_Checked):
     """Storage of finished parts, from which an interrupted computation resumes; by default nothing is stored."""
     progress: Progress | None = dataclasses.field(default=None, compare=False)
     """Called with (task, done, total, note)."""
-    workers: Any = dataclasses.field(default=None, compare=False)
+    workers: WorkersProtocol | None = dataclasses.field(default=None, compare=False)
     """What computes the shards of attacks, a :class:`robgib.engines.Workers`; None is this process."""
 
     def report(self, task: str, done: int, total: int, note: str = "") -> None:

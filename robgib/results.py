@@ -46,7 +46,7 @@ __all__ = [
     "with_present_names",
 ]
 
-SCHEMA_VERSION = 8
+SCHEMA_VERSION = 9
 """Kept in every run folder. Folders without one are of version 1."""
 
 
@@ -313,6 +313,14 @@ SCHEMA: Mapping[str, tuple[Column, ...]] = {
         Column("accuracy", "number", "accuracy", "share"),
         *_INTERVAL,
     ),
+    "random_points": (
+        *_BUDGET[1:],
+        Column("points", "integer", "random points of the ball of each sample", "", 9),
+        Column("samples", "integer", "samples evaluated", "", 9),
+        Column("kept", "count", "sum over the samples of the share of their points that are labelled right", "", 9),
+        Column("share", "number", "share of the points that are labelled right", "share", 9),
+        *_INTERVAL,
+    ),
     "convergence": (
         *_BUDGET,
         Column("step", "integer", "gradient steps that a sample had taken", "", 4),
@@ -424,9 +432,11 @@ TERMS = (
 """The terms of the ``layers`` table that are shown, in order."""
 ADVERSARIAL = "adversarial.safetensors"
 """The file of a run folder that holds all adversarial images, if they were requested."""
-RUN_TABLES = ("robustness", "outcomes", "curve", "layers", "features", "signs", "corruptions", "convergence")
+RUN_TABLES = (
+    "robustness", "outcomes", "curve", "layers", "features", "signs", "corruptions", "convergence", "random_points",
+)  # fmt: skip
 """The tables of a run folder, a CSV file each."""
-_SINCE = {"signs": 2, "corruptions": 2, "convergence": 4}  # the versions that brought tables
+_SINCE = {"signs": 2, "corruptions": 2, "convergence": 4, "random_points": 9}  # the versions that brought tables
 
 
 def eps_text(eps: float) -> str:
@@ -551,10 +561,13 @@ class Run:
             would mean.
         corruptions: a row a common corruption and severity: samples right, accuracy with its interval.
         convergence: a row an attack and gradient step, on some samples: how many were still right, by how much.
+        random_points: if requested, a row a threat model: the share of random points of the balls that keep the label.
         pictures: per attack the rows, clean and adversarial images of some fooled samples.
         place: name of the folder that it was read from.
-        adversarial: if requested, ``clean`` images (N, …), ``labels`` (N,), and by attack's label
-            ``…/rows`` and ``…/images`` of all fooled samples; not read back with the run (:func:`load_adversarial`).
+        adversarial: if requested, ``clean`` images (N, …), ``labels`` (N,), with these the ``mask`` (N, …) and
+            ``targets`` (N,) of the samples, and by attack's label ``…/rows`` and ``…/images`` of all fooled samples,
+            and of transformations ``…/parameters`` (n, p) of the rows ``…/made``; not read back with the run
+            (:func:`load_adversarial`).
     """
 
     name: str
@@ -568,6 +581,7 @@ class Run:
     signs: pd.DataFrame
     corruptions: pd.DataFrame
     convergence: pd.DataFrame = field(default_factory=lambda: table("convergence"))
+    random_points: pd.DataFrame = field(default_factory=lambda: table("random_points"))
     pictures: dict[str, np.ndarray] = field(default_factory=dict)
     adversarial: dict[str, np.ndarray] = field(default_factory=dict)
     place: str = ""
@@ -687,16 +701,32 @@ def load_adversarial(folder: str | Path) -> dict[str, np.ndarray]:
         arrays: dict[str, np.ndarray] = load_file(file)
         clean, labels = arrays["clean"], arrays["labels"]
         sound = len(clean) == len(labels) and labels.dtype == np.int64 and clean.dtype == np.float32
-        for name, rows in arrays.items():
-            if name.endswith("/rows"):
-                images = arrays[f"{name.removesuffix('/rows')}/images"]
-                sound &= rows.dtype == np.int64 and len(rows) == len(images) and images.shape[1:] == clean.shape[1:]
-                sound &= bool(((rows >= 0) & (rows < len(clean))).all())
+        sound &= all(_fits(name, values, arrays) for name, values in arrays.items())
         if not sound:
             raise ValueError("arrays do not fit each other")
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise RobGIBError(f"{str(file)!r} cannot be read ({type(error).__name__}: {error}).") from error
     return arrays
+
+
+def _fits(name: str, values: np.ndarray, arrays: Mapping[str, np.ndarray]) -> bool:
+    """Whether an array of :attr:`Run.adversarial` fits the others.
+
+    Raises:
+        KeyError: an array that belongs to it is missing.
+    """
+    clean = arrays["clean"]
+    if name == "mask":
+        return values.dtype == np.bool_ and values.shape == clean.shape
+    if name == "targets":
+        return values.dtype == np.int64 and values.shape == (len(clean),)
+    label, _, kind = name.rpartition("/")
+    if not label or kind not in ("rows", "made"):
+        return True
+    made = arrays[f"{label}/{'images' if kind == 'rows' else 'parameters'}"]
+    shaped = made.shape[1:] == clean.shape[1:] if kind == "rows" else made.ndim == 2 and made.dtype == np.float32
+    inside = values.dtype == np.int64 and bool(((values >= 0) & (values < len(clean))).all())
+    return inside and len(values) == len(made) and shaped
 
 
 def load_run(folder: str | Path) -> Run:

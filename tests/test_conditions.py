@@ -1,5 +1,8 @@
 """Masks, targets and surrogates in an evaluation, from Python and from the command line."""
 
+import os
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +12,8 @@ import robgib
 from robgib import RobGIBError, evaluate
 from robgib.attacks import Transfer, make_attack
 from robgib.data.conditions import read_masks, read_targets
-from robgib.robustness import run_attack
+from robgib.evaluation import Record
+from robgib.robustness import corrupted_files_accuracy, run_attack
 
 QUICK = {"estimators": [], "corruptions": False, "curve": False, "progress": False, "device": "cpu"}
 
@@ -25,11 +29,15 @@ def test_masks_of_an_evaluation_are_those_of_its_samples(digits, digits_cnn, tmp
     assert len(rows)
     changed = images != run.adversarial["clean"][rows]
     assert not (changed[:, 0] & ~masks[rows]).any()
-    assert (run.signs.empty, run.config["options"]["attack"]["signs"]) == (True, False)
+    assert len(run.signs)
     one = evaluate(digits_cnn, digits, mask=masks[0], **options)
     assert one.config["request"] != run.config["request"]
-    with pytest.raises(RobGIBError, match="--signs and --mask, --targets or --transfer-from exclude each other"):
-        evaluate(digits_cnn, digits, mask=masks[0], signs=True, **options)
+
+
+def test_an_audit_aims_at_no_given_targets(digits, digits_cnn):
+    targets = (digits.test.y.numpy() + 1) % 10
+    with pytest.raises(RobGIBError, match="--audit and --targets or --transfer-from exclude each other"):
+        evaluate(digits_cnn, digits, targets=targets, attacks=["pgd-linf"], audit=0.1, samples=12, **QUICK)
 
 
 def test_masks_of_pictures_are_found_by_name(tmp_path, digits_cnn):
@@ -112,7 +120,7 @@ def test_a_transfer_attacks_the_surrogate_and_is_judged_on_the_model(digits, dig
     options = {"attacks": {"pgd": attack}, "samples": 16, **QUICK}
     run = evaluate(digits_cnn, digits, transfer_from=surrogate, **options)
     assert run.robustness["robust"].tolist()[0] >= 0
-    assert run.signs.empty
+    assert not run.signs["seen"].any()
     assert len(run.config["options"]["attack"]["transfer_from"]) >= 32
     with pytest.raises(RobGIBError, match="transfer_from must be the surrogate itself"):
         evaluate(digits_cnn, digits, transfer_from="digits-cnn", **options)
@@ -129,3 +137,53 @@ def test_the_command_line_takes_all_three(cli, digits, tmp_path):
     assert done.returncode == 0, done.stderr
     (run,) = [robgib.load_run(path.parent) for path in tmp_path.glob("*/config.json")]
     assert {"mask", "targets", "transfer_from"} <= {k for k, v in run.config["options"]["attack"].items() if v}
+
+
+def test_arrays_are_read_by_one_reader(tmp_path, digits, digits_cnn):
+    """The same sentence for masks, targets and corrupted images; a pipe is not waited for."""
+    os.mkfifo(tmp_path / "pipe.npy")
+    np.savez(tmp_path / "several", one=np.zeros(2))
+    (tmp_path / "several.npz").rename(tmp_path / "several.npy")
+    (tmp_path / "text.npy").write_text("no array")
+    for name, words in (("pipe", "it is no regular file"), ("several", "it holds several arrays"), ("text", "")):
+        file = tmp_path / f"{name}.npy"
+        message = rf"{re.escape(repr(str(file)))} cannot be read as a \.npy file: .*{words}"
+        with pytest.raises(RobGIBError, match=f"masks {message}"):
+            read_masks(file, (1, 8, 8), 4, np.arange(4))
+        with pytest.raises(RobGIBError, match=f"targets {message}"):
+            read_targets(file, torch.zeros(4), 4, np.arange(4), 3)
+        folder = tmp_path / f"only-{name}"
+        folder.mkdir()
+        file.rename(folder / "labels.npy")
+        np.save(folder / "fog.npy", np.zeros((5, 8, 8), np.uint8))
+        with pytest.raises(RobGIBError, match=r"labels '.*labels\.npy' cannot be read as a \.npy file"):
+            corrupted_files_accuracy(digits_cnn, folder, (1, 8, 8))
+
+
+def test_corruptions_of_files_have_labels_of_their_own(tmp_path, digits, digits_cnn):
+    """Generated noise and a file of the same name are two rows of the table, not their mean."""
+    pixels = (digits.test.x[:4, 0].numpy() * 255).round().astype(np.uint8)
+    for name in ("contrast", "sepia"):
+        np.save(tmp_path / f"{name}.npy", np.tile(pixels, (5, 1, 1)))
+    np.save(tmp_path / "labels.npy", digits.test.y[:4].numpy())
+    run = evaluate(
+        digits_cnn, digits, attacks=["fgsm-linf"], all_corruptions=True, corruptions_from=tmp_path, samples=12,
+        signs=False, curve=False, estimators=[], progress=False,
+    )  # fmt: skip
+    counts = run.corruptions["corruption"].value_counts()
+    assert {"contrast", "contrast (files)", "sepia"} <= set(counts.index)
+    assert set(counts) == {5}
+
+
+def test_the_plan_of_what_stands_beside_holds_the_gradient_check(digits, digits_cnn):
+    """All of it together takes at most half of the attacks' passes."""
+    planned = []
+    evaluate(
+        digits_cnn, digits, attacks=["pgd-linf:eps=0.1,steps=20"], samples=40, estimators=[], progress=False,
+        record=Record(planned=planned.extend), random_points=3,
+    )  # fmt: skip
+    passes = {part.name: part.passes for part in planned}
+    assert passes.pop("random points") == 3 * 40
+    attacks = passes.pop("attacks") + passes.pop("audit by AutoAttack", 0)
+    assert passes["gradient check"] > 0
+    assert sum(passes.values()) <= attacks // 2

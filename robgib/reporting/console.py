@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from robgib.reporting.cells import cell, layer_table, shown_columns
-from robgib.reporting.headline import budget_text, headline, rank
+from robgib.reporting.headline import budget_text, headline, random_points_text, rank
 from robgib.reporting.summary import (
     LEAST_MODELS,
     display_names,
@@ -145,7 +145,7 @@ def _print_accuracies(models: Sequence[tuple[Run, str]], every: bool, out: Conso
 
 
 def _print_notes(run: Run, name: str, out: Console) -> None:
-    """Print how the model was read, limits of the attacks' figures, and the accuracy under common corruptions."""
+    """Print how the model was read, limits of the attacks' figures, accuracy under corruptions and at random points."""
     for note in run.config.get("reading", ()):
         out.print(f"[yellow]{escape(name)}[/yellow]: {escape(note)}.", highlight=False)
     attacks_of: dict[str, list[str]] = {}
@@ -162,6 +162,8 @@ def _print_notes(run: Run, name: str, out: Console) -> None:
         means = run.corruptions.groupby("corruption", sort=False)["accuracy"].mean()
         listed = ", ".join(f"{kind} {100 * value:.0f}%" for kind, value in means.items())
         out.print(f"{escape(name)}: {100 * means.mean():.1f}% under corruptions ({listed}).", highlight=False)
+    if points := random_points_text(run):
+        out.print(f"{escape(name)}: {escape(points)}.", highlight=False)
 
 
 def _print_indicators(run: Run, name: str, out: Console) -> None:
@@ -191,6 +193,7 @@ def runs_json(runs: Sequence[Run], folders: Sequence[str]) -> dict[str, Any]:
                 "samples": int(first["samples"]),
                 "clean": {k: float(first[f"clean_{k}"]) for k in ("accuracy", "low", "high")},
                 "attacks": plain_rows(run.robustness.loc[run.robustness["attack"] != "none", keys]),
+                "random_points": plain_rows(run.random_points),
                 "signs": plain_rows(run.signs.loc[run.signs["seen"].astype(bool), ["norm", "eps", "name", "detail"]]),
                 "layers": plain_rows(
                     run.layers[["estimator", "partition", "layer", "view", "term", "value", "low", "high", "flagged"]]

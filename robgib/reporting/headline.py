@@ -11,7 +11,7 @@ from robgib.registry import parse_value
 from robgib.reporting.summary import display_names
 from robgib.results import Run, eps_text
 
-__all__ = ["NORMS", "Headline", "Ranking", "budget_text", "headline", "rank", "written_eps"]
+__all__ = ["NORMS", "Headline", "Ranking", "budget_text", "headline", "random_points_text", "rank", "written_eps"]
 
 NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1", "l0": "L0"}
 """Norms as people write them."""
@@ -40,6 +40,26 @@ def budget_text(norm: str, eps: float, attack: str = "") -> str:
     'L∞ 8/255'
     """
     return f"{NORMS.get(norm, norm)} {written_eps(eps, attack)}"
+
+
+def random_points_text(run: Run) -> str:
+    """Return one sentence on the random points of the balls that keep their label, or nothing if none were drawn.
+
+    >>> from types import SimpleNamespace
+    >>> from robgib.results import table
+    >>> row = ("linf", 8 / 255, 100, 50, 48.5, 0.97, 0.88, 1.0)
+    >>> random_points_text(SimpleNamespace(random_points=table("random_points", [row])))
+    '97.0% [88.0%, 100.0%] of the random points in L∞ 8/255 keep the label (100 for each of 50 images)'
+    """
+    rows = run.random_points
+    if rows.empty:
+        return ""
+    shares = [
+        f"{r.share:.1%} [{r.low:.1%}, {r.high:.1%}] of the random points in {budget_text(r.norm, r.eps)}"
+        for r in rows.itertuples()
+    ]
+    first = rows.iloc[0]
+    return f"{' and '.join(shares)} keep the label ({first['points']} for each of {first['samples']} images)"
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from robgib.files import write_file
 from robgib.reporting import figures
 from robgib.reporting.cells import cell, layer_table, shown_columns
 from robgib.reporting.charts import MOST_ENTRIES
-from robgib.reporting.headline import headline, rank
+from robgib.reporting.headline import headline, random_points_text, rank
 from robgib.reporting.summary import (
     ALIKE,
     FIGURES,
@@ -290,6 +290,7 @@ def _model(run: Run, name: str, columns: Sequence[Column], of_checks: Sequence[C
         "config": run.config,
         "reading_warnings": run.config.get("reading_warnings", ()),
         "reading": run.config.get("reading", ()),
+        "random_points": random_points_text(run),
         "environment": run.environment,
         "pictures": figures.picture_rows(run),
         "noun": noun,

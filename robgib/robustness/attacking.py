@@ -241,16 +241,12 @@ class Findings:
                 summary.append(worst_row(norm, eps, subject.clean, results))
         if not summary:  # without attacks the clean accuracy is still reported
             summary = [unattacked_row(subject.clean)]
+        given = carried(subject.x, "targets")
+        truth, targets = subject.y.numpy(), None if given is None else given.numpy()
         outcomes = [
-            outcome_rows(self._base(label), subject.y.numpy(), subject.clean, result, self._nearest(label))
+            outcome_rows(self._base(label), truth, subject.clean, result, self._nearest(label), targets)
             for label, result in self.succeeded().items()
         ]
-        targets = carried(subject.x, "targets")
-        if targets is not None:  # a sample is robust unless its target is reached
-            outcomes = [
-                rows.assign(robust=(subject.clean.right > 0) & (rows["adversarial_prediction"] != targets.numpy()))
-                for rows in outcomes
-            ]
         joint = pd.concat(outcomes, ignore_index=True) if outcomes else table("outcomes")
         curves = [
             row
@@ -305,9 +301,15 @@ class Findings:
         return pictures
 
     def _adversarial(self) -> dict[str, np.ndarray]:
-        """Return all adversarial images of each attack. Those of a cascade also show those of the attacks before."""
+        """Return all adversarial images of each attack, and what :func:`~robgib.robustness.verify` needs beside them.
+
+        Those of a cascade also show those of the attacks before. Masks and targets stand by sample; parameters of
+        transformations by attack, of the images that it made itself.
+        """
         subject = self.subject
         arrays = {"clean": subject.x[:].numpy(), "labels": subject.y.numpy()}
+        given = {name: carried(subject.x, name) for name in ("mask", "targets")}
+        arrays |= {name: values.numpy() for name, values in given.items() if values is not None}
         before: dict[Budget, dict[int, np.ndarray]] = {}
         for label, result in self.succeeded().items():
             budget = budget_of(self.attacks[label])
@@ -316,6 +318,10 @@ class Findings:
             made = [shown[row] for row in sorted(shown)]
             arrays[f"{label}/rows"] = np.array(sorted(shown), dtype=np.int64)
             arrays[f"{label}/images"] = np.stack(made) if made else np.zeros((0, *subject.x.shape[1:]), np.float32)
+            if result.parameters:
+                own = sorted(result.parameters)
+                arrays[f"{label}/made"] = np.array(own, dtype=np.int64)
+                arrays[f"{label}/parameters"] = np.stack([result.parameters[row] for row in own])
         return arrays
 
 

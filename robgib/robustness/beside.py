@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
@@ -15,9 +15,12 @@ import torch
 from torch import Tensor
 
 from robgib.attacks.base import Attack
+from robgib.attacks.carried import carried
 from robgib.attacks.threat_model import NORMS, ThreatModel
+from robgib.attacks.transfer import Transfer
 from robgib.data.corruptions import COMMON_CORRUPTIONS, CORRUPTIONS
 from robgib.errors import RobGIBError, RobGIBWarning, first_line
+from robgib.models.inference import prepare
 from robgib.results import table
 from robgib.robustness.attacking import SHARES, Budget, Findings, Subject
 from robgib.robustness.audit import further_label, scattered
@@ -33,6 +36,7 @@ from robgib.robustness.failure_indicators import (
     weaker_than_reference,
 )
 from robgib.robustness.gradient_check import GRADIENT_IMAGES
+from robgib.robustness.random_points import random_points_row
 from robgib.robustness.run_attack import after
 from robgib.runtime import SampleRNG, faults_of
 
@@ -43,6 +47,7 @@ __all__ = [
     "corruption_table",
     "find_failures",
     "gradient_check",
+    "random_points_table",
 ]
 
 _CORRUPTED = 20  # passes per image of the common corruptions
@@ -81,14 +86,38 @@ def corruption_table(findings: Findings) -> pd.DataFrame:
         if options.corruptions_from is not None:
             shape, count = tuple(subject.x.shape[1:]), len(subject)
             files = options.corruptions_from
-            parts.append(corrupted_files_accuracy(subject.model, files, shape, samples=count, context=context))
+            given = corrupted_files_accuracy(subject.model, files, shape, samples=count, context=context)
+            parts.append(_apart(given, parts))
         known = {"rows": [row for part in parts for row in part.to_dict("records")]}
         here.write(known)
     return table("corruptions", known["rows"])
 
 
+def _apart(given: pd.DataFrame, made: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Mark the corruptions of files that are called as generated ones are."""
+    taken = {name for table in made for name in table["corruption"]}
+    return given.assign(corruption=[f"{n} (files)" if n in taken else n for n in given["corruption"]])
+
+
+def random_points_table(subject: Subject) -> pd.DataFrame:
+    """Measure the share of random points that keep their label, in the balls of each threat model of a norm."""
+    points, rows = subject.options.random_points, []
+    for threat in dict.fromkeys(attack.threat for attack in subject.attacks.values()):
+        if points is None or threat.norm not in NORMS:
+            continue
+        here = subject.context.parts.at("random points", threat.norm, f"{threat.eps:.9g}", str(points))
+        known = here.read()
+        if known is None:
+            known = random_points_row(subject.model, subject.x, subject.y, threat, points, context=subject.context)
+            here.write(known)
+        rows.append(known)
+    return table("random_points", rows)
+
+
 def gradient_check(subject: Subject) -> FailureIndicator | None:
     """Compare the model's gradient with finite differences, before any attack, and warn if it is another one.
+
+    If the attacks transfer from a surrogate, its gradient is compared.
 
     Returns:
         The indicator, or None if it is not wanted, nothing is attacked, or the model has no gradient.
@@ -99,12 +128,22 @@ def gradient_check(subject: Subject) -> FailureIndicator | None:
     x, y = subject.x[right], subject.y[right]
     try:
         with faults_of("the model"):
-            check = gradient_indicator(subject.model, x, y, seed=subject.context.seed, device=subject.device)
+            surrogate = _surrogate(subject)
+            model = subject.model if surrogate is None else prepare(surrogate, x, device=subject.device)
+            check = gradient_indicator(model, x, y, seed=subject.context.seed, device=subject.device)
     except (RuntimeError, RobGIBError):
         return None  # the indicators report missing gradients, and what the model raises
+    if surrogate is not None:
+        check = dataclasses.replace(check, detail=f"of the surrogate, {check.detail}")
     if check.seen:
         warnings.warn(f"{check.name}: {check.detail}. {check.meaning}.", RobGIBWarning, stacklevel=2)
     return check
+
+
+def _surrogate(subject: Subject) -> Any:
+    """Return the network that all attacks attack in place of the model, or None."""
+    surrogates = [a.surrogate if isinstance(a, Transfer) else None for a in subject.attacks.values()]
+    return surrogates[0] if all(one is not None for one in surrogates) else None
 
 
 def find_failures(findings: Findings, gradient: FailureIndicator | None) -> tuple[list[dict[str, Any]], dict[str, str]]:
@@ -194,6 +233,7 @@ class FoundImages(Attack):
     """
 
     norms: ClassVar[tuple[str, ...]] = NORMS
+    aims: ClassVar[bool] = True
     images: Any = field(default_factory=dict, repr=False)
 
     def perturb(self, model: torch.nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
@@ -235,9 +275,12 @@ def _unfinished(norm: str, eps: float, error: Exception) -> dict[str, Any]:
 
 
 def convergence_table(findings: Findings) -> pd.DataFrame:
-    """Return the progress of each attack by step, as it was recorded on the first samples that it attacked."""
+    """Return the progress of each attack by step, as it was recorded on the first samples that it attacked.
+
+    It is that of the true class: with targets the table is empty.
+    """
     subject = findings.subject
-    if subject.options.signs is False:
+    if subject.options.signs is False or carried(subject.x, "targets") is not None:
         return table("convergence")
     rows: list[dict[str, Any]] = []
     for label, result in findings.succeeded().items():

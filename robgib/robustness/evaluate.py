@@ -28,8 +28,10 @@ from robgib.robustness.beside import (
     corruption_table,
     find_failures,
     gradient_check,
+    random_points_table,
 )
 from robgib.robustness.certification import certify_tables
+from robgib.robustness.random_points import check_random_points
 from robgib.robustness.run_attack import AttackResult
 
 __all__ = [
@@ -87,9 +89,9 @@ def evaluate(
         fields: fields of ``options`` and ``context`` by name, such as ``curve=False`` or ``seed=1``.
 
     Returns:
-        The tables ``robustness``, ``outcomes``, ``curve``, ``signs``, ``convergence`` and ``corruptions`` of
-        :data:`~robgib.results.SCHEMA`; ``pictures`` and ``adversarial``, arrays by name; and ``further``, class and
-        threat model of audits and failure checks, by label.
+        The tables ``robustness``, ``outcomes``, ``curve``, ``signs``, ``convergence``, ``corruptions`` and
+        ``random_points`` of :data:`~robgib.results.SCHEMA`; ``pictures`` and ``adversarial``, arrays by name; and
+        ``further``, class and threat model of audits and failure checks, by label.
 
     Raises:
         RobGIBError: the model cannot be called on these images, an attack does not fit them, or all attacks failed.
@@ -110,6 +112,8 @@ def evaluate(
     options = dataclasses.replace(options, attacks=attacks, cascade=in_cascade(attacks, options.cascade))
     named = named_attacks(attacks, default_eps, context.catalogue, norm=options.norm, eps=options.eps)
     check_budgets(named, tuple(x.shape[1:]))
+    if options.random_points is not None:
+        check_random_points(attack.threat for attack in named.values())
     where = torch.device(context.device)
     if not isinstance(model, PreparedModel):
         model = prepare(
@@ -144,6 +148,7 @@ def measure(subject: Subject) -> dict[str, Any]:
     if options.certify:
         certify_tables(subject, tables)
     tables["corruptions"] = corruption_table(findings)
+    tables["random_points"] = random_points_table(subject)
     tables["signs"] = table("signs", signs)
     tables["convergence"] = convergence_table(findings)
     tables["further"] = {

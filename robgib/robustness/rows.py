@@ -17,9 +17,18 @@ __all__ = ["curve_rows", "outcome_rows", "summary_row", "unattacked_row", "worst
 
 
 def outcome_rows(
-    base: Mapping[str, Any], truth: np.ndarray, clean: Answers, outcome: AttackResult, nearest: np.ndarray
+    base: Mapping[str, Any],
+    truth: np.ndarray,
+    clean: Answers,
+    outcome: AttackResult,
+    nearest: np.ndarray,
+    targets: np.ndarray | None = None,
 ) -> pd.DataFrame:
-    """Return the outcomes rows of an attack, one per sample; ``base`` holds its label and budget."""
+    """Return the outcomes rows of an attack, one per sample; ``base`` holds its label and budget.
+
+    A sample with a target (N,) is robust unless its target is reached.
+    """
+    kept = outcome.prediction == truth if targets is None else outcome.prediction != targets
     return pd.DataFrame(
         {
             "index": np.arange(len(truth)),
@@ -27,7 +36,7 @@ def outcome_rows(
             **base,
             "clean_prediction": clean.prediction,
             "adversarial_prediction": outcome.prediction,
-            "robust": (clean.right > 0) & (outcome.prediction == truth),
+            "robust": (clean.right > 0) & kept,
             "right": outcome.right,
             "right_8bit": outcome.right_8bit,
             "linf": outcome.linf,

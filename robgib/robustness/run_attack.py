@@ -31,7 +31,7 @@ from robgib.attacks.base import (
 from robgib.attacks.carried import carried
 from robgib.attacks.objective import Objective
 from robgib.attacks.threat_model import NORMS, ThreatModel, distance, per_sample
-from robgib.engines import Shared, Workers, packed, unpacked
+from robgib.engines import Shared, packed, unpacked
 from robgib.errors import NoGradientError, RobGIBWarning
 from robgib.files import Parts
 from robgib.models.adapt import seeded
@@ -50,7 +50,7 @@ from robgib.models.inference import (
     prepare,
 )
 from robgib.models.state import State
-from robgib.options import Context, gather
+from robgib.options import Context, WorkersProtocol, gather
 from robgib.robustness.steps import TRACKED, RecordingModel, StepRecord
 from robgib.runtime import SampleRNG, one_thread
 from robgib.statistics import sign_test
@@ -97,6 +97,7 @@ class AttackResult:
         notes: limitations of the result, one sentence each.
         attacked: which samples (N,) the attack ran on; in a cascade, those that the attacks before it left.
         steps: margin and distance at every gradient of the first attacked samples.
+        parameters: of a transformation, those that made each of the pictures (p,), by row.
     """
 
     prediction: np.ndarray
@@ -111,6 +112,7 @@ class AttackResult:
     notes: tuple[str, ...] = ()
     attacked: np.ndarray | None = None
     steps: StepRecord | None = None
+    parameters: dict[int, np.ndarray] = field(default_factory=dict)
 
 
 def after(before: AttackResult, later: AttackResult) -> AttackResult:
@@ -137,6 +139,7 @@ def joined(one: AttackResult, two: AttackResult) -> AttackResult:
     return AttackResult(
         **{name: np.concatenate([getattr(one, name), getattr(two, name)]) for name in fields},
         pictures={**one.pictures, **{row + count: picture for row, picture in two.pictures.items()}},
+        parameters={**one.parameters, **{row + count: values for row, values in two.parameters.items()}},
         passes=QueryCount(sum(p.forward for p in passes), sum(p.backward for p in passes)),
         seconds=one.seconds + two.seconds,
         notes=tuple(dict.fromkeys((*one.notes, *two.notes))),
@@ -275,7 +278,7 @@ def run_together(runs: Sequence[Run]) -> list[AttackResult | Exception]:
 
 def _compute_elsewhere(
     runs: Sequence[Run],
-    workers: Workers,
+    workers: WorkersProtocol,
     waiting: Sequence[tuple[int, Shard]],
     results: dict[int, AttackResult | Exception],
 ) -> None:
@@ -318,6 +321,7 @@ class AttackState:
     done: int = 0
     broken: int = 0
     pictures: dict[int, np.ndarray] = field(default_factory=dict)
+    parameters: dict[int, np.ndarray] = field(default_factory=dict)
     passes: QueryCount = field(default_factory=QueryCount)
     notes: list[str] = field(default_factory=list)
     began: float = field(default_factory=time.monotonic)
@@ -339,7 +343,7 @@ class AttackState:
     def restore(self, former: Mapping[str, Any]) -> None:
         """Restore the state from the result of :meth:`kept`."""
         self.arrays = {name: former[name] for name in self.arrays}
-        self.pictures = dict(zip(former["picked"].tolist(), former["pictures"], strict=True))
+        self.pictures, self.parameters = _pictures_of(former)
         self.done, self.broken = former["done"], former["broken"]
         if "steps/rows" in former:  # a part of an earlier version has none
             self.steps = StepRecord.restore(self.steps.norm, former)
@@ -351,8 +355,7 @@ class AttackState:
         """Return all values needed to resume."""
         return {
             **self.arrays,
-            "picked": np.array(list(self.pictures), dtype=np.int64),
-            "pictures": np.stack(list(self.pictures.values())) if self.pictures else np.zeros(0),
+            **_kept_pictures(self.pictures, self.parameters),
             "done": self.done,
             "broken": self.broken,
             "seconds": time.monotonic() - self.began,
@@ -368,6 +371,8 @@ class AttackState:
         for place, picture in found.pictures.items():
             if len(self.pictures) < self.most:
                 self.pictures[int(rows[place])] = picture
+                if place in found.parameters:
+                    self.parameters[int(rows[place])] = found.parameters[place]
         self.steps.extend(found.steps, rows)
         self.passes.forward += found.passes.forward
         self.passes.backward += found.passes.backward
@@ -380,12 +385,29 @@ class AttackState:
         return AttackResult(
             **self.arrays,
             pictures=self.pictures,
+            parameters=self.parameters,
             passes=self.passes,
             seconds=time.monotonic() - self.began,
             notes=tuple(dict.fromkeys(self.notes)),
             attacked=self.clean.right > 0,
             steps=self.steps,
         )
+
+
+def _kept_pictures(pictures: Mapping[int, np.ndarray], parameters: Mapping[int, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return pictures and the parameters that made them as arrays, for :func:`_pictures_of`."""
+    kept = {
+        "picked": np.array(list(pictures), dtype=np.int64),
+        "pictures": np.stack(list(pictures.values())) if pictures else np.zeros(0),
+    }
+    return kept | ({"parameters": np.stack([parameters[row] for row in pictures])} if parameters else {})
+
+
+def _pictures_of(kept: Mapping[str, Any]) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray]]:
+    """Return the pictures and parameters of :func:`_kept_pictures`, by row."""
+    rows = kept["picked"].tolist()
+    parameters = dict(zip(rows, kept["parameters"], strict=True)) if "parameters" in kept else {}
+    return dict(zip(rows, kept["pictures"], strict=True)), parameters
 
 
 class _Forms:
@@ -437,14 +459,34 @@ class Shard:
 
 @dataclass(frozen=True)
 class ShardResult:
-    """The result of a shard: arrays as of :class:`AttackResult` and pictures by place, passes, notes, steps."""
+    """The result of a shard: arrays as of :class:`AttackResult`, pictures and parameters by place, and the rest."""
 
     arrays: dict[str, np.ndarray]
     pictures: dict[int, np.ndarray]
+    parameters: dict[int, np.ndarray]
     passes: QueryCount
     broken: int
     notes: tuple[str, ...]
     steps: StepRecord
+
+    def kept(self) -> dict[str, Any]:
+        """Return all values, for :meth:`restore`."""
+        return {
+            **{f"array/{name}": values for name, values in self.arrays.items()},
+            **_kept_pictures(self.pictures, self.parameters),
+            "passes": [self.passes.forward, self.passes.backward],
+            "broken": self.broken,
+            "notes": list(self.notes),
+            **self.steps.kept(),
+        }
+
+    @classmethod
+    def restore(cls, norm: str, kept: Mapping[str, Any]) -> ShardResult:
+        """Return the result of :meth:`kept`."""
+        arrays = {name.removeprefix("array/"): kept[name] for name in kept if name.startswith("array/")}
+        passes = QueryCount(*kept["passes"])
+        steps = StepRecord.restore(norm, kept)
+        return cls(arrays, *_pictures_of(kept), passes, kept["broken"], tuple(kept["notes"]), steps)
 
 
 @dataclass
@@ -461,6 +503,7 @@ class Run:
     context: Context
     _shown: float = field(default_factory=time.monotonic)
     _early: dict[int, tuple[Shard, ShardResult]] = field(default_factory=dict)
+    _kept_early: set[int] = field(default_factory=set)
     _written: float = field(default_factory=time.monotonic)
     _now: QueryCount = field(default_factory=QueryCount)
 
@@ -479,7 +522,7 @@ class Run:
             if former is None:
                 self._keep()
             return []
-        with _attacking(self.model, self.attack, self.label, self.context.seed, self.device) as (notes, passes):
+        with _attacking(self.model, self.attack, self.label, self.context.seed, self.device) as (notes, passes, _):
             fused, note = self._fused()
             notes += [note] if note else []
         if former is None:
@@ -487,7 +530,8 @@ class Run:
             state.passes.forward, state.passes.backward = passes.forward, passes.backward
         size, net = self._size(), self.model.model
         starts = range(state.done, len(state.waiting), size)
-        return [self._shard(start, start + size, fused is not net) for start in starts]
+        shards = [self._shard(start, start + size, fused is not net) for start in starts]
+        return [shard for shard in shards if not self._came_early(shard)]
 
     def _shard(self, start: int, stop: int, fused: bool) -> Shard:
         state = self.state
@@ -520,12 +564,13 @@ class Run:
         self.state.notes += self._limits()
         return self.state.result()
 
-    def sent_model(self, workers: Workers) -> Shared:
+    def sent_model(self, workers: WorkersProtocol) -> Shared:
         """Return the model as workers receive it."""
         model = self.model
         # A traced form cannot be sent: each process makes it again, from the same images.
         sent = (replace(model, fused=model.model), self.x[:16] if model.fused is not model.model else None)
-        return workers.share_once(model, lambda: packed("the model", sent, _save))
+        shared: Shared = workers.share_once(model, lambda: packed("the model", sent, _save))
+        return shared
 
     @functools.cached_property
     def sent_attack(self) -> bytes:
@@ -533,7 +578,21 @@ class Run:
         return packed(f"attack {self.label!r}", self.attack, _dump)
 
     def _keep(self) -> None:
+        """Save the results, and those of shards that wait for others before them."""
+        for start, (shard, found) in self._early.items():
+            if start not in self._kept_early:
+                self.context.parts.at("early", str(start)).write({"rows": shard.rows, **found.kept()})
+                self._kept_early.add(start)
         self.context.parts.write(self.state.kept())
+
+    def _came_early(self, shard: Shard) -> bool:
+        """Whether the result of a shard was saved before those of the shards before it; it is then read."""
+        former = self.context.parts.at("early", str(shard.start)).read()
+        if former is None or not np.array_equal(former["rows"], shard.rows):
+            return False
+        self._early[shard.start] = (shard, ShardResult.restore(self.attack.threat.norm, former))
+        self._kept_early.add(shard.start)
+        return True
 
     def _fused(self) -> tuple[nn.Module, str]:
         """Return the form to attack, and a note if it is the model itself because the fused form is weaker."""
@@ -629,26 +688,31 @@ def _attack_counted(
     model: PreparedModel, attack: Attack, shard: Shard, device: torch.device, watch: Callable[[QueryCount], None]
 ) -> ShardResult:
     """Attack the samples of a shard, with its notes and passes; ``watch`` receives the passes so far at each call."""
-    with _attacking(model, attack, shard.label, _own_seed(shard.seed, shard.start), device) as (notes, passes):
-        found = _attack_shard(model, attack, shard, device, functools.partial(watch, passes), notes)
+    with _attacking(model, attack, shard.label, _own_seed(shard.seed, shard.start), device) as (notes, passes, before):
+        look = functools.partial(_find, model, attack, shard, before, notes)
+        found = _attack_shard(model, attack, shard, device, functools.partial(watch, passes), look)
     return replace(found, notes=tuple(notes), passes=passes)
 
 
 @contextmanager
 def _attacking(
     model: PreparedModel, attack: Attack, label: str, seed: int, device: torch.device
-) -> Iterator[tuple[list[str], QueryCount]]:
-    """Prepare a model for an attack and restore it afterwards; yield the notes, complete at the end, and the passes."""
+) -> Iterator[tuple[list[str], QueryCount, State]]:
+    """Prepare a model for an attack and restore it afterwards.
+
+    Yields:
+        The notes, complete at the end, the passes, and the state of the model before.
+    """
     net = model.model
     with (
         eval_mode(net),
         eval_mode(model.fused),
-        unchanged([net, model.fused], label, attack.doubted),
+        unchanged([net, model.fused], label, attack.doubted) as before,
         seeded(seed, device),
         _collected_warnings(f"{getattr(attack, 'label', label)}: ") as notes,
         count_queries(net, model.fused) as passes,
     ):
-        yield notes, passes
+        yield notes, passes, before
 
 
 def _attack_shard(
@@ -657,14 +721,14 @@ def _attack_shard(
     shard: Shard,
     device: torch.device,
     watch: Callable[[], None],
-    notes: list[str],
+    look: Callable[[nn.Module, Tensor, Tensor, SampleRNG], object],
 ) -> ShardResult:
-    """Attack the samples of a shard, and evaluate the images; the caller counts the passes."""
+    """Attack the samples of a shard by ``look``, and evaluate the images; the caller counts the passes."""
     forms = _Forms(model, attack, model.fused if shard.fused else model.model, watch)
     x, y, draws = shard.x.to(device), shard.y.to(device), model.draws
     steps = StepRecord.begin(attack.threat.norm, np.arange(len(y))[: max(0, TRACKED - shard.start)])
     forms.fused.watching(steps, x, y)
-    x_adv = _find(model, attack, shard, forms.attacked, (x, y, SampleRNG(shard.seed, shard.index)), notes)
+    x_adv = look(forms.attacked, x, y, SampleRNG(shard.seed, shard.index))
     with _judging(model, shard.seed, shard.start, device):
         judged = _judge(attack, shard.label, forms.judge, x_adv, x, y, draws)
     if forms.is_fused:
@@ -673,7 +737,7 @@ def _attack_shard(
         lost = misjudged.nonzero().squeeze(1)
         if len(lost):  # these images fool only the fused form
             numbers = SampleRNG(shard.seed, shard.index[lost.cpu().numpy()])
-            again = _find(model, attack, shard, forms.plain, (x[lost], y[lost], numbers), notes)
+            again = look(forms.plain, x[lost], y[lost], numbers)
             judged.put(lost, _judge(attack, shard.label, forms.judge, again, x[lost], y[lost], draws))
     right = judged.right_within(shard.clean.right)
     right_8bit = right
@@ -685,16 +749,21 @@ def _attack_shard(
     steps.finish(fooled, judged.size)
     wrong = fooled.cpu().numpy().nonzero()[0]
     pictures = {int(place): judged.image[place].cpu().numpy() for place in wrong[: shard.pictures]}
-    return ShardResult(arrays, pictures, QueryCount(), forms.broken, (), steps)
+    made = judged.parameters
+    parameters = {} if made is None else {place: made[place].cpu().numpy() for place in pictures}
+    return ShardResult(arrays, pictures, parameters, QueryCount(), forms.broken, (), steps)
 
 
 def _find(
     model: PreparedModel,
     attack: Attack,
     shard: Shard,
-    attacked: nn.Module,
-    samples: tuple[Tensor, Tensor, SampleRNG],
+    before: State,
     notes: list[str],
+    attacked: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    numbers: SampleRNG,
 ) -> object:
     """Return the images of the attack. Training modes that it changed are restored before the evaluation."""
     look = (
@@ -704,13 +773,11 @@ def _find(
         if isinstance(attack, TransformAttack)
         else attack.perturb
     )
-    x, y, numbers = samples
-    modes = State([model.model, model.fused], weights=False, buffers=False)
     with running(shard.label, model.model):
         # The attack receives copies, so that in-place changes do not move the centre of the ball.
         x_adv = look(attacked, *given_to(attack, x, y), numbers)
-    if changed := modes.modes():
-        modes.restore_modes()
+    if changed := before.modes():
+        before.restore_modes()
         where = changed[0] or type(model.model).__name__
         notes.append(f"it left the model in training mode ({where}): eval mode restored")
     return x_adv
@@ -820,6 +887,7 @@ class _Judged:
     """The images of an attack (N, …), those in the ball (else the clean image), and the model's answers to them.
 
     ``size`` (N,) is the distance of the found images; ``answer`` (N,) and ``right`` (N,) are as in :class:`Answers`.
+    ``parameters`` (N, p) are those of a transformation.
     """
 
     found: Tensor
@@ -827,6 +895,7 @@ class _Judged:
     size: Tensor
     answer: Tensor
     right: Tensor
+    parameters: Tensor | None = None
 
     def inside(self) -> Tensor:
         """Whether each image found is in the ball (N,)."""
@@ -849,14 +918,17 @@ class _Judged:
 
     def put(self, rows: Tensor, others: _Judged) -> None:
         """Replace some rows by those of ``others``."""
-        for name in ("found", "image", "size", "answer", "right"):
-            getattr(self, name)[rows] = getattr(others, name)
+        for name in ("found", "image", "size", "answer", "right", "parameters"):
+            values = getattr(self, name)
+            if values is not None:
+                values[rows] = getattr(others, name)
 
 
 def _judge(attack: Attack, label: str, model: nn.Module, x_adv: object, x: Tensor, y: Tensor, draws: int) -> _Judged:
     """Check the images of an attack against its threat model, and call the model on them."""
-    size = None
+    size = parameters = None
     if isinstance(attack, TransformAttack):
+        parameters = x_adv.detach().clone() if isinstance(x_adv, Tensor) else None
         x_adv, size = attack.made(label, x_adv, x)
     image = x_adv
     if isinstance(attack, MinimumNormAttack) and isinstance(x_adv, Tensor) and x_adv.shape == x.shape:
@@ -871,7 +943,7 @@ def _judge(attack: Attack, label: str, model: nn.Module, x_adv: object, x: Tenso
     assert isinstance(x_adv, Tensor)
     with torch.no_grad():
         size = attack.threat.distance(x_adv, x) if size is None else size.to(x.dtype)
-        return _Judged(x_adv.clone(), image.clone(), size, *_asked(model, x_adv, x, y, draws))
+        return _Judged(x_adv.clone(), image.clone(), size, *_asked(model, x_adv, x, y, draws), parameters)
 
 
 def _reached(answer: Tensor, x: Tensor, y: Tensor) -> Tensor:

@@ -12,14 +12,18 @@ import torch
 from torch import Tensor
 
 import robgib.attacks
-from robgib.attacks.base import Attack, MinimumNormAttack
-from robgib.attacks.threat_model import ThreatModel, distance, within
+from robgib.attacks.base import Attack, MinimumNormAttack, TransformAttack
+from robgib.attacks.carried import carried, carry, masked
+from robgib.attacks.threat_model import NORMS, ThreatModel, distance, within
 from robgib.errors import RobGIBError
+from robgib.files import digest
 from robgib.models.checkpoint import weights_digest
 from robgib.models.inference import NO_ANSWER, Answers, PreparedModel, QueryCount, answers, prepare
+from robgib.options import Context, construct
 from robgib.results import Run, eps_text
 from robgib.robustness.certification import certify
 from robgib.robustness.curve import curve_points
+from robgib.robustness.random_points import random_points_row
 from robgib.robustness.rows import curve_rows, outcome_rows, summary_row, unattacked_row, worst_row
 from robgib.robustness.run_attack import AttackResult, quantized
 
@@ -31,6 +35,8 @@ UNCHECKED = (
     "seconds, passes, reasons and notes; nor the other tables, the pictures and the page."
 )
 """What :func:`verify` does not recompute."""
+_CONDITIONS = {"mask": "masks", "targets": "targets"}
+"""What may be given for each sample, by its name in the options and the folder, with its name in messages."""
 _SIZE = 1e-4  # relative tolerance of distances in a table
 _ANSWERS = {
     "adversarial_prediction": "answers to adversarial images",
@@ -55,6 +61,15 @@ _POINTS = {
     "accuracy at each radius, by the distances": ("right", "samples", "accuracy", "low", "high"),
 }
 """Columns of the curve table, by their name in messages."""
+
+_RANDOM = {
+    "threat models": ("norm", "eps", "points", "samples"),
+    "share that keeps the label, and its interval": ("kept", "share", "low", "high"),
+}
+"""Columns of the table of random points, by their name in messages."""
+_BY_IMAGE = (*NORMS, "patch")
+"""Threat models by which an image shows its distance; others have parameters."""
+_PIXEL = 1e-4  # largest difference of a pixel between two computations of a transformation
 
 
 @dataclass(frozen=True)
@@ -88,16 +103,17 @@ def verify(
 
     Yields:
         The verifications in order: weights and data; for each attack the columns of its outcomes, the budget of its
-        images, the certified samples, and its row of the robustness table; the rows of failed attacks and of the worst
-        case of several; the curves.
+        images, their masks, targets and parameters, the certified samples, and its row of the robustness table; the
+        rows of failed attacks and of the worst case of several; the curves; random points.
 
     Raises:
-        RobGIBError: the model is stochastic, so that its answers are not reproducible, or the configuration of the
-            run does not describe its attacks.
+        RobGIBError: the model is stochastic, so that its answers are not reproducible, the configuration of the run
+            does not describe its attacks, its masks or targets are not stored, or the class of a transformation is
+            unknown.
     """
-    if any(run.attack_options.get(name) is not None for name in ("mask", "targets")):
-        raise RobGIBError("a run with masks or targets cannot be verified: its folder does not hold them.")
     x, y = (torch.from_numpy(saved[name]) for name in ("clean", "labels"))
+    yield from _conditioned(run, saved)
+    given = {name: torch.from_numpy(saved[name]) for name in _CONDITIONS if name in saved}
     own = weights_digest(model)
     yield Verification(
         "the model has the weights that were attacked", own == run.config["weights"],
@@ -114,7 +130,8 @@ def verify(
         raise RobGIBError(
             "the model is stochastic: its answers are not reproducible, and so the run cannot be verified."
         )
-    case = _Case(run, saved, prepared, x, y, answers(prepared, x, y, device=device), threats, device)
+    clean = answers(prepared, x, y, device=device)
+    case = _Case(run, saved, prepared, carry(x, **given), y, clean, threats, device)
     shown: dict[str, _Evidence] = {}
     for label, rows in run.outcomes.groupby("attack", sort=False):
         yield Verification(
@@ -128,6 +145,23 @@ def verify(
             shown[label] = yield from _attacked(case, label, rows)
     yield from _table(case, shown)
     yield from _curves(case, shown)
+    yield from _random_points(case)
+
+
+def _conditioned(run: Run, saved: Mapping[str, np.ndarray]) -> Iterator[Verification]:
+    """Verify that the folder holds the masks and targets of its configuration."""
+    for name in _CONDITIONS:
+        stated = run.attack_options.get(name)
+        if stated is None and name not in saved:
+            continue
+        # With --until-width the digest is that of all samples that could be attacked.
+        same = name in saved and (
+            run.attack_options.get("until_width") is not None or digest(saved[name].tobytes()) == stated
+        )
+        detail = "other values are stored" if name in saved else "they are not stored; evaluate the model again"
+        yield Verification(f"the {_CONDITIONS[name]} are those of the configuration", same, detail)
+        if name not in saved:
+            raise RobGIBError(f"the folder does not hold the {_CONDITIONS[name]} of its run; evaluate the model again.")
 
 
 @dataclass(frozen=True)
@@ -148,6 +182,29 @@ class _Case:
     def base(self, label: str) -> dict[str, Any]:
         """Return the columns that identify an attack."""
         return {"attack": label, "norm": self.threats[label].norm, "eps": self.threats[label].eps}
+
+    @property
+    def targets(self) -> np.ndarray | None:
+        """The target class (N,) of each sample, if there are any."""
+        targets = carried(self.x, "targets")
+        return None if targets is None else targets.numpy()
+
+    def reached(self, prediction: np.ndarray) -> np.ndarray:
+        """Whether each prediction (N,) is a success of an attack: it is wrong, or the target."""
+        reached: np.ndarray = prediction != self.y.numpy() if self.targets is None else prediction == self.targets
+        return reached
+
+    def left(self, images: Tensor, here: np.ndarray) -> Answers:
+        """Return the answers to images of the samples ``here``; ``right`` is where the attack has no success."""
+        if self.targets is None:
+            return answers(self.model, images, self.y[here], device=self.device)
+        asked = answers(self.model, images, torch.from_numpy(self.targets[here]), device=self.device)
+        return Answers(asked.prediction, 1 - asked.right)
+
+    def group(self, label: str) -> list[str]:
+        """Return the attacks whose images those of an attack may be: in a cascade all at its budget."""
+        together = self.run.attack_options["cascade"]
+        return [n for n, t in self.threats.items() if t == self.threats[label]] if together else [label]
 
     @property
     def attacks(self) -> int:
@@ -175,7 +232,7 @@ def _attacked(case: _Case, label: str, rows: pd.DataFrame) -> Generator[Verifica
     yield _same(f"{label}: norm and eps of each sample", rows, [base] * len(truth), ("norm", "eps"))
     yield _equal(f"{label}: labels", rows["label"].to_numpy(), truth)
     yield _equal(f"{label}: answers to clean images", rows["clean_prediction"].to_numpy(), clean.prediction)
-    fooled = ((clean.right > 0) & (rows["adversarial_prediction"] != rows["label"])).to_numpy()
+    fooled = (clean.right > 0) & case.reached(rows["adversarial_prediction"].to_numpy())
     if f"{label}/rows" not in case.saved or f"{label}/images" not in case.saved:
         yield Verification(
             f"{label}: images", not fooled.any(), f"no image is kept of {int(fooled.sum())} fooled samples"
@@ -186,18 +243,30 @@ def _attacked(case: _Case, label: str, rows: pd.DataFrame) -> Generator[Verifica
         f"{label}: an image for each sample that it fooled", np.array_equal(here, np.flatnonzero(fooled)),
         f"{len(here)} images, {int(fooled.sum())} samples",
     )  # fmt: skip
+    change = images - case.x[here].as_subclass(Tensor)
+    if "mask" in case.saved:
+        masked_only = (masked(change, case.x[here]) == change).flatten(1).all(1).numpy()
+        yield Verification(
+            f"{label}: only pixels of the mask changed", bool(masked_only.all()),
+            f"image {_first(here, ~masked_only)} has others",
+        )  # fmt: skip
     inside = threat.allows(images, case.x[here]).numpy()
     yield Verification(
         f"{label}: images within {threat.norm} {eps_text(threat.eps)} and the box", bool(inside.all()),
         f"image {_first(here, ~inside)} lies outside",
     )  # fmt: skip
-    result = _shown(case, threat, here, images)
-    wrong = (result.prediction[here] == truth[here]) & (result.prediction[here] != NO_ANSWER)
-    expected = outcome_rows(base, truth, clean, result, result.distance)
+    size = threat.distance(images, case.x[here]).numpy()
+    if threat.norm not in _BY_IMAGE:
+        size = yield from _remade(case, label, here, images)
+    result = _shown(case, rows, here, images, size)
+    wrong = ~case.reached(result.prediction)[here] & (result.prediction[here] != NO_ANSWER)
+    expected = outcome_rows(base, truth, clean, result, result.distance, case.targets)
     for column, what in _ANSWERS.items():
         yield _equal(f"{label}: {what}", rows[column].to_numpy(), expected[column].to_numpy())
     yield Verification(
-        f"{label}: these answers are wrong", not wrong.any(), f"that to image {_first(here, wrong)} is right"
+        f"{label}: these answers are wrong" if case.targets is None else f"{label}: these answers are the targets",
+        not wrong.any(),
+        f"that to image {_first(here, wrong)} is {'right' if case.targets is None else 'another'}",
     )
     known = clean.right == 0  # these samples are not attacked: their images are the clean ones
     known[here] = True
@@ -294,6 +363,18 @@ def _curves(case: _Case, shown: Mapping[str, _Evidence]) -> Iterator[Verificatio
                 yield _same(f"{label}: {what}", rows.sort_values("at"), expected, columns)
 
 
+def _random_points(case: _Case) -> Iterator[Verification]:
+    """Verify the shares of random points that keep their label: the points follow from the seed of the run."""
+    rows, wanted = case.run.random_points, case.run.attack_options.get("random_points")
+    if wanted is None and rows.empty:
+        return
+    context = Context(seed=case.run.config["options"]["context"]["seed"], device=case.device)
+    threats = [t for t in dict.fromkeys(case.threats.values()) if t.norm in NORMS]
+    expected = [random_points_row(case.model, case.x, case.y, t, int(wanted or 1), context=context) for t in threats]
+    for what, columns in _RANDOM.items():
+        yield _same(f"random points: {what}", rows, expected, columns)
+
+
 def _drawn(run: Run, count: int) -> np.ndarray:
     """Return the indices (``count``,) of the samples in the data, in the order of the images."""
     drawn = run.config.get("drawn")
@@ -309,22 +390,83 @@ def _threats(run: Run) -> dict[str, ThreatModel]:
         raise RobGIBError("the configuration of the run does not describe its attacks.") from error
 
 
-def _shown(case: _Case, threat: ThreatModel, here: np.ndarray, images: Tensor) -> AttackResult:
-    """Recompute the result of an attack from its images (n, …) of the samples ``here`` (n,).
+def _remade(case: _Case, label: str, here: np.ndarray, images: Tensor) -> Generator[Verification, None, np.ndarray]:
+    """Verify that the parameters of transformations are allowed and make the images (n, …); return the sizes (n,)."""
+    size, missing = np.full(len(here), np.nan), np.ones(len(here), bool)
+    differs, outside = np.zeros(len(here), bool), ""
+    for name in case.group(label):
+        made = case.saved.get(f"{name}/made", np.zeros(0, np.int64))
+        places = np.flatnonzero(np.isin(here, made) & missing)
+        if not len(places):
+            continue
+        order = {int(row): place for place, row in enumerate(made)}
+        some = [order[int(row)] for row in here[places]]
+        parameters = torch.from_numpy(case.saved[f"{name}/parameters"][some])
+        attack = _transformation(case.run, name)
+        try:
+            again, sizes = attack.made(name, parameters, case.x[here[places]])
+        except RobGIBError as error:
+            outside = str(error).rstrip(".")
+            continue
+        missing[places] = False
+        gap = (again - images[places]).abs().flatten(1).amax(1)
+        differs[places], size[places] = (gap > _PIXEL).numpy(), sizes.numpy()
+    yield Verification(f"{label}: parameters within {case.threats[label].eps:g}", not outside, outside)
+    yield Verification(
+        f"{label}: parameters of each image", not missing.any(), f"those of image {_first(here, missing)} are not kept"
+    )
+    yield Verification(
+        f"{label}: images made again from their parameters", not differs.any(),
+        f"image {_first(here, differs)} is another",
+    )  # fmt: skip
+    return size
 
-    Images that did not fool are not kept. Their perturbation sizes are set to 0, and their distances to inf.
+
+def _transformation(run: Run, label: str) -> TransformAttack:
+    """Return an attack that transforms images, from the configuration of a run.
+
+    Raises:
+        RobGIBError: its class is unknown here, or is no transformation.
     """
-    x, y, clean = case.x, case.y, case.clean
+    spec = run.attack_options["attacks"][label]
+    if isinstance(spec.get("attack"), Mapping):  # a transfer: the surrogate chose the parameters
+        spec = spec["attack"]
+    kind = next((one for one in _below(TransformAttack) if one.__name__ == spec.get("class")), None)
+    if kind is None:
+        raise RobGIBError(
+            f"the class {spec.get('class')} of attack {label!r} is unknown here; give its folder with --catalogue, or "
+            "import it in Python."
+        )
+    fields = {name: value for name, value in spec.items() if name not in ("class", "threat")}
+    threat = spec["threat"]
+    made: TransformAttack = construct(kind, fields, f"attack {label!r}", norm=threat["norm"], eps=float(threat["eps"]))
+    return made
+
+
+def _below(kind: type[Any]) -> list[type[TransformAttack]]:
+    """Return the classes below one, the latest first."""
+    return [one for below in reversed(kind.__subclasses__()) for one in (below, *_below(below))]
+
+
+def _shown(case: _Case, rows: pd.DataFrame, here: np.ndarray, images: Tensor, size: np.ndarray) -> AttackResult:
+    """Recompute the result of an attack from its images (n, …) of the samples ``here`` (n,), and their distances (n,).
+
+    Images that did not fool are not kept. Their perturbation sizes are set to 0, and their distances to inf. If targets
+    were given, their answers are those that ``rows`` state: any class but the target.
+    """
+    x, clean = case.x.as_subclass(Tensor), case.clean
     prediction, right = clean.prediction.copy(), clean.right.astype(float)
+    if case.targets is not None:
+        elsewhere = clean.right > 0
+        prediction[elsewhere] = rows["adversarial_prediction"].to_numpy()[elsewhere]
     right_8bit, nearest = right.copy(), np.where(right > 0, np.inf, 0.0)
     sizes = {norm: np.zeros(len(x)) for norm in ("linf", "l2")}
     if len(here):
-        outcome = answers(case.model, images, y[here], device=case.device)
+        outcome = case.left(images, here)
         prediction[here], right[here], right_8bit[here] = outcome.prediction, outcome.right, outcome.right
         if images.ndim == 4:
-            right_8bit[here] = answers(case.model, quantized(images), y[here], device=case.device).right
-        # An image does not show its rotation: any stated size is possible.
-        nearest[here] = np.inf if threat.norm == "rotation" else threat.distance(images, x[here]).numpy()
+            right_8bit[here] = case.left(quantized(images), here).right
+        nearest[here] = size
         for norm, values in sizes.items():
             values[here] = distance(images, x[here], norm).numpy()
     return AttackResult(prediction, right, right_8bit, sizes["linf"], sizes["l2"], nearest, {}, QueryCount())
@@ -339,10 +481,10 @@ def _possible(case: _Case, label: str, shown: AttackResult, stated: np.ndarray) 
     run, threats, clean = case.run, case.threats, case.clean
     same = np.isclose(stated, shown.distance, rtol=_SIZE, atol=1e-7)
     nearer = (stated >= 0) & (stated <= shown.distance * (1 + _SIZE) + 1e-7)
-    nearer &= (stated > 0) | (threats[label].norm == "rotation")
-    group = [n for n, t in threats.items() if t == threats[label]] if run.attack_options["cascade"] else [label]
+    nearer &= stated > 0
+    group = case.group(label) if threats[label].norm in NORMS else []
     beyond = any(_looks_outside(str(run.attack_options["attacks"][name].get("class"))) for name in group)
-    curved = label in set(run.curve["attack"]) or threats[label].norm == "rotation"
+    curved = label in set(run.curve["attack"])
     elsewhere = (clean.right > 0) & (curved | (beyond & (shown.right > 0)))
     possible: np.ndarray = same | (elsewhere & nearer)
     return possible

@@ -122,6 +122,62 @@ def test_two_processes_give_the_tables_of_one(digits, digits_cnn):
     equal_tables(robgib.evaluate(digits_cnn, digits, device="cpu,cpu", jobs=2, **options), one)
 
 
+def test_two_processes_give_the_tables_of_one_with_masks_and_targets(digits, digits_cnn):
+    """Each sample keeps its mask and its target, in whatever process."""
+    masks = np.zeros((len(digits.test), 8, 8), bool)
+    masks[::2, :5], masks[1::2, 3:] = True, True
+    options = {
+        "attacks": ["pgd-linf:eps=0.3,steps=4", "square-linf:eps=0.3,queries=10"], "mask": masks,
+        "targets": (digits.test.y.numpy() + 1) % 10, "save_adversarial": True, "estimators": [], "samples": 300,
+        "curve": False, "signs": False, "corruptions": False, "progress": False, "device": "cpu",
+    }  # fmt: skip
+    one, two = (robgib.evaluate(digits_cnn, digits, jobs=jobs, **options) for jobs in (1, 2))
+    equal_tables(two, one)
+    assert one.adversarial.keys() == two.adversarial.keys()
+    assert all(np.array_equal(values, two.adversarial[name]) for name, values in one.adversarial.items())
+    assert len(one.adversarial["pgd-linf:eps=0.3,steps=4/rows"])
+
+
+class FromTheEnd(Backwards):
+    """Computes the last shard, and is then interrupted."""
+
+    def run(self, function, calls):
+        for number in list(reversed(range(len(calls))))[: self.most]:
+            self.shards += 1
+            yield Returned(number, function("cpu", *calls[number]))
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("spec", ["pgd-linf:eps=0.05,steps=3", "rotation-translation:eps=30,angles=3,shifts=1,steps=0"])
+def test_shards_that_finish_out_of_order_outlast_an_interruption(spec, digits, digits_cnn, tmp_path, monkeypatch):
+    x, y = digits.test.x[:300], digits.test.y[:300]
+    attack = robgib.make_attack(spec)
+    one = run_attack(digits_cnn, x, y, attack, pictures=300)
+    monkeypatch.setattr(run_module, "_KEPT", 0.0)
+    kept, first, second = Parts(tmp_path / "kept"), FromTheEnd(most=1), Backwards()
+    options = {"pictures": 300}
+    with pytest.raises(KeyboardInterrupt):
+        run_attack(digits_cnn, x, y, attack, context=Context(device="cpu", parts=kept, workers=first), **options)
+    again = run_attack(digits_cnn, x, y, attack, context=Context(device="cpu", parts=kept, workers=second), **options)
+    assert (first.shards, second.shards) == (1, 2)
+    same(again, one)
+    assert again.parameters.keys() == one.parameters.keys()
+    assert all(np.array_equal(values, again.parameters[row]) for row, values in one.parameters.items())
+
+
+def test_the_modes_of_a_model_are_read_once_for_a_shard(digits, digits_cnn, monkeypatch):
+    made = []
+    state = run_module.State
+    monkeypatch.setattr(run_module, "State", lambda *a, **k: made.append(a) or state(*a, **k))
+    run_attack(digits_cnn, digits.test.x[:20], digits.test.y[:20], robgib.make_attack("fgsm-linf:eps=0.05"))
+    assert not made  # the one of the whole shard holds them
+
+
+def test_what_is_no_engine_is_refused():
+    with pytest.raises(RobGIBError, match="workers"):
+        Context(workers=3)
+
+
 def test_a_cascade_is_shared(digits, digits_cnn):
     x, y = digits.test.x[:300], digits.test.y[:300]
     options = {"curve": False, "signs": False, "corruptions": False, "audit": 0}
@@ -196,4 +252,22 @@ def test_a_cluster_of_which_a_node_dies_gives_the_tables_of_one_process(digits, 
         ray.shutdown()
         cluster.shutdown()
     assert died
+    equal_tables(shared, one)
+
+
+@pytest.mark.slow
+def test_a_cluster_gives_the_tables_of_one_process_with_masks_and_targets(digits, digits_cnn):
+    ray = pytest.importorskip("ray")
+    masks = np.zeros((len(digits.test), 8, 8), bool)
+    masks[::2, :5], masks[1::2, 3:] = True, True
+    options = {
+        "attacks": ["pgd-linf:eps=0.3,steps=4", "square-linf:eps=0.3,queries=10"], "mask": masks,
+        "targets": (digits.test.y.numpy() + 1) % 10, "estimators": [], "samples": 300, "curve": False,
+        "signs": False, "corruptions": False, "device": "cpu", "progress": False,
+    }  # fmt: skip
+    one = robgib.evaluate(digits_cnn, digits, **options)
+    try:
+        shared = robgib.evaluate(digits_cnn, digits, engine="ray", jobs=2, **options)
+    finally:
+        ray.shutdown()
     equal_tables(shared, one)
