@@ -15,7 +15,7 @@ from scipy import stats
 from sklearn.preprocessing import StandardScaler
 
 from robgib.statistics import weighted_correlation
-from robgib.studies.strata import axes, cell_of, clusters, relabelled, weighted_ranks
+from robgib.studies.strata import axes, cell_of, clusters, exchangeable, relabelled, weighted_ranks
 
 __all__ = [
     "DRAWS",
@@ -169,14 +169,9 @@ def goes_with(question: Question, rng: np.random.Generator) -> Rung:
     rho = float(stats.spearmanr(x, y).statistic)
     drawn = bootstrap(x, y, resamples(clusters(rows, LEAST), rng))
     low, high = (float(np.nanquantile(drawn, q)) for q in (0.025, 0.975))
-    cell = cell_of(rows)
-    levels = axes(rows)
-    if levels:
-        frame = pd.DataFrame({"x": x, "y": y, **levels}).groupby(cell, sort=True).mean()
-        mean_x, mean_y = frame["x"].to_numpy(), frame["y"].to_numpy()
-        of = [frame[name].to_numpy().astype(np.int64) for name in levels]
-    else:
-        mean_x, mean_y, of = x, y, [np.arange(len(x))]
+    unit, of = exchangeable(rows, rng)
+    frame = pd.DataFrame({"x": x, "y": y}).groupby(unit, sort=True).mean()
+    mean_x, mean_y = frame["x"].to_numpy(), frame["y"].to_numpy()
     moved, every = relabelled(mean_x, mean_y, of, DRAWS, rng)
     own = float(stats.spearmanr(mean_x, mean_y).statistic) if len(mean_x) > 2 else math.nan
     p = _p(own, moved, _side(question.expect, own), every)
@@ -270,9 +265,9 @@ def beyond_baselines(question: Question, rng: np.random.Generator, sign: int) ->
     """Test the last rung: what the figure adds to all baselines.
 
     Two tests must agree: the figure's partial effect given the baselines and indicators of architecture, strength and
-    every other field (ordinary least squares on ranks, errors robust to unequal variance), and the error with which a
-    ridge regression on the baselines predicts architectures that it was not fitted on, with the figure and without
-    (its penalty chosen among the other architectures).
+    every other field (ordinary least squares on normal scores, errors robust to unequal variance), and the error with
+    which a ridge regression on the baselines and the other fields predicts architectures that it was not fitted on,
+    with the figure and without (its penalty chosen among the other architectures).
     """
     rows = question.rows
     baselines = usable_baselines(rows, question.baselines)
@@ -312,11 +307,13 @@ def usable_baselines(rows: pd.DataFrame, names: Sequence[str]) -> tuple[str, ...
 def partial_effect(rows: pd.DataFrame, label: str, baselines: Sequence[str]) -> tuple[float, float, float]:
     """Standardised effect of a figure on the outcome, its standard error and p, given baselines and recipe fields.
 
-    All are ranks; each field is entered by indicators of its levels. NaN where too few models are left.
+    All are normal scores of ranks, of which sums are straight lines where those of ranks are bent: what is bent in the
+    baselines would count as the figure's. Each field is entered by indicators of its levels. NaN where too few models
+    are left.
     """
-    y, x = (stats.zscore(stats.rankdata(rows[c])) for c in ("outcome", label))
+    y, x = (_scores(rows[c]) for c in ("outcome", label))
     fields = [np.eye(int(level.max()) + 1)[level] for level in axes(rows).values()]
-    given = np.column_stack([np.ones(len(rows)), *(stats.zscore(stats.rankdata(rows[b])) for b in baselines), *fields])
+    given = np.column_stack([np.ones(len(rows)), *(_scores(rows[b]) for b in baselines), *fields])
     rank = int(np.linalg.matrix_rank(given))
     if len(rows) - rank - 1 < _FREE or np.linalg.matrix_rank(np.column_stack([given, x])) == rank:
         return math.nan, math.nan, math.nan
@@ -325,12 +322,21 @@ def partial_effect(rows: pd.DataFrame, label: str, baselines: Sequence[str]) -> 
     return float(fitted.params[0]), float(fitted.bse[0]), float(fitted.pvalues[0])
 
 
+def _scores(values: pd.Series) -> Vector:
+    """Normal scores (van der Waerden) of values (N,), standardised."""
+    ranks = stats.rankdata(values)
+    return np.asarray(stats.zscore(stats.norm.ppf(ranks / (len(ranks) + 1))))
+
+
 def prediction_errors(rows: pd.DataFrame, columns: Sequence[str]) -> Vector:
     """Errors (N,) of predicting each architecture's outcomes from the other architectures, by ridge regression.
 
-    The penalty is the one that predicts best an architecture left out among those (nested cross-validation).
+    Beside the columns it has indicators of every field but data and architecture: else any column would count that
+    tells what these do. The penalty is the one that predicts best an architecture left out among those (nested
+    cross-validation).
     """
-    x, y = rows[list(columns)].to_numpy(float), rows["outcome"].to_numpy(float)
+    fields = [np.eye(int(of.max()) + 1)[of] for name, of in axes(rows).items() if name not in ("data", "architecture")]
+    x, y = np.column_stack([rows[list(columns)], *fields]).astype(float), rows["outcome"].to_numpy(float)
     group = rows["architecture"].to_numpy()
     errors = np.zeros(len(y))
     for left_out in np.unique(group):

@@ -19,6 +19,7 @@ __all__ = [
     "axes",
     "cell_of",
     "clusters",
+    "exchangeable",
     "relabelled",
     "training_fields",
     "varied_fields",
@@ -29,6 +30,7 @@ Vector = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]
 FIELD = "recipe."
 """Prefix of the columns that hold further fields of the recipes."""
+_AXES = ("data", "architecture", "strength")  # the first fields of a design
 _BASIC = ("data", "architecture", "regime", "strength")
 _MOST_PLACES = 1_000_000
 _OVERLAP = 0.7  # share of the cells that a relabelling must keep, on average
@@ -124,7 +126,7 @@ def relabelled(
     Returns:
         ρ of each relabelling, the identity among them where all are taken; and whether all are.
     """
-    of = _kept(levels, len(x), rng)
+    of = list(levels) or [np.arange(len(x))]
     sizes = [int(level.max()) + 1 for level in of]
     every = math.prod(map(math.factorial, sizes)) <= draws
     if every:
@@ -142,17 +144,38 @@ def relabelled(
     return np.nan_to_num(rho), every
 
 
-def _kept(levels: Sequence[Rows], cells: int, rng: np.random.Generator) -> list[Rows]:
-    """The fields to relabel: each by itself; where the design has too few of their combinations, all but the first
-    together; else the cells freely."""
-    ways = [list(levels), [levels[0], _together(levels[1:])] if len(levels) > 2 else [], [np.arange(cells)]]
-    for of in ways[:2]:
-        sizes = [int(level.max()) + 1 for level in of]
-        if not of or math.prod(sizes) > _MOST_PLACES:
-            continue
-        if (_sources(of, _orders(sizes, 100, rng)) >= 0).mean() >= _OVERLAP:
-            return of
-    return ways[2]
+def exchangeable(rows: pd.DataFrame, rng: np.random.Generator) -> tuple[Rows, list[Rows]]:
+    """Return what is relabelled: the unit of each model (N,), and of each field the level of each unit.
+
+    A unit is a cell, and each field is relabelled by itself; where the design has too few of their combinations, all
+    but the first together. In a design of many fields that are not crossed a unit is what shares data, architecture,
+    regime and strength, which are relabelled each by itself; the other fields are noise then. Where not even these are
+    crossed, cells are relabelled freely; where there are no fields, models.
+    """
+    cell, fields = cell_of(rows), list(axes(rows).values())
+    if not fields:
+        each = np.arange(len(rows))
+        return each, [each]
+    basic = [level for name, level in axes(rows).items() if name in _AXES]
+    ways = [(cell, fields)]
+    if len(fields) > 2:
+        ways.append((cell, [fields[0], _together(fields[1:])]))
+    if 1 < len(basic) < len(fields):
+        ways.append((_together(basic), basic))
+    for unit, levels in ways:
+        first = np.unique(unit, return_index=True)[1]
+        of = [level[first] for level in levels]
+        if _crossed(of, rng):
+            return unit, of
+    return cell, [np.arange(int(cell.max(initial=-1)) + 1)]
+
+
+def _crossed(levels: Sequence[Rows], rng: np.random.Generator) -> bool:
+    """Whether a relabelling of each field leaves most units in the design."""
+    sizes = [int(level.max()) + 1 for level in levels]
+    if math.prod(sizes) > _MOST_PLACES:
+        return False
+    return bool((_sources(levels, _orders(sizes, 100, rng)) >= 0).mean() >= _OVERLAP)
 
 
 def _orders(sizes: Sequence[int], draws: int, rng: np.random.Generator) -> list[Rows]:

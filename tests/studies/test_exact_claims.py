@@ -4,6 +4,7 @@ import itertools
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import statsmodels.formula.api as smf
 from scipy import stats
@@ -192,7 +193,8 @@ def test_too_few_relabellings_carry_no_test(rows):
 
 def test_the_partial_effect_against_statsmodels(rows):
     beta, error, p = partial_effect(rows, V, BASELINES)
-    ranks = rows[[V, "outcome", *BASELINES]].rank().apply(stats.zscore).rename(columns={V: "v"})
+    ranks = rows[[V, "outcome", *BASELINES]].rank() / (len(rows) + 1)
+    ranks = ranks.apply(stats.norm.ppf).apply(stats.zscore).rename(columns={V: "v"})
     frame = ranks.assign(architecture=rows["architecture"], strength=rows["strength"].astype(str))
     peer = smf.ols("outcome ~ v + weight_norm + gradient_norm + architecture + strength", frame).fit(
         cov_type="HC3", use_t=True
@@ -205,7 +207,8 @@ def test_the_partial_effect_against_statsmodels(rows):
 def test_predictions_of_an_architecture_against_scikit_learn(rows):
     found = prediction_errors(rows, [V, *BASELINES])
     held = (rows["architecture"] == "vit").to_numpy()
-    x, y = rows[[V, *BASELINES]].to_numpy(), rows["outcome"].to_numpy()
+    x = rows[[V, *BASELINES]].join(pd.get_dummies(rows["strength"])).to_numpy(float)
+    y = rows["outcome"].to_numpy()
     peers = [
         y[held] - make_pipeline(StandardScaler(), Ridge(a)).fit(x[~held], y[~held]).predict(x[held])
         for a in np.logspace(-2, 3, 6)

@@ -28,7 +28,7 @@ from robgib.studies.ladder import (
     resamples,
     usable_baselines,
 )
-from robgib.studies.strata import axes, cell_of, clusters, relabelled, weighted_ranks
+from robgib.studies.strata import axes, cell_of, clusters, exchangeable, relabelled, weighted_ranks
 from tests.studies.test_claims import V, made
 
 module = importlib.import_module("robgib.studies.ladder")  # the package has a function of that name
@@ -84,8 +84,9 @@ def test_the_first_rung_by_its_definition(rows):
     found = goes_with(Question(rows, V), generator())
     rng, x, y = generator(), rows[V].to_numpy(), rows["outcome"].to_numpy()
     drawn = bootstrap(x, y, resamples(clusters(rows, 8), rng))
-    means = rows.assign(x=x, y=y, cell=cell_of(rows), **axes(rows)).groupby("cell")[["x", "y", *axes(rows)]].mean()
-    levels = [means[name].to_numpy().astype(int) for name in axes(rows)]
+    unit, levels = exchangeable(rows, rng)
+    means = rows.assign(x=x, y=y, unit=unit).groupby("unit")[["x", "y"]].mean()
+    assert unit.tolist() == cell_of(rows).tolist()
     moved, every = relabelled(means["x"].to_numpy(), means["y"].to_numpy(), levels, 2000, rng)
     own = stats.spearmanr(means["x"], means["y"]).statistic
     rho = stats.spearmanr(x, y).statistic
@@ -166,7 +167,9 @@ def test_a_second_rung_that_cannot_be_tested_says_why(rows):
 
 
 def test_the_third_rung_by_its_definition(rows):
-    rows = rows.assign(weight_norm=rows["outcome"] + rows["weight_norm"])
+    own = 0.5 * generator().standard_normal(len(rows))
+    rows = rows.assign(weight_norm=rows["outcome"] + rows["weight_norm"], outcome=rows["outcome"] - own)
+    rows[V] += own
     found = beyond_baselines(Question(rows, V, baselines=BASELINES), generator(), -1)
     without, with_it = prediction_errors(rows, BASELINES), prediction_errors(rows, (*BASELINES, V))
     gained = without**2 - with_it**2
@@ -208,9 +211,10 @@ def test_a_third_rung_that_cannot_be_tested_says_why(rows):
 
 def test_the_penalty_is_the_best_for_an_architecture_left_out_of_the_others(rows):
     columns = [V, *BASELINES]
-    rows = rows.assign(outcome=rows["outcome"] + rows["architecture"].map({"cnn": 0, "vgg": 1, "resnet": 2, "vit": 3}))
+    rows = rows.assign(outcome=rows["outcome"] + rows["architecture"].map({"cnn": 0, "vgg": 0, "resnet": 0, "vit": 9}))
     found = prediction_errors(rows, columns)
-    x, y, group = rows[columns].to_numpy(), rows["outcome"].to_numpy(), rows["architecture"].to_numpy()
+    x = rows[columns].join(pd.get_dummies(rows["strength"])).to_numpy(float)
+    y, group = rows["outcome"].to_numpy(), rows["architecture"].to_numpy()
 
     def missed(fit, test, penalty):
         return y[test] - make_pipeline(StandardScaler(), Ridge(penalty)).fit(x[fit], y[fit]).predict(x[test])

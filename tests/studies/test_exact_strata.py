@@ -7,11 +7,12 @@ import pandas as pd
 import pytest
 
 from robgib.studies.strata import (
-    _kept,
+    _crossed,
     _sources,
     axes,
     cell_of,
     clusters,
+    exchangeable,
     relabelled,
     training_fields,
     varied_fields,
@@ -63,23 +64,51 @@ def lists(levels):
     return [level.tolist() for level in levels]
 
 
+def design(*settings, **further):
+    """Models of some (architecture, strength); ``further`` fields have a value a model."""
+    architecture, strength = zip(*settings, strict=True)
+    fields = {f"recipe.{name}": values for name, values in further.items()}
+    same = {"data": "digits", "regime": "pgd-at"}
+    return pd.DataFrame({"architecture": architecture, "strength": np.array(strength, float), **fields}).assign(**same)
+
+
+GRID = [(a, s) for a in ("cnn", "vit", "mlp") for s in (0, 1)]
+
+
 def test_each_field_is_relabelled_by_itself_where_the_design_has_the_combinations():
-    a, b = np.repeat([0, 1, 2], 2), np.tile([0, 1], 3)
-    assert lists(_kept([a, b], 6, generator())) == [a.tolist(), b.tolist()]
-    one = np.zeros(3, int)
-    assert lists(_kept([np.arange(3), one], 3, generator())) == [[0, 1, 2], [0, 0, 0]]
+    unit, levels = exchangeable(design(*GRID, *GRID), generator())
+    assert unit.tolist() == [*range(6), *range(6)]
+    assert lists(levels) == [[0, 0, 1, 1, 2, 2], [0, 1, 0, 1, 0, 1]]
 
 
 def test_fields_that_go_together_are_relabelled_together():
-    a, b = np.repeat([0, 1, 2], 3), np.tile([0, 1, 2], 3)
-    assert lists(_kept([a, b, 2 - b], 9, generator())) == [a.tolist(), b.tolist()]
+    three = [(a, s) for a in ("cnn", "vit", "mlp") for s in (0, 1, 2)]
+    # Epochs and width differ where strengths do, and in their second halves for that alone.
+    rows = design(*three, *three, epochs=[s for _, s in three] + [s + 3 for _, s in three],
+                  width=[9 - s for _, s in three] + [6 - s for _, s in three])  # fmt: skip
+    unit, levels = exchangeable(rows, generator())
+    assert unit.tolist() == list(range(18))
+    assert levels[0].tolist() == np.tile(np.repeat([0, 1, 2], 3), 2).tolist()
+    assert levels[1].tolist() == [*np.tile([0, 2, 4], 3), *np.tile([1, 3, 5], 3)]
+
+
+def test_of_many_fields_that_are_not_crossed_the_first_are_relabelled_and_the_others_are_noise():
+    rng = generator()
+    settings = GRID * 4
+    further = {name: rng.integers(4, size=len(settings)) for name in ("epochs", "width", "depth", "batch_size")}
+    rows = design(*settings, **further)
+    unit, levels = exchangeable(rows, generator())
+    assert [settings[i] for i in np.unique(unit, return_index=True)[1]] == sorted(GRID, key=settings.index)
+    assert unit.tolist() == [*range(6)] * 4
+    assert lists(levels) == [[0, 0, 1, 1, 2, 2], [0, 1, 0, 1, 0, 1]]
 
 
 def test_without_the_combinations_the_cells_are_permuted_freely():
-    diagonal = np.arange(5)
-    assert lists(_kept([diagonal, diagonal[::-1].copy()], 5, generator())) == [[0, 1, 2, 3, 4]]
+    unit, levels = exchangeable(design(*((f"a{i}", 4 - i) for i in range(5))), generator())
+    assert (unit.tolist(), lists(levels)) == ([0, 1, 2, 3, 4], [[0, 1, 2, 3, 4]])
     many = np.arange(1100)
-    assert lists(_kept([many, many], 1100, generator())) == [many.tolist()]  # of more than a million places
+    assert not _crossed([many, many], generator())  # of more than a million places
+    assert not _crossed([np.arange(5), np.arange(5)[::-1].copy()], generator())
 
 
 def test_the_source_of_a_cell_is_the_one_with_its_reordered_levels():
@@ -101,7 +130,7 @@ def test_no_more_relabellings_than_there_are(draws, all_of_them):
 
 def test_a_permutation_of_free_cells_is_any_order():
     x, y = generator().standard_normal((2, 4))
-    found, every = relabelled(x, y, [np.arange(4), np.arange(4)[::-1].copy()], 24, generator())
+    found, every = relabelled(x, y, [], 24, generator())
     ranks = x.argsort().argsort()
     by_hand = [np.corrcoef(ranks[list(p)], y.argsort().argsort())[0, 1] for p in itertools.permutations(range(4))]
     assert every

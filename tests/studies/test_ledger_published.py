@@ -146,7 +146,7 @@ def test_the_verdict_follows_from_the_rungs(column, published):
 
 @pytest.mark.parametrize("column", ["v_last", "S_last", "r_last", "C_last", "I_last"])
 def test_the_partial_effect_given_baselines_and_fields(column, learnt, published):
-    """Least squares on ranks, indicators of every field, errors robust to unequal variance (HC3)."""
+    """Least squares on normal scores, indicators of every field, errors robust to unequal variance (HC3)."""
     row = published.loc[(column, "area")]
     d = learnt
     level = d["regime"] + d["strength"].astype(str)
@@ -156,7 +156,7 @@ def test_the_partial_effect_given_baselines_and_fields(column, learnt, published
         pd.get_dummies(f.astype(str)).to_numpy(float) for f in (d["architecture"], level, *(d[f] for f in further))
     ]
     baselines = [c for c in ("strength", *BASELINES) if d[c].notna().all() and d[c].nunique() > 1]
-    z = stats.zscore(d[[*baselines, column, "area"]].rank().to_numpy())
+    z = stats.zscore(stats.norm.ppf(d[[*baselines, column, "area"]].rank().to_numpy() / (len(d) + 1)))
     given = np.column_stack([np.ones(len(d)), z[:, :-2], *dummies])
     left, size, _ = np.linalg.svd(given, full_matrices=False)
     basis = left[:, size > size[0] * len(d) * np.finfo(float).eps]
@@ -167,7 +167,10 @@ def test_the_partial_effect_given_baselines_and_fields(column, learnt, published
 
 def out_of_architecture(d, columns):
     """Errors of nested ridge regressions: an architecture predicted from the others, the penalty chosen among these."""
-    x, y, of = d[columns].to_numpy(float), d["area"].to_numpy(float), d["architecture"].to_numpy()
+    level = d["regime"] + d["strength"].astype(str)
+    fields = [level, *(d[f].astype(str) for f in FIELDS[2:] if f not in ("regime", "strength"))]
+    x = np.column_stack([d[columns], *(pd.get_dummies(f) for f in fields)]).astype(float)
+    y, of = d["area"].to_numpy(float), d["architecture"].to_numpy()
     errors = np.zeros(len(d))
     for one in np.unique(of):
         others = of != one
