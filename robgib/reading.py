@@ -34,6 +34,8 @@ def too_deep(content: object) -> bool:
     """
     level = [content]
     for _ in range(DEEPEST):
+        if not level:
+            return False
         distinct = {id(one): one for one in level if isinstance(one, Mapping | list | tuple)}  # aliases: each once
         level = [part for one in distinct.values() for part in (one.values() if isinstance(one, Mapping) else one)]
     return any(isinstance(one, Mapping | list | tuple) for one in level)

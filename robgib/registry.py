@@ -9,6 +9,8 @@ earlier one.
 
 from __future__ import annotations
 
+import copy
+import functools
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -226,7 +228,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file that must hold a mapping."""
     try:
         check_regular(path)
-        content = yaml.load(path.read_text(encoding="utf-8"), _Once)
+        content = _parsed(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise RobGIBError(f"cannot read {path}: {reason}.") from error
@@ -244,7 +246,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
         deep = True
     if deep:
         raise RobGIBError(f"{path} is nested more than {DEEPEST} levels deep; make it flatter.")
-    return content
+    return copy.deepcopy(content)
+
+
+@functools.lru_cache(maxsize=1024)  # every name is looked up among all files of the catalogue
+def _parsed(text: str) -> Any:
+    """Parse YAML; the result is shared by all calls with the same text."""
+    return yaml.load(text, _Once)
 
 
 class _Once(yaml.SafeLoader):
@@ -384,7 +392,7 @@ def load_plugins(extra: Sequence[Path] = ()) -> None:
 def entry_points(group: str) -> dict[str, Any]:
     """Load the installed entry points of ``group`` (for example ``robgib.attacks``) by name."""
     loaded = {}
-    for point in importlib.metadata.entry_points(group=group):
+    for point in _installed(group, _package_folders()):
         try:
             loaded[point.name] = point.load()
         except (Exception, SystemExit) as error:
@@ -392,6 +400,17 @@ def entry_points(group: str) -> dict[str, Any]:
                 f"entry point {point.name!r} of {group} does not load: {type(error).__name__}: {first_line(error)}."
             ) from error
     return loaded
+
+
+@functools.lru_cache(maxsize=64)
+def _installed(group: str, folders: tuple[tuple[str, int], ...]) -> tuple[importlib.metadata.EntryPoint, ...]:
+    """Return the installed entry points of a group; the search reads a file of every installed package."""
+    return tuple(importlib.metadata.entry_points(group=group))
+
+
+def _package_folders() -> tuple[tuple[str, int], ...]:
+    """Return the folders that packages are imported from, each with the time at which a package was last installed."""
+    return tuple((place, os.stat(place).st_mtime_ns if os.path.exists(place) else 0) for place in sys.path)
 
 
 _LONGEST = 40  # characters of a number

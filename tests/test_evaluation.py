@@ -19,7 +19,7 @@ from robgib.statistics import clopper_pearson
 from tests import unusual
 
 TERMS = ["I(Z;Y)", "I(X;Z)", "C(X;Z)", "S(X;Z)", "r(X;Z)", "v(X;Z)", "learnt I(X;Z)", "IB", "GIB"]
-QUICK = ["gaussian", "binned", "imputation:donors=4,steps=50"]
+QUICK = ["gaussian", "binned", "imputation:donors=2,steps=20"]
 
 
 @pytest.fixture(scope="module")

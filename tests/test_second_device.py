@@ -54,8 +54,8 @@ def test_it_is_strict():
     "options",
     [
         {
-            "attacks": ["apgd-ce-linf:eps=0.1,steps=10", "apgd-t-l2:eps=0.5,steps=5"],
-            "estimators": ["imputation:donors=2,steps=10,samples=8"],
+            "attacks": ["apgd-ce-linf:eps=0.1,steps=4", "apgd-t-l2:eps=0.5,steps=2,targets=2"],
+            "estimators": ["imputation:donors=2,steps=4,samples=8"],
             "curve": False, "signs": False, "corruptions": False,
         },
         pytest.param(

@@ -257,7 +257,7 @@ class Hyperplane(nn.Module):
     ("torchattacks:PGDL2:random_start=false", 3.0),
     ("torchattacks:PGD", 0.02),
 ])  # fmt: skip
-@pytest.mark.parametrize("size", [224, 384])
+@pytest.mark.parametrize("size", [224, pytest.param(384, marks=pytest.mark.slow)])
 def test_images_outside_by_rounding_count(spec, eps, size):
     """The hyperplane is 0.999 eps away from each image: the truth is that none is robust."""
     generator = torch.Generator().manual_seed(0)

@@ -250,7 +250,7 @@ def test_hyperplane_steps_of_flat_functions_are_none():
 
 
 @pytest.mark.parametrize("name", LIGHT)
-@pytest.mark.parametrize("eps", [0.05, None])
+@pytest.mark.parametrize("eps", [pytest.param(0.05, marks=pytest.mark.slow), None])
 def test_contract(name, eps):
     eps = eps or widest(name)
     assert not [c for c in check_attack(short(name, eps)) if not c.passed]
@@ -261,12 +261,12 @@ def test_the_ball_judges_what_is_found_and_wrong_images_stay(name, right_digits,
     x, y = right_digits[0][:12], right_digits[1][:12].clone()
     y[:3] = (y[:3] + 1) % 10
     with eval_mode(digits_cnn):
-        found = short(name, widest(name), 60).find(digits_cnn, x, y, SampleRNG(0, range(len(x))))
+        found = short(name, widest(name), 25).find(digits_cnn, x, y, SampleRNG(0, range(len(x))))
     assert bool((found[:3] == x[:3]).all())
     size = distance(found, x, next(n for n in ("linf", "l2", "l1") if n in name))
     eps = float(size[3:].median())
     # A restart of FAB begins within eps, so that what it finds may differ with eps.
-    other = short(name, eps, 60)
+    other = short(name, eps, 25)
     with eval_mode(digits_cnn):
         nearest = other.find(digits_cnn, x, y, SampleRNG(0, range(len(x))))
         given = other.perturb(digits_cnn, x, y, SampleRNG(0, range(len(x))))
@@ -287,7 +287,7 @@ def test_the_ball_judges_what_is_found_and_wrong_images_stay(name, right_digits,
 @pytest.mark.parametrize("name", ["fab-l2", "fab-t-l2", "fab-linf"])
 def test_fab_stops_inside_the_ball(name, right_digits, digits_cnn):
     x, y = right_digits[0][:10], right_digits[1][:10]
-    attack = make_attack(f"{name}:eps={1.5 if 'l2' in name else 0.3}")
+    attack = make_attack(f"{name}:eps={1.5 if 'l2' in name else 0.3},steps=40")
     passes = {}
     for how in ("perturb", "find"):
         with eval_mode(digits_cnn), count_queries(digits_cnn) as counted:
@@ -375,7 +375,7 @@ def test_carlini_wagner_does_not_rest_at_ties(right_digits, digits_cnn):
         def forward(self, x):
             return Tied.apply(digits_cnn(x))
 
-    x, y = right_digits[0][:40], right_digits[1][:40]
+    x, y = right_digits[0][:16], right_digits[1][:16]
     model = Rounded()
     with torch.no_grad():
         right = model(x).argmax(1) == y

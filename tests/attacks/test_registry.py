@@ -1,6 +1,8 @@
+import sys
+
 import pytest
 
-from robgib import RobGIBError, RobGIBWarning, check_attack, make_attack
+from robgib import RobGIBError, RobGIBWarning, check_attack, make_attack, registry
 from robgib.attacks import PGD, TorchAttack, attack_catalogue
 from robgib.registry import parse_value
 
@@ -23,7 +25,8 @@ SHORT = {
     "autoattack": "steps=10,queries=60,targets=2",
     "cw": "steps=30,binary_steps=3",
     "fab": "steps=15",
-    "apgd-t": "steps=20",
+    "apgd": "steps=20",
+    "pgd": "steps=10",
     **dict.fromkeys(("ddn", "fmn", "pdgd", "pdpgd", "alma", "sigma"), "steps=60"),
     "superdeepfool": "steps=3",
     "fast": "first=3,short=2,long=5,probe=5",
@@ -113,8 +116,6 @@ def test_plugin_file_and_yaml_that_uses_it(tmp_path):
 
 
 def test_entry_points(monkeypatch, tmp_path):
-    import importlib.metadata
-
     (tmp_path / "mine.py").write_text(PLUGIN)
     kind = attack_catalogue([tmp_path])["grey-out"].attack
 
@@ -124,10 +125,32 @@ def test_entry_points(monkeypatch, tmp_path):
         def load(self):
             return kind
 
-    monkeypatch.setattr(
-        importlib.metadata, "entry_points", lambda group: [Point()] if group == "robgib.attacks" else []
-    )
+    monkeypatch.setattr(registry, "_installed", lambda group, folders: [Point()] if group == "robgib.attacks" else [])
     assert "grey-out" in attack_catalogue()
+
+
+def test_a_package_that_is_installed_meanwhile_is_found(monkeypatch, tmp_path):
+    """Entry points are searched once for each state of the folders of packages."""
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "grey-out" not in attack_catalogue()
+    (tmp_path / "greys.py").write_text(PLUGIN)
+    (tmp_path / "greys-1.0.dist-info").mkdir()
+    (tmp_path / "greys-1.0.dist-info" / "entry_points.txt").write_text("[robgib.attacks]\ngreys = greys:GreyOut\n")
+    (tmp_path / "greys-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: greys\nVersion: 1.0\n")
+    try:
+        assert "grey-out" in attack_catalogue()
+    finally:
+        sys.modules.pop("greys", None)
+
+
+def test_a_catalogue_file_that_changes_is_read_again(tmp_path):
+    file = tmp_path / "mild.yaml"
+    for eps in (0.25, 0.5):
+        file.write_text(f"attack: PGD\nnorm: l2\neps: {eps}\nparameters: {{steps: 3}}\n")
+        read = registry.read_yaml(file)
+        read["parameters"]["steps"] = 99  # what a caller does to it reaches no other
+        attack = make_attack("mild", extra=[tmp_path])
+        assert (attack.threat.eps, attack.steps) == (eps, 3)
 
 
 @pytest.mark.parametrize(

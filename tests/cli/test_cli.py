@@ -68,10 +68,10 @@ def test_listings(cli, arguments, words):
 SMALL = "data: digits\narchitecture: {name: mlp, hidden: [16]}\ntraining: {epochs: 5, batch_size: 64}\n"
 
 
-def test_two_models_end_to_end(process, cli, tmp_path):
+def test_two_models_end_to_end(cli, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "small-mlp.yaml").write_text(SMALL)
-    done = process(
+    done = cli(
         "evaluate", "digits-cnn", "small-mlp", "--catalogue", "mine", "--samples", "100",
         "--attack", "pgd-linf:steps=5",
         "--estimator", "probe:steps=60", "--estimator", "imputation:donors=2,steps=20", "--layer", "logits",

@@ -399,8 +399,19 @@ def test_a_training_on_a_full_disk_is_one_sentence(tmp_path):
     assert not list(tmp_path.glob("*a.*"))
 
 
-@pytest.mark.parametrize("signal_name", ["SIGINT", "SIGTERM", "SIGHUP"])
-@pytest.mark.parametrize("module", ["typer", "torch", "torch.nn"])
+@pytest.mark.parametrize(
+    ("signal_name", "module"),
+    [
+        ("SIGINT", "typer"),
+        ("SIGTERM", "torch"),
+        ("SIGHUP", "torch.nn"),
+        *(
+            pytest.param(name, module, marks=pytest.mark.slow)
+            for name in ("SIGINT", "SIGTERM", "SIGHUP")
+            for module in ("typer", "torch", "torch.nn")
+        ),
+    ],
+)
 def test_an_interrupt_while_libraries_are_imported_is_one_sentence(tmp_path, signal_name, module):
     code = (
         "import os, signal, sys\n"

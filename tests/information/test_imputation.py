@@ -84,7 +84,7 @@ def test_singles_complete_the_terms():
     assert features.set_index("feature").loc[["input 0", "input 1"], "single_feature"].min() > 0.95
 
 
-@pytest.mark.parametrize("certain", [1, 100])
+@pytest.mark.parametrize("certain", [pytest.param(1, marks=pytest.mark.slow), 100])
 def test_the_label_is_told_of_by_the_networks_own_answer(certain):
     """Of an exclusive or that is wrong in 11% of the samples, half a bit can be known, however sure the network is."""
 

@@ -24,11 +24,15 @@ def test_finds_the_exclusive_or_hidden_in_sixteen_features():
 
 
 @pytest.mark.parametrize(
-    "name", ["xor", *(pytest.param(n, marks=pytest.mark.slow) for n in ("and", "concatenation", "majority"))]
+    ("name", "probe", "samples"),
+    [
+        ("xor", QUICK, 2000),
+        *(pytest.param(n, Probe(), 5000, marks=pytest.mark.slow) for n in ("xor", "and", "concatenation", "majority")),
+    ],
 )
-def test_known_distributions(name):
+def test_known_distributions(name, probe, samples):
     known = known_distributions()[name]
-    found = Probe().estimate(*known.draw(5000, 0))
+    found = probe.estimate(*known.draw(samples, 0))
     got = (found.total.value, found.synergy.value, found.complexity.value)
     assert got == pytest.approx((known.total, known.synergy, known.complexity), abs=0.05)
 

@@ -17,7 +17,7 @@ from robgib.engines import Engine
 from robgib.studies import cells, measure, measured_rows, read_study
 from robgib.studies.engines import Task, run_tasks
 from robgib.zoo.recipe import find_recipe
-from tests.studies.test_study import SMALL, written
+from tests.studies.test_study import QUICK, SMALL, written
 
 
 def rows_of(study, found, **options):
@@ -27,7 +27,7 @@ def rows_of(study, found, **options):
 
 
 def test_a_study_that_was_killed_goes_on_to_the_tables_of_two_processes(cache, tmp_path, monkeypatch):
-    text = SMALL.replace("samples: 40", "samples: 41")  # measured by no other test
+    text = QUICK.replace("samples: 40", "samples: 41")  # measured by no other test
     file = written(tmp_path, text.replace("[0.02, 0.1]", "[0.02, 0.05, 0.1]").partition("controls:")[0])
     study = read_study(file)
     found = cells(study)
@@ -179,7 +179,7 @@ def test_a_model_that_ends_the_program_fails_alone(tmp_path):
 @pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_view_of_a_study_shows_what_runs(jobs, tmp_path, monkeypatch):
     monkeypatch.setenv("ROBGIB_CACHE", str(tmp_path / "cache"))
-    study = read_study(written(tmp_path, SMALL))
+    study = read_study(written(tmp_path, QUICK))
     found = cells(study)
     told = []
     measure(study, found, engine=Engine(jobs=jobs), progress=lambda *said: told.append(said))

@@ -36,6 +36,9 @@ confirm:
       vary: {training.adversary.eps: [0.02, 0.1], training.epochs: [1], training.adversary.steps: [1]}
 controls: {models: [digits-mlp-relu]}
 """
+IMPUTED = '"imputation:donors=2,samples=60,steps=20"'
+QUICK = SMALL.replace(IMPUTED, "binned").replace("signs: false", "signs: false\nmeasures: [weight_norm]")
+"""The same with figures that take little time, for what does not depend on them."""
 
 
 def written(tmp_path, text, name="small"):
@@ -89,7 +92,7 @@ def test_a_range_that_cannot_be_meant_is_refused(tmp_path, values):
 
 
 def test_the_median_distance_as_the_outcome(tmp_path):
-    text = SMALL.replace(
+    text = QUICK.replace(
         '{attack: "pgd-linf:steps=3", eps: [0.05, 0.1]}', '{measure: median_distance, attack: "deepfool-linf"}'
     )
     study = read_study(written(tmp_path, text))
@@ -177,9 +180,8 @@ def test_a_layer_that_there_is_and_defaults_that_are_too_many_pass(tmp_path):
     [("corruption_accuracy", 0.1, 1), ("probabilistic_robustness", 0.1, 1), ("robust_generalisation_gap", -0.6, 0.6)],
 )
 def test_other_outcomes(tmp_path, measure, low, high):
-    text = SMALL.replace("outcome: {", f"outcome: {{measure: {measure}, ").split("controls:")[0]
+    text = QUICK.replace("outcome: {", f"outcome: {{measure: {measure}, ").split("controls:")[0]
     study = read_study(written(tmp_path, text.replace("[0.02, 0.1]", "[0.02]")))
-    study = study.model_copy(update={"measures": ["weight_norm"]})
     row = measured_rows(study, measure_all(study, cells(study))).iloc[0]
     assert row["left_out"] == ""
     assert low <= row["outcome"] <= high
@@ -299,7 +301,7 @@ def test_the_folder_that_is_read_is_the_cell_s_own(tmp_path, digits, monkeypatch
 
 
 def test_networks_on_permuted_patches_are_controls(tmp_path):
-    text = SMALL.replace("controls: {models: [digits-mlp-relu]}", "permuted_patches: {models: [digits-mlp-relu]}")
+    text = QUICK.replace("controls: {models: [digits-mlp-relu]}", "permuted_patches: {models: [digits-mlp-relu]}")
     study = read_study(written(tmp_path, text))
     control = next(c for c in cells(study) if c.part == "control")
     assert control.name == "digits-mlp-relu-permuted-patches"
@@ -309,7 +311,7 @@ def test_networks_on_permuted_patches_are_controls(tmp_path):
 
 
 def test_networks_on_random_labels_are_controls(tmp_path):
-    text = SMALL.replace("controls: {models: [digits-mlp-relu]}", "random_labels: {models: [digits-mlp-relu]}")
+    text = QUICK.replace("controls: {models: [digits-mlp-relu]}", "random_labels: {models: [digits-mlp-relu]}")
     study = read_study(written(tmp_path, text))
     (control,) = (c for c in cells(study) if c.part == "control")
     assert control.name == "digits-mlp-relu-random-labels"
@@ -320,7 +322,7 @@ def test_networks_on_random_labels_are_controls(tmp_path):
 
 
 def test_a_study_in_which_every_model_fails_says_why(cli, tmp_path):
-    text = SMALL.replace('"imputation:donors=2,samples=60,steps=20"', "exact")
+    text = QUICK.replace("binned", "exact")
     text = text.replace("controls: {models: [digits-mlp-relu]}", "")
     written(tmp_path, text)
     done = cli("study", "run", "small.yaml", "--out", "found", "--quiet")
