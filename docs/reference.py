@@ -94,7 +94,7 @@ def copy(folder: str, endings: tuple[str, ...]) -> None:
 def main() -> None:
     """Write the pages."""
     shutil.rmtree(SITE, ignore_errors=True)
-    copy("docs", (".md", ".png", ".svg"))
+    copy("docs", (".md", ".png", ".svg", ".css"))
     copy("reports", (".md", ".png", ".html"))
     (SITE / LISTED).parent.mkdir(parents=True)
     shutil.copy(ROOT / LISTED, SITE / LISTED)

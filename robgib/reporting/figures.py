@@ -322,7 +322,7 @@ def robustness_scatter(rows: pd.DataFrame, only: str = "") -> str:
     return figure(charts, (), "Models: information against robust accuracy") if charts else ""
 
 
-def study_scatter(rows: pd.DataFrame, figure_label: str, outcome: str, axis: str) -> str:
+def study_scatter(rows: pd.DataFrame, column: str, outcome: str, name: str, axis: str) -> str:
     """A figure against the outcome, a point a model: colours are architectures, and symbols regimes where they fit.
 
     Models that were left out are hollow. A label is the strength of the training, where it has room.
@@ -332,8 +332,8 @@ def study_scatter(rows: pd.DataFrame, figure_label: str, outcome: str, axis: str
     by_symbol = len(set(architectures.values())) + len(regimes) <= MOST_ENTRIES and 1 < len(regimes) <= len(SYMBOLS)
     series = []
     for (architecture, regime), g in rows.groupby(["architecture", "regime"], sort=False):
-        x, y = g[figure_label], g[outcome]
-        dx, dy = 1.96 * g[f"{figure_label}_se"], 1.96 * g[f"{outcome}_se"]
+        x, y = g[column], g[outcome]
+        dx, dy = 1.96 * g[f"{column}_se"], 1.96 * g[f"{outcome}_se"]
         series.append(
             Series(
                 x.tolist(), y.tolist(), ((x - dx).tolist(), (x + dx).tolist()), ((y - dy).tolist(), (y + dy).tolist()),
@@ -348,7 +348,7 @@ def study_scatter(rows: pd.DataFrame, figure_label: str, outcome: str, axis: str
     if by_symbol:
         legend = [Entry(e.name, e.colour, 0, None) for e in legend]
         legend += [Entry(str(name), -1, None, i) for i, name in enumerate(regimes)]
-    return figure([Chart(series, Axis(figure_label), Axis(axis), "", 520, 340)], legend, "Models of the study")
+    return figure([Chart(series, Axis(name), Axis(axis), "", 520, 340)], legend, "Models of the study")
 
 
 def phase_curves(table: pd.DataFrame) -> str:

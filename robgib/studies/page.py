@@ -85,7 +85,21 @@ def _cells(table: pd.DataFrame) -> dict[str, Any]:
     }
 
 
+_NAMING = ("figure", "given", "baseline", "")
+"""Columns whose cells are names of columns of the models' table, or of rows of the agreement."""
+
+
+def _labelled(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table whose cells call figures and baselines what its headings call them."""
+    return table.assign(**{c: table[c].map(heading) for c in _NAMING if c in table})
+
+
 def _shown(study: Study, claim: Claim) -> list[tuple[str, str, pd.DataFrame]]:
+    """Return the title, the explanation and the table of each section that has rows."""
+    return [(title, what, _labelled(table)) for title, what, table in _sections(study, claim) if len(table)]
+
+
+def _sections(study: Study, claim: Claim) -> list[tuple[str, str, pd.DataFrame]]:
     facts = pd.DataFrame(list(claim.facts.items()), columns=["figure", "value"])
     correlations = claim.correlations
     if "p" in correlations:
@@ -172,7 +186,7 @@ def study_page(study: Study, rows: pd.DataFrame, claim: Claim, version: str) -> 
     rows = collapsed(study, rows)
     labels = [primary, *(f.label for f in study.secondary if f.figure in _COMPLEXITIES)]
     plots = [
-        (part, Markup(figures.study_scatter(of, label, "outcome", study.outcome.axis)))
+        (part, Markup(figures.study_scatter(of, label, "outcome", heading(label), study.outcome.axis)))
         for part in ("confirm", "explore", "control")
         for label in (labels if part == "confirm" else labels[:1])
         if len(of := _drawn(rows, part, label))
@@ -183,10 +197,10 @@ def study_page(study: Study, rows: pd.DataFrame, claim: Claim, version: str) -> 
         title=study.name,
         study=study,
         claim=claim,
-        primary=primary,
-        secondary=[f.label for f in study.secondary],
+        primary=heading(primary),
+        secondary=[heading(f.label) for f in study.secondary],
         plots=plots,
-        sections=[(t, w, _cells(f)) for t, w, f in _shown(study, claim) if len(f)],
+        sections=[(t, w, _cells(f)) for t, w, f in _shown(study, claim)],
         models=_cells(rows),
         **_downloads(rows, data),
         version=version,
@@ -268,13 +282,12 @@ def study_markdown(study: Study, rows: pd.DataFrame, claim: Claim) -> str:
     """Return the verdict, the design and the tables as Markdown."""
     lines = [
         *markdown_head(study, claim),
-        f"Primary figure: {study.primary.label}. Outcome: {study.outcome.words}. {len(rows)} models, {claim.models} "
-        "counted.",
+        f"Primary figure: {heading(study.primary.label)}. Outcome: {study.outcome.words}. {len(rows)} models, "
+        f"{claim.models} counted.",
         "",
         *(f"- {note}" for note in claim.notes),
     ]
     for title, what, frame in _shown(study, claim):
-        if len(frame):
-            shown = frame.map(_text).rename(columns=heading)
-            lines += ["", f"## {title}", "", what, "", shown.to_markdown(index=False, disable_numparse=True)]
+        shown = frame.map(_text).rename(columns=heading)
+        lines += ["", f"## {title}", "", what, "", shown.to_markdown(index=False, disable_numparse=True)]
     return "\n".join(lines) + "\n"

@@ -29,7 +29,7 @@ def test_bias_is_corrected_where_the_plug_in_is_far_off():
     assert abs(np.mean(corrected)) < 0.02
 
 
-@pytest.mark.parametrize("repeats", [60, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("repeats", [100, pytest.param(200, marks=pytest.mark.slow)])
 def test_shuffled_target_interval_contains_zero(repeats):
     rng = np.random.default_rng(1)
     hits = 0

@@ -94,7 +94,7 @@ def test_a_study_of_many_kinds_has_a_short_legend():
             for j, r in enumerate(("plain", "adversarial", "trades"))
         ]
     )
-    page = figures.study_scatter(rows, "f", "y", "robust accuracy")
+    page = figures.study_scatter(rows, "f", "y", "f", "robust accuracy")
     assert 1 < page.count("<li>") <= MOST_ENTRIES
     assert "cnn-trades" in page  # under the pointer
 

@@ -74,8 +74,8 @@ SPECS = (
 @pytest.mark.parametrize("spec", SPECS)
 def test_shards_give_the_results_of_one_process(spec, digits, digits_cnn, monkeypatch):
     """Whatever the order in which they are computed: random numbers belong to a sample or a shard."""
-    monkeypatch.setattr(run_module, "_POOL", 40)
-    x, y = digits.test.x[:60], digits.test.y[:60]
+    monkeypatch.setattr(run_module, "_POOL", 200)
+    x, y = digits.test.x[:300], digits.test.y[:300]
     attack = robgib.make_attack(spec, {"linf": 0.05, "l2": 0.3, "l1": 1.0})
     workers = Backwards()
     options = {"pictures": 5, "seed": 3}

@@ -18,6 +18,8 @@ from robgib.measures import list_measures
 from robgib.results import save_run
 from robgib.studies import cells, measured_rows, open_study, read_study, stored
 from robgib.studies import measure as measure_all
+from robgib.studies.claims import Claim
+from robgib.studies.page import study_markdown
 from robgib.validation import true_information
 from robgib.zoo.loading import load_recipe
 from robgib.zoo.recipe import Recipe, find_recipe
@@ -380,3 +382,17 @@ def test_figures_of_units_and_pmi_weights_are_those_of_the_layers_table(tmp_path
         ).layers.query("layer == 'blocks.2'").set_index("term")["value"]  # fmt: skip
         for figure, term in zip(study.figures, ("S(Z;Y)", "C(Z;Y)", "subset synergy", "I(Z;Y)"), strict=True):
             assert row[figure.label] == pytest.approx(layers[term]), (term, study.pmi)
+
+
+def test_tables_call_figures_and_baselines_what_their_headings_call_them(tmp_path):
+    """Not gib_complexity and linear_r2, the names of columns."""
+    reports = Path(__file__).parents[2] / "reports" / "robustness"
+    study, rows = read_study(reports / "study.yaml"), pd.read_csv(reports / "models.csv", keep_default_na=False)
+    row = {"part": "baseline", "models": 48, "rho": 0.8, "low": 0.6, "high": 0.9, "p": 0.01}
+    named = ["gib_complexity (imputation, patches:2, last layer)", "linear_r2", "clean_accuracy"]
+    empty = dict.fromkeys(("ladder", "agreement", "against", "partial", "without"), pd.DataFrame())
+    claim = Claim("not shown", "", 48, correlations=pd.DataFrame([row | {"figure": name} for name in named]), **empty)
+    text = study_markdown(study, rows, claim)
+    for shown, name in zip(("C(X;Z) (imputation", "linear R²", "clean accuracy"), named, strict=True):
+        assert f"| {shown}" in text
+        assert f"| {name}" not in text
