@@ -576,7 +576,7 @@ def test_a_plan_is_told_before_the_work(digits, digits_cnn):
     """Each part with its passes, and with the option that leaves it out."""
     told = []
     options = {"attacks": ["pgd-linf"], "samples": 30, "signs": False, "curve": False, "device": "cpu"}
-    quick = {"estimators": ["imputation:donors=4,steps=50"], "layers": ["logits"]}
+    quick = {"estimators": ["imputation:donors=2,steps=20"], "layers": ["logits"]}
     evaluate(digits_cnn, digits, planned=told.append, progress=False, **quick, **options)
     assert {part.name: part.switch for part in told[0]} == {
         "information": "--no-information",

@@ -91,7 +91,8 @@ _NAMING = ("figure", "given", "baseline", "")
 
 def _labelled(table: pd.DataFrame) -> pd.DataFrame:
     """Return a table whose cells call figures and baselines what its headings call them."""
-    return table.assign(**{c: table[c].map(heading) for c in _NAMING if c in table})
+    named = [c for c in _NAMING if c in table]  # the ladder's column of this name holds numbers
+    return table.assign(**{c: [heading(v) if isinstance(v, str) else v for v in table[c]] for c in named})
 
 
 def _shown(study: Study, claim: Claim) -> list[tuple[str, str, pd.DataFrame]]:
