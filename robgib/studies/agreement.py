@@ -122,9 +122,9 @@ def sign_errors(
 ) -> list[float]:
     """Return the sign error of each environment (Dziugaite et al. 2020).
 
-    An environment is a change of one field from one level to another; its error is the share of the pairs of models
-    that differ by this change alone of which figure and outcome do not change as ``sign`` says. A pair counts as much
-    as its outcomes differ surely: by 2Φ(|difference| / standard error) − 1.
+    An environment is a change of one field from one level to another. Its error is the weighted share of the pairs of
+    models, differing by this change alone, in which figure and outcome do not change in the direction of ``sign``. The
+    weight of a pair is 2Φ(|difference of outcomes| / standard error) − 1.
     """
     errors = []
     for field, level in levels.items():

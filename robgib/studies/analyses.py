@@ -1,4 +1,4 @@
-"""Every reading of "a layer is compressed in training", of one network: a row an analysis, with its choices."""
+"""Analyse the compression of one network's layers in every way that a study compares, one row per analysis."""
 
 from __future__ import annotations
 
@@ -106,10 +106,10 @@ class Layer:
 
 
 def rescaled(layer: Layer, kind: str) -> Layer:
-    """The network of the last epoch as a training of five epochs in which only the scale of the layer changes.
+    """Return the trained layer at five epochs that differ only in its scale.
 
-    A whole layer, or its most variable unit, is multiplied by a positive number that the weights after it undo: the
-    function is the same at every epoch, and whatever falls is no compression.
+    The whole layer, or its most variable unit, is multiplied by a positive number, and the next weights are divided by
+    it. The function is the same at every epoch, so a decrease of an estimate is not compression.
 
     Args:
         layer: of the trained network.

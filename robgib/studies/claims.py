@@ -130,9 +130,9 @@ def claim(study: Study, rows: pd.DataFrame) -> Claim:
 def collapsed(study: Study, rows: pd.DataFrame) -> pd.DataFrame:
     """Return the rows with the networks that did not learn left out, where the outcome is one of robustness.
 
-    A network that gives one answer to all images is robust, and its figures are those of a constant: it can make a
-    correlation by itself. Near chance is less than :data:`COLLAPSED` of the way from ``chance`` (a column; else 0.1) to
-    1; ``least_accuracy`` of the study, where given, takes its place. Controls are left as they are.
+    A network that predicts one class for all images is robust, and its figures are those of a constant. One such
+    network can produce a correlation. The limit is :data:`COLLAPSED` of the way from ``chance`` (a column; otherwise
+    0.1) to 1, or the study's ``least_accuracy``, if given. Controls are kept.
     """
     if study.outcome.measure == "generalisation_gap" or "clean_accuracy" not in rows:
         return rows
@@ -271,8 +271,10 @@ def _without(rows: pd.DataFrame, label: str) -> pd.DataFrame:
 
 
 def _against(study: Study, rows: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
-    """GIB against IB, each pair of one layer, partition and estimator: how alike C and I are, and which goes more with
-    the outcome, whatever their signs; the primary figure's pair first."""
+    """Compare C of the GIB with I of the IB: one row per layer, partition and estimator, the primary figure's first.
+
+    A row has the correlation of C and I, and compares the magnitudes of their correlations with the outcome.
+    """
     pairs: dict[tuple[str, str, str], dict[str, Figure]] = {}
     for figure in study.figures:
         if figure.figure in ("gib_complexity", "ib_complexity"):

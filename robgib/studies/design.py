@@ -112,8 +112,9 @@ _SWEPT = ("area", "robust_generalisation_gap")
 class Outcome(BaseModel):
     """What the figures are correlated with.
 
-    For robustness the area under accuracy against eps, or the median distance of the nearest adversarial image, neither
-    of which has a floor where the accuracy at one budget would; or the gap between trained and held-out samples.
+    Robustness is the area under accuracy against eps, or the median distance of the nearest adversarial image: both
+    still differ between networks whose accuracy at one eps is 0. Generalisation is the gap in accuracy between training
+    and held-out samples.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -359,7 +360,7 @@ def read_design(path: Path, kind: type[Design]) -> Design:
 def _misspelt(error: ValidationError, path: Path, kind: type[BaseModel]) -> RobGIBError | None:
     """The error for the first key that there is not, with the key that may be meant; None if all keys are known.
 
-    A misspelt key that is required is two faults: that there is no such key says more than that the other is missing.
+    If a required key is misspelt, two errors are found: an unknown key and a missing one. The first is more helpful.
     """
     wrong = next((e for e in error.errors() if e["type"] == "extra_forbidden"), None)
     if wrong is None:

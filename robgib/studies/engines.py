@@ -95,7 +95,7 @@ def run_tasks(
 ) -> Iterator[tuple[str, str]]:
     """Run the tasks in any order, and report the progress of each that runs on this machine.
 
-    A result is in its place before its name is given: what was finished when the process dies is not lost.
+    A result is stored before its name is yielded, so that finished tasks are kept if the process is killed.
 
     Yields:
         The name of each finished task, and the sentence of its error, or nothing.
@@ -126,7 +126,7 @@ Tell = Callable[[tuple[str, int, int, str]], None]
 
 @contextmanager
 def _heard(progress: Progress | None, engine: Engine) -> Iterator[Tell | None]:
-    """What tasks tell their progress with: to the caller's function, from other processes through a queue."""
+    """Pass the progress of tasks to the caller's function; other processes send theirs through a queue."""
     if progress is None:
         yield None
         return

@@ -112,8 +112,9 @@ def estimated_seconds(
 ) -> float:
     """Estimate the time that one process of this machine takes for the cells that are not measured yet.
 
-    A pass of each architecture, untrained, is timed; trainings, attacks and estimators that run the network are counted
-    in passes. What learns beside the network, and signs of failed attacks, come to about as much again as the latter.
+    One pass of each untrained architecture is timed, and trainings, attacks and estimators that run the network are
+    counted in passes. Estimators that train networks of their own, and attack-failure indicators, take about as long
+    again as attacks and estimators.
 
     Raises:
         RobGIBError: the data are not there.

@@ -1,4 +1,4 @@
-"""What a specification curve says: in which analyses the claim comes out, in which not, and what separates them."""
+"""Summarise a specification curve: the analyses that support the claim, and the choices that separate them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _MOST_SHUFFLES = 10**6
 
 @dataclass(frozen=True)
 class SpecificationClaim:
-    """What a specification curve says.
+    """The result of a specification curve.
 
     Attributes:
         verdict: ``comes out``, ``does not come out``, ``depends on the analysis``, or ``undetermined``.

@@ -9,6 +9,8 @@ import torch
 from robgib.information import InfoNCE, Probe
 from robgib.information.infonce import _Alternatives
 from robgib.information.masked_network import (
+    _PRIOR_SHARES,
+    _SHARPNESS,
     Columns,
     Folds,
     Masked,
@@ -236,6 +238,10 @@ def answers(seed, n=24, k=3, levels=2, strength=1.0):
     scores[:, np.arange(n), own] += strength * np.array([0.5, 1.5])[:levels, None]
     prior = np.log(rng.dirichlet(np.full(k, 5.0), n))
     return scores, own, prior
+
+
+def test_the_grid_of_calibrations():
+    assert (_SHARPNESS, _PRIOR_SHARES) == (SHARPNESS, PRIOR_SHARES)
 
 
 def gains_in_loops(scores, own, prior):

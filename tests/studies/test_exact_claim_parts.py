@@ -1,5 +1,6 @@
 """The parts of a claim, each beside figures by hand."""
 
+import importlib
 import math
 
 import numpy as np
@@ -27,11 +28,14 @@ from robgib.studies.claims import (
     _reliability,
     _verdict,
     _without,
+    claim,
     collapsed,
 )
 from robgib.studies.ladder import RUNGS, Rung, bootstrap, resamples
 from robgib.studies.strata import clusters
 from tests.studies.test_claims import OF_IB, STUDY, C, V, made
+
+module = importlib.import_module("robgib.studies.claims")
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +118,14 @@ def test_the_p_of_a_correlation_counts_shuffles_that_are_as_far_out():
     assert found["p"] == pytest.approx(34 / 70, abs=4 * math.sqrt(0.25 / 2000))
 
 
+def test_the_shuffles_are_of_the_outcome_against_the_figure():
+    table = pd.DataFrame({V: [0.0] * 7 + [1.0], "outcome": np.arange(8.0), "strength": range(8),
+                          **{name: ["a"] * 8 for name in ("data", "architecture", "regime")}})  # fmt: skip
+    # The one model with the other figure has the highest outcome: it, or the lowest, in 2 of 8 orders.
+    p = _correlation("confirm", V, table, generator())["p"]
+    assert p == pytest.approx(2 / 8, abs=4 * math.sqrt(0.25 * 0.75 / 2000))
+
+
 def test_errors_of_estimation():
     assert _reliability(np.array([0.0, 2.0]), np.array([1.0, 0.0])) == pytest.approx(1 - 0.5 / 2)
     assert _corrected(0.5, 0.2, 0.2) != _corrected(0.5, 0.25, 0.25)
@@ -132,6 +144,8 @@ def test_the_mutual_information_beside_a_figure(rows):
     assert known == ["weight_norm", OF_IB, "all of them"]
     for lacking in (rows.assign(**{OF_IB: 1.0}), rows.assign(**{OF_IB: [np.nan, *rows[OF_IB][1:]]})):
         assert [*_partial(lacking, V, ("weight_norm",), OF_IB)["given"]] == ["weight_norm", "all of them"]
+    two = rows.assign(**{OF_IB: np.arange(48) % 2})
+    assert [*_partial(two, V, ("weight_norm",), OF_IB)["given"]] == ["weight_norm", OF_IB, "all of them"]
     assert [*_partial(rows, V, ("weight_norm",), None)["given"]] == ["weight_norm", "all of them"]
     assert _partial(rows, V, (), None).empty
     assert math.isnan(_partial(rows, V, ("weight_norm",), OF_IB)["of it given the figure"].iloc[-1])
@@ -249,3 +263,28 @@ def test_the_table_of_rungs():
     assert table["in words"].tolist() == ["One.", "Two."]
     assert table[["figure", "low", "high"]].iloc[0].tolist() == [0.5, 0.1, 0.9]
     assert _ladder_table((rung(2, "reached", "", p=0.04),))["p"].tolist() == ["0.04"]
+
+
+@pytest.mark.parametrize("figures", [1, 3])
+def test_a_claim_compares_the_figures_that_were_measured(monkeypatch, rows, figures):
+    handed = []
+
+    def agreement(*given):
+        handed.append(given)
+        return pd.DataFrame()
+
+    monkeypatch.setattr(module, "agreement", agreement)
+    monkeypatch.setattr(
+        module, "ladder", lambda question, rng: (asked.append(question), (rung(0, "reached", "One."),))[1]
+    )
+    asked = []
+    study = STUDY.model_copy(update={"expect": "negative", "secondary": STUDY.secondary if figures == 3 else ()})
+    lacking = rows.assign(part="confirm").drop(columns=[C])
+    found = claim(study, lacking)
+    assert (found.models, found.verdict) == (48, RUNGS[0])
+    ((models, labels, shared, sign),) = handed
+    assert labels == [V, *([OF_IB] if figures == 3 else []), *shared]
+    assert sign == (-1 if figures == 1 else 0)  # the expected sign is that of the only figure
+    assert len(models) == 48
+    assert (asked[0].label, asked[0].expect) == (V, -1)
+    assert asked[0].baselines == _baselines(study, lacking)
