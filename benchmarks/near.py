@@ -1,4 +1,4 @@
-"""Attacks on the samples nearest to the boundary: round 5 of the fast ensemble in reports/evidence/attacks.md.
+"""Attacks on the samples nearest to the boundary: a stage of the fast ensemble in reports/evidence/attacks.md.
 
     python -m benchmarks.near --data-root DATA [--cases f24-resnet-trades,linf,0.1,400 … --samples 24 --seeds 2]
 
