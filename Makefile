@@ -21,6 +21,7 @@ test: $(VENV)/.test  ## lint, types, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m compileall -q robgib  # for the processes that tests start, also where PYTHONDONTWRITEBYTECODE is set
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 slow: $(VENV)/.test $(VENV)/.docs  ## convergence, long parity, guides, notebooks, the package, the site
