@@ -229,7 +229,7 @@ def test_the_claim_of_a_ledger_comes_from_its_table_alone(design, tmp_path, monk
     assert answer.notes[0] == "48 of 8 networks of the design are in the ledger"
     assert set(answer.tables) == {"ledger.csv", "columns.csv", "verdicts.csv"}
     assert answer.tables["verdicts.csv"]["networks"].item() == 48
-    assert "margin_per_gradient" in answer.texts["markdown"]()
+    assert "margin per gradient" in answer.texts["markdown"]()
     with pytest.raises(RobGIBError, match="has no table of models"):
         open_study(REPORT.parent / "phases" / "study.yaml").claim(file)
 
