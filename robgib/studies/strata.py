@@ -152,11 +152,12 @@ def exchangeable(rows: pd.DataFrame, rng: np.random.Generator) -> tuple[Rows, li
     regime and strength, which are relabelled each by itself; the other fields are noise then. Where not even these are
     crossed, cells are relabelled freely; where there are no fields, models.
     """
-    cell, fields = cell_of(rows), list(axes(rows).values())
+    cell, by_name = cell_of(rows), axes(rows)
+    fields = list(by_name.values())
     if not fields:
         each = np.arange(len(rows))
         return each, [each]
-    basic = [level for name, level in axes(rows).items() if name in _AXES]
+    basic = [level for name, level in by_name.items() if name in _AXES]
     ways = [(cell, fields)]
     if len(fields) > 2:
         ways.append((cell, [fields[0], _together(fields[1:])]))
