@@ -20,6 +20,7 @@ __all__ = [
     "ends_program",
     "first_line",
     "never_ends",
+    "number_text",
     "sentence_of",
     "unknown_name",
     "visible",
@@ -121,6 +122,15 @@ _KINDS = {
 }
 
 
+def number_text(value: float) -> str:
+    """Return a number as text: a whole one with all its digits, another with six.
+
+    >>> number_text(4294967295), number_text(0.1 + 0.2), number_text(float("inf"))
+    ('4294967295', '0.3', 'inf')
+    """
+    return f"{value:.0f}" if abs(value) < 1e15 and value == int(value) else f"{value:g}"
+
+
 def sentence_of(error: ValidationError, what: str) -> str:
     """Return the first validation error of pydantic as one sentence with the owner of the option and the value."""
     first = error.errors()[0]
@@ -133,7 +143,7 @@ def sentence_of(error: ValidationError, what: str) -> str:
         return str(unknown_name(whole, str(given), wanted.replace(" or ", ", ").split(", ")))
     if kind in _BOUNDS:
         word, key = _BOUNDS[kind]
-        return f"{whose} must be {word} {first['ctx'][key]:g}, not {given!r}."
+        return f"{whose} must be {word} {number_text(first['ctx'][key])}, not {given!r}."
     if (noun := _KINDS.get(kind.partition("_")[0])) is not None:
         return f"{whose} must be {noun}, not {given!r}."
     if kind == "value_error":  # raised by a validator of RobGIB

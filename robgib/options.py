@@ -56,7 +56,7 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 """A finite number of at least 0."""
 AtLeastOne = Annotated[float, Field(ge=1, allow_inf_nan=False)]
 """A finite number of at least 1."""
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 """A whole number that every random generator accepts."""
 
 T = TypeVar("T")

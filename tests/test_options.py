@@ -1,3 +1,4 @@
+import re
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
@@ -8,9 +9,10 @@ from pydantic import Field
 from robgib import RobGIBError
 from robgib.attacks import APGD, PGD
 from robgib.attacks.registry import make_attack
+from robgib.attacks.threat_model import ThreatModel
 from robgib.information import KSG, Imputation
 from robgib.information.registry import make_estimator
-from robgib.options import Count, Positive, check, construct, former_names
+from robgib.options import Context, Count, Positive, check, construct, former_names
 
 
 @dataclass(frozen=True)
@@ -20,9 +22,25 @@ class Walk:
     share: Annotated[float, Field(gt=0, lt=1)] = 0.5
     kind: Literal["long", "short"] = "long"
     fixed: str = ""
+    width: Annotated[int, Field(le=2**20)] = 1
 
     def __post_init__(self):
         check(self, "Walk")
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: Context(seed=2**32), "seed must be at most 4294967295, not 4294967296."),
+        (lambda: Walk(width=5_000_000), "width must be at most 1048576, not 5000000."),
+        (lambda: PGD("l1", 2_000_000.0).threat.check(1_500_000), "more than the whole box [0, 1] (1500000)"),
+        (lambda: ThreatModel("patch", 1_234_567.5), "a whole number from 1 on, not 1.23457e+06."),
+        (lambda: ThreatModel("rotation", 12_345_678.0), "at most 180, not 12345678."),
+    ],
+)
+def test_a_whole_number_has_all_its_digits_in_a_message(make, sentence):
+    with pytest.raises(RobGIBError, match=re.escape(sentence)):
+        make()
 
 
 @pytest.mark.parametrize(

@@ -176,7 +176,8 @@ class Attack(ABC):
     def cost(self) -> int | None:
         """Approximate maximum number of gradients per sample; None if the attack does not state it.
 
-        The cost determines the order of a cascade. If it is None, passes are counted on a few samples.
+        A gradient is a forward and a backward pass, which count as three forward passes. The cost determines the order
+        of a cascade. If it is None, passes are counted on a few samples.
         """
         return None
 

@@ -39,7 +39,6 @@ class FAB(MinimumNormAttack):
         targeted: use one boundary at a time, to each of the most likely wrong classes in turn (FAB-T), with one
             gradient per step instead of one per class. Any wrong class counts as success.
         targets: number of target classes of FAB-T.
-        skip: number of the most likely wrong classes that FAB-T skips.
     """
 
     norms: ClassVar[tuple[str, ...]] = CONVEX_NORMS
@@ -51,12 +50,12 @@ class FAB(MinimumNormAttack):
     beta: Annotated[float, Field(gt=0, lt=1)] = 0.9
     targeted: bool = False
     targets: Count = 9
-    skip: Annotated[int, Field(ge=0)] = 0
 
     @property
     def cost(self) -> int:
-        """See :attr:`Attack.cost`."""
-        return self.steps * self.restarts * self.targets
+        """See :attr:`Attack.cost`: a step has two forward passes, and a backward pass for each class."""
+        passes = self.targets * (2 + 2) if self.targeted else 2 + 2 * self.targets
+        return -(-self.steps * self.restarts * passes // 3)
 
     def find(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
         """See :meth:`MinimumNormAttack.find`."""
@@ -80,7 +79,7 @@ class FAB(MinimumNormAttack):
         result = x.clone()
         remaining = (~misclassified(logits, y)).nonzero().squeeze(1)
         classes = wrong_classes(logits, y)
-        groups = classes[:, self.skip : self.skip + self.targets].split(1, dim=1) if self.targeted else (classes,)
+        groups = classes[:, : self.targets].split(1, dim=1) if self.targeted else (classes,)
         size = torch.full((len(x),), float("inf"), dtype=x.dtype, device=x.device)
         for group in groups:
             for restart in range(self.restarts):

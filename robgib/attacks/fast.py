@@ -108,7 +108,7 @@ class FastEnsemble(Attack):
     @property
     def cost(self) -> int:
         """See :attr:`Attack.cost`; of a sample that is never near the boundary, with informative gradients."""
-        return self.first + self.targets * (self.short + 2) + self.finalists * self.long + self.probe // 2
+        return self.first + self.targets * (self.short + 2) + self.finalists * self.long + -(-self.probe // 3)
 
     @property
     def stages(self) -> tuple[Stage, ...]:

@@ -49,8 +49,8 @@ class HopSkipJump(MinimumNormAttack):
 
     @property
     def cost(self) -> int:
-        """See :attr:`Attack.cost`: a query is about half a gradient."""
-        return max(1, self.queries // 2)
+        """See :attr:`Attack.cost`: a query costs a third of a gradient and its forward pass."""
+        return -(-self.queries // 3)
 
     @torch.no_grad()
     def find(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:

@@ -25,6 +25,7 @@ __all__ = [
     "CatalogueEntry",
     "NamedAttack",
     "attack_catalogue",
+    "attack_class",
     "list_attacks",
     "make_attack",
     "read_attack",
@@ -153,6 +154,23 @@ def list_attacks(catalogue: Sequence[Path] = ()) -> list[str]:
     True
     """
     return sorted(attack_catalogue(catalogue))
+
+
+def attack_class(name: str, base: type[Any] = Attack) -> type[Any] | None:
+    """Return the class of a name below ``base``, as the record of a run states it; None if there is none here.
+
+    Plug-in files and classes that a user defined count once they are imported. Of several the latest is taken.
+
+    >>> attack_class("PGD").__name__, attack_class("Unheard")
+    ('PGD', None)
+    """
+    waiting = [base]
+    while waiting:
+        kind = waiting.pop()
+        if kind.__name__ == name:
+            return kind
+        waiting += kind.__subclasses__()
+    return None
 
 
 @dataclass(frozen=True)

@@ -58,8 +58,8 @@ class Square(Attack):
 
     @property
     def cost(self) -> int:
-        """See :attr:`Attack.cost`: a query is about half a gradient."""
-        return max(1, self.queries * self.restarts // 2)
+        """See :attr:`Attack.cost`: a query costs a third of a gradient and its forward pass."""
+        return -(-self.queries * self.restarts // 3)
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:
         """See :meth:`Attack.perturb`."""

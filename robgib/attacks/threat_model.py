@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, PositiveFloat
 from torch import Tensor
 
 from robgib.attacks.carried import carried, masked
-from robgib.errors import RobGIBError, unknown_name
+from robgib.errors import RobGIBError, number_text, unknown_name
 from robgib.registry import parse_value
 from robgib.runtime import SampleRNG
 
@@ -128,9 +128,11 @@ class ThreatModel:
         if self.norm == "l0" and self.eps < 1:
             raise RobGIBError(f"eps is a number of pixels under l0, at least 1, not {self.eps:g}.")
         if self.norm == "patch" and (self.eps < 1 or self.eps != int(self.eps)):
-            raise RobGIBError(f"eps is the side of a patch in pixels, a whole number from 1 on, not {self.eps:g}.")
+            raise RobGIBError(
+                f"eps is the side of a patch in pixels, a whole number from 1 on, not {number_text(self.eps)}."
+            )
         if self.norm == "rotation" and self.eps > 180:
-            raise RobGIBError(f"eps is the largest rotation in degrees, at most 180, not {self.eps:g}.")
+            raise RobGIBError(f"eps is the largest rotation in degrees, at most 180, not {number_text(self.eps)}.")
         if self.norm == "linf" and self.eps > self.widest(1):
             raise RobGIBError(self._too_wide(self.widest(1)))
 
@@ -154,10 +156,11 @@ class ThreatModel:
 
     def _too_wide(self, most: float) -> str:
         low, high = self.box
+        eps = number_text(self.eps)
         if self.norm == "l0":
-            return f"eps {self.eps:g} (l0) is more than the {most:g} values of an image; it counts changed values."
-        problem = f"eps {self.eps:g} ({self.norm}) is more than the whole box [{low:g}, {high:g}] ({most:g})"
-        return f"{problem}; eps is in pixel scale: write {self.eps:g}/255 for {self.eps:g} of 255 levels."
+            return f"eps {eps} (l0) is more than the {most:.0f} values of an image; it counts changed values."
+        problem = f"eps {eps} ({self.norm}) is more than the whole box [{low:g}, {high:g}] ({number_text(most)})"
+        return f"{problem}; eps is in pixel scale: write {eps}/255 for {eps} of 255 levels."
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """Return the images (N, …) nearest to ``x_adv`` in the ball, clipped to the box.

@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from robgib.errors import visible
+from robgib.errors import number_text, visible
 
 _NARROWEST, _USUAL = 40, 80  # columns
 
@@ -124,7 +124,12 @@ def type_text(hint: Any) -> str:
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
         limits = [m for extra in inner[1:] for m in getattr(extra, "metadata", [])]
-        bounds = [f"{word} {getattr(m, name):g}" for m in limits for name, word in _LIMITS.items() if hasattr(m, name)]
+        bounds = [
+            f"{word} {number_text(getattr(m, name))}"
+            for m in limits
+            for name, word in _LIMITS.items()
+            if hasattr(m, name)
+        ]
         return " ".join([type_text(inner[0]), " and ".join(bounds)]).rstrip()
     if origin is typing.Literal:
         return ", ".join(map(str, inner))

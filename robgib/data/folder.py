@@ -22,7 +22,7 @@ from PIL import Image
 from robgib.data.dataset import COLOUR_EPS, Bounds, Dataset, Split, check_brightness, drawn_order, stratified
 from robgib.data.lazy import LazyImages
 from robgib.data.sizing import Sizing
-from robgib.errors import RobGIBError, RobGIBWarning, first_line, visible
+from robgib.errors import RobGIBError, RobGIBWarning, first_line, number_text, visible
 from robgib.files import cache_folder, digest, write_file
 
 __all__ = ["read_folder"]
@@ -440,8 +440,9 @@ def _pixels(picture: Image.Image, name: str) -> np.ndarray:
             return (numbers / np.float32(65535)).astype(np.float32)
         if plain and mode == "F" and numbers.min() >= 0 and numbers.max() <= 1:
             return numbers.astype(np.float32)
+        low, high = number_text(numbers.min()), number_text(numbers.max())
         raise RobGIBError(
-            f"{name} has values from {numbers.min():g} to {numbers.max():g} (mode {mode}), whose white "
+            f"{name} has values from {low} to {high} (mode {mode}), whose white "
             "is unknown; save it with 8 or 16 bits, or as floats in [0, 1]."
         )
     if _depth(name, kind, tags) > 8:

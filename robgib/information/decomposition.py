@@ -487,6 +487,9 @@ class _Terms:
             half = self.quantile * np.sqrt(max(sampled + self.systematic(slope), 0.0))
             down, up = self.reach(slope)
             ratio = top / total
+            bound = min(max(ratio, 0.0), float(self.features))
+            if abs(ratio - bound) <= _ROUNDING:  # terms that put it on a bound do so up to rounding
+                ratio = bound
             return Estimate(ratio, ratio - half - down, ratio + half + up, bool(self.flagged[0]))
         return Estimate(np.nan, np.nan, np.nan, note=reason)
 

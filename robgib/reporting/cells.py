@@ -49,7 +49,7 @@ def cell(column: Column, row: Any) -> str:
         half = f" ± {(row.high - row.low) / 2:.2f}" if row.high > row.low else ""  # none where all outcomes are counted
         return f"{value:.2f}{half}{'*' if row.flagged else ''}"
     if column.form == "distance":
-        return "not found" if math.isinf(value) else f"{value:.3g}"
+        return "not found" if math.isinf(value) else f"{value:.3g}" if value < 1000 else f"{value:.0f}"
     if column.form == "seconds":
         return f"{value:.1f} s" if value else ""
     pattern = {

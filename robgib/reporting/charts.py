@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from robgib.errors import visible
+from robgib.errors import number_text, visible
 
 __all__ = ["COLOURS", "DASHES", "MOST_ENTRIES", "SYMBOLS", "Axis", "Chart", "Entry", "Series", "figure", "heat_map"]
 
@@ -150,7 +150,7 @@ class _Scale:
         values = _log_ticks(self.low, self.high) if self.axis.form == "log" else _ticks(self.low, self.high)
         if self.axis.form == "percent":
             return [(v, f"{100 * v:.4g}%") for v in values]
-        return [(v, f"{v:.4g}") for v in values]
+        return [(v, number_text(v)) for v in values]
 
 
 def _ticks(low: float, high: float, most: int = 5) -> list[float]:

@@ -32,7 +32,7 @@ from robgib.attacks.carried import carried
 from robgib.attacks.objective import Objective
 from robgib.attacks.threat_model import NORMS, ThreatModel, distance, per_sample
 from robgib.engines import Shared, packed, unpacked
-from robgib.errors import NoGradientError, RobGIBWarning
+from robgib.errors import NoGradientError, RobGIBWarning, number_text
 from robgib.files import Parts
 from robgib.models.adapt import seeded
 from robgib.models.inference import (
@@ -634,7 +634,7 @@ class Run:
         """Return the note of a progress report: the robust accuracy once all samples are attacked, and the passes."""
         state, right = self.state, self.state.arrays["right"]
         over = state.done >= len(state.waiting)
-        robust = f"{right.mean():.1%} robust ({right.sum():.4g}/{len(right)}), " if over else ""
+        robust = f"{right.mean():.1%} robust ({number_text(right.sum())}/{len(right)}), " if over else ""
         return f"{robust}{state.passes.forward + self._now.forward:,} passes"
 
     def _limits(self) -> list[str]:

@@ -14,6 +14,7 @@ from torch import Tensor
 import robgib.attacks
 from robgib.attacks.base import Attack, MinimumNormAttack, TransformAttack
 from robgib.attacks.carried import carried, carry, masked
+from robgib.attacks.registry import attack_class
 from robgib.attacks.threat_model import NORMS, ThreatModel, distance, within
 from robgib.errors import RobGIBError
 from robgib.files import digest
@@ -431,7 +432,7 @@ def _transformation(run: Run, label: str) -> TransformAttack:
     spec = run.attack_options["attacks"][label]
     if isinstance(spec.get("attack"), Mapping):  # a transfer: the surrogate chose the parameters
         spec = spec["attack"]
-    kind = next((one for one in _below(TransformAttack) if one.__name__ == spec.get("class")), None)
+    kind = attack_class(str(spec.get("class")), TransformAttack)
     if kind is None:
         raise RobGIBError(
             f"the class {spec.get('class')} of attack {label!r} is unknown here; give its folder with --catalogue, or "
@@ -441,11 +442,6 @@ def _transformation(run: Run, label: str) -> TransformAttack:
     threat = spec["threat"]
     made: TransformAttack = construct(kind, fields, f"attack {label!r}", norm=threat["norm"], eps=float(threat["eps"]))
     return made
-
-
-def _below(kind: type[Any]) -> list[type[TransformAttack]]:
-    """Return the classes below one, the latest first."""
-    return [one for below in reversed(kind.__subclasses__()) for one in (below, *_below(below))]
 
 
 def _shown(case: _Case, rows: pd.DataFrame, here: np.ndarray, images: Tensor, size: np.ndarray) -> AttackResult:

@@ -16,7 +16,7 @@ from statsmodels.stats.multitest import multipletests
 from robgib.reporting.summary import ALIKE
 from robgib.statistics import partial_correlation, smallest_correlation, williams_test
 from robgib.studies.agreement import agreement
-from robgib.studies.design import Figure, Study
+from robgib.studies.design import Figure, Study, heading
 from robgib.studies.ladder import (
     DRAWS,
     LEAST,
@@ -152,7 +152,7 @@ def _no_verdict(models: pd.DataFrame, primary: str) -> str:
             f"{len(models)} usable models are too few for a verdict (at least {LEAST}); the correlations below are "
             "descriptive."
         )
-    for column, name in ((primary, primary), ("outcome", "the outcome")):
+    for column, name in ((primary, heading(primary)), ("outcome", "the outcome")):
         if models[column].nunique() < 2:
             return f"{name} is the same for all {len(models)} models: there is nothing to correlate."
     return ""
@@ -338,8 +338,8 @@ def _notes(rows: pd.DataFrame, models: pd.DataFrame, primary: str, baselines: tu
         missing = models["model"][~np.isfinite(models[name].astype(float))]
         if name not in shared and len(missing):
             notes.append(
-                f"the baseline {name} is missing for {', '.join(missing)}{_reasons(models, name)}: it has its own ρ "
-                "over the other models, and is not among the baselines that the figure must add to"
+                f"the baseline {heading(name)} is missing for {', '.join(missing)}{_reasons(models, name)}: it has its "
+                "own ρ over the other models, and is not among the baselines that the figure must add to"
             )
     return tuple(notes)
 
@@ -387,7 +387,7 @@ def _verdict(
     """Return the highest rung that is reached, and the sentences of all rungs that were tested."""
     verdict = highest(rungs)
     tested = [r.sentence for r in rungs if not r.sentence.startswith("Not tested")]
-    words = f"Figure: {study.primary.figure}; outcome: {study.outcome.noun}. {' '.join(tested)}"
+    words = f"Figure: {heading(study.primary.figure)}; outcome: {study.outcome.noun}. {' '.join(tested)}"
     if verdict == "not shown":
         least = facts["smallest correlation shown with 80% power"]
         words += f" So many models show a correlation of {least:.2f} or more four times in five."

@@ -42,6 +42,7 @@ __all__ = [
     "Study",
     "cells",
     "chosen_recipes",
+    "heading",
     "read_design",
     "read_study",
 ]
@@ -61,6 +62,39 @@ FIGURES = {
 """What a study may ask of a layer, and the term of the layers' table that it is."""
 OF_UNITS = ("unit_synergy", "unit_complexity", "subset_synergy")
 """Those of a layer's units: the features of the first two, and what the third sets to 0."""
+_HEADINGS = {
+    "rho": "ρ",
+    "low": "95% from",
+    "high": "95% to",
+    "p_holm": "p, Holm",
+    "pearson": "Pearson's r",
+    "kendall": "Kendall's τ",
+    "tau": "τ",
+    "tau given baselines": "τ given the baselines",
+    "sd": "standard deviation",
+    "outcome_se": "outcome, standard error",
+    "bound_of": "layers with IB and GIB",
+    "bound_held": "of them IB ≤ GIB",
+    "bound_worst": "largest IB − GIB",
+    **{name: FIGURES[name] for name in ("gib_complexity", "ib_complexity", "ib_complexity_noise")},
+    "linear_r2": "linear R²",
+}
+_PARTS = {"_se": ", standard error", "_marked": ", flagged", "": ""}
+
+
+def heading(column: str) -> str:
+    """Return what tables and sentences call a column of the models' table.
+
+    >>> heading("p_holm"), heading("gib_complexity (exact, pixels, last layer)_se"), heading("peak_epoch")
+    ('p, Holm', 'C(X;Z) (exact, pixels, last layer), standard error', 'peak epoch')
+    """
+    if column in _HEADINGS:
+        return _HEADINGS[column]
+    part = next(p for p in _PARTS if column.endswith(p))
+    figure, bracket, where = column.removesuffix(part).partition(" (")
+    return _HEADINGS.get(figure, figure.replace("_", " ")) + bracket + where + _PARTS[part]
+
+
 Part = Literal["explore", "confirm"]
 Design = TypeVar("Design", bound=BaseModel)
 _RANGE = re.compile(r"\{(\d{1,6})\.\.(\d{1,6})\}")

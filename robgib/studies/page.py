@@ -15,7 +15,7 @@ from robgib.reporting import figures
 from robgib.reporting.page import page
 from robgib.results import csv_text, plain_rows
 from robgib.studies.claims import Claim, collapsed
-from robgib.studies.design import Study
+from robgib.studies.design import Study, heading
 from robgib.studies.ladder import DRAWS, shown_p
 from robgib.studies.phases import Phases, PhasesClaim, Traced
 from robgib.studies.specification import Specification
@@ -41,40 +41,6 @@ def _text(value: Any) -> str:
     if isinstance(value, float):
         return "" if math.isnan(value) else f"{value:.3g}"
     return str(value)
-
-
-_HEADINGS = {
-    "rho": "ρ",
-    "low": "95% from",
-    "high": "95% to",
-    "p_holm": "p, Holm",
-    "pearson": "Pearson's r",
-    "kendall": "Kendall's τ",
-    "tau": "τ",
-    "tau given baselines": "τ given the baselines",
-    "sd": "standard deviation",
-    "outcome_se": "outcome, standard error",
-    "bound_of": "layers with IB and GIB",
-    "bound_held": "of them IB ≤ GIB",
-    "bound_worst": "largest IB − GIB",
-    "gib_complexity": "C(X;Z)",
-    "ib_complexity": "I(X;Z)",
-    "linear_r2": "linear R²",
-}
-_PARTS = {"_se": ", standard error", "_marked": ", flagged", "": ""}
-
-
-def heading(column: str) -> str:
-    """What a table calls a column.
-
-    >>> heading("p_holm"), heading("gib_complexity (exact, pixels, last layer)_se"), heading("peak_epoch")
-    ('p, Holm', 'C(X;Z) (exact, pixels, last layer), standard error', 'peak epoch')
-    """
-    if column in _HEADINGS:
-        return _HEADINGS[column]
-    part = next(p for p in _PARTS if column.endswith(p))
-    figure, bracket, where = column.removesuffix(part).partition(" (")
-    return _HEADINGS.get(figure, figure.replace("_", " ")) + bracket + where + _PARTS[part]
 
 
 def _cells(table: pd.DataFrame) -> dict[str, Any]:

@@ -3,7 +3,8 @@ import sys
 import pytest
 
 from robgib import RobGIBError, RobGIBWarning, check_attack, make_attack, registry
-from robgib.attacks import PGD, TorchAttack, attack_catalogue
+from robgib.attacks import PGD, TorchAttack, TransformAttack, attack_catalogue
+from robgib.attacks.registry import attack_class
 from robgib.registry import parse_value
 
 
@@ -13,6 +14,28 @@ def test_catalogue_parameters_and_overrides():
     assert attack.threat.norm == "linf"
     assert attack.threat.eps == pytest.approx(8 / 255)
     assert (attack.steps, attack.step_size, attack.random_start) == (40, 0.01, True)
+
+
+def test_a_class_is_found_by_its_name():
+    class Rotated(PGD):
+        pass
+
+    first = Rotated
+
+    class Rotated(PGD):
+        pass
+
+    assert attack_class("PGD") is PGD
+    assert attack_class("Rotated") is Rotated is not first
+    assert attack_class("PGD", TransformAttack) is attack_class("Unheard") is None
+    assert attack_class("RotationTranslation", TransformAttack).__name__ == "RotationTranslation"
+
+
+def test_a_parameter_that_was_removed_is_one_sentence():
+    with pytest.raises(
+        RobGIBError, match=r"^unknown parameter of attack 'fab-t-linf:skip=2': 'skip'; (did you mean|known)"
+    ):
+        make_attack("fab-t-linf:skip=2")
 
 
 def test_default_budget_is_the_data_sets():

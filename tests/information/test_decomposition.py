@@ -55,6 +55,20 @@ def test_terms_are_scaled_to_a_counted_total():
     assert found.total.high - 2 == pytest.approx(1.959964 * 0.02, abs=1e-6)
 
 
+def test_degrees_at_a_bound_are_the_bound():
+    """Terms that are moved until v is 0 sum to 0 up to rounding: v was -1.5e-16."""
+    rng = np.random.default_rng(0)
+    exact = Exact()
+    problem = Problem(exact.prepare([BITS] * 3), BITS, BITS)
+    for _ in range(20):
+        total, *of_none = 0.1 + rng.random(4)
+        beyond = total * (1 + rng.random(3) / 3)
+        least = decompose([total, *of_none, *beyond], estimator=exact, problem=problem, resolution="values")
+        most = decompose([total, *beyond, *of_none], estimator=exact, problem=problem, resolution="values")
+        assert 0 <= least.vulnerability.low <= least.vulnerability.value < 1e-9
+        assert 3 - 1e-9 < most.redundancy.value <= most.redundancy.high <= 3
+
+
 def test_tables_with_former_names_are_read(tmp_path):
     old = pd.DataFrame([[0.5] * 4], columns=["single", "rest_low", "total", "interaction"])
     assert list(with_present_names(old, "features")) == ["single_feature", "leave_one_out_low", "total", "interaction"]

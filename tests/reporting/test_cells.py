@@ -17,6 +17,7 @@ from robgib.results import Column
         ("interval", {"x": 0.1, "low": 0.1, "high": 0.25}, "[10.0, 25.0]"),
         ("distance", {"x": np.inf}, "not found"),
         ("distance", {"x": 0.12345}, "0.123"),
+        ("distance", {"x": 1234.5}, "1234"),
         ("seconds", {"x": 1.25}, "1.2 s"),
         ("seconds", {"x": 0.0}, ""),
         ("text", {"x": "pgd"}, "pgd"),

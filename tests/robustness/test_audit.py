@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from robgib.attacks import APGD, AutoAttack, FastEnsemble
-from robgib.models.inference import QueryCount
+from robgib.models.inference import QueryCount, count_queries
 from robgib.robustness.audit import audit, audit_size, audit_wanted
 from robgib.robustness.evaluate import evaluate
 from robgib.robustness.run_attack import AttackResult
@@ -103,6 +103,20 @@ def test_nothing_is_audited_where_nothing_remains_or_is_affordable():
     assert not audit_wanted([FastEnsemble("linf", 0.1)], 0)
     assert not audit_wanted([APGD("linf", 0.1)], None)
     assert audit_wanted([APGD("linf", 0.1)], 0.01)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l1"])
+def test_the_passes_that_an_audit_is_reckoned_to_take_are_those_that_it_takes(norm):
+    """On a network that is never fooled, so that no member of AutoAttack stops early."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 12)).requires_grad_(False)
+    model[1].weight *= 0.01
+    model[1].bias += torch.arange(12.0)
+    attack = AutoAttack(norm, 0.01, steps=10, queries=1000)
+    with count_queries(model) as passes:
+        attack(model, torch.rand(2, 1, 4, 4), torch.full((2,), 11))
+    assert 3 * attack.cost == pytest.approx(passes.cost / 2, rel=0.05)
+    assert 3 * AutoAttack(norm, 0.01).cost == pytest.approx(11_600, abs=3)
 
 
 def test_what_a_share_test_detects():

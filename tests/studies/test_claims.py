@@ -148,7 +148,7 @@ def test_a_baseline_that_fails_on_one_model_is_said_and_not_used():
     rows = made(np.random.default_rng(0), slope=-0.2)
     rows.loc[5, "gradient_norm"] = np.nan
     found = claim(STUDY, rows)
-    assert any("the baseline gradient_norm is missing for cnn-2-1" in n for n in found.notes)
+    assert any("the baseline gradient norm is missing for cnn-2-1" in n for n in found.notes)
     assert "gradient_norm" not in set(found.partial["given"])
     assert found.verdict == "beyond the baselines"
 

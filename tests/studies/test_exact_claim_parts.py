@@ -216,7 +216,7 @@ def test_notes_on_what_is_left_out_marked_or_missing(rows):
     left_out, marked, missing = _notes(own, models, V, ("weight_norm", "gradient_norm", "linear_r2"))
     assert left_out == "left out (failed: x): cnn-0-0, cnn-0-1"
     assert marked == "the primary figure is marked in 3 of 46 models: see their own pages"
-    assert missing.startswith("the baseline weight_norm is missing for cnn-1-1, cnn-2-0: it has its own ρ")
+    assert missing.startswith("the baseline weight norm is missing for cnn-1-1, cnn-2-0: it has its own ρ")
     assert _notes(rows, rows, V, ("linear_r2",)) == ()
 
 
@@ -241,7 +241,8 @@ def rung(number, status, sentence, p=0.01, draws=0):
 
 def test_the_words_of_a_verdict():
     facts = {"smallest correlation shown with 80% power": 0.394}
-    head = f"Figure: {STUDY.primary.figure}; outcome: {STUDY.outcome.noun}."
+    assert _verdict(PAIRS, (rung(0, "reached", "One."),), pd.DataFrame(), {})[1].startswith("Figure: C(X;Z); outcome:")
+    head = f"Figure: vulnerability; outcome: {STUDY.outcome.noun}."
     rungs = (rung(0, "reached", "One."), rung(1, "not reached", "Two."), rung(2, "not reached", "Not tested: two."))
     assert _verdict(STUDY, rungs, pd.DataFrame(), facts) == (RUNGS[0], f"{head} One. Two.")
     alike = pd.DataFrame({"corr(C, I)": [0.999, 0.1]})
