@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,29 +111,51 @@ def fit(
     if not fitting:
         _refuse(complete[0].weights if complete else _nearest(sets, wanted), own, source)
     chosen, twins = _chosen(fitting, source, wanted)
-    state = sets[chosen.key]
-    applied, pair = (None, ()) if normalized else _own_normalizer(chosen, state, model, source)
-    unused = [k for k in state if k not in chosen.used and k not in pair and not k.endswith("num_batches_tracked")]
-    known = [p for p in _pairs(state) if applied is not None and _normalization(state, p) == applied]
-    again = {k for c in twins for k in c.used if c.key == chosen.key} | {k for p in known for k in p}
-    notes = _found_as(chosen, twins, own, alone=len(sets) == 1)
-    if applied is not None:
-        notes.append(f"the file holds a normaliser beside the network ({_some(pair)}), which is applied")
-    elif pair:
-        notes.append(
-            f"the file holds a normaliser beside the network ({_some(pair)}), the same as inside it: it is applied once"
-        )
-    elif not normalized and declared:
-        applied, note = _from_declared(declared, model)
-        notes.append(note)
+    applied, pair, said = _applied(chosen, sets[chosen.key], model, source, () if normalized else declared, normalized)
+    notes = [*_found_as(chosen, twins, own, alone=len(sets) == 1), *said]
     model.load_state_dict(chosen.weights)
-    lost = unused_tensors([k for k in unused if k not in again], own)
+    lost = unused_tensors(_unused(chosen, twins, sets[chosen.key], applied, pair), own)
     others = [key or _TOP for key in sets if key != chosen.key and key not in {c.key for c in twins}]
     if others and wanted is None:
         lost = (*lost, f"the file also holds {_some(others)}, which is not used (--weights-key chooses)")
     elif others:
         notes.append(f"the file also holds {_some(others)}")
     return Fitted(tuple(notes), lost, applied)
+
+
+def _applied(
+    chosen: _Set,
+    state: Mapping[str, Tensor],
+    model: nn.Module,
+    source: str,
+    declared: Sequence[Normalization],
+    normalized: bool,
+) -> tuple[Normalization | None, tuple[str, ...], list[str]]:
+    """The normalisation that the file brings and the model lacks, the tensors that hold it, and what to say of it."""
+    applied, pair = (None, ()) if normalized else _own_normalizer(chosen, state, model, source)
+    where = f"the file holds a normaliser beside the network ({_some(pair)})"
+    if applied is not None:
+        return applied, pair, [f"{where}, which is applied"]
+    if pair:
+        return None, pair, [f"{where}, the same as inside it: it is applied once"]
+    if not declared:
+        return None, pair, []
+    applied, note = _from_declared(declared, model)
+    return applied, pair, [note]
+
+
+def _unused(
+    chosen: _Set,
+    twins: Sequence[_Set],
+    state: Mapping[str, Tensor],
+    applied: Normalization | None,
+    pair: tuple[str, ...],
+) -> list[str]:
+    """The keys of tensors that neither the network nor a copy of it nor its normaliser has."""
+    known = set(chosen.used) | set(pair) | {k for c in twins if c.key == chosen.key for k in c.used}
+    if pair and applied is not None:
+        known |= {k for p in _pairs(state) if _normalization(state, p) == applied for k in p}
+    return [k for k in state if k not in known and not k.endswith("num_batches_tracked")]
 
 
 def _found_as(chosen: _Set, twins: Sequence[_Set], own: Mapping[str, Tensor], alone: bool) -> list[str]:
@@ -182,37 +204,68 @@ def _nearest(sets: Mapping[str, Mapping[str, Tensor]], wanted: str | None) -> Ma
     return (part_of(state, rest) if rest and rest != key else {}) or state
 
 
+@dataclass(frozen=True)
+class _Wanted:
+    """A network's keys as a file may name them.
+
+    Attributes:
+        keys: the network's own keys by the names that are looked for.
+        counts: names of counters, which a file may lack.
+    """
+
+    keys: Mapping[str, str]
+    counts: frozenset[str]
+
+    @classmethod
+    def spellings(cls, own: Iterable[str]) -> list[_Wanted]:
+        """The names as they are, and without the first part that all have in common."""
+        plain = {tidy(k): k for k in own}
+        firsts = {k.partition(".")[0] for k in plain}
+        common = f"{firsts.pop()}." if len(firsts) == 1 and all("." in k for k in plain) else ""
+        made = []
+        for shorter in dict.fromkeys(("", common)):
+            keys = {k.removeprefix(shorter): own_key for k, own_key in plain.items()}
+            made.append(cls(keys, frozenset(k for k in keys if k.rpartition(".")[2] == "num_batches_tracked")))
+        return made
+
+    @property
+    def needed(self) -> Set[str]:
+        return self.keys.keys() - self.counts or self.keys.keys()
+
+    def prefixes(self, names: Iterable[str]) -> list[str]:
+        """Where in a file's names a set may lie: what stands before its first name."""
+        first = min(self.needed, default="")
+        return [k.removesuffix(first) for k in names if k == first or k.endswith(f".{first}")]
+
+    def weights(
+        self, inside: Mapping[str, str], state: Mapping[str, Tensor], own: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """A set's tensors by the network's keys; counters that the file lacks are the network's own."""
+        found = {own_key: state[inside[k]] for k, own_key in self.keys.items() if k in inside}
+        return found | {self.keys[k]: own[self.keys[k]] for k in self.counts - inside.keys()}
+
+
 def _complete(key: str, state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[_Set]:
     """Return all complete sets of a network's weights in a state dict, by names alone, shortest prefix first.
 
     There is no other tensor in it than those of what is beside a network, of a normaliser, and of another such set.
     """
-    plain = {tidy(k): k for k in own}
     names = {tidy(k): k for k in state}
-    firsts = {k.partition(".")[0] for k in plain}
-    common = f"{firsts.pop()}." if len(firsts) == 1 and all("." in k for k in plain) else ""
-    for shorter in dict.fromkeys(("", common)):
-        short = {k.removeprefix(shorter): k for k in plain}
-        counts = {k for k in short if k.rpartition(".")[2] == "num_batches_tracked"}
-        needed = short.keys() - counts or short.keys()
-        first = min(needed, default="")
-        prefixes = [k.removesuffix(first) for k in names if k == first or k.endswith(f".{first}")]
-        by_prefix: dict[str, dict[str, str]] = {}
-        for prefix in prefixes:
-            inside = {k.removeprefix(prefix): k for k in names if k.startswith(prefix)}
-            if needed <= inside.keys():
-                by_prefix[prefix] = inside
-        pairs = _pairs(state)
+    pairs = _pairs(state)
+    for wanted in _Wanted.spellings(own):
+        prefixes = wanted.prefixes(names)
         candidates: list[_Set] = []
-        for prefix in sorted(by_prefix, key=len, reverse=True):  # the inner ones first
-            inside = by_prefix[prefix]
-            normalizers = {tidy(k) for p in pairs if _holder(p, prefix) is not None for k in p}
-            rest = [k for k in inside if k not in short and not _is_beside(k) and inside[k] not in normalizers]
-            if any(not any(inside[k].startswith(c.prefix) for c in candidates if c.prefix) for k in rest):
+        for prefix in sorted(dict.fromkeys(prefixes), key=len, reverse=True):  # the inner ones first
+            inside = {k.removeprefix(prefix): of for k, of in names.items() if k.startswith(prefix)}
+            if not wanted.needed <= inside.keys():
                 continue
-            weights = {plain[short[k]]: state[names[inside[k]]] for k in short if k in inside}
-            weights |= {plain[short[k]]: own[plain[short[k]]] for k in counts - inside.keys()}
-            candidates.append(_Set(key, prefix, weights, frozenset(names[inside[k]] for k in short if k in inside)))
+            normalizers = {tidy(k) for p in pairs if _holder(p, prefix) is not None for k in p}
+            inner = tuple(c.prefix for c in candidates if c.prefix)
+            others = (k for k in inside if k not in wanted.keys and not _is_beside(k))
+            if any(prefix + k not in normalizers and not (prefix + k).startswith(inner) for k in others):
+                continue
+            used = frozenset(of for k, of in inside.items() if k in wanted.keys)
+            candidates.append(_Set(key, prefix, wanted.weights(inside, state, own), used))
         if candidates:
             return sorted(candidates, key=lambda c: (len(c.prefix), prefixes.index(c.prefix)))
     return []
