@@ -17,6 +17,7 @@ from robgib.attacks.carried import carry
 from robgib.attacks.checks import Check, check_attack
 from robgib.attacks.ddn import DDN
 from robgib.attacks.deepfool import DeepFool
+from robgib.attacks.estimated import EstimatedAscent
 from robgib.attacks.fab import FAB
 from robgib.attacks.fast import FastEnsemble
 from robgib.attacks.fgsm import FGSM
@@ -61,6 +62,7 @@ __all__ = [
     "Check",
     "Criterion",
     "DeepFool",
+    "EstimatedAscent",
     "FastEnsemble",
     "FoolboxAttack",
     "HopSkipJump",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from robgib.attacks.apgd import APGD
 from robgib.attacks.base import Attack, register_attack
 from robgib.attacks.fab import FAB
-from robgib.attacks.objective import Objective
+from robgib.attacks.objective import Objective, targeted_loss
 from robgib.attacks.square import Square
 from robgib.attacks.threat_model import CONVEX_NORMS, per_sample
 from robgib.errors import NoGradientError, RobGIBWarning
@@ -65,9 +65,7 @@ class AutoAttack(Attack):
         sparse = self.norm == "l1"
         return (
             replace(ce, restarts=5 if sparse else 1),
-            replace(
-                ce, loss="dlr" if classes > 3 else "margin", targets=min(self.targets, 5) if sparse else self.targets
-            ),
+            replace(ce, loss=targeted_loss(classes), targets=min(self.targets, 5) if sparse else self.targets),
             FAB(self.norm, self.eps, steps=self.steps, targeted=True, targets=self.targets, eot=self.eot),
             Square(self.norm, self.eps, queries=self.queries, eot=self.eot),
         )

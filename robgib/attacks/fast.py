@@ -15,7 +15,7 @@ from robgib.attacks.autoattack import AutoAttack, cascade
 from robgib.attacks.base import Attack, register_attack
 from robgib.attacks.fab import FAB
 from robgib.attacks.linearization import boundary_distances, wrong_classes
-from robgib.attacks.objective import Criterion, Loss, Objective, is_stochastic
+from robgib.attacks.objective import Criterion, Objective, is_stochastic, targeted_loss
 from robgib.attacks.square import Square
 from robgib.attacks.threat_model import CONVEX_NORMS
 from robgib.errors import NoGradientError, RobGIBWarning
@@ -37,7 +37,6 @@ _PIECE = 500  # queries of each run; runs of 250 are weaker
 _SETTLE = 30  # ascent steps after each run, since Square leaves pixels at the faces of the ball
 _GAIN = 0.8  # share of the margin above which another run of random search is not worthwhile
 _NEXT = 5  # further samples, not near the boundary, that are attacked next
-_TARGETED_CLASSES = 4  # minimum number of classes of the targeted DLR loss
 
 
 Mode = Literal["ascent", "schedule", "rest", "none"]
@@ -370,7 +369,7 @@ class _State:
         self.image, self.margin = x.clone(), self.clean.clone()
         self.right = ~goal.criterion(self.logits)
         self.likeliest = wrong_classes(self.logits, y)[:, 0]
-        self.loss: Loss = "dlr" if self.classes >= _TARGETED_CLASSES else "margin"
+        self.loss = targeted_loss(self.classes)
         self.front: _Front | None = None
         self.reason = ""
         self._begin("ascent")

@@ -22,6 +22,7 @@ __all__ = [
     "is_stochastic",
     "make_objective",
     "misclassified",
+    "targeted_loss",
     "wrong_by",
 ]
 
@@ -148,6 +149,15 @@ class Objective:
     def select(self, mask: Tensor | slice) -> Objective:
         """Return the objective of a subset of the samples."""
         return replace(self, labels=self.labels[mask], criterion=self.criterion.select(mask))
+
+
+def targeted_loss(classes: int) -> Loss:
+    """Return the loss of ascent towards a class: DLR, or the margin if the model has too few classes for it.
+
+    >>> targeted_loss(10), targeted_loss(3)
+    ('dlr', 'margin')
+    """
+    return "dlr" if classes > 3 else "margin"
 
 
 def is_stochastic(model: nn.Module) -> bool:

@@ -18,12 +18,13 @@ from robgib.attacks.apgd import APGD, SCHEDULE_START
 from robgib.attacks.autoattack import AutoAttack
 from robgib.attacks.base import Attack, MinimumNormAttack
 from robgib.attacks.carried import carried
+from robgib.attacks.estimated import EstimatedAscent
 from robgib.attacks.threat_model import NORMS, ThreatModel
 from robgib.errors import NoGradientError, RobGIBError
 from robgib.models.inference import Answers, PreparedModel
 from robgib.options import AttackOptions, Context
 from robgib.results import column_names, table
-from robgib.robustness.audit import Audited, audit, audit_wanted, further_label
+from robgib.robustness.audit import Audited, audit, audit_wanted, further_label, scattered
 from robgib.robustness.curve import accuracy_curve
 from robgib.robustness.gradient_check import GRADIENT_IMAGES, GRADIENT_PASSES
 from robgib.robustness.rows import curve_rows, outcome_rows, summary_row, unattacked_row, worst_row
@@ -48,6 +49,7 @@ Budget = tuple[str, float]
 """Norm and eps."""
 Ready = Mapping[str, "AttackResult | Exception"]
 """Results of attacks that have already run, by label."""
+_RIGHT = 0.5  # share of draws from which a sample counts as right
 _PICTURES = 6  # adversarial images kept for the page
 _FACTORS = (0.25, 0.5, 0.75, 1.5, 2.0)  # radii of a curve besides eps, as its multiples
 _FACTORS_FIRST = (0.5, 2.0, 0.75, 1.5, 0.25)  # the same, the most informative first
@@ -330,10 +332,14 @@ def budget_of(attack: Attack) -> Budget:
     return attack.threat.norm, attack.threat.eps
 
 
-def attack_all(subject: Subject, ready: Ready) -> Findings:
+def attack_all(subject: Subject, ready: Ready, misled: bool = False) -> Findings:
     """Run every attack of a subject, and then the audits.
 
-    ``ready`` holds the results of attacks that have already run.
+    Args:
+        subject: the model, its samples and the attacks.
+        ready: results of attacks that have already run.
+        misled: whether the gradient check found that the gradient is not the function's: ascent on estimated gradients
+            then runs on all that remain wherever an audit is wanted, and the audit takes account of its passes.
     """
     findings, workers = Findings(subject), subject.context.workers
     if workers is not None and not workers.engine.alone and not subject.options.cascade:
@@ -341,6 +347,11 @@ def attack_all(subject: Subject, ready: Ready) -> Findings:
     for label, attack in subject.in_order():
         findings.add(label, attack, _guarded(partial(_attack, subject, label, attack, findings, ready), label))
     for budget, threat in findings.budgets().items():
+        ran = [attack for attack in findings.attacks.values() if attack.threat == threat]
+        if not audit_wanted(ran, subject.options.audit):
+            continue
+        if misled and not subject.model.random:
+            _ascend_without_gradient(findings, budget, threat)
         _audit(findings, budget, threat)
     return findings
 
@@ -357,11 +368,27 @@ def _attack(subject: Subject, label: str, attack: Attack, findings: Findings, re
     return result
 
 
+def _ascend_without_gradient(findings: Findings, budget: Budget, threat: ThreatModel) -> None:
+    """Attack what the attacks of a budget leave with estimated gradients, and record the result."""
+    subject, known = findings.subject, findings.together(budget)
+    if known is None or not (known.right >= _RIGHT).any():
+        return
+    label = further_label("estimated-gradients", threat, findings.budgets())
+    attack = EstimatedAscent(threat.norm, threat.eps)
+    left = np.flatnonzero(known.right >= _RIGHT)
+    part = _guarded(partial(subject.attack_rows, attack, known, left, label), label)
+    if not isinstance(part, AttackResult):
+        findings.add(label, attack, part)
+        return
+    fell = int((part.right < _RIGHT).sum())
+    note = f"the gradient is not the function's: ascent on estimated gradients fooled {fell} of {len(left)} images"
+    findings.add(label, attack, replace(after(known, scattered(known, part, left)), notes=(note,)))
+
+
 def _audit(findings: Findings, budget: Budget, threat: ThreatModel) -> None:
     """Audit what the attacks of a budget leave, and record the result."""
     subject, known = findings.subject, findings.together(budget)
-    ran = [attack for attack in findings.attacks.values() if attack.threat == threat]
-    if known is None or not audit_wanted(ran, subject.options.audit):
+    if known is None:
         return
     label = further_label("audit", threat, findings.budgets())
     attack = AutoAttack(threat.norm, threat.eps, version="rand" if subject.model.random else "standard")

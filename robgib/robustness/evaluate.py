@@ -140,7 +140,7 @@ def measure(subject: Subject) -> dict[str, Any]:
         count, ready = attack_until_narrow(subject, options.until_width)
         subject = subject.first(count)
     gradient = gradient_check(subject)
-    findings = attack_all(subject, ready)
+    findings = attack_all(subject, ready, misled=gradient is not None and gradient.seen)
     signs, notes = find_failures(findings, gradient)
     measure_curves(findings, allowance(findings, "curve"))
     tables = findings.tables()

@@ -1,5 +1,8 @@
 """The audit: its bound is exact, a fall leads to all remaining samples, and a wrong figure comes down."""
 
+import sys
+import warnings
+from functools import partial
 from itertools import combinations
 
 import numpy as np
@@ -9,13 +12,14 @@ from scipy import stats
 from torch import nn
 from torch.nn import functional as F
 
-from robgib.attacks import APGD, AutoAttack, FastEnsemble
+from robgib.attacks import APGD, AutoAttack, EstimatedAscent, FastEnsemble
 from robgib.models.inference import QueryCount, count_queries
+from robgib.robustness import attacking
 from robgib.robustness.audit import audit, audit_size, audit_wanted
 from robgib.robustness.evaluate import evaluate
 from robgib.robustness.run_attack import AttackResult
 from robgib.statistics import detectable_share, most_unseen, share_test
-from tests.robustness.test_gradient_check import BackboneWithoutGradient
+from tests.robustness.test_gradient_check import BackboneWithoutGradient, DecoyGradient
 
 ATTACK = AutoAttack("linf", 0.1)
 
@@ -151,3 +155,34 @@ def test_a_wrong_figure_comes_down_under_the_audit(wrong, digits):
     assert audited["audit_bound"] == 0
     assert "and then attacked all of them" in audited["note"]
     assert tables["further"]["audit-linf"]["class"] == "AutoAttack"
+
+
+def test_a_false_gradient_leads_to_ascent_on_estimated_ones(monkeypatch, digits):
+    """Where the gradient check shows one and an audit is wanted; the row counts what it fooled."""
+    torch.manual_seed(0)
+    true, decoy = (nn.Sequential(nn.Flatten(), nn.Linear(64, 10)) for _ in range(2))
+    with torch.no_grad():
+        y = true(digits.test.x[:16]).argmax(1)
+    x = digits.test.x[:16]
+    monkeypatch.setattr(attacking, "EstimatedAscent", partial(EstimatedAscent, steps=4, targets=1))
+    monkeypatch.setattr(sys.modules[evaluate.__module__], "find_failures", lambda *given: ([], {}))
+    monkeypatch.setattr(attacking, "audit", lambda *given, **options: None)
+    given = {"audit": 0.9, "curve": False, "corruptions": False}
+
+    def labels(model, **options):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tables = evaluate(model, x, y, ["fgsm-linf:eps=0.02"], **{**given, **options})
+        return tables, list(tables["robustness"]["attack"])
+
+    tables, names = labels(DecoyGradient(true, decoy).eval())
+    assert "estimated-gradients-linf" in names
+    rows = tables["robustness"].set_index("attack")
+    before, after = (rows.loc[name, "robust"] for name in ("fgsm-linf:eps=0.02", "estimated-gradients-linf"))
+    assert after < before
+    fooled = f"estimated gradients fooled {int(before - after)} of {int(before)} images"
+    assert fooled in rows.loc["estimated-gradients-linf", "note"]
+    assert tables["further"]["estimated-gradients-linf"]["class"] == "EstimatedAscent"
+    assert "estimated-gradients-linf" not in labels(true.eval())[1]
+    for options in ({"audit": 0}, {"signs": False}):
+        assert "estimated-gradients-linf" not in labels(DecoyGradient(true, decoy).eval(), **options)[1]
