@@ -71,6 +71,23 @@ def digits_vit(trained):
 
 
 @pytest.fixture(scope="session")
+def digits_mlp(digits):
+    """A trained perceptron, for what any network will do: a pass costs a tenth of one of digits-cnn."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(
+            torch.nn.Flatten(), torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10)
+        )
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    for _ in range(100):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(digits.train.x), digits.train.y).backward()
+        optimizer.step()
+    optimizer.zero_grad()
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
 def fashion(cache) -> Dataset:
     """The real Fashion-MNIST, from ROBGIB_TEST_DATA or the shared folder beside the repository."""
     places = [os.environ.get("ROBGIB_TEST_DATA"), ROOT.parent / "shared" / "data"]
@@ -86,6 +103,15 @@ def right_digits(digits, digits_cnn):
     x, y = digits.test.x[:128], digits.test.y[:128]
     with torch.no_grad():
         keep = digits_cnn(x).argmax(1) == y
+    return x[keep], y[keep]
+
+
+@pytest.fixture(scope="session")
+def right_by_mlp(digits, digits_mlp):
+    """Test images that digits_mlp labels right, with their labels."""
+    x, y = digits.test.x[:128], digits.test.y[:128]
+    with torch.no_grad():
+        keep = digits_mlp(x).argmax(1) == y
     return x[keep], y[keep]
 
 

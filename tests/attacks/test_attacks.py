@@ -38,11 +38,11 @@ def test_fgsm_on_a_linear_model_is_the_exact_worst_case(norm):
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_pgd_is_stronger_than_fgsm_which_is_stronger_than_noise(norm, right_digits, digits_cnn):
-    x, y = right_digits
+def test_pgd_is_stronger_than_fgsm_which_is_stronger_than_noise(norm, right_by_mlp, digits_mlp):
+    x, y = right_by_mlp
     eps = {"linf": 0.1, "l2": 0.5}[norm]
     noise, fgsm, pgd, restarts = (
-        share_right(digits_cnn, perturb(spec, digits_cnn, x, y), y)
+        share_right(digits_mlp, perturb(spec, digits_mlp, x, y), y)
         for spec in (
             f"uniform-noise:norm={norm},eps={eps}",
             f"fgsm-{norm}:eps={eps}",
@@ -54,61 +54,61 @@ def test_pgd_is_stronger_than_fgsm_which_is_stronger_than_noise(norm, right_digi
     assert pgd < 0.5
 
 
-def test_targeted_attacks_reach_their_targets(right_digits, digits_cnn):
-    x, y = right_digits
-    found = perturb("pgd-linf:eps=0.4,steps=40,target=random", digits_cnn, x, y)
+def test_targeted_attacks_reach_their_targets(right_by_mlp, digits_mlp):
+    x, y = right_by_mlp
+    found = perturb("pgd-linf:eps=0.4,steps=40,target=random", digits_mlp, x, y)
     with torch.no_grad():
-        prediction = digits_cnn(found).argmax(1)
+        prediction = digits_mlp(found).argmax(1)
     assert float((prediction != y).float().mean()) > 0.9
-    second = perturb("pgd-linf-targeted:eps=0.4", digits_cnn, x, y)
+    second = perturb("pgd-linf-targeted:eps=0.4", digits_mlp, x, y)
     with torch.no_grad():
-        wanted = digits_cnn(x).scatter(1, y[:, None], -1e9).argmax(1)
-        assert float((digits_cnn(second).argmax(1) == wanted).float().mean()) > 0.9
+        wanted = digits_mlp(x).scatter(1, y[:, None], -1e9).argmax(1)
+        assert float((digits_mlp(second).argmax(1) == wanted).float().mean()) > 0.9
 
 
-def test_best_is_never_worse_than_last_or_than_the_clean_image(right_digits, digits_cnn):
-    x, y = right_digits
-    last = perturb("pgd-linf:eps=0.05,steps=5,keep=last", digits_cnn, x, y)
-    best = perturb("pgd-linf:eps=0.05,steps=5", digits_cnn, x, y)
-    loss = lambda v: nn.functional.cross_entropy(digits_cnn(v), y, reduction="none")  # noqa: E731
+def test_best_is_never_worse_than_last_or_than_the_clean_image(right_by_mlp, digits_mlp):
+    x, y = right_by_mlp
+    last = perturb("pgd-linf:eps=0.05,steps=5,keep=last", digits_mlp, x, y)
+    best = perturb("pgd-linf:eps=0.05,steps=5", digits_mlp, x, y)
+    loss = lambda v: nn.functional.cross_entropy(digits_mlp(v), y, reduction="none")  # noqa: E731
     with torch.no_grad():
-        standing = digits_cnn(best).argmax(1) == y
-        assert bool((digits_cnn(last).argmax(1) == y)[standing].all())
+        standing = digits_mlp(best).argmax(1) == y
+        assert bool((digits_mlp(last).argmax(1) == y)[standing].all())
         assert bool((loss(best) >= loss(last) - 1e-6)[standing].all())
         assert bool((loss(best) >= loss(x) - 1e-6).all())
 
 
 @pytest.mark.parametrize("spec", ["pgd-linf:eps=0.05", "pgd-l2:eps=0.3,restarts=2", "uniform-noise:eps=0.1"])
-def test_the_same_seed_gives_the_same_images_in_any_batches(spec, right_digits, digits_cnn):
-    x, y = right_digits
+def test_the_same_seed_gives_the_same_images_in_any_batches(spec, right_by_mlp, digits_mlp):
+    x, y = right_by_mlp
     attack = make_attack(spec)
-    small = run_attack(digits_cnn, x, y, attack, batch_size=7, seed=5)
-    large = run_attack(digits_cnn, x, y, attack, batch_size=500, seed=5)
+    small = run_attack(digits_mlp, x, y, attack, batch_size=7, seed=5)
+    large = run_attack(digits_mlp, x, y, attack, batch_size=500, seed=5)
     assert (small.prediction == large.prediction).all()
     assert small.linf == pytest.approx(large.linf, abs=1e-5)
-    other = run_attack(digits_cnn, x, y, attack, batch_size=500, seed=6)
+    other = run_attack(digits_mlp, x, y, attack, batch_size=500, seed=6)
     assert not np.allclose(other.l2, large.l2, atol=1e-6)
 
 
-def test_model_is_left_as_it_was(right_digits, digits_cnn):
-    x, y = right_digits
-    digits_cnn.train()
-    digits_cnn.blocks[0].eval()
-    modes = [m.training for m in digits_cnn.modules()]
-    state = {k: v.clone() for k, v in digits_cnn.state_dict().items()}
+def test_model_is_left_as_it_was(right_by_mlp, digits_mlp):
+    x, y = right_by_mlp
+    digits_mlp.train()
+    digits_mlp[2].eval()
+    modes = [m.training for m in digits_mlp.modules()]
+    state = {k: v.clone() for k, v in digits_mlp.state_dict().items()}
     try:
-        run_attack(digits_cnn, x, y, make_attack("pgd-linf"))
-        assert [m.training for m in digits_cnn.modules()] == modes
-        assert all(p.requires_grad and p.grad is None for p in digits_cnn.parameters())
-        assert all(torch.equal(v, state[k]) for k, v in digits_cnn.state_dict().items())
+        run_attack(digits_mlp, x, y, make_attack("pgd-linf"))
+        assert [m.training for m in digits_mlp.modules()] == modes
+        assert all(p.requires_grad and p.grad is None for p in digits_mlp.parameters())
+        assert all(torch.equal(v, state[k]) for k, v in digits_mlp.state_dict().items())
     finally:
-        digits_cnn.eval()
+        digits_mlp.eval()
 
 
-def test_wrong_samples_are_not_attacked_and_sizes_are_recorded(digits, digits_cnn):
+def test_wrong_samples_are_not_attacked_and_sizes_are_recorded(digits, digits_mlp):
     x, y = digits.test.x[:200], digits.test.y[:200].clone()
     y[:10] = (y[:10] + 1) % 10
-    outcome = run_attack(digits_cnn, x, y, make_attack("pgd-linf:eps=0.1"), pictures=4)
+    outcome = run_attack(digits_mlp, x, y, make_attack("pgd-linf:eps=0.1"), pictures=4)
     assert not outcome.linf[:10].any()
     assert outcome.linf.max() == pytest.approx(0.1, abs=1e-5)
     assert (outcome.l2 >= outcome.linf - 1e-6).all()
@@ -118,12 +118,12 @@ def test_wrong_samples_are_not_attacked_and_sizes_are_recorded(digits, digits_cn
         assert np.abs(image - x[row].numpy()).max() <= 0.1 + 1e-6
 
 
-def test_curve_falls_and_passes_through_what_is_known(right_digits, digits_cnn):
-    x, y = right_digits
+def test_curve_falls_and_passes_through_what_is_known(right_by_mlp, digits_mlp):
+    x, y = right_by_mlp
     attack = make_attack("pgd-linf:eps=0.1")
-    clean = predict(digits_cnn, x)
-    known = run_attack(digits_cnn, x, y, attack, clean=clean)
-    points, _ = accuracy_curve(digits_cnn, x, y, attack, known, clean=clean)
+    clean = predict(digits_mlp, x)
+    known = run_attack(digits_mlp, x, y, attack, clean=clean)
+    points, _ = accuracy_curve(digits_mlp, x, y, attack, known, clean=clean)
     eps, right = zip(*points, strict=True)
     assert list(eps) == sorted(eps)
     assert list(right) == sorted(right, reverse=True)
@@ -146,12 +146,12 @@ class Wrong(Attack):
 
 
 @pytest.mark.parametrize("how", ["shape", "ball", "box", "nan", "type"])
-def test_broken_attacks_are_named(how, right_digits, digits_cnn):
-    x, y = right_digits
+def test_broken_attacks_are_named(how, right_by_mlp, digits_mlp):
+    x, y = right_by_mlp
     attack = Wrong("linf", 0.1)
     object.__setattr__(attack, "how", how)
     with pytest.raises(AttackContractError, match=r"attack 'mine' (returned|left)"):
-        run_attack(digits_cnn, x, y, attack, label="mine")
+        run_attack(digits_mlp, x, y, attack, label="mine")
 
 
 class Says(nn.Module):
@@ -184,34 +184,34 @@ def test_bad_parameters(field, value):
         PGD("linf", 0.1, **{field: value})
 
 
-def test_a_curve_of_distances_costs_a_minimal_norm_attack_nothing(right_digits, digits_cnn):
-    x, y = right_digits[0][:60], right_digits[1][:60]
+def test_a_curve_of_distances_costs_a_minimal_norm_attack_nothing(right_by_mlp, digits_mlp):
+    x, y = right_by_mlp[0][:60], right_by_mlp[1][:60]
     attack = make_attack("fab-t-linf:steps=20,targets=3,eps=0.08")
-    clean = predict(digits_cnn, x)
-    known = run_attack(digits_cnn, x, y, attack, clean=clean)
+    clean = predict(digits_mlp, x)
+    known = run_attack(digits_mlp, x, y, attack, clean=clean)
     assert np.isfinite(known.distance).all()
     assert ((known.distance <= 0.08 + 1e-6) == (known.prediction != y.numpy())).all()
     assert (known.linf[known.distance > 0.081] == 0).all()  # what lies outside the ball is not given out
-    with count_queries(digits_cnn) as passes:
+    with count_queries(digits_mlp) as passes:
         points, nearest = accuracy_curve(
-            PreparedModel(digits_cnn, digits_cnn, 64), x, y, attack, known, clean=clean, factors=(0.5, 2.0)
+            PreparedModel(digits_mlp, digits_mlp, 64), x, y, attack, known, clean=clean, factors=(0.5, 2.0)
         )
     assert passes.forward == 0
     assert (nearest == known.distance).all()
     assert points == [(e, int((known.distance > e + 1e-6).sum())) for e in (0.0, 0.04, 0.08, 0.16)]
-    direct = run_attack(digits_cnn, x, y, replace(attack, eps=0.04))
+    direct = run_attack(digits_mlp, x, y, replace(attack, eps=0.04))
     assert points[1][1] == int((direct.prediction == y.numpy()).sum())
 
 
-def test_the_sweep_finds_nearer_images(right_digits, digits_cnn):
-    x, y = right_digits
+def test_the_sweep_finds_nearer_images(right_by_mlp, digits_mlp):
+    x, y = right_by_mlp
     wrong = y.clone()
     wrong[:4] = (wrong[:4] + 1) % 10
     attack = make_attack("pgd-linf:eps=0.1")
-    clean = predict(digits_cnn, x)
-    known = run_attack(digits_cnn, x, wrong, attack, clean=clean)
+    clean = predict(digits_mlp, x)
+    known = run_attack(digits_mlp, x, wrong, attack, clean=clean)
     assert (known.distance[:4] == 0).all()
-    _, nearest = accuracy_curve(digits_cnn, x, wrong, attack, known, clean=clean)
+    _, nearest = accuracy_curve(digits_mlp, x, wrong, attack, known, clean=clean)
     assert (nearest <= known.distance).all()
     assert (nearest[4:] > 0).all()
     fooled = known.prediction[4:] != y.numpy()[4:]
@@ -223,41 +223,41 @@ def test_the_sweep_finds_nearer_images(right_digits, digits_cnn):
 class Meddler(Attack):
     def perturb(self, model, x, y, rng):
         with torch.no_grad():
-            model.head.bias[0] += 100
+            model[-1].bias[0] += 100
         return x
 
 
-def test_a_model_that_an_attack_changed_is_mended(right_digits, digits_cnn):
-    x, y = right_digits[0][:20], right_digits[1][:20]
-    before = {k: v.clone() for k, v in digits_cnn.state_dict().items()}
-    with pytest.raises(RobGIBError, match=r"attack 'mine' changed the model \(head.bias\)"):
-        run_attack(digits_cnn, x, y, Meddler("linf", 8 / 255), label="mine")
-    assert all(torch.equal(v, before[k]) for k, v in digits_cnn.state_dict().items())
+def test_a_model_that_an_attack_changed_is_mended(right_by_mlp, digits_mlp):
+    x, y = right_by_mlp[0][:20], right_by_mlp[1][:20]
+    before = {k: v.clone() for k, v in digits_mlp.state_dict().items()}
+    with pytest.raises(RobGIBError, match=r"attack 'mine' changed the model \(3.bias\)"):
+        run_attack(digits_mlp, x, y, Meddler("linf", 8 / 255), label="mine")
+    assert all(torch.equal(v, before[k]) for k, v in digits_mlp.state_dict().items())
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
-def test_an_attack_is_called(norm, digits_cnn, right_digits):
-    x, y = right_digits
+def test_an_attack_is_called(norm, digits_mlp, right_by_mlp):
+    x, y = right_by_mlp
     eps = {"linf": 0.1, "l2": 0.5, "l1": 2.0}[norm]
     attack = PGD(norm=norm, eps=eps, steps=5)
-    whole = attack(digits_cnn, x, y, seed=3)
+    whole = attack(digits_mlp, x, y, seed=3)
     assert bool(attack.threat.allows(whole, x).all())
-    assert torch.equal(whole, attack(digits_cnn.train(), x, y, seed=3))
-    assert digits_cnn.training
-    digits_cnn.eval()
-    assert torch.allclose(whole, attack(digits_cnn, x, y, seed=3, batch_size=17), atol=1e-5)
-    assert not torch.equal(whole, attack(digits_cnn, x, y, seed=4))
-    taken = run_attack(digits_cnn, x, y, attack, seed=3)
+    assert torch.equal(whole, attack(digits_mlp.train(), x, y, seed=3))
+    assert digits_mlp.training
+    digits_mlp.eval()
+    assert torch.allclose(whole, attack(digits_mlp, x, y, seed=3, batch_size=17), atol=1e-5)
+    assert not torch.equal(whole, attack(digits_mlp, x, y, seed=4))
+    taken = run_attack(digits_mlp, x, y, attack, seed=3)
     with torch.no_grad():
-        assert (digits_cnn(whole).argmax(1) == y).float().mean() == pytest.approx(taken.right.mean(), abs=0.03)
-    assert attack(digits_cnn, x[:0], y[:0]).shape == (0, 1, 8, 8)
+        assert (digits_mlp(whole).argmax(1) == y).float().mean() == pytest.approx(taken.right.mean(), abs=0.03)
+    assert attack(digits_mlp, x[:0], y[:0]).shape == (0, 1, 8, 8)
 
 
-def test_a_call_with_what_is_no_image_is_refused(digits_cnn, right_digits):
-    x, y = right_digits
+def test_a_call_with_what_is_no_image_is_refused(digits_mlp, right_by_mlp):
+    x, y = right_by_mlp
     with pytest.raises(RobGIBError, match=r"outside \[0, 1\]"):
-        PGD("linf", 0.1)(digits_cnn, 255 * x, y)
+        PGD("linf", 0.1)(digits_mlp, 255 * x, y)
     with pytest.raises(RobGIBError, match="one label an image"):
-        PGD("linf", 0.1)(digits_cnn, x, y[:3])
+        PGD("linf", 0.1)(digits_mlp, x, y[:3])
     with pytest.raises(RobGIBError, match="more than the whole box"):
-        PGD("l2", 100)(digits_cnn, x, y)
+        PGD("l2", 100)(digits_mlp, x, y)

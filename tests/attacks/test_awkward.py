@@ -38,8 +38,8 @@ class Saturated(Around):
 
 
 @pytest.fixture(params=[Full, Saturated])
-def awkward(request, digits_cnn):
-    return request.param(digits_cnn).eval()
+def awkward(request, digits_mlp):
+    return request.param(digits_mlp).eval()
 
 
 EPS = {"linf": 0.1, "l2": 1.0, "l1": 4.0, "l0": 6}
@@ -68,16 +68,16 @@ def test_every_attack_ends_where_few_or_all_fall(awkward, digits, spec, share):
 
 @pytest.mark.filterwarnings("ignore::robgib.RobGIBWarning")
 @pytest.mark.parametrize("eps", [pytest.param(0.02, marks=pytest.mark.slow), 0.4])
-def test_the_fast_ensemble_on_a_network_that_takes_no_empty_batch(digits_cnn, digits, eps):
+def test_the_fast_ensemble_on_a_network_that_takes_no_empty_batch(digits_mlp, digits, eps):
     x, y = digits.test.x[:12], digits.test.y[:12]
-    usual = run_attack(digits_cnn, x, y, FastEnsemble("linf", eps))
-    found = run_attack(Full(digits_cnn).eval(), x, y, FastEnsemble("linf", eps))
+    usual = run_attack(digits_mlp, x, y, FastEnsemble("linf", eps))
+    found = run_attack(Full(digits_mlp).eval(), x, y, FastEnsemble("linf", eps))
     assert (found.right == usual.right).all()
 
 
-def test_an_empty_batch_is_none_for_a_cascade(digits_cnn, digits):
+def test_an_empty_batch_is_none_for_a_cascade(digits_mlp, digits):
     x, y = digits.test.x[:0], digits.test.y[:0]
-    assert cascade([APGD("linf", 0.1)], Full(digits_cnn).eval(), x, y, SampleRNG(0, range(0))).shape == x.shape
+    assert cascade([APGD("linf", 0.1)], Full(digits_mlp).eval(), x, y, SampleRNG(0, range(0))).shape == x.shape
 
 
 def test_a_class_of_no_chance_is_no_true_class():
@@ -88,12 +88,12 @@ def test_a_class_of_no_chance_is_no_true_class():
     assert wrong_classes(logits[:0], y[:0]).shape == (0, 4)
 
 
-def test_masked_classes_stop_no_walk(digits_cnn, digits):
+def test_masked_classes_stop_no_walk(digits_mlp, digits):
     class Seven(Around):
         def forward(self, x):
             return self.model(x)[:, :7].index_fill(1, torch.tensor([5, 6]), -torch.inf)
 
-    model = Seven(digits_cnn).eval()
+    model = Seven(digits_mlp).eval()
     x, y = digits.test.x[:60], digits.test.y[:60]
     rows = model(x).argmax(1) == y
     attack = FAB("l2", 1.0, steps=10)

@@ -47,32 +47,32 @@ class WithoutDecorator(Attack):
         return one_step(model, x, y, self.eps, 1 / self.steps)
 
 
-def test_every_convention_gives_the_same_images(digits, digits_cnn):
+def test_every_convention_gives_the_same_images(digits, digits_mlp):
     x, y = digits.test.x[:8], digits.test.y[:8]
-    expected = one_step(digits_cnn, x, y, 0.1)
-    for code in (one_step, Stepper, Stepper(digits_cnn, eps=0.3), Balanced, Balanced()):
+    expected = one_step(digits_mlp, x, y, 0.1)
+    for code in (one_step, Stepper, Stepper(digits_mlp, eps=0.3), Balanced, Balanced()):
         assert is_foreign(code)
-        images = foreign_class(code)("linf", 0.1)(digits_cnn, x, y)
+        images = foreign_class(code)("linf", 0.1)(digits_mlp, x, y)
         assert torch.allclose(images, expected, atol=1e-6)
 
 
-def test_they_run_in_an_evaluation_and_are_verified(digits, digits_cnn):
+def test_they_run_in_an_evaluation_and_are_verified(digits, digits_mlp):
     x, y = digits.test.x[:30], digits.test.y[:30]
     options = {"signs": False, "curve": False, "corruptions": False, "norm": "linf", "eps": 0.1}
-    attacks = {"own": one_step, "class": Stepper, "object": Stepper(digits_cnn), "foolbox": Balanced()}
-    rows = evaluate(digits_cnn, x, y, {**attacks, "fgsm": make_attack("fgsm-linf:eps=0.1")}, **options)["robustness"]
+    attacks = {"own": one_step, "class": Stepper, "object": Stepper(digits_mlp), "foolbox": Balanced()}
+    rows = evaluate(digits_mlp, x, y, {**attacks, "fgsm": make_attack("fgsm-linf:eps=0.1")}, **options)["robustness"]
     robust = rows.set_index("attack")["robust"]
     assert (robust[[*attacks]] == robust["fgsm"]).all()
 
     def cheats(model, x, y, eps):
         return (x + 2 * eps).clamp(0, 1)
 
-    rows = evaluate(digits_cnn, x, y, [cheats, "fgsm-linf:eps=0.1"], **options)["robustness"].set_index("attack")
+    rows = evaluate(digits_mlp, x, y, [cheats, "fgsm-linf:eps=0.1"], **options)["robustness"].set_index("attack")
     assert "left its threat model" in rows.loc["cheats", "reason"]
 
 
-def test_an_object_keeps_its_own_radius_unless_another_is_given(digits_cnn):
-    own = Stepper(digits_cnn, eps=0.05)
+def test_an_object_keeps_its_own_radius_unless_another_is_given(digits_mlp):
+    own = Stepper(digits_mlp, eps=0.05)
     assert named_attacks([own])["stepper"].eps == 0.05
     assert named_attacks([own], eps="8/255")["stepper"].eps == 8 / 255
     assert own.eps == 0.05

@@ -30,13 +30,13 @@ SPECS = [
 
 
 @pytest.mark.parametrize(("spec", "norm"), SPECS)
-def test_runs_verified_and_repeatably(spec, norm, digits_cnn, digits):
+def test_runs_verified_and_repeatably(spec, norm, digits_mlp, digits):
     attack = make_attack(spec)
     assert attack.threat.norm == norm
     x, y = digits.test.x[:30], digits.test.y[:30]
     torch.manual_seed(3)
     before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
-    one, two = (run_attack(digits_cnn, x, y, attack, label=spec) for _ in range(2))
+    one, two = (run_attack(digits_mlp, x, y, attack, label=spec) for _ in range(2))
     assert torch.equal(torch.get_rng_state(), before[0])
     assert np.array_equal(np.random.get_state()[1], before[1])  # noqa: NPY002
     assert np.array_equal(one.prediction, two.prediction)
@@ -49,12 +49,12 @@ def test_runs_verified_and_repeatably(spec, norm, digits_cnn, digits):
     ("foolbox:L2FastGradientAttack:random_start=false", "l2", 0.5),
     ("art:FastGradientMethod:norm=2", "l2", 0.5),
 ])  # fmt: skip
-def test_fgsm_makes_the_same_images(spec, norm, eps, digits_cnn, right_digits):
-    x, y = (v[:40] for v in right_digits)
+def test_fgsm_makes_the_same_images(spec, norm, eps, digits_mlp, right_by_mlp):
+    x, y = (v[:40] for v in right_by_mlp)
     peer = make_attack(f"{spec},eps={eps}" if spec.count(":") > 1 else f"{spec}:eps={eps}")
     rng = SampleRNG(0, range(40))
-    theirs = peer.perturb(digits_cnn, x, y, rng)
-    mine = FGSM(norm, eps).perturb(digits_cnn, x, y, rng)
+    theirs = peer.perturb(digits_mlp, x, y, rng)
+    mine = FGSM(norm, eps).perturb(digits_mlp, x, y, rng)
     assert float((mine - theirs).abs().max()) <= 1e-5
 
 
@@ -63,12 +63,12 @@ def test_fgsm_makes_the_same_images(spec, norm, eps, digits_cnn, right_digits):
     ("foolbox:L2PGD:steps=20,abs_stepsize=0.05,eps=0.35", "l2"),
     ("art:ProjectedGradientDescent:max_iter=20,eps_step=0.01,num_random_init=1,eps=0.08", "linf"),
 ])  # fmt: skip
-def test_pgd_agrees_in_robust_accuracy(spec, norm, digits_cnn, right_digits):
-    x, y = right_digits
+def test_pgd_agrees_in_robust_accuracy(spec, norm, digits_mlp, right_by_mlp):
+    x, y = right_by_mlp
     peer = make_attack(spec)
     mine = PGD(peer.threat.norm, peer.threat.eps, steps=20, step_size=0.01 if norm == "linf" else 0.05, keep="last")
     left = [
-        float((digits_cnn(a.perturb(digits_cnn, x, y, SampleRNG(0, range(len(x))))).argmax(1) == y).float().mean())
+        float((digits_mlp(a.perturb(digits_mlp, x, y, SampleRNG(0, range(len(x))))).argmax(1) == y).float().mean())
         for a in (mine, peer)
     ]
     assert abs(left[0] - left[1]) <= 1.96 * np.sqrt(2 * 0.25 / len(x))
@@ -112,13 +112,13 @@ def test_a_missing_library_is_named_with_its_install_line(spec, module, monkeypa
 
 
 @pytest.mark.slow
-def test_sparse_steps_are_no_weaker_than_foolbox(digits_cnn, digits):
+def test_sparse_steps_are_no_weaker_than_foolbox(digits_mlp, digits):
     """At each of three budgets one may be stronger by a few samples; on average neither is."""
     x, y = digits.test.x, digits.test.y
     left = {"pgd-l1": [], "foolbox:SparseL1DescentAttack": []}
     for eps in (0.5, 1, 1.5):
         for name, options in (("pgd-l1", ""), ("foolbox:SparseL1DescentAttack", ",rel_stepsize=0.0625")):
-            outcome = run_attack(digits_cnn, x, y, make_attack(f"{name}:eps={eps},steps=40{options}"))
+            outcome = run_attack(digits_mlp, x, y, make_attack(f"{name}:eps={eps},steps=40{options}"))
             left[name].append(float((outcome.prediction == y.numpy()).mean()))
     ours, theirs = (sum(shares) / 3 for shares in left.values())
     assert 0.05 < ours < 0.95
@@ -190,8 +190,8 @@ def test_steps_not_given_keep_their_share_of_the_radius(library, times, monkeypa
 
 
 @pytest.mark.parametrize("name", ["PGD", "MIFGSM", "RFGSM", "BIM", "UPGD", "FFGSM", "SPSA", "NIFGSM", "VMIFGSM"])
-def test_default_steps_cross_a_large_ball(name, right_digits, digits_cnn):
-    assert robust(digits_cnn, *(v[:60] for v in right_digits), f"torchattacks:{name}:eps=0.3") < 0.1
+def test_default_steps_cross_a_large_ball(name, right_by_mlp, digits_mlp):
+    assert robust(digits_mlp, *(v[:60] for v in right_by_mlp), f"torchattacks:{name}:eps=0.3") < 0.1
 
 
 def test_a_radius_of_another_name_is_set(monkeypatch):
@@ -205,11 +205,11 @@ def test_a_radius_of_another_name_is_set(monkeypatch):
     assert attack.threat.distance(found, x).numpy() == pytest.approx(0.02, rel=1e-3)
 
 
-def test_few_steps_reach_the_edge_too(right_digits, digits_cnn):
-    x, y = (v[:8] for v in right_digits)
+def test_few_steps_reach_the_edge_too(right_by_mlp, digits_mlp):
+    x, y = (v[:8] for v in right_by_mlp)
     for spec in ("torchattacks:PGD:steps=2,random_start=false", "foolbox:LinfPGD:steps=2,random_start=false"):
         attack = make_attack(f"{spec},eps=0.2")
-        found = attack.perturb(digits_cnn, x, y, SampleRNG(0, range(len(x))))  # no warning: they would be errors
+        found = attack.perturb(digits_mlp, x, y, SampleRNG(0, range(len(x))))  # no warning: they would be errors
         assert float(attack.threat.distance(found, x).min()) == pytest.approx(0.2, rel=1e-4)
 
 
@@ -221,10 +221,10 @@ def test_few_steps_reach_the_edge_too(right_digits, digits_cnn):
     ("foolbox:LinfPGD:eps=0.3,steps=10,rel_stepsize=0.05", "10 steps of 0.015 move at most 0.15 "),
     ("art:ProjectedGradientDescent:eps=0.3,max_iter=5,eps_step=0.02", "5 steps of 0.02 move .*eps_step=0.15"),
 ])  # fmt: skip
-def test_given_steps_that_cannot_reach_the_edge_are_named(spec, message, right_digits, digits_cnn):
-    x, y = (v[:4] for v in right_digits)
+def test_given_steps_that_cannot_reach_the_edge_are_named(spec, message, right_by_mlp, digits_mlp):
+    x, y = (v[:4] for v in right_by_mlp)
     with pytest.warns(RobGIBWarning, match=message):
-        make_attack(spec).perturb(digits_cnn, x, y, SampleRNG(0, range(4)))
+        make_attack(spec).perturb(digits_mlp, x, y, SampleRNG(0, range(4)))
 
 
 def test_reach_note_is_silent_where_the_edge_is_reached():
@@ -383,8 +383,8 @@ def test_norm_follows_the_parameters(spec, norm):
     ("art:SimBA:eps=2,max_iter=60", 0.9),
     ("foolbox:LinearSearchBlendedUniformNoiseAttack:eps=2,distance=l2,directions=5,steps=20", 0.95),
 ])  # fmt: skip
-def test_attacks_once_refused_work(spec, most, right_digits, digits_cnn):
-    assert robust(digits_cnn, *(v[:16] for v in right_digits), spec) <= most
+def test_attacks_once_refused_work(spec, most, right_by_mlp, digits_mlp):
+    assert robust(digits_mlp, *(v[:16] for v in right_by_mlp), spec) <= most
 
 
 class Lines(nn.Module):

@@ -116,21 +116,21 @@ def test_the_fewest_pixels_to_a_linear_boundary_are_found(spec, excess):
     assert float((size - exact).mean()) <= excess  # of 1 to 6 pixels
 
 
-def test_trimming_puts_pixels_back_that_are_not_needed(right_digits, digits_cnn):
-    x, y = (v[:40] for v in right_digits)
+def test_trimming_puts_pixels_back_that_are_not_needed(right_by_mlp, digits_mlp):
+    x, y = (v[:40] for v in right_by_mlp)
     whole, trimmed = (
-        distance(find(f"sigma-zero-l0:eps=64,steps=60,trims={trims}", digits_cnn, x, y), x, "l0") for trims in (0, 30)
+        distance(find(f"sigma-zero-l0:eps=64,steps=60,trims={trims}", digits_mlp, x, y), x, "l0") for trims in (0, 30)
     )
     assert bool((trimmed <= whole).all())
     assert float(trimmed.sum()) < float(whole.sum())
 
 
 @pytest.mark.parametrize("norm", ["l2", "l1"])
-def test_fmn_finds_an_image_on_every_digit(norm, right_digits, digits_cnn):
+def test_fmn_finds_an_image_on_every_digit(norm, right_by_mlp, digits_mlp):
     """Projection onto the ball before the box clipped most of a step, and one digit in ten made no progress."""
-    x, y = (v[:60] for v in right_digits)
-    found = find(f"fmn-{norm}:eps=64,steps=200", digits_cnn, x, y)
-    assert bool((digits_cnn(found).argmax(1) != y).all())
+    x, y = (v[:60] for v in right_by_mlp)
+    found = find(f"fmn-{norm}:eps=64,steps=200", digits_mlp, x, y)
+    assert bool((digits_mlp(found).argmax(1) != y).all())
 
 
 def test_balls_of_each_samples_own_radius():
@@ -176,13 +176,13 @@ def test_proximal_steps_are_minima(seed):
         pytest.param("sigma-zero-l0", lambda a, m, x, y: a.sigma_zero(m, x, y, num_steps=1000), marks=pytest.mark.slow),
     ],
 )
-def test_minimal_attacks_come_as_near_as_those_of_adv_lib(spec, peer, right_digits, digits_cnn):
+def test_minimal_attacks_come_as_near_as_those_of_adv_lib(spec, peer, right_by_mlp, digits_mlp):
     library = advlib_or_skip()
-    x, y = (v[:40] for v in right_digits)
+    x, y = (v[:40] for v in right_by_mlp)
     norm = next(n for n in ("linf", "l2", "l1", "l0") if n in spec)
-    mine = distance(find(f"{spec}{',' if ':' in spec else ':'}eps={widest(spec)}", digits_cnn, x, y), x, norm)
+    mine = distance(find(f"{spec}{',' if ':' in spec else ':'}eps={widest(spec)}", digits_mlp, x, y), x, norm)
     with torch.enable_grad():
-        theirs = distance(peer(library, digits_cnn, x, y).detach(), x, norm)
+        theirs = distance(peer(library, digits_mlp, x, y).detach(), x, norm)
     assert bool((mine > 0).all())
     assert float(mine.mean()) <= 1.05 * float(theirs[theirs > 0].mean())
 
@@ -257,19 +257,19 @@ def test_contract(name, eps):
 
 
 @pytest.mark.parametrize("name", LIGHT)
-def test_the_ball_judges_what_is_found_and_wrong_images_stay(name, right_digits, digits_cnn):
-    x, y = right_digits[0][:12], right_digits[1][:12].clone()
+def test_the_ball_judges_what_is_found_and_wrong_images_stay(name, right_by_mlp, digits_mlp):
+    x, y = right_by_mlp[0][:12], right_by_mlp[1][:12].clone()
     y[:3] = (y[:3] + 1) % 10
-    with eval_mode(digits_cnn):
-        found = short(name, widest(name), 25).find(digits_cnn, x, y, SampleRNG(0, range(len(x))))
+    with eval_mode(digits_mlp):
+        found = short(name, widest(name), 25).find(digits_mlp, x, y, SampleRNG(0, range(len(x))))
     assert bool((found[:3] == x[:3]).all())
     size = distance(found, x, next(n for n in ("linf", "l2", "l1") if n in name))
     eps = float(size[3:].median())
     # A restart of FAB begins within eps, so that what it finds may differ with eps.
     other = short(name, eps, 25)
-    with eval_mode(digits_cnn):
-        nearest = other.find(digits_cnn, x, y, SampleRNG(0, range(len(x))))
-        given = other.perturb(digits_cnn, x, y, SampleRNG(0, range(len(x))))
+    with eval_mode(digits_mlp):
+        nearest = other.find(digits_mlp, x, y, SampleRNG(0, range(len(x))))
+        given = other.perturb(digits_mlp, x, y, SampleRNG(0, range(len(x))))
     inside = other.threat.allows(nearest, x)
     assert 3 < int(inside.sum()) < len(x)
     if not name.startswith("fab"):
@@ -278,37 +278,37 @@ def test_the_ball_judges_what_is_found_and_wrong_images_stay(name, right_digits,
     # FAB stops at the first image inside the ball: another one, perhaps, but for the same samples.
     assert bool(other.threat.allows(given, x).all())
     with torch.no_grad():
-        fooled = digits_cnn(given).argmax(1) != y
+        fooled = digits_mlp(given).argmax(1) != y
     assert torch.equal(fooled[3:], inside[3:])
     assert torch.equal(given[~inside], x[~inside])
     assert torch.equal(given[:3], x[:3])
 
 
 @pytest.mark.parametrize("name", ["fab-l2", "fab-t-l2", "fab-linf"])
-def test_fab_stops_inside_the_ball(name, right_digits, digits_cnn):
-    x, y = right_digits[0][:10], right_digits[1][:10]
+def test_fab_stops_inside_the_ball(name, right_by_mlp, digits_mlp):
+    x, y = right_by_mlp[0][:10], right_by_mlp[1][:10]
     attack = make_attack(f"{name}:eps={1.5 if 'l2' in name else 0.3},steps=40")
     passes = {}
     for how in ("perturb", "find"):
-        with eval_mode(digits_cnn), count_queries(digits_cnn) as counted:
-            getattr(attack, how)(digits_cnn, x, y, SampleRNG(0, range(len(x))))
+        with eval_mode(digits_mlp), count_queries(digits_mlp) as counted:
+            getattr(attack, how)(digits_mlp, x, y, SampleRNG(0, range(len(x))))
         passes[how] = counted.backward
     assert passes["perturb"] < passes["find"] / 10
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 @pytest.mark.parametrize("nudged", [False, True])
-def test_the_nearest_boundary_is_the_nearest_of_all(norm, nudged, right_digits, digits_cnn):
-    x, y = right_digits[0][:25], right_digits[1][:25]
-    with eval_mode(digits_cnn):
+def test_the_nearest_boundary_is_the_nearest_of_all(norm, nudged, right_by_mlp, digits_mlp):
+    x, y = right_by_mlp[0][:25], right_by_mlp[1][:25]
+    with eval_mode(digits_mlp):
         with torch.no_grad():
-            classes = wrong_classes(digits_cnn(x), y)
+            classes = wrong_classes(digits_mlp(x), y)
         nudge = torch.rand(25, generator=torch.Generator().manual_seed(0)) if nudged else None
-        values, gradients = class_differences(digits_cnn, x, y, classes)
+        values, gradients = class_differences(digits_mlp, x, y, classes)
         size = values.abs() + (0 if nudge is None else nudge[:, None])
         best = (size / dual_norm(gradients, norm)).argmin(1)
         assert len(best.unique()) > 1
-        for model in (digits_cnn, BatchedModel(digits_cnn, 7), BatchedModel(digits_cnn, 100)):
+        for model in (digits_mlp, BatchedModel(digits_mlp, 7), BatchedModel(digits_mlp, 100)):
             value, normal = nearest_boundary(model, x, y, classes, norm, nudge)
             assert torch.allclose(value, values[range(25), best], atol=1e-5)
             assert torch.allclose(normal, gradients[range(25), best], atol=1e-5)
@@ -370,12 +370,12 @@ class Tied(torch.autograd.Function):
         return gradient
 
 
-def test_carlini_wagner_does_not_rest_at_ties(right_digits, digits_cnn):
+def test_carlini_wagner_does_not_rest_at_ties(right_by_mlp, digits_mlp):
     class Rounded(nn.Module):
         def forward(self, x):
-            return Tied.apply(digits_cnn(x))
+            return Tied.apply(digits_mlp(x))
 
-    x, y = right_digits[0][:16], right_digits[1][:16]
+    x, y = right_by_mlp[0][:16], right_by_mlp[1][:16]
     model = Rounded()
     with torch.no_grad():
         right = model(x).argmax(1) == y
@@ -383,15 +383,15 @@ def test_carlini_wagner_does_not_rest_at_ties(right_digits, digits_cnn):
     found = find("cw-l2:steps=60,binary_steps=6,initial_c=0.1", model, x, y)
     with torch.no_grad():
         assert bool((model(found).argmax(1) != y).all())
-    plain = find("cw-l2:steps=60,binary_steps=6,initial_c=0.1", digits_cnn, x, y)
+    plain = find("cw-l2:steps=60,binary_steps=6,initial_c=0.1", digits_mlp, x, y)
     ratio = distance(found, x, "l2") / distance(plain, x, "l2")
     assert float(ratio.median()) <= 1.08
 
 
-def test_no_gradient_is_said(right_digits, digits_cnn):
+def test_no_gradient_is_said(right_by_mlp, digits_mlp):
     class Detached(nn.Module):
         def forward(self, x):
-            return digits_cnn(x.detach())
+            return digits_mlp(x.detach())
 
     class Unused(nn.Module):
         """Its logits have a gradient, by something that is not the image."""
@@ -401,9 +401,9 @@ def test_no_gradient_is_said(right_digits, digits_cnn):
             self.other = torch.ones(1, requires_grad=True)
 
         def forward(self, x):
-            return digits_cnn(x.detach()) * self.other
+            return digits_mlp(x.detach()) * self.other
 
-    x, y = right_digits[0][:5], right_digits[1][:5]
+    x, y = right_by_mlp[0][:5], right_by_mlp[1][:5]
     for model in (Detached(), Unused()):
         for spec in ("fab-l2", "fab-t-linf", "deepfool-l2"):
             for form in (model, BatchedModel(model, 2)):
@@ -411,8 +411,8 @@ def test_no_gradient_is_said(right_digits, digits_cnn):
                     find(spec, form, x, y)
 
 
-def test_an_image_that_nothing_fools_comes_back(right_digits):
-    x, y = right_digits[0][:4], torch.zeros(4, dtype=torch.int64)
+def test_an_image_that_nothing_fools_comes_back(right_by_mlp):
+    x, y = right_by_mlp[0][:4], torch.zeros(4, dtype=torch.int64)
     constant = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
     nn.init.zeros_(constant[1].weight)
     with torch.no_grad():
@@ -423,20 +423,20 @@ def test_an_image_that_nothing_fools_comes_back(right_digits):
 
 
 @pytest.mark.slow
-def test_distances_beside_torchattacks(right_digits, digits_cnn):
+def test_distances_beside_torchattacks(right_by_mlp, digits_mlp):
     torchattacks = pytest.importorskip("torchattacks")
-    x, y = right_digits[0][:40], right_digits[1][:40]
+    x, y = right_by_mlp[0][:40], right_by_mlp[1][:40]
 
     def peer(kind, bound, **options):
-        with torch.random.fork_rng(devices=[]), eval_mode(digits_cnn):
+        with torch.random.fork_rng(devices=[]), eval_mode(digits_mlp):
             torch.manual_seed(0)
-            found = getattr(torchattacks, kind)(digits_cnn, **options)(x, y).detach()
+            found = getattr(torchattacks, kind)(digits_mlp, **options)(x, y).detach()
         with torch.no_grad():
-            fooled = digits_cnn(found).argmax(1) != y
+            fooled = digits_mlp(found).argmax(1) != y
         return torch.where(fooled, distance(found, x, bound), float("inf"))
 
     ours = {
-        name: sizes(spec, digits_cnn, x, y)
+        name: sizes(spec, digits_mlp, x, y)
         for name, spec in {
             "deepfool-l2": "deepfool-l2",
             "deepfool-linf": "deepfool-linf",
@@ -465,30 +465,30 @@ def test_distances_beside_torchattacks(right_digits, digits_cnn):
     ("norm", "budgets"),
     [("linf", (0.06, 0.08, 0.1)), pytest.param("l2", (0.3, 0.4, 0.5), marks=pytest.mark.slow)],
 )
-def test_fab_is_as_strong_as_that_of_torchattacks(norm, budgets, right_digits, digits_cnn):
+def test_fab_is_as_strong_as_that_of_torchattacks(norm, budgets, right_by_mlp, digits_mlp):
     """Mean robust accuracy over three budgets, for each of which the peer runs anew, is no more than 1 point above."""
     torchattacks = pytest.importorskip("torchattacks")
-    x, y = right_digits[0][:100], right_digits[1][:100]
-    size = sizes(f"fab-t-{norm}:steps=40,targets=4", digits_cnn, x, y)
+    x, y = right_by_mlp[0][:100], right_by_mlp[1][:100]
+    size = sizes(f"fab-t-{norm}:steps=40,targets=4", digits_mlp, x, y)
     advantages = []
     for eps in budgets:
         peer = torchattacks.FAB(
-            digits_cnn, norm=norm.replace("l", "L"), eps=eps, steps=40, multi_targeted=True, n_classes=5
+            digits_mlp, norm=norm.replace("l", "L"), eps=eps, steps=40, multi_targeted=True, n_classes=5
         )
-        with eval_mode(digits_cnn):
+        with eval_mode(digits_mlp):
             found = peer(x, y).detach()
         with torch.no_grad():
-            robust = (digits_cnn(found).argmax(1) == y) | (distance(found, x, norm) > eps * (1 + 1e-5))
+            robust = (digits_mlp(found).argmax(1) == y) | (distance(found, x, norm) > eps * (1 + 1e-5))
         assert 0.05 < float(robust.float().mean()) < 0.95
         advantages.append(float((size > eps).float().mean() - robust.float().mean()))
     assert sum(advantages) / 3 <= 0.01
 
 
-def test_confidence_is_reached(right_digits, digits_cnn):
-    x, y = right_digits[0][:10], right_digits[1][:10]
-    near, sure = (find(f"cw-l2:steps=60,binary_steps=5,initial_c=0.1,confidence={k}", digits_cnn, x, y) for k in (0, 2))
+def test_confidence_is_reached(right_by_mlp, digits_mlp):
+    x, y = right_by_mlp[0][:10], right_by_mlp[1][:10]
+    near, sure = (find(f"cw-l2:steps=60,binary_steps=5,initial_c=0.1,confidence={k}", digits_mlp, x, y) for k in (0, 2))
     with torch.no_grad():
-        logits = digits_cnn(sure)
+        logits = digits_mlp(sure)
     margin = logits.scatter(1, y[:, None], float("-inf")).amax(1) - logits.gather(1, y[:, None])[:, 0]
     assert float(margin.min()) >= 2
     assert bool((distance(sure, x, "l2") > distance(near, x, "l2")).all())

@@ -84,11 +84,11 @@ def test_dlr_against_its_formula():
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_apgd_is_at_least_as_strong_as_pgd(digits_cnn, right_digits, norm):
+def test_apgd_is_at_least_as_strong_as_pgd(digits_mlp, right_by_mlp, norm):
     threat = ThreatModel(norm, EPS[norm])
-    apgd = robust(digits_cnn, *right_digits, APGD(threat.norm, threat.eps, steps=50))
-    targeted = robust(digits_cnn, *right_digits, APGD(threat.norm, threat.eps, steps=30, loss="dlr", targets=9))
-    pgd = robust(digits_cnn, *right_digits, PGD(threat.norm, threat.eps, steps=50))
+    apgd = robust(digits_mlp, *right_by_mlp, APGD(threat.norm, threat.eps, steps=50))
+    targeted = robust(digits_mlp, *right_by_mlp, APGD(threat.norm, threat.eps, steps=30, loss="dlr", targets=9))
+    pgd = robust(digits_mlp, *right_by_mlp, PGD(threat.norm, threat.eps, steps=50))
     assert apgd <= pgd + 0.02
     assert targeted <= pgd + 0.02
 
@@ -108,13 +108,13 @@ def test_large_to_small_apgd_needs_no_gradient_near_the_clean_image():
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.06), ("l2", 0.35), ("l1", 2.0)])
-def test_large_to_small_apgd_ends_in_the_ball(digits_cnn, right_digits, norm, eps):
-    x, y = (v[:32] for v in right_digits)
+def test_large_to_small_apgd_ends_in_the_ball(digits_mlp, right_by_mlp, norm, eps):
+    x, y = (v[:32] for v in right_by_mlp)
     attack = make_attack(f"apgd-ce-{norm}:steps=20,schedule_start=50").at(eps)
-    with count_queries(digits_cnn) as passes:
-        found = attack.perturb(digits_cnn, x, y, SampleRNG(0, range(len(x))))
+    with count_queries(digits_mlp) as passes:
+        found = attack.perturb(digits_mlp, x, y, SampleRNG(0, range(len(x))))
     assert attack.threat.allows(found, x).all()
-    assert 0 < int((digits_cnn(found).argmax(1) != y).sum()) < len(x)
+    assert 0 < int((digits_mlp(found).argmax(1) != y).sum()) < len(x)
     # Four balls of the five are gone through by every sample.
     assert passes.backward >= 4 * 4 * len(x)
 
@@ -127,26 +127,26 @@ def test_a_first_ball_below_eps_is_refused(start):
 
 @pytest.mark.parametrize(("norm", "name"), [("linf", "Linf"), ("l2", "L2")])
 @pytest.mark.parametrize(("loss", "targets"), [("ce", 0), ("dlr", 0), ("dlr", 9)])
-def test_apgd_agrees_with_torchattacks(digits_cnn, right_digits, norm, name, loss, targets):
-    x, y = right_digits
-    mine = robust(digits_cnn, x, y, APGD(norm, EPS[norm], steps=20, loss=loss, targets=targets))
+def test_apgd_agrees_with_torchattacks(digits_mlp, right_by_mlp, norm, name, loss, targets):
+    x, y = right_by_mlp
+    mine = robust(digits_mlp, x, y, APGD(norm, EPS[norm], steps=20, loss=loss, targets=targets))
     if targets:
-        peer = torchattacks.APGDT(digits_cnn, norm=name, eps=EPS[norm], steps=20, n_classes=10, seed=0)
+        peer = torchattacks.APGDT(digits_mlp, norm=name, eps=EPS[norm], steps=20, n_classes=10, seed=0)
     else:
-        peer = torchattacks.APGD(digits_cnn, norm=name, eps=EPS[norm], steps=20, loss=loss, seed=0)
+        peer = torchattacks.APGD(digits_mlp, norm=name, eps=EPS[norm], steps=20, loss=loss, seed=0)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        theirs = float((digits_cnn(peer(x, y)).argmax(1) == y).float().mean())
+        theirs = float((digits_mlp(peer(x, y)).argmax(1) == y).float().mean())
     # Random starts differ: 128 images, robust accuracy within its 95% interval.
     assert abs(mine - theirs) <= 1.96 * np.sqrt(max(theirs * (1 - theirs), 0.02) / len(x))
 
 
 @pytest.mark.parametrize(("norm", "name"), [("linf", "Linf"), ("l2", "L2")])
-def test_square_agrees_with_torchattacks(digits_cnn, right_digits, norm, name):
-    x, y = right_digits
-    mine = robust(digits_cnn, x, y, Square(norm, EPS[norm], queries=200))
-    peer = torchattacks.Square(digits_cnn, norm=name, eps=EPS[norm], n_queries=200, seed=0)
+def test_square_agrees_with_torchattacks(digits_mlp, right_by_mlp, norm, name):
+    x, y = right_by_mlp
+    mine = robust(digits_mlp, x, y, Square(norm, EPS[norm], queries=200))
+    peer = torchattacks.Square(digits_mlp, norm=name, eps=EPS[norm], n_queries=200, seed=0)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        theirs = float((digits_cnn(peer(x, y)).argmax(1) == y).float().mean())
+        theirs = float((digits_mlp(peer(x, y)).argmax(1) == y).float().mean())
     assert mine <= theirs + 1.96 * np.sqrt(2 * max(theirs * (1 - theirs), 0.02) / len(x))
 
 
@@ -171,10 +171,10 @@ def test_pgd_starts_first_within_and_then_on_the_surface(norm, mean):
     assert all(threat.allows(start, x).all() for start in starts)
 
 
-def test_mifgsm_makes_the_images_of_torchattacks(digits_cnn, right_digits):
-    x, y = (v[:40] for v in right_digits)
-    mine = MIFGSM("linf", 0.1, step_size=0.02).perturb(digits_cnn, x, y, SampleRNG(0, range(40)))
-    peer = torchattacks.MIFGSM(digits_cnn, eps=0.1, alpha=0.02, steps=10, decay=1.0)
+def test_mifgsm_makes_the_images_of_torchattacks(digits_mlp, right_by_mlp):
+    x, y = (v[:40] for v in right_by_mlp)
+    mine = MIFGSM("linf", 0.1, step_size=0.02).perturb(digits_mlp, x, y, SampleRNG(0, range(40)))
+    peer = torchattacks.MIFGSM(digits_mlp, eps=0.1, alpha=0.02, steps=10, decay=1.0)
     theirs = torch.cat([peer(x[[i]], y[[i]]) for i in range(40)])
     # It divides gradients by the mean of absolute values where the paper takes the sum: a factor that signs ignore.
     assert float((mine - theirs).abs().max()) <= 1e-5
@@ -182,22 +182,22 @@ def test_mifgsm_makes_the_images_of_torchattacks(digits_cnn, right_digits):
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("make", [lambda *t: APGD(*t, steps=5), lambda *t: APGD(*t, steps=3, restarts=2)])
-def test_ascent_never_ends_below_the_clean_loss(digits_cnn, right_digits, make, norm):
-    x, y = right_digits
+def test_ascent_never_ends_below_the_clean_loss(digits_mlp, right_by_mlp, make, norm):
+    x, y = right_by_mlp
     goal = Objective.untargeted(y, "ce")
-    found = make(norm, EPS[norm] / 5).perturb(digits_cnn, x, y, SampleRNG(0, range(len(x))))
+    found = make(norm, EPS[norm] / 5).perturb(digits_mlp, x, y, SampleRNG(0, range(len(x))))
     with torch.no_grad():
-        logits, clean = digits_cnn(found), digits_cnn(x)
+        logits, clean = digits_mlp(found), digits_mlp(x)
     fooled = logits.argmax(1) != y
     assert (fooled | (goal.value(logits) >= goal.value(clean) - 1e-6)).all()
 
 
-def test_square_needs_no_gradient(right_digits, digits_cnn):
+def test_square_needs_no_gradient(right_by_mlp, digits_mlp):
     class Staircase(nn.Module):
         def forward(self, x):
-            return digits_cnn((x * 8).round() / 8)
+            return digits_mlp((x * 8).round() / 8)
 
-    x, y = right_digits
+    x, y = right_by_mlp
     model = Staircase().eval()
     with torch.no_grad():
         keep = model(x).argmax(1) == y
@@ -218,8 +218,8 @@ class Coarse(nn.Module):
 
 
 @pytest.mark.parametrize(("norm", "most"), [("linf", 0.5), ("l2", 0.45)])
-def test_square_goes_on_at_ties_and_across_plateaus(digits_cnn, digits, norm, most):
-    model = Coarse(digits_cnn)
+def test_square_goes_on_at_ties_and_across_plateaus(digits_mlp, digits, norm, most):
+    model = Coarse(digits_mlp)
     x, y = digits.test.x[:128], digits.test.y[:128]
     with torch.no_grad():
         right = model(x).argmax(1) == y
@@ -335,9 +335,9 @@ class Deaf(nn.Module):
             return self.model(x)
 
 
-def test_autoattack_goes_on_without_gradients(digits_cnn, right_digits):
-    x, y = (v[:40] for v in right_digits)
-    model = Deaf(digits_cnn)
+def test_autoattack_goes_on_without_gradients(digits_mlp, right_by_mlp):
+    x, y = (v[:40] for v in right_by_mlp)
+    model = Deaf(digits_mlp)
     attack = AutoAttack("linf", 0.1, queries=100)
     with pytest.warns(
         RobGIBWarning, match=r"APGD \(ce\), APGD \(dlr, 9 targets\), FAB \(9 targets\) skipped: .*no grad"
@@ -349,7 +349,7 @@ def test_autoattack_goes_on_without_gradients(digits_cnn, right_digits):
         AutoAttack("linf", 0.1, version="rand").perturb(model, x, y, SampleRNG(0, range(40)))
 
 
-def test_the_ensemble_for_random_models(digits_cnn, right_digits):
+def test_the_ensemble_for_random_models(digits_mlp, right_by_mlp):
     for norm in ("linf", "l2"):
         attack = make_attack(f"autoattack-{norm}-rand:eps=0.1")
         assert attack.members(10) == (
@@ -358,9 +358,9 @@ def test_the_ensemble_for_random_models(digits_cnn, right_digits):
         )
         assert [a.loss for a in attack.members(3)] == ["ce", "dlr"]
         assert [a.loss for a in attack.members(2)] == ["ce", "margin"]
-    x, y = right_digits
+    x, y = right_by_mlp
     rand = AutoAttack("linf", 0.1, version="rand", steps=20)
-    assert robust(digits_cnn, x, y, rand) <= robust(digits_cnn, x, y, APGD(rand.norm, rand.eps, steps=20))
+    assert robust(digits_mlp, x, y, rand) <= robust(digits_mlp, x, y, APGD(rand.norm, rand.eps, steps=20))
     assert all(
         a.eot == 5
         for version in ("standard", "rand")
@@ -391,8 +391,8 @@ def test_the_standard_ensemble_and_its_budgets():
     assert ensemble.members(2)[1].loss == "margin"
 
 
-def test_a_cascade_gives_later_attacks_the_survivors_only(digits_cnn, right_digits):
-    x, y = right_digits
+def test_a_cascade_gives_later_attacks_the_survivors_only(digits_mlp, right_by_mlp):
+    x, y = right_by_mlp
     seen = []
 
     class Recorded(PGD):
@@ -402,11 +402,11 @@ def test_a_cascade_gives_later_attacks_the_survivors_only(digits_cnn, right_digi
 
     threat = ThreatModel("linf", 0.08)
     first = Recorded(threat.norm, threat.eps, steps=3)
-    found = cascade([first, Recorded(threat.norm, threat.eps, steps=20)], digits_cnn, x, y, SampleRNG(0, range(len(x))))
-    alone = first.perturb(digits_cnn, x, y, SampleRNG(0, range(len(x))))
+    found = cascade([first, Recorded(threat.norm, threat.eps, steps=20)], digits_mlp, x, y, SampleRNG(0, range(len(x))))
+    alone = first.perturb(digits_mlp, x, y, SampleRNG(0, range(len(x))))
     with torch.no_grad():
-        fooled = digits_cnn(alone).argmax(1) != y
-        both = digits_cnn(found).argmax(1) != y
+        fooled = digits_mlp(alone).argmax(1) != y
+        both = digits_mlp(found).argmax(1) != y
     assert seen[:2] == [len(x), int((~fooled).sum())]
     assert torch.equal(found[fooled], alone[fooled])
     assert (both | ~fooled).all()
@@ -414,19 +414,19 @@ def test_a_cascade_gives_later_attacks_the_survivors_only(digits_cnn, right_digi
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("norm", "name"), [("linf", "Linf"), ("l2", "L2")])
-def test_autoattack_is_as_strong_as_that_of_torchattacks(digits_cnn, right_digits, norm, name):
-    x, y = (v[:60] for v in right_digits)
+def test_autoattack_is_as_strong_as_that_of_torchattacks(digits_mlp, right_by_mlp, norm, name):
+    x, y = (v[:60] for v in right_by_mlp)
     eps = {"linf": 0.08, "l2": 0.35}[norm]
-    mine = robust(digits_cnn, x, y, AutoAttack(norm, eps))
+    mine = robust(digits_mlp, x, y, AutoAttack(norm, eps))
     # Its ensemble leaves more right than its own APGD-T, which therefore counts too.
     peers = (
-        torchattacks.AutoAttack(digits_cnn, norm=name, eps=eps, version="standard", n_classes=10, seed=0),
-        torchattacks.APGDT(digits_cnn, norm=name, eps=eps, steps=100, n_classes=10, seed=0),
+        torchattacks.AutoAttack(digits_mlp, norm=name, eps=eps, version="standard", n_classes=10, seed=0),
+        torchattacks.APGDT(digits_mlp, norm=name, eps=eps, steps=100, n_classes=10, seed=0),
     )
     with torch.random.fork_rng(devices=[]):
         images = [peer(x, y).detach() for peer in peers]
     with torch.no_grad():
-        theirs = min(float((digits_cnn(found).argmax(1) == y).float().mean()) for found in images)
+        theirs = min(float((digits_mlp(found).argmax(1) == y).float().mean()) for found in images)
     assert 0.1 < theirs < 0.9
     assert mine <= theirs + 0.02  # both are upper bounds: the lower is the nearer
 
@@ -455,23 +455,23 @@ class Staircase(nn.Module):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.06), ("l2", 0.35)])
-def test_the_fast_ensemble_says_what_autoattack_says_in_a_fifth_of_its_passes(digits_cnn, right_digits, norm, eps):
-    x, y = (v[:64] for v in right_digits)
-    with count_queries(digits_cnn) as full:
-        reference = robust(digits_cnn, x, y, AutoAttack(norm, eps))
-    with count_queries(digits_cnn) as few:
-        fast = robust(digits_cnn, x, y, FastEnsemble(norm, eps))
+def test_the_fast_ensemble_says_what_autoattack_says_in_a_fifth_of_its_passes(digits_mlp, right_by_mlp, norm, eps):
+    x, y = (v[:64] for v in right_by_mlp)
+    with count_queries(digits_mlp) as full:
+        reference = robust(digits_mlp, x, y, AutoAttack(norm, eps))
+    with count_queries(digits_mlp) as few:
+        fast = robust(digits_mlp, x, y, FastEnsemble(norm, eps))
     assert 0.3 < reference < 0.9
     assert fast <= reference
     assert few.forward + few.backward < (full.forward + full.backward) / 5
 
 
 @pytest.mark.slow
-def test_the_fast_ensemble_leaves_no_more_than_its_long_members(digits_cnn, right_digits):
-    x, y = (v[:32] for v in right_digits)
-    reference = robust(digits_cnn, x, y, APGD("linf", 0.06, loss="dlr", targets=9))
-    with count_queries(digits_cnn) as passes:
-        fast = robust(digits_cnn, x, y, FastEnsemble("linf", 0.06))
+def test_the_fast_ensemble_leaves_no_more_than_its_long_members(digits_mlp, right_by_mlp):
+    x, y = (v[:32] for v in right_by_mlp)
+    reference = robust(digits_mlp, x, y, APGD("linf", 0.06, loss="dlr", targets=9))
+    with count_queries(digits_mlp) as passes:
+        fast = robust(digits_mlp, x, y, FastEnsemble("linf", 0.06))
     assert 0.3 < reference < 0.9
     assert fast <= reference
     # AutoAttack takes 8,600 on each image that remains right.
@@ -479,9 +479,9 @@ def test_the_fast_ensemble_leaves_no_more_than_its_long_members(digits_cnn, righ
 
 
 @pytest.mark.parametrize("norm", ["l1", *(pytest.param(n, marks=pytest.mark.slow) for n in ("linf", "l2"))])
-def test_the_fast_ensemble_turns_to_square_where_gradients_are_masked(digits_cnn, right_digits, norm):
-    x, y = (v[:16] for v in right_digits)
-    model, eps = Staircase(digits_cnn).eval(), {"linf": 0.1, "l2": 0.7, "l1": 4.0}[norm]
+def test_the_fast_ensemble_turns_to_square_where_gradients_are_masked(digits_mlp, right_by_mlp, norm):
+    x, y = (v[:16] for v in right_by_mlp)
+    model, eps = Staircase(digits_mlp).eval(), {"linf": 0.1, "l2": 0.7, "l1": 4.0}[norm]
     black_box = robust(model, x, y, Square(norm, eps))
     blind = robust(model, x, y, APGD(norm, eps, steps=20, loss="dlr", targets=9))
     assert black_box < blind
@@ -491,9 +491,9 @@ def test_the_fast_ensemble_turns_to_square_where_gradients_are_masked(digits_cnn
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("norm", "eps"), [("l2", 0.7), ("l1", 4.0)])
-def test_the_fast_ensemble_saves_ascent_where_gradients_are_masked(digits_cnn, right_digits, norm, eps):
-    x, y = (v[:32] for v in right_digits)
-    model = Staircase(digits_cnn).eval()
+def test_the_fast_ensemble_saves_ascent_where_gradients_are_masked(digits_mlp, right_by_mlp, norm, eps):
+    x, y = (v[:32] for v in right_by_mlp)
+    model = Staircase(digits_mlp).eval()
     with count_queries(model) as full:
         reference = robust(model, x, y, AutoAttack(norm, eps))
     with count_queries(model) as few, pytest.warns(RobGIBWarning, match="gradients are uninformative"):
@@ -503,9 +503,9 @@ def test_the_fast_ensemble_saves_ascent_where_gradients_are_masked(digits_cnn, r
 
 
 @pytest.mark.slow
-def test_the_fast_ensemble_uses_a_large_to_small_schedule_on_a_plateau(digits_cnn, right_digits):
-    x, y = (v[:48] for v in right_digits)
-    model = Terraces(digits_cnn, 0.08).eval()
+def test_the_fast_ensemble_uses_a_large_to_small_schedule_on_a_plateau(digits_mlp, right_by_mlp):
+    x, y = (v[:48] for v in right_by_mlp)
+    model = Terraces(digits_mlp, 0.08).eval()
     ascent = robust(model, x, y, APGD("l2", 0.7))
     reference = robust(model, x, y, Square("l2", 0.7))
     assert reference < ascent
@@ -518,32 +518,32 @@ def test_the_fast_ensemble_uses_a_large_to_small_schedule_on_a_plateau(digits_cn
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
-def test_square_continues_from_the_result_of_ascent(digits_cnn, right_digits, norm):
+def test_square_continues_from_the_result_of_ascent(digits_mlp, right_by_mlp, norm):
     """Never to a worse image, never out of the ball, and further than from its own patterns."""
-    x, y = (v[:30] for v in right_digits)
+    x, y = (v[:30] for v in right_by_mlp)
     threat = ThreatModel(norm, {"linf": 0.08, "l2": 0.4, "l1": 2.0}[norm])
     goal = Objective.untargeted(y, "margin")
-    start = APGD(norm, threat.eps, steps=10).perturb(digits_cnn, x, y, SampleRNG(0, range(30)))
+    start = APGD(norm, threat.eps, steps=10).perturb(digits_mlp, x, y, SampleRNG(0, range(30)))
     square = Square(norm, threat.eps, queries=60)
     kept = start.clone()
-    found, value, fooled = square.search(digits_cnn, x, goal, SampleRNG(1, range(30)), start)
+    found, value, fooled = square.search(digits_mlp, x, goal, SampleRNG(1, range(30)), start)
     assert torch.equal(start, kept)
     with torch.no_grad():
-        before, after = goal.value(digits_cnn(start)), goal.value(digits_cnn(found))
+        before, after = goal.value(digits_mlp(start)), goal.value(digits_mlp(found))
     assert torch.allclose(after, value, atol=1e-5)
     assert bool((after >= before - 1e-5).all())
-    assert torch.equal(fooled, digits_cnn(found).argmax(1) != y)
+    assert torch.equal(fooled, digits_mlp(found).argmax(1) != y)
     assert not value.requires_grad
     assert bool((threat.distance(found, x) <= threat.eps * (1 + 1e-5)).all())
     assert float(found.min()) >= 0
     assert float(found.max()) <= 1
-    scratch = square.search(digits_cnn, x, goal, SampleRNG(1, range(30)))[1]
+    scratch = square.search(digits_mlp, x, goal, SampleRNG(1, range(30)))[1]
     assert float(value.mean()) > float(scratch.mean())
 
 
-def test_random_search_goes_on_only_where_it_gains(digits_cnn, right_digits, monkeypatch):
+def test_random_search_goes_on_only_where_it_gains(digits_mlp, right_by_mlp, monkeypatch):
     """One run for every sample, and another if it reduced the margin by a fifth."""
-    x, y = (v[:12] for v in right_digits)
+    x, y = (v[:12] for v in right_by_mlp)
     took = []
     search_of = Square.search
 
@@ -553,20 +553,20 @@ def test_random_search_goes_on_only_where_it_gains(digits_cnn, right_digits, mon
 
     monkeypatch.setattr(Square, "search", counted)
     attack = FastEnsemble("linf", 1e-5)
-    state = _State(digits_cnn, x, y, SampleRNG(0, range(len(x))), attack.near)
+    state = _State(digits_mlp, x, y, SampleRNG(0, range(len(x))), attack.near)
     attack._polish(state, state.remaining)
     assert took == [12]
     assert bool(state.right.all())
     took.clear()
     attack = FastEnsemble("linf", 0.08)
-    state = _State(digits_cnn, x, y, SampleRNG(0, range(len(x))), attack.near)
+    state = _State(digits_mlp, x, y, SampleRNG(0, range(len(x))), attack.near)
     attack._polish(state, state.remaining)
     assert took[0] == 12
     assert 1 < len(took) <= 5
     assert all(later < earlier for earlier, later in pairwise(took))
 
 
-def test_a_sample_that_ties_on_the_clean_image_counts_as_nearest(right_digits):
+def test_a_sample_that_ties_on_the_clean_image_counts_as_nearest(right_by_mlp):
     class Tied(nn.Module):
         def forward(self, x):
             margin = torch.where(x.flatten(1)[:, 0] > 0.5, 0.0, 1.0)
@@ -676,10 +676,10 @@ def test_stages_have_names_and_end_with_autoattack():
 UNLISTED = {"AutoAttack", "repeated schedule"}
 
 
-def test_random_search_from_the_result_of_ascent_is_stronger_than_longer_ascent(digits_cnn, right_digits):
+def test_random_search_from_the_result_of_ascent_is_stronger_than_longer_ascent(digits_mlp, right_by_mlp):
     """Behind ripples ascent stalls near the boundary; after one square it continues."""
-    x, y = (v[:60] for v in right_digits)
-    model = Rippled(digits_cnn).eval()
+    x, y = (v[:60] for v in right_by_mlp)
+    model = Rippled(digits_mlp).eval()
     rng = SampleRNG(0, range(len(x)))
     state = _State(model, x, y, rng, 0.05)
     attack = FastEnsemble("linf", 0.1)
@@ -694,27 +694,27 @@ def test_random_search_from_the_result_of_ascent_is_stronger_than_longer_ascent(
     assert float(polished.mean()) > float(ascended.mean())
 
 
-def test_fab_tells_what_it_found_outside_the_ball_and_skips_classes(digits_cnn, right_digits):
-    x, y = (v[:20] for v in right_digits)
+def test_fab_tells_what_it_found_outside_the_ball_and_skips_classes(digits_mlp, right_by_mlp):
+    x, y = (v[:20] for v in right_by_mlp)
     rng = SampleRNG(0, range(len(x)))
     near = FAB("l2", 0.1, targeted=True, targets=2, steps=10)
-    found = near.approach(digits_cnn, x, y, rng)
+    found = near.approach(digits_mlp, x, y, rng)
     reach = near.threat.distance(found, x)
-    assert bool((digits_cnn(found).argmax(1) != y).all())
+    assert bool((digits_mlp(found).argmax(1) != y).all())
     assert bool((reach > 0.1).any())
-    kept = near.perturb(digits_cnn, x, y, rng)
+    kept = near.perturb(digits_mlp, x, y, rng)
     assert torch.equal(kept[reach > 0.1001], x[reach > 0.1001])
     wide = FAB("l2", 1e-3, targeted=True, targets=2, steps=10)
-    first, second = (replace(wide, targets=1, skip=k).approach(digits_cnn, x, y, rng) for k in (0, 1))
+    first, second = (replace(wide, targets=1, skip=k).approach(digits_mlp, x, y, rng) for k in (0, 1))
     each = torch.stack([wide.threat.distance(v, x) for v in (first, second)]).amin(0)
-    both = wide.threat.distance(wide.approach(digits_cnn, x, y, rng), x)
+    both = wide.threat.distance(wide.approach(digits_mlp, x, y, rng), x)
     assert torch.allclose(both, each, rtol=2e-3)
 
 
 @pytest.mark.slow
-def test_the_fast_ensemble_goes_on_for_as_long_as_samples_fall(digits, digits_cnn):
+def test_the_fast_ensemble_goes_on_for_as_long_as_samples_fall(digits, digits_mlp):
     x, y = digits.test.x[:60], digits.test.y[:60]
-    model = Rippled(digits_cnn).eval()
+    model = Rippled(digits_mlp).eval()
     with count_queries(model) as full:
         reference = robust(model, x, y, AutoAttack("l2", 0.5))
     with count_queries(model) as few:
@@ -725,16 +725,16 @@ def test_the_fast_ensemble_goes_on_for_as_long_as_samples_fall(digits, digits_cn
     assert few.cost < full.cost / 2
 
 
-def test_the_fast_ensemble_without_gradients_and_with_few_classes(digits_cnn, right_digits):
+def test_the_fast_ensemble_without_gradients_and_with_few_classes(digits_mlp, right_by_mlp):
     class Silent(nn.Module):
         def forward(self, x):
-            return digits_cnn(x).detach()
+            return digits_mlp(x).detach()
 
     class Two(nn.Module):
         def forward(self, x):
-            return digits_cnn(x)[:, [0, 1]]
+            return digits_mlp(x)[:, [0, 1]]
 
-    x, y = (v[:24] for v in right_digits)
+    x, y = (v[:24] for v in right_by_mlp)
     with pytest.warns(RobGIBWarning, match="only Square was run"):
         found = robust(Silent().eval(), x, y, FastEnsemble("linf", 0.15))
     assert found == robust(Silent().eval(), x, y, Square("linf", 0.15)) < 1
@@ -746,12 +746,12 @@ def test_the_fast_ensemble_without_gradients_and_with_few_classes(digits_cnn, ri
 @pytest.mark.filterwarnings("ignore:.*gradients are uninformative")  # two steps of ascent do stall
 @pytest.mark.parametrize("norm", ["linf", "l2", pytest.param("l1", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("share", [0, pytest.param(0.02, marks=pytest.mark.slow), 0.5, 1])
-def test_the_fast_ensemble_ends_wherever_all_are_fooled(digits_cnn, right_digits, norm, share):
-    x, y = (v[:6] for v in right_digits)
+def test_the_fast_ensemble_ends_wherever_all_are_fooled(digits_mlp, right_by_mlp, norm, share):
+    x, y = (v[:6] for v in right_by_mlp)
     eps = ThreatModel(norm, 1.0).widest(64) * max(share, 1e-3)
     attack = FastEnsemble(norm, eps, first=1, short=2, long=2, probe=2, near=0)
     for count in (0, 1, len(x)):
-        found = attack.perturb(digits_cnn, x[:count], y[:count], SampleRNG(0, range(count)))
+        found = attack.perturb(digits_mlp, x[:count], y[:count], SampleRNG(0, range(count)))
         assert found.shape == x[:count].shape
         assert attack.threat.allows(found, x[:count]).all()
 
@@ -780,23 +780,23 @@ def test_sparse_steps_share_their_size_among_the_steepest():
 
 
 @pytest.mark.slow
-def test_apgd_under_l1_finds_what_sparse_descent_and_fab_do_not(digits_cnn, right_digits):
-    x, y = (v[:100] for v in right_digits)
-    targeted = robust(digits_cnn, x, y, APGD("l1", 1.0, loss="dlr", targets=5))
-    assert targeted <= robust(digits_cnn, x, y, APGD("l1", 1.0)) + 0.01
-    assert targeted <= robust(digits_cnn, x, y, PGD("l1", 1.0, steps=50)) - 0.02
-    assert targeted <= robust(digits_cnn, x, y, FAB("l1", 1.0, targeted=True)) + 0.01
+def test_apgd_under_l1_finds_what_sparse_descent_and_fab_do_not(digits_mlp, right_by_mlp):
+    x, y = (v[:100] for v in right_by_mlp)
+    targeted = robust(digits_mlp, x, y, APGD("l1", 1.0, loss="dlr", targets=5))
+    assert targeted <= robust(digits_mlp, x, y, APGD("l1", 1.0)) + 0.01
+    assert targeted <= robust(digits_mlp, x, y, PGD("l1", 1.0, steps=50)) - 0.02
+    assert targeted <= robust(digits_mlp, x, y, FAB("l1", 1.0, targeted=True)) + 0.01
 
 
 @pytest.mark.parametrize("targets", [0, pytest.param(5, marks=pytest.mark.slow)])
-def test_apgd_under_l1_leaves_no_more_than_adv_lib(digits_cnn, right_digits, targets):
+def test_apgd_under_l1_leaves_no_more_than_adv_lib(digits_mlp, right_by_mlp, targets):
     library = advlib_or_skip()
-    x, y = (v[:64] for v in right_digits)
+    x, y = (v[:64] for v in right_by_mlp)
     if targets:
-        peer = library.apgd_targeted(digits_cnn, x, y, 1.0, 1, use_large_reps=True, num_targets=targets)
+        peer = library.apgd_targeted(digits_mlp, x, y, 1.0, 1, use_large_reps=True, num_targets=targets)
     else:
-        peer = library.apgd(digits_cnn, x, y, 1.0, 1, loss_function="ce", use_large_reps=True)
+        peer = library.apgd(digits_mlp, x, y, 1.0, 1, loss_function="ce", use_large_reps=True)
     with torch.no_grad():
-        theirs = float((digits_cnn(peer).argmax(1) == y).float().mean())
-    mine = robust(digits_cnn, x, y, APGD("l1", 1.0, loss="dlr" if targets else "ce", targets=targets))
+        theirs = float((digits_mlp(peer).argmax(1) == y).float().mean())
+    mine = robust(digits_mlp, x, y, APGD("l1", 1.0, loss="dlr" if targets else "ce", targets=targets))
     assert mine <= theirs + 0.05

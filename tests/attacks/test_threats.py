@@ -150,7 +150,7 @@ MASKED = ["fgsm-linf", "pgd-linf", "pgd-l2", "pgd-l1", "apgd-ce-linf", "apgd-ce-
 
 
 @pytest.mark.parametrize("spec", MASKED)
-def test_attacks_change_what_the_mask_allows_only(spec, digits_cnn, digits):
+def test_attacks_change_what_the_mask_allows_only(spec, digits_mlp, digits):
     """Each picture has its own half; the attacks find some, but fewer than without a mask."""
     x, y = digits.test.x[:16], digits.test.y[:16]
     mask = torch.zeros_like(x, dtype=torch.bool)
@@ -164,11 +164,11 @@ def test_attacks_change_what_the_mask_allows_only(spec, digits_cnn, digits):
     }
     attack = make_attack(f"{spec}:eps={eps}{short.get(spec.partition('-')[0], '')}")
     images = carry(x, mask=mask)
-    result = run_attack(digits_cnn, images, y, attack, pictures=16)
+    result = run_attack(digits_mlp, images, y, attack, pictures=16)
     assert (result.right == 0).sum() > 0
     for row, picture in result.pictures.items():
         assert not (picture != x[row].numpy())[~mask[row].numpy()].any()
-    again = attack(digits_cnn, images, y)
+    again = attack(digits_mlp, images, y)
     assert not (again != x)[~mask].any()
 
 
@@ -185,7 +185,7 @@ def test_the_mask_of_a_linear_model_leaves_its_share_of_the_margin(linear):
         assert run_attack(model, images, y, PGD(norm, 1.02 * radius, steps=40)).right.tolist() == [0]
 
 
-def test_a_pixel_outside_the_mask_is_an_error_of_the_attack(digits_cnn, digits):
+def test_a_pixel_outside_the_mask_is_an_error_of_the_attack(digits_mlp, digits):
     class Blind(PGD):
         pooled = False
 
@@ -195,26 +195,26 @@ def test_a_pixel_outside_the_mask_is_an_error_of_the_attack(digits_cnn, digits):
     x, y = digits.test.x[:4], digits.test.y[:4]
     images = carry(x, mask=torch.zeros_like(x, dtype=torch.bool))
     with pytest.raises(AttackContractError, match=r"left its threat model on 4 of 4 images: .* outside their mask"):
-        run_attack(digits_cnn, images, y, Blind("linf", 0.2))
+        run_attack(digits_mlp, images, y, Blind("linf", 0.2))
 
 
 @pytest.mark.parametrize("spec", ["fgsm-linf", "pgd-linf", "apgd-ce-linf", "square-linf:queries=300", "patch:places=2"])
-def test_only_the_target_counts_as_success(spec, digits_cnn, digits):
+def test_only_the_target_counts_as_success(spec, digits_mlp, digits):
     x, y = digits.test.x[:16], digits.test.y[:16]
-    right = digits_cnn(x).argmax(1) == y
+    right = digits_mlp(x).argmax(1) == y
     x, y = x[right], y[right]
     targets = (y + 1) % 10
     spec = spec if spec.startswith("patch") else f"{spec}{',' if ':' in spec else ':'}eps=0.4"
-    result = run_attack(digits_cnn, carry(x, targets=targets), y, make_attack(spec), pictures=16)
-    answers = {row: int(digits_cnn(torch.tensor(image)[None]).argmax(1)) for row, image in result.pictures.items()}
+    result = run_attack(digits_mlp, carry(x, targets=targets), y, make_attack(spec), pictures=16)
+    answers = {row: int(digits_mlp(torch.tensor(image)[None]).argmax(1)) for row, image in result.pictures.items()}
     assert all(answers[row] == int(targets[row]) for row in answers)
     assert sorted(answers) == np.flatnonzero(result.right == 0).tolist()
-    untargeted = run_attack(digits_cnn, x, y, make_attack(spec))
+    untargeted = run_attack(digits_mlp, x, y, make_attack(spec))
     assert result.right.sum() >= untargeted.right.sum()
     assert (result.right == 0).any() or spec.startswith(("fgsm", "patch"))
 
 
-def test_attacks_without_a_targeted_form_say_so(digits_cnn, digits):
+def test_attacks_without_a_targeted_form_say_so(digits_mlp, digits):
     x, y = digits.test.x[:4], digits.test.y[:4]
     with pytest.raises(RobGIBError, match="attack 'attack' cannot aim at given target classes; use pgd"):
-        run_attack(digits_cnn, carry(x, targets=(y + 1) % 10), y, make_attack("fab-linf"))
+        run_attack(digits_mlp, carry(x, targets=(y + 1) % 10), y, make_attack("fab-linf"))
