@@ -39,7 +39,7 @@ def agreement(
 
 
 def _row(rows: pd.DataFrame, label: str, baselines: Sequence[str], expect: int) -> dict[str, float | str]:
-    rows = rows.dropna(subset=[label, "outcome"]).reset_index(drop=True)
+    rows = rows.dropna(subset=[label, "outcome"])
     row: dict[str, float | str] = {"figure": label, "models": len(rows)}
     if len(rows) < 4 or rows[label].nunique() < 2 or rows["outcome"].nunique() < 2:
         return row

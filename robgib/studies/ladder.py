@@ -15,7 +15,7 @@ from scipy import stats
 from sklearn.preprocessing import StandardScaler
 
 from robgib.statistics import weighted_correlation
-from robgib.studies.strata import axes, cell_of, clusters, exchangeable, relabelled, weighted_ranks
+from robgib.studies.strata import axes, cell_of, clusters, exchangeable, indicators, relabelled, weighted_ranks
 
 __all__ = [
     "DRAWS",
@@ -209,8 +209,8 @@ def fixed_training(question: Question, rng: np.random.Generator, sign: int) -> R
         return _unknown(RUNGS[1], "no two models share a training")
     order = np.flatnonzero(shared)[np.argsort(cell[shared], kind="stable")]
     x, y = question.x[order], question.y[order]
-    of = np.unique(cell[order], return_inverse=True)[1].reshape(-1)
-    cells = int(of.max()) + 1
+    numbers, of = np.unique(cell[order], return_inverse=True)
+    cells = len(numbers)
     ways = math.prod(math.factorial(int(n)) for n in np.bincount(of))
     if ways < (1 if sign else 2) / _LEVEL:
         return _unknown(RUNGS[1], f"{len(x)} models in {cells} groups of one training are too few for a test at 5%")
@@ -242,7 +242,7 @@ def fixed_training(question: Question, rng: np.random.Generator, sign: int) -> R
 
 def centred(ranks: Vector, counts: Vector, of: npt.NDArray[np.int64]) -> Vector:
     """Ranks (draws, N) less their mean in each group ``of`` (N,), a row counted ``counts`` (draws, N) times."""
-    member = np.eye(int(of.max()) + 1)[of]
+    member = indicators(of)
     total = np.maximum(counts @ member, 1e-12)
     return np.asarray(ranks - ((ranks * counts) @ member / total)[:, of])
 
@@ -312,7 +312,7 @@ def partial_effect(rows: pd.DataFrame, label: str, baselines: Sequence[str]) -> 
     are left.
     """
     y, x = (_scores(rows[c]) for c in ("outcome", label))
-    fields = [np.eye(int(level.max()) + 1)[level] for level in axes(rows).values()]
+    fields = [indicators(level) for level in axes(rows).values()]
     given = np.column_stack([np.ones(len(rows)), *(_scores(rows[b]) for b in baselines), *fields])
     rank = int(np.linalg.matrix_rank(given))
     if len(rows) - rank - 1 < _FREE or np.linalg.matrix_rank(np.column_stack([given, x])) == rank:
@@ -335,7 +335,7 @@ def prediction_errors(rows: pd.DataFrame, columns: Sequence[str]) -> Vector:
     tells what these do. The penalty is the one that predicts best an architecture left out among those (nested
     cross-validation).
     """
-    fields = [np.eye(int(of.max()) + 1)[of] for name, of in axes(rows).items() if name not in ("data", "architecture")]
+    fields = [indicators(of) for name, of in axes(rows).items() if name not in ("data", "architecture")]
     x, y = np.column_stack([rows[list(columns)], *fields]).astype(float), rows["outcome"].to_numpy(float)
     group = rows["architecture"].to_numpy()
     errors = np.zeros(len(y))

@@ -20,6 +20,7 @@ __all__ = [
     "cell_of",
     "clusters",
     "exchangeable",
+    "indicators",
     "relabelled",
     "training_fields",
     "varied_fields",
@@ -90,10 +91,15 @@ def axes(rows: pd.DataFrame) -> dict[str, Rows]:
     return {name: level for name, level in levels.items() if level.max(initial=0) > 0}
 
 
+def indicators(level: Rows) -> Vector:
+    """Return a column of 0 and 1 for each level (N, levels)."""
+    return (level[:, None] == np.unique(level)).astype(float)
+
+
 def clusters(rows: pd.DataFrame, least: int) -> list[Rows]:
     """Return the rows of each cell, which a bootstrap draws together; of fewer cells than ``least`` each row alone."""
     cell = cell_of(rows)
-    groups = [np.flatnonzero(cell == k) for k in range(cell.max(initial=-1) + 1)]
+    groups = [np.flatnonzero(cell == k) for k in np.unique(cell)]
     return groups if len(groups) >= least else [np.array([i]) for i in range(len(rows))]
 
 
@@ -136,10 +142,10 @@ def relabelled(
         orders = _orders(sizes, draws, rng)
     source = _sources(of, orders)
     there = source >= 0
-    taken = np.zeros_like(source)
+    taken = np.zeros(source.shape, dtype=bool)
     draw, place = np.nonzero(there)
-    taken[draw, source[draw, place]] = 1
-    moved = np.take_along_axis(weighted_ranks(x, taken.astype(float)), np.where(there, source, 0), axis=1)
+    taken[draw, source[draw, place]] = True
+    moved = np.take_along_axis(weighted_ranks(x, taken.astype(float)), source * there, axis=1)
     rho = weighted_correlation(moved, weighted_ranks(y, there.astype(float)), there.astype(float))
     return np.nan_to_num(rho), every
 
@@ -168,7 +174,7 @@ def exchangeable(rows: pd.DataFrame, rng: np.random.Generator) -> tuple[Rows, li
         of = [level[first] for level in levels]
         if _crossed(of, rng):
             return unit, of
-    return cell, [np.arange(int(cell.max(initial=-1)) + 1)]
+    return cell, [np.unique(cell)]
 
 
 def _crossed(levels: Sequence[Rows], rng: np.random.Generator) -> bool:
@@ -185,7 +191,7 @@ def _orders(sizes: Sequence[int], draws: int, rng: np.random.Generator) -> list[
 
 
 def _together(levels: Sequence[Rows]) -> Rows:
-    return np.unique(np.column_stack(levels), axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
+    return np.unique(np.column_stack(levels), axis=0, return_inverse=True)[1].ravel().astype(np.int64)
 
 
 def _sources(levels: Sequence[Rows], orders: Sequence[Rows]) -> Rows:

@@ -97,6 +97,19 @@ def test_the_test_of_a_gaussian_copula_is_bonferronis_of_its_largest_score(bend,
         assert not not_gaussian(x, t, level=0.999 * level)
 
 
+def test_the_level_is_one_in_a_hundred():
+    decided = []
+    for seed in (261, 1097):
+        a, b, e = np.random.default_rng(seed).standard_normal((3, 200))
+        x, t = np.stack([a, b], 1), (a + b + e)[:, None]
+        largest, tests = largest_score(x, t)
+        level = 2 * tests * stats.norm.sf(largest)
+        assert 0.008 < level < 0.0125
+        assert not_gaussian(x, t) is bool(level < 0.01)
+        decided.append(level < 0.01)
+    assert sorted(decided) == [False, True]
+
+
 def test_few_samples_are_not_tested():
     rng = np.random.default_rng(0)
     x = rng.standard_normal((105, 21))
@@ -162,6 +175,7 @@ def test_the_pooling_of_a_classifier_is_that_of_the_least_validation_loss_with_a
             -trial._answers(scores, y[validation], s, d / 92).mean(1)[0] for s in trial._SHARPNESS for d in (1, 3, 10)
         )
     trial._fit(x, y, min(losses, key=losses.get))
+    assert all(np.isclose(share * 92, [1, 3, 10]).any() for share in chosen.prior_share)
     assert chosen.precision == pytest.approx(trial.precision)
 
 
@@ -240,6 +254,14 @@ def test_a_target_that_is_a_linear_function_is_flagged_where_it_informs(monkeypa
     assert made["flagged"].tolist() == [True, True, bool(made["terms"][2] > 0), bool(made["terms"][3] > 0), True]
 
 
+def test_a_figure_of_a_tenth_of_a_bit_is_flagged_where_features_are_collinear(monkeypatch):
+    rng = np.random.default_rng(2)
+    a, e = rng.standard_normal((2, 60))
+    made = handed_over(monkeypatch, Gaussian(groups=6), [a, a], 0.6 * a + e)
+    assert 0 < made["terms"][0] < 0.5
+    assert made["flagged"][0]
+
+
 def test_densities_of_a_class_are_scipys():
     rng = np.random.default_rng(3)
     y = rng.integers(3, size=80)
@@ -257,6 +279,9 @@ def test_densities_of_a_class_are_scipys():
             law = stats.multivariate_normal(x[y == c].mean(0)[columns], covariance[np.ix_(columns, columns)])
             constant = len(columns) / 2 * np.log(2 * np.pi)
             assert row[:, c] == pytest.approx(law.logpdf(x[:10][:, columns]) + constant)
+    three = np.array([[0.0], [2.0], [5.0]])
+    model._fit(three, np.array([0, 0, 1]), 1.0)  # one degree of freedom is left; the class of one has the pooled one
+    assert model.precision.ravel() == pytest.approx(1 / (2.0 + 1e-3))
     alone = _GaussianClassifier(x, y, 3, [slice(0, 4)], 0)._log_likelihoods(x[:10])
     assert (alone.shape, alone[2].any()) == ((3, 10, 3), np.False_)  # without the only feature nothing is known
 

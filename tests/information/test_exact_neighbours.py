@@ -7,7 +7,7 @@ import pytest
 from scipy.special import digamma
 
 from robgib import RobGIBError
-from robgib.information import KSG
+from robgib.information import KSG, ksg
 from robgib.information.ksg import _kraskov, _Space, _split
 from robgib.information.preprocessing import SALTS, normal_scores
 
@@ -144,6 +144,44 @@ def test_samples_alone_with_their_symbols_flag_a_figure():
         assert KSG()._term(space, one, np.ones(40), np.ones(40))[2] is flagged
 
 
+def test_spaces_of_the_subsets():
+    rng = np.random.default_rng(0)
+    spaces = KSG()._prepare((rng.standard_normal((20, 2)), rng.integers(2, size=20), rng.standard_normal((20, 1))), ())
+    assert [s.values.shape[1] for s in spaces] == [3, 2, 0, 1, 1, 3, 2]
+    assert [int(s.codes.max()) for s in spaces] == [1, 0, 1, 0, 1, 0, 1]
+
+
+def test_many_dimensions_beside_symbols():
+    features = [np.random.default_rng(9).standard_normal((40, 9)), np.arange(40) % 3]
+    target = features[0][:, :1] + np.random.default_rng(8).standard_normal((40, 1))
+    terms = KSG(k=2, limit=10).estimate(features, target)
+    a, t = normal_scores(features[0]), normal_scores(target)
+    alone = reference(a, t, 2)
+    # Neighbours are those of the same symbol; within the target alone, of all.
+    joint = np.zeros(40)
+    far = abs(a[:, None] - a[None]).max(2)
+    of_t = abs(t - t.T)
+    same = features[1][:, None] == features[1]
+    for i in range(40):
+        distance = np.where(same[i], np.maximum(far[i], of_t[i]), np.inf)
+        radius = np.sort(distance)[2]
+        near_x, near_t = (far[i][same[i]] < radius).sum(), (of_t[i] < radius).sum()
+        joint[i] = (digamma(2) + digamma(40) - digamma(near_x) - digamma(near_t)) / LN2
+    assert terms.total.value == pytest.approx(joint.mean())
+    assert terms.rests[1].value == pytest.approx(alone.mean())
+
+
+def test_the_most_samples_of_many_dimensions(monkeypatch):
+    """40 samples, of 10 dimensions, and three subsets that are gone through 12 times each."""
+    features = [np.random.default_rng(9).standard_normal((40, 9))]
+    target = np.random.default_rng(8).standard_normal(40)
+    monkeypatch.setattr(ksg, "_MOST", 40**2 * (10 + 12 * 3))
+    assert "noise" not in KSG(limit=10).estimate(features, target).resolution
+    monkeypatch.setattr(ksg, "_MOST", 40**2 * (10 + 12 * 3) - 1)
+    with pytest.raises(RobGIBError, match="minutes over 40 samples of 10 real dimensions"):
+        KSG(limit=10).estimate(features, target)
+
+
 def test_noise_of_a_variance_and_of_ties():
     features, target = gaussian(40, 1, seed=6)
     rng = np.random.default_rng([7, SALTS["ksg"]])
@@ -153,6 +191,8 @@ def test_noise_of_a_variance_and_of_ties():
     assert terms.total.value == pytest.approx(reference(normal_scores(features[0]), noisy, 2).mean())
     assert "noise variance 0.25" in terms.resolution
     assert KSG(seed=7)._ties(40).tolist() == ties.tolist()
+    later = np.append(np.arange(39.0), 38.0)[:, None]  # the highest values alone are equal
+    assert (_split(later, ties[0])[0] - normal_scores(later))[:, 0] == pytest.approx(ties[0], rel=1e-3)
     tied = np.repeat(np.arange(20.0), 2)[:, None]
     scores, codes = _split(np.hstack([tied, features[0]]), ties[0])
     assert (scores[:, 0] - normal_scores(tied)[:, 0]) == pytest.approx(ties[0], rel=1e-3)

@@ -68,6 +68,30 @@ def test_a_row_of_agreement_by_hand(rows):
     assert agreement(missing, [V], ())["models"].tolist() == [4]
 
 
+def test_what_a_row_of_agreement_has(rows):
+    binary = rows.assign(outcome=(rows["outcome"] > rows["outcome"].median()).astype(float))
+    found = agreement(binary, [V]).iloc[0]
+    assert found["tau"] == pytest.approx(stats.kendalltau(binary[V], binary["outcome"]).statistic)
+    kept = ["figure", "models", "tau", "tau given baselines", "Ψ", "Ψ architecture", "Ψ strength", "Ψ seed"]
+    kept += ["τ at fixed architecture", "τ at fixed strength", "τ at fixed training"]
+    assert found.index.tolist() == [*kept, "worst sign error", "mean sign error", "environments"]
+    assert agreement(rows, [V]).iloc[0]["tau"] < 0
+    contrary, given, free = (agreement(rows, [V], expect=e).iloc[0]["mean sign error"] for e in (1, -1, 0))
+    assert free == given < contrary  # without an expectation the sign is that of τ
+
+
+def test_environments_need_two_pairs_that_differ():
+    x, y = np.array([1.0, 2.0, 3.0, 5.0]), np.array([1.0, 2.0, 2.5, 2.5])
+    levels = {"depth": np.array([0, 1, 0, 1]), "width": np.array([0, 0, 1, 1])}
+    # With errors of 5 each pair weighs 2Φ(1 / √50) − 1 = 0.11 or 0: less than 1 together.
+    assert sign_errors(x, y, np.full(4, 5.0), levels, 1) == pytest.approx([0.0, 0.0])
+    assert len(sign_errors(x, np.ones(4), np.full(4, 5.0), levels, 1)) == 0  # no outcome differs
+    assert sign_errors(x[:3], y[:3], np.full(3, 5.0), {k: v[:3] for k, v in levels.items()}, 1) == []  # a pair each
+    unequal = sign_errors(np.array([1.0, 0.0, 1.0, 2.0]), y, np.full(4, 0.1), levels, 1)
+    weight = 2 * stats.norm.cdf(np.array([1.0, 0.0]) / np.hypot(0.1, 0.1)) - 1
+    assert unequal[0] == pytest.approx(weight[0] / weight.sum())  # depth: the pair of the first width is wrong
+
+
 def test_the_table_of_agreement_holds_the_sign_errors(rows):
     found = agreement(rows, [V], expect=-1).iloc[0]
     levels = {**axes(rows), "seed": rows.groupby("training_seed").ngroup().to_numpy()}
@@ -116,9 +140,40 @@ def test_the_first_rung_without_fields_permutes_the_models(rows):
     assert found.p == pytest.approx((1 + (np.abs(moved) >= abs(found.figure) - 1e-12).sum()) / 2001)
 
 
-@pytest.mark.parametrize("architectures", [("cnn", "vgg", "resnet", "vit"), ("cnn",)])
+def of_architectures(count, seeds=2):
+    """Models of one strength: the levels of the architectures alone can be relabelled."""
+    rng = np.random.default_rng(3)
+    names = np.repeat(["cnn", "vgg", "resnet", "vit", "mlp"][:count], seeds)
+    same = {"data": "digits", "regime": "standard", "strength": 0.0}
+    x = np.repeat(np.arange(count), seeds) + 0.01 * rng.standard_normal(count * seeds)
+    return pd.DataFrame({"architecture": names, V: x, "outcome": -x}).assign(**same)
+
+
+@pytest.mark.parametrize(("count", "status", "p"), [(3, "undetermined", 2 / 6), (4, "reached", 2 / 24)])
+def test_a_first_rung_of_few_relabellings(monkeypatch, count, status, p):
+    """Of ρ = −1, the order and its reverse are as far from 0; 6 relabellings are fewer than the 20 of a test at 5%."""
+    monkeypatch.setattr(module, "_LEVEL", 0.05 if count == 3 else 0.1)
+    found = goes_with(Question(of_architectures(count, 4), V), generator())
+    assert (found.name, found.status, found.draws) == (RUNGS[0], status, 0)
+    assert found.p == pytest.approx(p)
+    assert ("can be relabelled in 6 ways only" in found.sentence) is (count == 3)
+
+
+def test_a_status_by_its_level():
+    assert module._status(0.5, 0.1, 0.9, 0.049, 0) == "reached"
+    assert module._status(0.5, 0.1, 0.9, 0.05, 0) == "not reached"
+    assert module._status(0.5, 0.0, 0.9, 0.01, 0) == "not reached"
+    assert module._status(-0.5, -0.9, 0.0, 0.01, -1) == "not reached"
+    assert module._status(-0.5, -0.9, -0.1, 0.01, 1) == "opposite"
+    assert module._status(-0.5, -0.9, -0.1, 0.01, -1) == "reached"
+
+
+@pytest.mark.parametrize("architectures", [("cnn", "vgg", "resnet", "vit"), ("cnn",), 16])
 def test_the_second_rung_by_its_definition(rows, architectures):
-    own = rows[rows["architecture"].isin(architectures)].reset_index(drop=True)
+    if architectures == 16:  # models of eight cells, the fewest that are drawn together
+        own = rows.iloc[:16].reset_index(drop=True)
+    else:
+        own = rows[rows["architecture"].isin(architectures)].reset_index(drop=True)
     own = own.assign(**{V: own[V] + own["strength"]})
     found = fixed_training(Question(own, V), generator(), -1)
     rng, cell = generator(), cell_of(own)
@@ -140,8 +195,9 @@ def test_the_second_rung_by_its_definition(rows, architectures):
     if found.status == "reached":
         assert found.sentence.startswith("The figure goes with the outcome at fixed training too: r = -0.")
         contrary = fixed_training(Question(own, V), generator(), 1)
-        assert contrary.status == "opposite"
-        assert contrary.sentence.startswith("At fixed training the correlation has the opposite sign: r = -0.")
+        assert contrary.status == ("opposite" if contrary.p < 0.05 else "not reached")
+        wrong = contrary.status == "opposite"
+        assert wrong == contrary.sentence.startswith("At fixed training the correlation has the opposite sign: r = -0.")
     else:
         assert found.sentence.startswith("At fixed training no correlation is shown: r = ")
 
@@ -153,6 +209,7 @@ def test_a_second_rung_that_cannot_be_tested_says_why(rows):
     constant = rows.assign(**{V: rows["strength"]})
     same = fixed_training(Question(constant, V), generator(), 0)
     assert same.sentence == "Undetermined: the figure or the outcome is the same for all models of one training."
+    assert same.name == RUNGS[1]
     fixed = fixed_training(Question(rows.assign(outcome=rows["strength"]), V), generator(), 0)
     assert fixed.sentence == same.sentence
     five = rows[rows["architecture"] == "cnn"].iloc[:10]  # five pairs: 32 orders, enough for one side alone
@@ -205,8 +262,20 @@ def test_a_third_rung_that_cannot_be_tested_says_why(rows):
     assert usable_baselines(rows, ("linear_r2", "nothing", "weight_norm")) == ("linear_r2", "weight_norm")
     two = rows[rows["architecture"].isin(["cnn", "vgg"])]
     assert why(two) == "Undetermined: fewer than three architectures leave none to predict from the others."
+    assert usable_baselines(rows.assign(binary=rows["training_seed"] % 2), ("binary",)) == ("binary",)
+    three = rows[rows["architecture"] != "vit"].reset_index(drop=True)
+    assert beyond_baselines(Question(three, V, baselines=BASELINES), generator(), 0).status != "undetermined"
     few = rows.iloc[::6].reset_index(drop=True)
     assert why(few) == "Undetermined: 8 models are too few for 2 baselines and the fields of the recipes."
+
+
+def test_five_degrees_of_freedom_must_be_left():
+    """Of nine models a constant, two baselines and the figure leave five; of eight, four."""
+    nine = of_architectures(1, 9)
+    nine[["outcome", V, "one", "two"]] = generator().standard_normal((9, 4))
+    assert math.isfinite(partial_effect(nine, V, ("one", "two"))[0])
+    assert math.isnan(partial_effect(nine.iloc[:8], V, ("one", "two"))[0])
+    assert math.isnan(partial_effect(nine.assign(one=nine[V]), V, ("one", "two"))[0])
 
 
 def test_the_penalty_is_the_best_for_an_architecture_left_out_of_the_others(rows):
@@ -246,7 +315,9 @@ def test_the_ladder_tests_a_rung_on_those_below_it(monkeypatch):
             zip(("goes_with", "fixed_training", "beyond_baselines"), statuses, strict=True)
         ):
             monkeypatch.setattr(module, name, rung(number, status))
-        return [(one.status, one.sentence) for one in ladder(Question(pd.DataFrame(), V, expect), generator())]
+        rungs = ladder(Question(pd.DataFrame(), V, expect), generator())
+        assert tuple(one.name for one in rungs) == RUNGS
+        return [(one.status, one.sentence) for one in rungs]
 
     assert tested("reached", "reached", "reached") == [("reached", "")] * 3
     assert calls == [(0, None), (1, -1), (2, -1)]

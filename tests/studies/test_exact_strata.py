@@ -13,6 +13,7 @@ from robgib.studies.strata import (
     cell_of,
     clusters,
     exchangeable,
+    indicators,
     relabelled,
     training_fields,
     varied_fields,
@@ -53,7 +54,13 @@ def test_fields_that_vary_within_models_that_are_alike_otherwise():
     assert found["architecture"].tolist() == [0, 0, 1, 1]
     assert found["epochs"].tolist() == [0, 1, 0, 0]
     assert [c.tolist() for c in clusters(rows, 3)] == [[0], [1], [2, 3]]
+    assert [c.tolist() for c in clusters(rows.iloc[2:], 1)] == [[0, 1]]  # one cell
+    assert clusters(rows.iloc[:0], 0) == []
     assert [c.tolist() for c in clusters(rows, 4)] == [[0], [1], [2], [3]]
+
+
+def test_indicators_of_levels():
+    assert indicators(np.array([2, 0, 2])).tolist() == [[0, 1], [1, 0], [0, 1]]
 
 
 def generator():
@@ -106,6 +113,14 @@ def test_of_many_fields_that_are_not_crossed_the_first_are_relabelled_and_the_ot
 def test_without_the_combinations_the_cells_are_permuted_freely():
     unit, levels = exchangeable(design(*((f"a{i}", 4 - i) for i in range(5))), generator())
     assert (unit.tolist(), lists(levels)) == ([0, 1, 2, 3, 4], [[0, 1, 2, 3, 4]])
+    # Ten cells of five architectures: no field is crossed with another.
+    apart = design(*((f"a{i // 2}", 0) for i in range(10)), epochs=range(10), width=[(3 * i) % 10 for i in range(10)])
+    unit, levels = exchangeable(apart, generator())
+    assert (unit.tolist(), lists(levels)) == ([*range(10)], [[*range(10)]])
+    a, b = np.repeat([0, 1, 2], 3), np.tile([0, 1, 2], 3)
+    assert _crossed([a[:7], b[:7]], generator())  # seven of nine places: 78% of the cells are kept on average
+    kept = [0, 1, 2, 3, 7, 8]  # six of nine: 67%
+    assert not _crossed([a[kept], b[kept]], generator())
     many = np.arange(1100)
     assert not _crossed([many, many], generator())  # of more than a million places
     assert not _crossed([np.arange(5), np.arange(5)[::-1].copy()], generator())
