@@ -54,6 +54,33 @@ TESTS: dict[str, tuple[str, ...]] = {
         ),
     ),
     "robgib/information/binned.py": ("tests/information/test_exact_measures.py", "tests/information/test_binned.py"),
+    "robgib/information/decomposition.py": (
+        "tests/information/test_exact_decomposition.py",
+        "tests/information/test_decomposition.py",
+        "tests/information/test_exact_measures.py",
+    ),
+    "robgib/information/donors.py": ("tests/information/test_exact_donors.py", "tests/information/test_donors.py"),
+    "robgib/information/imputation.py": (
+        "tests/information/test_exact_imputation.py",
+        "tests/information/test_imputation.py",
+        "tests/information/test_learning_costs.py",
+    ),
+    "robgib/information/views.py": (
+        "tests/information/test_exact_views.py",
+        "tests/information/test_exact_measures.py",
+        "tests/information/test_views.py",
+    ),
+    **{
+        f"robgib/information/{name}.py": ("tests/information/test_exact_parts.py", f"tests/information/{test}.py")
+        for name, test in {
+            "exact": "test_estimators",
+            "loss_comparison": "test_loss_comparison",
+            "pieces": "test_learning_costs",
+            "preprocessing": "test_exact_neighbours",
+            "readings": "test_readings",
+            "stacking": "test_learning_costs",
+        }.items()
+    },
     "robgib/information/discrete.py": ("tests/information/test_exact_measures.py",),
     "robgib/information/flow.py": ("tests/information/test_flow.py",),
     "robgib/information/gaussian.py": (
@@ -61,14 +88,16 @@ TESTS: dict[str, tuple[str, ...]] = {
         "tests/information/test_exact_measures.py",
         "tests/information/test_gaussian.py",
     ),
-    "robgib/information/infonce.py": ("tests/information/test_exact_masked.py", "tests/information/test_infonce.py"),
+    **dict.fromkeys(
+        [f"robgib/information/{name}.py" for name in ("infonce", "probe")],
+        ("tests/information/test_exact_learned.py", "tests/information/test_exact_masked.py"),
+    ),
     "robgib/information/ksg.py": ("tests/information/test_exact_neighbours.py", "tests/information/test_ksg.py"),
     "robgib/information/masked_network.py": (
         "tests/information/test_exact_masked.py",
         "tests/information/test_probe.py",
     ),
     "robgib/information/measures.py": ("tests/information/test_exact_measures.py",),
-    "robgib/information/probe.py": ("tests/information/test_exact_masked.py", "tests/information/test_probe.py"),
     "robgib/information/renyi.py": ("tests/information/test_renyi.py",),
 }
 _SWAPPED: dict[type[ast.AST], type[ast.AST]] = {

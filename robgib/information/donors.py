@@ -51,7 +51,7 @@ def places(cells: Sequence[tuple[slice, ...]], shape: Sequence[int]) -> list[Row
     [[0], [1, 2]]
     """
     index = np.arange(int(np.prod(shape))).reshape(1, *shape)
-    return [index[cell].reshape(-1) for cell in cells]
+    return [index[cell].ravel() for cell in cells]
 
 
 def tell_apart(inputs: Tensor, composed: Tensor, replaced: Rows, rng: np.random.Generator) -> tuple[float, float]:

@@ -145,6 +145,8 @@ def test_terms_are_scaled_to_a_count_with_its_error():
     assert found.total.high - 2 == pytest.approx(NORMAL * 2 * math.sqrt(np.var(by_samples[:, 0], ddof=1) / 40))
     for untouched in (decomposed(terms, Estimate(0.0, 0.0, 0.0)), decomposed(-terms, counted)):
         assert abs(untouched.total.value) == 1
+    assert decomposed([1.0, 0.5, 0.5], Estimate(0.5, 0.5, 0.5)).single_feature[0].value == 0.25
+    assert decomposed([0.0, 0.5, 0.5], counted).single_feature[0].value == 0.5  # of nothing there are no shares
     assert decomposed([1.0, np.nan, np.nan, 0.5, 0.6], counted).total.value == 1
 
 
@@ -208,6 +210,7 @@ def test_degrees_need_information():
         assert math.isnan(found.redundancy.value)
         assert found.redundancy.note == found.vulnerability.note == NO_INFORMATION
     assert decomposed([0.2, 0.1, 0.1], floor=0.19 / NORMAL).redundancy.value == pytest.approx(0.5)
+    assert decomposed([0.5, -0.1, 0.1], floor=[0.01, 5.0, 0.01]).single_feature[0].value == 0
     # Without information nothing is moved, whatever the ratio is.
     assert decomposed([0.2, -0.3, 0.1], floor=0.3).single_feature[0].value == -0.3
 
@@ -238,6 +241,15 @@ def test_weighted_terms_are_means_of_weighted_values():
     none = decomposed(terms, weights=weights)
     assert math.isnan(none.total.value)
     assert none.total.note == "the exact estimator has no pointwise terms to weigh: not estimable"
+
+
+def test_no_figure_is_above_what_the_total_may_be():
+    found = decomposed([0.2, 0.1, 0.1], floor=[0.05, 1.0, 1.0])
+    most = 0.2 + NORMAL * 0.05
+    assert (found.single_feature[0].low, found.single_feature[0].high) == (0, pytest.approx(most))
+    assert (found.interaction[0].low, found.interaction[0].high) == (pytest.approx(-most), pytest.approx(most))
+    assert found.complexity.high == pytest.approx(2 * most)
+    assert decomposed([-0.5, 0.1, 0.1], floor=0.1).single_feature[0].high == pytest.approx(0.1 + NORMAL * 0.1)
 
 
 def test_an_interval_is_cut_to_what_is_possible():

@@ -217,6 +217,10 @@ def test_a_second_rung_that_cannot_be_tested_says_why(rows):
     few = fixed_training(Question(five, V), generator(), 0)
     assert few.name == RUNGS[1]
     assert "10 models in 5 groups of one training are too few" in few.sentence
+    # Three models of one training and two each of three others: 6 · 2³ = 48 orders, of which 40 are needed.
+    triple = rows.iloc[[0, 1, 0, 2, 3, 4, 5, 6, 7]].reset_index(drop=True)
+    triple[V] = np.arange(9.0)
+    assert fixed_training(Question(triple, V), generator(), 0).status != "undetermined"
     strong = fixed_training(Question(rows.assign(outcome=-rows[V]), V), generator(), 0)
     assert "p < 0.0005, over 48 models" in strong.sentence  # the smallest p of 2,000 permutations is a bound
     assert math.isnan(same.figure)

@@ -99,6 +99,13 @@ def test_fields_that_go_together_are_relabelled_together():
     assert levels[1].tolist() == [*np.tile([0, 2, 4], 3), *np.tile([1, 3, 5], 3)]
 
 
+def test_of_three_fields_the_last_two_may_go_together():
+    three = [(a, s) for a in ("cnn", "vit", "mlp") for s in (0, 1, 2)]
+    unit, levels = exchangeable(design(*three, epochs=[s for _, s in three]), generator())
+    assert unit.tolist() == list(range(9))
+    assert lists(levels) == [np.repeat([0, 1, 2], 3).tolist(), np.tile([0, 1, 2], 3).tolist()]
+
+
 def test_of_many_fields_that_are_not_crossed_the_first_are_relabelled_and_the_others_are_noise():
     rng = generator()
     settings = GRID * 4
