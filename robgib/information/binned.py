@@ -27,7 +27,7 @@ Symbols = Annotated[int, Field(ge=2)]
 class Binned(Estimator):
     """Plug-in information of quantile- or k-means-coded variables.
 
-    Miller–Madow corrected (Miller 1955), then adjusted for chance as Vinh, Epps & Bailey (2010) do: with E the
+    corrected by the jackknife (Zahl 1977), then adjusted for chance as Vinh, Epps & Bailey (2010) do: with E the
     same figure on shuffled targets and H the lesser entropy, I becomes H (I − E)/(H − E), which is 0 at chance
     and H where one side determines the other.
 
@@ -45,7 +45,7 @@ class Binned(Estimator):
 
     name: ClassVar[str] = "binned"
     bound: ClassVar[str] = "lower (information between codes)"
-    summary: ClassVar[str] = "quantile or k-means codes, plug-in counts with Miller-Madow and chance correction"
+    summary: ClassVar[str] = "quantile or k-means codes, plug-in counts with jackknife and chance correction"
     regimes: ClassVar[tuple[str, ...]] = ("discrete", "parity")
     codes_target: ClassVar[bool] = True
     view: ClassVar[View] = RATE

@@ -49,6 +49,9 @@ _DRAWN: dict[str, Any] = {
 }
 
 
+_LABELLED = 200_000  # draws for what their codes tell of the label, of whose pairs fewer would lack many
+
+
 @dataclass(frozen=True, eq=False)
 class KnownNetwork:
     """A network on inputs whose law is known.
@@ -138,19 +141,43 @@ class KnownNetwork:
         """
         if self.law is None and self.bounds is None:
             return {name: self.truth(name, view) for name, view in views.items()}
-        key = [self.kept, {n: [view.view, _marks(view)] for n, view in views.items()}, _DRAWN]
-        place = cache_folder() / "validation" / f"{self.name}-{digest(key)[:16]}.json"
-        if self.kept and place.is_file():
-            stored = read_json(place)
-            return {n: (np.array(stored[n][0]), float(stored[n][1])) for n in views}
-        computed = self._drawn_truths(views)
-        if self.kept:
-            written = json.dumps({n: [terms.tolist(), label] for n, (terms, label) in computed.items()})
-            write_file(place, written.encode())
-        return computed
+        seen = {n: [view.view, _marks(view)] for n, view in views.items()}
 
-    def _drawn_truths(self, views: Mapping[str, FittedView]) -> dict[str, tuple[Vector, float]]:
-        """Terms of the codes of all layers: the total is counted; the others draw the features that are left out."""
+        def drawn(what: str, key: list[Any], compute: Callable[[], Any]) -> Any:
+            place = cache_folder() / "validation" / f"{self.name}{what}-{digest(key)[:16]}.json"
+            if self.kept and place.is_file():
+                return read_json(place)
+            computed = compute()
+            if self.kept:
+                write_file(place, json.dumps(computed).encode())
+            return computed
+
+        terms = drawn("", [self.kept, seen, _DRAWN], lambda: self._drawn_truths(views))
+        if self.bounds is not None:
+            return {n: (np.array(terms[n][0]), float(terms[n][1])) for n in views}
+        labels = drawn("-labels", [self.kept, seen, _LABELLED], lambda: self._drawn_labels(views))
+        return {n: (np.array(terms[n][0]), float(labels[n])) for n in views}
+
+    def _drawn_labels(self, views: Mapping[str, FittedView]) -> dict[str, float]:
+        """What the codes of all layers tell of the label, in bits, counted on a population of its own.
+
+        Codes and labels have many pairs, of which a small population would leave the truth as uncertain as a figure is.
+        """
+        rng = np.random.default_rng([7, len(self.name), 1])
+        codes: dict[str, list[npt.NDArray[Any]]] = {n: [] for n in views}
+        labels: list[npt.NDArray[np.int64]] = []
+        for _ in range(100):  # a part at a time: the pictures of all would take gigabytes
+            x, y = self.draw(_LABELLED // 100, rng)
+            if not labels and (y == y[0]).all():
+                return dict.fromkeys(views, 0.0)  # a law without classes
+            labels.append(y)
+            for n, z in self.all_layers(x).items():
+                codes[n].append(views[n](z))
+        return {n: count_information(np.concatenate(c), np.concatenate(labels))[0].value for n, c in codes.items()}
+
+    def _drawn_truths(self, views: Mapping[str, FittedView]) -> dict[str, tuple[list[float], float]]:
+        """Terms of the codes of all layers, and what they tell of the label; the total is counted, the others draw
+        the features that are left out."""
         rng = np.random.default_rng([7, len(self.name)])
         codes, labels = [], []
         for _ in range(_DRAWN["parts"]):
@@ -161,7 +188,7 @@ class KnownNetwork:
         about_label = {n: count_information(whole[n], np.concatenate(labels))[0].value for n in views}
         totals = {n: _entropy(whole[n]) for n in views}
         if self.bounds is not None:
-            return {n: (terms, about_label[n]) for n, terms in self.bounds(views).items()}
+            return {n: (terms.tolist(), about_label[n]) for n, terms in self.bounds(views).items()}
         places = [np.array(p) for p in self._places()]
         parts: list[dict[str, float]] = []
         for alone in (True, False):
@@ -169,7 +196,7 @@ class KnownNetwork:
             for feature in places:
                 fixed = feature if alone else np.concatenate([p for p in places if p is not feature])
                 parts.append(self._left_open(views, fixed, -(-outer // len(places)), inner, rng))
-        return {n: (np.array([totals[n], *(totals[n] - p[n] for p in parts)]), about_label[n]) for n in views}
+        return {n: ([totals[n], *(totals[n] - p[n] for p in parts)], about_label[n]) for n in views}
 
     def _left_open(
         self,
