@@ -288,13 +288,13 @@ def test_the_floor_of_an_entropys_interval():
         assert known.low == known.value == known.high == (2 if exact else 0)
 
 
-def test_a_counted_information_knows_its_corrections_to_a_half():
+def test_as_much_as_is_corrected_of_a_counted_information_may_be_left():
     rng = np.random.default_rng(2)
     z = rng.integers(0, 4, 400)
     y = np.where(rng.random(400) < 0.7, z, rng.integers(0, 4, 400))
     found, _ = count_information(z, y, seed=3)
     known = adjusted_information(z, y, 8, np.random.default_rng([3, 7]))
-    half = Z95 * math.hypot(known.error, abs(known.plain - known.value) / 2)
+    half = Z95 * math.hypot(known.error, abs(known.plain - known.value))
     assert found.value == pytest.approx(known.value)
     assert (found.value - found.low) == pytest.approx(half)
 

@@ -128,7 +128,7 @@ def test_mixtures_of_nothing():
 
 
 def test_the_counted_information_of_a_code(monkeypatch):
-    """A value, a plain count, an error and a mark are turned into an interval: the correction is known to a half."""
+    """A value, a plain count, an error and a mark are turned into an interval: as much as was taken off may be left."""
     given = {}
 
     def counted(value, plain, error, flagged=False):
@@ -140,12 +140,17 @@ def test_the_counted_information_of_a_code(monkeypatch):
         return count_information(np.array([5, 9, 5, 9] * 5), np.array([1, 1, 3, 4] * 5), seed=3)
 
     found, notes = counted(0.5, 0.56, 0.04)
-    half = NORMAL * math.hypot(0.04, 0.03)
+    one = math.log2(20) / 20  # bits of one label, which is more than the error
+    half = NORMAL * math.hypot(one, 0.06)
     assert (found.low, found.value, found.high) == pytest.approx((0.5 - half, 0.5, 0.5 + half))
     assert (found.flagged, found.note, notes) == (False, "", [])
     assert (given["codes"].tolist(), given["y"].tolist()) == ([0, 1, 0, 1] * 5, [0, 0, 1, 2] * 5)
     assert (given["draws"], given["weights"]) == (8, None)
     assert given["state"] == np.random.default_rng([3, 7]).bit_generator.state
+    above, _ = counted(0.5, 0.5, 0.3)
+    assert above.high == pytest.approx(0.5 + NORMAL * 0.3)
+    sure, _ = counted(0.5, 0.5, 0.0)  # of a constant
+    assert (sure.low, sure.high) == (0.5, 0.5)
     lowered = counted(0.5, 0.61, 0.04)
     assert lowered[1] == ["I(Z;Y) was lowered by 0.11 bits: few samples for this number of codes and classes"]
     assert lowered[0].flagged
@@ -157,7 +162,17 @@ def test_the_counted_information_of_a_code(monkeypatch):
     assert not counted(0.9499 * code, 0.9499 * code, 0.1)[0].flagged
     monkeypatch.undo()
     y = np.arange(400) % 2  # the label has no more entropy than the code: at its own ceiling nothing is hidden
-    assert not count_information(y, y)[0].flagged
+    found, _ = count_information(y, y)
+    assert not found.flagged
+    # A code that determines the label in 400 samples may owe that to them.
+    assert found.high - found.value == pytest.approx(
+        NORMAL * math.hypot(math.log2(400) / 400, found.value - 1), abs=1e-9
+    )
+    weights = np.where(np.arange(400) < 100, 1.0, 0.0)
+    found, _ = count_information(y, y, weights)
+    assert found.high - found.value == pytest.approx(
+        NORMAL * math.hypot(math.log2(100) / 100, found.value - 1), abs=1e-9
+    )
 
 
 def test_large_units():
