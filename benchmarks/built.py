@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
 import robgib
-from robgib.data.dataset import Dataset
 from tests.robustness.test_false_gradients import networks as false_networks
 from tests.robustness.test_gradient_check import fitted
 from tests.unusual import Quantised, Rippled, StraightThrough, Terraces
 
-__all__ = ["false", "ordinary"]
+__all__ = ["ORDINARY", "false", "ordinary"]
 
 
 class Transformer(nn.Module):
@@ -43,10 +45,6 @@ class NextBlock(nn.Module):
         return x + self.narrow(F.gelu(self.wide(inner))).movedim(-1, 1)
 
 
-def _transformer() -> nn.Module:
-    return Transformer()
-
-
 def _next() -> nn.Module:
     blocks = (NextBlock(24), NextBlock(24))
     return nn.Sequential(nn.Conv2d(1, 24, 2, 2), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 10))
@@ -58,18 +56,25 @@ def _weight_normalised() -> nn.Module:
     return nn.Sequential(first, nn.ReLU(), nn.MaxPool2d(2), second, nn.ReLU(), nn.Flatten(), head)
 
 
-def ordinary(data: Dataset) -> dict[str, nn.Module]:
-    """Return networks that are trained here, by name."""
-    nets = {}
-    for name, make in (("ViT", _transformer), ("ConvNeXt", _next), ("weight-normalised", _weight_normalised)):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            nets[name] = fitted(make(), data, epochs=15)
-    return nets
+ORDINARY: dict[str, Callable[[], nn.Module]] = {
+    "ViT": Transformer,
+    "ConvNeXt": _next,
+    "weight-normalised": _weight_normalised,
+}
 
 
-def false(data: Dataset) -> dict[str, nn.Module]:
+@cache
+def ordinary(name: str) -> nn.Module:
+    """Return a network that is trained here."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return fitted(ORDINARY[name](), robgib.load_data("digits"), epochs=15)
+
+
+@cache
+def false() -> dict[str, nn.Module]:
     """Return networks whose gradient is missing or not the function's, by name."""
+    data = robgib.load_data("digits")
     cnn = robgib.load_model("digits-cnn")[0].eval()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

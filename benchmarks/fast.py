@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 
 import numpy as np
 import torch
@@ -61,20 +61,14 @@ CHANGES: list[dict[str, object]] = [
 ]  # fmt: skip
 
 
-@cache
-def nets() -> Mapping[str, nn.Module]:
-    """Return the networks of benchmarks/built.py."""
-    data = robgib.load_data("digits")
-    return {**built.ordinary(data), **built.false(data)}
-
-
 def read_case(case: str, data_root: str | None) -> tuple[nn.Module, str, float, Tensor, Tensor]:
     """Return model, norm, eps, images and labels of a case."""
     name, norm, eps, count = case.split(",")
     if name.startswith(("f24", "fashion", "digits")):
         model, data = robgib.load_model(name, data_root=data_root)
     else:
-        model, data = nets()[name], robgib.load_data("digits")
+        data = robgib.load_data("digits")
+        model = built.ordinary(name) if name in built.ORDINARY else built.false()[name]
     splits = (data.test,) if name.startswith(("f24", "fashion")) else (data.test, data.val, data.train)
     x, y = (torch.cat([getattr(s, part)[:] for s in splits])[: int(count)] for part in ("x", "y"))
     return model.eval(), norm, float(eps), x, y
@@ -126,12 +120,11 @@ def ablate(case: str, data_root: str | None, wanted: Sequence[str] | None = None
             found = run_attack(model, x, y, kind(norm, eps, **fields))  # type: ignore[arg-type]
         whole = whole or found
         more, passes = found.right.mean() - whole.right.mean(), found.passes.cost / whole.passes.cost - 1
-        if name == "all" or more or passes:
-            print(
-                f"| {case} | {name} | {found.right.mean():.1%} | {found.passes.cost:,} | {100 * more:+.1f} "
-                f"| {100 * passes:+.0f} |",
-                flush=True,
-            )
+        print(
+            f"| {case} | {name} | {found.right.mean():.1%} | {found.passes.cost:,} | {100 * more:+.1f} "
+            f"| {100 * passes:+.0f} |",
+            flush=True,
+        )
 
 
 def compare(case: str, data_root: str | None) -> None:
