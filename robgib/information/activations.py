@@ -492,7 +492,7 @@ def collect_activations(
             :class:`~robgib.models.adapt.Classifier`.
         x: images (N, …).
         layers: module names, or ``logits``. A module that is called k times, or gives several tensors, is several
-            layers, ``block[1]``, ``lstm(0)``; its own name stands for all of them.
+            layers, ``block[1]``, ``lstm(0)``; its own name selects all of them.
         pool: largest side to which convolutional maps are averaged.
         batch_size: images per batch; halved if memory does not suffice.
         device: where the model is.
@@ -576,7 +576,7 @@ class _Kept:
 
     Attributes:
         pool: as there.
-        class_token: whether the first token stands for all.
+        class_token: whether the first token represents the whole sequence.
         rows: images that the network takes at once, where that is fixed.
         images: how many it is given.
         doubtful: whether a tensor had as many tokens as images, so that either might be either.

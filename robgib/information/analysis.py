@@ -356,7 +356,7 @@ def check_suited(estimators: Sequence[Estimator], data: Dataset, samples: int) -
 
 
 def partitions_of(features: str | Sequence[str], shape: tuple[int, ...]) -> tuple[str, ...]:
-    """The partitions that ``features`` names, each once; ``auto`` stands for the default partitions of this shape.
+    """The partitions that ``features`` names, each once; ``auto`` selects the default partitions of this shape.
 
     >>> partitions_of(["auto", "pixels"], (1, 8, 8))
     ('patches:2', 'patches:4', 'pixels')

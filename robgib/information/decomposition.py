@@ -403,7 +403,7 @@ class _Terms:
         return np.asarray(self.quantile * np.sqrt(np.maximum(variance, 0)))
 
     def within_degrees(self) -> tuple[_Terms, tuple[str, str]]:
-        """The terms moved so that r and v lie in [0, n], and what to say of r and of v if they did not.
+        """The terms moved so that r and v lie in [0, n], and a note on each of r and v that was outside.
 
         All terms of a kind move by the same amount, so that S and C agree with r and v. The intervals also reach to
         where the terms were.
@@ -431,7 +431,7 @@ class _Terms:
         return moved, (said[0], said[1])
 
     def figures(self, absent: str, notes: Sequence[str], set_to: tuple[str, str] = ("", "")) -> dict[str, Any]:
-        """The estimates of a :class:`Decomposition`, by the names of its fields; ``set_to`` is said of r and of v."""
+        """The estimates of a :class:`Decomposition`, by the names of its fields; ``set_to`` are notes on r and v."""
         n, rows, linear = self.features, self.rows, self.linear(absent, notes)
         alone, without = rows[1 : n + 1].sum(0), rows[n + 1 : 2 * n + 1].sum(0)
         degrees = [

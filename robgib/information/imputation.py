@@ -192,7 +192,7 @@ class Imputation(Estimator):
 
 @dataclass(frozen=True)
 class _Setting:
-    """Everything that is asked of one network and one partition.
+    """The inputs, donors and targets of one network and one partition.
 
     Attributes:
         network: with the donors that there is room for.

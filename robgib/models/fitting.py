@@ -233,7 +233,7 @@ class _Wanted:
         return self.keys.keys() - self.counts or self.keys.keys()
 
     def prefixes(self, names: Iterable[str]) -> list[str]:
-        """Where in a file's names a set may lie: what stands before its first name."""
+        """Prefixes in a file's names at which a set of weights may begin."""
         first = min(self.needed, default="")
         return [k.removesuffix(first) for k in names if k == first or k.endswith(f".{first}")]
 

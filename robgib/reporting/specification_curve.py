@@ -17,7 +17,7 @@ _HEIGHT, _TICKS = 160.0, (0.0, 0.25, 0.5, 0.75, 1.0)
 def specification_curve(rows: pd.DataFrame, choices: Mapping[str, str], outcomes: Mapping[str, int], text: str) -> str:
     """Draw the analyses in the order of their effect, each with its interval, and below them the choices of each.
 
-    Text stands outside of the drawings, which take the width that there is: nothing scrolls sideways.
+    Text is placed outside of the drawings, which take the available width: nothing scrolls sideways.
 
     Args:
         rows: of the analyses: ``change`` with ``low`` and ``high`` (shares of 1), ``outcome``, and a column a choice.

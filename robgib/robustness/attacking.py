@@ -380,8 +380,8 @@ def _ascend_without_gradient(findings: Findings, budget: Budget, threat: ThreatM
     if not isinstance(part, AttackResult):
         findings.add(label, attack, part)
         return
-    fell = int((part.right < _RIGHT).sum())
-    note = f"the gradient is not the function's: ascent on estimated gradients fooled {fell} of {len(left)} images"
+    fooled = int((part.right < _RIGHT).sum())
+    note = f"the gradient is not the function's: ascent on estimated gradients fooled {fooled} of {len(left)} images"
     findings.add(label, attack, replace(after(known, scattered(known, part, left)), notes=(note,)))
 
 

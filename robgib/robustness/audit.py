@@ -66,7 +66,7 @@ def further_label(word: str, threat: ThreatModel, budgets: Iterable[tuple[str, f
 
 
 def audit_size(remaining: int, samples: int, bound: float) -> int:
-    """Return the smallest number of audited samples whose bound is at most ``bound``, if none of them falls.
+    """Return the smallest number of audited samples whose bound is at most ``bound``, if none of them is fooled.
 
     >>> audit_size(400, 1000, 0.02)
     52
@@ -118,13 +118,13 @@ def audit(
     drawn = np.random.default_rng(key).permutation(remaining)
     sample, rest = np.sort(drawn[:size]), np.sort(drawn[size:])
     result = _attacked(auditor, attack, known, sample, label)
-    fell = int((result.right[sample] < 0.5).sum())
+    fooled = int((result.right[sample] < 0.5).sum())
     of = f"{size} of the {len(remaining)} remaining images"
-    if not fell:
+    if not fooled:
         most = most_unseen(len(remaining), size)
         note = f"AutoAttack fooled none of {of}: it would lower this by at most {100 * most / samples:.1f} points (95%)"
         return Audited(attack, replace(result, notes=(note,)), size, most / samples)
-    note = f"AutoAttack fooled {fell} of {of}, and then attacked all of them"
+    note = f"AutoAttack fooled {fooled} of {of}, and then attacked all of them"
     if len(rest):
         whole = _attacked(auditor, attack, result, rest, f"{label} of the rest")
         passes = [part.passes for part in (result, whole)]

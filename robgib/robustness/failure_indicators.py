@@ -750,8 +750,8 @@ def _shift(attacks: Mapping[str, tuple[Attack, np.ndarray]]) -> FailureIndicator
         return _left_out(SHIFT, f"skipped: {missing} did not run")
     ascent = min(ascents, key=lambda n: float(attacks[n][1].sum()))
     remaining = attacks[ascent][1] >= 0.5
-    fell = remaining & (np.minimum.reduce([attacks[n][1] for n in others]) < 0.5)
-    hits, total = int(fell.sum()), int(remaining.sum())
+    fooled = remaining & (np.minimum.reduce([attacks[n][1] for n in others]) < 0.5)
+    hits, total = int(fooled.sum()), int(remaining.sum())
     return FailureIndicator(
         SHIFT,
         share_test(hits, total, _SHIFT) <= _LEVEL,

@@ -407,7 +407,7 @@ def _misspelt(error: ValidationError, path: Path, kind: type[BaseModel]) -> RobG
 
 
 def _keys_at(kind: type[BaseModel], place: Sequence[str]) -> list[str]:
-    """The keys of the model that nested keys lead to."""
+    """The keys of the model at the end of nested keys."""
     for key in place:
         inner = kind.model_fields[key].annotation
         options = (inner, *get_args(inner), *(a for o in get_args(inner) for a in get_args(o)))

@@ -58,13 +58,14 @@ Format = Literal["html", "markdown", "json"]
 
 @dataclass(frozen=True)
 class Plan:
-    """The plan of a study.
+    """What a study will do.
 
     Attributes:
-        name: of the study.
-        columns: of the table of its models.
-        rows: of that table, as text.
-        summary: sentences below it.
+        name: name of the study.
+        columns: headings of the table of models.
+        rows: one row per model, each with one text per column.
+        summary: sentences shown below the table: how many models there are, how many are measured, and how long the
+            others will take.
     """
 
     name: str
@@ -78,12 +79,12 @@ class Answer:
     """The result of a study.
 
     Attributes:
-        verdict: in a word or two.
-        words: the verdict in a sentence.
-        notes: what must be known beside it, a sentence each.
-        texts: its page and the same in other formats; each is made when it is called.
-        tables: by file name.
-        measured: whether any model was measured.
+        verdict: the verdict in one to four words, such as ``goes with``.
+        words: the verdict in one or a few sentences.
+        notes: limits of the result, one sentence each.
+        texts: functions that render the result in each format; they are called only for the formats that are written.
+        tables: tables of results, by the name of the CSV file.
+        measured: whether at least one model was measured.
     """
 
     verdict: str
@@ -95,36 +96,65 @@ class Answer:
 
 
 class StudyKind(Protocol):
-    """A study that was read from its file, ready to be planned and run."""
+    """A study of any kind, as :func:`open_study` returns it.
+
+    ``robgib study plan``, ``run``, ``claim`` and ``simulate`` each call one method. To add a kind of study, write a
+    class with these methods and enter its reader in :data:`KINDS`.
+    """
 
     @property
     def name(self) -> str:
-        """Of the study."""
+        """Name of the study, from its file."""
 
     def plan(self, data_root: Path | None) -> Plan:
-        """Return what it will do."""
+        """Return the models of the study, and which of them are already measured.
 
-    def run(self, data_root: Path | None, engine: Engine, progress: Progress | None) -> Answer:
-        """Train and measure what is not measured yet, and return the answer."""
-
-    def claim(self, table: Path) -> Answer:
-        """Return the answer that a table of what is measured gives; train and measure nothing.
+        Args:
+            data_root: folder of the data files; None is the usual one.
 
         Raises:
-            RobGIBError: it is no table of this study, or such a study has none.
+            RobGIBError: the data or a network lacks something that the study needs.
+        """
+
+    def run(self, data_root: Path | None, engine: Engine, progress: Progress | None) -> Answer:
+        """Train and measure the models that are not yet measured, and return the answer.
+
+        Args:
+            data_root: folder of the data files; None is the usual one.
+            engine: runs the tasks, on this machine or on a cluster.
+            progress: called with the stage, the number of finished models, and their total.
+
+        Raises:
+            RobGIBError: the data or a network lacks something that the study needs.
+        """
+
+    def claim(self, table: Path) -> Answer:
+        """Return the answer from a table of measured models, without training or measuring.
+
+        Args:
+            table: CSV file that a run of the study wrote.
+
+        Raises:
+            RobGIBError: the file is not a table of this study, or this kind of study has no such table.
         """
 
     def structure(self) -> tuple[Study, pd.DataFrame]:
-        """Return the question that the ladder answers, and its models as rows without figures.
+        """Return the study whose ladder of evidence is simulated, and one row per model, without measured figures.
 
         Raises:
-            RobGIBError: such a study has no ladder of evidence.
+            RobGIBError: this kind of study has no ladder of evidence.
         """
 
 
 @dataclass(frozen=True)
 class CorrelationStudy:
-    """Models whose information figures are correlated with an outcome."""
+    """A study that correlates information figures of models with an outcome, such as robust accuracy.
+
+    Attributes:
+        study: the design.
+        cells: the models.
+        catalogue: further folders of recipes and plug-ins.
+    """
 
     study: Study
     cells: Sequence[Cell]
@@ -151,7 +181,7 @@ class CorrelationStudy:
         return Plan(study.name, ("model", "part", "training", "done"), rows, tuple(summary))
 
     def _check(self, data_root: Path | None) -> None:
-        """Raise before any work for what the data and networks cannot give."""
+        """Raise an error, before any model is trained, if the data or a network lacks what the study needs."""
         study = self.study
         check_networks(
             study.name,
@@ -199,7 +229,7 @@ class CorrelationStudy:
         return self.study, structure(self.cells)
 
     def answer(self, rows: pd.DataFrame) -> Answer:
-        """Return the answer that a table of measured models gives."""
+        """Return the answer from one row per measured model (:func:`~robgib.studies.measured_rows`)."""
         study = self.study
         answer, release = claim(study, rows), version("robgib")
         return Answer(
@@ -218,7 +248,13 @@ class CorrelationStudy:
 
 @dataclass(frozen=True)
 class CompressionStudy:
-    """Networks whose information is followed over training."""
+    """A study that estimates the information in a layer at several epochs of each training.
+
+    Attributes:
+        study: the design.
+        networks: the networks, controls included.
+        catalogue: further folders of recipes and plug-ins.
+    """
 
     study: Phases
     networks: Sequence[Followed]
@@ -241,7 +277,7 @@ class CompressionStudy:
         return Plan(self.name, ("network", "group", "control", "epochs", "done"), rows, (summary,))
 
     def _check(self, data_root: Path | None) -> None:
-        """Raise before any work for what the data and networks cannot give."""
+        """Raise an error, before any model is trained, if the data or a network lacks what the study needs."""
         study = self.study
         recipes = [one.recipe for one in self.networks]
         check_networks(study.name, recipes, [study.layer], [study.partition], 1, data_root)
@@ -284,7 +320,14 @@ class CompressionStudy:
 
 @dataclass(frozen=True)
 class LedgerStudy:
-    """Networks of a drawn design, measured into one table."""
+    """A study of networks whose training settings are drawn at random, with one table of all measurements.
+
+    Attributes:
+        ledger: the design.
+        networks: the networks, in the order of the design.
+        table: CSV file of the measured networks.
+        catalogue: further folders of recipes and plug-ins.
+    """
 
     ledger: Ledger
     networks: Sequence[Network]
@@ -307,7 +350,7 @@ class LedgerStudy:
         return Plan(self.name, ("network", "cell", "training", "done"), rows, (summary,))
 
     def _check(self, data_root: Path | None) -> None:
-        """Raise before any work for what the data and networks cannot give."""
+        """Raise an error, before any model is trained, if the data or a network lacks what the study needs."""
         of, recipes = self.ledger, [n.recipe for n in self.networks]
         check_networks(of.name, recipes, [], [of.partition], max(of.samples, of.information_samples), data_root)
 
@@ -335,7 +378,11 @@ class LedgerStudy:
         return ledger_study(self.ledger), ledger_structure(pd.DataFrame(rows))
 
     def answer(self, rows: pd.DataFrame, notes: tuple[str, ...] = ()) -> Answer:
-        """Return the answer that a ledger's rows give: of v of the last layer and the area; the others in a table."""
+        """Return the answer from the rows of a ledger.
+
+        The verdict is that of v(X;Z) of the last layer against the area under accuracy. The table ``verdicts.csv`` has
+        those of all figures and outcomes.
+        """
         study = ledger_study(self.ledger)
         models = ledger_rows(self.ledger, rows) if len(rows) else pd.DataFrame()
         answer = CorrelationStudy(study, (), self.catalogue).answer(models)
@@ -355,7 +402,12 @@ def _fields_of(network: Network) -> str:
 
 @dataclass(frozen=True)
 class SpecificationStudy:
-    """One claim, under every analysis of the networks."""
+    """A study that tests one claim under many analyses of the same networks (a specification curve).
+
+    Attributes:
+        study: the design.
+        networks: the networks, controls included.
+    """
 
     study: Specification
     networks: Sequence[Analysed]
@@ -392,7 +444,7 @@ class SpecificationStudy:
         raise _no_ladder(self.name, "specification")
 
     def answer(self, rows: pd.DataFrame, facts: pd.DataFrame, errors: Mapping[str, str]) -> Answer:
-        """Return the answer that a table of analyses and one of networks give."""
+        """Return the answer from one row per analysis, one row per network, and the errors by network."""
         study, release = self.study, version("robgib")
         answer = specification_claim(rows, facts, errors)
         return Answer(
@@ -454,19 +506,36 @@ KINDS: Mapping[str, Callable[[Path, Sequence[Path], bool], StudyKind]] = {
     "ledger": _ledger,
     "specification": _specification,
 }
-"""What reads a study of each kind: from its file, catalogue folders, and whether code that it names may run."""
+"""Readers of the kinds of study, by name: functions of the file, the catalogue folders, and ``allow_code``."""
 
 
 def open_study(file: Path, catalogue: Sequence[Path] = (), *, allow_code: bool = False) -> StudyKind:
-    """Read a study of the kind that its file states.
+    """Read a study from its YAML file.
 
     Args:
-        file: the YAML file; without ``kind`` it is a correlation study.
+        file: the YAML file. Its key ``kind`` is one of :data:`KINDS`; without it, it is a correlation study.
         catalogue: further folders of recipes and plug-ins.
         allow_code: import and run ``package.module:factory`` where a recipe or the study names it.
 
+    Returns:
+        The study. It is checked against the catalogue; nothing is trained.
+
     Raises:
-        RobGIBError: the file, its kind, or something that it names is wrong.
+        RobGIBError: the file does not exist, is invalid, or names something that does not exist.
+
+    >>> import tempfile
+    >>> text = '''
+    ... name: example
+    ... question: Does v go with robustness?
+    ... primary: {figure: vulnerability, estimator: binned, partition: "patches:2"}
+    ... confirm: {models: [digits-cnn]}
+    ... '''
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = Path(folder) / "study.yaml"
+    ...     _ = file.write_text(text)
+    ...     study = open_study(file)
+    >>> study.name, [cell.name for cell in study.cells]
+    ('example', ['digits-cnn'])
     """
     if not file.is_file():
         raise RobGIBError(f"study file {str(file)!r} does not exist.")

@@ -44,18 +44,20 @@ _PENALTIES = np.logspace(-2, 3, 6)
 
 @dataclass(frozen=True)
 class Rung:
-    """One rung of the ladder.
+    """The result of one rung of the ladder.
 
     Attributes:
         name: one of :data:`RUNGS`.
-        status: ``reached``, ``not reached``, ``opposite`` (shown, with the sign opposite to the expected one), or
-            ``undetermined``.
-        figure: a correlation; on the last rung the share of the out-of-architecture error that the figure removes.
-        low: of its 95% interval.
-        high: of the same.
-        p: of the test.
-        draws: permutations behind p, of which 1 / (draws + 1) is the smallest value; 0 where p is not limited so.
-        sentence: the rung in plain words.
+        status: ``reached``, ``not reached``, ``opposite`` (significant, with the sign opposite to the expected one), or
+            ``undetermined`` (no test is possible).
+        figure: a correlation in [−1, 1]; on the last rung, the share of the squared error of prediction for unseen
+            architectures that the figure removes.
+        low: lower end of its 95% interval.
+        high: upper end of its 95% interval.
+        p: p-value of the test.
+        draws: number of random permutations behind p, whose smallest value is 1 / (draws + 1); 0 if p is not limited by
+            them.
+        sentence: the result in a sentence.
     """
 
     name: str
@@ -70,13 +72,14 @@ class Rung:
 
 @dataclass(frozen=True)
 class Question:
-    """What the ladder tests.
+    """The claim that the ladder tests: a figure goes with an outcome.
 
     Attributes:
-        rows: the models, a row each, with the columns ``outcome`` and ``label``.
-        label: column of the figure.
-        expect: the sign that the claim predicts: 1, −1, or 0 for either.
-        baselines: columns of the baselines.
+        rows: one row per model, with the columns ``outcome``, ``label``, the baselines, ``data``, ``architecture``,
+            ``regime``, ``strength`` and ``training_seed``.
+        label: name of the figure's column.
+        expect: expected sign of the correlation: 1, −1, or 0 for either.
+        baselines: names of the baselines' columns.
     """
 
     rows: pd.DataFrame
@@ -86,12 +89,12 @@ class Question:
 
     @property
     def x(self) -> Vector:
-        """The figure, (N,)."""
+        """Values of the figure (N,)."""
         return self.rows[self.label].to_numpy(float)
 
     @property
     def y(self) -> Vector:
-        """The outcome, (N,)."""
+        """Values of the outcome (N,)."""
         return self.rows["outcome"].to_numpy(float)
 
 
@@ -106,9 +109,24 @@ def shown_p(p: float, draws: int = 0) -> str:
 
 
 def ladder(question: Question, rng: np.random.Generator) -> tuple[Rung, ...]:
-    """Return the three rungs. A rung needs those below it: one above a rung that is not reached is not tested.
+    """Test the three rungs in order (:data:`RUNGS`); a rung above one that is not reached is not tested.
 
-    The second rung is tested even if the first cannot be, since its test is a separate one.
+    The exception is a first rung for which no test is possible: the second rung has a test of its own and is tested.
+
+    Args:
+        question: the claim and the models.
+        rng: generator of the permutations and the bootstrap.
+
+    Returns:
+        The three rungs.
+
+    >>> rng = np.random.default_rng(0)
+    >>> rows = pd.DataFrame([{"data": "digits", "architecture": a, "regime": "at", "strength": s, "training_seed": k}
+    ...                      for a in ("cnn", "mlp", "vit", "vgg") for s in (0.0, 0.1, 0.2) for k in (0, 1)])
+    >>> rows["v"] = rng.standard_normal(len(rows))
+    >>> rows["outcome"] = rows["v"] + 0.1 * rng.standard_normal(len(rows))
+    >>> [rung.status for rung in ladder(Question(rows, "v", expect=1), rng)]
+    ['reached', 'reached', 'undetermined']
     """
     first = goes_with(question, rng)
     if first.status in ("not reached", "opposite"):
@@ -121,7 +139,10 @@ def ladder(question: Question, rng: np.random.Generator) -> tuple[Rung, ...]:
 
 
 def highest(rungs: Sequence[Rung]) -> str:
-    """Return the verdict: the highest rung that is reached, or why none is."""
+    """Return the verdict: the name of the highest rung that is reached.
+
+    Without one it is ``contradicted in sign``, ``undetermined`` or ``not shown``, by the status of the first rung.
+    """
     reached = [r for r in rungs if r.status == "reached"]
     if reached:
         return reached[-1].name
@@ -241,19 +262,43 @@ def fixed_training(question: Question, rng: np.random.Generator, sign: int) -> R
 
 
 def centred(ranks: Vector, counts: Vector, of: npt.NDArray[np.int64]) -> Vector:
-    """Ranks (draws, N) less their mean in each group ``of`` (N,), a row counted ``counts`` (draws, N) times."""
+    """Return ranks (draws, N) less the mean of their group in each draw.
+
+    Args:
+        ranks: (draws, N).
+        counts: how often each row is in each draw (draws, N).
+        of: number of each row's group (N,).
+
+    >>> centred(np.array([[1.0, 3.0, 5.0]]), np.array([[1.0, 1.0, 2.0]]), np.array([0, 0, 1])).tolist()
+    [[-1.0, 1.0, 0.0]]
+    """
     member = indicators(of)
     total = np.maximum(counts @ member, 1e-12)
     return np.asarray(ranks - ((ranks * counts) @ member / total)[:, of])
 
 
 def bootstrap(x: Vector, y: Vector, counts: Vector) -> Vector:
-    """Spearman's ρ of each resample: ranks are taken anew in each (:func:`~robgib.studies.strata.weighted_ranks`)."""
+    """Return Spearman's ρ of x and y (N,) in each bootstrap resample (draws,); each resample is ranked by itself.
+
+    Args:
+        x: (N,).
+        y: (N,).
+        counts: how often each row is in each resample (draws, N), as :func:`resamples` returns.
+    """
     return weighted_correlation(weighted_ranks(x, counts), weighted_ranks(y, counts), counts)
 
 
 def resamples(groups: Sequence[npt.NDArray[np.int64]], rng: np.random.Generator, draws: int | None = None) -> Vector:
-    """How often each row is drawn (draws, N), whole groups at a time."""
+    """Draw bootstrap resamples of whole groups of rows (a cluster bootstrap).
+
+    Args:
+        groups: indices of the rows of each group; together they are all N rows.
+        rng: generator.
+        draws: number of resamples; None is :data:`DRAWS`.
+
+    Returns:
+        How often each row is in each resample (draws, N).
+    """
     member = np.zeros((len(groups), sum(map(len, groups))))
     for k, rows in enumerate(groups):
         member[k, rows] = 1.0
@@ -300,16 +345,17 @@ def beyond_baselines(question: Question, rng: np.random.Generator, sign: int) ->
 
 
 def usable_baselines(rows: pd.DataFrame, names: Sequence[str]) -> tuple[str, ...]:
-    """Baselines that every model has and that vary."""
+    """Return the names of the baselines that are finite for every model and are not constant."""
     return tuple(n for n in names if n in rows and np.isfinite(rows[n].astype(float)).all() and rows[n].nunique() > 1)
 
 
 def partial_effect(rows: pd.DataFrame, label: str, baselines: Sequence[str]) -> tuple[float, float, float]:
-    """Standardised effect of a figure on the outcome, its standard error and p, given baselines and recipe fields.
+    """Return the standardised effect of a figure on the outcome, its standard error, and p, given the baselines.
 
-    All are normal scores of ranks, of which sums are straight lines where those of ranks are bent: what is bent in the
-    baselines would count as the figure's. Each field is entered by indicators of its levels. NaN where too few models
-    are left.
+    This is ordinary least squares on normal scores (van der Waerden), with indicators of every field of the recipes and
+    HC3 standard errors (MacKinnon & White 1985). Normal scores are used because a sum of ranks is not linear in them:
+    ranks would assign a bend of a baseline's effect to the figure. All three are NaN if fewer than five degrees of
+    freedom are left, or if the figure is a linear function of the baselines and fields.
     """
     y, x = (_scores(rows[c]) for c in ("outcome", label))
     fields = [indicators(level) for level in axes(rows).values()]
@@ -329,11 +375,11 @@ def _scores(values: pd.Series) -> Vector:
 
 
 def prediction_errors(rows: pd.DataFrame, columns: Sequence[str]) -> Vector:
-    """Errors (N,) of predicting each architecture's outcomes from the other architectures, by ridge regression.
+    """Return the errors (N,) of predicting the outcome of each architecture from the other architectures.
 
-    Beside the columns it has indicators of every field but data and architecture: else any column would count that
-    tells what these do. The penalty is the one that predicts best an architecture left out among those (nested
-    cross-validation).
+    The predictor is a ridge regression on the columns and on indicators of every field but data and architecture. The
+    indicators are needed because otherwise a column that encodes such a field would seem to add to the baselines. The
+    penalty is chosen by nested cross-validation over the other architectures.
     """
     fields = [indicators(of) for name, of in axes(rows).items() if name not in ("data", "architecture")]
     x, y = np.column_stack([rows[list(columns)], *fields]).astype(float), rows["outcome"].to_numpy(float)

@@ -89,7 +89,10 @@ OUTCOMES = (
 
 
 class Shape(BaseModel):
-    """A size of an architecture: its width and depth, as the ledger's columns have them, and the options of it."""
+    """A size of an architecture.
+
+    ``width`` and ``depth`` are the values in the columns of the ledger; ``options`` are passed to the architecture.
+    """
 
     model_config = ConfigDict(extra="allow", frozen=True)
     width: PositiveInt
@@ -98,7 +101,7 @@ class Shape(BaseModel):
 
 
 class Level(BaseModel):
-    """A strength of a training regime, and the keys of ``training`` that it sets."""
+    """A strength of a training regime, and the keys of the recipe's ``training`` that it sets."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     strength: NonNegativeFloat = 0.0
@@ -106,11 +109,11 @@ class Level(BaseModel):
 
 
 class Ledger(BaseModel):
-    """The design of a ledger.
+    """The design of a ledger: which networks are trained, and what is measured of them.
 
-    A cell has one level of each field; its networks differ by their seed. Architectures and regimes are crossed in a
-    Latin order, and every other field's levels are dealt from shuffled decks, so that every prefix of the cells is
-    balanced.
+    A cell is one combination of training settings; its networks differ by their seed alone. Architectures and regimes
+    are paired in the order of a Latin square. The levels of every other field are drawn without replacement until each
+    has been used, then again from the start. Therefore the first k cells are balanced for every k.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -119,12 +122,12 @@ class Ledger(BaseModel):
     question: str
     data: str
     table: str = "ledger.csv"
-    """File beside the design that holds the finished networks, a row each; what it holds is not measured again."""
+    """CSV file beside the design, with one row per measured network. Networks in it are not measured again."""
     cells: PositiveInt = 100
     seeds: list[NonNegativeInt] = Field(min_length=1)
-    """Of the trainings of each cell."""
+    """Training seeds of each cell."""
     seed: NonNegativeInt = 0
-    """Of the design and of the measurements."""
+    """Seed of the drawn design and of the measurements."""
     architectures: dict[str, list[Shape]] = Field(min_length=1)
     regimes: dict[str, list[Level]] = Field(min_length=1)
     epochs: list[PositiveInt] = Field(min_length=1)
@@ -132,18 +135,18 @@ class Ledger(BaseModel):
     weight_decay: list[NonNegativeFloat] = Field(min_length=1)
     batch_size: list[PositiveInt] = Field(min_length=1)
     augmentation: dict[str, dict[str, Any]] = Field(min_length=1)
-    """By name, the keys of ``training`` that it sets."""
+    """Keys of ``training`` that each augmentation sets, by its name."""
     early_stopping: list[bool] = Field(min_length=1)
     estimator: str = "imputation"
     partition: str = "patches:2"
     outcome: Outcome = Field(default_factory=Outcome)
-    """The attack and radii of the area, the gap and the random points."""
+    """Attack and radii of the area under accuracy, the robust generalisation gap, and the random points."""
     nearest: str = "fmn-linf"
-    """The attack of the median distance."""
+    """Attack that finds the median distance."""
     samples: PositiveInt = 300
     information_samples: PositiveInt = 500
     expect: dict[Symbol, Sign] = Field(default_factory=dict)
-    """The sign that the claim predicts of each figure's correlation with robustness."""
+    """Expected sign of the correlation of each figure with robustness."""
 
     @validated(mode="after")
     def _each_once(self) -> Ledger:
@@ -155,7 +158,7 @@ class Ledger(BaseModel):
 
     @property
     def figures(self) -> dict[str, Figure]:
-        """The information figures by their columns."""
+        """Information figures, by the names of their columns."""
         return {
             f"{symbol}_{layer}": Figure(
                 figure=figure,  # type: ignore[arg-type]
@@ -168,20 +171,20 @@ class Ledger(BaseModel):
         }
 
     def outcome_called(self, name: str) -> Outcome:
-        """The outcome of one of the ledger's columns."""
+        """Return the outcome of a column of :data:`OUTCOMES`."""
         attack = self.nearest if name == "median_distance" else self.outcome.attack
         return self.outcome.model_copy(update={"measure": name, "attack": attack})
 
 
 @dataclass(frozen=True)
 class Network:
-    """One network of a ledger.
+    """A network of a ledger.
 
     Attributes:
-        cell: number of its training; networks of one cell differ by their seed alone.
-        fields: by name (:data:`FIELDS`).
-        seed: of the training.
-        recipe: what trains it.
+        cell: number of its cell. Networks of one cell differ by their seed alone.
+        fields: levels of its training settings, by name (:data:`FIELDS`).
+        seed: seed of the training.
+        recipe: recipe that trains it.
     """
 
     cell: int
@@ -190,17 +193,21 @@ class Network:
     recipe: Recipe
 
     def key(self, ledger: Ledger) -> str:
-        """Digest of everything that the row depends on."""
+        """Return a digest of everything that the row depends on."""
         content = [self.recipe.digest, ledger.outcome.model_dump(), ledger.nearest, ledger.estimator, ledger.partition]
         numbers = [ledger.samples, ledger.information_samples, ledger.seed, LEDGER_SCHEMA]
         return digest([*content, *numbers, list_measures()])[:16]
 
 
 def read_ledger_design(path: Path, catalogue: Sequence[Path] = ()) -> Ledger:
-    """Read the design of a ledger.
+    """Read the design of a ledger from a YAML file.
+
+    Args:
+        path: the file, with ``kind: ledger``.
+        catalogue: further folders of attacks, estimators and data sets.
 
     Raises:
-        RobGIBError: it is no such design, or names something that there is not.
+        RobGIBError: the file is invalid, or names something that does not exist.
     """
     ledger = read_design(path, Ledger)
     try:
@@ -214,7 +221,7 @@ def read_ledger_design(path: Path, catalogue: Sequence[Path] = ()) -> Ledger:
 
 
 def _dealt(levels: Sequence[Any], rng: random.Random) -> Iterator[Any]:
-    """Levels of a field without end, each once in every shuffled deck."""
+    """Yield the levels of a field for ever: all of them in a random order, then all in another."""
     while True:
         deck = list(levels)
         rng.shuffle(deck)
@@ -222,10 +229,14 @@ def _dealt(levels: Sequence[Any], rng: random.Random) -> Iterator[Any]:
 
 
 def networks(ledger: Ledger, catalogue: Sequence[Path] = ()) -> list[Network]:
-    """Return the networks of a design, the seeds of a cell one after another; every prefix is balanced.
+    """Return the networks of a design, cell by cell.
+
+    Args:
+        ledger: the design.
+        catalogue: further folders of architectures and data sets.
 
     Raises:
-        RobGIBError: a training or an architecture that cannot be.
+        RobGIBError: the training settings or the architecture of a network are invalid.
     """
     rng = random.Random(ledger.seed)
     shapes = {a: _dealt(of, rng) for a, of in ledger.architectures.items()}
@@ -264,7 +275,7 @@ def _network(
     seed: int,
     catalogue: Sequence[Path],
 ) -> Network:
-    """One network of a cell."""
+    """Return one network of a cell."""
     fields = {
         "data": ledger.data,
         "architecture": architecture,
@@ -299,7 +310,7 @@ def _network(
 
 
 def stored_row(network: Network, ledger: Ledger) -> Path:
-    """The folder of a network's finished row in the cache."""
+    """Return the folder in the cache that holds the row of a measured network."""
     return cache_folder() / "ledger" / network.key(ledger)
 
 
@@ -313,24 +324,24 @@ def measure_networks(
     most: int | None = None,
     progress: Progress | None = None,
 ) -> tuple[pd.DataFrame, dict[str, str]]:
-    """Train and measure the networks that the table does not hold yet; add a row as each is finished.
+    """Train and measure the networks that are not in the table, and add one row after each of them.
 
-    The table is written anew, in one piece, with every row: after an interruption it holds all that was finished.
+    Each time, the whole table is replaced atomically. After an interruption it has all finished networks.
 
     Args:
         ledger: the design.
-        table: CSV file of the rows; made if it is not there.
+        table: CSV file of the rows; it is created if it does not exist.
         catalogue: further folders of data sets and plug-ins.
-        data_root: folder of the data files.
-        engine: what does the work.
-        most: how many networks of the design to have at the end; None is all.
-        progress: called after each network, and while those of this machine are under way.
+        data_root: folder of the data files; None is the usual one.
+        engine: runs the tasks, on this machine or on a cluster.
+        most: measure only the first so many networks of the design; None measures all.
+        progress: called after each network and, for tasks on this machine, during them.
 
     Returns:
-        The rows, in the design's order, and the sentence of the error of each network that failed, by name.
+        The rows in the order of the design, and the error message of each network that failed, by name.
 
     Raises:
-        RobGIBError: the table is one of another schema version, or no ledger.
+        RobGIBError: the table is not a ledger, or has another schema version.
     """
     every = networks(ledger, catalogue)
     wanted, order = every[:most], {one.recipe.name: i for i, one in enumerate(every)}
@@ -447,7 +458,7 @@ def _measured(
 
 
 def _outcomes(model: torch.nn.Module, data: Dataset, ledger: Ledger, run: Run, catalogue: list[Path]) -> dict[str, Any]:
-    """Every outcome with its standard error, and the accuracy at each radius."""
+    """Return every outcome with its standard error, and the accuracy at each radius."""
     row: dict[str, Any] = {}
     for name in OUTCOMES:
         outcome = ledger.outcome_called(name)
@@ -465,7 +476,7 @@ def _figures(ledger: Ledger, run: Run) -> dict[str, Any]:
 
 
 def _baselines(model: torch.nn.Module, data: Dataset, ledger: Ledger) -> dict[str, Any]:
-    """The baselines, and the reason of each that failed."""
+    """Return the baselines, and the error message of each that failed."""
     figures, failed = measure_model(model, sample_of(data, ledger.seed))
     return {**figures, "baselines_failed": reasons_text(failed)}
 
@@ -478,16 +489,15 @@ def _packaged() -> Path:
 
 
 def load_ledger(path: str | Path | None = None) -> pd.DataFrame:
-    """Return the open ledger: a row a network, with its training, figures, baselines and outcomes.
+    """Return the open ledger: one row per network, with its training settings, figures, baselines and outcomes.
 
-    :func:`~robgib.studies.dictionary` has each column's unit, meaning and source. Networks that share ``cell`` differ
-    by ``seed`` alone.
+    :func:`~robgib.studies.dictionary` describes the columns. Networks of one ``cell`` differ by ``seed`` alone.
 
     Args:
-        path: another ledger's CSV file; None is the one that comes with this release.
+        path: CSV file of another ledger; None is the ledger of this release.
 
     Raises:
-        RobGIBError: it is no ledger, or one of another schema version.
+        RobGIBError: the file is not a ledger, or has another schema version.
 
     >>> import robgib
     >>> ledger = robgib.load_ledger()
@@ -560,10 +570,10 @@ _OUTCOME_WORDS = {
 
 
 def dictionary(radii: Sequence[float] = (0, 0.02, 0.05, 0.1, 0.15, 0.2)) -> pd.DataFrame:
-    """Return the data dictionary of the ledger: ``column``, ``unit``, ``meaning`` and ``source``, a row a column.
+    """Return the data dictionary of the ledger: the ``unit``, ``meaning`` and ``source`` of each ``column``.
 
     Args:
-        radii: of the attack, which have a column each.
+        radii: radii of the attack; each has a column.
 
     >>> dictionary().set_index("column").loc["v_last", "meaning"]
     'v(X;Z), degree of vulnerability, of the last layer before the logits'
@@ -590,10 +600,10 @@ def dictionary(radii: Sequence[float] = (0, 0.02, 0.05, 0.1, 0.15, 0.2)) -> pd.D
 
 
 def read_ledger(path: Path) -> pd.DataFrame:
-    """Read a ledger's CSV file.
+    """Read the CSV file of a ledger.
 
     Raises:
-        RobGIBError: it does not exist, is no ledger, or one of another schema version.
+        RobGIBError: the file does not exist, is not a ledger, has another schema version, or names a network twice.
     """
     if not path.is_file():
         raise RobGIBError(f"ledger {str(path)!r} does not exist.")
@@ -620,7 +630,7 @@ def read_ledger(path: Path) -> pd.DataFrame:
 
 
 def rows_so_far(table: Path) -> pd.DataFrame:
-    """Return the rows of a ledger that may not have been begun, and then has none.
+    """Return the rows of a ledger; none if the file does not exist yet.
 
     Raises:
         RobGIBError: as for :func:`read_ledger`.
@@ -629,12 +639,12 @@ def rows_so_far(table: Path) -> pd.DataFrame:
 
 
 def ledger_study(ledger: Ledger, column: str = "v_last", outcome: str = "area") -> Study:
-    """Return the study of correlation that a ledger's rows answer: one primary figure, one outcome.
+    """Return a correlation study on the rows of a ledger, with one primary figure and one outcome.
 
     Args:
         ledger: the design.
-        column: of the primary figure, such as ``v_last``; all others are secondary.
-        outcome: a column of the outcomes.
+        column: column of the primary figure, such as ``v_last``; all other figures are secondary.
+        outcome: column of the outcome, one of :data:`OUTCOMES`.
     """
     figures = ledger.figures
     return Study(
@@ -652,10 +662,10 @@ def ledger_study(ledger: Ledger, column: str = "v_last", outcome: str = "area") 
 
 
 def ledger_structure(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return each network's training under the names that studies give its fields, and no figures.
+    """Return the training settings of each network under the column names of correlation studies, without figures.
 
     Args:
-        rows: a row a network, with its name (``network``), its ``seed`` and all :data:`FIELDS`.
+        rows: one row per network, with the columns ``network``, ``seed`` and all of :data:`FIELDS`.
     """
     return pd.DataFrame(
         {
@@ -668,7 +678,13 @@ def ledger_structure(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def ledger_rows(ledger: Ledger, rows: pd.DataFrame, outcome: str = "area") -> pd.DataFrame:
-    """Return a ledger's rows as those of a study's models (:func:`~robgib.studies.measured_rows`), with one outcome."""
+    """Return the rows of a ledger in the form of :func:`~robgib.studies.measured_rows`, with one outcome.
+
+    Args:
+        ledger: the design.
+        rows: rows of the ledger (:func:`load_ledger`).
+        outcome: column that becomes ``outcome``, one of :data:`OUTCOMES`.
+    """
     figures = {
         f"{figure.label}{k}": rows[f"{column}{k}"]
         for column, figure in ledger.figures.items()
@@ -690,21 +706,22 @@ def ledger_rows(ledger: Ledger, rows: pd.DataFrame, outcome: str = "area") -> pd
 
 
 def verdicts(ledger: Ledger, rows: pd.DataFrame, outcomes: Sequence[str] = OUTCOMES) -> pd.DataFrame:
-    """Return the ladder of evidence of every figure and every baseline, against every outcome.
+    """Return the verdict of the ladder of evidence for every figure and baseline, with every outcome.
 
-    A figure is held against all baselines, a baseline against the others. Signs are those of the design for figures and
-    outcomes of robustness, and free for gaps and baselines. Collapsed networks are left out, but of the gap.
+    A figure must add to all baselines, and a baseline to the other baselines. The expected signs are those of the
+    design for figures and outcomes of robustness; for gaps and baselines either sign counts. Collapsed networks are
+    left out, except with the generalisation gap.
 
     Args:
         ledger: the design.
-        rows: of the ledger.
-        outcomes: columns of it.
+        rows: rows of the ledger (:func:`load_ledger`).
+        outcomes: columns of outcomes.
 
     Returns:
-        A row a figure and outcome: the verdict; ``rho``, ``fixed`` and ``beyond``, the figures of the three rungs, each
-        with ``_low``, ``_high`` and ``_p``, empty where it was not tested; ``effect``, ``effect_se`` and ``effect_p``,
-        the partial effect given all baselines and recipe fields, also where the last rung was not tested; and the rungs
-        ``in_words``.
+        One row per figure and outcome: the ``verdict``; ``rho``, ``fixed`` and ``beyond``, the figures of the three
+        rungs, each with ``_low``, ``_high`` and ``_p``, NaN if the rung was not tested; ``effect``, ``effect_se`` and
+        ``effect_p``, the partial effect given all baselines and recipe fields, even if the last rung was not tested;
+        and ``in_words``, the sentences of the rungs.
     """
     names = [c for c in ledger.figures if c.endswith("_last")]
     table = []

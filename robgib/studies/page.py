@@ -1,4 +1,4 @@
-"""A study's page, and the same as JSON and Markdown."""
+"""The result of a study as an HTML page, as JSON, and as Markdown."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 STUDY_SCHEMA = 2
-"""Version of what :func:`study_json` writes."""
+"""Schema version of the JSON of a study; it rises with every change that could break a reader."""
 
 
 def _text(value: Any) -> str:
@@ -131,7 +131,7 @@ AnyClaim = Claim | PhasesClaim | SpecificationClaim
 
 
 def json_head(study: AnyStudy, claim: AnyClaim, version: str) -> dict[str, Any]:
-    """Return the first fields of the JSON of every kind of study."""
+    """Return the fields that the JSON of every kind of study begins with: schema, version, design and verdict."""
     return {
         "schema": STUDY_SCHEMA,
         "robgib": version,
@@ -143,12 +143,19 @@ def json_head(study: AnyStudy, claim: AnyClaim, version: str) -> dict[str, Any]:
 
 
 def markdown_head(study: AnyStudy, claim: AnyClaim) -> list[str]:
-    """Return the first lines of the Markdown of every kind of study."""
+    """Return the lines that the Markdown of every kind of study begins with: name, question and verdict."""
     return [f"# {study.name}", "", study.question, "", f"**{claim.verdict.capitalize()}.** {claim.words}", ""]
 
 
 def study_page(study: Study, rows: pd.DataFrame, claim: Claim, version: str) -> str:
-    """Return the page as self-contained HTML: the verdict first, then the design, then the results."""
+    """Return the page of a correlation study as self-contained HTML: verdict, design, then results.
+
+    Args:
+        study: the design.
+        rows: one row per model (:func:`~robgib.studies.measured_rows`).
+        claim: the result (:func:`~robgib.studies.claim`).
+        version: version of robgib, shown at the foot of the page.
+    """
     primary = study.primary.label
     rows = collapsed(study, rows)
     labels = [primary, *(f.label for f in study.secondary if f.figure in _COMPLEXITIES)]
@@ -178,7 +185,7 @@ _COMPLEXITIES = ("gib_complexity", "ib_complexity")
 
 
 def _drawn(rows: pd.DataFrame, part: str, label: str) -> pd.DataFrame:
-    """The models of a part that have the figure: those that count, and those left out as collapsed."""
+    """Return the rows of one part that have the figure, with the collapsed models, which are drawn but not counted."""
     if label not in rows or "outcome" not in rows:
         return rows.iloc[:0]
     shown = (rows["left_out"] == "") | rows["left_out"].str.contains("accuracy")
@@ -186,7 +193,15 @@ def _drawn(rows: pd.DataFrame, part: str, label: str) -> pd.DataFrame:
 
 
 def phases_page(study: Phases, traced: Sequence[Traced], rows: pd.DataFrame, claim: PhasesClaim, version: str) -> str:
-    """Return the page of a study of compression as self-contained HTML."""
+    """Return the page of a study of compression as self-contained HTML.
+
+    Args:
+        study: the design.
+        traced: the traces, for the curves.
+        rows: one row per network, layer and term (:func:`~robgib.studies.phases_rows`).
+        claim: the result (:func:`~robgib.studies.phases_claim`).
+        version: version of robgib, shown at the foot of the page.
+    """
     curves = pd.concat(
         [
             t.table.assign(network=t.network.name, group=t.network.group, control=t.network.control or "")
@@ -212,7 +227,7 @@ def phases_page(study: Phases, traced: Sequence[Traced], rows: pd.DataFrame, cla
 
 
 def phases_json(study: Phases, rows: pd.DataFrame, claim: PhasesClaim, version: str) -> dict[str, Any]:
-    """Return everything as plain values; NaN is null. ``schema`` is :data:`STUDY_SCHEMA`."""
+    """Return the result of a study of compression as values that JSON can represent; NaN is null."""
     return {
         **json_head(study, claim, version),
         "notes": list(claim.notes),
@@ -222,7 +237,7 @@ def phases_json(study: Phases, rows: pd.DataFrame, claim: PhasesClaim, version: 
 
 
 def phases_markdown(study: Phases, claim: PhasesClaim) -> str:
-    """Return the verdict and the counts as Markdown."""
+    """Return the verdict and the counts of a study of compression as Markdown."""
     lines = [*markdown_head(study, claim), *(f"- {note}" for note in claim.notes)]
     if len(claim.groups):
         lines += ["", claim.groups.map(_text).rename(columns=heading).to_markdown(index=False, disable_numparse=True)]
@@ -230,7 +245,7 @@ def phases_markdown(study: Phases, claim: PhasesClaim) -> str:
 
 
 def study_json(study: Study, rows: pd.DataFrame, claim: Claim, version: str) -> dict[str, Any]:
-    """Return everything as plain values; NaN is null. ``schema`` is :data:`STUDY_SCHEMA`."""
+    """Return the result of a correlation study as values that JSON can represent; NaN is null."""
     return {
         **json_head(study, claim, version),
         "facts": plain_rows(pd.DataFrame([claim.facts]))[0] if claim.facts else {},
@@ -246,7 +261,7 @@ def study_json(study: Study, rows: pd.DataFrame, claim: Claim, version: str) -> 
 
 
 def study_markdown(study: Study, rows: pd.DataFrame, claim: Claim) -> str:
-    """Return the verdict, the design and the tables as Markdown."""
+    """Return the verdict, the design and the tables of a correlation study as Markdown."""
     lines = [
         *markdown_head(study, claim),
         f"Primary figure: {heading(study.primary.label)}. Outcome: {study.outcome.words}. {len(rows)} models, "

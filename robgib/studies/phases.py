@@ -1,4 +1,4 @@
-"""Studies of compression in training: which networks compress, counted over seeds."""
+"""Studies of compression during training: the number of networks in which a layer's information falls from its peak."""
 
 from __future__ import annotations
 
@@ -49,34 +49,41 @@ _MOST = 0.8  # share of a group's networks that must have the verdict
 
 
 class Controls(BaseModel):
-    """Control networks: untrained, on random labels, on permuted patches, and ones that lose no information."""
+    """Recipes of the control networks, by the kind of control.
+
+    ``untrained`` keeps the initial weights. ``random_labels`` and ``permuted_patches`` train on changed data.
+    ``bijective`` names recipes of the architecture ``bijective``, whose layers are invertible: I(X;Z) cannot fall.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     untrained: list[Grid] = Field(default_factory=list)
     random_labels: list[Grid] = Field(default_factory=list)
     permuted_patches: list[Grid] = Field(default_factory=list)
     bijective: list[Grid] = Field(default_factory=list)
-    """Of the architecture ``bijective``: whatever they learn, I(X;Z) cannot fall in them."""
 
 
 class Phases(BaseModel):
-    """A study of compression in training: which groups of networks are expected to compress, and which not to."""
+    """The design of a study of compression during training (Shwartz-Ziv & Tishby 2017; Saxe et al. 2018).
+
+    A layer compresses if I(X;Z) or C(X;Z) (bits) falls from its largest value over the epochs to its last value, beyond
+    the error of the estimates. The networks of one recipe, which differ by their seed, are a group.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     kind: Literal["compression"]
     name: str
     question: str
     expect: dict[str, Verdict]
-    """The expected verdict of each recipe in ``train``."""
+    """Expected verdict of each recipe of ``train``: ``compresses`` or ``does not compress``."""
     term: Literal["I(X;Z)", "C(X;Z)"] = "C(X;Z)"
-    """The primary term: the IB's complexity, or the GIB's."""
+    """Term on which the verdict is based: I(X;Z) of the IB, or C(X;Z) of the GIB, in bits."""
     layer: str = "last"
-    """The primary layer: ``last`` is the last before the logits."""
+    """Layer on which the verdict is based; ``last`` is the last layer before the logits."""
     estimator: str = "exact"
     partition: str = "auto"
     samples: PositiveInt = 2000
     pmi: bool = False
-    """Weigh samples by 1[ŷ = y]·max(0, pmi(ŷ;y)), ŷ as each epoch's network predicts it."""
+    """Weight samples by 1[ŷ = y]·max(0, pmi(ŷ;y)), with the predictions ŷ of the network of each epoch."""
     train: list[Grid]
     controls: Controls = Field(default_factory=Controls)
     seed: NonNegativeInt = 0
@@ -92,7 +99,13 @@ class Phases(BaseModel):
 
 @dataclass(frozen=True)
 class Followed:
-    """One network to follow: of which group it is, and which control."""
+    """A network of the study.
+
+    Attributes:
+        recipe: its recipe, with the seed.
+        group: name of the recipe in the study file.
+        control: kind of control; None if it is not a control.
+    """
 
     recipe: Recipe
     group: str
@@ -100,11 +113,11 @@ class Followed:
 
     @property
     def name(self) -> str:
-        """Of the network."""
+        """Name of the network in tables."""
         return f"{self.recipe.name}-{self.control}" if self.control in CONTROLS else self.recipe.name
 
     def key(self, study: Phases) -> str:
-        """Digest of everything that its trace depends on."""
+        """Return a digest of everything that the trace depends on."""
         content = {
             "weights": self.recipe.digest,
             "control": self.control,
@@ -115,13 +128,21 @@ class Followed:
         return digest(content)[:16]
 
     def folder(self, study: Phases) -> Path:
-        """Where its trace is kept, for all studies."""
+        """Return the folder of the trace in the cache, which all studies share."""
         return cache_folder() / "measured" / f"trace-{self.key(study)}"
 
 
 @dataclass(frozen=True)
 class Traced:
-    """A network with its trace, or with the message of the error."""
+    """A network with its trace, or with an error.
+
+    Attributes:
+        network: the network.
+        table: information terms (bits) by epoch and layer; None after an error.
+        compression: one row per layer and term: peak, final value, compression and verdict; None after an error.
+        accuracy: test accuracy after the last epoch, in [0, 1].
+        error: message of the error; empty if there is none.
+    """
 
     network: Followed
     table: pd.DataFrame | None
@@ -131,10 +152,14 @@ class Traced:
 
 
 def read_phases(path: Path, catalogue: Sequence[Path] = ()) -> Phases:
-    """Read a study of compression.
+    """Read the design of a study of compression from a YAML file.
+
+    Args:
+        path: the file, with ``kind: compression``.
+        catalogue: further folders of plug-ins, for the estimator.
 
     Raises:
-        RobGIBError: it is none; the sentence names the line and the key.
+        RobGIBError: the file is invalid; the message names the line and the key.
     """
     study = read_design(path, Phases)
     try:
@@ -148,7 +173,17 @@ def read_phases(path: Path, catalogue: Sequence[Path] = ()) -> Phases:
 
 
 def followed(study: Phases, catalogue: Sequence[Path] = (), *, allow_code: bool = False) -> list[Followed]:
-    """Return the networks of a study, each once; ``allow_code`` as in :func:`~robgib.studies.cells`."""
+    """Return the networks of a study, controls last.
+
+    Args:
+        study: the design.
+        catalogue: further folders of recipes.
+        allow_code: as in :func:`~robgib.studies.cells`.
+
+    Raises:
+        RobGIBError: an unknown recipe, a network that is named twice, or a ``bijective`` control of another
+            architecture.
+    """
     known = recipes(catalogue)
     networks: list[Followed] = []
     parts: tuple[tuple[Sequence[Grid], Control | Literal["bijective"] | None], ...] = (
@@ -185,7 +220,19 @@ def trace_all(
     catalogue: Sequence[Path] = (),
     progress: Progress | None = None,
 ) -> list[Traced]:
-    """Train and follow the networks that were not followed before, and read the others."""
+    """Train each network and estimate its information at several epochs; read the traces that exist.
+
+    Args:
+        study: the design.
+        networks: the networks (:func:`followed`).
+        data_root: folder of the data files; None is the usual one.
+        engine: runs the tasks, on this machine or on a cluster.
+        catalogue: further folders of data sets and plug-ins.
+        progress: called after each network.
+
+    Returns:
+        One trace per network, in the same order. A network that failed has an error instead.
+    """
     waiting = [n for n in networks if not (n.folder(study) / "trace.csv").is_file()]
     tasks = [Task(n.name, n.folder(study), n.recipe, partial(_one, n, study, list(catalogue))) for n in waiting]
     errors = finish(study.name, tasks, "traced", len(networks), engine, data_root, progress)
@@ -201,7 +248,7 @@ def _one(
     device: str,
     progress: Progress | None,
 ) -> None:
-    """Train and follow one network; the trace goes into the folder."""
+    """Train and trace one network, and write its tables to ``folder``."""
     recipe = network.recipe
     if network.control is not None and network.control != "bijective":
         data, training = control(network.control, data, recipe.training)
@@ -238,9 +285,21 @@ def _read(network: Followed, study: Phases, error: str) -> Traced:
 
 
 def phases_rows(study: Phases, traced: Sequence[Traced]) -> pd.DataFrame:
-    """A row a network, layer and term: peak, final, compression with its interval, the verdict, whether it is primary.
+    """Return one row per network, layer and term.
 
-    Of several resolutions of a counted I(X;Z) the first is taken, which is that of the estimates.
+    If I(X;Z) was counted at several resolutions, the first is used, which is also that of the estimated terms.
+
+    Args:
+        study: the design.
+        traced: the traces (:func:`trace_all`).
+
+    Returns:
+        Columns ``network``, ``group``, ``control``, ``layer``, ``depth``, ``term``; ``peak`` and ``final`` (bits);
+        ``peak_epoch``; ``compression`` = (peak − final) / peak with its 95% interval (``low``, ``high``); ``verdict``;
+        ``primary``; ``accuracy``; and ``left_out``, the reason why the network has no figures.
+
+    Raises:
+        RobGIBError: a network has no layer of the study's name.
     """
     rows = []
     for one in traced:
@@ -267,15 +326,15 @@ def phases_rows(study: Phases, traced: Sequence[Traced]) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class PhasesClaim:
-    """What a study of compression shows.
+    """The result of a study of compression.
 
     Attributes:
         verdict: ``supported``, ``contradicted``, ``not shown``, or ``undetermined``.
-        words: in a sentence or two.
+        words: the verdict in a few sentences, one per group and control.
         models: number of networks that the verdict uses.
-        groups: one row per group, control, layer and term: how many networks compress, do not compress, or are
-            undetermined; the mean fall, and its standard deviation over seeds.
-        notes: further remarks.
+        groups: one row per group, control, layer and term: the number of networks that compress, do not compress, or
+            are undetermined; the mean compression (``fall``), and its standard deviation over seeds (``sd``).
+        notes: which networks were left out, and why.
     """
 
     verdict: str
@@ -286,7 +345,25 @@ class PhasesClaim:
 
 
 def phases_claim(study: Phases, rows: pd.DataFrame) -> PhasesClaim:
-    """Count verdicts. A group agrees with its expectation if four of five networks have it, and none the opposite."""
+    """Compare the verdicts of the networks with the expectations of the study.
+
+    A group agrees with its expectation if at least 80% of its networks have the expected verdict and none has the
+    opposite one. The claim is ``supported`` if all groups agree, ``contradicted`` if in one group more than half of the
+    networks have the opposite verdict, and ``not shown`` otherwise. Each sentence gives the exact (Clopper-Pearson)
+    lower bound of the share of networks with the expected verdict.
+
+    Args:
+        study: the design.
+        rows: one row per network, layer and term (:func:`phases_rows`).
+
+    >>> study = Phases(kind="compression", name="a", question="?", expect={"tanh": "compresses"},
+    ...                train=[{"recipe": "tanh", "vary": {"training.seed": [0, 1, 2, 3, 4]}}])
+    >>> row = {"group": "tanh", "control": "", "layer": "1", "term": "C(X;Z)", "primary": True, "left_out": "",
+    ...        "verdict": "compresses", "compression": 0.3}
+    >>> answer = phases_claim(study, pd.DataFrame([{**row, "network": f"tanh-{seed}"} for seed in range(5)]))
+    >>> answer.verdict, answer.models
+    ('supported', 5)
+    """
     failed = rows[rows["left_out"] != ""]
     notes = [f"left out ({why}): {', '.join(g['network'])}" for why, g in failed.groupby("left_out", sort=False)]
     usable = rows[rows["left_out"] == ""]

@@ -1,4 +1,4 @@
-"""How often each rung of the ladder is reached in studies whose truth is known: false positives and power."""
+"""False positives and power of the ladder of evidence, by simulated studies with known relations."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ Vector = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Layout:
-    """The structure of a study: the level of each model (N,).
+    """The design of a study of N models, as numbers.
 
     Attributes:
-        architecture: which architecture.
-        strength: which regime and strength.
-        rank: the strength, standardised by rank.
-        cell: which group of models that differ by their seed alone.
+        architecture: number of each model's architecture (N,).
+        strength: number of each model's regime and strength (N,).
+        rank: rank of each model's strength, standardised to mean 0 and standard deviation 1 (N,).
+        cell: number of each model's cell (N,). Models of one cell differ by their seed alone.
     """
 
     architecture: npt.NDArray[np.int64]
@@ -37,11 +37,11 @@ class Layout:
     cell: npt.NDArray[np.int64]
 
     def effects(self, level: npt.NDArray[np.int64], rng: np.random.Generator) -> Vector:
-        """A normal effect of each level, (N,)."""
+        """Draw a standard normal effect for each level; return that of each model (N,)."""
         return rng.standard_normal(int(level.max(initial=0)) + 1)[level]
 
     def noise(self, rng: np.random.Generator, scale: float = 1.0) -> Vector:
-        """Of each model its own, (N,)."""
+        """Draw a normal value of standard deviation ``scale`` for each model (N,)."""
         return scale * rng.standard_normal(len(self.cell))
 
 
@@ -50,12 +50,12 @@ Draw = Callable[[Layout, np.random.Generator], tuple[Vector, Vector, Vector]]
 
 @dataclass(frozen=True)
 class Truth:
-    """A way in which figure, outcome and one baseline come about.
+    """A simulated relation between a figure, an outcome and one baseline.
 
     Attributes:
-        name: in plain words.
-        true: how many rungs are true of it; to reach a higher one is a false positive.
-        draw: returns figure, outcome and baseline (N,) each.
+        name: description for tables.
+        true: number of rungs that hold under this relation. Reaching a higher rung is a false positive.
+        draw: function of a :class:`Layout` and a generator that returns figure, outcome and baseline, (N,) each.
     """
 
     name: str
@@ -121,11 +121,19 @@ TRUTHS: tuple[Truth, ...] = (
     Truth("real, slope 0.3", 3, _real(0.3)),
     Truth("real, slope 1", 3, _real(1.0)),
 )
-"""What is simulated; figure, outcome and baseline are of variance about 1."""
+"""The simulated relations; figure, outcome and baseline have a variance of about 1."""
 
 
 def structure(cells: Sequence[Cell]) -> pd.DataFrame:
-    """Return the models to confirm on as rows with their recipes' fields, and no figures."""
+    """Return one row per model of the part ``confirm``, with the fields of its recipe and no measured figures.
+
+    Args:
+        cells: the models of a study (:func:`~robgib.studies.cells`).
+
+    Returns:
+        Columns ``model``, ``data``, ``architecture``, ``regime``, ``strength``, ``training_seed``, and the other
+        fields of the recipes, whose names begin with ``recipe.``.
+    """
     return pd.DataFrame(
         [
             {
@@ -150,18 +158,26 @@ def simulate(
     truths: Sequence[Truth] = TRUTHS,
     progress: Progress | None = None,
 ) -> pd.DataFrame:
-    """Return how often each rung is reached, by truth.
+    """Simulate studies with the structure of a given one, and count how often each rung of the ladder is reached.
 
     Args:
-        study: the design; its expected sign is that of the simulated relations.
-        rows: the structure: one row a model (:func:`structure`).
-        draws: simulated studies of each truth.
-        truths: what is simulated.
-        progress: called after each study.
+        study: the design. Its seed starts the random numbers; its expected sign is that of the simulated relations.
+        rows: one row per model (:func:`structure`).
+        draws: number of simulated studies for each relation.
+        truths: the relations.
+        progress: called after each simulated study.
 
     Returns:
-        A row a truth and rung: ``share`` of the studies that reach it with its exact 95% interval (``low``, ``high``),
-        ``draws``, and ``meaning``: ``false positives`` or ``power``.
+        One row per relation and rung: ``share`` of the studies that reach it, with its exact (Clopper-Pearson) 95%
+        interval (``low``, ``high``); ``draws``; and ``meaning``: ``false positives`` or ``power``.
+
+    >>> study = Study(name="a", question="?", primary={"figure": "vulnerability"}, confirm={"models": ["digits-cnn"]})
+    >>> rows = pd.DataFrame([{"model": f"{a}-{s}-{k}", "data": "digits", "architecture": a, "regime": "at",
+    ...                       "strength": s, "training_seed": k}
+    ...                      for a in ("cnn", "mlp", "vit", "vgg") for s in (0.0, 0.1, 0.2) for k in (0, 1)])
+    >>> table = simulate(study, rows, draws=1, truths=[t for t in TRUTHS if t.name == "real, slope 1"])
+    >>> table[["rung", "meaning"]].to_numpy().tolist()[0]
+    ['goes with', 'power']
     """
     varied = varied_fields(rows)
     rows = rows.drop(columns=[c for c in rows if c.startswith(FIELD) and c not in varied])

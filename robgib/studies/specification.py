@@ -1,4 +1,4 @@
-"""Specification curves: one claim, every reasonable way to analyse it, and in which ways it comes out.
+"""Specification curves: one claim tested under every reasonable analysis.
 
 After Simonsohn, Simmons & Nelson (2020, "Specification curve analysis", Nature Human Behaviour 4).
 """
@@ -59,14 +59,21 @@ _VERSION = 1
 
 
 class SpecificationControls(BaseModel):
-    """Networks in which the claim must not come out, beside the rescaled ones, which every study has."""
+    """Recipes of control networks, in which the claim must not hold.
+
+    Every study also has rescaled copies of its networks as controls: they compute the same function.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     random_labels: list[Grid] = Field(default_factory=list)
 
 
 class Specification(BaseModel):
-    """A study of one claim under every analysis: compression in training."""
+    """The design of a specification curve for compression during training.
+
+    All choices of an analysis (view of the layer, estimator, resolution, layer, interval and so on) are combined, and
+    the share of analyses in which the claim holds is reported.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     kind: Literal["specification"]
@@ -75,16 +82,22 @@ class Specification(BaseModel):
     train: list[Grid]
     controls: SpecificationControls = Field(default_factory=SpecificationControls)
     labels: dict[str, str] = Field(default_factory=dict)
-    """What tables and the page call the networks of each recipe; without it the recipe's name."""
+    """Names of the recipes in tables and on the page; by default the recipe's own name."""
     samples: PositiveInt = 1000
     epochs: PositiveInt = 8
-    """Epochs at which networks are looked at, at most."""
+    """Largest number of epochs at which a network is analysed."""
     seed: NonNegativeInt = 0
 
 
 @dataclass(frozen=True)
 class Analysed:
-    """One network of the study: its recipe, what tables call its kind, and which control it is."""
+    """A network of the study.
+
+    Attributes:
+        recipe: its recipe, with the seed.
+        kind: name of its recipe in tables.
+        control: kind of control; None if it is not a control.
+    """
 
     recipe: Recipe
     kind: str
@@ -92,11 +105,11 @@ class Analysed:
 
     @property
     def name(self) -> str:
-        """Of the network."""
+        """Name of the network in tables."""
         return f"{self.recipe.name}-{self.control}" if self.control else self.recipe.name
 
     def folder(self, study: Specification) -> Path:
-        """Where its analyses are kept, for all studies."""
+        """Return the folder of its analyses in the cache, which all studies share."""
         content = {
             "weights": self.recipe.digest,
             "control": self.control,
@@ -108,10 +121,14 @@ class Analysed:
 
 
 def read_specification(path: Path, catalogue: Sequence[Path] = ()) -> Specification:
-    """Read a study of specifications.
+    """Read the design of a specification curve from a YAML file.
+
+    Args:
+        path: the file, with ``kind: specification``.
+        catalogue: not used; every kind of study is read with the same arguments.
 
     Raises:
-        RobGIBError: it is none; the sentence names the line and the key.
+        RobGIBError: the file is invalid; the message names the line and the key.
     """
     study = read_design(path, Specification)
     named = {grid.recipe for grid in study.train}
@@ -124,7 +141,16 @@ def read_specification(path: Path, catalogue: Sequence[Path] = ()) -> Specificat
 def analysed_networks(
     study: Specification, catalogue: Sequence[Path] = (), *, allow_code: bool = False
 ) -> list[Analysed]:
-    """Return the networks of a study, each once; ``allow_code`` as in :func:`~robgib.studies.cells`."""
+    """Return the networks of a study, controls last.
+
+    Args:
+        study: the design.
+        catalogue: further folders of recipes.
+        allow_code: as in :func:`~robgib.studies.cells`.
+
+    Raises:
+        RobGIBError: an unknown recipe, or a network that is named twice.
+    """
     known, networks = recipes(catalogue), []
     parts: tuple[tuple[Sequence[Grid], Literal["random-labels"] | None], ...] = (
         (study.train, None),
@@ -142,7 +168,7 @@ def analysed_networks(
 
 
 def check_analysed(study: Specification, networks: Sequence[Analysed], data_root: Path | None) -> None:
-    """Raise before any work for more samples than there are."""
+    """Raise an error, before any network is trained, if the study asks for more samples than the data have."""
     given = study.samples if "samples" in study.model_fields_set else 1
     check_networks(study.name, [n.recipe for n in networks], ["last"], ["auto"], given, data_root)
 
@@ -155,7 +181,18 @@ def analyse_all(
     engine: Engine = HERE,
     progress: Progress | None = None,
 ) -> dict[str, str]:
-    """Train and analyse the networks that were not analysed before; return the error of each that failed, by name."""
+    """Train and analyse the networks that are not yet analysed; the results go into the cache.
+
+    Args:
+        study: the design.
+        networks: the networks (:func:`analysed_networks`).
+        data_root: folder of the data files; None is the usual one.
+        engine: runs the tasks, on this machine or on a cluster.
+        progress: called after each network.
+
+    Returns:
+        The error message of each network that failed, by name.
+    """
     waiting = [n for n in networks if not _analyses(n, study).is_file()]
     tasks = [Task(n.name, n.folder(study), n.recipe, partial(_one, n, study)) for n in waiting]
     return finish(study.name, tasks, "analysed", len(networks), engine, data_root, progress)
@@ -166,7 +203,13 @@ def _analyses(network: Analysed, study: Specification) -> Path:
 
 
 def specification_rows(study: Specification, networks: Sequence[Analysed]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """A row an analysis, and a row a network (its gap and its subset synergy), of all networks that were analysed."""
+    """Return two tables of the networks that were analysed: one row per analysis, and one row per network.
+
+    Returns:
+        The analyses, with one column per choice (:data:`~robgib.studies.analyses.CHOICES`), ``change`` and
+        ``outcome``; and the networks, with ``gap``, the training accuracy less the test accuracy, and
+        ``subset_synergy`` (bits) of the last network.
+    """
     rows, facts = [], []
     for one in networks:
         if not _analyses(one, study).is_file():
@@ -187,10 +230,13 @@ def specification_rows(study: Specification, networks: Sequence[Analysed]) -> tu
 
 
 def read_specifications(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Read a table of analyses (``specifications.csv``) and, beside it, that of the networks.
+    """Read the two tables of :func:`specification_rows`, as a run wrote them.
+
+    Args:
+        path: ``specifications.csv``; ``networks.csv`` is in the same folder.
 
     Raises:
-        RobGIBError: no such table, or one that lacks a column.
+        RobGIBError: a file does not exist, or lacks a column.
     """
     tables = []
     for file, wanted in ((path, ("claim", "kind", "control", *CHOICES, "change", "outcome")), (
@@ -208,7 +254,7 @@ def read_specifications(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
 def _one(
     network: Analysed, study: Specification, folder: Path, data: Dataset, device: str, progress: Progress | None
 ) -> None:
-    """Train and analyse one network; its rows go into the folder."""
+    """Train and analyse one network, and write its tables to ``folder``."""
     recipe = network.recipe
     if network.control is not None:
         data, training = control(network.control, data, recipe.training)
@@ -235,7 +281,7 @@ def _one(
 def _observed(
     models: Mapping[int, PreparedModel], data: Dataset, study: Specification, device: str
 ) -> tuple[Layer, Sample, dict[str, Any]]:
-    """The last layer before the logits at every epoch, the samples, and the last network's gap and subset synergy."""
+    """Return the last layer before the logits at every epoch, the samples, and facts of the last network."""
     context = Context(device=device, seed=study.seed)
     final = list(models.values())[-1]
     limit = len(data.test) if data.enumerated else study.samples
@@ -263,7 +309,7 @@ def _observed(
 
 
 def _thinned(epochs: Sequence[int], most: int) -> tuple[int, ...]:
-    """At most so many of the epochs, evenly spread, the first and the last among them.
+    """Return at most ``most`` of the epochs, evenly spaced, with the first and the last.
 
     >>> _thinned((0, 1, 2, 4, 8, 16), 3)
     (0, 2, 16)

@@ -282,6 +282,8 @@ def test_densities_of_a_class_are_scipys():
     three = np.array([[0.0], [2.0], [5.0]])
     model._fit(three, np.array([0, 0, 1]), 1.0)  # one degree of freedom is left; the class of one has the pooled one
     assert model.precision.ravel() == pytest.approx(1 / (2.0 + 1e-3))
+    model._fit(three, np.array([0, 0, 1]), 0.0)  # a class of two has its own
+    assert model.precision.ravel() == pytest.approx([1 / (2.0 + 1e-3)] * 3)
     alone = _GaussianClassifier(x, y, 3, [slice(0, 4)], 0)._log_likelihoods(x[:10])
     assert (alone.shape, alone[2].any()) == ((3, 10, 3), np.False_)  # without the only feature nothing is known
 

@@ -85,7 +85,8 @@ def test_the_answers_of_the_probe(untrained, weights, single):
     network, folds, masks = COLUMNS.network(), Folds.draw(N, FOLDS, 1), subsets(3)
     heads = [torch.from_numpy(Y), torch.from_numpy(U)]
     estimator = Probe(folds=FOLDS, width=5, steps=7, batch=4, rate=0.02, seed=3)
-    assert estimator._pointwise(network, folds, masks, heads, weights, alone=single) == ["asked"] * 2
+    kind = {"alone": True} if single else {}
+    assert estimator._pointwise(network, folds, masks, heads, weights, **kind) == ["asked"] * 2
     start, schedule = seen["start"], seen["schedule"]
     expected = network.start(FOLDS, [5, 5, 3 + 2], torch.Generator().manual_seed(3))
     assert all(torch.equal(a, b) for a, b in zip(start, expected, strict=True))
@@ -138,12 +139,13 @@ def test_what_the_probe_hands_over(monkeypatch):
 
     def pointwise(self, network, folds, masks, targets, weights, alone=False):
         told.update(masks=masks, targets=targets, folds=folds, weights=weights, alone=alone)
-        told["grad"] = torch.is_grad_enabled()
+        told["grad"] = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
         return [(given, np.full(7, 0.3))] * len(targets)
 
     monkeypatch.setattr(Probe, "_pointwise", pointwise)
     real = np.random.default_rng(2).standard_normal(N)
-    Probe(target_codes=2, seed=4)._estimate_many([problem(U), problem(np.zeros(N, int)), problem(Y), problem(real)])
+    with torch.inference_mode():
+        Probe(target_codes=2, seed=4)._estimate_many([problem(U), problem(np.zeros(N, int)), problem(Y), problem(real)])
     binary, constant, few, coded = calls
     assert torch.equal(told["masks"], subsets(3))
     assert (told["weights"], told["alone"], told["grad"]) == (None, False, True)
@@ -162,6 +164,7 @@ def test_what_the_probe_hands_over(monkeypatch):
     for of in (constant["terms"], constant["floor"], constant["missing"], constant["pointwise"]):
         assert not np.asarray(of).any()
     assert constant["pointwise"].shape == (N, 7)
+    assert constant["floor"].shape == constant["missing"].shape == (7,)
     assert few["notes"] == ["13 samples are too few for a target of 3 symbols: not estimable"]
     assert (few["terms"].shape, np.isnan(few["terms"]).all()) == ((7,), True)
     assert few["resolution"] == "target 3 codes, features 4 columns"
@@ -265,13 +268,15 @@ def test_what_the_contrast_hands_over(monkeypatch, noise):
     given = np.tile([3.0, 0.5, 1.0, 0.0, 2.0, 2.5, 1.5], (N, 1))
 
     def pointwise(self, network, folds, masks, target, alternatives):
-        told.update(target=target, masks=masks, folds=folds, count=alternatives.count, grad=torch.is_grad_enabled())
+        told.update(target=target, masks=masks, folds=folds, count=alternatives.count)
+        told["grad"] = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
         return given.copy(), np.full(7, 0.1)
 
     monkeypatch.setattr(InfoNCE, "_pointwise", pointwise)
     real = np.random.default_rng(6).standard_normal((N, 2))
     estimator = InfoNCE(noise=noise, folds=FOLDS, alternatives=3, seed=7)
-    estimator._estimate(problem(real))
+    with torch.inference_mode():
+        estimator._estimate(problem(real))
     (made,) = calls
     count = told["count"]
     assert told["grad"]

@@ -151,6 +151,12 @@ def test_spaces_of_the_subsets():
     assert [int(s.codes.max()) for s in spaces] == [1, 0, 1, 0, 1, 0, 1]
 
 
+def test_features_that_repeat_values_get_noise_of_their_own():
+    tied = np.repeat(np.arange(10.0), 2)[:, None]
+    space = KSG(seed=7)._prepare((tied,), ())[1]
+    assert (space.values - normal_scores(tied))[:, 0] == pytest.approx(KSG(seed=7)._ties(20)[0], rel=1e-3)
+
+
 def test_many_dimensions_beside_symbols():
     features = [np.random.default_rng(9).standard_normal((40, 9)), np.arange(40) % 3]
     target = features[0][:, :1] + np.random.default_rng(8).standard_normal((40, 1))
