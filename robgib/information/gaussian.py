@@ -102,8 +102,8 @@ class Gaussian(Estimator):
         values = len(np.unique(problem.target)) if problem.discrete_target else 0
         if problem.samples < _A_CLASS * values:
             limits.append(
-                f"{values} whole numbers are taken as classes, with {problem.samples / values:.0f} samples each, which is "
-                "too few; give a quantity as real numbers"
+                f"{values} whole numbers are taken as classes, with {problem.samples / values:.0f} samples each, which "
+                "is too few; give a quantity as real numbers"
             )
         return limits
 
