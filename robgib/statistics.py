@@ -265,6 +265,9 @@ def williams_test(r_xy: float, r_zy: float, r_xz: float, samples: int) -> tuple[
     return t, float(2 * stats.t.sf(abs(t), samples - 3))
 
 
+_ROUNDING = 1e-24  # share of the mean square below which a variance is one of rounding
+
+
 def weighted_correlation(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Pearson's correlation of x and y, each (N,) or (draws, N), under each row of weights (draws, N); NaN where a side
     is constant.
@@ -274,8 +277,10 @@ def weighted_correlation(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> n
     """
     w = weights / weights.sum(1, keepdims=True)
     a, b = (v - (w * v).sum(1, keepdims=True) for v in (x, y))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray((w * a * b).sum(1) / np.sqrt((w * a**2).sum(1) * (w * b**2).sum(1)))
+    # What a constant side varies by is rounding.
+    of_a, of_b = (np.where(s > _ROUNDING * (w * v**2).sum(1), s, np.nan)
+                  for v, s in ((x, (w * a**2).sum(1)), (y, (w * b**2).sum(1))))  # fmt: skip
+    return np.asarray((w * a * b).sum(1) / np.sqrt(of_a * of_b))
 
 
 def smallest_correlation(samples: int, level: float = 0.05, power: float = 0.8) -> float:

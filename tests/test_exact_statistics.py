@@ -4,17 +4,25 @@ import math
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import optimize, stats
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.proportion import confint_proportions_2indep
 
 from robgib import statistics
 from robgib.statistics import (
     clopper_pearson,
     compression_interval,
+    detectable_share,
+    mcnemar_test,
+    most_unseen,
+    paired_difference,
     partial_correlation,
     share_test,
     sign_test,
     smallest_correlation,
     spearman,
+    unpaired_difference,
+    weighted_correlation,
     williams_test,
 )
 
@@ -192,3 +200,88 @@ def test_smallest_correlation_by_fishers_z(samples, level, power, reach):
 def test_smallest_correlation_has_these_defaults():
     assert smallest_correlation(30) == smallest_correlation(30, 0.05, 0.8)
     assert math.isnan(smallest_correlation(3))
+
+
+def tango(only_a, only_b, samples, difference):
+    """Tango's score: the likelihood is maximised over the share of one side, the difference given, by search."""
+
+    def loss(log_q):
+        q = math.exp(log_q)  # the share that is in the second alone; that in the first alone is q + the difference
+        likelihood = [(only_a, q + difference), (only_b, q), (samples - only_a - only_b, 1 - 2 * q - difference)]
+        return -sum(count * math.log(max(share, 1e-300)) for count, share in likelihood if count)
+
+    low, high = max(-difference, 0) + 1e-12, (1 - difference) / 2 - 1e-12
+    q = math.exp(optimize.minimize_scalar(loss, (math.log(low), math.log(high)), (math.log(low), math.log(high)),
+                                          method="bounded", options={"xatol": 1e-10}).x)  # fmt: skip
+    variance = samples * (2 * q + difference * (1 - difference))
+    return (only_a - only_b - samples * difference) / math.sqrt(variance)
+
+
+@pytest.mark.parametrize("counts", [(12, 2, 44), (3, 9, 30), (5, 5, 20), (7, 1, 100)])
+@pytest.mark.parametrize("level", [0.95, 0.9])
+def test_the_ends_of_a_paired_interval_have_tangos_score(counts, level):
+    low, high = paired_difference(*counts, level)
+    z = {0.95: Z95, 0.9: Z90}[level]
+    assert tango(*counts, low) == pytest.approx(z, abs=1e-4)
+    assert tango(*counts, high) == pytest.approx(-z, abs=1e-4)
+
+
+def test_paired_intervals_of_tables_and_at_the_edges():
+    assert paired_difference(12, 2, 44) == pytest.approx((0.0685, 0.3861), abs=1e-3)  # of Tango's table
+    assert paired_difference(0, 0, 0) == (-1, 1)
+    low, high = paired_difference(2, 0, 2)
+    assert (high, low < 0.5) == (1.0, True)
+    assert paired_difference(0, 2, 2) == (-1.0, pytest.approx(-low, abs=1e-9))
+    # Of one sample z² / (1 + z²) is out of reach on either side.
+    assert paired_difference(0, 0, 1) == pytest.approx((-(Z95**2) / (1 + Z95**2), Z95**2 / (1 + Z95**2)), abs=1e-6)
+
+
+@pytest.mark.parametrize("counts", [(56, 70, 48, 80), (9, 10, 3, 10), (0, 10, 0, 20), (10, 10, 0, 10)])
+def test_unpaired_intervals_are_newcombes(counts):
+    hits_a, of_a, hits_b, of_b = counts
+    for level in (0.95, 0.9):
+        expected = confint_proportions_2indep(*counts, method="newcomb", alpha=1 - level)
+        assert unpaired_difference(hits_a / of_a, of_a, hits_b / of_b, of_b, level) == pytest.approx(expected)
+    default = confint_proportions_2indep(*counts, method="newcomb")
+    assert unpaired_difference(hits_a / of_a, of_a, hits_b / of_b, of_b) == pytest.approx(default)
+
+
+def test_mcnemars_test_is_that_of_statsmodels():
+    for a, b in ((10, 0), (5, 5), (7, 2), (1, 4)):
+        assert mcnemar_test(a, b) == pytest.approx(mcnemar([[3, a], [b, 4]], exact=True).pvalue)
+    assert mcnemar_test(0, 0) == 1
+
+
+def test_correlations_of_repeated_rows():
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((2, 6))
+    counts = np.array([[1, 1, 1, 1, 1, 1], [2, 0, 3, 1, 0, 2]])
+    expected = [np.corrcoef(np.repeat(x, c), np.repeat(y, c))[0, 1] for c in counts]
+    assert weighted_correlation(x, y, counts) == pytest.approx(expected)
+    assert weighted_correlation(x, y, 7.0 * counts) == pytest.approx(expected)
+    each = rng.standard_normal((2, 6))
+    rows = [np.corrcoef(np.repeat(e, c), np.repeat(y, c))[0, 1] for e, c in zip(each, counts, strict=True)]
+    assert weighted_correlation(each, y, counts) == pytest.approx(rows)
+    for constant in (np.ones(6), np.full(6, 0.1), np.zeros(6)):  # up to rounding
+        assert np.isnan(weighted_correlation(constant, y, counts)).all()
+        assert np.isnan(weighted_correlation(y, constant, counts)).all()
+    assert weighted_correlation(1e3 + 1e-6 * x, y, counts) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize(("total", "drawn"), [(10, 3), (7, 7), (7, 0), (30, 12)])
+def test_most_unseen_by_enumeration(total, drawn):
+    for level in (0.95, 0.5):
+        chance = [math.comb(total - m, drawn) / math.comb(total, drawn) for m in range(total + 1)]
+        assert most_unseen(total, drawn, level) == max(m for m, p in enumerate(chance) if p >= 1 - level - 1e-12)
+    assert most_unseen(30, 12) == most_unseen(30, 12, 0.95)
+
+
+def test_shares_that_a_test_detects():
+    for samples, share, level in ((50, 0.05, 0.01), (20, 0.1, 0.05)):
+        needed = next(k for k in range(samples + 1) if stats.binom(samples, share).sf(k - 1) <= level)
+        for power in (0.8, 0.5):
+            found = detectable_share(samples, share, level, power)
+            assert stats.binom(samples, found).sf(needed - 1) == pytest.approx(power)
+        assert detectable_share(samples, share, level) == detectable_share(samples, share, level, 0.8)
+    assert detectable_share(1, 0.05, 0.01) == math.inf
+    assert detectable_share(1, 0.05, 0.05) == pytest.approx(0.8)  # one hit of one is shown at exactly 5%

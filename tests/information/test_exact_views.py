@@ -147,6 +147,8 @@ def test_the_counted_information_of_a_code(monkeypatch):
     assert (given["codes"].tolist(), given["y"].tolist()) == ([0, 1, 0, 1] * 5, [0, 0, 1, 2] * 5)
     assert (given["draws"], given["weights"]) == (8, None)
     assert given["state"] == np.random.default_rng([3, 7]).bit_generator.state
+    count_information(np.arange(4), np.arange(4) % 2)
+    assert given["state"] == np.random.default_rng([0, 7]).bit_generator.state
     above, _ = counted(0.5, 0.5, 0.3)
     assert above.high == pytest.approx(0.5 + NORMAL * 0.3)
     sure, _ = counted(0.5, 0.5, 0.0)  # of a constant
