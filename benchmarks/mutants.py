@@ -82,7 +82,7 @@ TESTS: dict[str, tuple[str, ...]] = {
         }.items()
     },
     "robgib/information/discrete.py": ("tests/information/test_exact_measures.py",),
-    "robgib/information/flow.py": ("tests/information/test_flow.py",),
+    "robgib/information/flow.py": ("tests/information/test_exact_flow.py", "tests/information/test_flow.py"),
     "robgib/information/gaussian.py": (
         "tests/information/test_exact_gaussian.py",
         "tests/information/test_exact_measures.py",

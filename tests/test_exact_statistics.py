@@ -130,6 +130,12 @@ def test_compression_interval_by_propagation_of_errors(level, z):
     assert other != compression_interval([3, 10, 4], [0, 9, 3], [9, 11, 5], level)
 
 
+def test_compression_is_drawn_with_the_seed_0_by_default():
+    values, lows, highs = [1.0, 2.0, 1.5], [0.9, 1.8, 1.2], [1.1, 2.2, 1.8]
+    assert compression_interval(values, lows, highs) == compression_interval(values, lows, highs, seed=0)
+    assert compression_interval(values, lows, highs) != compression_interval(values, lows, highs, seed=1)
+
+
 def test_compression_where_there_is_none():
     assert compression_interval([1, 3, 3.5], [0, 0, 0], [4, 4, 4]) == (0, 0, 0)
     for values in ([], [0, -1], [-2, -3], [math.inf, 1]):

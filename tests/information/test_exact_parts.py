@@ -129,6 +129,8 @@ def test_every_outcome_with_its_weight():
     both = Exact(weights=[3.0, 1.0, 1.0, 3.0]).estimate([x], y, weights=[1.0, 3.0, 3.0, 1.0])
     assert both.total.value == pytest.approx(0, abs=1e-12)
     assert "every outcome, values as they are" in found.resolution
+    half = Exact(weights=[0.5, 0.0, 0.0, 0.4]).estimate([x], y)  # a sum below 1, and outcomes that never come
+    assert half.total.value == pytest.approx(stats.entropy([5, 4], base=2))
     for wrong in ([1.0], [1.0, -1, 1, 1], [0.0] * 4):
         with pytest.raises(RobGIBError, match="weights must be 4 numbers of at least 0"):
             Exact(weights=wrong).estimate([x], y)
@@ -140,7 +142,10 @@ def test_every_outcome_of_real_values_in_bins():
     symbols = np.minimum((x * 4).astype(int), 3)
     assert exact._symbols(x[:, None]).tolist() == symbols.tolist()
     assert exact._symbols(3 - 2 * x[:, None]).tolist() == (np.minimum(((1 - x) * 4), 3).astype(int)).tolist()
-    assert exact._symbols(x[:4, None]).tolist() == [0, 1, 2, 3]  # no more values than bins are kept
+    assert exact._symbols(np.array([[0.0], [0.01], [0.02], [1.0]])).tolist() == [0, 1, 2, 3]  # no more than bins: kept
+    assert (Exact().bins, Exact.least_samples) == (30, 1)
+    units = exact.of_units(np.arange(24.0).reshape(4, 3, 2), np.arange(12.0).reshape(2, 3, 2), 2)
+    assert [v.shape for v in units.values] == [(4, 3), (4, 3)]
     assert exact._symbols(np.arange(9)[:, None]).tolist() == list(range(9))
     found = exact.estimate([x], x)
     assert found.total.value == pytest.approx(stats.entropy(np.bincount(symbols), base=2))

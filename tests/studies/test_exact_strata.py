@@ -101,7 +101,9 @@ def test_fields_that_go_together_are_relabelled_together():
 
 def test_of_three_fields_the_last_two_may_go_together():
     three = [(a, s) for a in ("cnn", "vit", "mlp") for s in (0, 1, 2)]
-    unit, levels = exchangeable(design(*three, epochs=[s for _, s in three]), generator())
+    alike = [(a, 0) for a, _ in three]
+    further = {"epochs": [s for _, s in three], "width": [9 - s for _, s in three]}
+    unit, levels = exchangeable(design(*alike, **further), generator())
     assert unit.tolist() == list(range(9))
     assert lists(levels) == [np.repeat([0, 1, 2], 3).tolist(), np.tile([0, 1, 2], 3).tolist()]
 
