@@ -173,6 +173,7 @@ def test_terms_of_kernels():
     both = kernels["real"] * kernels["code"]
     subsets = [both, kernels["real"], kernels["code"], None, kernels["code"], kernels["real"], both]
     of_t = renyi_entropy(kernels["t"], 1.5)
+    assert found.adjusted.shape == found.short.shape == found.flagged.shape == (7,)
     for place, kernel in enumerate(subsets):
         if kernel is None:  # a constant
             assert (found.adjusted[place], found.short[place], found.flagged[place]) == (0, 0, False)
@@ -193,13 +194,13 @@ def test_terms_are_extrapolated_from_halves(monkeypatch):
 
     def terms(self, data, rows, rng):
         asked.append(len(rows))
-        return renyi._Terms(np.array([1.0 - 1 / len(rows)]), np.zeros(1), np.zeros(1, bool))
+        return renyi._Terms(np.array([1.0, 2.0, 5.0]) - 1 / len(rows), np.zeros(3), np.zeros(3, bool))
 
     monkeypatch.setattr(Renyi, "_terms", terms)
     found, whole = estimator._extrapolated(None, np.arange(10), np.random.default_rng(0))
     assert asked == [10, 5, 5]
-    assert found == pytest.approx(1.0)  # 2 (1 − 1/10) − (1 − 1/5)
-    assert whole.adjusted == pytest.approx(0.9)
+    assert found == pytest.approx([1.0, 2.0, 5.0])  # 2 (1 − 1/10) − (1 − 1/5)
+    assert whole.adjusted == pytest.approx([0.9, 1.9, 4.9])
 
 
 @pytest.mark.parametrize(("samples", "count"), [(40, 1), (41, 2)])
@@ -236,6 +237,13 @@ def test_what_the_kernels_hand_over(monkeypatch, samples, count):
         f"exact eigenvalues of {blocks}{size} samples, extrapolated, short of their limit by up to 30%"
         in made["resolution"]
     )
+
+
+def test_symbols_alone_need_no_blocks(monkeypatch):
+    codes = np.arange(90) % 3
+    made = handed_over(monkeypatch, renyi, Renyi(exact_samples=40), [codes], codes)
+    assert "exact eigenvalues of 90 samples" in made["resolution"]
+    assert made["resolution"].startswith("equality kernels")
 
 
 def test_notes_of_the_kernels():

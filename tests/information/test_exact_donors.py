@@ -153,6 +153,16 @@ def test_the_nearest_donors_in_order():
     assert found.tolist() == np.argsort(far, 1)[:, :39].tolist()
 
 
+def test_the_nearest_of_many_donors():
+    _, pool = pool_of(700, 6)
+    ours = torch.from_numpy(correlated(50, 6, seed=1))
+    scores, theirs = pool._scores(ours - pool.mean, KEPT, 2)
+    far = ((scores[:, None] - theirs[None]) ** 2).sum(2)
+    for count in (1, 2, 3, 8):
+        got = pool.complete(ours, KEPT, LEFT, count, True, 2, np.random.default_rng(0))
+        assert got.near.tolist() == np.argsort(far, 1)[:, :count].tolist()
+
+
 def test_chance_decides_among_equals_alone():
     """Of twenty donors of two values, ten are equally near; of values that differ, none."""
     bits = torch.tensor([0.0, 1.0]).repeat(10)[:, None].repeat(1, 2) * torch.tensor([1.0, 3.0])
