@@ -49,7 +49,7 @@ _DRAWN: dict[str, Any] = {
 }
 
 
-_LABELLED = 200_000  # draws for what their codes tell of the label, of whose pairs fewer would lack many
+_COUNTED = 200_000  # draws for H(T) and what a code tells of the label
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,25 +155,25 @@ class KnownNetwork:
         terms = drawn("", [self.kept, seen, _DRAWN], lambda: self._drawn_truths(views))
         if self.bounds is not None:
             return {n: (np.array(terms[n][0]), float(terms[n][1])) for n in views}
-        labels = drawn("-labels", [self.kept, seen, _LABELLED], lambda: self._drawn_labels(views))
-        return {n: (np.array(terms[n][0]), float(labels[n])) for n in views}
+        counts = drawn("-counts", [self.kept, seen, _COUNTED], lambda: self._drawn_counts(views))
+        shift = {n: counts[n][0] - terms[n][0][0] for n in views}  # every term is the total less what is left
+        return {n: (np.array(terms[n][0]) + shift[n], float(counts[n][1])) for n in views}
 
-    def _drawn_labels(self, views: Mapping[str, FittedView]) -> dict[str, float]:
-        """What the codes of all layers tell of the label, in bits, counted on a population of its own.
+    def _drawn_counts(self, views: Mapping[str, FittedView]) -> dict[str, tuple[float, float]]:
+        """H(T) of all layers and what they tell of the label, in bits, counted on a population of their own.
 
-        Codes and labels have many pairs, of which a small population would leave the truth as uncertain as a figure is.
+        A small one would leave these truths nearly as uncertain as the figures that are held against them.
         """
         rng = np.random.default_rng([7, len(self.name), 1])
         codes: dict[str, list[npt.NDArray[Any]]] = {n: [] for n in views}
         labels: list[npt.NDArray[np.int64]] = []
         for _ in range(100):  # a part at a time: the pictures of all would take gigabytes
-            x, y = self.draw(_LABELLED // 100, rng)
-            if not labels and (y == y[0]).all():
-                return dict.fromkeys(views, 0.0)  # a law without classes
+            x, y = self.draw(_COUNTED // 100, rng)
             labels.append(y)
             for n, z in self.all_layers(x).items():
                 codes[n].append(views[n](z))
-        return {n: count_information(np.concatenate(c), np.concatenate(labels))[0].value for n, c in codes.items()}
+        whole, y = {n: np.concatenate(c) for n, c in codes.items()}, np.concatenate(labels)
+        return {n: (_entropy(code), count_information(code, y)[0].value) for n, code in whole.items()}
 
     def _drawn_truths(self, views: Mapping[str, FittedView]) -> dict[str, tuple[list[float], float]]:
         """Terms of the codes of all layers, and what they tell of the label; the total is counted, the others draw

@@ -57,7 +57,7 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setattr(fitted, "_MASKED", 400)
     monkeypatch.setattr(fitted, "_HELD", 200)
     monkeypatch.setattr(known, "_DRAWN", {"population": 600, "parts": 2, "alone": (8, 40), "rest": (8, 20)})
-    monkeypatch.setattr(known, "_LABELLED", 1000)
+    monkeypatch.setattr(known, "_COUNTED", 1000)
     for function in (fitted._pictures, fitted._train_part, fitted._network, fitted._law, _views):
         function.cache_clear()
     yield tmp_path / "validation"
@@ -77,10 +77,10 @@ def test_truths_are_drawn_once_and_kept(small, name, monkeypatch):
         assert 0 < terms[0] <= 4
         assert (terms[1:] <= terms[0] + 1e-9).all()
         assert 0 <= label <= 4
-    files = {"terms", "labels"} if name != "real-fashion-cnn" else {"terms"}
-    assert {"labels" if "-labels-" in f.name else "terms" for f in small.glob(f"{name}-*.json")} == files
+    files = {"terms", "counts"} if name != "real-fashion-cnn" else {"terms"}
+    assert {"counts" if "-counts-" in f.name else "terms" for f in small.glob(f"{name}-*.json")} == files
     assert len(list(small.glob(f"{name}-*.json"))) == len(files)
-    for drawn in ("_drawn_truths", "_drawn_labels"):
+    for drawn in ("_drawn_truths", "_drawn_counts"):
         monkeypatch.setattr(type(network), drawn, None)  # they are read from now on
     again = network.truths(seen)
     for layer, (terms, label) in found.items():
