@@ -158,4 +158,4 @@ def _entropy_bias(code: Codes, weights: Vector | None) -> float:
 def _times_log(masses: Vector) -> Vector:
     """c log2 c, which is 0 where nothing is left but an error of rounding."""
     present = masses > 1e-9 * masses.max()
-    return np.where(present, masses * np.log2(np.where(present, masses, 1.0)), 0.0)
+    return np.asarray(np.where(present, masses * np.log2(np.where(present, masses, 1.0)), 0.0))
