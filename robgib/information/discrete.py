@@ -147,7 +147,7 @@ def _entropy_bias(code: Codes, weights: Vector | None) -> float:
     code, each = code[each > 0], each[each > 0]
     if len(code) < 2:
         return 0.0
-    masses = np.bincount(code, each)
+    masses = np.bincount(code, each).astype(float)
     of_cells, total = _times_log(masses), float(each.sum())
     left_out = of_cells.sum() - of_cells[code] + _times_log(masses[code] - each)
     without = np.log2(total - each) - left_out / (total - each)
