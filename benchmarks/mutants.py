@@ -405,7 +405,7 @@ def main() -> None:
     os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
     os.chdir(ROOT)
     sys.path.insert(0, str(ROOT))
-    importlib.import_module("tests.conftest")  # the libraries; the project's own modules are imported after the fork
+    importlib.import_module("tests.fixtures")  # the libraries; the project's own modules are imported after the fork
     for name in [m for m in sys.modules if m.partition(".")[0] in ("robgib", "tests")]:
         del sys.modules[name]
     print("| file | changes | tried | survived | not reached | unnoticed |\n| --- | --: | --: | --: | --: | --: |")

@@ -18,29 +18,29 @@ from robgib.robustness import corrupted_files_accuracy, run_attack
 QUICK = {"estimators": [], "corruptions": False, "curve": False, "progress": False, "device": "cpu"}
 
 
-def test_masks_of_an_evaluation_are_those_of_its_samples(digits, digits_cnn, tmp_path):
+def test_masks_of_an_evaluation_are_those_of_its_samples(digits, digits_mlp, tmp_path):
     """The rows that were drawn get their own masks; the images show it."""
     masks = np.zeros((len(digits.test), 8, 8), bool)
     masks[::2, :4], masks[1::2, 4:] = True, True
     np.save(tmp_path / "masks.npy", masks)
     options = {"attacks": ["pgd-linf:eps=0.4"], "samples": 12, "save_adversarial": True, **QUICK}
-    run = evaluate(digits_cnn, digits, mask=tmp_path / "masks.npy", **options)
+    run = evaluate(digits_mlp, digits, mask=tmp_path / "masks.npy", **options)
     rows, images = run.adversarial["pgd-linf:eps=0.4/rows"], run.adversarial["pgd-linf:eps=0.4/images"]
     assert len(rows)
     changed = images != run.adversarial["clean"][rows]
     assert not (changed[:, 0] & ~masks[rows]).any()
     assert len(run.signs)
-    one = evaluate(digits_cnn, digits, mask=masks[0], **options)
+    one = evaluate(digits_mlp, digits, mask=masks[0], **options)
     assert one.config["request"] != run.config["request"]
 
 
-def test_an_audit_aims_at_no_given_targets(digits, digits_cnn):
+def test_an_audit_aims_at_no_given_targets(digits, digits_mlp):
     targets = (digits.test.y.numpy() + 1) % 10
     with pytest.raises(RobGIBError, match="--audit and --targets or --transfer-from exclude each other"):
-        evaluate(digits_cnn, digits, targets=targets, attacks=["pgd-linf"], audit=0.1, samples=12, **QUICK)
+        evaluate(digits_mlp, digits, targets=targets, attacks=["pgd-linf"], audit=0.1, samples=12, **QUICK)
 
 
-def test_masks_of_pictures_are_found_by_name(tmp_path, digits_cnn):
+def test_masks_of_pictures_are_found_by_name(tmp_path, digits_mlp):
     rng = np.random.default_rng(0)
     for label in range(2):
         for number in range(3):
@@ -77,11 +77,11 @@ def test_masks_that_cannot_be(value, message):
         read_masks(value, (1, 8, 8), 10, np.array([5, 6]))
 
 
-def test_targets_of_an_evaluation(digits, digits_cnn, tmp_path):
+def test_targets_of_an_evaluation(digits, digits_mlp, tmp_path):
     y = digits.test.y.numpy()
     lines = ["index,target", *(f"{row},{(label + 3) % 10}" for row, label in enumerate(y))]
     (tmp_path / "targets.csv").write_text("\n".join(lines))
-    run = evaluate(digits_cnn, digits, targets=tmp_path / "targets.csv", norm="linf", eps=0.4, samples=12, **QUICK)
+    run = evaluate(digits_mlp, digits, targets=tmp_path / "targets.csv", norm="linf", eps=0.4, samples=12, **QUICK)
     assert sorted(run.robustness["attack"]) == ["apgd-ce-linf", "pgd-linf", "square-linf"]
     last = run.outcomes[run.outcomes["attack"] == run.outcomes["attack"].iloc[-1]]
     reached = last["adversarial_prediction"] == (last["label"] + 3) % 10
@@ -90,7 +90,7 @@ def test_targets_of_an_evaluation(digits, digits_cnn, tmp_path):
     assert (last["robust"] == (attacked & ~reached)).all()
     assert int(last["robust"].sum()) == run.robustness["robust"].min()
     with pytest.raises(RobGIBError, match="attack 'fab-linf' cannot aim at given target classes"):
-        evaluate(digits_cnn, digits, targets=(y + 3) % 10, attacks=["fab-linf"], samples=12, **QUICK)
+        evaluate(digits_mlp, digits, targets=(y + 3) % 10, attacks=["fab-linf"], samples=12, **QUICK)
 
 
 @pytest.mark.parametrize(
@@ -106,24 +106,24 @@ def test_targets_that_cannot_be(value, message):
         read_targets(value, torch.tensor([1, 1, 1]), 3, np.arange(3), 10)
 
 
-def test_a_transfer_attacks_the_surrogate_and_is_judged_on_the_model(digits, digits_cnn):
+def test_a_transfer_attacks_the_surrogate_and_is_judged_on_the_model(digits, digits_mlp):
     """From the model itself it equals the attack; the number of passes through the model is that of the judge."""
     x, y = digits.test.x[:16], digits.test.y[:16]
     attack = make_attack("pgd-linf:eps=0.2")
-    own = run_attack(digits_cnn, x, y, attack)
-    same = run_attack(digits_cnn, x, y, Transfer.of(attack, digits_cnn))
+    own = run_attack(digits_mlp, x, y, attack)
+    same = run_attack(digits_mlp, x, y, Transfer.of(attack, digits_mlp))
     assert np.array_equal(own.right, same.right)
     surrogate = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
-    other = run_attack(digits_cnn, x, y, Transfer.of(attack, surrogate))
+    other = run_attack(digits_mlp, x, y, Transfer.of(attack, surrogate))
     assert other.right.sum() >= own.right.sum()
     assert other.passes.backward == 0
     options = {"attacks": {"pgd": attack}, "samples": 16, **QUICK}
-    run = evaluate(digits_cnn, digits, transfer_from=surrogate, **options)
+    run = evaluate(digits_mlp, digits, transfer_from=surrogate, **options)
     assert run.robustness["robust"].tolist()[0] >= 0
     assert not run.signs["seen"].any()
     assert len(run.config["options"]["attack"]["transfer_from"]) >= 32
     with pytest.raises(RobGIBError, match="transfer_from must be the surrogate itself"):
-        evaluate(digits_cnn, digits, transfer_from="digits-cnn", **options)
+        evaluate(digits_mlp, digits, transfer_from="digits-cnn", **options)
 
 
 def test_the_command_line_takes_all_three(cli, digits, tmp_path):
@@ -139,7 +139,7 @@ def test_the_command_line_takes_all_three(cli, digits, tmp_path):
     assert {"mask", "targets", "transfer_from"} <= {k for k, v in run.config["options"]["attack"].items() if v}
 
 
-def test_arrays_are_read_by_one_reader(tmp_path, digits, digits_cnn):
+def test_arrays_are_read_by_one_reader(tmp_path, digits, digits_mlp):
     """The same sentence for masks, targets and corrupted images; a pipe is not waited for."""
     os.mkfifo(tmp_path / "pipe.npy")
     np.savez(tmp_path / "several", one=np.zeros(2))
@@ -157,17 +157,17 @@ def test_arrays_are_read_by_one_reader(tmp_path, digits, digits_cnn):
         file.rename(folder / "labels.npy")
         np.save(folder / "fog.npy", np.zeros((5, 8, 8), np.uint8))
         with pytest.raises(RobGIBError, match=r"labels '.*labels\.npy' cannot be read as a \.npy file"):
-            corrupted_files_accuracy(digits_cnn, folder, (1, 8, 8))
+            corrupted_files_accuracy(digits_mlp, folder, (1, 8, 8))
 
 
-def test_corruptions_of_files_have_labels_of_their_own(tmp_path, digits, digits_cnn):
+def test_corruptions_of_files_have_labels_of_their_own(tmp_path, digits, digits_mlp):
     """Generated noise and a file of the same name are two rows of the table, not their mean."""
     pixels = (digits.test.x[:4, 0].numpy() * 255).round().astype(np.uint8)
     for name in ("contrast", "sepia"):
         np.save(tmp_path / f"{name}.npy", np.tile(pixels, (5, 1, 1)))
     np.save(tmp_path / "labels.npy", digits.test.y[:4].numpy())
     run = evaluate(
-        digits_cnn, digits, attacks=["fgsm-linf"], all_corruptions=True, corruptions_from=tmp_path, samples=12,
+        digits_mlp, digits, attacks=["fgsm-linf"], all_corruptions=True, corruptions_from=tmp_path, samples=12,
         signs=False, curve=False, estimators=[], progress=False,
     )  # fmt: skip
     counts = run.corruptions["corruption"].value_counts()
@@ -175,11 +175,11 @@ def test_corruptions_of_files_have_labels_of_their_own(tmp_path, digits, digits_
     assert set(counts) == {5}
 
 
-def test_the_plan_of_what_stands_beside_holds_the_gradient_check(digits, digits_cnn):
+def test_the_plan_of_what_stands_beside_holds_the_gradient_check(digits, digits_mlp):
     """All of it together takes at most half of the attacks' passes."""
     planned = []
     evaluate(
-        digits_cnn, digits, attacks=["pgd-linf:eps=0.1,steps=20"], samples=40, estimators=[], progress=False,
+        digits_mlp, digits, attacks=["pgd-linf:eps=0.1,steps=20"], samples=40, estimators=[], progress=False,
         record=Record(planned=planned.extend), random_points=3,
     )  # fmt: skip
     passes = {part.name: part.passes for part in planned}

@@ -135,24 +135,17 @@ def without(config, *names):
     return {**same, "options": {**config["options"], "attack": kept}}
 
 
-def test_evaluation_is_deterministic(run, digits, digits_cnn):
+def test_evaluation_is_deterministic(digits, digits_cnn):
     beside = ("corruptions",)  # they change no figure that is compared here
-    again = evaluate(
-        digits_cnn,
-        digits,
-        attacks=["fgsm-linf:eps=0.05", "pgd-linf:eps=0.05,steps=5", "pgd-l2:steps=5"],
-        curve=True,
-        layers=["blocks.0", "hidden", "logits"],
-        estimators=QUICK,
-        samples=150,
-        name="digits-cnn",
-        beta=0.5,
-        batch_size=64,
-        **dict.fromkeys(beside, False),
-    )
-    assert without(again.config, *beside) == without(run.config, *beside)
-    pd.testing.assert_frame_equal(again.outcomes, run.outcomes, atol=1e-5)
-    pd.testing.assert_frame_equal(again.layers, run.layers, rtol=1e-4)
+    options = {
+        "attacks": ["fgsm-linf:eps=0.05", "pgd-linf:eps=0.05,steps=5", "pgd-l2:steps=5"], "curve": True,
+        "layers": ["hidden"], "estimators": QUICK, "features": "patches:2", "samples": 100, "beta": 0.5, "signs": False,
+    }  # fmt: skip
+    one = evaluate(digits_cnn, digits, **options, **dict.fromkeys(beside, True))
+    again = evaluate(digits_cnn, digits, batch_size=64, **options, **dict.fromkeys(beside, False))
+    assert without(again.config, *beside) == without(one.config, *beside)
+    pd.testing.assert_frame_equal(again.outcomes, one.outcomes, atol=1e-5)
+    pd.testing.assert_frame_equal(again.layers, one.layers, rtol=1e-4)
 
 
 def test_any_module_and_arrays():
@@ -184,9 +177,9 @@ class Explodes(Attack):
         raise ValueError("no luck")
 
 
-def test_a_failing_attack_is_marked_and_the_others_delivered(digits, digits_cnn, tmp_path):
+def test_a_failing_attack_is_marked_and_the_others_delivered(digits, digits_mlp, tmp_path):
     attacks = {"bad": Explodes("linf", 0.1), "good": make_attack("fgsm-linf:eps=0.1")}
-    found = evaluate(digits_cnn, digits, attacks=attacks, estimators=[], samples=50)
+    found = evaluate(digits_mlp, digits, attacks=attacks, estimators=[], samples=50)
     table = found.robustness.set_index("attack")
     assert table.loc["bad", "status"] == "failed"
     assert table.loc["bad", "reason"] == "attack 'bad' raised ValueError: no luck."
@@ -195,7 +188,7 @@ def test_a_failing_attack_is_marked_and_the_others_delivered(digits, digits_cnn,
     page = write_report(found, tmp_path / "r.html").read_text()
     assert "no luck" in page
     with pytest.raises(RobGIBError, match="every attack failed; the first: attack 'bad' raised"):
-        evaluate(digits_cnn, digits, attacks={"bad": attacks["bad"]}, estimators=[], samples=20)
+        evaluate(digits_mlp, digits, attacks={"bad": attacks["bad"]}, estimators=[], samples=20)
 
 
 def test_pmi_weighting_changes_the_information_and_not_the_robustness(run, digits, digits_cnn, tmp_path):
@@ -217,8 +210,8 @@ def test_pmi_weighting_changes_the_information_and_not_the_robustness(run, digit
     assert "weighted by" in write_report(found, tmp_path / "r.html").read_text()
 
 
-def test_without_attacks_or_estimators(digits, digits_cnn):
-    found = evaluate(digits_cnn, digits, attacks=[], estimators=[], samples=50)
+def test_without_attacks_or_estimators(digits, digits_mlp):
+    found = evaluate(digits_mlp, digits, attacks=[], estimators=[], samples=50)
     assert found.outcomes.empty
     assert found.layers.empty
     assert found.robustness["attack"].tolist() == ["none"]
@@ -251,9 +244,9 @@ def test_bad_requests(options, message, digits, digits_cnn):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
-def test_cuda_where_there_is_none(digits, digits_cnn):
+def test_cuda_where_there_is_none(digits, digits_mlp):
     with pytest.raises(RobGIBError, match="this machine has no CUDA device; use --device cpu"):
-        evaluate(digits_cnn, digits, device="cuda")
+        evaluate(digits_mlp, digits, device="cuda")
 
 
 def test_the_model_must_be_one(digits):
@@ -284,11 +277,11 @@ def test_a_curve_uses_large_to_small_eps_where_the_cheapest_attack_stalled():
     assert tables["curve"]["accuracy"][np.isclose(at, 0.3)].max() < 0.8
 
 
-def test_a_cascades_curve_is_its_last_attacks_own(digits, digits_cnn):
+def test_a_cascades_curve_is_its_last_attacks_own(digits, digits_mlp):
     """Samples that fell earlier never reached the last attack: accuracy at half eps was 99.5% for 76%."""
     attacks = ["pgd-linf:eps=0.1", "fab-t-linf:eps=0.1,steps=20,targets=4"]
     both = {
-        cascade: robustness(digits_cnn, digits, attacks, cascade=cascade, curve=True, signs=False)[1].curve
+        cascade: robustness(digits_mlp, digits, attacks, cascade=cascade, curve=True, signs=False)[1].curve
         for cascade in (True, False)
     }
     ours, alone = (c[c["attack"] == attacks[1]].set_index("at")["accuracy"] for c in both.values())
@@ -298,9 +291,9 @@ def test_a_cascades_curve_is_its_last_attacks_own(digits, digits_cnn):
     assert alone[0.05] < 0.9
 
 
-def test_what_an_attack_leaves_above_the_checks_own_is_said_beside_it(digits, digits_cnn, tmp_path):
+def test_what_an_attack_leaves_above_the_checks_own_is_said_beside_it(digits, digits_mlp, tmp_path):
     weak = "torchattacks:PGD:eps=0.1,alpha=0.001,steps=5"
-    table, run = robustness(digits_cnn, digits, [weak, "pgd-linf:eps=0.1", "pgd-linf:eps=0.05"], signs=True)
+    table, run = robustness(digits_mlp, digits, [weak, "pgd-linf:eps=0.1", "pgd-linf:eps=0.05"], signs=True)
     assert "5 steps of 0.001 move at most 0.005" in table.loc[weak, "note"]
     assert "PGD of 20 steps on the model itself leaves" in table.loc[weak, "note"]
     assert table.loc["pgd-linf:eps=0.1", "note"] == table.loc["pgd-linf:eps=0.05", "note"] == ""
@@ -311,8 +304,8 @@ def test_what_an_attack_leaves_above_the_checks_own_is_said_beside_it(digits, di
     assert "move at most 0.005" in write_report(run, tmp_path / "page.html").read_text()
 
 
-def test_without_any_gradient_the_signs_still_say_why(digits, digits_cnn, tmp_path):
-    table, run = robustness(unusual.Cut(digits_cnn), digits, ["pgd-linf:eps=0.1", "apgd-ce-linf:eps=0.1"])
+def test_without_any_gradient_the_signs_still_say_why(digits, digits_mlp, tmp_path):
+    table, run = robustness(unusual.Cut(digits_mlp), digits, ["pgd-linf:eps=0.1", "apgd-ce-linf:eps=0.1"])
     assert set(table["status"]) == {"failed"}
     assert all("no gradient" in r for r in table["reason"])
     seen = run.signs[run.signs["seen"]].set_index("name")
@@ -320,9 +313,9 @@ def test_without_any_gradient_the_signs_still_say_why(digits, digits_cnn, tmp_pa
     assert "black box beats gradients" in write_report(run, tmp_path / "page.html").read_text()
 
 
-def test_an_undecided_model_is_not_robust_and_its_run_is_whole(digits, digits_cnn, tmp_path):
+def test_an_undecided_model_is_not_robust_and_its_run_is_whole(digits, digits_mlp, tmp_path):
     table, run = robustness(
-        unusual.Undecided(digits_cnn), digits, ["pgd-linf:eps=0.1"], estimators=["gaussian"], layers=["logits"]
+        unusual.Undecided(digits_mlp), digits, ["pgd-linf:eps=0.1"], estimators=["gaussian"], layers=["logits"]
     )
     row = table.loc["pgd-linf:eps=0.1"]
     assert row["not_finite"] > 50
@@ -334,10 +327,10 @@ def test_an_undecided_model_is_not_robust_and_its_run_is_whole(digits, digits_cn
 
 
 @pytest.mark.slow
-def test_a_random_models_accuracies_are_means_over_draws(digits, digits_cnn):
+def test_a_random_models_accuracies_are_means_over_draws(digits, digits_mlp):
     spec = ["pgd-linf:eps=0.1,eot=5,steps=10"]
-    table, run = robustness(unusual.Noisy(digits_cnn, 0.1), digits, spec, samples=30, curve=True)
-    again, _ = robustness(unusual.Noisy(digits_cnn, 0.1), digits, spec, samples=30, curve=True, signs=False)
+    table, run = robustness(unusual.Noisy(digits_mlp, 0.1), digits, spec, samples=30, curve=True)
+    again, _ = robustness(unusual.Noisy(digits_mlp, 0.1), digits, spec, samples=30, curve=True, signs=False)
     pd.testing.assert_frame_equal(table.drop(columns="seconds"), again.drop(columns="seconds"))
     row = table.iloc[0]
     assert row["robust_accuracy"] == pytest.approx(run.outcomes["right"].mean())
@@ -347,19 +340,19 @@ def test_a_random_models_accuracies_are_means_over_draws(digits, digits_cnn):
     assert run.curve["accuracy"].is_monotonic_decreasing
 
 
-def test_checks_that_run_out_of_memory_take_nothing_with_them(digits, digits_cnn, monkeypatch):
+def test_checks_that_run_out_of_memory_take_nothing_with_them(digits, digits_mlp, monkeypatch):
     def no_memory(*arguments, **options):
         raise torch.OutOfMemoryError("no")
 
     monkeypatch.setattr(sys.modules["robgib.robustness.beside"], "examine", no_memory)
-    table, run = robustness(digits_cnn, digits, ["pgd-linf:eps=0.1"])
+    table, run = robustness(digits_mlp, digits, ["pgd-linf:eps=0.1"])
     assert table["status"].tolist() == ["ok"]
     assert run.signs["name"].tolist() == ["checks did not finish"]
 
 
-def test_an_eps_of_another_unit_is_refused_before_any_work(digits, digits_cnn):
+def test_an_eps_of_another_unit_is_refused_before_any_work(digits, digits_mlp):
     with pytest.raises(RobGIBError, match=r"attack 'pgd-l2:eps=12'.*eps 12 .l2. is more than the whole box"):
-        robustness(digits_cnn, digits, ["pgd-l2:eps=12"])
+        robustness(digits_mlp, digits, ["pgd-l2:eps=12"])
 
 
 def test_folders_of_before_there_were_notes_are_read(run, tmp_path):
@@ -495,15 +488,15 @@ class TestStore:
         with pytest.raises(RobGIBError, match="not a whole run folder"):
             load_run(folder)
 
-    def test_other_settings_have_other_folders(self, run, digits, digits_cnn):
-        other = evaluate(digits_cnn, digits, attacks=["fgsm-linf"], estimators=[], samples=20, name="digits-cnn")
+    def test_other_settings_have_other_folders(self, run, digits, digits_mlp):
+        other = evaluate(digits_mlp, digits, attacks=["fgsm-linf"], estimators=[], samples=20, name="digits-cnn")
         assert other.folder != run.folder
 
 
-def test_what_stands_beside_the_attacks_does_not_outgrow_them(digits, digits_cnn):
+def test_what_stands_beside_the_attacks_does_not_outgrow_them(digits, digits_mlp):
     """A network that falls at once: the curve's attack makes fewer steps, and the checks that attack are moot."""
     passes = {"now": 0}
-    with count_queries(as_module(digits_cnn)) as counted:
+    with count_queries(as_module(digits_mlp)) as counted:
 
         def told(task, *_):
             name = "beside" if " at eps=" in task or "looking" in task else task
@@ -512,7 +505,7 @@ def test_what_stands_beside_the_attacks_does_not_outgrow_them(digits, digits_cnn
 
         spec = "apgd-ce-linf:eps=0.5"
         run = evaluate(
-            digits_cnn,
+            digits_mlp,
             digits,
             attacks=[spec],
             estimators=[],
@@ -534,19 +527,19 @@ def test_what_stands_beside_the_attacks_does_not_outgrow_them(digits, digits_cnn
     assert list(signs.index) == list(CHECKS)
 
 
-def test_by_default_the_fast_ensembles_judge(digits, digits_cnn):
+def test_by_default_the_fast_ensembles_judge(digits, digits_mlp):
     """As a cascade, cheapest first, at the data set's budgets."""
     options = {"estimators": [], "samples": 8, "signs": False, "corruptions": False, "curve": False, "audit": 0}
-    table = evaluate(digits_cnn, digits, progress=False, **options).robustness
+    table = evaluate(digits_mlp, digits, progress=False, **options).robustness
     assert table["attack"].tolist() == ["apgd-ce-linf", "fast-linf"]
     assert table["eps"].tolist() == [digits.eps["linf"]] * 2
 
 
-def test_the_norms_and_radii_of_a_budget_are_the_users(digits, digits_cnn):
+def test_the_norms_and_radii_of_a_budget_are_the_users(digits, digits_mlp):
     """They are shown as they were written."""
     options = {"estimators": [], "samples": 8, "signs": False, "corruptions": False, "curve": False}
     both = {"norm": ["linf", "l2"], "eps": ["8/255", 0.25]}
-    run = evaluate(digits_cnn, digits, progress=False, attacks="quick", **both, **options)
+    run = evaluate(digits_mlp, digits, progress=False, attacks="quick", **both, **options)
     table = run.robustness[~run.robustness["attack"].str.startswith("worst")]
     linf, l2 = ("fgsm-linf:eps=8/255", "pgd-linf:eps=8/255"), ("fgsm-l2:eps=0.25", "pgd-l2:eps=0.25")
     assert table["attack"].tolist() == [*linf, *l2]
@@ -567,17 +560,23 @@ def test_the_norms_and_radii_of_a_budget_are_the_users(digits, digits_cnn):
         ({"norm": "linf", "eps": 2}, r"eps 2 .linf. is more than the whole box"),
     ],
 )
-def test_norms_and_radii_that_cannot_be(given, message, digits, digits_cnn):
+def test_norms_and_radii_that_cannot_be(given, message, digits, digits_mlp):
     with pytest.raises(RobGIBError, match=message):
-        evaluate(digits_cnn, digits, progress=False, estimators=[], samples=4, **given)
+        evaluate(digits_mlp, digits, progress=False, estimators=[], samples=4, **given)
 
 
-def test_a_plan_is_told_before_the_work(digits, digits_cnn):
+def test_a_plan_is_told_before_the_work(digits, digits_mlp):
     """Each part with its passes, and with the option that leaves it out."""
     told = []
+
+    def stop(plan):
+        told.append(plan)
+        raise KeyboardInterrupt
+
     options = {"attacks": ["pgd-linf"], "samples": 30, "signs": False, "curve": False, "device": "cpu"}
     quick = {"estimators": ["imputation:donors=2,steps=20"], "layers": ["logits"]}
-    evaluate(digits_cnn, digits, planned=told.append, progress=False, **quick, **options)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(digits_mlp, digits, planned=stop, progress=False, **quick, **options)
     assert {part.name: part.switch for part in told[0]} == {
         "information": "--no-information",
         "attacks": "--samples",
@@ -587,7 +586,8 @@ def test_a_plan_is_told_before_the_work(digits, digits_cnn):
     passes = {part.name: part.passes for part in told[0]}
     assert passes["attacks"] == 3 * 20 * 30
     assert passes["common corruptions"] == passes["attacks"] // 12
-    evaluate(digits_cnn, digits, planned=told.append, estimators=[], samples=4, norm="linf", eps=0.01, progress=False)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(digits_mlp, digits, planned=stop, estimators=[], samples=4, norm="linf", eps=0.01, progress=False)
     parts = {part.name: part for part in told[1]}
     assert list(parts) == [
         "gradient check", "attacks", "audit by AutoAttack", "attack-failure indicators", "curve against eps",
@@ -597,11 +597,11 @@ def test_a_plan_is_told_before_the_work(digits, digits_cnn):
     assert parts["attacks"].switch == "--quick"
 
 
-def test_a_cascade_leaves_what_every_attack_leaves(digits, digits_cnn):
+def test_a_cascade_leaves_what_every_attack_leaves(digits, digits_mlp):
     attacks = ["apgd-ce-linf:eps=0.08,steps=20", "fgsm-linf:eps=0.08", "pgd-linf:eps=0.08", "fgsm-l2"]
     common = {"estimators": [], "samples": 120, "signs": False, "corruptions": False}
-    apart = evaluate(digits_cnn, digits, attacks=attacks, **common)
-    together = evaluate(digits_cnn, digits, attacks=attacks, cascade=True, **common)
+    apart = evaluate(digits_mlp, digits, attacks=attacks, **common)
+    together = evaluate(digits_mlp, digits, attacks=attacks, cascade=True, **common)
     table = together.robustness.set_index("attack")
     assert list(table.index) == [attacks[1], attacks[0], attacks[2], attacks[3]]  # by budget, cheapest first
     left = table["robust"][:3].tolist()
@@ -640,7 +640,7 @@ def test_a_folder_that_a_killed_process_left_is_no_finished_run(run, tmp_path):
     assert robgib.results.find_run(tmp_path, run.config["request"]) is None
 
 
-def test_names_are_looked_up_once(monkeypatch, digits, digits_cnn):
+def test_names_are_looked_up_once(monkeypatch, digits, digits_mlp):
     """Before the data are read; the default radius of the data is applied afterwards."""
     looked_up = []
     for module, name in (
@@ -652,7 +652,7 @@ def test_names_are_looked_up_once(monkeypatch, digits, digits_cnn):
             sys.modules[module], name, lambda spec, *a, f=function, **k: looked_up.append(spec) or f(spec, *a, **k)
         )
     run = robgib.evaluate(
-        digits_cnn, digits, attacks=["fgsm-linf"], estimators=["gaussian"], layers=["logits"], samples=16,
+        digits_mlp, digits, attacks=["fgsm-linf"], estimators=["gaussian"], layers=["logits"], samples=16,
         information_samples=60, curve=False, signs=False, corruptions=False, progress=False,
     )  # fmt: skip
     assert run.robustness["eps"].tolist() == [digits.eps["linf"]]

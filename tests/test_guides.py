@@ -16,7 +16,7 @@ import typer
 import yaml
 
 from robgib.cli.app import app
-from tests.conftest import arguments_of
+from tests.fixtures import arguments_of
 from tests.test_extras import tomllib
 
 ROOT = Path(__file__).parents[1]

@@ -3,6 +3,7 @@
 import functools
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from torch import nn
 import robgib
 from robgib import evaluate
 from robgib.attacks.base import Attack
+from robgib.cli import app
 from robgib.files import Parts, alone
 from robgib.results import RUN_TABLES, load_run
 from robgib.robustness.run_attack import run_attack
@@ -69,9 +71,9 @@ def arrays(found):
 
 @pytest.mark.parametrize("noisy", [False, True])
 @pytest.mark.parametrize("last", [1, 3, 5])
-def test_a_long_attack_goes_on_from_its_survivors(noisy, last, digits, digits_cnn, tmp_path, monkeypatch):
+def test_a_long_attack_goes_on_from_its_survivors(noisy, last, digits, digits_mlp, tmp_path, monkeypatch):
     monkeypatch.setattr(run_module, "_KEPT", 0.0)
-    net, (x, y) = Noisy(digits_cnn) if noisy else digits_cnn, (digits.test.x[:60], digits.test.y[:60])
+    net, (x, y) = Noisy(digits_mlp) if noisy else digits_mlp, (digits.test.x[:60], digits.test.y[:60])
     options = {"batch_size": 10, "seed": 3, "pictures": 4}
     whole = run_attack(net, x, y, drawing(monkeypatch), **options)
     asked = Drawing.samples
@@ -134,13 +136,13 @@ RARER = [
 
 
 @pytest.fixture(scope="module")
-def whole(digits, digits_cnn):
+def whole(digits, digits_mlp):
     """Evaluate without interruption, once for each set of options."""
-    return functools.cache(lambda beside: evaluate(digits_cnn, digits, attacks=ATTACKS, **OPTIONS, **dict(beside)))
+    return functools.cache(lambda beside: evaluate(digits_mlp, digits, attacks=ATTACKS, **OPTIONS, **dict(beside)))
 
 
 @pytest.mark.parametrize("moment", [*MOMENTS, *RARER])
-def test_an_evaluation_goes_on_from_every_moment(moment, whole, digits, digits_cnn, tmp_path, monkeypatch):
+def test_an_evaluation_goes_on_from_every_moment(moment, whole, digits, digits_mlp, tmp_path, monkeypatch):
     beside = () if moment != "second attack" else (("signs", False), ("corruptions", False))  # what comes after it
     asked, expected = {"attacks": ATTACKS, **OPTIONS, **dict(beside)}, whole(beside)
     place = tmp_path / "unfinished"
@@ -169,13 +171,13 @@ def test_an_evaluation_goes_on_from_every_moment(moment, whole, digits, digits_c
             left, own = [number], getattr(sys.modules[name], function)
             patched.setattr(sys.modules[name], function, dies)
         with pytest.raises(Killed):
-            evaluate(digits_cnn, digits, unfinished=place, save=fail, **asked)
+            evaluate(digits_mlp, digits, unfinished=place, save=fail, **asked)
     assert list(place.iterdir())
     done = []
     monkeypatch.setattr("robgib.information.analysis.group_inputs", lambda *_: pytest.fail("estimated again"))
     saved = []
     again = evaluate(
-        digits_cnn, digits, unfinished=place, save=saved.append,
+        digits_mlp, digits, unfinished=place, save=saved.append,
         **{**asked, "progress": lambda task, *_: done.append(task)},
     )  # fmt: skip
     same_tables(again, expected)
@@ -193,15 +195,15 @@ def test_an_evaluation_goes_on_from_every_moment(moment, whole, digits, digits_c
         *(pytest.param(c, marks=pytest.mark.slow) for c in ({"samples": 29}, {"attacks": ["pgd-linf:eps=0.06"]})),
     ],
 )
-def test_parts_of_another_evaluation_are_not_taken(change, digits, digits_cnn, tmp_path):
+def test_parts_of_another_evaluation_are_not_taken(change, digits, digits_mlp, tmp_path):
     def fail(run):
         raise Killed
 
     asked = {"attacks": ["pgd-linf:eps=0.05"], **OPTIONS, "signs": False, "corruptions": False, "curve": False}
     with pytest.raises(Killed):
-        evaluate(digits_cnn, digits, unfinished=tmp_path / "u", save=fail, **asked)
-    mine = evaluate(digits_cnn, digits, unfinished=tmp_path / "u", **{**asked, **change})
-    same_tables(mine, evaluate(digits_cnn, digits, **{**asked, **change}))
+        evaluate(digits_mlp, digits, unfinished=tmp_path / "u", save=fail, **asked)
+    mine = evaluate(digits_mlp, digits, unfinished=tmp_path / "u", **{**asked, **change})
+    same_tables(mine, evaluate(digits_mlp, digits, **{**asked, **change}))
 
 
 def start(cache, *command, **options):
@@ -369,16 +371,35 @@ def on_a_full_disk(room, cache, *command):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("room", [100, pytest.param(500_000, marks=pytest.mark.slow)])
-def test_a_full_disk_is_one_sentence_and_loses_nothing(room, filled, tmp_path):
-    # The default run needs only something to lose.
-    command = EVALUATE if room > 1000 else [*EVALUATE[:-2], "--attack", "fgsm-linf", "--no-signs", "--no-curve"]
-    done = on_a_full_disk(room, filled, *command, "--out", str(tmp_path / "out"), "--quiet")
+def one_sentence_of_a_full_disk(done, out):
     assert done.returncode == 2
     assert done.stderr.count("error:") == 1
     assert "Traceback" not in done.stderr
     assert "the measurements are kept" in " ".join(done.stderr.split())
-    assert not list((tmp_path / "out").iterdir())
+    assert not list(out.iterdir())
+
+
+@pytest.mark.filterwarnings("ignore:finished parts cannot be kept")
+def test_a_full_disk_is_one_sentence(filled, cli, tmp_path, monkeypatch):
+    monkeypatch.setenv("ROBGIB_CACHE", str(filled))
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, usual[1]))
+    try:
+        done = cli(
+            *EVALUATE[:-2], "--attack", "fgsm-linf", "--no-signs", "--no-curve", "--no-corruptions", "--out",
+            str(tmp_path / "out"), "--quiet",
+        )  # fmt: skip
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+    one_sentence_of_a_full_disk(done, tmp_path / "out")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("room", [100, 500_000])
+def test_a_full_disk_loses_nothing(room, filled, tmp_path):
+    one_sentence_of_a_full_disk(
+        on_a_full_disk(room, filled, *EVALUATE, "--out", str(tmp_path / "out"), "--quiet"), tmp_path / "out"
+    )
     if room > 1000:  # the parts had room
         again = start(filled, *EVALUATE, "--out", str(tmp_path / "other"))
         said = again.communicate()
@@ -437,6 +458,19 @@ def test_an_interrupt_while_libraries_are_imported_is_one_sentence(tmp_path, sig
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_was_ignored_before_stays_so(cli, monkeypatch):
+    own = app.run
+    monkeypatch.setattr(app, "run", lambda: (os.kill(os.getpid(), signal.SIGHUP), own()))
+    usual = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        done = cli("zoo", "list")
+    finally:
+        signal.signal(signal.SIGHUP, usual)
+    assert done.returncode == 0, done.stderr
+    assert "digits-cnn" in done.stdout
+
+
+@pytest.mark.slow
 def test_what_a_shell_said_to_ignore_is_ignored(tmp_path):
     done = subprocess.run(
         ["nohup", sys.executable, "-c",

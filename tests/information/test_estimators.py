@@ -12,11 +12,11 @@ from robgib.information.measures import functionals
 from robgib.validation.tasks import tasks
 
 QUICK = {
-    "probe": {"steps": 200, "width": 32, "folds": 3},
-    "infonce": {"steps": 200, "width": 32, "folds": 3},
-    "loss_comparison": {"steps": 75, "width": 16, "folds": 3},
-    "renyi": {"exact_samples": 200},
-    "flow": {"steps": 60},
+    "probe": {"steps": 100, "width": 16, "folds": 3},
+    "infonce": {"steps": 100, "width": 16, "folds": 3},
+    "loss_comparison": {"steps": 40, "width": 16, "folds": 3},
+    "renyi": {"exact_samples": 120},
+    "flow": {"steps": 30},
 }
 NAMES = sorted(name for name in ESTIMATORS if not ESTIMATORS[name].runs_network)
 RNG = np.random.default_rng(0)

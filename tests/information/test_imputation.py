@@ -1,5 +1,7 @@
 """The network as its own predictor, held against networks whose information is known."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -39,15 +41,17 @@ def bits(count=1500, width=4, copied=False):
     return Dataset("bits", *part, ("no", "yes"), {"linf": 0.1, "l2": 0.1, "l1": 0.1})
 
 
-def figures(model, data, kind, singles=False):
+@functools.cache
+def figures(network, kind, singles=False):
+    """Figures of a network on its bits, which several tests look at."""
     asked = Imputation(kind=kind, donors=32, single_feature=singles, steps=200)
-    found = layer_information(model, data, [asked], layers=["logits"], features="pixels")
+    found = layer_information(network(), bits(copied=network is Copy), [asked], layers=["logits"], features="pixels")
     return found.layers.query("layer == 'logits'").set_index("term"), found.features.query("layer == 'logits'")
 
 
 @pytest.mark.parametrize("kind", ["near", "marginal"])
 def test_an_exclusive_or_falls_with_either_input(kind):
-    layers, features = figures(Xor(), bits(), kind)
+    layers, features = figures(Xor, kind)
     assert layers.loc["I(X;Z)", "value"] == pytest.approx(1, abs=0.01)
     assert layers.loc["v(X;Z)", "value"] == pytest.approx(2, abs=0.05)  # two of four features, each destroys all
     assert layers.loc["v(X;Z)", "value"] >= 2 - 0.02  # a bound from above
@@ -59,13 +63,13 @@ def test_an_exclusive_or_falls_with_either_input(kind):
 @pytest.mark.parametrize("kind", ["near", "marginal"])
 def test_a_copy_makes_neither_input_vulnerable(kind):
     """Marginal donors are implausible here: what they leave loose, the learnt predictor bounds."""
-    found, _ = figures(Copy(), bits(copied=True), kind)
+    found, _ = figures(Copy, kind)
     assert found.loc["v(X;Z)", "value"] < 0.05
     assert found.loc["v(X;Z)", "low"] <= 0.01
 
 
 def test_without_singles_what_needs_them_is_said_to_be_missing():
-    layers, _ = figures(Xor(), bits(), "near", singles=False)
+    layers, _ = figures(Xor, "near")
     for term in ("C(X;Z)", "S(X;Z)", "r(X;Z)", "GIB"):
         assert np.isnan(layers.loc[term, "value"])
         assert "what features alone tell was not learnt" in layers.loc[term, "note"]
@@ -75,12 +79,12 @@ def test_without_singles_what_needs_them_is_said_to_be_missing():
 
 def test_singles_complete_the_terms():
     """An exclusive or of two of four bits: no feature alone tells anything, so that S is 2/4 and r is 0."""
-    layers, features = figures(Xor(), bits(), "near", singles=True)
+    layers, features = figures(Xor, "near", singles=True)
     assert layers.loc["r(X;Z)", "value"] == pytest.approx(0, abs=0.05)
     assert layers.loc["S(X;Z)", "value"] == pytest.approx(0.5, abs=0.05)
     assert layers.loc["C(X;Z)", "value"] == pytest.approx(0.5, abs=0.05)
     assert features["single_feature"].max() < 0.05
-    layers, features = figures(Copy(), bits(copied=True), "near", singles=True)
+    layers, features = figures(Copy, "near", singles=True)
     assert features.set_index("feature").loc[["input 0", "input 1"], "single_feature"].min() > 0.95
 
 
@@ -130,7 +134,7 @@ def test_bad_input(digits, digits_cnn):
 
 
 def test_every_row_says_which_side_it_bounds():
-    layers, _ = figures(Xor(), bits(), "near", singles=True)
+    layers, _ = figures(Xor, "near", singles=True)
     told = layers["bound"].to_dict()
     assert (told["C(X;Z)"], told["r(X;Z)"]) == ("lower", "lower")
     assert (told["S(X;Z)"], told["v(X;Z)"]) == ("upper", "upper")
@@ -138,16 +142,16 @@ def test_every_row_says_which_side_it_bounds():
 
 def test_nothing_is_not_told_to_the_last_digit():
     """r of an exclusive or is 0: its interval had a width of 0.01 and less."""
-    layers, _ = figures(Xor(), bits(), "near", singles=True)
+    layers, _ = figures(Xor, "near", singles=True)
     assert layers.loc["r(X;Z)", "low"] <= 0 <= layers.loc["r(X;Z)", "high"]
     assert layers.loc["r(X;Z)", "high"] > 0.02
 
 
 def test_donors_that_a_predictor_refutes_are_called_implausible():
     """With marginal donors either input of a copy is replaced by anything, which the other input contradicts."""
-    near, _ = figures(Copy(), bits(copied=True), "near")
+    near, _ = figures(Copy, "near")
     assert "implausible" not in near.loc["v(X;Z)", "note"]
-    anywhere, _ = figures(Copy(), bits(copied=True), "marginal")
+    anywhere, _ = figures(Copy, "marginal")
     assert "donors are implausible for 2 of 4 subsets" in anywhere.loc["v(X;Z)", "note"]
 
 

@@ -65,7 +65,7 @@ def distributions(largest_n=4):
     return build()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(distributions(), st.floats(0, 5))
 def test_identities_hold_on_every_discrete_distribution(distribution, beta):
     features, target, weights = distribution
@@ -84,7 +84,7 @@ def test_identities_hold_on_every_discrete_distribution(distribution, beta):
         assert -1e-10 <= part <= d.total.value + 1e-10
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(distributions(), st.randoms(use_true_random=False))
 def test_relabelling_and_permuting_changes_nothing(distribution, random):
     features, target, weights = distribution
@@ -99,7 +99,7 @@ def test_relabelling_and_permuting_changes_nothing(distribution, random):
     )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(distributions(3))
 def test_duplicating_a_feature(distribution):
     features, target, weights = distribution
@@ -114,7 +114,7 @@ def test_duplicating_a_feature(distribution):
     )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(distributions(3))
 def test_an_independent_feature_changes_no_interaction(distribution):
     features, target, weights = distribution
@@ -125,7 +125,7 @@ def test_an_independent_feature_changes_no_interaction(distribution):
     assert [e.value for e in after.interaction[:-1]] == pytest.approx([e.value for e in before.interaction], abs=1e-10)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(distributions(3))
 def test_exact_agrees_with_dit(distribution):
     dit = pytest.importorskip("dit")

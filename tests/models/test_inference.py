@@ -15,27 +15,27 @@ from robgib.models.inference import BatchedModel, count_queries, eval_mode, fitt
 from robgib.robustness.run_attack import run_attack
 
 
-def test_batches_change_nothing(digits_cnn, right_digits):
-    x, y = right_digits[0][:50], right_digits[1][:50]
-    with eval_mode(digits_cnn):
-        net = BatchedModel(digits_cnn, 7)
+def test_batches_change_nothing(digits_mlp, right_by_mlp):
+    x, y = right_by_mlp[0][:50], right_by_mlp[1][:50]
+    with eval_mode(digits_mlp):
+        net = BatchedModel(digits_mlp, 7)
         goal = Objective.untargeted(y, "ce")
-        for ours, whole in zip(objective_gradient(net, x, goal), objective_gradient(digits_cnn, x, goal), strict=True):
+        for ours, whole in zip(objective_gradient(net, x, goal), objective_gradient(digits_mlp, x, goal), strict=True):
             assert torch.allclose(ours, whole, atol=1e-5)
         with torch.no_grad():
             classes = wrong_classes(net(x), y)[:, :3]
-            assert torch.allclose(net(x), digits_cnn(x), atol=1e-5)
+            assert torch.allclose(net(x), digits_mlp(x), atol=1e-5)
             assert net(x[:0]).shape == (0, 10)
-        both = (class_differences(model, x, y, classes) for model in (net, digits_cnn))
+        both = (class_differences(model, x, y, classes) for model in (net, digits_mlp))
         for ours, whole in zip(*both, strict=True):
             assert torch.allclose(ours, whole, atol=1e-4)
 
 
-def test_the_batch_is_halved_when_memory_does_not_suffice(digits_cnn, right_digits):
+def test_the_batch_is_halved_when_memory_does_not_suffice(digits_mlp, right_by_mlp):
     class Narrow(nn.Module):
         def __init__(self, most):
             super().__init__()
-            self.net, self.most, self.largest = digits_cnn, most, 0
+            self.net, self.most, self.largest = digits_mlp, most, 0
 
         def forward(self, x):
             self.largest = max(self.largest, len(x))
@@ -43,13 +43,13 @@ def test_the_batch_is_halved_when_memory_does_not_suffice(digits_cnn, right_digi
                 raise torch.OutOfMemoryError("no")
             return self.net(x)
 
-    x, y = right_digits[0][:40], right_digits[1][:40]
+    x, y = right_by_mlp[0][:40], right_by_mlp[1][:40]
     narrow = Narrow(9)
     with eval_mode(narrow):
         net = BatchedModel(narrow, 32)
         gradient, _ = net.gradient(x, Objective.untargeted(y, "ce"))
         assert net.batch_size == 8
-        assert torch.allclose(gradient, objective_gradient(digits_cnn, x, Objective.untargeted(y, "ce"))[0], atol=1e-5)
+        assert torch.allclose(gradient, objective_gradient(digits_mlp, x, Objective.untargeted(y, "ce"))[0], atol=1e-5)
         with pytest.raises(torch.OutOfMemoryError):
             BatchedModel(Narrow(0), 4)(x)
 
@@ -104,8 +104,8 @@ def fresh(kind):
     return model
 
 
-def test_the_faster_form_is_the_same_function(right_digits):
-    x = right_digits[0]
+def test_the_faster_form_is_the_same_function(right_by_mlp):
+    x = right_by_mlp[0]
     for kind, norms in ((Residual, 0), (Branching, 1)):
         model = fresh(kind)
         with eval_mode(model):
@@ -119,17 +119,17 @@ def test_the_faster_form_is_the_same_function(right_digits):
             assert fuse_for_inference(model, x[:8]) is model
 
 
-def test_preparing_leaves_the_model_as_it_was(right_digits):
+def test_preparing_leaves_the_model_as_it_was(right_by_mlp):
     model = fresh(Residual).train()
     state = copy.deepcopy(model.state_dict())
-    prepared = prepare(model, right_digits[0])
+    prepared = prepare(model, right_by_mlp[0])
     assert model.training
     assert all(p.requires_grad for p in model.parameters())
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
-    assert prepared.batch_size == fitting_batch(model.eval(), right_digits[0][:8])
+    assert prepared.batch_size == fitting_batch(model.eval(), right_by_mlp[0][:8])
     assert prepared.batch_size.bit_count() == 1
     with pytest.raises(RobGIBError, match="unknown precision 'float16'"):
-        prepare(model, right_digits[0], precision="float16")
+        prepare(model, right_by_mlp[0], precision="float16")
 
 
 def test_whoever_fools_the_faster_form_alone_meets_the_model(digits_cnn, right_digits):
@@ -151,34 +151,34 @@ def test_whoever_fools_the_faster_form_alone_meets_the_model(digits_cnn, right_d
     assert float(transferred) > truth + 0.1
 
 
-def test_low_precision_proposes_and_float32_decides(digits_cnn, right_digits):
-    x, y = right_digits
+def test_low_precision_proposes_and_float32_decides(digits_mlp, right_by_mlp):
+    x, y = right_by_mlp
     for spec in ("pgd-linf:eps=0.08,steps=40", "apgd-ce-linf:eps=0.08"):
         attack = make_attack(spec)
-        low, full = (run_attack(prepare(digits_cnn, x, precision=p), x, y, attack) for p in PRECISIONS)
+        low, full = (run_attack(prepare(digits_mlp, x, precision=p), x, y, attack) for p in PRECISIONS)
         robust = [(o.prediction == y.numpy()).mean() for o in (low, full)]
         assert 0.1 < robust[1] < 0.9
         assert abs(robust[0] - robust[1]) <= 0.03
-    with eval_mode(digits_cnn):
-        net = BatchedModel(digits_cnn, 64, "bfloat16")
-        close = x + 0.08 * objective_gradient(digits_cnn, x, Objective.untargeted(y, "ce"))[0].sign()
+    with eval_mode(digits_mlp):
+        net = BatchedModel(digits_mlp, 64, "bfloat16")
+        close = x + 0.08 * objective_gradient(digits_mlp, x, Objective.untargeted(y, "ce"))[0].sign()
         _, logits = net.gradient(close, Objective.untargeted(y, "ce"))
         with torch.no_grad():
-            assert torch.equal(logits.argmax(1) == y, digits_cnn(close).argmax(1) == y)
+            assert torch.equal(logits.argmax(1) == y, digits_mlp(close).argmax(1) == y)
 
 
 PRECISIONS = ("bfloat16", "float32")
 
 
-def test_plug_ins_get_the_model_itself_a_batch_at_a_time(digits_cnn, right_digits):
+def test_plug_ins_get_the_model_itself_a_batch_at_a_time(digits_mlp, right_by_mlp):
     seen = []
 
     @dataclasses.dataclass(frozen=True)
     class Mine(Attack):
         def perturb(self, model, x, y, rng):
-            seen.append((model is digits_cnn, len(x)))
+            seen.append((model is digits_mlp, len(x)))
             return x
 
-    x, y = right_digits[0][:40], right_digits[1][:40]
-    run_attack(digits_cnn, x, y, Mine("linf", 8 / 255), batch_size=16)
+    x, y = right_by_mlp[0][:40], right_by_mlp[1][:40]
+    run_attack(digits_mlp, x, y, Mine("linf", 8 / 255), batch_size=16)
     assert seen == [(True, 16), (True, 16), (True, 8)]

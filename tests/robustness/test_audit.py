@@ -131,7 +131,7 @@ def test_what_a_share_test_detects():
 
 
 @pytest.fixture(scope="module")
-def wrong(digits, digits_cnn):
+def wrong(digits, digits_mlp):
     """A backbone without gradient, beside a small head: ascent follows the head."""
     torch.manual_seed(0)
     head = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
@@ -140,7 +140,7 @@ def wrong(digits, digits_cnn):
         optimiser.zero_grad()
         F.cross_entropy(head(digits.train.x[rows]), digits.train.y[rows]).backward()
         optimiser.step()
-    return BackboneWithoutGradient(digits_cnn, head).eval()
+    return BackboneWithoutGradient(digits_mlp, head).eval()
 
 
 @pytest.mark.slow

@@ -73,7 +73,7 @@ def made(kind, seed, scale=2.0):
         return net, x, net(x).argmax(1)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     st.sampled_from(sorted(NETWORKS)), st.integers(0, 10_000), st.sampled_from(["linf", "l2", "l1"]),
     st.floats(0.01, 0.5), st.sampled_from([0, 0, 4]),

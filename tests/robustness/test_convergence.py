@@ -43,14 +43,14 @@ def test_every_step_of_a_linear_model_is_seen():
         pytest.param("fast-linf:eps=0.08", marks=pytest.mark.slow),
     ],
 )
-def test_the_last_step_is_the_attacks_outcome(spec, digits_cnn, digits):
+def test_the_last_step_is_the_attacks_outcome(spec, digits_mlp, digits):
     x, y = digits.test.x[:40], digits.test.y[:40]
-    right = digits_cnn(x).argmax(1) == y
+    right = digits_mlp(x).argmax(1) == y
     x, y = x[right], y[right]
     attack = make_attack(spec)
-    rows = convergence(prepare(digits_cnn, x), x, y, attack)
-    found = attack.perturb(digits_cnn, x, y, SampleRNG(0, range(len(x))))
-    left = float((digits_cnn(found).argmax(1) == y).float().mean())
+    rows = convergence(prepare(digits_mlp, x), x, y, attack)
+    found = attack.perturb(digits_mlp, x, y, SampleRNG(0, range(len(x))))
+    left = float((digits_mlp(found).argmax(1) == y).float().mean())
     assert 0.1 < left < 0.9
     assert rows[-1]["right"] == pytest.approx(left, abs=1.5 / len(x))
     assert all(a["right"] >= b["right"] and a["margin"] >= b["margin"] for a, b in zip(rows, rows[1:], strict=False))
@@ -58,26 +58,26 @@ def test_the_last_step_is_the_attacks_outcome(spec, digits_cnn, digits):
     assert len(rows) <= 41
 
 
-def test_attacks_without_gradient_steps_have_no_curve(digits_cnn, digits):
+def test_attacks_without_gradient_steps_have_no_curve(digits_mlp, digits):
     x, y = digits.test.x[:10], digits.test.y[:10]
     for spec in ("square-linf:queries=20,eps=0.1", "torchattacks:PGD:steps=2,eps=0.1", "fab-t-linf:steps=3"):
-        assert convergence(prepare(digits_cnn, x), x, y, make_attack(spec)) == []
+        assert convergence(prepare(digits_mlp, x), x, y, make_attack(spec)) == []
 
 
-def test_what_an_attack_warns_of_is_not_said_again(digits_cnn, digits):
+def test_what_an_attack_warns_of_is_not_said_again(digits_mlp, digits):
     class Talks(PGD):
         def perturb(self, model, x, y, rng):
             warnings.warn("a word", RobGIBWarning, stacklevel=2)
             return super().perturb(model, x, y, rng)
 
     x, y = digits.test.x[:10], digits.test.y[:10]
-    assert convergence(prepare(digits_cnn, x), x, y, Talks("linf", 0.1, steps=3))
+    assert convergence(prepare(digits_mlp, x), x, y, Talks("linf", 0.1, steps=3))
 
 
-def test_it_is_in_the_tables_and_on_the_page(digits_cnn, digits):
+def test_it_is_in_the_tables_and_on_the_page(digits_mlp, digits):
     x, y = digits.test.x[:40], digits.test.y[:40]
-    tables = evaluate(digits_cnn, x, y, ["pgd-linf", "square-linf:queries=20"], corruptions=False, curve=False)
+    tables = evaluate(digits_mlp, x, y, ["pgd-linf", "square-linf:queries=20"], corruptions=False, curve=False)
     assert set(tables["convergence"]["attack"]) == {"pgd-linf"}
     assert tables["convergence"]["step"].max() == 20
-    assert evaluate(digits_cnn, x, y, ["fgsm-linf"], signs=False, corruptions=False)["convergence"].empty
+    assert evaluate(digits_mlp, x, y, ["fgsm-linf"], signs=False, corruptions=False)["convergence"].empty
     assert attack_convergence([]) == ""

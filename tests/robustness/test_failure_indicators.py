@@ -37,9 +37,9 @@ def names(model, x, y, threat=THREAT, **options):
 
 
 @pytest.fixture(scope="module")
-def trained_adversarially(digits, digits_cnn):
-    """digits-cnn, trained on for some epochs on PGD's images (Madry et al. 2018)."""
-    model = copy.deepcopy(digits_cnn)
+def trained_adversarially(digits, digits_mlp):
+    """The perceptron, trained on for some epochs on PGD's images (Madry et al. 2018)."""
+    model = copy.deepcopy(digits_mlp)
     x, y = digits.train.x, digits.train.y
     attack = PGD("linf", 0.1, steps=5, step_size=0.05, keep="last")
     generator = torch.Generator().manual_seed(0)
@@ -72,8 +72,8 @@ def test_silent_on_an_adversarially_trained_model(trained_adversarially, digits,
     assert not [s for s in found if s.seen]
 
 
-def test_a_quantised_input_has_no_gradient(digits_cnn, digits):
-    model = Quantised(digits_cnn)
+def test_a_quantised_input_has_no_gradient(digits_mlp, digits):
+    model = Quantised(digits_mlp)
     seen = names(model, *right(model, digits))
     assert {
         "zero gradients",
@@ -86,32 +86,32 @@ def test_a_quantised_input_has_no_gradient(digits_cnn, digits):
 @pytest.mark.parametrize(
     "kind", [Noisy, *(pytest.param(kind, marks=pytest.mark.slow) for kind in (RarelyNoisy, OwnNoise))]
 )
-def test_a_model_that_answers_at_random(kind, digits_cnn, digits):
+def test_a_model_that_answers_at_random(kind, digits_mlp, digits):
     """Two calls miss randomness in one call of ten mostly."""
-    x, y = (v[:8] for v in right(digits_cnn, digits))
-    assert "random outputs" in names(kind(digits_cnn), x, y)
+    x, y = (v[:8] for v in right(digits_mlp, digits))
+    assert "random outputs" in names(kind(digits_mlp), x, y)
 
 
 @pytest.mark.slow
-def test_indicators_of_unusual_outputs(digits_cnn, digits):
-    x, y = (v[:30] for v in right(digits_cnn, digits))
-    assert "outputs depend on the batch" in names(Company(digits_cnn), x, y)
-    assert "outputs are probabilities" in names(Probabilities(digits_cnn), x, y)
-    assert "test-time optimisation" in names(Optimises(digits_cnn), x, y)
+def test_indicators_of_unusual_outputs(digits_mlp, digits):
+    x, y = (v[:30] for v in right(digits_mlp, digits))
+    assert "outputs depend on the batch" in names(Company(digits_mlp), x, y)
+    assert "outputs are probabilities" in names(Probabilities(digits_mlp), x, y)
+    assert "test-time optimisation" in names(Optimises(digits_mlp), x, y)
 
 
-def test_an_attack_weaker_than_a_short_one_is_named(digits_cnn, digits):
-    x, y = (v[:50] for v in right(digits_cnn, digits))
+def test_an_attack_weaker_than_a_short_one_is_named(digits_mlp, digits):
+    x, y = (v[:50] for v in right(digits_mlp, digits))
     specs = ("torchattacks:PGD:eps=0.1,alpha=0.0005,steps=10", "pgd-linf:eps=0.1,steps=40", "fgsm-linf:eps=0.1")
-    attacks = {s: (make_attack(s), run_attack(digits_cnn, x, y, make_attack(s)).right) for s in specs}
-    found = {s.name: s for s in failure_indicators(digits_cnn, x, y, THREAT, attacks=attacks)}
+    attacks = {s: (make_attack(s), run_attack(digits_mlp, x, y, make_attack(s)).right) for s in specs}
+    found = {s.name: s for s in failure_indicators(digits_mlp, x, y, THREAT, attacks=attacks)}
     assert found["weaker than a short attack"].seen
     assert not found["more effort still helps"].seen  # the strongest that ran had converged
-    named = weaker_than_reference(prepare(digits_cnn, x), x, y, THREAT, attacks)
+    named = weaker_than_reference(prepare(digits_mlp, x), x, y, THREAT, attacks)
     assert list(named) == [specs[0]]
     assert "leaves 9" in named[specs[0]] or "leaves 100%" in named[specs[0]]
     alone = {specs[0]: attacks[specs[0]]}
-    found = {s.name: s for s in failure_indicators(digits_cnn, x, y, THREAT, attacks=alone)}
+    found = {s.name: s for s in failure_indicators(digits_mlp, x, y, THREAT, attacks=alone)}
     assert found["more effort still helps"].seen
 
 
@@ -127,8 +127,8 @@ def test_a_few_samples_raise_no_sign_by_chance(trained_adversarially, digits):
         assert not names(trained_adversarially, x[some], y[some])
 
 
-def test_a_saturated_softmax_loses_the_gradient_and_the_margin_tells(digits_cnn, digits):
-    model = Saturated(digits_cnn)
+def test_a_saturated_softmax_loses_the_gradient_and_the_margin_tells(digits_mlp, digits):
+    model = Saturated(digits_mlp)
     x, y = right(model, digits)
     found = {s.name: s for s in failure_indicators(model, x, y, THREAT)}
     assert found["zero gradients"].seen
@@ -137,15 +137,15 @@ def test_a_saturated_softmax_loses_the_gradient_and_the_margin_tells(digits_cnn,
     assert found["black box beats gradients"].seen
 
 
-def test_a_detached_branch_masks_gradients(digits_cnn, digits):
-    model = Detached(digits_cnn)
+def test_a_detached_branch_masks_gradients(digits_mlp, digits):
+    model = Detached(digits_mlp)
     seen = names(model, *right(model, digits))
     assert "zero gradients" not in seen
     assert {"unbounded eps does not reach 0", "black box beats gradients"} <= seen
 
 
-def test_no_gradient_at_all(digits_cnn, digits):
-    model = Cut(digits_cnn)
+def test_no_gradient_at_all(digits_mlp, digits):
+    model = Cut(digits_mlp)
     found = failure_indicators(model, *right(model, digits), THREAT)
     seen = [s for s in found if s.seen]
     assert [s.name for s in seen] == ["zero gradients", "black box beats gradients"]
@@ -212,13 +212,13 @@ def test_a_gap_that_every_ascent_jumps_over():
     assert "boundary steps beat ascent" not in names(gap, x, y, threat, attacks={"fab": (walk, left)})
 
 
-def test_nothing_to_look_at(digits_cnn, digits):
-    assert failure_indicators(digits_cnn, digits.test.x[:0], digits.test.y[:0], THREAT) == []
+def test_nothing_to_look_at(digits_mlp, digits):
+    assert failure_indicators(digits_mlp, digits.test.x[:0], digits.test.y[:0], THREAT) == []
 
 
-def test_a_budget_of_pixels_is_judged_without_checks_that_attack(digits_cnn, digits):
+def test_a_budget_of_pixels_is_judged_without_checks_that_attack(digits_mlp, digits):
     x, y = digits.test.x[:30], digits.test.y[:30]
-    tables = evaluate(digits_cnn, x, y, ["sigma-zero-l0:eps=2,steps=200"], corruptions=False)
+    tables = evaluate(digits_mlp, x, y, ["sigma-zero-l0:eps=2,steps=200"], corruptions=False)
     row = tables["robustness"].iloc[0]
     assert (row["norm"], row["eps"], row["status"]) == ("l0", 2, "ok")
     assert row["robust_accuracy"] < 0.5

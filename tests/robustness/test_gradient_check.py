@@ -111,14 +111,14 @@ def linear(digits):
 
 
 @pytest.fixture(scope="module")
-def falsified(digits, digits_cnn, linear):
+def falsified(digits, digits_mlp, linear):
     return {
-        "a backbone without gradient": BackboneWithoutGradient(digits_cnn, linear),
-        "rounding to sixteenths": StraightThrough(digits_cnn),
+        "a backbone without gradient": BackboneWithoutGradient(digits_mlp, linear),
+        "rounding to sixteenths": StraightThrough(digits_mlp),
         "binary activations": fitted(BinaryActivations(), digits),
-        "averaged over 3 × 3 pixels": AveragedGradient(digits_cnn, 3),
-        "averaged over 5 × 5 pixels": AveragedGradient(digits_cnn, 5),
-        "of another network": DecoyGradient(digits_cnn, linear),
+        "averaged over 3 × 3 pixels": AveragedGradient(digits_mlp, 3),
+        "averaged over 5 × 5 pixels": AveragedGradient(digits_mlp, 5),
+        "of another network": DecoyGradient(digits_mlp, linear),
     }
 
 
@@ -147,14 +147,14 @@ def test_the_gradient_is_checked_before_any_attack(falsified, digits, monkeypatc
 
 
 @pytest.mark.parametrize("kind", ["cnn", "linear", "tanh", "saturated", "noisy", "softmax"])
-def test_an_ordinary_gradient_explains_the_differences(kind, digits, digits_cnn, linear):
+def test_an_ordinary_gradient_explains_the_differences(kind, digits, digits_mlp, linear):
     model = {
-        "cnn": digits_cnn,
+        "cnn": digits_mlp,
         "linear": linear,
         "tanh": nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 10)),
-        "saturated": Saturated(digits_cnn),
-        "noisy": Noisy(digits_cnn),
-        "softmax": nn.Sequential(digits_cnn, nn.Softmax(1)),
+        "saturated": Saturated(digits_mlp),
+        "noisy": Noisy(digits_mlp),
+        "softmax": nn.Sequential(digits_mlp, nn.Softmax(1)),
     }[kind]
     x, y = digits.test.x[:16], digits.test.y[:16]
     error = gradient_error(prepare(model, x), x, y)
@@ -193,9 +193,9 @@ def test_images_at_the_edge_of_the_box_and_tied_pixels_are_no_alarm():
     assert error.false.sum() <= 1  # a kink may lie between the two points of a difference
 
 
-def test_outputs_that_do_not_repeat_are_not_compared(digits, digits_cnn):
+def test_outputs_that_do_not_repeat_are_not_compared(digits, digits_mlp):
     x, y = digits.test.x[:16], digits.test.y[:16]
-    error = gradient_error(prepare(OwnNoise(digits_cnn), x), x, y)
+    error = gradient_error(prepare(OwnNoise(digits_mlp), x), x, y)
     assert not error.repeatable
     assert not error.false.any()
 
@@ -205,10 +205,10 @@ class InFloat32(Around):
         return self.model(x.to(next(self.parameters()).dtype)).float()
 
 
-def test_a_model_that_does_not_compute_in_float64(digits, digits_cnn):
+def test_a_model_that_does_not_compute_in_float64(digits, digits_mlp):
     x, y = digits.test.x[:16], digits.test.y[:16]
     plain, false = (
-        gradient_error(prepare(InFloat32(model), x), x, y) for model in (digits_cnn, AveragedGradient(digits_cnn, 3))
+        gradient_error(prepare(InFloat32(model), x), x, y) for model in (digits_mlp, AveragedGradient(digits_mlp, 3))
     )
     assert plain.bound == false.bound == 0.1
     assert not plain.false.any()
@@ -217,17 +217,17 @@ def test_a_model_that_does_not_compute_in_float64(digits, digits_cnn):
 
 @pytest.mark.parametrize("other", [torch.sum, lambda logits: {"logits": logits}, lambda logits: logits[0]])
 @pytest.mark.parametrize("last", [1, 2, 3])
-def test_an_output_that_changes_its_kind_is_one_sentence(other, last, digits, digits_cnn):
+def test_an_output_that_changes_its_kind_is_one_sentence(other, last, digits, digits_mlp):
     x, y = digits.test.x[:4], digits.test.y[:4]
-    prepared = prepare(digits_cnn, x)
+    prepared = prepare(digits_mlp, x)
     prepared = replace(prepared, model=Changing(prepared.model, other, last + 2))  # two calls choose the precision
     with pytest.raises(RobGIBError, match=r"for 4 images; it must be logits of shape \(N, classes\)"):
         gradient_error(prepared, x, y)
 
 
-def test_what_a_check_fools_counts_as_fooled(digits, digits_cnn):
+def test_what_a_check_fools_counts_as_fooled(digits, digits_mlp):
     """The attack that ran stalls on rounded images; Square among the checks does not."""
-    model, x, y = Quantised(digits_cnn), digits.test.x[:60], digits.test.y[:60]
+    model, x, y = Quantised(digits_mlp), digits.test.x[:60], digits.test.y[:60]
     tables = evaluate(
         model, x, y, ["pgd-linf:eps=0.15"], signs=True, curve=False, corruptions=False, save_adversarial=True
     )
@@ -241,25 +241,25 @@ def test_what_a_check_fools_counts_as_fooled(digits, digits_cnn):
     assert bool(((images - x[which]).abs() <= 0.15 + 1e-6).all())
 
 
-def test_others_that_fool_what_ascent_leaves_are_a_sign(digits, digits_cnn):
+def test_others_that_fool_what_ascent_leaves_are_a_sign(digits, digits_mlp):
     x, y = digits.test.x[:60], digits.test.y[:60]
     left = {"apgd": np.repeat([1.0, 0.0], 30), "square": np.repeat([1.0, 0.0], [20, 40])}
     ran = {"apgd": robgib.attacks.APGD("linf", 0.1), "square": robgib.attacks.Square("linf", 0.1)}
     both = {name: (ran[name], left[name]) for name in ran}
-    found = {s.name: s for s in failure_indicators(digits_cnn, x, y, THREAT, attacks=both, passes=0)}
+    found = {s.name: s for s in failure_indicators(digits_mlp, x, y, THREAT, attacks=both, passes=0)}
     assert found["others fool what ascent leaves"].seen  # 10 of 30
     assert "of which square fooled 10" in found["others fool what ascent leaves"].detail
     ensemble = {"apgd": both["apgd"], "fast": (robgib.make_attack("fast-linf:eps=0.1"), left["square"])}
-    found = {s.name: s for s in failure_indicators(digits_cnn, x, y, THREAT, attacks=ensemble, passes=0)}
+    found = {s.name: s for s in failure_indicators(digits_mlp, x, y, THREAT, attacks=ensemble, passes=0)}
     assert not found["others fool what ascent leaves"].seen  # its targeted ascent fools what untargeted ascent leaves
     assert found["others fool what ascent leaves"].detail == "skipped: Square or a boundary attack did not run"
     few = {**both, "square": (ran["square"], np.repeat([1.0, 0.0], [27, 33]))}
-    found = {s.name: s for s in failure_indicators(digits_cnn, x, y, THREAT, attacks=few, passes=0)}
+    found = {s.name: s for s in failure_indicators(digits_mlp, x, y, THREAT, attacks=few, passes=0)}
     assert not found["others fool what ascent leaves"].seen
 
 
-def test_checks_that_cannot_be_afforded_say_so(digits, digits_cnn):
+def test_checks_that_cannot_be_afforded_say_so(digits, digits_mlp):
     x, y = digits.test.x[:30], digits.test.y[:30]
-    found = {s.name: s for s in failure_indicators(digits_cnn, x, y, THREAT, passes=2400)}
+    found = {s.name: s for s in failure_indicators(digits_mlp, x, y, THREAT, passes=2400)}
     assert "30 images" in found["loss does not grow"].detail
     assert "--signs runs it" in found["black box beats gradients"].detail

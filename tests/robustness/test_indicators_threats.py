@@ -42,24 +42,24 @@ class Watched(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def right(digits, digits_cnn):
+def right(digits, digits_mlp):
     """Return images that the network labels correctly, with their labels."""
     with torch.no_grad():
-        rows = (digits_cnn.eval()(digits.test.x[:60]).argmax(1) == digits.test.y[:60]).nonzero()[:COUNT, 0]
+        rows = (digits_mlp.eval()(digits.test.x[:60]).argmax(1) == digits.test.y[:60]).nonzero()[:COUNT, 0]
     return digits.test.x[rows], digits.test.y[rows]
 
 
-def test_the_gradient_is_checked_inside_the_mask(right, digits_cnn):
+def test_the_gradient_is_checked_inside_the_mask(right, digits_mlp):
     x, y = right
-    prepared = prepare(RightDetached(digits_cnn), x)
+    prepared = prepare(RightDetached(digits_mlp), x)
     assert gradient_error(prepared, x, y).false.mean() > 0.9
     assert not gradient_error(prepared, carry(x, mask=LEFT), y).false.any()
     assert gradient_error(prepared, carry(x, mask=~LEFT), y).false.mean() > 0.9
 
 
-def test_planted_images_differ_inside_the_mask_only(right, digits_cnn):
+def test_planted_images_differ_inside_the_mask_only(right, digits_mlp):
     x, _ = right
-    net = Watched(digits_cnn)
+    net = Watched(digits_mlp)
     prepared = prepare(net, x)
     attacks = {"pgd": PGD("linf", 0.2, steps=10), "square": Square("linf", 0.2, queries=60)}
     net.calls.clear()
@@ -78,9 +78,9 @@ def examined(model, x, y, **attacks):
     return examine(model, x, y, ThreatModel("linf", 0.3), done)
 
 
-def test_checks_change_pixels_of_the_mask_only(right, digits_cnn):
+def test_checks_change_pixels_of_the_mask_only(right, digits_mlp):
     x, y = right
-    found = examined(digits_cnn, carry(x, mask=LEFT), y, pgd=PGD("linf", 0.3))
+    found = examined(digits_mlp, carry(x, mask=LEFT), y, pgd=PGD("linf", 0.3))
     assert found.fooled
     for row, image in found.fooled.items():
         assert torch.equal(image[..., 4:], x[row, ..., 4:])
@@ -91,29 +91,29 @@ def test_checks_change_pixels_of_the_mask_only(right, digits_cnn):
     assert "does not apply" not in names[BOUNDARY].detail
 
 
-def test_checks_count_targets_only(right, digits_cnn):
+def test_checks_count_targets_only(right, digits_mlp):
     """A wrong class is no success, and images that reach the target are counted."""
     x, y = right
     targets = (y + 1) % 10
-    found = examined(digits_cnn, carry(x, targets=targets), y, pgd=FGSM("linf", 0.3))
+    found = examined(digits_mlp, carry(x, targets=targets), y, pgd=FGSM("linf", 0.3))
     assert found.fooled
     with torch.no_grad():
         for row, image in found.fooled.items():
-            assert int(digits_cnn(image[None]).argmax()) == int(targets[row])
+            assert int(digits_mlp(image[None]).argmax()) == int(targets[row])
     details = {one.name: one.detail for one in found.indicators}
     assert details[UNBOUNDED] == "does not apply: a target class may be out of reach at any eps"
     assert details[BOUNDARY] == "does not apply: FAB-T chooses its target classes itself"
     assert "of the images" in details["loss does not grow"]
 
 
-def test_an_evaluation_says_which_checks_a_transfer_leaves(digits, digits_cnn):
+def test_an_evaluation_says_which_checks_a_transfer_leaves(digits, digits_mlp):
     """The gradient that the attacks follow is the surrogate's: it is checked, and no other gradient is."""
     linear = fitted(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), digits)
-    surrogate = BackboneWithoutGradient(digits_cnn, linear)
+    surrogate = BackboneWithoutGradient(digits_mlp, linear)
     options = {"signs": True, "curve": False, "corruptions": False, "estimators": [], "progress": False}
     with pytest.warns(robgib.RobGIBWarning, match="of the surrogate, autograd explains"):
         run = robgib.evaluate(
-            digits_cnn, digits, attacks=["pgd-linf:eps=0.1,steps=3"], samples=30, transfer_from=surrogate, **options
+            digits_mlp, digits, attacks=["pgd-linf:eps=0.1,steps=3"], samples=30, transfer_from=surrogate, **options
         )
     signs = run.signs.set_index("name")
     assert signs.loc[GRADIENT, "seen"]
@@ -123,11 +123,11 @@ def test_an_evaluation_says_which_checks_a_transfer_leaves(digits, digits_cnn):
     assert run.robustness["attack"].tolist() == ["pgd-linf:eps=0.1,steps=3"]  # no images of the model's own gradient
 
 
-def test_images_of_the_checks_count_with_targets(digits, digits_cnn):
+def test_images_of_the_checks_count_with_targets(digits, digits_mlp):
     """A weak attack leaves targets unreached; those that the checks reach are a row of their own."""
     targets = (digits.test.y.numpy() + 1) % 10
     run = robgib.evaluate(
-        digits_cnn, digits, attacks={"one": PGD("linf", 0.3, steps=1, step_size=0.001)}, targets=targets, signs=True,
+        digits_mlp, digits, attacks={"one": PGD("linf", 0.3, steps=1, step_size=0.001)}, targets=targets, signs=True,
         samples=30, curve=False, corruptions=False, estimators=[], progress=False,
     )  # fmt: skip
     rows = run.robustness.set_index("attack")["robust"]
@@ -136,8 +136,8 @@ def test_images_of_the_checks_count_with_targets(digits, digits_cnn):
     assert run.convergence.empty
 
 
-def test_a_transfer_needs_no_gradient_of_the_model(digits_cnn, right):
+def test_a_transfer_needs_no_gradient_of_the_model(digits_mlp, right):
     x, y = right
-    attack = Transfer.of(PGD("linf", 0.1, steps=2), digits_cnn)
-    found = examined(lambda images: digits_cnn(images).detach(), x, y, pgd=attack)
+    attack = Transfer.of(PGD("linf", 0.1, steps=2), digits_mlp)
+    found = examined(lambda images: digits_mlp(images).detach(), x, y, pgd=attack)
     assert not [one.name for one in found.indicators if one.seen]

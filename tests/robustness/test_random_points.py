@@ -63,15 +63,15 @@ def test_points_do_not_depend_on_the_other_images():
 
 
 @pytest.fixture(scope="module")
-def run(digits, digits_cnn):
+def run(digits, digits_mlp):
     return robgib.evaluate(
-        digits_cnn, digits, attacks=["pgd-linf:eps=0.15,steps=3", "fgsm-l2:eps=0.5", "patch:eps=2,places=1,steps=2"],
+        digits_mlp, digits, attacks=["pgd-linf:eps=0.15,steps=3", "fgsm-l2:eps=0.5", "patch:eps=2,places=1,steps=2"],
         random_points=4, estimators=[], samples=20, curve=False, signs=False, corruptions=False, progress=False,
         save_adversarial=True,
     )  # fmt: skip
 
 
-def test_a_run_holds_shows_and_verifies_them(run, digits_cnn, tmp_path):
+def test_a_run_holds_shows_and_verifies_them(run, digits_mlp, tmp_path):
     table = run.random_points
     assert table[["norm", "eps", "points", "samples"]].to_numpy().tolist() == [
         ["linf", 0.15, 4, 20],
@@ -85,19 +85,19 @@ def test_a_run_holds_shows_and_verifies_them(run, digits_cnn, tmp_path):
     assert text in out.export_text()
     assert text in render([run])
     assert runs_json([run], ["x"])["models"][0]["random_points"][0]["share"] == table["share"][0]
-    assert not [v.what for v in verify(again, run.adversarial, digits_cnn) if not v.holds]
+    assert not [v.what for v in verify(again, run.adversarial, digits_mlp) if not v.holds]
     for column, what in (
         ("share", "share that keeps the label"),
         ("points", "threat models"),
         ("eps", "threat models"),
     ):
         changed = replace(again, random_points=again.random_points.assign(**{column: again.random_points[column] * 2}))
-        found = [v.what for v in verify(changed, run.adversarial, digits_cnn) if not v.holds]
+        found = [v.what for v in verify(changed, run.adversarial, digits_mlp) if not v.holds]
         assert [f"random points: {what}" in one for one in found] == [True]
     changed = replace(again, random_points=again.random_points[:1])
-    assert [v.what for v in verify(changed, run.adversarial, digits_cnn) if not v.holds]
+    assert [v.what for v in verify(changed, run.adversarial, digits_mlp) if not v.holds]
 
 
-def test_points_need_a_ball(digits, digits_cnn):
+def test_points_need_a_ball(digits, digits_mlp):
     with pytest.raises(RobGIBError, match=r"random points are drawn from the balls .* give an attack of a norm"):
-        robgib.evaluate(digits_cnn, digits, attacks=["patch:eps=2"], random_points=5, estimators=[], samples=9)
+        robgib.evaluate(digits_mlp, digits, attacks=["patch:eps=2"], random_points=5, estimators=[], samples=9)

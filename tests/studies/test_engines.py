@@ -26,6 +26,7 @@ def rows_of(study, found, **options):
     return table
 
 
+@pytest.mark.slow
 def test_a_study_that_was_killed_goes_on_to_the_tables_of_two_processes(cache, tmp_path, monkeypatch):
     text = QUICK.replace("samples: 40", "samples: 41")  # measured by no other test
     file = written(tmp_path, text.replace("[0.02, 0.1]", "[0.02, 0.05, 0.1]").partition("controls:")[0])
