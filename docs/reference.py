@@ -5,6 +5,7 @@ python docs/reference.py    (`make docs` does so, and builds the site from it)
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -61,11 +62,20 @@ def attacks() -> str:
     return text + rows(("name", "norm", "parameters", "description"), *cells)
 
 
+def whole_sentences(command: typer.core.TyperCommand | typer.core.TyperGroup) -> None:
+    """List each command with the first paragraph of its help, which is cut to 45 characters otherwise."""
+    command.short_help = " ".join((command.help or "").partition("\n\n")[0].split())
+    for below in getattr(command, "commands", {}).values():
+        whole_sentences(below)
+
+
 def command_line() -> str:
     """All commands, with every option."""
     command = typer.main.get_command(app)
     show_all(command)
-    return get_docs_for_click(obj=command, ctx=typer.Context(command), name="robgib", title="Command line")
+    whole_sentences(command)
+    text = get_docs_for_click(obj=command, ctx=typer.Context(command), name="robgib", title="Command line")
+    return re.sub(r"\[/?(red|bold|dim)\]", "", text)  # styles of the terminal
 
 
 def inside(text: str, folder: Path) -> str:

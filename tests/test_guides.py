@@ -120,6 +120,10 @@ def test_links_of_the_site_lead_somewhere(tmp_path, monkeypatch):
     pages = sorted((tmp_path / "site").rglob("*.md"))
     assert len(pages) > 25
     assert not {str(page): broken for page in pages if (broken := broken_links(page))}
+    text = (tmp_path / "site" / "cli.md").read_text(encoding="utf-8")
+    assert "* `report`: Write one page from run folders." in text
+    assert not re.findall(r"^\* `[a-z-]+`: .*\.\.\.$", text, re.M)  # sentences of commands are whole
+    assert not re.findall(r"\[/?(?:red|bold|dim)\]", text)  # styles of the terminal
 
 
 def options_of(command):
