@@ -159,18 +159,19 @@ def list_attacks(catalogue: Sequence[Path] = ()) -> list[str]:
 def attack_class(name: str, base: type[Any] = Attack) -> type[Any] | None:
     """Return the class of a name below ``base``, as the record of a run states it; None if there is none here.
 
-    Plug-in files and classes that a user defined count once they are imported. Of several the latest is taken.
+    Plug-in files and classes that a user defined count once they are imported. Of several RobGIB's own is taken, since
+    an adapted library has names of its own such as PGD; of others the latest.
 
     >>> attack_class("PGD").__name__, attack_class("Unheard")
     ('PGD', None)
     """
-    waiting = [base]
+    waiting, named = [base], []
     while waiting:
         kind = waiting.pop()
         if kind.__name__ == name:
-            return kind
+            named.append(kind)
         waiting += kind.__subclasses__()
-    return None
+    return next((kind for kind in named if kind.__module__.startswith("robgib.")), named[0] if named else None)
 
 
 @dataclass(frozen=True)

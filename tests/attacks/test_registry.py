@@ -3,7 +3,7 @@ import sys
 import pytest
 
 from robgib import RobGIBError, RobGIBWarning, check_attack, make_attack, registry
-from robgib.attacks import PGD, TorchAttack, TransformAttack, attack_catalogue
+from robgib.attacks import PGD, Attack, TorchAttack, TransformAttack, attack_catalogue
 from robgib.attacks.registry import attack_class
 from robgib.registry import parse_value
 
@@ -21,11 +21,12 @@ def test_a_class_is_found_by_its_name():
         pass
 
     first = Rotated
+    adapted = type("PGD", (Attack,), {"__module__": "torchattacks.attacks.pgd"})  # as a library's class is taken
 
     class Rotated(PGD):
         pass
 
-    assert attack_class("PGD") is PGD
+    assert attack_class("PGD") is PGD is not adapted
     assert attack_class("Rotated") is Rotated is not first
     assert attack_class("PGD", TransformAttack) is attack_class("Unheard") is None
     assert attack_class("RotationTranslation", TransformAttack).__name__ == "RotationTranslation"

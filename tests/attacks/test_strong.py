@@ -1,6 +1,5 @@
 """Auto-PGD, Square, R+FGSM, MI-FGSM: the papers' rules, their peers, and what they find."""
 
-from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -694,7 +693,7 @@ def test_random_search_from_the_result_of_ascent_is_stronger_than_longer_ascent(
     assert float(polished.mean()) > float(ascended.mean())
 
 
-def test_fab_tells_what_it_found_outside_the_ball_and_skips_classes(digits_mlp, right_by_mlp):
+def test_fab_tells_what_it_found_outside_the_ball(digits_mlp, right_by_mlp):
     x, y = (v[:20] for v in right_by_mlp)
     rng = SampleRNG(0, range(len(x)))
     near = FAB("l2", 0.1, targeted=True, targets=2, steps=10)
@@ -704,11 +703,6 @@ def test_fab_tells_what_it_found_outside_the_ball_and_skips_classes(digits_mlp, 
     assert bool((reach > 0.1).any())
     kept = near.perturb(digits_mlp, x, y, rng)
     assert torch.equal(kept[reach > 0.1001], x[reach > 0.1001])
-    wide = FAB("l2", 1e-3, targeted=True, targets=2, steps=10)
-    first, second = (replace(wide, targets=1, skip=k).approach(digits_mlp, x, y, rng) for k in (0, 1))
-    each = torch.stack([wide.threat.distance(v, x) for v in (first, second)]).amin(0)
-    both = wide.threat.distance(wide.approach(digits_mlp, x, y, rng), x)
-    assert torch.allclose(both, each, rtol=2e-3)
 
 
 @pytest.mark.slow
