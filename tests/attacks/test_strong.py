@@ -719,6 +719,7 @@ def test_the_fast_ensemble_goes_on_for_as_long_as_samples_fall(digits, digits_ml
     assert few.cost < full.cost / 2
 
 
+@pytest.mark.slow
 def test_the_fast_ensemble_without_gradients_and_with_few_classes(digits_mlp, right_by_mlp):
     class Silent(nn.Module):
         def forward(self, x):

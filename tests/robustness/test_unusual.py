@@ -60,7 +60,9 @@ def test_the_faster_form_keeps_gradients_or_is_left(kind, digits_cnn, images):
     assert outcome.prediction.min() >= 0
 
 
-@pytest.mark.parametrize(("spec", "most"), [("pgd-linf:eps=0.1", 0.08), ("apgd-t-linf:eps=0.1", 0.03)])
+@pytest.mark.parametrize(
+    ("spec", "most"), [("pgd-linf:eps=0.1", 0.08), pytest.param("apgd-t-linf:eps=0.1", 0.03, marks=pytest.mark.slow)]
+)
 def test_a_straight_through_quantiser_is_not_robust(spec, most, digits_cnn, images):
     """99% was reported where torchattacks' PGD leaves 5.5%."""
     images = images[0][:100], images[1][:100]
@@ -75,6 +77,7 @@ def test_a_straight_through_quantiser_is_not_robust(spec, most, digits_cnn, imag
         assert abs(share - float((model(theirs).argmax(1) == images[1]).float().mean())) <= 0.03
 
 
+@pytest.mark.slow
 def test_a_spiking_network_with_a_surrogate_gradient(digits, images):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
