@@ -1,7 +1,7 @@
 """What is made of the codes of composed inputs, beside sums that are written out."""
 
 import math
-from dataclasses import fields
+from dataclasses import fields, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,10 +9,14 @@ import pytest
 import torch
 from scipy import stats
 
+from robgib import RobGIBError
 from robgib.information import Estimate, Imputation, imputation
-from robgib.information.donors import places
+from robgib.information import donors as donors_module
+from robgib.information.decomposition import Prepared
+from robgib.information.donors import Pool, most_donors, places, tell_apart
 from robgib.information.imputation import (
     _around,
+    _asked,
     _at_once,
     _columns,
     _differ,
@@ -20,9 +24,11 @@ from robgib.information.imputation import (
     _Draws,
     _Found,
     _gap,
+    _learnt,
     _marginal,
     _mean,
     _mixed,
+    _narrowed,
     _refuted,
     _remarks,
     _Setting,
@@ -30,8 +36,9 @@ from robgib.information.imputation import (
     _still_to_come,
     _whole,
 )
+from robgib.information.pieces import Pieces
 from robgib.information.stacking import Stack, stacked
-from robgib.information.views import Target
+from robgib.information.views import Network, Target
 
 ROWS, CODES = 20, 3
 EYE = np.eye(3, dtype=bool)
@@ -321,3 +328,207 @@ def test_a_setting_counts_what_is_given():
     assert without.subsets.tolist() == (~np.eye(4, dtype=bool)).tolist()
     assert without.marginals["a"] == pytest.approx(_marginal(values, without.seen["a"], 2, None))
     assert [p.tolist() for p in places(inputs.cells, (4,))] == [[0], [1], [2], [3]]
+
+
+NOTHING = Estimate(np.nan, np.nan, np.nan)
+
+
+def network_of(rows=40, donors=50, same=False, pieces=4):
+    """Codes of four real numbers, which their first two determine, and shares of a label of three alternatives."""
+    rng = np.random.default_rng(1)
+    x, others = (torch.from_numpy(rng.standard_normal((n, 4))).float() for n in (rows, donors))
+    runs = np.array_split(np.arange(4), pieces)
+    inputs = SimpleNamespace(
+        names=tuple(map(str, range(pieces))),
+        cells=[(slice(None), slice(int(run[0]), int(run[-1]) + 1)) for run in runs],
+        resolution="4 numbers",
+    )
+
+    def codes(part):
+        shares = torch.softmax(part[:, :3], 1).numpy()
+        return {"a": (2 * (part[:, 0] > 0) + (part[:, 1] > 0.3)).long().numpy(), "b": shares}
+
+    network = Network(x, x if same else others, same, inputs, codes)
+    values = codes(x)["a"]
+    code = Target("a", "rate", values, codes(network.donors)["a"], Estimate(1.9, 1.8, 2.0), NOTHING, "")
+    label = Target("b", "rate", values % 3, np.array([2, 1, 0]), NOTHING, NOTHING, "", (), code=False)
+    return network, [code, label]
+
+
+@pytest.mark.parametrize(
+    ("pieces", "same", "kind", "rows"), [(4, False, "near", 40), (1, False, "near", 40), (4, True, "marginal", 12)]
+)
+def test_composed_inputs_are_counted_subset_by_subset(monkeypatch, pieces, same, kind, rows):
+    """Six donors, or three times as many for one of four features, at most all others; 50 are composed at once."""
+    network, targets = network_of(rows, pieces=pieces, same=same)
+    of = Imputation(donors=6, kind=kind, components=2, seed=8, samples=rows)
+    given = _Setting.of(of, network, targets, None)
+    calls, shown, subsets = [], [], len(given.subsets)
+    answers = {name: (f"learnt of {name}", f"gap of {name}") for name in "ab"}
+    monkeypatch.setattr(imputation, "_AT_ONCE", 50)
+    monkeypatch.setattr(donors_module, "_UNITS", 8)
+    monkeypatch.setattr(
+        imputation, "_learnt", lambda *_: [{name: answers[name][k] for name in answers} for k in (0, 1)]
+    )
+
+    def mixed(setting, name, *more):
+        calls.append((name, *more))
+        implausible = np.zeros(subsets, bool)
+        implausible["ab".index(name)] = True
+        return _Found(*[np.zeros(0)] * 4, implausible)
+
+    monkeypatch.setattr(imputation, "_mixed", mixed)
+    found = _asked(of, given, lambda *step: shown.append(step))
+    assert shown == [("imputing features", s, subsets, "") for s in range(subsets)] + [
+        ("imputing features", subsets, subsets)
+    ]
+    draw, pool = np.random.default_rng([8, 12]), Pool.of(network.donors, same)
+    runs = np.array_split(np.arange(4), pieces)
+    apart, differ, drawn = [], {"a": [], "b": []}, {"a": [], "b": []}
+    for subset in given.subsets:
+        kept = np.concatenate([run for run, own in zip(runs, subset, strict=True) if own] + [np.zeros(0, int)])
+        replaced = np.setdiff1d(np.arange(4), kept)
+        count = 18 if pieces == 4 and subset.sum() == 1 else 6
+        count = min(count, 11) if same else count
+        made = pool.complete(network.x, kept, replaced, count, kind == "near", 2, draw)
+        ((_, inputs),) = made.composed(1000)
+        counted = _Draws(given, made.near.numpy())
+        counted.add(slice(0, rows), network.codes(inputs))
+        apart.append(tell_apart(network.x, inputs.view(rows, count, 4)[:, count // 2], replaced, draw))
+        around = _around(made, draw)
+        for t in targets:
+            own = given.own[t.name]
+            drawn[t.name].append(counted.own(t.name, own, around))
+            differ[t.name].append(t.code and _differ(counted.shares(t.name), own, 1e-3 / subsets))
+    for name, histograms, learnt, gap, other in calls:
+        assert histograms == pytest.approx(np.stack(drawn[name], 1))
+        assert (learnt, gap) == answers[name]
+        assert other.tolist() == [bool(d) for d in differ[name]]
+    assert [call[0] for call in calls] == ["a", "b"]
+    for result in found.values():
+        assert result.implausible.tolist() == [True, True] + [False] * (subsets - 2)
+        assert result.apparent == tuple(_shown_apart(np.array(apart)))
+
+
+@pytest.mark.parametrize("picture", [False, True])
+def test_what_the_predictor_learns_from(monkeypatch, picture):
+    """Numbers less the donors' mean, over their deviation; of pictures over the root of the mean variance."""
+    network, targets = network_of(12, 20)
+    network.donors[:, 2] = 3.0  # it does not vary, and is only centred
+    if picture:
+        x, donors = (of.repeat(1, 4).view(-1, 1, 4, 4) for of in (network.x, network.donors))
+        codes = network.codes
+        network = replace(network, x=x, donors=donors, codes=lambda part: codes(part.flatten(1)[:, :4]))
+        network.inputs.cells = [(slice(None), slice(None), slice(None), slice(i, i + 1)) for i in range(4)]
+    of = Imputation(steps=9, seed=4, device="cpu", samples=12)
+    given = _Setting.of(of, network, targets, None)
+    rng, seen, shown = np.random.default_rng(0), [], []
+    answer = [rng.uniform(0.1, 1, (2, 8, 7 + 12)) for _ in targets]
+    monkeypatch.setattr(imputation, "_GAUGED", 7)
+    monkeypatch.setattr(imputation, "learn_codes", lambda *all_of, **more: (seen.extend([all_of, more]), answer)[1])
+    answers, gaps = _learnt(of, given, lambda *step: shown.append(step))
+    (train, known, sizes, masks, test, wanted), more = seen
+    assert more == {"steps": 9, "seed": 4, "device": torch.device("cpu")}
+    donors, x = network.donors.double().numpy(), network.x.double().numpy()
+    scale = donors.std(0)
+    scale = np.sqrt((scale**2).mean()) if picture else np.where(scale > 0, scale, 1)
+    ready = [torch.from_numpy((part - donors.mean(0)) / scale) for part in (donors, x)]
+    cut = [Pieces.of(part, network.inputs.cells, torch.zeros(()), torch.ones(())).x for part in ready]
+    assert train.x.numpy() == pytest.approx(cut[0].numpy(), abs=1e-5)
+    assert test.x.numpy() == pytest.approx(torch.cat([cut[0][:7], cut[1]]).numpy(), abs=1e-5)
+    assert torch.equal(masks, torch.from_numpy(SUBSETS_OF_FOUR).float())
+    assert sizes == [given.sizes["a"], given.sizes["b"]]
+    for place, name in enumerate("ab"):
+        assert known[place].tolist() == given.seen[name].tolist()
+        assert wanted[place].tolist() == [*given.seen[name][:7], *given.own[name]]
+        half, whole = answer[place]
+        assert answers[name] == pytest.approx(np.stack([whole[:, 7:], half[:, 7:]]))
+        assert gaps[name] == pytest.approx(_gap(given, name, whole[:, :7], whole[:, 7:]))
+    assert shown == [("learning codes", 0, 1, ""), ("learning codes", 1, 1)]
+
+
+SUBSETS_OF_FOUR = np.concatenate([np.eye(4, dtype=bool), ~np.eye(4, dtype=bool)])
+
+
+def test_of_the_inputs_themselves_nothing_is_learnt():
+    network, targets = network_of(12, same=True)
+    given = _Setting.of(Imputation(samples=12), network, targets, None)
+    answers, gaps = _learnt(Imputation(), given, None)
+    for name in "ab":
+        assert answers[name] == pytest.approx(np.broadcast_to(given.marginals[name][given.own[name]], (2, 8, 12)))
+        assert gaps[name].tolist() == [0.0] * 8
+    assert _narrowed(network, 3) is network
+
+
+def test_inputs_and_donors_are_cut_to_what_is_used():
+    network, _ = network_of(12, 20)
+    cut = _narrowed(network, 5)
+    assert (torch.equal(cut.x, network.x[:5]), torch.equal(cut.donors, network.donors)) == (True, True)
+    wide = replace(network, donors=torch.empty(1, 1).expand(3, 2**25))
+    assert len(_narrowed(wide, 5).donors) == most_donors((2**25,)) == 2
+
+
+def test_the_estimate_of_a_network(monkeypatch):
+    network, targets = network_of(12, 20)
+    of, results = Imputation(donors=3, steps=7, samples=12), {}
+    monkeypatch.setattr(imputation, "_asked", lambda estimator, setting, progress: {"a": "A", "b": "B"})
+    monkeypatch.setattr(Imputation, "_decomposed", lambda *more: results.update({more[2].name: more[4]}))
+    constant = replace(targets[0], name="c", values=np.zeros(12, int))
+    of.of_network("prepared", [*targets, constant], network)
+    assert results == {"a": "A", "b": "B", "c": None}
+    of.of_network("prepared", [constant], network)
+    assert results["c"] is None
+    alone = replace(network, donors=network.donors[:1])
+    of.of_network("prepared", [constant], alone)  # one other sample
+    for few in (replace(network, donors=network.donors[:0]), replace(alone, x=network.x[:1], same=True)):
+        with pytest.raises(RobGIBError, match="needs other samples to take content from"):
+            of.of_network("prepared", targets, few)
+    network.inputs.cells = []
+    with pytest.raises(RobGIBError, match="replaces pieces of the input, which 4 numbers are not"):
+        of.of_network("prepared", targets, network)
+    assert of._resolution(4) == "3 nearest donors of a rest, 9 of a feature alone; 7 steps"
+    assert of._resolution(1) == "3 nearest donors of a rest; 7 steps"
+    assert of._resolution(2) == "3 nearest donors of a rest, 18 of a feature alone; 7 steps"
+    other = Imputation(donors=3, kind="marginal", single_feature=False)
+    assert other._resolution(4) == "3 random donors of a rest; 800 steps"
+
+
+@pytest.mark.parametrize("single_feature", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_terms_of_a_target(monkeypatch, single_feature, weighted):
+    """Terms are log2 p̂ less that of the law; those of a counted total take its value, the rest of it beside them."""
+    network, (code, label) = network_of(12, 20)
+    of, seen = Imputation(samples=12, single_feature=single_feature), {}
+    weights = np.linspace(0.5, 1.5, 12) if weighted else None
+    given = _Setting.of(of, network, [code, label], weights)
+    result = SimpleNamespace(remarks=None, bound=None, sided=None)
+    monkeypatch.setattr(imputation, "decompose", lambda terms, **more: (seen.update(more, terms=terms), result)[1])
+    monkeypatch.setattr(imputation, "replace", lambda one, **more: SimpleNamespace(**vars(one) | more))
+    wholes = {"a": np.zeros(12), "b": -np.linspace(0.1, 1, 12)}
+    monkeypatch.setattr(imputation, "_whole", lambda setting, target, learnt: wholes[target.name])
+    rng, count = np.random.default_rng(0), 8 if single_feature else 4
+    learnt = _Found(-rng.random((12, count)), *rng.random((3, count)), np.array([True] + [False] * (count - 1)), (0.8,))
+    prepared = Prepared((network.x.numpy(),), (network.x.numpy(),), None)
+    full = replace(code, total=replace(code.total, flagged=True))
+    for target in (code, full, label):
+        made = of._decomposed(prepared, target, given, learnt)
+        base = np.log2(given.marginals[target.name][given.own[target.name]])
+        expected = np.full((12, 9), np.nan)
+        expected[:, 0] = wholes[target.name] - base
+        expected[:, 9 - count :] = learnt.pointwise - base[:, None]
+        if target is code and not weighted:
+            expected[:, [0, 5, 6, 7, 8]] += 1.9 - (-base).mean()
+        assert seen["pointwise"] == pytest.approx(expected, nan_ok=True)
+        assert seen["terms"] == pytest.approx(expected.mean(0), nan_ok=True)
+        for name in ("below", "above", "floor"):
+            assert seen[name].tolist() == [0.0] * (9 - count) + getattr(learnt, name).tolist()
+        counted = target is code or (target is label)
+        assert (seen["problem"].counted is target.total) == counted
+        assert seen["notes"] == _donor_warnings(learnt)
+        assert made.remarks == _remarks(learnt)
+        assert made.bound == ("lower" if target.code else "lower (usable by the network)")
+        assert made.sided == ((target is code) if target.code else None)
+    seen.clear()
+    of._decomposed(prepared, code, given, None)
+    assert seen["terms"].tolist() == [0.0] * 9
+    assert seen["notes"] == ["the target takes one value only: it carries no information"]
