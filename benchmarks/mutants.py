@@ -75,12 +75,18 @@ TESTS: dict[str, tuple[str, ...]] = {
         for name, test in {
             "exact": "test_estimators",
             "loss_comparison": "test_loss_comparison",
-            "pieces": "test_learning_costs",
             "preprocessing": "test_exact_neighbours",
-            "readings": "test_readings",
             "stacking": "test_learning_costs",
         }.items()
     },
+    "robgib/information/pieces.py": (
+        "tests/information/test_exact_pieces.py",
+        "tests/information/test_learning_costs.py",
+    ),
+    "robgib/information/readings.py": (
+        "tests/information/test_exact_readings.py",
+        "tests/information/test_readings.py",
+    ),
     "robgib/information/discrete.py": ("tests/information/test_exact_measures.py",),
     "robgib/information/flow.py": ("tests/information/test_exact_flow.py", "tests/information/test_flow.py"),
     "robgib/information/gaussian.py": (

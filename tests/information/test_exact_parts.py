@@ -12,6 +12,7 @@ from robgib.information import Exact
 from robgib.information.loss_comparison import LossComparison, Separate, _standard_components
 from robgib.information.masked_network import subsets
 from robgib.information.preprocessing import (
+    SALTS,
     codebook,
     columns_or_codes,
     default_size,
@@ -33,6 +34,13 @@ def test_standardised_columns():
     assert not found[:, 1].any()
     values, codes = columns_or_codes(x)
     assert (values.shape, codes.tolist()) == ((20, 2), [0] * 20)
+    # A deviation counts from 1e-12 of the largest value, or of 1: these are 0.9e-12 and 1.1e-12 of them.
+    for size in (1.0, 1e-3, 100.0):
+        for share, varies in ((0.9, False), (1.1, True)):
+            pair = np.array([[1.0], [-1.0]]) * share * 1e-12 * max(size, 1)
+            assert standardised(np.hstack([pair, [[size], [size]]]))[:, 0].any() == varies
+    zeros = standardised(np.zeros((3, 1)))
+    assert zeros.tolist() == [[0.0]] * 3
     values, codes = columns_or_codes(np.array([[5], [3], [5]]))
     assert (values.shape, codes.tolist()) == ((3, 0), [1, 0, 1])
 
@@ -49,6 +57,27 @@ def test_normal_scores_of_what_is_not_normal():
     twenty = rng.standard_normal((20, 1))
     assert stats.normaltest(twenty[:, 0]).pvalue > 1e-3
     assert normal_scores(twenty)[:, 0] == pytest.approx(stats.zscore(twenty[:, 0]))
+
+
+def test_a_thousandth_decides_what_is_not_normal():
+    """Of two columns, one to each side of p = 0.1% and within a tenth of it."""
+    normal = stats.norm.ppf((np.arange(60) + 0.5) / 60)
+
+    def p(power):
+        return float(stats.normaltest(np.exp(power * normal)).pvalue)
+
+    low, high = 0.0, 1.0
+    for _ in range(40):
+        low, high = ((low + high) / 2, high) if p((low + high) / 2) > 1e-3 else (low, (low + high) / 2)
+    for power, kept in ((0.995 * low, True), (1.005 * low, False)):
+        assert 0.9e-3 < p(power) < 1.1e-3
+        values = np.exp(power * normal)
+        expected = stats.zscore(values) if kept else stats.zscore(ndtri(np.arange(1, 61) / 61))
+        assert normal_scores(values[:, None])[:, 0] == pytest.approx(expected)
+
+
+def test_random_numbers_of_each_estimator_are_its_own():
+    assert SALTS == {"binned": 1, "gaussian": 2, "infonce": 3, "ksg": 4, "renyi": 6, "flow": 8}
 
 
 def test_the_sizes_of_codes():
@@ -74,12 +103,15 @@ def test_codes_of_values():
     assert relabel(np.array([[1, 2], [0, 5], [1, 2]])).tolist() == [1, 0, 1]
 
 
+PLACES = ([0, 1, 2, 3], [1, 2, 3], [0, 3], [0, 1, 2])
+
+
 def test_a_codebook_without_a_feature_takes_the_nearest_of_the_others():
     rng = np.random.default_rng(0)
-    features, fit = [[rng.standard_normal((n, d)) for d in (1, 2)] for n in (9, 40)]
+    features, fit = [[rng.standard_normal((n, d)) for d in (1, 2, 1)] for n in (9, 40)]
     centres = KMeans(4, n_init=1, max_iter=60, random_state=3).fit(np.hstack(fit)).cluster_centers_
     x = np.hstack(features)
-    expected = [((x[:, None, kept] - centres[:, kept]) ** 2).sum(2).argmin(1) for kept in ([0, 1, 2], [1, 2], [0])]
+    expected = [((x[:, None, kept] - centres[:, kept]) ** 2).sum(2).argmin(1) for kept in PLACES]
     assert [c.tolist() for c in codebook(features, fit, 4, 3)] == [c.tolist() for c in expected]
     with pytest.raises(RobGIBError, match="41 codes need at least as many samples to fit them on, not 40"):
         codebook(features, fit, 41, 3)
