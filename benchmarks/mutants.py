@@ -230,7 +230,7 @@ class _Session:
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         self.reached = _answer(lambda: _measured(session, self.path))
         inside = [n for n, change in enumerate(self.chosen) if change.function]
-        functions = [f for f in gc.get_objects() if isinstance(f, FunctionType) and f.__code__.co_filename == self.path]
+        functions = _functions_of(self.path)
         items = {item.nodeid: item for item in session.items}
 
         def work(change: Change, tests: Sequence[str]) -> int:
@@ -239,6 +239,14 @@ class _Session:
 
         self.codes = _each(inside, self.chosen, self.reached, work, self.options)
         return True
+
+
+def _functions_of(path: str) -> list[FunctionType]:
+    """Functions of an imported file; the tests freeze their objects, which the collector then does not list."""
+    gc.unfreeze()
+    found = [f for f in gc.get_objects() if isinstance(f, FunctionType) and f.__code__.co_filename == path]
+    gc.freeze()
+    return found
 
 
 def _failures(session: pytest.Session, items: Sequence[pytest.Item]) -> int:
