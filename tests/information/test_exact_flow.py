@@ -287,6 +287,7 @@ def test_held_out_densities_of_each_subset(monkeypatch, sizes):
     monkeypatch.setattr(Flow, "_train", train)
     monkeypatch.setattr(module, "_CHUNK", 4)
     pointwise, missing = Flow(seed=9, device="cpu")._pointwise(Columns(of, (0,) * n, 6), target, count)
+    assert (pointwise.shape, missing.shape) == ((count, 2 * n + 1), (2 * n + 1,))
     assert (seen["made"], seen["features"]) == ((2, sum(sizes) + n, 9), n)
     draw = torch.Generator().manual_seed(9)
     masks = torch.cat([torch.zeros(1, n), subsets(n), draw_masks(1, 32, n, draw)[0]])

@@ -75,6 +75,14 @@ def test_the_passes_that_it_takes():
     }  # fmt: skip
 
 
+def test_settings_of_imputation():
+    of = imputation
+    assert (of._ALONE, of._AROUND, of._DOUBLING, of._MORE) == (12, (6, 14, 30, 80), (0.5, 0.65), (1.0, 3.0))
+    assert of._PARTS == ((0, 2), (1, 3), (0, 1), (2, 3), (0,), (1,), (2,), (3,))
+    assert (of._LEVEL, of._BETTER, of._APART, of._COMMON) == (1e-3, 0.05, 0.1, 10)
+    assert (of._WIDELY, of._GAUGED, of._LEAST, of._APPARENT) == (8, 1000, 1e-12, 0.6)
+
+
 def test_how_many_are_composed_at_once():
     assert [_at_once(torch.empty(1, *s)) for s in ((4,), (2**25,), (2**26,), (2**14,), (2**12,))] == [
         4096, 1, 1, 2048, 4096,
@@ -265,6 +273,9 @@ def test_codes_that_differ():
     other = np.repeat([0, 1], [40, 20])
     assert _differ(shares_of(other, 2), ten, 0.5)
     assert not _differ(shares_of(nine * 0, 2), nine * 0, 0.5)  # one code alone
+    never = shares_of(np.zeros(60, int), 2)  # ten inputs of a code that is never made are enough, nine are not
+    assert _differ(never, np.repeat([0, 1], [50, 10]), 0.5)
+    assert not _differ(never, np.repeat([0, 1], [51, 9]), 0.5)
     tenth = np.repeat([0, 1], [54, 6])
     assert not _differ(shares_of(np.repeat([0, 1], [48, 12]), 2), tenth, 0.999)  # a tenth differs, not more
     assert _differ(shares_of(np.repeat([0, 1], [47, 13]), 2), tenth, 0.999)

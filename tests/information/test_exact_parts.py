@@ -220,4 +220,6 @@ def test_networks_of_a_subset_each():
     assert isinstance(network.to(torch.device("cpu")), Separate)
     one = LossComparison()._prepare(features[:1], features[:1]).network()
     assert not one.values[2].any()  # of nothing there is a column of zeros
+    assert one.values.shape == (3, 20, 1)
+    assert type(columns)(columns.of, (0, 0), 0).most == 8
     assert (LossComparison().components, LossComparison().width, LossComparison().steps) == (8, 64, 800)
