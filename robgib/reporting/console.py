@@ -79,7 +79,10 @@ def _print_headline(run: Run, name: str, out: Console) -> None:
 
 
 def _most_sensitive(run: Run) -> list[str]:
-    """Return a sentence on the layer that depends most on individual features of the input, if one was measured."""
+    """Return a sentence on the layer that depends most on individual features of the input, if one is shown to.
+
+    Its interval of v must lie above those of all other layers.
+    """
     rows = run.layers[(run.layers["term"] == "v(X;Z)") & run.layers["value"].notna() & (run.layers["depth"] >= 0)]
     rows = rows[~rows["flagged"].astype(bool)]
     if rows.empty:
@@ -87,6 +90,8 @@ def _most_sensitive(run: Run) -> list[str]:
     key = rows[["estimator", "partition"]].iloc[0]
     rows = rows[(rows["estimator"] == key["estimator"]) & (rows["partition"] == key["partition"])]
     top = rows.loc[rows["value"].idxmax()]
+    if (rows.drop(index=top.name)["high"] >= top["low"]).any():
+        return []
     features = run.features
     count = int(
         (
@@ -97,10 +102,9 @@ def _most_sensitive(run: Run) -> list[str]:
     )
     if not count:
         return []
-    feature = feature_noun(str(key["partition"]))
     return [
-        f"`{escape(str(top['layer']))}` depends most on single features of the input: masking one {feature} of {count} "
-        f"loses {top['value'] / count:.0%} of its information on average."
+        f"`{escape(str(top['layer']))}` depends most on individual {feature_noun(str(key['partition']), many=True)}: "
+        f"masking one of {count} loses {top['value'] / count:.0%} of its information on average."
     ]
 
 

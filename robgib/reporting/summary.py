@@ -51,14 +51,19 @@ def display_names(runs: Sequence[Run]) -> list[str]:
     return [run.folder if names.count(run.name) > 1 else run.name for run in runs]
 
 
-def feature_noun(partition: str) -> str:
-    """Return what one feature of a partition is called.
+def feature_noun(partition: str, many: bool = False) -> str:
+    """Return what one feature of a partition is called, or many.
 
-    >>> feature_noun("patches:4"), feature_noun("pca:8")
-    ('patch', 'component')
+    >>> feature_noun("patches:4"), feature_noun("tokens:4", many=True), feature_noun("pca:8", many=True)
+    ('patch', 'runs of tokens', 'components')
     """
-    nouns = {"patches": "patch", "tokens": "run of tokens", "pixels": "pixel", "channels": "channel"}
-    return nouns.get(partition.partition(":")[0], "component")
+    nouns = {
+        "patches": ("patch", "patches"),
+        "tokens": ("run of tokens", "runs of tokens"),
+        "pixels": ("pixel", "pixels"),
+        "channels": ("channel", "channels"),
+    }
+    return nouns.get(partition.partition(":")[0], ("component", "components"))[many]
 
 
 def sections(runs: Sequence[Run]) -> list[tuple[str, str]]:

@@ -110,9 +110,17 @@ def test_an_order_of_models_that_turns_with_the_codes_is_told(run):
 
 
 def test_the_terminal_names_the_most_sensitive_layer_and_its_features(run):
-    layers = run.layers.copy()
-    layers["flagged"] = False
-    shown = io.StringIO()
-    plain = Console(file=shown, width=400)
-    print_runs([dataclasses.replace(run, layers=layers)], plain, plain)
-    assert "` depends most on single features of the input: masking one patch of 16 loses " in shown.getvalue()
+    def printed(low_of_top):
+        layers = run.layers.copy()
+        layers["flagged"] = False
+        v = layers.index[layers["term"] == "v(X;Z)"]
+        layers.loc[v, ["value", "low", "high"]] = [1.0, 0.8, 1.2]
+        top = layers.index[(layers["term"] == "v(X;Z)") & (layers["layer"] == "logits")]
+        layers.loc[top, ["value", "low", "high"]] = [2.0, low_of_top, 2.5]
+        shown = io.StringIO()
+        plain = Console(file=shown, width=400)
+        print_runs([dataclasses.replace(run, layers=layers)], plain, plain)
+        return shown.getvalue()
+
+    assert "`logits` depends most on individual patches: masking one of 16 loses 12% of its information" in printed(1.3)
+    assert "depends most" not in printed(1.2)  # intervals touch: the order is open
