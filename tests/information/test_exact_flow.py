@@ -326,7 +326,8 @@ def test_what_the_flow_hands_over(monkeypatch, noise):
     answer, lacking = rng.random((60, 5)), rng.random(5)
 
     def pointwise(self, inputs, target, samples):
-        seen.update(inputs=inputs, target=target, samples=samples, grad=torch.is_grad_enabled())
+        learns = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+        seen.update(inputs=inputs, target=target, samples=samples, grad=learns)
         return answer, lacking
 
     monkeypatch.setattr(Flow, "_pointwise", pointwise)
@@ -334,7 +335,8 @@ def test_what_the_flow_hands_over(monkeypatch, noise):
     features, fit = ([rng.standard_normal((m, d)) for d in (1, 2)] for m in (60, 8))
     target, fit_target = (np.hstack([rng.standard_normal((m, 2)), np.ones((m, 1))]) for m in (60, 8))
     of = Flow(noise=noise, seed=3)
-    of._estimate(Problem(of.prepare(features, fit), target, fit_target))
+    with torch.inference_mode():
+        of._estimate(Problem(of.prepare(features, fit), target, fit_target))
     scores = normal_scores(np.concatenate([target, fit_target]))[:, :2]  # the constant is left out
     if noise:
         draw = np.random.default_rng([3, SALTS["flow"]])

@@ -185,6 +185,7 @@ def test_a_learning_curve_of_two_points(monkeypatch, inputs, steps, expected):
     def train(network, x, goals, masks, count, generator, device):
         assert torch.equal(goals, torch.tensor(np.stack(targets, 1))[: len(x)])
         seen.append((len(x), count))
+        assert not torch.is_inference_mode_enabled()
         assert (torch.is_grad_enabled(), generator.initial_seed(), torch.initial_seed()) == (True, 5, 5)
         assert network.scores.bias.tolist() == pytest.approx(
             _log_shares(torch.tensor(np.stack(targets, 1)), [2, 3]).tolist()
@@ -205,7 +206,8 @@ def test_a_learning_curve_of_two_points(monkeypatch, inputs, steps, expected):
     test, masks = torch.zeros(4, 2, 3), torch.ones(1, 2)
     train_on = SimpleNamespace(x=torch.zeros(inputs, 2, 3))
     state = torch.get_rng_state()
-    found = learn_codes(train_on, targets, [2, 3], masks, SimpleNamespace(x=test), asked, steps=steps, seed=5)
+    with torch.inference_mode():
+        found = learn_codes(train_on, targets, [2, 3], masks, SimpleNamespace(x=test), asked, steps=steps, seed=5)
     assert torch.equal(torch.get_rng_state(), state)
     assert seen == expected
     assert made[0] == ((2, 3), [2, 3])
