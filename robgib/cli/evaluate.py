@@ -237,7 +237,7 @@ def _print_plan(name: str, parts: Sequence[Any]) -> None:
         err.print(f"{escape(name)}: clean accuracy only", highlight=False)
         return
     total = sum(part.seconds for part in parts)
-    err.print(f"{escape(name)}: at most about {_length(total)}", highlight=False)
+    err.print(f"{escape(name)}: about {_length(total)}", highlight=False)
     for part in parts:
         line = f"  {part.name:<26}{part.passes:>13,} passes  {_length(part.seconds):>7}  {part.switch}"
         err.print(line, highlight=False, soft_wrap=True)
