@@ -243,7 +243,8 @@ def named_attacks(
         eps: their radii, and those of specifications without eps, one for each norm.
 
     Raises:
-        RobGIBError: a name or parameter is unknown, or an attack is given twice.
+        RobGIBError: a name or parameter is unknown, an attack is given twice, or has another radius than ``eps``, or
+            no attack uses a given norm or radius.
 
     >>> list(named_attacks("quick", norm="l2", eps="64/255"))
     ['fgsm-l2:eps=64/255', 'pgd-l2:eps=64/255']
@@ -267,7 +268,50 @@ def read_attacks(
     eps: float | str | Sequence[float | str] | None = None,
 ) -> dict[str, Attack | NamedAttack]:
     """Return attacks by label, before the data and thus the default radii are known; see :func:`named_attacks`."""
-    pairs = threat_models(norm, eps)
+    read = _read(attacks, catalogue, threat_models(norm, eps))
+    if read and (norm is not None or eps is not None):
+        _check_given(read, norm, eps)
+    return read
+
+
+def _check_given(
+    attacks: Mapping[str, Attack | NamedAttack],
+    norm: str | Sequence[str] | None,
+    eps: float | str | Sequence[float | str] | None,
+) -> None:
+    """Raise if an attack has another radius than the given one of its norm, or if none uses a given norm or radius.
+
+    Raises:
+        RobGIBError: the message names the attack and the radius.
+    """
+    pairs, shared = threat_models(norm, eps), given_eps(norm, eps)
+    used: list[tuple[str, float]] = []
+    for label, one in attacks.items():
+        threat = (one.attack if isinstance(one, NamedAttack) else one).threat
+        is_open = isinstance(one, NamedAttack) and one.is_open
+        radius = shared.get(threat.norm, threat.eps) if is_open else threat.eps
+        radii = [float(parse_value(r)) for n, r in pairs if n == threat.norm and r is not None]
+        if radii and not any(math.isclose(radius, r) for r in radii):
+            raise RobGIBError(
+                f"attack {label!r} has an eps of its own, {radius:g}, and the given eps of {threat.norm} is "
+                f"{radii[0]:g}; give one of them."
+            )
+        used.append((threat.norm, radius))
+    for name, given in pairs:
+        if not any(n == name and (given is None or math.isclose(r, float(parse_value(given)))) for n, r in used):
+            budget = f"norm {name}" + ("" if given is None else f", eps {given}")
+            raise RobGIBError(
+                f"no attack uses the given budget ({budget}): {', '.join(map(repr, attacks))} "
+                f"ha{'s another' if len(attacks) == 1 else 've others'}; give an attack of that budget, or omit it."
+            )
+
+
+def _read(
+    attacks: str | Sequence[Any] | Mapping[str, Any],
+    catalogue: Sequence[Path],
+    pairs: Sequence[tuple[str, float | str | None]],
+) -> dict[str, Attack | NamedAttack]:
+    """Return attacks by label; ``pairs`` are the norms and radii of a budget and of objects of other conventions."""
     if isinstance(attacks, Mapping):
         for label, attack in attacks.items():
             if not isinstance(label, str) or not label or not (isinstance(attack, Attack) or is_foreign(attack)):

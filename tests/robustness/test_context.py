@@ -108,3 +108,36 @@ def test_progress_moves_within_a_batch_and_ends_with_the_robust_accuracy(subject
     assert all(count < total for _, count, total, _ in reports[:-1])
     assert reports[-1][1] == reports[-1][2]
     assert reports[-1][3].startswith(f"{result.right.mean():.1%} robust ({int(result.right.sum())}/20), ")
+
+
+@pytest.mark.parametrize(
+    ("attacks", "norm", "eps", "sentence"),
+    [
+        (
+            ["fgsm-linf:eps=0.05"],
+            None,
+            0.1,
+            "'fgsm-linf:eps=0.05' has an eps of its own, 0.05, and the given eps",
+        ),
+        (["fgsm-linf", "pgd-linf:eps=0.05"], "linf", "0.1", "'pgd-linf:eps=0.05' has an eps of its own, 0.05"),
+        (
+            {"mine": FGSM("l2", 1.0)},
+            ["linf", "l2"],
+            [0.1, 0.5],
+            "'mine' has .* 1, and the given eps of l2 is 0.5",
+        ),
+        (["fgsm-l2:eps=1"], None, 0.1, r"no attack uses the given budget \(norm linf, eps 0.1\)"),
+        (["fgsm-linf"], "l2", None, r"no attack uses the given budget \(norm l2\)"),
+        (["fgsm-linf"], "linf", [0.1, 0.2], r"no attack uses the given budget \(norm linf, eps 0.1\)"),
+    ],
+)
+def test_a_given_budget_that_an_attack_would_ignore_is_refused(attacks, norm, eps, sentence):
+    with pytest.raises(RobGIBError, match=sentence):
+        named_attacks(attacks, norm=norm, eps=eps)
+
+
+def test_a_given_budget_that_agrees_with_the_attacks_is_taken():
+    given = ["pgd-linf:eps=8/255", "pgd-l2:eps=1", "fgsm-linf:eps=0.1"]
+    assert len(named_attacks(given, norm="linf", eps=["8/255", 0.1])) == 3
+    assert named_attacks({"mine": FGSM("linf", 0.1)}, eps="0.1")["mine"].eps == 0.1
+    assert named_attacks([], eps=0.1) == {}
