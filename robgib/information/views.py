@@ -52,6 +52,7 @@ SYMBOLS_A_CLASS = 4
 """Fewer codes per class than this cannot represent a layer's information about the label."""
 _SALT = 5  # so that data drawn with the same seed do not repeat the noise
 _TAKEN = 0.1  # bits of correction from which a counted I(T;Y) is marked
+_CHANCE = 0.1  # of the most that is possible; where shuffled labels reach it, I(T;Y) in noise is marked
 _EQUAL = 1e-9  # bits
 _NEAR = 0.95  # of what a figure cannot exceed, from which it is marked
 
@@ -379,17 +380,18 @@ class NoisyLayer:
         codes = relabel(np.asarray(y))
         rng = np.random.default_rng([self.seed, _SALT, 2])
         of_x = mixture_information(scores, width, rng)
-        within = np.zeros(len(scores))
-        for c in range(int(codes.max()) + 1):
-            rows = np.flatnonzero(codes == c)
-            within[rows] = mixture_information(scores[rows], width, rng)
-        bits = [_mean(of_x, weights), _mean(of_x - within, weights)]
+        bits = [_mean(of_x, weights), _mean(of_x - _within(scores, codes, width, rng), weights)]
         full = bool(bits[0].value >= _NEAR * np.log2(len(scores)))
         note = "I(X;T) is near log2 of the number of samples: the true value may be any higher one"
         total = Estimate(bits[0].value, bits[0].low, bits[0].high, full, note if full else "")
+        rng = np.random.default_rng([self.seed, _SALT, 3])
+        chance = _mean(of_x - _within(scores, codes[rng.permutation(len(codes))], width, rng), weights).value
+        most = min(bits[0].value, entropy_estimate(codes, weights).value)
+        bits[1] = _above_chance(bits[1], max(chance, 0.0), most)
         resolution = f"noise of {self.sigma:g} total standard deviations on {self.projection.dims} components"
         noisy = (self(z), self(fit, 1))
-        made = Target(name, NOISE, *noisy, total, bits[1], resolution, (note,) if full else ())
+        notes = (*([note] if full else []), *([bits[1].note] if bits[1].note else []))
+        made = Target(name, NOISE, *noisy, total, bits[1], resolution, notes)
         return _marked(made, self.dominance, "the others drown in noise of its scale")
 
 
@@ -428,6 +430,31 @@ class Rescaled:
         """See :meth:`FittedView.target`."""
         ours, theirs = ((part - self.centre) / self.scale for part in (z, fit))
         return self.fitted.target(name, ours, theirs, y, weights)
+
+
+def _within(scores: Array, codes: Array, width: float, rng: np.random.Generator) -> Array:
+    """I(Z;Z + noise) within the class of each sample (N,), as values whose mean it is."""
+    within = np.zeros(len(scores))
+    for c in range(int(codes.max()) + 1):
+        rows = np.flatnonzero(codes == c)
+        within[rows] = mixture_information(scores[rows], width, rng)
+    return within
+
+
+def _above_chance(label: Estimate, chance: float, most: float) -> Estimate:
+    """I(T;Y) less what shuffled labels give by chance, as a share of what is left above it (Vinh et al. 2010).
+
+    Classes of few samples fill too little of the space, so that the entropy within them comes out too low.
+    """
+    if chance == 0 or most <= 0:
+        return label
+    note = f"shuffled labels have {chance:.2f} bits: few samples of each class" if chance >= _CHANCE * most else ""
+    if chance >= most:
+        return Estimate(0.0, 0.0, most, True, note)
+    value = (label.value - chance) * most / (most - chance)
+    half = float(np.hypot(label.high - label.value, chance))
+    high = min(value + half, max(most, value))
+    return Estimate(float(value), float(value - half), float(high), bool(note), note)
 
 
 def _mean(values: Array, weights: Array | None) -> Estimate:
@@ -506,16 +533,29 @@ def count_information(
     notes: list[str] = []
     # Of the bias the jackknife leaves about as much as it takes off (0.4 to 0.7 of it on forty codes of ten classes).
     # One label of another code that a sample happens to lack, or to have, counts log2 N / N: a code that determines
-    # the label may owe that to the sample.
+    # the label may owe that to the sample. Pairs that were never seen have about the share of those seen once (Good
+    # 1953), and what is counted may be too high by all that these labels would tell.
     taken = abs(counted.plain - counted.value)
     samples = len(y) if weights is None else effective_samples(weights)
     error = max(counted.error, float(np.log2(samples)) / samples) if counted.error > 0 else 0.0
     half = float(stats.norm.ppf(0.975)) * float(np.hypot(error, taken))
-    code_entropy, label_entropy = entropy_estimate(codes, weights).value, entropy_estimate(y, weights).value
-    full = counted.flagged or (label_entropy > code_entropy and counted.value >= _NEAR * code_entropy)
+    unseen = _seen_once(codes, y, weights) * float(np.log2(min(codes.max(), y.max()) + 1))
+    code_entropy, label_entropy = entropy_estimate(codes, weights), entropy_estimate(y, weights)
+    most = min(code_entropy.high, label_entropy.high)
+    value = min(counted.value, most)
+    low, high = max(value - half - unseen, min(value, 0.0)), min(value + half, most)
+    ceiling = label_entropy.value > code_entropy.value > 0 and counted.value >= _NEAR * code_entropy.value
+    full = counted.flagged or ceiling
     if full:
         notes.append("I(Z;Y) is at the ceiling of the code: the true value may be any higher one")
     if taken > _TAKEN:
         notes.append(f"I(Z;Y) was lowered by {taken:.2f} bits: few samples for this number of codes and classes")
     marked = full or taken > _TAKEN
-    return Estimate(counted.value, counted.value - half, counted.value + half, marked, "; ".join(notes)), notes
+    return Estimate(float(value), float(low), float(high), marked, "; ".join(notes)), notes
+
+
+def _seen_once(codes: Array, y: Array, weights: Array | None) -> float:
+    """The share of samples (N,) whose pair of code and label no other has, and the standard error of their number."""
+    _, pair, times = np.unique(codes * (y.max() + 1) + y, return_inverse=True, return_counts=True)
+    once = times[pair.reshape(-1)] == 1
+    return float(np.average(once, weights=weights)) * (1 + 1 / max(np.sqrt(once.sum()), 1.0))
