@@ -45,7 +45,7 @@ def test_a_deterministic_target_is_marked_and_noise_is_a_resolution():
     x = rng.standard_normal((600, 2))
     plain = InfoNCE(steps=600).estimate([x[:, [0]], x[:, [1]]], x)
     assert plain.total.flagged
-    assert any("the most that the contrast can show" in n for n in plain.notes)
+    assert any("the maximum of the contrast" in n for n in plain.notes)
     assert plain.total.value <= np.log2(120)
     noisy = QUICK.__class__(steps=300, noise=1.0).estimate([x[:, [0]], x[:, [1]]], x)
     assert "noise variance 1" in noisy.resolution
