@@ -120,25 +120,24 @@ def _write(text: str, target: Path | None) -> None:
         write_file(target, text.encode())
 
 
+_HEADS = ("samples", "A", "B", "only\nA", "only\nB", "B − A,\npoints", "95%\ninterval", "p")
+
+
 def _shown(rows: pd.DataFrame, names: tuple[str, str]) -> Table:
-    table = Table(title=escape(f"{names[0]} and {names[1]}, paired by sample"), title_justify="left")
-    table.add_column("accuracy", overflow="fold")
-    heads = (
-        "samples",
-        names[0],
-        names[1],
-        "only the first",
-        "only the second",
-        "difference, points",
-        "95% interval",
-        "p",
+    title = (
+        f"A: {names[0]}\nB: {names[1]}\nAccuracy by sample; “only A” counts samples that A alone classifies correctly."
     )
-    for head in heads:
-        table.add_column(escape(head), justify="right")
+    table = Table(
+        title=escape(title), title_justify="left", box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold"
+    )
+    table.add_column("accuracy", overflow="fold")
+    for head in _HEADS:
+        table.add_column(head, justify="right", no_wrap=True)
     for r in rows.itertuples():
         counts = [f"{value:.0f}" if value == value else "" for value in (r.only_a, r.only_b)]
         interval = f"[{100 * r.low:+.1f}, {100 * r.high:+.1f}]"
         cells = [str(r.samples), f"{r.a:.1%}", f"{r.b:.1%}", *counts, f"{100 * r.difference:+.1f}", interval]
-        table.add_row(escape(r.measure), *map(escape, cells), f"{r.p:.3g}" if r.p == r.p else "not paired")
+        table.add_row(escape(r.measure), *map(escape, cells), f"{r.p:.3g}" if r.p == r.p else "")
     table.caption = escape("; ".join(f"{r.measure}: {r.note}" for r in rows.itertuples() if r.note)) or None
+    table.caption_justify = "left"
     return table

@@ -274,7 +274,10 @@ def init(
 
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders.")],
-    out_file: Annotated[Path, typer.Option("--out", help="The page to write.")] = Path("report.html"),
+    out_file: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--out", help="The page to write.", show_default="report.html, unless it is of other runs"),
+    ] = None,
 ) -> None:
     """Write one page from run folders."""
     whole = [folder for folder in runs if not (_STUDIES & {p.name for p in folder.glob("*")})]  # runs/* matches both
@@ -283,6 +286,10 @@ def report(
     for folder in runs:
         if folder not in whole:
             err.print(f"{escape(str(folder))}: skipped, since it is the folder of a study.", highlight=False)
-    check_file(out_file)
-    written = robgib.reporting.write_report([robgib.results.load_run(folder) for folder in whole], out_file)
+    target = Path("report.html") if out_file is None else out_file
+    check_file(target)
+    loaded = [robgib.results.load_run(folder) for folder in whole]
+    if out_file is None and target.exists() and not robgib.reporting.page.is_page_of(target, loaded):
+        raise RobGIBError(f"{str(target)!r} exists and is not the page of these runs; name another file with --out.")
+    written = robgib.reporting.write_report(loaded, target)
     out.print(f"Report: [bold]{escape(str(written))}[/bold]", soft_wrap=True, highlight=False)

@@ -269,7 +269,7 @@ class Codebook:
             made = replace(made, notes=(*made.notes, f"{self.dominance}: scaled down for the code"))
         if size >= SYMBOLS_A_CLASS * classes:
             return made
-        few = f"{size} codes are few for {classes} classes (at least {SYMBOLS_A_CLASS} a class)"
+        few = f"{size} symbols are few for {classes} classes (at least {SYMBOLS_A_CLASS} a class)"
         return replace(made, notes=(*made.notes, few))
 
     @staticmethod

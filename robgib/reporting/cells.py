@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import pandas as pd
 
 from robgib.reporting.headline import budget_text
-from robgib.reporting.summary import in_reading_order, term_label
+from robgib.reporting.summary import RESOLUTIONS, in_reading_order, term_label
 from robgib.results import SCHEMA, TERMS, Column
 
-__all__ = ["LayerTable", "cell", "layer_table", "shown_columns"]
+__all__ = ["LayerTable", "cell", "layer_table", "shown_columns", "spread", "star_reasons"]
 
 Place = Literal["terminal", "page"]
 
@@ -28,6 +29,77 @@ def shown_columns(table: str, where: Place, frames: Sequence[pd.DataFrame]) -> l
         column
         for column in SCHEMA[table]
         if where in column.shown and any(column.name in f and f[column.name].notna().any() for f in frames)
+    ]
+
+
+def spread(value: float, low: float, high: float, digits: int = 2, unit: str = "") -> str:
+    """Return a figure with its 95% interval: by ± if that is the interval, else by both ends.
+
+    The value alone is returned if the interval has no width, as where all outcomes are counted.
+
+    >>> spread(2.5, 2.34, 2.66), spread(-2.46, -3.65, -1.92), spread(45, 41.5, 52, 0, "%"), spread(1, 1, 1)
+    ('2.50 ± 0.16', '-2.46 [-3.65, -1.92]', '45% [42, 52]', '1.00')
+    """
+    center, start, end = (f"{round(v, digits) + 0.0:.{digits}f}" for v in (value, low, high))
+    if not high > low:
+        return center + unit
+    if abs(low + high - 2 * value) < 0.1 * 10**-digits:
+        return f"{center} ± {(high - low) / 2:.{digits}f}{unit}"
+    return f"{center}{unit} [{start}, {end}]"
+
+
+_VARIES = re.compile(r"('[^']*'|\d+(?:\.\d+)?)")
+"""The parts of a note that differ from layer to layer: names and numbers."""
+
+
+def star_reasons(layers: pd.DataFrame, shown: pd.DataFrame) -> str:
+    """Return why the figures with a star are flagged, for the legend of a table; empty if none has one.
+
+    The reasons are the notes of the flagged figures. A note that a reliable figure of the same term has too is no
+    reason. What differs between notes of one kind is written as an ellipsis.
+
+    Args:
+        layers: rows of ``layers``, of one estimator and partition or of several.
+        shown: the rows among them that the table shows.
+
+    >>> rows = [("C", 1.0, True, "few samples; fast"), ("C", 1.0, False, "fast"), ("S", 1.0, True, "")]
+    >>> frame = pd.DataFrame(rows, columns=["term", "value", "flagged", "note"])
+    >>> star_reasons(frame, frame)
+    "few samples; at the estimator's ceiling"
+    """
+    reliable = {(r.term, note) for r in layers[~layers["flagged"].astype(bool)].itertuples() for note in _notes(r)}
+    kinds: dict[tuple[str, ...], list[str]] = {}
+    for r in shown[shown["flagged"].astype(bool) & shown["value"].notna()].itertuples():
+        own = [n for n in _notes(r) if (r.term, n) not in reliable] or [*_notes(r)] or ["at the estimator's ceiling"]
+        for note in own:
+            written = f"at {of}, {note}" if (of := _resolution_of(str(r.term))) else note
+            kinds.setdefault(tuple(_VARIES.split(written)[::2]), []).append(written)
+    return "; ".join(_merged(notes) for notes in kinds.values())
+
+
+def _notes(row: Any) -> Iterator[str]:
+    return filter(None, str(row.note if row.note == row.note else "").split("; "))
+
+
+def _merged(notes: Sequence[str]) -> str:
+    """Return notes of one kind as one, an ellipsis in place of what differs."""
+    parts = zip(*(_VARIES.split(note) for note in notes), strict=True)
+    return "".join(same[0] if len({*same}) == 1 else "…" for same in parts)
+
+
+def _resolution_of(term: str) -> str:
+    """Return the number of codes that a term names, as ``k/2``; empty for the layer's own."""
+    return next((label for label, ending in RESOLUTIONS.items() if ending and term.endswith(ending)), "")
+
+
+def _layer_notes(rows: pd.DataFrame) -> list[str]:
+    """Return the notes of a layer's figures; one of figures at another number of codes alone says at which."""
+    terms: dict[str, list[str]] = {}
+    for r in rows.itertuples():
+        for note in _notes(r):
+            terms.setdefault(note, []).append(_resolution_of(str(r.term)))
+    return [
+        note if "" in found else f"at {' and '.join(dict.fromkeys(found))}, {note}" for note, found in terms.items()
     ]
 
 
@@ -46,8 +118,7 @@ def cell(column: Column, row: Any) -> str:
     if column.form == "interval":
         return f"[{100 * row.low:.1f}, {100 * row.high:.1f}]"
     if column.form == "estimate":
-        half = f" ± {(row.high - row.low) / 2:.2f}" if row.high > row.low else ""  # none where all outcomes are counted
-        return f"{value:.2f}{half}{'*' if row.flagged else ''}"
+        return spread(value, row.low, row.high) + ("*" if row.flagged else "")
     if column.form == "distance":
         return "not found" if math.isinf(value) else f"{value:.3g}" if value < 1000 else f"{value:.0f}"
     if column.form == "seconds":
@@ -109,6 +180,8 @@ def layer_table(layers: pd.DataFrame, where: Place) -> LayerTable:
             if column.form == "estimate":
                 estimates = [cell(column, by_term[t.name]) if t.name in by_term else "" for t in terms]
                 row += [missing if text == "n/e" else text for text in estimates]
+            elif column.name == "note":
+                row.append("; ".join(_layer_notes(of_layer)))
             else:
                 texts = (part for r in of_layer.itertuples() for part in cell(column, r).split("; ") if part)
                 row.append("; ".join(dict.fromkeys(texts)))

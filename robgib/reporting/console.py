@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import pandas as pd
@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from robgib.reporting.cells import cell, layer_table, shown_columns
+from robgib.reporting.cells import LayerTable, cell, layer_table, shown_columns, star_reasons
 from robgib.reporting.headline import budget_text, headline, random_points_text, rank
 from robgib.reporting.summary import (
     LEAST_MODELS,
@@ -24,6 +24,10 @@ from robgib.results import TERMS, Run, plain_rows
 
 __all__ = ["print_runs", "runs_json"]
 
+_GAP = 1
+"""Spaces between the columns of the table of layers."""
+_WIDEST_NAME = 24
+"""Characters of a layer's name on one line."""
 _MOST_ROWS = 10
 """Rows of the accuracy table, above which it shows only the lowest accuracy at each budget."""
 
@@ -208,19 +212,54 @@ def runs_json(runs: Sequence[Run], folders: Sequence[str]) -> dict[str, Any]:
     return {"schema": 1, "models": models}
 
 
+def _broken(content: LayerTable) -> list[list[list[str]]]:
+    """Return the heading and rows as lines of cells: a figure above its interval, the words of a heading by line."""
+
+    def lines(text: str) -> list[str]:
+        return text.replace(" ± ", "\n±").replace(" [", "\n[").replace(", ", ",\n").split("\n")
+
+    numbers = content.numbers
+    head = [h.split() if n else [h] for h, n in zip(content.headings, numbers, strict=True)]
+    return [head, *([lines(t) if n else [t] for t, n in zip(row, numbers, strict=True)] for row in content.rows)]
+
+
+def _layer_tables(content: LayerTable, width: int) -> Iterator[Table]:
+    """Yield the layers' table, in as many parts as the width needs: no number is broken."""
+
+    def widths() -> list[int]:
+        return [max(len(line) for row in texts for line in row[i]) + _GAP for i in range(len(content.headings))]
+
+    fixed = [i for i, n in enumerate(content.numbers) if not n]
+    texts = [[[text] for text in row] for row in (content.headings, *content.rows)]
+    if sum(widths()) > width:
+        texts = _broken(content)
+    wide = widths()
+    room = width - sum(min(wide[i], _WIDEST_NAME + _GAP) for i in fixed)
+    parts: list[list[int]] = [[]]
+    for i in (i for i, n in enumerate(content.numbers) if n):
+        if parts[-1] and sum(wide[j] for j in [*parts[-1], i]) > room:
+            parts.append([])
+        parts[-1].append(i)
+    for part in parts:
+        table = Table(title_justify="left", box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
+        for i in fixed:
+            table.add_column("\n".join(texts[0][i]), overflow="fold", max_width=_WIDEST_NAME)
+        for i in part:
+            table.add_column("\n".join(texts[0][i]), justify="right", no_wrap=True)
+        for row in texts[1:]:
+            cells = [escape("\n".join(row[i])) for i in part]
+            table.add_row(*(escape(row[i][0]) for i in fixed), *(t.replace("*", "[yellow]*[/]") for t in cells))
+        yield table
+
+
 def _print_layers(layers: pd.DataFrame, title: str, out: Console) -> None:
     """Print the table of layers of one estimator, with the notes below."""
-    content = layer_table(layers, "terminal")
-    table = Table(title=escape(title), title_justify="left")
-    for heading, number in zip(content.headings, content.numbers, strict=True):
-        table.add_column(heading, justify="right" if number else "left", overflow="fold")
-    for row in content.rows:
-        texts = zip(map(escape, row), content.numbers, strict=True)
-        table.add_row(*(t.replace(" ± ", "\n±").replace("*", "[yellow]*[/]") if n else t for t, n in texts))
-    out.print(table)
-    shown = [t.name for t in TERMS if "terminal" in t.shown]
+    for number, table in enumerate(_layer_tables(layer_table(layers, "terminal"), out.width)):
+        table.title = None if number else escape(title)
+        out.print(table)
+    shown = layers[layers["term"].isin([t.name for t in TERMS if "terminal" in t.shown])]
     layers_of: dict[str, list[str]] = {}
-    for r in in_reading_order(layers[layers["term"].isin(shown)]).itertuples():
+    for r in in_reading_order(shown).itertuples():
         for note in filter(None, str(r.note).split("; ")):
             layers_of.setdefault(note, []).append(str(r.layer))
     for note, noted in layers_of.items():
@@ -230,5 +269,5 @@ def _print_layers(layers: pd.DataFrame, title: str, out: Console) -> None:
     if complete:
         by_layer = "; ".join(f"{escape(str(n))} {', '.join(f'{v[n]:.2f}' for v in swept.values())}" for n in complete)
         out.print(f"  [dim]v at k/2, k and 2k codes: {by_layer}", highlight=False)
-    if layers["flagged"].any():
-        out.print("  [dim]*: flagged, the true value may be higher", highlight=False)
+    if reasons := star_reasons(layers, shown):
+        out.print(f"  [dim]* marks flagged figures, which are not reliable: {escape(reasons)}", highlight=False)

@@ -13,9 +13,9 @@ import pandas as pd
 from markupsafe import Markup, escape
 
 from robgib.errors import RobGIBError, visible
-from robgib.files import write_file
+from robgib.files import digest, write_file
 from robgib.reporting import figures
-from robgib.reporting.cells import cell, layer_table, shown_columns
+from robgib.reporting.cells import cell, layer_table, shown_columns, spread, star_reasons
 from robgib.reporting.charts import MOST_ENTRIES
 from robgib.reporting.headline import headline, random_points_text, rank
 from robgib.reporting.summary import (
@@ -33,10 +33,11 @@ from robgib.reporting.summary import (
     summarise,
     unstable_orders,
 )
-from robgib.results import Column, Run, csv_text
+from robgib.results import TERMS, Column, Run, csv_text
 from robgib.statistics import spearman
 
 __all__ = [
+    "is_page_of",
     "page",
     "render",
     "trace_page",
@@ -46,6 +47,7 @@ __all__ = [
 
 _MOST_CLASSES = 10
 _MOST_CONFUSED = 5
+_SHOWN = [t.name for t in TERMS if "page" in t.shown]
 
 
 def _percent(value: float) -> str:
@@ -56,7 +58,7 @@ def _bits(row: Any) -> str:
     """Return an estimate of a row as text."""
     if row is None or math.isnan(row["value"]):
         return "" if row is None else "not estimable"
-    return f"{row['value']:.2f} ± {(row['high'] - row['low']) / 2:.2f}"
+    return spread(row["value"], row["low"], row["high"]) + ("*" if row["flagged"] else "")
 
 
 def _attack_rows(run: Run, columns: Sequence[Column]) -> list[dict[str, Any]]:
@@ -114,26 +116,29 @@ def _corruption_table(runs: Sequence[Run], names: Sequence[str]) -> dict[str, An
     return {"headings": ["model", *kinds, "mean"], "numbers": [False, *[True] * (len(kinds) + 1)], "rows": rows}
 
 
-def _words(run: Run) -> tuple[str, list[list[str]]]:
-    """Return what one feature is called, and for each layer its information and the shares of single features."""
+def _words(run: Run) -> tuple[str, list[list[str]], str]:
+    """Return what one feature is called, each layer's information and shares of single features, and what * means."""
     layers = run.layers
     partitions = [p for p in dict.fromkeys(layers["partition"]) if p]
     if not partitions or "r(X;Z)" not in set(layers["term"]):
-        return "", []
+        return "", [], ""
     partition = partitions[-1]
     layers = layers[layers["partition"] == partition]
     features = run.features[run.features["partition"] == partition]
     rows: list[tuple[int, list[str]]] = []
+    shown: list[Any] = []
     for layer, g in layers.sort_values("depth", kind="stable").groupby("layer", sort=False):
         best = {term: _best(g, term) for term in ("I(X;Z)", "I(Z;Y)", "r(X;Z)", "v(X;Z)")}
         if best["I(X;Z)"] is None:
             continue
+        shown += [row for row in best.values() if row is not None]
         count = features[features["layer"] == layer]["feature"].nunique()
         depth = int(g["depth"].iloc[0])
         place = -1 if layer == PREDICTION else depth if depth >= 0 else 10**6
         shares = [_share(best[term], count) for term in ("r(X;Z)", "v(X;Z)")]
         rows.append((place, [str(layer), _bits(best["I(X;Z)"]), _bits(best["I(Z;Y)"]), *shares]))
-    return feature_noun(partition), [row for _, row in sorted(rows, key=lambda item: item[0])]
+    reasons = star_reasons(layers, pd.DataFrame(shown)) if shown else ""
+    return feature_noun(partition), [row for _, row in sorted(rows, key=lambda item: item[0])], reasons
 
 
 def _best(rows: pd.DataFrame, term: str) -> Any:
@@ -148,8 +153,8 @@ def _share(row: Any, count: int) -> str:
     """Return a degree of redundancy or vulnerability as a share of so many features."""
     if row is None or not count:
         return ""
-    half = (row["high"] - row["low"]) / 2 / count
-    return f"{100 * row['value'] / count:.0f} ± {100 * half:.0f}%" + ("*" if row["flagged"] else "")
+    value, low, high = (100 * row[key] / count for key in ("value", "low", "high"))
+    return spread(value, low, high, 0, "%") + ("*" if row["flagged"] else "")
 
 
 def _shared_attacks(rows: pd.DataFrame, models: int) -> list[tuple[str, pd.DataFrame]]:
@@ -175,6 +180,7 @@ def _estimators(runs: Sequence[Run], names: Sequence[str], summary: pd.DataFrame
                     "name": n,
                     "figure": Markup(figures.layer_terms(t)),
                     "table": layer_table(whole, "page"),
+                    "starred": star_reasons(whole, whole[whole["term"].isin(_SHOWN)]),
                     "resolution": source["resolution"],
                     "bound": source["bound"],
                     "samples": int(source["samples"]),
@@ -187,7 +193,7 @@ def _estimators(runs: Sequence[Run], names: Sequence[str], summary: pd.DataFrame
                 "plane": Markup(figures.information_plane([(n, t) for _, n, t in here])),
                 "models": models,
                 "scatters": [{"attack": a, "figure": Markup(figures.robustness_scatter(g))} for a, g in shared],
-                "flagged": bool(any(t["flagged"].any() for _, _, t in here)),
+                "flagged": star_reasons(*[pd.concat([t for _, _, t in here])] * 2),
             }
         )
     return parts
@@ -275,7 +281,7 @@ def _model(run: Run, name: str, columns: Sequence[Column], of_checks: Sequence[C
     """Return everything that the page shows of one model apart from its layers."""
     first = run.robustness.iloc[0]
     line = headline(run, name)
-    noun, words = _words(run)
+    noun, words, starred = _words(run)
     signs = run.signs.sort_values("seen", ascending=False, kind="stable").itertuples()
     return {
         "name": name,
@@ -295,6 +301,7 @@ def _model(run: Run, name: str, columns: Sequence[Column], of_checks: Sequence[C
         "pictures": figures.picture_rows(run),
         "noun": noun,
         "words": words,
+        "starred": starred,
         "maps": Markup(figures.feature_maps(run)),
         "signs": [{**s._asdict(), "cells": [cell(column, s) for column in of_checks]} for s in signs],
     }
@@ -315,6 +322,7 @@ def render(runs: Sequence[Run]) -> str:
     return page(
         "report.html.j2",
         title=" · ".join(names) if len(names) <= 4 else f"{len(names)} models",
+        runs=_digest(runs),
         models=[_model(run, name, columns, of_checks) for run, name in zip(runs, names, strict=True)],
         many=len(runs) >= LEAST_MODELS,
         ranked=ranking.text.startswith("Ranked"),
@@ -404,6 +412,23 @@ def _trace_headlines(table: pd.DataFrame, compression: pd.DataFrame) -> list[str
         verdicts = "; ".join(f"{r.term} {r.verdict}" for r in g.drop_duplicates("term").itertuples())
         lines.append(f"{layer}, {estimator}: {verdicts}.")
     return lines
+
+
+def _digest(runs: Sequence[Run]) -> str:
+    """Return what identifies the runs of a page, in any order."""
+    return digest(sorted(digest(run.config) for run in runs))
+
+
+_HEAD = 1000
+"""Bytes in which a page names its runs."""
+
+
+def is_page_of(path: Path, runs: Sequence[Run]) -> bool:
+    """Return whether a file is a page that :func:`write_report` made of the same runs."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return f'<meta name="robgib-runs" content="{_digest(runs)}">'.encode() in file.read(_HEAD)
 
 
 def write_report(runs: Run | Sequence[Run], path: str | Path) -> Path:

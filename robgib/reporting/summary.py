@@ -109,11 +109,9 @@ def summarise(runs: Sequence[Run]) -> pd.DataFrame:
             figures: dict[str, float] = {}
             for key, term in FIGURES.items():
                 g = wide.get(term)
-                value, half = np.nan, np.nan
-                if g is not None:
-                    # Layers share their samples, so the mean's half-width is the mean of theirs: nothing cancels.
-                    value, half = float(g["value"].mean(skipna=False)), float((g["high"] - g["low"]).mean() / 2)
-                figures |= {key: value, f"{key}_low": value - half, f"{key}_high": value + half}
+                for end, column in ((key, "value"), (f"{key}_low", "low"), (f"{key}_high", "high")):
+                    # Layers share their samples, so the ends of the mean are the means of their ends: nothing cancels.
+                    figures[end] = np.nan if g is None else float(g[column].mean(skipna=False))
             for key, term in DEPTH.items():
                 g = wide[term]
                 triple = compression_interval(list(g["value"]), list(g["low"]), list(g["high"]))

@@ -249,7 +249,7 @@ def test_a_code_as_a_target():
     assert found.resolution == "k-means code of 8 symbols on 3 components"
     assert found.notes == tuple(count_information(made(z), y)[1])  # eight codes are enough for two classes
     seven = Codebook.fit(z, 3, 7).target("layer", z, fit, y)
-    assert seven.notes[-1] == "7 codes are few for 2 classes (at least 4 a class)"
+    assert seven.notes[-1] == "7 symbols are few for 2 classes (at least 4 a class)"
     weights = np.linspace(0.1, 1.9, 160)
     assert made.target("layer", z, fit, y, weights).total == entropy_estimate(made(z), weights)
     large = Codebook.fit(z * [1, 1, 40.0], 3, 8).target("layer", z * [1, 1, 40.0], fit, y)

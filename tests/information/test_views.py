@@ -59,7 +59,7 @@ def test_few_codes_for_many_classes_are_marked():
     rng = np.random.default_rng(2)
     z, y = rng.standard_normal((1000, 4)), rng.integers(100, size=1000)
     told = Codebook.fit(z, 4, 40).target("layer", z, z, y)
-    assert any("40 codes are few for 100 classes" in n for n in told.notes)
+    assert any("40 symbols are few for 100 classes" in n for n in told.notes)
     with pytest.raises(RobGIBError, match="40 codes need at least as many samples"):
         Codebook.fit(z[:30], 4, 40)
 

@@ -1,12 +1,15 @@
 import dataclasses
+import io
 
 import numpy as np
 import pandas as pd
 import pytest
+from rich.console import Console
 
 from robgib import results
+from robgib.reporting import cells, console
 from robgib.reporting.cells import cell, shown_columns
-from robgib.results import Column
+from robgib.results import SCHEMA, Column
 
 
 @pytest.mark.parametrize(
@@ -56,3 +59,63 @@ def test_the_first_columns_are_those_of_the_schema_too():
             ("attack", False), ("budget", False), ("robust accuracy", False)
         ]  # fmt: skip
     assert [c.label for c in shown_columns("signs", "page", [signs])] == ["budget", "indicator", "measured"]
+
+
+def layers_of(*figures):
+    """Rows of layers from (layer, term, value, low, high, flagged, note)."""
+    names = ("layer", "term", "value", "low", "high", "flagged", "note")
+    missing = {**dict.fromkeys((c.name for c in SCHEMA["layers"]), ""), "estimator": "imputation", "depth": 0}
+    missing |= {"partition": "patches:2", "view": "rate", "samples": 100}
+    return pd.DataFrame([{**missing, **dict(zip(names, figure, strict=True))} for figure in figures])
+
+
+FIGURES = layers_of(
+    ("fc", "I(Z;Y)", 2.82, 2.66, 2.98, True, "violates the data-processing inequality: 'logits' has 3.10 bits"),
+    ("fc", "I(X;Z)", 5.0, 5.0, 5.0, False, ""),
+    ("fc", "S(X;Z)", -2.46, -3.65, -1.92, False, "donors are implausible"),
+    ("fc", "r(X;Z)", 2.3, 2.05, 2.95, True, "under 90% is learnt; donors are implausible"),
+    ("fc", "C(X;Z) k/2", 4.0, 3.9, 4.1, False, "20 symbols are few for 10 classes; donors are implausible"),
+    ("out", "r(X;Z)", 2.0, 1.9, 2.1, False, "donors are implausible"),
+)
+
+
+def test_an_interval_that_is_not_symmetric_is_shown_by_its_ends():
+    assert cells.spread(-2.46, -3.65, -1.92) == "-2.46 [-3.65, -1.92]"
+    assert cells.spread(2.82, 2.66, 2.98) == "2.82 ± 0.16"
+    assert cells.spread(57.5, 51.25, 73.75, 0, "%") == "58% [51, 74]"
+    assert cells.spread(0.5, 0.5, 0.5) == "0.50"
+    for place in ("page", "terminal"):
+        shown = " ".join(cells.layer_table(FIGURES, place).rows[0])
+        assert "-2.46 [-3.65, -1.92]" in shown
+        assert "2.30 [2.05, 2.95]*" in shown
+        assert "2.82 ± 0.16*" in shown
+
+
+@pytest.mark.parametrize("width", [80, 50])
+def test_no_figure_of_the_layers_is_cut_in_a_terminal(width):
+    out = io.StringIO()
+    console._print_layers(FIGURES, "m", Console(file=out, width=width))
+    shown = out.getvalue().splitlines()
+    assert all(len(line.rstrip()) <= width for line in shown)
+    words = " ".join(shown).split()
+    assert {"-2.46", "[-3.65,", "-1.92]", "[2.05,", "2.95]*", "4.00"} - {*words} == {"4.00"}  # k/2 is on the page alone
+
+
+def test_the_legend_of_the_star_names_the_reasons_of_the_flagged_figures():
+    reasons = cells.star_reasons(FIGURES, FIGURES)
+    assert reasons == "violates the data-processing inequality: 'logits' has 3.10 bits; under 90% is learnt"
+    assert cells.star_reasons(FIGURES, FIGURES[FIGURES["term"] == "S(X;Z)"]) == ""
+    two = layers_of(
+        ("a", "C(X;Z)", 1, 0, 2, True, "low by 0.1 bits"), ("b", "C(X;Z)", 1, 0, 2, True, "low by 0.2 bits")
+    )
+    assert cells.star_reasons(two, two) == "low by … bits"
+    out = io.StringIO()
+    console._print_layers(FIGURES, "m", Console(file=out, width=200))
+    assert "which are not reliable: violates the data-processing inequality" in out.getvalue()
+
+
+def test_a_note_of_half_the_codes_alone_says_so():
+    table = cells.layer_table(FIGURES, "page")
+    limits = table.rows[0][list(table.headings).index("limits")]
+    assert "at k/2, 20 symbols are few for 10 classes" in limits
+    assert "; donors are implausible" in limits

@@ -1,5 +1,6 @@
 """Two runs compared by sample, with known answers, and the formats of continuous integration."""
 
+import io
 import json
 import math
 from dataclasses import replace
@@ -8,8 +9,10 @@ from xml.etree import ElementTree
 import numpy as np
 import pandas as pd
 import pytest
+from rich.console import Console
 from scipy import optimize
 
+from robgib.cli.compare import _shown
 from robgib.errors import RobGIBError
 from robgib.reporting.comparison import compare_runs, comparison_findings, junit, run_findings, sarif
 from robgib.results import Run, column_names, save_run, table
@@ -154,3 +157,18 @@ def test_the_command_compares_run_folders_and_exits_with_1(cli, tmp_path):
     written = cli("export", first, "--fail-under", "80%", "--out", str(tmp_path / "r.xml"))
     assert written.returncode == 1
     assert ElementTree.parse(tmp_path / "r.xml").getroot().find("testsuite").get("failures") == "1"
+
+
+def test_the_table_of_a_comparison_cuts_nothing_at_80_columns():
+    row = {
+        "measure": "common corruptions", "samples": 100_000, "a": 1.0, "b": 0.123, "only_a": 12345.0, "only_b": 10.0,
+        "difference": -0.877, "low": -0.8812, "high": -0.8721, "p": 1.23e-100, "note": "not paired",
+    }  # fmt: skip
+    out = io.StringIO()
+    Console(file=out, width=80).print(_shown(pd.DataFrame([row]), ("a" * 60, "digits-cnn-at-large")))
+    shown = out.getvalue()
+    assert all(len(line.rstrip()) <= 80 for line in shown.splitlines())
+    words = {*shown.split()}
+    assert {"A:", "a" * 60, "B:", "digits-cnn-at-large", "accuracy", "samples", "interval", "points"} <= words
+    assert {"common", "corruptions", "100000", "100.0%", "12.3%", "12345", "-87.7", "[-88.1,", "-87.2]"} <= words
+    assert "1.23e-100" in words

@@ -1,10 +1,12 @@
 import dataclasses
 import html.parser
 import re
+from pathlib import Path
 
 import pytest
 
 from robgib import RobGIBError, evaluate, results, write_report
+from robgib.cli.evaluate import report
 from robgib.reporting import render
 
 
@@ -49,7 +51,11 @@ def test_page_holds_what_was_measured(run):
     for r in run.robustness.itertuples():
         assert f"{100 * r.robust_accuracy:.1f}% [{100 * r.low:.1f}%, {100 * r.high:.1f}%]" in text
     for r in run.layers[run.layers["value"].notna()].itertuples():
-        assert f"{r.value:.2f}" + (f" ± {(r.high - r.low) / 2:.2f}" if r.high > r.low else "") in text
+        assert f"{r.value:.2f}" in text
+        if r.high > r.low and abs(r.high + r.low - 2 * r.value) < 0.001:
+            assert f"{r.value:.2f} ± {(r.high - r.low) / 2:.2f}" in text
+        elif r.high > r.low:
+            assert f"{r.value:.2f} [{r.low:.2f}, {r.high:.2f}]" in text
     for heading in (
         "Accuracy, clean and under attack", "Attack-failure indicators", "Classes and confusions", "Adversarial images",
         "Information about the input by layer", "Information plane", "How each figure was obtained",
@@ -135,3 +141,33 @@ def test_kept_reports_still_make_a_page():
     assert [run.name for run in runs] == ["digits-cnn", "digits-vit"]
     assert [f"{run.folder}" for run in runs] == sorted(f.name for f in kept.iterdir() if f.is_dir())
     assert "digits-vit" in visible(render(runs))
+
+
+def test_the_default_page_overwrites_only_that_of_the_same_runs(tmp_path, monkeypatch):
+    kept = sorted((Path(__file__).parents[2] / "reports" / "digits").glob("digits-*"))
+    monkeypatch.chdir(tmp_path)
+    report(kept[:1], None)
+    first = (tmp_path / "report.html").read_text()
+    report(kept[:1], None)  # the same page again
+    with pytest.raises(RobGIBError, match=r"'report.html' exists and is not the page of these runs; .* --out"):
+        report(kept, None)
+    assert (tmp_path / "report.html").read_text() == first
+    report(kept, Path("report.html"))  # named: overwritten
+    assert (tmp_path / "report.html").read_text() != first
+    (tmp_path / "report.html").write_text("notes of mine")
+    with pytest.raises(RobGIBError, match="--out"):
+        report(kept, None)
+
+
+def test_a_figure_has_its_star_in_every_table_and_the_legend_says_why(run):
+    layers = run.layers.copy()
+    own = layers["term"].eq("I(Z;Y)") & layers["layer"].eq("hidden")
+    layers.loc[own, ["value", "low", "high", "flagged", "note"]] = [2.82, 2.66, 2.98, True, "the label is noisy"]
+    (words,) = re.findall(
+        r"<h2>Information about the input by layer</h2>.*?(?=<h2>)",
+        render([dataclasses.replace(run, layers=layers)]),
+        re.DOTALL,
+    )
+    assert re.search(r"2\.82 ± 0\.16(?!\*)", words) is None
+    assert "2.82 ± 0.16*" in words
+    assert re.search(r"\* marks flagged figures, which are not reliable: [^<]*the label is noisy", words)

@@ -105,7 +105,7 @@ def test_an_order_of_models_that_turns_with_the_codes_is_told(run):
     header = next(line for line in text.splitlines() if "layer" in line and "rate" in line)
     assert "I(X;Z)" not in header.replace("I(X;Z) noise", "")  # of a code it is the rate that was chosen
     assert "IB noise" in header
-    rows = [line.split()[1] for line in text.splitlines() if line.startswith("│")]
+    rows = [line.split()[0] for line in text.splitlines() if line.split()]
     assert [r for r in rows if r in "Ŷab"][:3] == ["Ŷ", "a", "b"]
 
 
@@ -124,3 +124,12 @@ def test_the_terminal_names_the_most_sensitive_layer_and_its_features(run):
 
     assert "`logits` depends most on individual patches: masking one of 16 loses 12% of its information" in printed(1.3)
     assert "depends most" not in printed(1.2)  # intervals touch: the order is open
+
+
+def test_the_interval_of_a_mean_over_layers_keeps_the_ends_of_the_layers(run):
+    layers = run.layers.copy()
+    own = (layers["term"] == "C(X;Z)") & (layers["depth"] >= 0)
+    layers.loc[own, ["value", "low", "high"]] = [2.3, 2.05, 2.95]
+    table = summarise([dataclasses.replace(run, layers=layers)])
+    ends = ["gib_complexity", "gib_complexity_low", "gib_complexity_high"]
+    assert list(table.loc[0, ends]) == pytest.approx([2.3, 2.05, 2.95])
