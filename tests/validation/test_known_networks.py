@@ -120,7 +120,8 @@ def test_marginal_donors_only_bound_what_dependent_features_do():
     found = validate([Imputation(kind="marginal", single_feature=False)], [NETWORKS["linear"]], repeats=4).set_index(
         ["task", "figure"]
     )
-    assert found.loc[("linear/second", "v(X;Z)"), "bias"] > 0.2  # an upper bound: what they compose is not plausible
+    # An upper bound: what they compose is not plausible, and the learnt predictor makes up for a part of it alone.
+    assert found.loc[("linear/second", "v(X;Z)"), "bias"] > 0.1
 
 
 def test_gaussian_is_exact_where_it_should_be_and_marked_elsewhere():
