@@ -41,8 +41,9 @@ from robgib.models.inference import PreparedModel, answers, check_finite_answers
 from robgib.models.state import Settings
 from robgib.options import AttackOptions, Context, EngineOptions, InformationOptions, check, gather, plain_options
 from robgib.results import SCHEMA_VERSION, Run
-from robgib.robustness.attacking import SHARES, Subject, attack_costs
+from robgib.robustness.attacking import SHARES, Subject, attack_costs, curves_afforded
 from robgib.robustness.audit import audit_wanted
+from robgib.robustness.beside import corrupted_samples
 from robgib.robustness.chance import reading_warnings
 from robgib.robustness.evaluate import (
     BUDGETS,
@@ -492,17 +493,30 @@ def _plan(work: _Work, costs: Mapping[str, int], count: int, forward: float) -> 
         }
         check = GRADIENT_PASSES * min(count, GRADIENT_IMAGES) * (options.signs is not False)
         half = max(0, (attacked + sum(audited.values())) // 2 - check)
+        curves, corrupted = _curves_and_corruptions(work, count, half)
         points = (options.random_points or 0) * count * sum(threat.norm in NORMS for threat in budgets)
         passes |= {
             "gradient check": (check, "--no-signs"),
             "attacks": (attacked, "--quick" if options.attacks in ("standard", "full") else "--samples"),
             "audit by AutoAttack": (sum(audited.values()), "--no-audit"),
             "attack-failure indicators": (_share_of(half, "signs", options.signs), "--no-signs"),
-            "curve against eps": (_share_of(half, "curve", options.curve), "--no-curve"),
-            "common corruptions": (_share_of(half, "corruptions", options.corruptions), "--no-corruptions"),
+            "curve against eps": (curves, "--no-curve"),
+            "common corruptions": (corrupted, "--no-corruptions"),
             "random points": (points, "--random-points"),
         }
     return [PlannedPart(name, int(n), forward * n, switch) for name, (n, switch) in passes.items() if n]
+
+
+def _curves_and_corruptions(work: _Work, count: int, half: int) -> tuple[int, int]:
+    """Return the passes of the curves and of the corruptions; 0 for what is left out as they do not suffice for it."""
+    options = work.attack
+    curves, corrupted = (_share_of(half, what, getattr(options, what)) for what in ("curve", "corruptions"))
+    if not (options.curve or curves_afforded(work.attacks, bool(options.cascade), count, curves)):
+        curves = 0
+    asked = options.corruptions or options.all_corruptions or options.corruptions_from is not None
+    if len(work.data.shape) != 3 or not (asked or corrupted_samples(count, corrupted)):
+        corrupted = 0
+    return curves, corrupted
 
 
 def _share_of(half: int, what: str, wanted: bool | None) -> int:

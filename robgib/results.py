@@ -26,6 +26,8 @@ from robgib.files import atomic_directory, digest, read_json
 from robgib.reading import check_regular
 
 __all__ = [
+    "NOT_RUN",
+    "OF_SURROGATE",
     "RUN_TABLES",
     "SCHEMA",
     "SCHEMA_VERSION",
@@ -33,6 +35,7 @@ __all__ = [
     "Column",
     "Run",
     "Term",
+    "checks_run",
     "column_names",
     "csv_text",
     "eps_text",
@@ -535,6 +538,25 @@ def table(name: str, rows: Iterable[Mapping[str, Any] | Sequence[Any]] = ()) -> 
         assert len(row) == len(columns), f"a row of {name!r} has other columns than the schema"
         assert not isinstance(row, Mapping) or set(row) == set(columns), f"a row of {name!r} has other columns"
     return pd.DataFrame(listed, columns=columns)
+
+
+NOT_RUN = ("left out: ", "skipped: ", "does not apply: ", "not measured: ")
+"""How the detail of a check for a failed attack begins that did not run, before the reason."""
+
+
+def checks_run(signs: pd.DataFrame) -> pd.Series:
+    """Return which of the checks for a failed attack ran (rows of ``signs``): the others say why they did not.
+
+    >>> details = ["FGSM leaves 40% right", "left out: it would take too long", "skipped: Square did not run"]
+    >>> checks_run(table("signs", [("linf", 0.1, "name", False, detail, "") for detail in details])).tolist()
+    [True, False, False]
+    """
+    details = signs["detail"].astype(str).str.removeprefix(OF_SURROGATE)
+    return signs["seen"].astype(bool) | ~details.str.startswith(NOT_RUN)
+
+
+OF_SURROGATE = "of the surrogate, "
+"""What comes before the detail of a check of a surrogate."""
 
 
 @dataclass(frozen=True)

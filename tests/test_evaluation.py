@@ -573,7 +573,7 @@ def test_a_plan_is_told_before_the_work(digits, digits_mlp):
         told.append(plan)
         raise KeyboardInterrupt
 
-    options = {"attacks": ["pgd-linf"], "samples": 30, "signs": False, "curve": False, "device": "cpu"}
+    options = {"attacks": ["pgd-linf"], "samples": 100, "signs": False, "curve": False, "device": "cpu"}
     quick = {"estimators": ["imputation:donors=2,steps=20"], "layers": ["logits"]}
     with pytest.raises(KeyboardInterrupt):
         evaluate(digits_mlp, digits, planned=stop, progress=False, **quick, **options)
@@ -584,7 +584,7 @@ def test_a_plan_is_told_before_the_work(digits, digits_mlp):
     }
     assert all(0 < part.seconds < 600 for part in told[0])
     passes = {part.name: part.passes for part in told[0]}
-    assert passes["attacks"] == 3 * 20 * 30
+    assert passes["attacks"] == 3 * 20 * 100
     assert passes["common corruptions"] == passes["attacks"] // 12
     with pytest.raises(KeyboardInterrupt):
         evaluate(digits_mlp, digits, planned=stop, estimators=[], samples=4, norm="linf", eps=0.01, progress=False)
@@ -595,6 +595,19 @@ def test_a_plan_is_told_before_the_work(digits, digits_mlp):
     ]  # fmt: skip
     assert parts["audit by AutoAttack"].switch == "--no-audit"
     assert parts["attacks"].switch == "--quick"
+
+
+@pytest.mark.parametrize(("samples", "corrupted"), [(60, False), (300, True)])
+def test_a_plan_contains_what_will_run(samples, corrupted, digits, digits_mlp):
+    """What the passes of the attacks do not suffice for is neither announced nor measured."""
+    told = []
+    options = {"attacks": "quick", "samples": samples, "estimators": [], "progress": False, "signs": False}
+    run = evaluate(digits_mlp, digits, norm="linf", eps=0.05, planned=told.append, **options)
+    assert run.curve["at"].nunique() == 2  # no radius but 0 and eps
+    announced = {part.name for part in told[0]}
+    assert "curve against eps" not in announced
+    assert ("common corruptions" in announced) == corrupted
+    assert corrupted or run.corruptions.empty
 
 
 def test_a_cascade_leaves_what_every_attack_leaves(digits, digits_mlp):

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from robgib.reporting.cells import LayerTable, cell, layer_table, shown_columns, star_reasons
-from robgib.reporting.headline import budget_text, headline, random_points_text, rank
+from robgib.reporting.headline import budget_text, headline, of_images, random_points_text, rank
 from robgib.reporting.summary import (
     LEAST_MODELS,
     display_names,
@@ -77,6 +77,7 @@ def _print_headline(run: Run, name: str, out: Console) -> None:
     parts = (
         [f"{style}{escape(diagnostics[:1].upper() + diagnostics[1:])}.{'[/]' if style else ''}"] if diagnostics else []
     )
+    parts += [escape(line.brief_limits)] if line.weak else []
     parts += _most_sensitive(run)
     if parts:
         out.print("  " + " ".join(parts), highlight=False)
@@ -169,7 +170,8 @@ def _print_notes(run: Run, name: str, out: Console) -> None:
     if len(run.corruptions):
         means = run.corruptions.groupby("corruption", sort=False)["accuracy"].mean()
         listed = ", ".join(f"{kind} {100 * value:.0f}%" for kind, value in means.items())
-        out.print(f"{escape(name)}: {100 * means.mean():.1f}% under corruptions ({listed}).", highlight=False)
+        some = f", on {images}" if (images := of_images(run)) else ""
+        out.print(f"{escape(name)}: {100 * means.mean():.1f}% under corruptions{some} ({listed}).", highlight=False)
     if points := random_points_text(run):
         out.print(f"{escape(name)}: {escape(points)}.", highlight=False)
 

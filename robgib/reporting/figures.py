@@ -23,6 +23,7 @@ __all__ = [
     "feature_maps",
     "information_plane",
     "layer_terms",
+    "measured_curves",
     "model_accuracies",
     "phase_curves",
     "picture_rows",
@@ -95,16 +96,22 @@ def model_accuracies(runs: Sequence[Run]) -> str:
     return figure([chart], legend, "Accuracy of each model, clean and under attack")
 
 
+def measured_curves(run: Run) -> pd.DataFrame:
+    """Return the rows of ``curve`` of attacks that were measured at further radii than 0 and eps."""
+    points = run.curve.groupby(["attack", "norm", "eps"], sort=False)["at"].transform("nunique")
+    return run.curve[points > 2]
+
+
 def accuracy_curves(runs: Sequence[Run]) -> str:
     """Accuracy against eps with its 95% band, a chart a norm, the strongest attack of each model; or an empty text."""
-    names = display_names(runs)
-    norms = [n for n in NORMS if any((r.curve["norm"] == n).any() for r in runs)]
+    names, measured = display_names(runs), [measured_curves(run) for run in runs]
+    norms = [n for n in NORMS if any((curve["norm"] == n).any() for curve in measured)]
     colours = _coloured(names)
     charts = []
     for norm in norms:
         series = []
-        for run, name in zip(runs, names, strict=True):
-            curves = run.curve[run.curve["norm"] == norm]
+        for curve, name in zip(measured, names, strict=True):
+            curves = curve[curve["norm"] == norm]
             if curves.empty:
                 continue
             strongest = curves.groupby("attack", sort=False)["accuracy"].mean().idxmin()

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from robgib.registry import parse_value
 from robgib.reporting.summary import display_names
-from robgib.results import Run, eps_text
+from robgib.results import Run, checks_run, eps_text
 
-__all__ = ["NORMS", "Headline", "Ranking", "budget_text", "headline", "random_points_text", "rank", "written_eps"]
+__all__ = [
+    "NORMS",
+    "Headline",
+    "Ranking",
+    "budget_text",
+    "headline",
+    "of_images",
+    "random_points_text",
+    "rank",
+    "written_eps",
+]
 
 NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1", "l0": "L0"}
 """Norms as people write them."""
@@ -62,6 +72,22 @@ def random_points_text(run: Run) -> str:
     return f"{' and '.join(shares)} keep the label ({first['points']} for each of {first['samples']} images)"
 
 
+def of_images(run: Run) -> str:
+    """Return on how many of the images the common corruptions were measured; empty if on all, or on none.
+
+    >>> from types import SimpleNamespace
+    >>> from robgib.results import table
+    >>> corruptions = table("corruptions", [("noise", 1, 110, 121, 0.9, 0.85, 0.95)])
+    >>> of_images(SimpleNamespace(corruptions=corruptions, robustness={"samples": [592]}))
+    '121 of the 592 images'
+    """
+    if run.corruptions.empty:
+        return ""
+    counts, every = run.corruptions["samples"], max(run.robustness["samples"])
+    few, most = counts.min(), counts.max()
+    return "" if few >= every else f"{few if few == most else f'{few} to {most}'} of the {every} images"
+
+
 @dataclass(frozen=True)
 class Robustness:
     """The lowest robust accuracy of a model at one budget, with its 95% interval."""
@@ -90,7 +116,10 @@ class Headline:
         budgets: the lowest robust accuracy at each budget, in the order of the attacks.
         flagged: names of the attack-failure indicators that the checks raised.
         checks: number of checks.
+        unrun: number of them that did not run.
         failed: number of attacks that failed.
+        weak: the attacks that ran where no ensemble of attacks did, each followed by where, and the attack that is
+            missing; as ``("FGSM and PGD only", "AutoAttack")``.
     """
 
     name: str
@@ -98,7 +127,9 @@ class Headline:
     budgets: tuple[Robustness, ...]
     flagged: tuple[str, ...]
     checks: int
+    unrun: int
     failed: int
+    weak: tuple[tuple[str, str], ...] = ()
 
     @property
     def accuracies(self) -> str:
@@ -119,8 +150,77 @@ class Headline:
             count = len(self.flagged)
             parts.append(f"{count} attack-failure indicator{'s' * (count != 1)}: {', '.join(self.flagged)}")
         elif self.checks:
-            parts.append(f"no attack-failure indicator in {self.checks} checks")
+            parts.append(_without_indicator(self.checks, self.unrun))
         return "; ".join(parts)
+
+    @property
+    def limits(self) -> str:
+        """What limits the attacks, in one sentence for each missing one; empty where ensembles of attacks ran."""
+        return " ".join(
+            f"Attacks: {ran}; {missing} was not run, and a stronger attack may lower this."
+            for ran, missing in self.weak
+        )
+
+    @property
+    def brief_limits(self) -> str:
+        """The same in a few words."""
+        return " ".join(f"{ran}, no {missing}." for ran, missing in self.weak)
+
+
+def _without_indicator(checks: int, unrun: int) -> str:
+    """Return that no check raised an indicator, with the number of those that ran.
+
+    >>> _without_indicator(16, 0), _without_indicator(16, 9), _without_indicator(1, 1)
+    ('no attack-failure indicator in 16 checks', 'no attack-failure indicator in the 7 checks that ran; 9 did not run', 'no attack-failure check ran')
+    """  # noqa: E501
+    ran = checks - unrun
+    if not ran:
+        return "no attack-failure check ran"
+    if not unrun:
+        return f"no attack-failure indicator in {_checks(checks)}"
+    return f"no attack-failure indicator in the {_checks(ran)} that ran; {unrun} did not run"
+
+
+def _checks(count: int) -> str:
+    return f"{count} check{'s' * (count != 1)}"
+
+
+_ENSEMBLES = {
+    **dict.fromkeys(("linf", "l2", "l1"), ("AutoAttack", ("AutoAttack", "FastEnsemble"))),
+    "l0": ("sigma-zero", ("SigmaZero",)),
+}
+"""By norm: the attack of the full evaluation, and the classes of attacks without which a result is weak."""
+_WRAPPERS = ("ForeignAttack", "Transfer", "TransferredTransformation")  # classes that hold another attack
+_FOUND = "FoundImages"  # the class of what the checks found: no attack
+_MOST_NAMED = 4
+
+
+def _weak(run: Run) -> tuple[tuple[str, str], ...]:
+    """Return the attacks that ran at the budgets without an ensemble, and what is missing: see :class:`Headline`."""
+    table, attacks = run.robustness, run.attack_options["attacks"]
+    recorded = attacks if isinstance(attacks, Mapping) else {}
+    ran: dict[tuple[str, float], dict[str, str]] = {}
+    for r in table[(table["status"] == "ok") & table["attack"].isin(list(recorded))].itertuples():
+        kind = str(recorded[r.attack].get("class", ""))
+        if kind != _FOUND:
+            name = kind if kind and kind not in _WRAPPERS else str(r.attack)
+            ran.setdefault((str(r.norm), float(r.eps)), {})[name] = kind
+    weak: dict[str, list[tuple[str, float]]] = {}
+    for (norm, eps), kinds in ran.items():
+        missing, enough = _ENSEMBLES.get(norm, ("", ()))
+        if missing and not any(k in enough or missing.lower() in n.lower() for n, k in kinds.items()):
+            weak.setdefault(missing, []).append((norm, eps))
+    sentences = []
+    for missing, budgets in weak.items():
+        names = list(dict.fromkeys(name for budget in budgets for name in ran[budget]))
+        where = "" if len(budgets) == len(ran) else f" at {_listed([budget_text(*budget) for budget in budgets])}"
+        named = _listed(names) if len(names) <= _MOST_NAMED else f"{len(names)} single attacks"
+        sentences.append((f"{named} only{where}", missing))
+    return tuple(sentences)
+
+
+def _listed(texts: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(texts[:-1]), texts[-1])))
 
 
 def headline(run: Run, name: str) -> Headline:
@@ -136,7 +236,9 @@ def headline(run: Run, name: str) -> Headline:
         budgets.append(Robustness(str(norm), float(eps), written, accuracy, low, high, certified))
     flagged = tuple(dict.fromkeys(run.signs.loc[run.signs["seen"].astype(bool), "name"]))
     failed = int((table["status"] != "ok").sum())
-    return Headline(name, float(table["clean_accuracy"].iloc[0]), tuple(budgets), flagged, len(run.signs), failed)
+    unrun = int((~checks_run(run.signs)).sum())
+    clean = float(table["clean_accuracy"].iloc[0])
+    return Headline(name, clean, tuple(budgets), flagged, len(run.signs), unrun, failed, _weak(run))
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from robgib.files import digest, write_file
 from robgib.reporting import figures
 from robgib.reporting.cells import cell, layer_table, shown_columns, spread, star_reasons
 from robgib.reporting.charts import MOST_ENTRIES
-from robgib.reporting.headline import headline, random_points_text, rank
+from robgib.reporting.headline import NORMS, headline, of_images, random_points_text, rank
 from robgib.reporting.summary import (
     ALIKE,
     FIGURES,
@@ -33,7 +33,7 @@ from robgib.reporting.summary import (
     summarise,
     unstable_orders,
 )
-from robgib.results import TERMS, Column, Run, csv_text
+from robgib.results import TERMS, Column, Run, checks_run, csv_text
 from robgib.statistics import spearman
 
 __all__ = [
@@ -114,6 +114,26 @@ def _corruption_table(runs: Sequence[Run], names: Sequence[str]) -> dict[str, An
             means = run.corruptions.groupby("corruption", sort=False)["accuracy"].mean()
             rows.append([name, *(_percent(means[k]) if k in means else "" for k in kinds), _percent(means.mean())])
     return {"headings": ["model", *kinds, "mean"], "numbers": [False, *[True] * (len(kinds) + 1)], "rows": rows}
+
+
+def _without_curve(runs: Sequence[Run], names: Sequence[str]) -> str:
+    """Return which models have no curve against eps, as a clause; empty where all have one."""
+    without = [
+        name
+        for run, name in zip(runs, names, strict=True)
+        if run.robustness["norm"].isin(list(NORMS)).any() and figures.measured_curves(run).empty
+    ]
+    of = f" of {', '.join(without)}" if len(without) < len(runs) else ""
+    return f"The curve against eps{of} was not run" if without else ""
+
+
+def _corrupted_images(runs: Sequence[Run], names: Sequence[str]) -> str:
+    """Return which images the common corruptions were applied to."""
+    own = [(of_images(run) or "the same images", name) for run, name in zip(runs, names, strict=True)]
+    own = [item for item, run in zip(own, runs, strict=True) if len(run.corruptions)]
+    if len({text for text, _ in own}) == 1:
+        return own[0][0]
+    return ", ".join(f"{text} ({name})" for text, name in own)
 
 
 def _words(run: Run) -> tuple[str, list[list[str]], str]:
@@ -282,7 +302,8 @@ def _model(run: Run, name: str, columns: Sequence[Column], of_checks: Sequence[C
     first = run.robustness.iloc[0]
     line = headline(run, name)
     noun, words, starred = _words(run)
-    signs = run.signs.sort_values("seen", ascending=False, kind="stable").itertuples()
+    signs = run.signs.assign(ran=checks_run(run.signs))
+    signs = signs.sort_values(["seen", "ran"], ascending=False, kind="stable").itertuples()
     return {
         "name": name,
         "line": line,
@@ -329,6 +350,7 @@ def render(runs: Sequence[Run]) -> str:
         ranking=ranking.text,
         picture=Markup(curves if few else figures.model_accuracies(runs)),
         curves=Markup("" if few else curves),
+        without_curve=_without_curve(runs, names),
         columns=columns,
         of_checks=of_checks,
         certified=any(r.robustness["certified_accuracy"].notna().any() for r in runs),
@@ -337,6 +359,7 @@ def render(runs: Sequence[Run]) -> str:
         watched=max((int(r.convergence["samples"].max()) for r in runs if len(r.convergence)), default=0),
         corruptions=Markup(figures.corruption_accuracy(runs)),
         corrupted=_corruption_table(runs, names),
+        corrupted_images=_corrupted_images(runs, names),
         estimators=_estimators(runs, names, summary),
         finding=finding,
         apart=[

@@ -40,6 +40,7 @@ __all__ = [
     "attack_all",
     "attack_costs",
     "attack_until_narrow",
+    "curves_afforded",
     "measure_curves",
 ]
 
@@ -467,6 +468,18 @@ def _afforded_radii(attack: Attack, count: int, allowed: int) -> tuple[float, ..
     if isinstance(attack, MinimumNormAttack):
         return _FACTORS
     return _FACTORS_FIRST[: int(allowed // max(1, 3 * _STEPS * count))]
+
+
+def curves_afforded(attacks: Mapping[str, Attack], cascade: bool, count: int, allowed: int) -> bool:
+    """Whether ``allowed`` passes suffice for a radius of any curve of ``count`` samples, as they are divided.
+
+    >>> from robgib.attacks import PGD
+    >>> [curves_afforded({"pgd": PGD("linf", 0.1)}, False, 100, allowed) for allowed in (2999, 3000)]
+    [False, True]
+    """
+    chosen = [attack for attack in attacks.values() if attack.norm in NORMS]
+    curves = len({budget_of(attack) for attack in chosen}) if cascade else len(chosen)
+    return any(_afforded_radii(attack, count, allowed // curves) for attack in chosen)
 
 
 def attack_until_narrow(subject: Subject, width: float) -> tuple[int, dict[str, AttackResult | Exception]]:

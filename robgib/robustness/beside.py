@@ -21,7 +21,7 @@ from robgib.attacks.transfer import Transfer
 from robgib.data.corruptions import COMMON_CORRUPTIONS, CORRUPTIONS
 from robgib.errors import RobGIBError, RobGIBWarning, first_line
 from robgib.models.inference import prepare
-from robgib.results import table
+from robgib.results import OF_SURROGATE, table
 from robgib.robustness.attacking import SHARES, Budget, Findings, Subject
 from robgib.robustness.audit import further_label, scattered
 from robgib.robustness.convergence import convergence_rows
@@ -44,6 +44,7 @@ __all__ = [
     "add_notes",
     "allowance",
     "convergence_table",
+    "corrupted_samples",
     "corruption_table",
     "find_failures",
     "gradient_check",
@@ -64,6 +65,16 @@ def allowance(findings: Findings, what: str) -> int | None:
     return int(SHARES[what] * findings.beside)
 
 
+def corrupted_samples(count: int, allowed: int) -> int:
+    """Return on how many of ``count`` samples the corruptions are measured with ``allowed`` passes; 0 if on too few.
+
+    >>> [corrupted_samples(100, allowed) for allowed in (499, 500, 9000)]
+    [0, 25, 100]
+    """
+    some = min(count, allowed // _CORRUPTED)
+    return some if some >= min(count, _FEWEST_CORRUPTED) else 0
+
+
 def corruption_table(findings: Findings) -> pd.DataFrame:
     """Measure accuracy under common corruptions, on as many samples as the allowance suffices for."""
     subject, allowed = findings.subject, allowance(findings, "corruptions")
@@ -76,10 +87,8 @@ def corruption_table(findings: Findings) -> pd.DataFrame:
     if known is None:
         context = dataclasses.replace(subject.context, batch_size=subject.model.batch_size)
         parts = []
-        some = len(subject) if allowed is None or wanted else min(len(subject), allowed // _CORRUPTED)
-        if (options.all_corruptions or options.corruptions_from is None) and some >= min(
-            len(subject), _FEWEST_CORRUPTED
-        ):
+        some = len(subject) if allowed is None or wanted else corrupted_samples(len(subject), allowed)
+        if (options.all_corruptions or options.corruptions_from is None) and some:
             names = COMMON_CORRUPTIONS if options.all_corruptions else CORRUPTIONS
             x, y = subject.x[:some], subject.y[:some]
             parts.append(corruption_accuracy(subject.model, x, y, names=names, context=context))
@@ -134,7 +143,7 @@ def gradient_check(subject: Subject) -> FailureIndicator | None:
     except (RuntimeError, RobGIBError):
         return None  # the indicators report missing gradients, and what the model raises
     if surrogate is not None:
-        check = dataclasses.replace(check, detail=f"of the surrogate, {check.detail}")
+        check = dataclasses.replace(check, detail=f"{OF_SURROGATE}{check.detail}")
     if check.seen:
         warnings.warn(f"{check.name}: {check.detail}. {check.meaning}.", RobGIBWarning, stacklevel=2)
     return check

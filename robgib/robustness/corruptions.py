@@ -68,7 +68,8 @@ def corruption_accuracy(
                 judged = answers(model, changed, labels, batch_size=size, seed=context.seed, device=context.device)
                 shares += float(judged.right.sum())
             rows.append(_row(name, severity, shares, len(x)))
-            context.report("corrupting", len(rows), 5 * len(names), name)
+            done, total = len(rows), 5 * len(names)
+            context.report("corrupting", done, total, name if done < total else "")
     return table("corruptions", rows)
 
 
@@ -120,7 +121,8 @@ def corrupted_files_accuracy(
                 model, pixels.float() / 255, truth, batch_size=size, seed=context.seed, device=context.device
             )
             rows.append(_row(path.stem, severity, float(judged.right.sum()), len(some)))
-            context.report("corrupted files", len(rows), _SEVERITIES * len(files), path.stem)
+            done, total = len(rows), _SEVERITIES * len(files)
+            context.report("corrupted files", done, total, path.stem if done < total else "")
     return table("corruptions", rows)
 
 

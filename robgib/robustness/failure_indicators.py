@@ -34,6 +34,7 @@ from robgib.errors import NoGradientError
 from robgib.models.adapt import differ, finite_answers, seeded
 from robgib.models.inference import BatchedModel, PreparedModel, eval_mode, prepare
 from robgib.options import Context, gather
+from robgib.results import NOT_RUN
 from robgib.robustness.active_test import PASSES, PLANTED, planted_found
 from robgib.robustness.gradient_check import gradient_error
 from robgib.runtime import SampleRNG, faults_of
@@ -264,7 +265,8 @@ def examine(
                     indicator = FailureIndicator("zero gradients", True, detail, _STALLED)
             if indicator:
                 indicators.append(indicator)
-            context.report("checking for attack failure", number + 1, len(checks), name)
+            # The name of the last check beside the finished count would read as a finding.
+            context.report("attack-failure checks", number + 1, len(checks), name if checks[number + 1 :] else "")
     return Examination(indicators, look.fooled, look.notes)
 
 
@@ -500,6 +502,7 @@ def _affordable(
 
 
 def _left_out(name: str, reason: str) -> FailureIndicator:
+    assert reason.startswith(NOT_RUN), "a check that did not run must say so as readers of its detail expect"
     return FailureIndicator(name, False, reason, "the absence of this indicator says nothing here")
 
 

@@ -104,11 +104,90 @@ def test_facts_have_no_colour_of_warnings(run):
     signs = table("signs", [("linf", 0.1, "zero gradients", False, "0%", "none"), ("linf", 0.1, "b", False, "0%", "n")])
     page = render([dataclasses.replace(run, signs=signs)])
     assert "None of 2 checks raised an indicator." in visible(page)
+    assert "2 checks without an indicator" in visible(page)
     assert 'class="caution"' not in page
     assert 'class="failed"' not in page
     flagged = render([dataclasses.replace(run, signs=signs.assign(seen=True))])
     assert "2 attack-failure indicators: zero gradients, b" in visible(flagged)
     assert 'class="checks failed"' in flagged
+
+
+def checked(run, *details):
+    rows = [("linf", 0.1, f"check {i}", False, detail, "none") for i, detail in enumerate(details)]
+    return dataclasses.replace(run, signs=table("signs", rows))
+
+
+def test_a_verdict_counts_the_checks_that_ran(run):
+    some = checked(
+        run, "0%", "left out: it would take too long", "skipped: fgsm fooled every image", "does not apply: a mask",
+        "of the surrogate, not measured: other logits", "0%",
+    )  # fmt: skip
+    sentence = "o attack-failure indicator in the 2 checks that ran; 4 did not run"
+    assert headline(some, "net").diagnostics == f"n{sentence}"
+    assert f"N{sentence}." in " ".join(" ".join(printed([some])).split())
+    text = visible(render([some]))
+    assert f"N{sentence}." in text
+    assert "None of the 2 checks that ran raised an indicator; 4 did not run." in text
+    assert "2 checks without an indicator, 4 that did not run" in text
+    none = checked(run, "left out: it would take too long")
+    assert headline(none, "net").diagnostics == "no attack-failure check ran"
+    assert "No check ran." in visible(render([none]))
+    assert "1 check that did not run" in visible(render([none]))
+    assert headline(checked(run, "0%", "0%"), "net").diagnostics == "no attack-failure indicator in 2 checks"
+    flagged = dataclasses.replace(some, signs=some.signs.assign(seen=[True, *[False] * 5]))
+    assert "1 check without an indicator, 4 that did not run" in visible(render([flagged]))
+
+
+def attacked(run, classes):
+    """The run with other classes of its attacks in the record, by label."""
+    recorded = run.attack_options["attacks"]
+    attacks = {label: {**own, "class": classes.get(label, own["class"])} for label, own in recorded.items()}
+    options = run.config["options"]
+    return dataclasses.replace(
+        run, config={**run.config, "options": {**options, "attack": {**options["attack"], "attacks": attacks}}}
+    )
+
+
+def test_weak_attacks_are_named_beside_the_result(run):
+    sentence = "Attacks: PGD and FGSM only; AutoAttack was not run, and a stronger attack may lower this."
+    page = visible(render([run]))
+    assert page.index(sentence) < page.index("Accuracy, clean and under attack")
+    assert "PGD and FGSM only, no AutoAttack." in " ".join(" ".join(printed([run])).split())
+    linf, _, l2, *_ = run.attack_options["attacks"]
+    assert headline(attacked(run, {linf: "FastEnsemble"}), "net").limits.startswith("Attacks: PGD only at L2 0.5; ")
+    whole = attacked(run, {linf: "AutoAttack", l2: "FastEnsemble"})
+    assert headline(whole, "net").limits == ""
+    assert "AutoAttack was not run" not in visible(render([whole]))
+    failed = whole.robustness.copy()
+    failed.loc[failed["attack"] == linf, "status"] = "failed"  # an attack that failed is none
+    assert headline(dataclasses.replace(whole, robustness=failed), "net").limits.startswith("Attacks: FGSM only at L∞")
+    assert headline(attacked(run, {linf: "FoundImages"}), "net").limits.startswith("Attacks: FGSM and PGD only; ")
+    foreign = headline(attacked(run, {l2: "ForeignAttack"}), "net").limits
+    assert foreign.startswith(f"Attacks: PGD, FGSM and {l2} only; ")
+
+
+def test_what_was_not_measured_in_full_is_stated(run):
+    rows = [("noise", k, 90, 40, 0.9, 0.8, 0.95) for k in range(1, 6)]
+    some = dataclasses.replace(run, corruptions=table("corruptions", rows))
+    assert "Accuracy on 40 of the 60 images under common corruptions" in visible(render([some]))
+    assert "90.0% under corruptions, on 40 of the 60 images (noise" in " ".join(" ".join(printed([some])).split())
+    every = [(kind, k, 90, 60, 0.9, 0.8, 0.95) for kind, k, *_ in rows]
+    whole = dataclasses.replace(run, name="whole", corruptions=table("corruptions", every))
+    assert "Accuracy on the same images under common corruptions" in visible(render([whole]))
+    both = visible(render([some, whole]))
+    assert "Accuracy on 40 of the 60 images (digits-cnn), the same images (whole) under" in both
+
+
+def test_a_curve_that_was_left_out_is_stated(run):
+    points = [0, 0.05, 0.1]
+    rows = [("pgd-linf", "linf", 0.1, at, 30, 60, 0.5, 0.4, 0.6) for at in points]
+    measured = dataclasses.replace(run, curve=table("curve", rows))
+    assert "was not run ( --curve )" not in visible(render([measured]))
+    ends = dataclasses.replace(run, name="ends", curve=table("curve", [rows[0], rows[2]]))
+    for without in (run, ends):
+        text = visible(render([without]))
+        assert "Accuracy against eps The curve against eps was not run ( --curve )." in text
+    assert "The curve against eps of ends was not run ( --curve )." in visible(render([measured, ends]))
 
 
 def test_five_models_begin_with_the_scatter_and_its_sentence(run):

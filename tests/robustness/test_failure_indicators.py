@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from robgib import SampleRNG, ThreatModel, failure_indicators, make_attack
 from robgib.attacks import PGD
 from robgib.models.inference import eval_mode, prepare
+from robgib.robustness.corruptions import corruption_accuracy
 from robgib.robustness.evaluate import evaluate
 from robgib.robustness.failure_indicators import CHECKS, weaker_than_reference
 from robgib.robustness.run_attack import run_attack
@@ -210,6 +211,22 @@ def test_a_gap_that_every_ascent_jumps_over():
     walk = make_attack("fab-t-linf:eps=0.14,targets=1,steps=20")
     left = (gap(walk(gap, x, y)).argmax(1) == y).numpy().astype(float)
     assert "boundary steps beat ascent" not in names(gap, x, y, threat, attacks={"fab": (walk, left)})
+
+
+def test_a_finished_line_of_progress_names_no_check(digits_mlp, digits):
+    """The name of the last check beside the finished count would read as a finding."""
+    lines = []
+
+    def progress(*line):
+        lines.append(line)
+
+    x, y = digits.test.x[:8], digits.test.y[:8]
+    failure_indicators(digits_mlp, x, y, THREAT, passes=0, progress=progress)
+    corruption_accuracy(digits_mlp, x, y, names=("noise", "blur"), progress=progress)
+    notes = {(task, done == total): note for task, done, total, note in lines}
+    assert notes["attack-failure checks", False] in CHECKS
+    assert notes["attack-failure checks", True] == ""
+    assert (notes["corrupting", False], notes["corrupting", True]) == ("blur", "")
 
 
 def test_nothing_to_look_at(digits_mlp, digits):
