@@ -5,9 +5,9 @@ from __future__ import annotations
 import difflib
 import re
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -119,6 +119,15 @@ _KINDS = {
     "tuple": "a list",
     "dict": "a mapping",
     "finite": "a finite number",
+    "sequence": "a list",
+}
+_TAGS = ("str", "int", "float", "bool")
+_OBJECTS = {
+    "Sequence": "a list",
+    "Mapping": "a mapping",
+    "Progress": "a function of (task, done, total, note)",
+    "WorkersProtocol": "a robgib.engines.Workers",
+    "Parts": "a robgib.files.Parts",
 }
 
 
@@ -131,10 +140,26 @@ def number_text(value: float) -> str:
     return f"{value:.0f}" if abs(value) < 1e15 and value == int(value) else f"{value:g}"
 
 
+def _noun(fault: Mapping[str, Any]) -> str | None:
+    """What a value had to be, in the words of a user; None where the fault is of another kind."""
+    if fault["type"] == "is_instance_of":
+        return _OBJECTS.get(fault["ctx"]["class"])
+    return _KINDS.get(fault["type"].partition("_")[0])
+
+
+def _place(loc: Sequence[int | str], of_several: bool) -> str:
+    """The name of an option and the place within it, as in ``layers[0]``, without the kinds that a value may have."""
+    tags = _TAGS if of_several else ()
+    named = [part for part in loc if isinstance(part, int) or not ("[" in part or part in tags)]
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in named).removeprefix(".")
+
+
 def sentence_of(error: ValidationError, what: str) -> str:
     """Return the first validation error of pydantic as one sentence with the owner of the option and the value."""
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"] if "[" not in str(part))
+    faults = [fault for fault in error.errors() if fault["loc"][:1] == error.errors()[0]["loc"][:1]]
+    faults = [fault for fault in faults if any(isinstance(part, int) for part in fault["loc"])] or faults
+    first = faults[0]
+    where = _place(first["loc"], len(error.errors()) > 1)
     whose = where if not what else f"{what}: {where}" if what.endswith("'") else f"{what}'s {where}"
     kind, given = first["type"], first["input"]
     if kind == "literal_error":
@@ -144,8 +169,10 @@ def sentence_of(error: ValidationError, what: str) -> str:
     if kind in _BOUNDS:
         word, key = _BOUNDS[kind]
         return f"{whose} must be {word} {number_text(first['ctx'][key])}, not {given!r}."
-    if (noun := _KINDS.get(kind.partition("_")[0])) is not None:
-        return f"{whose} must be {noun}, not {given!r}."
+    if (noun := _noun(first)) is not None:
+        nouns = " or ".join(dict.fromkeys(filter(None, map(_noun, faults))))  # of each kind that the value may have
+        example = f", such as [{given}]," if noun == "a list" and isinstance(given, str) and given else ""
+        return f"{whose} must be {nouns}{example or ','} not {given!r}."
     if kind == "value_error":  # raised by a validator of RobGIB
         return f"{whose} {first['ctx']['error']}, not {given!r}."
     return f"{whose}: {first['msg'].lower()} (found {given!r})."

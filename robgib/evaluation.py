@@ -39,7 +39,16 @@ from robgib.models.adapt import as_module
 from robgib.models.checkpoint import weights_digest
 from robgib.models.inference import PreparedModel, answers, check_finite_answers, one_thread_measures, prepare
 from robgib.models.state import Settings
-from robgib.options import AttackOptions, Context, EngineOptions, InformationOptions, check, gather, plain_options
+from robgib.options import (
+    AttackOptions,
+    Context,
+    EngineOptions,
+    InformationOptions,
+    check,
+    gather,
+    or_default,
+    plain_options,
+)
 from robgib.results import SCHEMA_VERSION, Run
 from robgib.robustness.attacking import SHARES, Subject, attack_costs, curves_afforded
 from robgib.robustness.audit import audit_wanted
@@ -172,10 +181,10 @@ def evaluate(
     attack, information, context, record, sharing = gather(
         "evaluate",
         fields,
-        attack or AttackOptions(),
-        information or InformationOptions(),
-        context or Context(),
-        record or Record(),
+        or_default("attack", attack, AttackOptions()),
+        or_default("information", information, InformationOptions()),
+        or_default("context", context, Context()),
+        or_default("record", record, Record()),
         EngineOptions(),
     )
     engine = engine_of(sharing.engine, sharing.jobs, context.device, sharing.address)
@@ -184,7 +193,9 @@ def evaluate(
         attack = replace(attack, attacks=attacks)
     if estimators is not None:
         information = replace(information, estimators=estimators)
-    work = _work(model, data, str(name), attack, information, context, record)
+    if not isinstance(name, str) or not name:
+        raise RobGIBError(f"name must be text, such as 'model', not {name!r}.")
+    work = _work(model, data, name, attack, information, context, record)
     with progress_bars(progress) as bars, ExitStack() as stack:
         stack.enter_context(one_thread_measures())
         parts = Parts()

@@ -45,6 +45,7 @@ __all__ = [
     "gather",
     "option",
     "option_of",
+    "or_default",
     "plain_options",
 ]
 
@@ -167,7 +168,13 @@ def _fitted(model: type[BaseModel], given: Mapping[str, Any], what: str) -> dict
         checked = model(**given)
     except ValidationError as error:
         raise RobGIBError(sentence_of(error, what)) from error
-    return {name: getattr(checked, name) for name in given}
+    values = {name: getattr(checked, name) for name in given}
+    for name, value in values.items():
+        if isinstance(given[name], bool) and isinstance(value, int | float) and not isinstance(value, bool):
+            noun = "a whole number" if isinstance(value, int) else "a number"
+            whose = f"{what}: {name}" if what.endswith("'") else f"{what}'s {name}" if what else name
+            raise RobGIBError(f"{whose} must be {noun}, not {given[name]}.")
+    return values
 
 
 def _plain(value: Any) -> Any:
@@ -469,6 +476,29 @@ class Context(_Checked):
         """Report progress, if a receiver is set."""
         if self.progress:
             self.progress(task, done, total, note)
+
+
+def or_default(name: str, value: T | None, default: T) -> T:
+    """Return an argument that is an object of options; None becomes the default.
+
+    Raises:
+        RobGIBError: it is of another class than the default.
+
+    >>> or_default("context", None, Context(seed=3)).seed
+    3
+    """
+    if value is None:
+        return default
+    kind = type(default)
+    if isinstance(value, kind):
+        return value
+    article = "an" if kind.__name__[0] in "AEIO" else "a"
+    found = repr(value) if isinstance(value, str | int | float) else f"an object of the class {type(value).__name__}"
+    first = dataclasses.fields(default)[0].name  # type: ignore[arg-type]
+    raise RobGIBError(
+        f"{name} must be {article} {kind.__name__}, not {found}; its fields, such as {first}=, are also keywords of "
+        "the function."
+    )
 
 
 def gather(what: str, fields: Mapping[str, Any], *defaults: Any) -> tuple[Any, ...]:

@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
-__all__ = ["DEEPEST", "check_regular", "too_deep"]
+from robgib.errors import RobGIBError
+
+__all__ = ["DEEPEST", "as_path", "check_regular", "too_deep"]
 
 DEEPEST = 50
 """Levels of nesting that a file may have: what walks through its content calls itself for each."""
+
+
+def as_path(value: object, name: str) -> Path:
+    """Return an argument that names a file or a folder as a path.
+
+    Raises:
+        RobGIBError: it is neither text nor a path.
+
+    >>> as_path("net.pt", "path").suffix
+    '.pt'
+    """
+    if not isinstance(value, str | os.PathLike) or not isinstance(os.fspath(value), str):
+        raise RobGIBError(f"{name} must be a path, such as 'folder/file', not {value!r}.")
+    return Path(value)
 
 
 def check_regular(path: Path) -> None:

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
 import yaml
 
 from robgib.errors import RobGIBError, RobGIBWarning, first_line, unknown_name
-from robgib.reading import DEEPEST, check_regular, too_deep
+from robgib.reading import DEEPEST, as_path, check_regular, too_deep
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -210,10 +210,11 @@ def _own(kind: Kind) -> Path:
 def _given(extra: Sequence[Path]) -> list[Path]:
     """Return the folders that the environment and the caller name."""
     from_environment = [Path(p) for p in os.environ.get("ROBGIB_CATALOGUE", "").split(os.pathsep) if p]
-    for folder in (*from_environment, *extra):
+    named = [as_path(p, "catalogue") for p in ([extra] if isinstance(extra, str | Path) else extra)]
+    for folder in (*from_environment, *named):
         if not folder.is_dir():
             raise RobGIBError(f"catalogue folder {str(folder)!r} does not exist; give an existing folder.")
-    return [*from_environment, *extra]
+    return [*from_environment, *named]
 
 
 def folders(kind: Kind, extra: Sequence[Path] = ()) -> list[Path]:
@@ -234,8 +235,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise RobGIBError(f"cannot read {path}: {reason}.") from error
     except Exception as error:  # yaml raises of all kinds where a value is not of the kind that its tag says
         raise RobGIBError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
+    if content is None:
+        raise RobGIBError(f"{path} is empty; it must hold a mapping of keys to values.")
     if not isinstance(content, dict):
-        raise RobGIBError(f"{path} must hold a mapping of keys to values, not {type(content).__name__}.")
+        kind = "a list" if isinstance(content, list) else repr(content)
+        raise RobGIBError(f"{path} must hold a mapping of keys to values, not {kind}.")
     try:
         if _values(content, {}) > _MOST_VALUES:
             raise RobGIBError(

@@ -23,7 +23,7 @@ from safetensors.numpy import load_file, save
 
 from robgib.errors import RobGIBError, sentence_of, visible
 from robgib.files import atomic_directory, digest, read_json
-from robgib.reading import check_regular
+from robgib.reading import as_path, check_regular
 
 __all__ = [
     "NOT_RUN",
@@ -674,11 +674,12 @@ class Run:
         return head + str(shown.to_html(index=False)) + below
 
 
-def save_run(run: Run, root: Path, also: Callable[[Path], None] | None = None) -> Path:
+def save_run(run: Run, root: str | Path, also: Callable[[Path], None] | None = None) -> Path:
     """Write ``root/<name>-<digest>/``, replacing a former one whole.
 
     ``also`` is called with the folder before it takes its name, to add files to it.
     """
+    root = as_path(root, "root")
     target = root / run.folder
     with atomic_directory(target) as folder:
         # How long each table is: one cut off at the end of a line would read as a shorter one.

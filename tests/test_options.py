@@ -4,15 +4,21 @@ from typing import Annotated, Literal
 
 import numpy as np
 import pytest
+import torch
 from pydantic import Field
 
+import robgib
 from robgib import RobGIBError
 from robgib.attacks import APGD, PGD
 from robgib.attacks.registry import make_attack
+from robgib.attacks.template import new_attack
 from robgib.attacks.threat_model import ThreatModel
 from robgib.information import KSG, Imputation
 from robgib.information.registry import make_estimator
-from robgib.options import Context, Count, Positive, check, construct, former_names
+from robgib.models.checkpoint import read_record, read_state, save_checkpoint
+from robgib.options import AttackOptions, Context, Count, InformationOptions, Positive, check, construct, former_names
+from robgib.studies.kinds import open_study
+from robgib.zoo import load_checkpoint
 
 
 @dataclass(frozen=True)
@@ -126,3 +132,69 @@ def test_attacks_and_estimators_declare_theirs(make, sentence):
     with pytest.raises(RobGIBError) as caught:
         make()
     assert str(caught.value) == sentence
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"attack": "pgd"}, "attack must be an AttackOptions, not 'pgd'; its fields, such as attacks=, are also"),
+        ({"attack": {"samples": 3}}, "attack must be an AttackOptions, not an object of the class dict;"),
+        ({"attack": {}}, "attack must be an AttackOptions"),
+        ({"information": True}, "information must be an InformationOptions, not True; its fields, such as estimators="),
+        ({"record": 3}, "record must be a Record, not 3;"),
+        ({"context": AttackOptions()}, "context must be a Context, not an object of the class AttackOptions;"),
+        ({"name": None}, "name must be text, such as 'model', not None."),
+    ],
+)
+def test_an_object_that_holds_no_options_is_refused(wrong, sentence):
+    with pytest.raises(RobGIBError, match=re.escape(sentence)):
+        robgib.evaluate(lambda x: x.flatten(1)[:, :2], "digits", **wrong)
+
+
+def test_further_functions_refuse_an_object_that_holds_no_options(tmp_path):
+    for call in (
+        lambda: robgib.robustness.evaluate(None, None, None, options="quick"),
+        lambda: robgib.robustness.run_attack(None, None, None, None, context=3),
+        lambda: load_checkpoint(tmp_path / "x.pt", "mlp"),
+    ):
+        with pytest.raises(RobGIBError, match=r"must be an? \w+, not "):
+            call()
+
+
+def test_a_path_may_be_text(tmp_path):
+    layer = torch.nn.Linear(2, 2)
+    save_checkpoint(layer, str(tmp_path / "net.safetensors"), {"epoch": 3})
+    assert read_record(str(tmp_path / "net.safetensors")) == {"epoch": 3}
+    assert set(read_state(str(tmp_path / "net.safetensors"))) == {"weight", "bias"}
+    with pytest.raises(RobGIBError, match="does not exist"):
+        load_checkpoint(str(tmp_path / "x.pt"))
+    with pytest.raises(RobGIBError, match="path must be a path, such as 'folder/file', not 3"):
+        load_checkpoint(3)
+    with pytest.raises(RobGIBError, match=r"study.yaml' does not exist"):
+        open_study(str(tmp_path / "study.yaml"))
+    new_attack("mine", str(tmp_path))
+    assert "mine" in robgib.list_attacks([str(tmp_path)])
+    assert "mine" in robgib.list_attacks(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: AttackOptions(norm=3), "norm must be text or a list, not 3."),
+        (lambda: AttackOptions(norm=[3]), "norm[0] must be text, not 3."),
+        (lambda: AttackOptions(eps={"linf": 1}), "eps must be a number or text or a list, not {'linf': 1}."),
+        (lambda: AttackOptions(samples=True), "samples must be a whole number, not True."),
+        (lambda: AttackOptions(eps=True), "eps must be a number, not True."),
+        (lambda: InformationOptions(layers="logits"), "layers must be a list, such as [logits], not 'logits'."),
+        (lambda: InformationOptions(layers=3), "layers must be a list, not 3."),
+        (lambda: Context(seed=True), "seed must be a whole number, not True."),
+        (lambda: Context(workers=3), "workers must be a robgib.engines.Workers, not 3."),
+        (lambda: Context(progress="x"), "progress must be a function of (task, done, total, note), not 'x'."),
+        (lambda: PGD("linf", 0.1, steps=True), "PGD's steps must be a whole number, not True."),
+        (lambda: make_attack("pgd-linf:steps=true"), "attack 'pgd-linf:steps=true': steps must be a whole number"),
+    ],
+)
+def test_a_value_of_another_kind_is_described_in_the_words_of_a_user(make, sentence):
+    with pytest.raises(RobGIBError) as caught:
+        make()
+    assert str(caught.value).startswith(sentence)

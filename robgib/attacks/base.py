@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, TypeVar
 
+import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
@@ -18,7 +20,7 @@ from robgib.attacks.objective import Objective
 from robgib.attacks.threat_model import Norm, ThreatModel, per_sample
 from robgib.data.dataset import _as_tensor
 from robgib.data.lazy import LazyImages
-from robgib.errors import AttackContractError, RobGIBError, unknown_name
+from robgib.errors import AttackContractError, RobGIBError, first_line, unknown_name
 from robgib.models.adapt import as_module, seeded
 from robgib.models.inference import BatchedModel, check_logits, eval_mode, finite, gradient_of
 from robgib.models.state import State, settings_kept
@@ -32,10 +34,13 @@ __all__ = [
     "MinimumNormAttack",
     "TransformAttack",
     "aimed",
+    "changed",
     "check_aim",
+    "cost_of",
     "given_to",
     "images_and_labels",
     "objective_gradient",
+    "own_constructor",
     "projected_gradient_ascent",
     "reach_note",
     "reaching",
@@ -50,7 +55,55 @@ __all__ = [
 def with_fields(kind: type[Attack]) -> type[Attack]:
     """Make a subclass of :class:`Attack` that was not decorated a frozen dataclass, in place; return it."""
     plain = "__dataclass_params__" not in kind.__dict__ and "__init__" not in kind.__dict__
-    return dataclass(frozen=True)(kind) if plain else kind
+    try:
+        return dataclass(frozen=True)(kind) if plain else kind
+    except (
+        TypeError,
+        ValueError,
+    ) as error:
+        if "__dataclass_params__" in kind.__dict__:  # so that the next use fails, too
+            del kind.__dataclass_params__  # type: ignore[attr-defined]
+        raise RobGIBError(
+            f"attack class {kind.__name__}: {first_line(error)}; give each parameter a type and a default of its own, "
+            "as in `sizes: list = field(default_factory=list)`."
+        ) from error
+
+
+def own_constructor(kind: type[Attack]) -> RobGIBError:
+    """The error for a class whose constructor does not take or does not set the fields of :class:`Attack`."""
+    return RobGIBError(
+        f"attack class {kind.__name__} has an __init__ or __post_init__ of its own that does not set up an attack: "
+        "declare the parameters as fields, such as `steps: int = 10`, without an __init__, or call "
+        "super().__init__(norm, eps) or super().__post_init__() in it and take norm and eps as parameters."
+    )
+
+
+def changed(attack: Attack, **fields: Any) -> Attack:
+    """Return the attack with other values of some fields.
+
+    Raises:
+        RobGIBError: its class has a constructor of its own that does not take them.
+    """
+    try:
+        return replace(attack, **fields)
+    except TypeError as error:
+        raise own_constructor(type(attack)) from error
+
+
+def cost_of(attack: Attack, label: str) -> int | None:
+    """Return the cost that an attack states (:attr:`Attack.cost`), or None.
+
+    Raises:
+        RobGIBError: it is no whole number of at least 1.
+    """
+    with faults_of(f"the cost of attack {label!r}"):
+        stated: Any = attack.cost
+    if stated is None:
+        return None
+    number = isinstance(stated, int | float | np.number) and not isinstance(stated, bool)
+    if not number or not math.isfinite(stated) or stated < 1 or stated != int(stated):
+        raise RobGIBError(f"the cost of attack {label!r} must be a whole number of at least 1 or None, not {stated!r}.")
+    return int(stated)
 
 
 class _Signature:
@@ -122,7 +175,9 @@ class Attack(ABC):
     @property
     def threat(self) -> ThreatModel:
         """The ball of radius ``eps`` in ``norm``, in the box [0, 1]."""
-        threat: ThreatModel = self.__dict__["_threat"]
+        threat: ThreatModel | None = self.__dict__.get("_threat")
+        if threat is None:
+            raise own_constructor(type(self))
         return threat
 
     def __call__(
@@ -183,11 +238,11 @@ class Attack(ABC):
 
     def at(self, eps: float) -> Attack:
         """Return the attack with another radius; an absolute step size is scaled accordingly."""
-        changes: dict[str, object] = {"eps": eps}
+        changes: dict[str, Any] = {"eps": eps}
         step = getattr(self, "step_size", None)
         if isinstance(step, float):
             changes["step_size"] = step * eps / self.eps
-        return replace(self, **changes)  # type: ignore[arg-type]
+        return changed(self, **changes)
 
     @abstractmethod
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG) -> Tensor:

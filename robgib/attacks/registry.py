@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from robgib import registry
-from robgib.attacks.base import ATTACKS, Attack, with_fields
+from robgib.attacks.base import ATTACKS, Attack, changed, own_constructor, with_fields
 from robgib.attacks.foreign import foreign_class, is_foreign
 from robgib.attacks.libraries import ADAPTERS, takes
 from robgib.attacks.threat_model import KINDS, NORMS, Norm, ThreatModel
@@ -70,9 +70,15 @@ def attack_catalogue(extra: Sequence[Path] = (), wanted: Sequence[str] = ()) -> 
     entries: dict[str, CatalogueEntry] = {}
     for entry in classes.values():
         if entry.source != "built in":
-            with_fields(entry.value)
             own_name = entry.name != entry.value.__name__  # from @register_attack
             name = entry.name if own_name else _kebab(entry.name)
+            try:
+                with_fields(entry.value)
+            except RobGIBError as error:
+                if name in wanted:
+                    raise
+                warnings.warn(f"attack skipped: {error}", RobGIBWarning, stacklevel=2)
+                continue
             entries[name] = CatalogueEntry(
                 name,
                 entry.value,
@@ -194,7 +200,7 @@ class NamedAttack:
         if not self.is_open or norm not in (default_eps or {}):
             return self.attack
         assert default_eps is not None
-        return replace(self.attack, eps=_radius(self.spec, norm, default_eps[norm]))
+        return changed(self.attack, eps=_radius(self.spec, norm, default_eps[norm]))
 
 
 def make_attack(spec: str, default_eps: Mapping[str, float] | None = None, extra: Sequence[Path] = ()) -> Attack:
@@ -236,7 +242,10 @@ def read_attack(spec: str, extra: Sequence[Path] = ()) -> NamedAttack:
         raise unknown_name("norm", str(norm), KINDS)
     is_open = "eps" not in given and entry.eps is None
     eps = _radius(spec, norm, given.pop("eps", DEFAULT_EPS[norm] if entry.eps is None else entry.eps))
-    made: Attack = construct(entry.attack, {**entry.parameters, **given}, f"attack {spec!r}", norm=norm, eps=eps)
+    try:
+        made: Attack = construct(entry.attack, {**entry.parameters, **given}, f"attack {spec!r}", norm=norm, eps=eps)
+    except (TypeError, AttributeError) as error:  # of a constructor of its own
+        raise own_constructor(entry.attack) from error
     return NamedAttack(spec, made, is_open)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from robgib.attacks.base import ATTACKS
 from robgib.errors import RobGIBError
 from robgib.files import write_file
+from robgib.reading import as_path
 
 __all__ = [
     "new_attack",
@@ -48,7 +49,7 @@ def test_{module}_keeps_the_contract(norm):
 """
 
 
-def new_attack(name: str, folder: Path) -> tuple[Path, Path]:
+def new_attack(name: str, folder: str | Path) -> tuple[Path, Path]:
     """Write a working attack and its test, as a template.
 
     Args:
@@ -61,6 +62,7 @@ def new_attack(name: str, folder: Path) -> tuple[Path, Path]:
     Raises:
         RobGIBError: the name is invalid, or the attack or a file exists.
     """
+    folder = as_path(folder, "folder")
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z][a-z0-9]*)*", name):
         raise RobGIBError(f"{name!r} cannot name an attack; use lower-case words joined by hyphens, such as my-attack.")
     kind = "".join(word.capitalize() for word in name.split("-"))

@@ -134,6 +134,9 @@ class _Evaluation:
             robgib.data.check_data(self.model.data, extra)
         if len(set(self.models)) < len(self.models):
             raise RobGIBError("a model is named twice; name each model once.")
+        surrogate = self.attack.transfer_from
+        if surrogate is not None and not isinstance(surrogate, str):
+            raise RobGIBError(f"transfer_from must be the name or file of one model, not {surrogate!r}.")
         robgib.robustness.named_attacks(self.attack.attacks, None, extra, norm=self.attack.norm, eps=self.attack.eps)
         robgib.information.registry.build_estimators(self.information.estimators, extra)
         for tracker in self.report.log:

@@ -240,7 +240,9 @@ def configuration(
     Raises:
         RobGIBError: there is no such file, section or field, or a field that only the command line may give.
     """
-    if not path.is_file():
+    if path.is_dir():
+        raise RobGIBError(f"{str(path)!r} is a folder; give the configuration file in it, such as run.yaml.")
+    if not path.exists():
         raise RobGIBError(f"configuration file {str(path)!r} does not exist.")
     content = registry.read_yaml(path)
     sections = {section_of(kind): kind for kind in kinds}

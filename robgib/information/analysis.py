@@ -38,7 +38,7 @@ from robgib.information.views import (
     mark_processing,
 )
 from robgib.models.inference import PreparedModel, predict, prepare
-from robgib.options import Context, InformationOptions, gather
+from robgib.options import Context, InformationOptions, gather, or_default
 from robgib.results import table
 
 __all__ = [
@@ -121,7 +121,10 @@ def layer_information(
     ['I(Z;Y)', 'I(X;Z)', 'C(X;Z)', 'S(X;Z)', 'r(X;Z)', 'v(X;Z)', 'learnt I(X;Z)', 'IB', 'GIB']
     """
     options, context = gather(
-        "layer_information", fields, options or InformationOptions(), context or Context(device="cpu")
+        "layer_information",
+        fields,
+        or_default("options", options, InformationOptions()),
+        or_default("context", context, Context(device="cpu")),
     )
     options = replace(
         options, information_samples=samples, estimators=options.estimators if estimators is None else estimators

@@ -22,6 +22,7 @@ from robgib.models.normalization import Normalization
 from robgib.models.programs import PICKLED_SUFFIXES, PROGRAM_SUFFIXES, is_program, read_program
 from robgib.models.transformers_files import check_parts
 from robgib.models.unpickle import StandIn, read_pickled
+from robgib.reading import as_path
 
 __all__ = [
     "CHECKPOINT_SUFFIXES",
@@ -62,17 +63,19 @@ class Checkpoint:
     check: Callable[[Tensor, Any], tuple[str, ...]] | None = None
 
 
-def save_checkpoint(model: nn.Module, path: Path, record: dict[str, Any]) -> None:
+def save_checkpoint(model: nn.Module, path: str | Path, record: dict[str, Any]) -> None:
     """Write the weights to ``path`` (safetensors) and the metadata record to ``path`` with ``.json``."""
     from safetensors.torch import save
 
+    path = as_path(path, "path")
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
     write_file(path.with_suffix(".json"), (json.dumps(record, indent=2) + "\n").encode())
     write_file(path, save(state))
 
 
-def read_record(path: Path) -> dict[str, Any] | None:
+def read_record(path: str | Path) -> dict[str, Any] | None:
     """Return the metadata record beside a checkpoint, or None when there is none."""
+    path = as_path(path, "path")
     beside = path.with_suffix(".json")
     if not beside.is_file():
         return None
@@ -105,7 +108,7 @@ def _check_looks(path: Path) -> None:
 
 
 def read_checkpoint(
-    path: Path, *, allow_pickle: bool = False, weights_key: str | None = None, allow_code: bool = False
+    path: str | Path, *, allow_pickle: bool = False, weights_key: str | None = None, allow_code: bool = False
 ) -> Checkpoint:
     """Read a checkpoint of any kind: a complete network, or a state dict that needs an architecture.
 
@@ -121,6 +124,7 @@ def read_checkpoint(
     Raises:
         RobGIBError: the file is missing, damaged, of another kind, or holds no weights.
     """
+    path = as_path(path, "path")
     if is_program(path):
         program, check = read_program(path, allow_code=allow_code)
         return Checkpoint(program, {}, check=check)
@@ -166,8 +170,9 @@ def _network_in(path: Path, content: dict[Any, Any], weights_key: str | None) ->
     return next(iter(networks.values()), None)
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
+def read_state(path: str | Path) -> dict[str, Tensor]:
     """Read a file's only state dict (:func:`read_checkpoint`); only tensors are ever unpickled."""
+    path = as_path(path, "path")
     checkpoint = read_checkpoint(path)
     if len(checkpoint.sets) > 1:
         raise RobGIBError(

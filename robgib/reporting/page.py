@@ -14,6 +14,7 @@ from markupsafe import Markup, escape
 
 from robgib.errors import RobGIBError, visible
 from robgib.files import digest, write_file
+from robgib.reading import as_path
 from robgib.reporting import figures
 from robgib.reporting.cells import cell, layer_table, shown_columns, spread, star_reasons
 from robgib.reporting.charts import MOST_ENTRIES
@@ -467,12 +468,13 @@ def write_report(runs: Run | Sequence[Run], path: str | Path) -> Path:
     return Path(path)
 
 
-def write_trace(table: pd.DataFrame, compression: pd.DataFrame, checkpoint: Path, name: str) -> Path:
+def write_trace(table: pd.DataFrame, compression: pd.DataFrame, checkpoint: str | Path, name: str) -> Path:
     """Write a trace beside its checkpoint: ``.trace.csv``, ``.compression.csv``, and the page ``.trace.html``.
 
     Returns:
         The page's path.
     """
+    checkpoint = as_path(checkpoint, "checkpoint")
     write_file(checkpoint.with_suffix(".trace.csv"), csv_text(table).encode())
     write_file(checkpoint.with_suffix(".compression.csv"), csv_text(compression).encode())
     page = checkpoint.with_suffix(".trace.html")

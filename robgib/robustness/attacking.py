@@ -16,7 +16,7 @@ from torch import Tensor
 
 from robgib.attacks.apgd import APGD, SCHEDULE_START
 from robgib.attacks.autoattack import AutoAttack
-from robgib.attacks.base import Attack, MinimumNormAttack
+from robgib.attacks.base import Attack, MinimumNormAttack, cost_of
 from robgib.attacks.carried import carried
 from robgib.attacks.estimated import EstimatedAscent
 from robgib.attacks.threat_model import NORMS, ThreatModel
@@ -163,7 +163,7 @@ def attack_costs(
     """Return the approximate number of gradients per sample of each attack, stated or counted on a few samples."""
     costs = {}
     for label, attack in attacks.items():
-        stated = attack.cost
+        stated = cost_of(attack, label)
         costs[label] = gradient_cost(model, x, y, clean, attack, label, context) if stated is None else stated
     return costs
 

@@ -15,7 +15,7 @@ from robgib.attacks.objective import Objective
 from robgib.errors import NoGradientError
 from robgib.models.adapt import seeded
 from robgib.models.inference import Answers, BatchedModel, PreparedModel, eval_mode
-from robgib.options import Context, gather
+from robgib.options import Context, gather, or_default
 from robgib.robustness.run_attack import AttackResult, run_attack
 from robgib.robustness.steps import TRACKED, StepRecord
 
@@ -57,7 +57,7 @@ def convergence(
     >>> rows[-1]["step"], rows[0]["right"] >= rows[-1]["right"]
     (10, True)
     """
-    (context,) = gather("convergence", fields, context or Context(device="cpu"))
+    (context,) = gather("convergence", fields, or_default("context", context, Context(device="cpu")))
     x, y = x[:TRACKED], y[:TRACKED]
     if not len(x):
         return []

@@ -15,7 +15,7 @@ from robgib.data.corruptions import CORRUPTIONS, corrupt
 from robgib.errors import RobGIBError
 from robgib.files import read_array
 from robgib.models.inference import PreparedModel, answers
-from robgib.options import Context, gather
+from robgib.options import Context, gather, or_default
 from robgib.results import table
 from robgib.runtime import SampleRNG
 from robgib.statistics import clopper_pearson
@@ -54,7 +54,7 @@ def corruption_accuracy(
         A table with one row per corruption and severity, without those that need one or three channels if the images
         have others.
     """
-    (context,) = gather("corruption_accuracy", fields, context or Context(device="cpu"))
+    (context,) = gather("corruption_accuracy", fields, or_default("context", context, Context(device="cpu")))
     size = context.batch_size or _BATCH
     names = [n for n in names if n not in _PICTURES or x.shape[1] in (1, 3)]
     rows = []
@@ -99,7 +99,7 @@ def corrupted_files_accuracy(
     Raises:
         RobGIBError: a file is missing, cannot be read or does not fit.
     """
-    (context,) = gather("corrupted_files_accuracy", fields, context or Context(device="cpu"))
+    (context,) = gather("corrupted_files_accuracy", fields, or_default("context", context, Context(device="cpu")))
     folder = Path(folder)
     files = sorted(path for path in folder.glob("*.npy") if path.name != "labels.npy")
     if not files:

@@ -12,7 +12,7 @@ from torch import Tensor
 from robgib.attacks.base import Attack, MinimumNormAttack
 from robgib.attacks.threat_model import ThreatModel, within
 from robgib.models.inference import Answers, PreparedModel, prepare
-from robgib.options import Context, gather
+from robgib.options import Context, gather, or_default
 from robgib.robustness.run_attack import AttackResult, run_attack
 
 __all__ = ["accuracy_curve", "curve_points"]
@@ -58,7 +58,7 @@ def accuracy_curve(
     Raises:
         RobGIBError: as for :func:`~robgib.robustness.run_attack.run_attack`.
     """
-    (context,) = gather("accuracy_curve", fields, context or Context(device="cpu"))
+    (context,) = gather("accuracy_curve", fields, or_default("context", context, Context(device="cpu")))
     if not isinstance(clean, Answers):
         clean = Answers(clean, (clean == y.numpy()).astype(float))
     if not isinstance(model, PreparedModel):

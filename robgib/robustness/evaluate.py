@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robgib.attacks.base import Attack
+from robgib.attacks.base import Attack, cost_of
 from robgib.attacks.foreign import foreign_class, foreign_name, is_foreign
 from robgib.attacks.registry import DEFAULT_EPS, NamedAttack, read_attack
 from robgib.attacks.threat_model import NORMS, ThreatModel
 from robgib.errors import RobGIBError, never_ends, unknown_name
 from robgib.models.inference import PreparedModel, answers, check_finite_answers, check_logits, prepare
-from robgib.options import AttackOptions, Context, gather
+from robgib.options import AttackOptions, Context, gather, or_default
 from robgib.registry import parse_value
 from robgib.results import table
 from robgib.robustness.attacking import Subject, attack_all, attack_costs, attack_until_narrow, measure_curves
@@ -102,7 +102,12 @@ def evaluate(
     >>> bool(tables["robustness"]["robust_accuracy"].item() < 0.9)
     True
     """
-    options, context = gather("evaluate", fields, options or AttackOptions(), context or Context(device="cpu"))
+    options, context = gather(
+        "evaluate",
+        fields,
+        or_default("options", options, AttackOptions()),
+        or_default("context", context, Context(device="cpu")),
+    )
     if options.mask is not None or options.targets is not None or options.transfer_from is not None:
         raise RobGIBError(
             "masks and targets come with the images here, as robgib.attacks.carry(x, mask=…, targets=…), and a "
@@ -352,8 +357,9 @@ def _read_object(value: Any, pairs: Sequence[tuple[str, float | str | None]]) ->
 
 
 def check_budgets(attacks: Mapping[str, Attack], shape: tuple[int, ...]) -> None:
-    """Raise an error if the ball of an attack is larger than the box of samples of this shape."""
+    """Raise an error if the ball of an attack is larger than the box of samples of this shape, or its cost is none."""
     for label, attack in attacks.items():
+        cost_of(attack, label)
         try:
             attack.threat.check(math.prod(shape))
         except RobGIBError as error:

@@ -17,6 +17,7 @@ from robgib.attacks.base import (
     Attack,
     MinimumNormAttack,
     aimed,
+    cost_of,
     given_to,
     objective_gradient,
     projected_gradient_ascent,
@@ -33,7 +34,7 @@ from robgib.attacks.transfer import Transfer
 from robgib.errors import NoGradientError
 from robgib.models.adapt import differ, finite_answers, seeded
 from robgib.models.inference import BatchedModel, PreparedModel, eval_mode, prepare
-from robgib.options import Context, gather
+from robgib.options import Context, gather, or_default
 from robgib.results import NOT_RUN
 from robgib.robustness.active_test import PASSES, PLANTED, planted_found
 from robgib.robustness.gradient_check import gradient_error
@@ -197,7 +198,7 @@ def failure_indicators(
     >>> found[0].name, found[0].seen
     ("the gradient is not the function's", False)
     """
-    (context,) = gather("failure_indicators", fields, context or Context(device="cpu"))
+    (context,) = gather("failure_indicators", fields, or_default("context", context, Context(device="cpu")))
     done = Done(attacks or {}, costs or {}, samples=samples, passes=passes)
     return list(examine(model, x, y, threat, done, context).indicators)
 
@@ -240,7 +241,7 @@ def examine(
         done: the attacks that ran, and the limits of the checks.
         context: seed, device and progress.
     """
-    context = context or Context(device="cpu")
+    context = or_default("context", context, Context(device="cpu"))
     device = torch.device(context.device)
     if not len(x):
         return Examination([], {}, {})
@@ -371,7 +372,7 @@ def weaker_than_reference(
 
     Args: as for :func:`failure_indicators`. Single-step attacks are skipped, since they are weaker by design.
     """
-    (context,) = gather("weaker_than_reference", fields, context or Context(device="cpu"))
+    (context,) = gather("weaker_than_reference", fields, or_default("context", context, Context(device="cpu")))
     device = torch.device(context.device)
     x, y = x[:SAMPLES].to(device), y[:SAMPLES].to(device)
     if not len(x) or threat.norm not in CONVEX_NORMS or WEAKER in _inapplicable(x, [a for a, _ in attacks.values()]):
@@ -746,7 +747,7 @@ def _shift(attacks: Mapping[str, tuple[Attack, np.ndarray]]) -> FailureIndicator
 
     Ensembles are of no kind: what they fool after untargeted ascent falls mostly to their targeted ascent.
     """
-    ascents = [n for n, (a, _) in attacks.items() if isinstance(a, APGD | PGD) and (a.cost or 0) >= _PGD]
+    ascents = [n for n, (a, _) in attacks.items() if isinstance(a, APGD | PGD) and (cost_of(a, n) or 0) >= _PGD]
     others = [n for n, (a, _) in attacks.items() if isinstance(a, Square | MinimumNormAttack)]
     if not ascents or not others:
         missing = "Auto-PGD or PGD of 20 steps or more" if others else "Square or a boundary attack"
@@ -773,7 +774,7 @@ def _planted(
     """Plant adversarial images, and count those that each attack finds. Single-step attacks may miss some."""
     if look.random:
         return None
-    each = {n: (costs or {}).get(n) or attack.cost or _PGD for n, (attack, _) in attacks.items()}
+    each = {n: (costs or {}).get(n) or cost_of(attack, n) or _PGD for n, (attack, _) in attacks.items()}
     needed = PASSES + 3 * sum(min(cost, 100) for cost in each.values())
     count = PLANTED if passes is None else min(PLANTED, passes // needed)
     if count < _LEAST_PLANTED:
@@ -793,12 +794,12 @@ def _planted(
 
 
 def _named(look: _Look, attacks: Mapping[str, tuple[Attack, np.ndarray]], costs: Mapping[str, int]) -> dict[str, str]:
-    if attacks and all((costs.get(n, a.cost) or 2) <= 1 for n, (a, _) in attacks.items()):
+    if attacks and all((costs.get(n, cost_of(a, n)) or 2) <= 1 for n, (a, _) in attacks.items()):
         return {}
     pgd = look.pgd()
     notes = {}
     for label, (attack, shares) in attacks.items():
-        cost = costs.get(label, attack.cost)
+        cost = costs.get(label, cost_of(attack, label))
         if cost is not None and cost <= 1:  # single-step attacks are weaker by design
             continue
         right = torch.as_tensor(shares[: len(pgd)] >= 0.5).to(pgd.device)

@@ -12,7 +12,7 @@ from robgib.attacks.threat_model import NORMS, ThreatModel
 from robgib.data.lazy import LazyImages
 from robgib.errors import RobGIBError
 from robgib.models.inference import PreparedModel, answers
-from robgib.options import Context, gather
+from robgib.options import Context, gather, or_default
 from robgib.runtime import SampleRNG
 from robgib.statistics import clopper_pearson
 
@@ -57,7 +57,7 @@ def random_points_row(
     >>> row["samples"], row["low"] <= row["share"] <= row["high"]
     (20, True)
     """
-    (context,) = gather("random_points_row", fields, context or Context(device="cpu"))
+    (context,) = gather("random_points_row", fields, or_default("context", context, Context(device="cpu")))
     seed, count, kept = context.seed, len(y), 0.0
     own = int(np.random.SeedSequence([seed, _DRAW]).generate_state(1, np.uint32)[0])
     for start in range(0, count, _AT_ONCE):

@@ -20,6 +20,7 @@ from robgib.attacks.base import (
     MinimumNormAttack,
     TransformAttack,
     check_aim,
+    cost_of,
     given_to,
     images_and_labels,
     projected_gradient_ascent,
@@ -50,7 +51,7 @@ from robgib.models.inference import (
     prepare,
 )
 from robgib.models.state import State
-from robgib.options import Context, WorkersProtocol, gather
+from robgib.options import Context, WorkersProtocol, gather, or_default
 from robgib.robustness.steps import TRACKED, RecordingModel, StepRecord
 from robgib.runtime import SampleRNG, one_thread
 from robgib.statistics import sign_test
@@ -193,7 +194,7 @@ def run_attack(
         RobGIBError: eps is larger than the box, images or labels are invalid, or the attack or the model raised an
             error.
     """
-    (context,) = gather("run_attack", fields, context or Context(device="cpu"))
+    (context,) = gather("run_attack", fields, or_default("context", context, Context(device="cpu")))
     x, y = images_and_labels(x, y)
     if len(x):
         attack.threat.check(x[0].numel())
@@ -627,7 +628,8 @@ class Run:
 
     def _share(self, rows: int) -> float:
         """Return the approximate share of the attack that the rows under attack have behind them."""
-        most = 3 * (self.attack.cost or 0) * rows  # a gradient and its forward pass count as three passes
+        cost = cost_of(self.attack, self.label) or 0
+        most = 3 * cost * rows  # a gradient and its forward pass count as three passes
         return self._now.cost / most if most else 0.0
 
     def _note(self) -> str:

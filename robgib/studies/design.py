@@ -29,6 +29,7 @@ from robgib.errors import RobGIBError, unknown_name
 from robgib.files import digest
 from robgib.information.registry import make_estimator
 from robgib.measures import list_measures
+from robgib.reading import as_path
 from robgib.results import SCHEMA_VERSION
 from robgib.training.tracing import Control
 from robgib.zoo.recipe import Recipe, recipes
@@ -375,12 +376,13 @@ class Cell:
         return digest(content)[:16]
 
 
-def read_design(path: Path, kind: type[Design]) -> Design:
+def read_design(path: str | Path, kind: type[Design]) -> Design:
     """Read a study file of one kind; its name is the file's, or the folder's where the file is called study.yaml.
 
     Raises:
         RobGIBError: it is no such study; the sentence names the line and the key.
     """
+    path = as_path(path, "path")
     if not path.exists():
         raise RobGIBError(f"study file {str(path)!r} does not exist.")
     content = registry.read_yaml(path)

@@ -15,6 +15,7 @@ from robgib import registry
 from robgib.engines import Engine
 from robgib.errors import RobGIBError, unknown_name
 from robgib.measures import MEASURES
+from robgib.reading import as_path
 from robgib.runtime import Progress
 from robgib.studies.checks import check_names, check_networks
 from robgib.studies.claims import claim
@@ -509,7 +510,7 @@ KINDS: Mapping[str, Callable[[Path, Sequence[Path], bool], StudyKind]] = {
 """Readers of the kinds of study, by name: functions of the file, the catalogue folders, and ``allow_code``."""
 
 
-def open_study(file: Path, catalogue: Sequence[Path] = (), *, allow_code: bool = False) -> StudyKind:
+def open_study(file: str | Path, catalogue: Sequence[Path] = (), *, allow_code: bool = False) -> StudyKind:
     """Read a study from its YAML file.
 
     Args:
@@ -537,6 +538,7 @@ def open_study(file: Path, catalogue: Sequence[Path] = (), *, allow_code: bool =
     >>> study.name, [cell.name for cell in study.cells]
     ('example', ['digits-cnn'])
     """
+    file = as_path(file, "file")
     if not file.is_file():
         raise RobGIBError(f"study file {str(file)!r} does not exist.")
     kind = registry.read_yaml(file).get("kind", "correlation")

@@ -28,6 +28,7 @@ from robgib.evaluation import evaluate
 from robgib.files import alone, cache_folder, digest, write_file
 from robgib.information.registry import make_estimator
 from robgib.measures import MEASURES, list_measures, measure_model, sample_of
+from robgib.reading import as_path
 from robgib.results import Run, csv_text, read_csv
 from robgib.runtime import Progress
 from robgib.studies.claims import SIGNS, collapsed
@@ -599,12 +600,13 @@ def dictionary(radii: Sequence[float] = (0, 0.02, 0.05, 0.1, 0.15, 0.2)) -> pd.D
     return pd.DataFrame(rows, columns=["column", "unit", "meaning", "source"])
 
 
-def read_ledger(path: Path) -> pd.DataFrame:
+def read_ledger(path: str | Path) -> pd.DataFrame:
     """Read the CSV file of a ledger.
 
     Raises:
         RobGIBError: the file does not exist, is not a ledger, has another schema version, or names a network twice.
     """
+    path = as_path(path, "path")
     if not path.is_file():
         raise RobGIBError(f"ledger {str(path)!r} does not exist.")
     try:

@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from robgib.attacks.base import cost_of
 from robgib.attacks.registry import make_attack
 from robgib.data.dataset import Dataset
 from robgib.engines import HERE, Engine
@@ -136,7 +137,7 @@ def estimated_seconds(
             adversary = recipe.training.adversary
             inner = adversary.steps if adversary else 0
             total += recipe.training.epochs * len(data.train) * (1 + inner) * both
-        total += 2 * study.samples * sum(a.cost or _UNSTATED for a in attacks) * both
+        total += 2 * study.samples * sum(cost_of(a, type(a).__name__) or _UNSTATED for a in attacks) * both
         total += 2 * forward * passes_of(makers, data, study.partitions, study.information_samples)
     return total
 

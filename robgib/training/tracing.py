@@ -25,7 +25,8 @@ from robgib.information.observer import Activations, Inputs, LayerView, Observat
 from robgib.information.views import EXACT, RATE, FittedView, Rescaled, Target, View
 from robgib.models.checkpoint import CHECKPOINT_SUFFIXES, read_record, save_checkpoint
 from robgib.models.inference import PreparedModel, answers, predict, prepare
-from robgib.options import Context, InformationOptions, gather
+from robgib.options import Context, InformationOptions, gather, or_default
+from robgib.reading import as_path
 from robgib.results import table
 from robgib.training.compression import (
     OWN,
@@ -169,7 +170,12 @@ def trace(
     >>> trace(same, data, ["gaussian"], layers=["logits"], samples=100).table["epoch"].unique().tolist()
     [0, 1]
     """
-    options, context = gather("trace", fields, options or InformationOptions(), context or Context(device="cpu"))
+    options, context = gather(
+        "trace",
+        fields,
+        or_default("options", options, InformationOptions()),
+        or_default("context", context, Context(device="cpu")),
+    )
     if not networks or min(networks) < 0:
         raise RobGIBError("a trace needs at least one epoch, from 0 on.")
     partitions = partitions_of(options.features, data.shape)
@@ -415,11 +421,13 @@ def _prepared(load: Callable[[], nn.Module], data: Dataset, device: torch.device
     return prepare(load().to(device), data.test.x, classes=len(data.classes), device=device)
 
 
-def snapshots(folder: Path, at: Sequence[int], record: dict[str, Any]) -> Callable[[int, nn.Module], None]:
+def snapshots(folder: str | Path, at: Sequence[int], record: dict[str, Any]) -> Callable[[int, nn.Module], None]:
     """Return a ``watch`` that saves the network of chosen epochs as ``folder/epoch-0004.safetensors``.
 
     ``record`` is written beside each, with the epoch.
     """
+
+    folder = as_path(folder, "folder")
 
     def keep(epoch: int, model: nn.Module) -> None:
         if epoch in at:
@@ -430,12 +438,13 @@ def snapshots(folder: Path, at: Sequence[int], record: dict[str, Any]) -> Callab
     return keep
 
 
-def saved_epochs(folder: Path) -> dict[int, Path]:
+def saved_epochs(folder: str | Path) -> dict[int, Path]:
     """Return a folder's checkpoints by epoch: the epoch in the record beside each, or the last number in its name.
 
     Raises:
         RobGIBError: the folder does not exist, has no checkpoint, has one without an epoch, or two of one epoch.
     """
+    folder = as_path(folder, "folder")
     if not folder.is_dir():
         raise RobGIBError(f"folder {str(folder)!r} does not exist; give a folder of checkpoints.")
     by_epoch: dict[int, Path] = {}

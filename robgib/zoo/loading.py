@@ -40,7 +40,8 @@ from robgib.models.normalization import Normalization, Ported
 from robgib.models.pretrained import is_pretrained, is_transformers_folder, load_pretrained
 from robgib.models.programs import is_program
 from robgib.models.registry import build, check_architecture, check_file_architecture
-from robgib.options import Context, InformationOptions, ModelOptions, gather
+from robgib.options import Context, InformationOptions, ModelOptions, gather, or_default
+from robgib.reading import as_path
 from robgib.registry import load_plugins
 from robgib.results import csv_text
 from robgib.runtime import Progress, environment, network_faults, progress_bars
@@ -118,7 +119,12 @@ def trace_recipe(
     Returns:
         The trace, and the training's record.
     """
-    options, context = gather("trace_recipe", fields, options or InformationOptions(), context or Context(device="cpu"))
+    options, context = gather(
+        "trace_recipe",
+        fields,
+        or_default("options", options, InformationOptions()),
+        or_default("context", context, Context(device="cpu")),
+    )
     device, catalogue, progress = context.device, context.catalogue, context.progress
     networks, record = trained_epochs(recipe, data, out, at, device=device, catalogue=catalogue, progress=progress)
     result = trace(networks, data, estimators, samples=samples, options=options, context=context)
@@ -298,7 +304,12 @@ def load(
     """
     if isinstance(data_bounds, str):
         fields, data_bounds = {**fields, "data_bounds": data_bounds}, None
-    options, context = gather("load", fields, options or ModelOptions(), context or Context(device="cpu"))
+    options, context = gather(
+        "load",
+        fields,
+        or_default("options", options, ModelOptions()),
+        or_default("context", context, Context(device="cpu")),
+    )
     described = preprocessing_of(options)
     preprocessing = Preprocessing(
         described.normalization if normalization is None else normalization,
@@ -605,9 +616,9 @@ def stored_checkpoint(recipe: Recipe, progress: Progress | None = None) -> Path:
 
 
 def add_recipe(
-    file: Path,
+    file: str | Path,
     name: str,
-    folder: Path,
+    folder: str | Path,
     *,
     arch: str | None = None,
     weights_key: str | None = None,
@@ -632,6 +643,8 @@ def add_recipe(
     Returns:
         The recipe's path, and the model's accuracy on the test images.
     """
+    file = as_path(file, "file")
+    folder = as_path(folder, "folder")
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name):
         raise RobGIBError(
             f"a model's name consists of lower-case letters, digits, hyphens and dots; {name!r} does not."
@@ -666,7 +679,7 @@ def add_recipe(
 
 
 def load_checkpoint(
-    path: Path,
+    path: str | Path,
     options: ModelOptions | None = None,
     *,
     data: Dataset | str | None = None,
@@ -691,7 +704,13 @@ def load_checkpoint(
         RobGIBError: the file or its record is missing, damaged or of another network; or the record names code to run
             without ``allow_code``.
     """
-    options, context = gather("load_checkpoint", fields, options or ModelOptions(), context or Context())
+    path = as_path(path, "path")
+    options, context = gather(
+        "load_checkpoint",
+        fields,
+        or_default("options", options, ModelOptions()),
+        or_default("context", context, Context()),
+    )
     arch, allow_code = options.arch, options.allow_code
     content = read_checkpoint(
         path, allow_pickle=options.allow_pickle, weights_key=options.weights_key, allow_code=allow_code

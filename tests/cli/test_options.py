@@ -162,3 +162,25 @@ def test_flat_names_are_routed_to_their_objects():
 def test_the_reference_is_made_of_the_definitions():
     page = (Path(__file__).parents[2] / "docs" / "options.md").read_text(encoding="utf-8")
     assert page.endswith(configuration_reference(KINDS)), "docs/options.md: put configuration_reference(...) at its end"
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "run.yaml is empty; it must hold a mapping"),
+        ("attack: {transfer_from: [a]}", r"transfer_from must be the name or file of one model, not \['a'\]"),
+        ("context: {seed: true}", "seed must be a whole number, not True"),
+        ("information: {layers: logits}", r"layers must be a list, such as \[logits\], not 'logits'"),
+        ("attack: {attacks: ['fgsm-linf:eps=0.05'], eps: 0.1}", "has an eps of its own, 0.05"),
+        (None, "is a folder; give the configuration file in it, such as"),
+    ],
+)
+def test_a_wrong_configuration_is_one_sentence_of_the_whole_command(tmp_path, monkeypatch, text, sentence):
+    path = tmp_path if text is None else tmp_path / "run.yaml"
+    if text is not None:
+        path.write_text(text)
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["evaluate", "digits-cnn", "--config", str(path)])
+    assert isinstance(done.exception, RobGIBError)
+    with pytest.raises(RobGIBError, match=sentence):
+        raise done.exception
