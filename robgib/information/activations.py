@@ -558,11 +558,22 @@ def _outputs_by_batch(
         yield outputs, len(batch)
 
 
+_FEW = 4  # so few images may give a layer one value by chance
+
+
 def _varying(name: str, values: npt.NDArray[np.float32], check: bool) -> npt.NDArray[np.float32]:
     """A layer's activations, refused if they are not finite or, with ``check``, the same for all images."""
     if not np.isfinite(values).all():
         raise RobGIBError(f"layer {name!r} holds NaN or infinite activations; its information cannot be estimated.")
     if check and np.ptp(values.reshape(len(values), -1), axis=0).max() == 0:
+        if len(values) < _FEW:
+            raise RobGIBError(
+                f"layer {name!r} is the same for all {len(values)} images; these are too few images to tell layers "
+                "apart: give more with --samples or --information-samples."
+                if len(values) > 1
+                else f"one image is too few for the information in layer {name!r}: give more with --samples or "
+                "--information-samples."
+            )
         raise RobGIBError(
             f"layer {name!r} never fires: it is the same for all {len(values)} images; "
             "choose other layers with --layer."

@@ -6,7 +6,7 @@ from torch import nn
 from robgib import RobGIBError, RobGIBWarning
 from robgib._torchvision import load_torchvision
 from robgib.information import collect_activations, default_layers, layer_shapes
-from robgib.information.activations import find_layers, functions_of
+from robgib.information.activations import _varying, find_layers, functions_of
 from robgib.models import build
 
 torchvision = load_torchvision()
@@ -356,3 +356,12 @@ def test_which_layers_are_functions_of_one():
     assert functions_of(model, X, "block", later[1:]) == set()
     assert functions_of(model, X, "last", ["logits"]) == {"logits"}
     assert functions_of(Tied().eval(), X, "block[2]", ["block[1]", "block[3]", "logits"]) == {"block[3]", "logits"}
+
+
+@pytest.mark.parametrize(("images", "sentence"), [(1, "one image is too few"), (3, "these are too few images")])
+def test_a_layer_that_is_the_same_for_very_few_images_asks_for_more_images(images, sentence):
+    values = np.zeros((images, 5), np.float32)
+    with pytest.raises(RobGIBError, match=f"{sentence}.*more with --samples"):
+        _varying("f1", values, True)
+    with pytest.raises(RobGIBError, match="never fires: it is the same for all 4 images"):
+        _varying("f1", np.zeros((4, 5), np.float32), True)

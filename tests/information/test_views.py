@@ -9,6 +9,7 @@ from torch import nn
 
 from robgib import RobGIBError
 from robgib.information import Estimate, layer_information
+from robgib.information.analysis import _labels
 from robgib.information.views import (
     Bins,
     Codebook,
@@ -205,3 +206,15 @@ def test_calls_and_lost_information_in_the_table_of_layers(digits, digits_cnn):
         "wide": True, "same[1]": False, "same[2]": False, "logits": False, "Ŷ": 0, "Y": 0,
     }  # fmt: skip
     assert "violates the data-processing inequality" in told["note"]["wide"]
+
+
+def test_the_predicted_label_is_no_code_at_its_ceiling():
+    """It is the target itself: nothing finer is behind it, as there is behind a layer's code."""
+    truth = np.arange(200) % 4
+    halves = truth // 2  # determined by the label, of 1 bit out of 2
+    prediction, _ = _labels("rate", [halves, halves], [truth, truth], None)
+    assert not any("ceiling" in note for note in (*prediction.notes, prediction.label.note))
+    assert not prediction.label.flagged
+    assert prediction.label.value == pytest.approx(1.0, abs=0.05)
+    code = Codebook.counted("layer", halves, halves, truth, None, "rate", "2 symbols")
+    assert code.label.flagged  # of a layer the note remains
