@@ -22,7 +22,7 @@ TERMS = ["I(Z;Y)", "I(X;Z)", "C(X;Z)", "S(X;Z)", "r(X;Z)", "v(X;Z)", "learnt I(X
 QUICK = ["gaussian", "binned", "imputation:donors=4,steps=50"]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")  # of a module it would be measured again whenever a worker comes back to it
 def run(digits, digits_cnn):
     return evaluate(
         digits_cnn,
