@@ -189,6 +189,9 @@ def test_large_units():
     assert str(two) == f"2 units (0, 1) hold {two.share:.1%} of the layer's variance"
     scaled = two(z * np.array([6.3, 6.3] + [1] * 38))
     assert scaled == pytest.approx(z)
+    single = two((z * np.array([6.3, 6.3] + [1] * 38)).astype(np.float32))
+    assert single.dtype == np.float32
+    assert single == pytest.approx(z, abs=1e-5)
     third = Dominance.of(z * np.array([30.0, 30, 30] + [1] * 37))
     assert third is None  # three are more than a twentieth: the third is one of the others
     one = Dominance.of(z[:, :3] * np.array([1, 9.0, 1]))
@@ -431,3 +434,27 @@ def test_the_information_of_gaussian_classes_in_noise(classes, samples):
     found = view.target("layer", layer, layer, y).label
     assert found.low <= truth <= found.high
     assert found.value == pytest.approx(truth, abs=0.2)
+
+
+def test_the_share_of_pairs_that_were_seen_once():
+    codes, y = np.array([0, 0, 1, 1]), np.array([0, 0, 0, 1])
+    expected = 0.5 * (1 + 1 / math.sqrt(2))  # two of four, and the standard error of two
+    assert views._seen_once(codes, y, None) == pytest.approx(expected)
+    assert views._seen_once(codes, y, np.array([1.0, 1, 2, 0])) == pytest.approx(expected)
+    assert views._seen_once(codes[:3], y[:3], None) == pytest.approx(2 / 3)
+    assert views._seen_once(codes, codes, None) == 0
+
+
+def test_what_shuffled_labels_give_is_taken_off_as_a_share():
+    plain = Estimate(1.0, 0.8, 1.2)
+    found = views._above_chance(plain, 0.5, 2.0)
+    half = math.hypot(0.2, 0.5)
+    assert (found.low, found.value, found.high) == pytest.approx((2 / 3 - half, 2 / 3, 2 / 3 + half))
+    assert (found.flagged, found.note) == (True, "shuffled labels have 0.50 bits: few samples of each class")
+    little = views._above_chance(plain, 0.19, 2.0)
+    assert (little.flagged, little.note) == (False, "")
+    assert views._above_chance(plain, 0.2, 2.0).flagged
+    nothing = views._above_chance(plain, 2.0, 2.0)
+    assert (nothing.low, nothing.value, nothing.high, nothing.flagged) == (0, 0, 2, True)
+    assert views._above_chance(plain, 0.0, 2.0) is plain
+    assert views._above_chance(Estimate(1.9, 1.7, 2.1), 0.1, 2.0).high == 2.0
