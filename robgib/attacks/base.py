@@ -57,10 +57,7 @@ def with_fields(kind: type[Attack]) -> type[Attack]:
     plain = "__dataclass_params__" not in kind.__dict__ and "__init__" not in kind.__dict__
     try:
         return dataclass(frozen=True)(kind) if plain else kind
-    except (
-        TypeError,
-        ValueError,
-    ) as error:
+    except (TypeError, ValueError) as error:
         if "__dataclass_params__" in kind.__dict__:  # so that the next use fails, too
             del kind.__dataclass_params__  # type: ignore[attr-defined]
         raise RobGIBError(

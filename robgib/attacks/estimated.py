@@ -87,7 +87,7 @@ class _Estimated(nn.Module):
     def __init__(self, model: nn.Module, directions: int, step: float) -> None:
         super().__init__()
         self.model, self.directions, self.step = model, directions, step
-        # Not drawn by sample: the same directions serve a sample in any company.
+        # All samples share the directions, so that the result of one does not depend on the others of its batch.
         self.generator = torch.Generator().manual_seed(0)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -434,20 +434,16 @@ def _donors(model: PreparedModel, data: Dataset, fit: Tensor, limit: int, contex
     return torch.cat([part.read() if isinstance(part, LazyImages) else part for part in (fit, more)])
 
 
-_CEILING = "I(Z;Y) is at the ceiling of the code"  # a note of a code that is coarser than its layer
-
-
 def _labels(
     view: View, predicted: Sequence[np.ndarray], labels: Sequence[np.ndarray], weights: np.ndarray | None
 ) -> list[Target]:
     """The predicted and the true label as targets; the predicted label is counted like a layer's code."""
     truth = labels[0]
     exact = view == EXACT
-    prediction = Codebook.counted(PREDICTION, predicted[0], predicted[1], truth, weights, view, "the label predicted")
-    notes = tuple(note for note in prediction.notes if not note.startswith(_CEILING))
-    if notes != prediction.notes:  # the predicted label is itself the target, and no code of finer values
-        label = replace(prediction.label, flagged=bool(notes), note="; ".join(notes))
-        prediction = replace(prediction, label=label, notes=notes)
+    # The predicted label is itself the target, and no code of finer values.
+    prediction = Codebook.counted(
+        PREDICTION, predicted[0], predicted[1], truth, weights, view, "the label predicted", coarse=False
+    )
     unknown = Estimate(np.nan, np.nan, np.nan, note="I(X;Y) of the true label is estimated, not counted")
     own = entropy_estimate(truth, weights, exact)
     return [prediction, Target(LABEL, view, truth, labels[1], unknown, own, "the true label", code=False)]

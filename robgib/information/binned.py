@@ -27,7 +27,7 @@ Symbols = Annotated[int, Field(ge=2)]
 class Binned(Estimator):
     """Plug-in information of quantile- or k-means-coded variables.
 
-    corrected by the jackknife (Zahl 1977), then adjusted for chance as Vinh, Epps & Bailey (2010) do: with E the
+    Corrected by the jackknife (Zahl 1977), then adjusted for chance as Vinh, Epps & Bailey (2010) do: with E the
     same figure on shuffled targets and H the lesser entropy, I becomes H (I − E)/(H − E), which is 0 at chance
     and H where one side determines the other.
 

@@ -274,12 +274,22 @@ class Codebook:
 
     @staticmethod
     def counted(
-        name: str, codes: Array, fit: Array, y: Array, weights: Array | None, view: View, resolution: str
+        name: str,
+        codes: Array,
+        fit: Array,
+        y: Array,
+        weights: Array | None,
+        view: View,
+        resolution: str,
+        coarse: bool = True,
     ) -> Target:
-        """Codes (N,) as a target: I(X;T) is H(T), of a deterministic network, and I(T;Y) is counted."""
+        """Codes (N,) as a target: I(X;T) is H(T), of a deterministic network, and I(T;Y) is counted.
+
+        ``coarse`` is as in :func:`count_information`.
+        """
         if view == EXACT:
             return Bins(0.0, 0.0, None).target(name, codes, codes, y, weights)
-        label, notes = count_information(codes, y, weights)
+        label, notes = count_information(codes, y, weights, coarse=coarse)
         return Target(name, view, codes, fit, entropy_estimate(codes, weights), label, resolution, tuple(notes))
 
 
@@ -525,9 +535,12 @@ def entropy_estimate(codes: Array, weights: Array | None = None, exact: bool = F
 
 
 def count_information(
-    codes: Array, y: Array, weights: Array | None = None, seed: int = 0
+    codes: Array, y: Array, weights: Array | None = None, seed: int = 0, coarse: bool = True
 ) -> tuple[Estimate, list[str]]:
-    """I(T;Y) in bits of two codes (N,), counted, with corrections for bias and chance; and what limits it."""
+    """I(T;Y) in bits of two codes (N,), counted, with corrections for bias and chance; and what limits it.
+
+    ``coarse`` says that the codes summarise finer values, whose information a code's ceiling may hide.
+    """
     codes, y = relabel(np.asarray(codes)), relabel(np.asarray(y))
     counted = adjusted_information(codes, y, 8, np.random.default_rng([seed, 7]), weights)
     notes: list[str] = []
@@ -545,7 +558,7 @@ def count_information(
     value = min(counted.value, most)
     low, high = max(value - half - unseen, min(value, 0.0)), min(value + half, most)
     ceiling = label_entropy.value > code_entropy.value > 0 and counted.value >= _NEAR * code_entropy.value
-    full = counted.flagged or ceiling
+    full = coarse and (counted.flagged or ceiling)
     if full:
         notes.append("I(Z;Y) is at the ceiling of the code: the true value may be any higher one")
     if taken > _TAKEN:

@@ -333,14 +333,14 @@ def budget_of(attack: Attack) -> Budget:
     return attack.threat.norm, attack.threat.eps
 
 
-def attack_all(subject: Subject, ready: Ready, misled: bool = False) -> Findings:
+def attack_all(subject: Subject, ready: Ready, false_gradient: bool = False) -> Findings:
     """Run every attack of a subject, and then the audits.
 
     Args:
         subject: the model, its samples and the attacks.
         ready: results of attacks that have already run.
-        misled: whether the gradient check found that the gradient is not the function's: ascent on estimated gradients
-            then runs on all that remain wherever an audit is wanted, and the audit takes account of its passes.
+        false_gradient: whether the gradient check found that the gradient is not the function's. If it is not, and an
+            audit is wanted, ascent on estimated gradients runs on all that remain, and the audit counts its passes.
     """
     findings, workers = Findings(subject), subject.context.workers
     if workers is not None and not workers.engine.alone and not subject.options.cascade:
@@ -351,7 +351,7 @@ def attack_all(subject: Subject, ready: Ready, misled: bool = False) -> Findings
         ran = [attack for attack in findings.attacks.values() if attack.threat == threat]
         if not audit_wanted(ran, subject.options.audit):
             continue
-        if misled and not subject.model.random:
+        if false_gradient and not subject.model.random:
             _ascend_without_gradient(findings, budget, threat)
         _audit(findings, budget, threat)
     return findings

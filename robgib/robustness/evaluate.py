@@ -145,7 +145,7 @@ def measure(subject: Subject) -> dict[str, Any]:
         count, ready = attack_until_narrow(subject, options.until_width)
         subject = subject.first(count)
     gradient = gradient_check(subject)
-    findings = attack_all(subject, ready, misled=gradient is not None and gradient.seen)
+    findings = attack_all(subject, ready, false_gradient=gradient is not None and gradient.seen)
     signs, notes = find_failures(findings, gradient)
     measure_curves(findings, allowance(findings, "curve"))
     tables = findings.tables()
@@ -273,23 +273,23 @@ def read_attacks(
     eps: float | str | Sequence[float | str] | None = None,
 ) -> dict[str, Attack | NamedAttack]:
     """Return attacks by label, before the data and thus the default radii are known; see :func:`named_attacks`."""
-    read = _read(attacks, catalogue, threat_models(norm, eps))
+    pairs = threat_models(norm, eps)
+    read = _read(attacks, catalogue, pairs)
     if read and (norm is not None or eps is not None):
-        _check_given(read, norm, eps)
+        _check_given(read, pairs, given_eps(norm, eps))
     return read
 
 
 def _check_given(
     attacks: Mapping[str, Attack | NamedAttack],
-    norm: str | Sequence[str] | None,
-    eps: float | str | Sequence[float | str] | None,
+    pairs: Sequence[tuple[str, float | str | None]],
+    shared: Mapping[str, float],
 ) -> None:
     """Raise if an attack has another radius than the given one of its norm, or if none uses a given norm or radius.
 
     Raises:
         RobGIBError: the message names the attack and the radius.
     """
-    pairs, shared = threat_models(norm, eps), given_eps(norm, eps)
     used: list[tuple[str, float]] = []
     for label, one in attacks.items():
         threat = (one.attack if isinstance(one, NamedAttack) else one).threat
