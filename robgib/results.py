@@ -42,6 +42,7 @@ __all__ = [
     "find_run",
     "load_adversarial",
     "load_run",
+    "markdown_table",
     "plain_rows",
     "read_csv",
     "save_run",
@@ -499,6 +500,22 @@ def csv_text(frame: pd.DataFrame) -> str:
     # By itself the writer leaves a carriage return without quotes, and readers end the row there.
     quoting = csv.QUOTE_NONNUMERIC if broken else csv.QUOTE_MINIMAL
     return str(plain.rename(columns=marked).to_csv(index=False, quoting=quoting))
+
+
+def markdown_table(frame: pd.DataFrame) -> str:
+    """Return a table of texts as Markdown. No cell ends its cell or its row, or begins an HTML tag.
+
+    >>> print(markdown_table(pd.DataFrame({"|ρ|": ["0.50"], "model": ["a|b\\nc"]})))
+    | \\|ρ\\|   | model   |
+    |:--------|:--------|
+    | 0.50    | a\\|b c  |
+    """
+
+    def plain(value: Any) -> str:
+        text = " ".join(str(value).splitlines())
+        return re.sub(r"[\\|]|<(?=[A-Za-z/!?])", r"\\\g<0>", text)
+
+    return str(frame.map(plain).rename(columns=plain).to_markdown(index=False, disable_numparse=True))
 
 
 def read_csv(file: Path) -> pd.DataFrame:

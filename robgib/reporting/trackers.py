@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from robgib.errors import RobGIBError, unknown_name
-from robgib.results import RUN_TABLES, Run
+from robgib.results import RUN_TABLES, Run, markdown_table
 
 __all__ = [
     "TRACKERS",
@@ -147,6 +147,7 @@ def _to_tensorboard(run: Run, folder: Path) -> str:
         for name in RUN_TABLES:
             rows = getattr(run, name)
             if len(rows) and name != "outcomes":
-                writer.add_text(name, rows.head(200).to_markdown(index=False))
+                texts = rows.head(200).map(lambda v: f"{v:g}" if isinstance(v, float) else v)
+                writer.add_text(name, markdown_table(texts))
         writer.add_text("page", f"`{folder / 'report.html'}`")
     return f"TensorBoard events in {folder}"

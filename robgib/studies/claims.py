@@ -47,6 +47,8 @@ _TOO_NOISY = 0.2  # reliability below which a correlation is not corrected for i
 SIGNS: Mapping[str, int] = {"positive": 1, "negative": -1, "either": 0}
 """The sign that each expectation of a study names; 0 is either."""
 _FEWEST_CONTROLS = 4
+_NAMED = 3  # baselines that the sentence names
+_DIFFERENCE = "|ρ(baseline)| − |ρ(figure)|"
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ class Claim:
         ladder: the rungs, a row each: figure, interval, p, and a sentence.
         correlations: a row a figure or baseline and part: Spearman's, Pearson's and Kendall's coefficient, the
             bootstrap's interval, the permutation's p, and Holm's for the secondary figures.
+        beside: the baselines beside the primary figure, a row each, the largest |ρ| first: the baseline's ρ, and
+            |ρ(baseline)| − |ρ(figure)| with its interval.
         agreement: a row a figure or baseline: Kendall's τ overall, granulated, at fixed fields and given the
             baselines, and the sign errors (:func:`~robgib.studies.agreement.agreement`).
         against: the GIB's complexity against the IB's, a row a layer, partition and estimator.
@@ -75,6 +79,7 @@ class Claim:
     models: int
     ladder: pd.DataFrame
     correlations: pd.DataFrame
+    beside: pd.DataFrame
     agreement: pd.DataFrame
     against: pd.DataFrame
     partial: pd.DataFrame
@@ -102,22 +107,22 @@ def claim(study: Study, rows: pd.DataFrame) -> Claim:
     models = (own.dropna(subset=[primary, "outcome"]) if primary in own else own.iloc[:0]).reset_index(drop=True)
     notes = (*_notes(rows, models, primary, baselines), *_controls(correlations, primary))
     if reason := _no_verdict(models, primary):
-        nothing = pd.DataFrame()
-        return Claim(
-            "undetermined", reason, len(models), nothing, correlations, nothing, nothing, nothing, nothing, {}, notes
-        )
+        no = pd.DataFrame()
+        return Claim("undetermined", reason, len(models), no, correlations, no, no, no, no, no, {}, notes)
     rungs = ladder(Question(models, primary, SIGNS[study.expect], baselines), rng)
     against = _against(study, models, rng)
     facts = _facts(models)
-    verdict, words = _verdict(study, rungs, against, facts)
     figures = [f.label for f in study.figures if f.label in models]
     shared = usable_baselines(models, baselines)
+    beside = _beside(models, primary, shared, np.random.default_rng([study.seed, 29]))
+    verdict, words = _verdict(study, rungs, beside, against, facts)
     return Claim(
         verdict=verdict,
         words=words,
         models=len(models),
         ladder=_ladder_table(rungs),
         correlations=correlations,
+        beside=beside,
         agreement=agreement(models, [*figures, *shared], shared, SIGNS[study.expect] if len(figures) == 1 else 0),
         against=against,
         partial=_partial(models, primary, shared, _complexity(study, models)),
@@ -270,6 +275,26 @@ def _without(rows: pd.DataFrame, label: str) -> pd.DataFrame:
     return pd.DataFrame(table, columns=["left out", "models", "rho"])
 
 
+def _beside(rows: pd.DataFrame, label: str, baselines: tuple[str, ...], rng: np.random.Generator) -> pd.DataFrame:
+    """Compare the magnitude of each baseline's correlation with that of the figure, the closest baseline first."""
+    names = ["baseline", "rho", _DIFFERENCE, "low", "high"]
+    x, y = rows[label].to_numpy(float), rows["outcome"].to_numpy(float)
+    counts = resamples(clusters(rows, LEAST), rng)
+    table = []
+    for name in baselines:
+        other = rows[name].to_numpy(float)
+        table.append({"baseline": name, "rho": _spearman(other, y), **_closer(other, x, y, counts, _DIFFERENCE)})
+    table.sort(key=lambda row: -abs(row["rho"]))
+    return pd.DataFrame(table, columns=names)
+
+
+def _closer(a: Vector, b: Vector, y: Vector, counts: Vector, name: str) -> dict[str, float]:
+    """Return |ρ(a, y)| − |ρ(b, y)| under a name, and the 95% interval of the bootstrap."""
+    drawn = np.abs(bootstrap(a, y, counts)) - np.abs(bootstrap(b, y, counts))
+    low, high = (float(np.nanquantile(drawn, q)) for q in (0.025, 0.975))
+    return {name: abs(_spearman(a, y)) - abs(_spearman(b, y)), "low": low, "high": high}
+
+
 def _against(study: Study, rows: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
     """Compare C of the GIB with I of the IB: one row per layer, partition and estimator, the primary figure's first.
 
@@ -296,18 +321,14 @@ def _against(study: Study, rows: pd.DataFrame, rng: np.random.Generator) -> pd.D
 def _compared(c: Vector, i: Vector, rows: pd.DataFrame, rng: np.random.Generator) -> dict[str, float]:
     """|ρ(C)| − |ρ(I)| with the bootstrap's interval, and Williams' test of the magnitudes of Pearson's r."""
     y = rows["outcome"].to_numpy(float)
-    counts = resamples(clusters(rows, LEAST), rng)
-    drawn = np.abs(bootstrap(c, y, counts)) - np.abs(bootstrap(i, y, counts))
+    closer = _closer(c, i, y, resamples(clusters(rows, LEAST), rng), "|ρ(C)| − |ρ(I)|")
     r_c, r_i, alike = (float(np.corrcoef(a, b)[0, 1]) for a, b in ((c, y), (i, y), (c, i)))
     t, p = williams_test(abs(r_c), abs(r_i), alike * float(np.sign(r_c) * np.sign(r_i)), len(rows))
-    rho_c, rho_i = _spearman(c, y), _spearman(i, y)
     return {
         "corr(C, I)": alike,
-        "ρ(C)": rho_c,
-        "ρ(I)": rho_i,
-        "|ρ(C)| − |ρ(I)|": abs(rho_c) - abs(rho_i),
-        "low": float(np.nanquantile(drawn, 0.025)),
-        "high": float(np.nanquantile(drawn, 0.975)),
+        "ρ(C)": _spearman(c, y),
+        "ρ(I)": _spearman(i, y),
+        **closer,
         "Williams' t": t,
         "Williams' p": p,
     }
@@ -382,7 +403,7 @@ def _ladder_table(rungs: tuple[Rung, ...]) -> pd.DataFrame:
 
 
 def _verdict(
-    study: Study, rungs: tuple[Rung, ...], against: pd.DataFrame, facts: Mapping[str, float]
+    study: Study, rungs: tuple[Rung, ...], beside: pd.DataFrame, against: pd.DataFrame, facts: Mapping[str, float]
 ) -> tuple[str, str]:
     """Return the highest rung that is reached, and the sentences of all rungs that were tested."""
     verdict = highest(rungs)
@@ -391,7 +412,23 @@ def _verdict(
     if verdict == "not shown":
         least = facts["smallest correlation shown with 80% power"]
         words += f" So many models show a correlation of {least:.2f} or more four times in five."
+    else:
+        words += _rivals(beside)
     if len(against) and against["corr(C, I)"].iloc[0] > ALIKE:
         alike = against["corr(C, I)"].iloc[0]
         words += f" C and I are collinear on these models (corr = {alike:.3f}): nothing separates the GIB from the IB."
     return verdict, words
+
+
+def _rivals(beside: pd.DataFrame) -> str:
+    """Return the sentence on the baselines whose |ρ| is not shown to be smaller than the figure's."""
+    alike = beside[beside["high"] >= 0]
+    if beside.empty:
+        return ""
+    if alike.empty:
+        return f" None of {len(beside)} baselines correlates with the outcome as closely."
+    named = ", ".join(f"{heading(name)} {rho:+.2f}" for name, rho in alike[["baseline", "rho"]].head(_NAMED).values)
+    more = f" and {len(alike) - _NAMED} more" if len(alike) > _NAMED else ""
+    return (
+        f" For {len(alike)} of {len(beside)} baselines |ρ| is not shown to be smaller than the figure's: {named}{more}."
+    )

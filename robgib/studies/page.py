@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from robgib.reporting import figures
 from robgib.reporting.page import page
-from robgib.results import csv_text, plain_rows
+from robgib.results import csv_text, markdown_table, plain_rows
 from robgib.studies.claims import Claim, collapsed
 from robgib.studies.design import Study, heading
 from robgib.studies.ladder import DRAWS, shown_p
@@ -91,6 +91,12 @@ def _sections(study: Study, claim: Claim) -> list[tuple[str, str, pd.DataFrame]]
             "corrected: Pearson's coefficient had both been measured without error (not given where error is most of "
             "the variance, or where it would pass 1: intervals also hold errors that all models share).",
             correlations,
+        ),
+        (
+            "Baselines beside the primary figure",
+            "Is the baseline's correlation smaller than the figure's? |ρ(baseline)| − |ρ(figure)| with a 95% interval "
+            "(the same bootstrap): the baseline is shown to correlate less closely if the whole interval is below 0.",
+            claim.beside,
         ),
         (
             "Agreement of ranks",
@@ -240,7 +246,7 @@ def phases_markdown(study: Phases, claim: PhasesClaim) -> str:
     """Return the verdict and the counts of a study of compression as Markdown."""
     lines = [*markdown_head(study, claim), *(f"- {note}" for note in claim.notes)]
     if len(claim.groups):
-        lines += ["", claim.groups.map(_text).rename(columns=heading).to_markdown(index=False, disable_numparse=True)]
+        lines += ["", markdown_table(claim.groups.map(_text).rename(columns=heading))]
     return "\n".join(lines) + "\n"
 
 
@@ -251,6 +257,7 @@ def study_json(study: Study, rows: pd.DataFrame, claim: Claim, version: str) -> 
         "facts": plain_rows(pd.DataFrame([claim.facts]))[0] if claim.facts else {},
         "notes": list(claim.notes),
         "correlations": plain_rows(claim.correlations),
+        "beside": plain_rows(claim.beside),
         "ladder": plain_rows(claim.ladder),
         "agreement": plain_rows(claim.agreement),
         "against": plain_rows(claim.against),
@@ -271,5 +278,5 @@ def study_markdown(study: Study, rows: pd.DataFrame, claim: Claim) -> str:
     ]
     for title, what, frame in _shown(study, claim):
         shown = frame.map(_text).rename(columns=heading)
-        lines += ["", f"## {title}", "", what, "", shown.to_markdown(index=False, disable_numparse=True)]
+        lines += ["", f"## {title}", "", what, "", markdown_table(shown)]
     return "\n".join(lines) + "\n"

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from robgib.reporting.page import page
 from robgib.reporting.specification_curve import specification_curve
-from robgib.results import plain_rows
+from robgib.results import markdown_table, plain_rows
 from robgib.studies.analyses import COMPRESSION
 from robgib.studies.page import json_head, markdown_head
 from robgib.studies.specification import Specification
@@ -115,5 +115,5 @@ def specification_markdown(study: Specification, claim: SpecificationClaim) -> s
     lines = [*markdown_head(study, claim), *(f"- {note}" for note in claim.notes)]
     for title, what, table in _sections(claim):
         shown = pd.DataFrame(_rows(title, table), columns=[_HEADINGS[c] for c in table])
-        lines += ["", f"## {title}", "", what, "", shown.to_markdown(index=False, disable_numparse=True)]
+        lines += ["", f"## {title}", "", what, "", markdown_table(shown)]
     return "\n".join(lines) + "\n"

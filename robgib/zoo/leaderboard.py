@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 
 from robgib.data.dataset import Dataset
+from robgib.results import markdown_table
 from robgib.robustness.evaluate import evaluate
 from robgib.runtime import Progress, environment
 from robgib.zoo.loading import data_of, load_recipe
@@ -75,7 +76,7 @@ def measure(
 
 def table_markdown(rows: pd.DataFrame, attack: str, samples: int, command: str) -> str:
     """Return :func:`measure`'s table as a Markdown page."""
-    body = rows.to_markdown(index=False, disable_numparse=True)
+    body = markdown_table(rows)
     made_with = environment()
     return (
         f"# The zoo, measured\n\nClean accuracy, and accuracy under `{attack}`, on {samples} test images; made by\n"

@@ -12,6 +12,7 @@ from scipy import stats
 from robgib.studies import claim, read_rows, read_study
 
 REPORTS = Path(__file__).parents[2] / "reports"
+BASELINES = ("strength", "clean_accuracy", "gradient_norm", "weight_norm", "linear_r2")
 NAMES = {"v": "vulnerability", "gib": "gib_complexity", "ib": "ib_complexity"}
 
 
@@ -130,8 +131,31 @@ def test_the_claim_says_the_same(study, least):
     assert agreed["Ψ seed"] == pytest.approx(np.mean(np.sign(dv * dy)))
     assert agreed["tau"] == main["kendall"]
     baselines = found.correlations[found.correlations["part"] == "baseline"].set_index("figure")["rho"]
-    for name in ("strength", "clean_accuracy", "gradient_norm", "weight_norm", "linear_r2"):
+    for name in BASELINES:
         assert baselines[name] == pytest.approx(rho(d, name))
     rungs = found.ladder.set_index("rung")["status"]
     assert found.verdict == "goes with"
     assert rungs.tolist() == ["reached", "not reached", "not reached"]
+
+
+@pytest.mark.parametrize(("study", "alike"), [("robustness", {"linear_r2"}), ("robustness-cifar", set(BASELINES))])
+def test_baselines_whose_correlation_is_about_as_large(study, alike):
+    """The differences of the magnitudes, and their intervals by another bootstrap over trainings."""
+    design = read_study(REPORTS / study / "study.yaml")
+    found, d = claim(design, read_rows(REPORTS / study / "models.csv", design)), models(study, 0.19)
+    names = list(BASELINES)
+    cells = [g.index.to_numpy() for _, g in d.groupby(["architecture", "level"])]
+    rng, drawn = np.random.default_rng(1), []
+    for _ in range(1000):
+        rows = d.loc[np.concatenate([cells[i] for i in rng.integers(len(cells), size=len(cells))])]
+        ranks = rows[["outcome", "v", *names]].rank().corr()["outcome"].abs()
+        drawn.append([ranks[n] - ranks["v"] for n in names])
+    high = dict(zip(names, np.nanquantile(drawn, 0.975, axis=0), strict=True))
+    beside = found.beside.set_index("baseline")
+    for name in names:
+        row = beside.loc[name]
+        assert row["rho"] == pytest.approx(rho(d, name))
+        assert row["|ρ(baseline)| − |ρ(figure)|"] == pytest.approx(abs(rho(d, name)) - abs(rho(d, "v")))
+        assert row["high"] == pytest.approx(high[name], abs=0.05)
+    assert set(beside.index[beside["high"] >= 0]) == alike
+    assert f"For {len(alike)} of 5 baselines |ρ| is not shown to be smaller" in found.words

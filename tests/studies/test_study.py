@@ -390,7 +390,7 @@ def test_tables_call_figures_and_baselines_what_their_headings_call_them(tmp_pat
     study, rows = read_study(reports / "study.yaml"), pd.read_csv(reports / "models.csv", keep_default_na=False)
     row = {"part": "baseline", "models": 48, "rho": 0.8, "low": 0.6, "high": 0.9, "p": 0.01}
     named = ["gib_complexity (imputation, patches:2, last layer)", "linear_r2", "clean_accuracy"]
-    empty = dict.fromkeys(("ladder", "agreement", "against", "partial", "without"), pd.DataFrame())
+    empty = dict.fromkeys(("ladder", "beside", "agreement", "against", "partial", "without"), pd.DataFrame())
     claim = Claim("not shown", "", 48, correlations=pd.DataFrame([row | {"figure": name} for name in named]), **empty)
     text = study_markdown(study, rows, claim)
     for shown, name in zip(("C(X;Z) (imputation", "linear R²", "clean accuracy"), named, strict=True):
