@@ -284,8 +284,7 @@ def _beside(rows: pd.DataFrame, label: str, baselines: tuple[str, ...], rng: np.
     for name in baselines:
         other = rows[name].to_numpy(float)
         table.append({"baseline": name, "rho": _spearman(other, y), **_closer(other, x, y, counts, _DIFFERENCE)})
-    table.sort(key=lambda row: -abs(row["rho"]))
-    return pd.DataFrame(table, columns=names)
+    return pd.DataFrame(table, columns=names).sort_values("rho", key=lambda rho: -rho.abs(), ignore_index=True)
 
 
 def _closer(a: Vector, b: Vector, y: Vector, counts: Vector, name: str) -> dict[str, float]:
