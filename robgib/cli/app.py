@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import signal
@@ -68,6 +69,7 @@ def run() -> None:
             plain(visible(str(message)), category, *where, **more)  # the text may come from a file
 
     warnings.showwarning = tell
+    _keep_freed_memory()
     try:
         app(prog_name="robgib")
     except RobGIBError as error:
@@ -87,6 +89,24 @@ def run() -> None:
         if type(error).__name__ != "OutOfMemoryError":  # by name: torch may not be imported
             raise
         _exit_out_of_memory()
+
+
+_OF_GLIBC = {"MALLOC_MMAP_THRESHOLD_": (-3, 1 << 30), "MALLOC_TRIM_THRESHOLD_": (-1, (1 << 31) - 1)}
+"""Variables of the environment, the numbers that ``mallopt`` has for them, and their values in bytes."""
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc reuse the memory of freed tensors, also in the processes that this one starts.
+
+    By default it returns the memory of each large tensor, and the system clears it anew for the next one: 10% of the
+    time of a small convolutional network on a CPU. What the environment sets already is kept.
+    """
+    if sys.platform != "linux" or not hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        return
+    for name, (parameter, value) in _OF_GLIBC.items():
+        if name not in os.environ:
+            os.environ[name] = str(value)
+            libc.mallopt(parameter, value)
 
 
 def _guard(commands: typer.Typer) -> None:
