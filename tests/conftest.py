@@ -1,6 +1,7 @@
 """What every process of the tests is set to; the fixtures are those of ``tests/fixtures.py``."""
 
 import gc
+import importlib
 import os
 
 os.environ["COLUMNS"] = "100"  # of the terminal that the command line writes to
@@ -12,6 +13,8 @@ def pytest_configure(config):
     hands_out = config.getoption("dist", "no") != "no" and not hasattr(config, "workerinput")
     if not hands_out:
         gc.disable()  # what is imported stays
+        # As the command line does; the process that hands tests out does not import it.
+        importlib.import_module("robgib.cli.app").keep_freed_memory()
         config.pluginmanager.import_plugin("tests.fixtures")
 
 

@@ -69,7 +69,7 @@ def run() -> None:
             plain(visible(str(message)), category, *where, **more)  # the text may come from a file
 
     warnings.showwarning = tell
-    _keep_freed_memory()
+    keep_freed_memory()
     try:
         app(prog_name="robgib")
     except RobGIBError as error:
@@ -95,7 +95,7 @@ _OF_GLIBC = {"MALLOC_MMAP_THRESHOLD_": (-3, 1 << 30), "MALLOC_TRIM_THRESHOLD_": 
 """Variables of the environment, the numbers that ``mallopt`` has for them, and their values in bytes."""
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Let glibc reuse the memory of freed tensors, also in the processes that this one starts.
 
     By default it returns the memory of each large tensor, and the system clears it anew for the next one: 10% of the

@@ -15,13 +15,13 @@ import ctypes, sys
 from robgib.cli import app
 
 class Info(ctypes.Structure):
-    _fields_ = [(n, ctypes.c_size_t) for n in ("arena", "ordblks", "smblks", "hblks", "hblkhd", "a", "b", "c", "d", "e")]
+    _fields_ = [(n, ctypes.c_size_t) for n in "arena ordblks smblks hblks hblkhd a b c d e".split()]
 
 libc = ctypes.CDLL(None)
 if not hasattr(libc, "mallinfo2"):
     sys.exit("no mallinfo2")
 libc.mallinfo2.restype, libc.malloc.restype = Info, ctypes.c_void_p
-for prepare in (int, app._keep_freed_memory):
+for prepare in (int, app.keep_freed_memory):
     prepare()
     before = libc.mallinfo2().hblks
     libc.malloc(ctypes.c_size_t(64 << 20))
@@ -52,7 +52,7 @@ def test_what_the_environment_sets_is_kept(monkeypatch):
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "1048576")
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "")  # restored afterwards
     monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_")
-    app._keep_freed_memory()
+    app.keep_freed_memory()
     assert os.environ["MALLOC_MMAP_THRESHOLD_"] == "1048576"
     assert called == [app._OF_GLIBC["MALLOC_TRIM_THRESHOLD_"]]
     assert os.environ["MALLOC_TRIM_THRESHOLD_"] == str(app._OF_GLIBC["MALLOC_TRIM_THRESHOLD_"][1])
