@@ -430,21 +430,7 @@ def _pixels(picture: Image.Image, name: str) -> np.ndarray:
     if 2 in np.atleast_1d(tags.get(339, (1,))):
         raise RobGIBError(f"{name} has signed values, whose white is unknown; save it unsigned.")
     if mode.startswith(("I", "F")):
-        # Pillow gives a TIFF's numbers as they lie, whatever their depth and whether 0 is black.
-        depth = tags.get(258, (16,)) if mode.startswith("I") else (32,)
-        usual = tags.get(262, 1) == 1 and "transparency" not in picture.info
-        plain = usual and tuple(np.atleast_1d(depth)) in ((16,), (32,))
-        numbers = np.asarray(picture)
-        sixteen = mode.startswith("I;16") or (mode == "I" and kind in ("PNG", "PPM"))
-        if plain and sixteen and numbers.min() >= 0 and numbers.max() <= 65535:
-            return (numbers / np.float32(65535)).astype(np.float32)
-        if plain and mode == "F" and numbers.min() >= 0 and numbers.max() <= 1:
-            return numbers.astype(np.float32)
-        low, high = number_text(numbers.min()), number_text(numbers.max())
-        raise RobGIBError(
-            f"{name} has values from {low} to {high} (mode {mode}), whose white "
-            "is unknown; save it with 8 or 16 bits, or as floats in [0, 1]."
-        )
+        return _grey_numbers(picture, name, tags)
     if _depth(name, kind, tags) > 8:
         raise RobGIBError(
             f"{name} has more than 8 bits per colour, of which only 8 can be read; save it with 8, or grey."
@@ -460,6 +446,26 @@ def _pixels(picture: Image.Image, name: str) -> np.ndarray:
     if mode in ("RGB", "RGBA", "RGBa", "RGBX", "P", "PA", "CMYK", "YCbCr"):
         return np.asarray(picture.convert("RGB"))
     raise RobGIBError(f"{name} has the mode {mode}, whose colours are unknown; save it as RGB or grey.")
+
+
+def _grey_numbers(picture: Image.Image, name: str, tags: Mapping[int, Any]) -> np.ndarray:
+    """Pixels (H, W) in [0, 1] of a grey picture whose values are integers of 16 bits, or floats in [0, 1]."""
+    mode = picture.mode
+    # Pillow gives a TIFF's numbers as they lie, whatever their depth and whether 0 is black.
+    depth = tags.get(258, (16,)) if mode.startswith("I") else (32,)
+    usual = tags.get(262, 1) == 1 and "transparency" not in picture.info
+    plain = usual and tuple(np.atleast_1d(depth)) in ((16,), (32,))
+    numbers = np.asarray(picture)
+    sixteen = mode.startswith("I;16") or (mode == "I" and picture.format in ("PNG", "PPM"))
+    if plain and sixteen and numbers.min() >= 0 and numbers.max() <= 65535:
+        return (numbers / np.float32(65535)).astype(np.float32)
+    if plain and mode == "F" and numbers.min() >= 0 and numbers.max() <= 1:
+        return numbers.astype(np.float32)
+    low, high = number_text(numbers.min()), number_text(numbers.max())
+    raise RobGIBError(
+        f"{name} has values from {low} to {high} (mode {mode}), whose white "
+        "is unknown; save it with 8 or 16 bits, or as floats in [0, 1]."
+    )
 
 
 def _depth(name: str, kind: str | None, tags: Mapping[int, Any]) -> int:

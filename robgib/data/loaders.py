@@ -9,8 +9,10 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -267,6 +269,25 @@ _MOST_CLASSES = 100_000
 
 def _npz(path: Path, seed: int, bounds: Bounds | None = None) -> Dataset:
     """Arrays of an .npz file: ``x_test`` and ``y_test``, with ``x_train`` and ``y_train`` if there are; or x and y."""
+    arrays = _arrays(path)
+    wanted = ("x_test", "y_test") if "x_test" in arrays else ("x", "y")
+    missing = [n for n in wanted if n not in arrays]
+    if missing:
+        raise RobGIBError(
+            f"{path} holds {', '.join(sorted(arrays)) or 'nothing'}; it must hold x_test and y_test (and may hold "
+            "x_train and y_train), or x and y."
+        )
+    pairs = [(arrays[a], arrays[b]) for a, b in (wanted, ("x_train", "y_train")) if a in arrays and b in arrays]
+    for x, y in pairs:
+        _check_pair(path, x, y)
+    count = 1 + max(int(y.max()) for _, y in pairs)
+    train = pairs[1] if len(pairs) > 1 else None
+    names = tuple(map(str, range(count)))
+    return _assembled(f"npz:{path.name}", train, pairs[0], names, COLOUR_EPS, seed, bounds, by_share=True)
+
+
+def _arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """Return the arrays of an .npz file, by name."""
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in archive.files}
@@ -278,28 +299,20 @@ def _npz(path: Path, seed: int, bounds: Bounds | None = None) -> Dataset:
         raise RobGIBError(f"{path} is not a readable .npz file of arrays: {first_line(error)}.") from error
     if not all(isinstance(part, np.ndarray) for part in arrays.values()):
         raise RobGIBError(f"{path} holds members that are not arrays; save it with numpy.savez.")
-    wanted = ("x_test", "y_test") if "x_test" in arrays else ("x", "y")
-    missing = [n for n in wanted if n not in arrays]
-    if missing:
-        raise RobGIBError(
-            f"{path} holds {', '.join(sorted(arrays)) or 'nothing'}; it must hold x_test and y_test (and may hold "
-            "x_train and y_train), or x and y."
-        )
-    pairs = [(arrays[a], arrays[b]) for a, b in (wanted, ("x_train", "y_train")) if a in arrays and b in arrays]
-    for x, y in pairs:
-        whole = np.issubdtype(y.dtype, np.integer) or y.dtype == np.bool_
-        if x.ndim == 0:
-            raise RobGIBError(f"{path}: the images must be an array (N, H, W) or (N, C, H, W), not one number.")
-        if y.ndim != 1 or len(x) != len(y) or not whole or not len(y):
-            raise RobGIBError(f"{path}: labels must be integers, one per image, not {y.dtype} {y.shape} for {len(x)}.")
-        if y.min() < 0:
-            raise RobGIBError(f"{path}: labels must be class numbers from 0, not {y.min()}.")
-        if int(y.max()) >= _MOST_CLASSES:
-            raise RobGIBError(f"{path}: labels must be class numbers below {_MOST_CLASSES:,}, not {y.max()}.")
-    count = 1 + max(int(y.max()) for _, y in pairs)
-    train = pairs[1] if len(pairs) > 1 else None
-    names = tuple(map(str, range(count)))
-    return _assembled(f"npz:{path.name}", train, pairs[0], names, COLOUR_EPS, seed, bounds, by_share=True)
+    return arrays
+
+
+def _check_pair(path: Path, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> None:
+    """Raise unless these are images and their labels."""
+    whole = np.issubdtype(y.dtype, np.integer) or y.dtype == np.bool_
+    if x.ndim == 0:
+        raise RobGIBError(f"{path}: the images must be an array (N, H, W) or (N, C, H, W), not one number.")
+    if y.ndim != 1 or len(x) != len(y) or not whole or not len(y):
+        raise RobGIBError(f"{path}: labels must be integers, one per image, not {y.dtype} {y.shape} for {len(x)}.")
+    if y.min() < 0:
+        raise RobGIBError(f"{path}: labels must be class numbers from 0, not {y.min()}.")
+    if int(y.max()) >= _MOST_CLASSES:
+        raise RobGIBError(f"{path}: labels must be class numbers below {_MOST_CLASSES:,}, not {y.max()}.")
 
 
 def _function(name: str, seed: int) -> Dataset:

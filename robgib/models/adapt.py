@@ -477,13 +477,7 @@ def logits_in(output: Any, count: int, classes: int | None = None) -> tuple[Tens
     if not rows:
         shapes = ", ".join(str(tuple(t.shape)) for _, t in tensors[:4])
         raise TypeError(f"it returns {kind} of {shapes} for {count} images, none of which is logits (N, classes)")
-    fit = rows if classes is None else [(path, t) for path, t in rows if _columns(t) == classes]
-    if not fit and classes == 2:
-        fit = [(path, t) for path, t in rows if _columns(t) == 1]
-    fit = fit or [(path, t) for path, t in rows if _columns(t) > (classes or 0)]
-    named = [(path, t) for path, t in fit if path[-1] == "logits"]
-    named = [(path, t) for path, t in named if len(path) == min(len(p) for p, _ in named)]
-    candidates = _distinct(named if len(named) == 1 else fit)
+    candidates = _candidates(rows, classes)
     if len(candidates) == 1:
         return candidates[0][1], candidates[0][0]
     several = candidates or rows
@@ -497,6 +491,17 @@ def logits_in(output: Any, count: int, classes: int | None = None) -> tuple[Tens
         f"the model returns a {kind} of which {why} ({shapes} for {count} images); wrap it in a module whose forward "
         f"returns its logits alone, such as `return self.net(x){_code(several[-1][0])}`."
     )
+
+
+def _candidates(rows: list[tuple[Path, Tensor]], classes: int | None) -> list[tuple[Path, Tensor]]:
+    """Return the tensors that could be the logits, among those with one row per image."""
+    fit = rows if classes is None else [(path, t) for path, t in rows if _columns(t) == classes]
+    if not fit and classes == 2:
+        fit = [(path, t) for path, t in rows if _columns(t) == 1]
+    fit = fit or [(path, t) for path, t in rows if _columns(t) > (classes or 0)]
+    named = [(path, t) for path, t in fit if path[-1] == "logits"]
+    named = [(path, t) for path, t in named if len(path) == min(len(p) for p, _ in named)]
+    return _distinct(named if len(named) == 1 else fit)
 
 
 def _tensors(output: Any, deep: int = _DEEP) -> Iterator[tuple[Path, Tensor]]:

@@ -12,7 +12,7 @@ import pandas as pd
 
 from robgib.reporting.headline import budget_text
 from robgib.reporting.summary import RESOLUTIONS, in_reading_order, term_label
-from robgib.results import SCHEMA, TERMS, Column
+from robgib.results import SCHEMA, TERMS, Column, Term
 
 __all__ = ["LayerTable", "cell", "layer_table", "shown_columns", "spread", "star_reasons"]
 
@@ -149,6 +149,23 @@ class LayerTable:
     rows: Sequence[Sequence[str]]
 
 
+def _shown_terms(layers: pd.DataFrame, where: Place) -> list[Term]:
+    """Return the terms that a place shows, of those that have values."""
+    present = set(layers.loc[layers["value"].notna(), "term"])
+    terms = [t for t in TERMS if where in t.shown and t.name in present]
+    if where == "terminal" and "IB noise" in present:  # that of a code is I(Z;Y) less a rate that was chosen
+        terms = [t for t in terms if t.name != "IB"]
+    return terms
+
+
+def _joined(column: Column, of_layer: pd.DataFrame) -> str:
+    """Return the texts of a column, of all terms of a layer, each once."""
+    if column.name == "note":
+        return "; ".join(_layer_notes(of_layer))
+    texts = (part for r in of_layer.itertuples() for part in cell(column, r).split("; ") if part)
+    return "; ".join(dict.fromkeys(texts))
+
+
 def layer_table(layers: pd.DataFrame, where: Place) -> LayerTable:
     """Return the layers' table as the schema shows it: an ``estimate`` becomes a column a term.
 
@@ -158,19 +175,11 @@ def layer_table(layers: pd.DataFrame, where: Place) -> LayerTable:
         layers: rows of ``layers``, of one estimator and partition.
         where: the place that it is shown in.
     """
-    columns = shown_columns("layers", where, [layers])
-    present = set(layers.loc[layers["value"].notna(), "term"])
-    terms = [t for t in TERMS if where in t.shown and t.name in present]
-    if where == "terminal" and "IB noise" in present:  # that of a code is I(Z;Y) less a rate that was chosen
-        terms = [t for t in terms if t.name != "IB"]
-    view = str(layers["view"].iloc[0])
-    headings: list[str] = []
-    for column in columns:
-        if column.form == "estimate":
-            named = [term_label(t.name, view) for t in terms]
-            headings += [t.short or n for t, n in zip(terms, named, strict=True)] if where == "terminal" else named
-        else:
-            headings.append(column.label)
+    columns, terms = shown_columns("layers", where, [layers]), _shown_terms(layers, where)
+    named = [term_label(t.name, str(layers["view"].iloc[0])) for t in terms]
+    if where == "terminal":
+        named = [t.short or n for t, n in zip(terms, named, strict=True)]
+    headings = [h for c in columns for h in (named if c.form == "estimate" else [c.label])]
     missing = "n/e" if where == "terminal" else "not estimable"
     rows = []
     for _, of_layer in in_reading_order(layers).groupby("layer", sort=False):
@@ -180,11 +189,8 @@ def layer_table(layers: pd.DataFrame, where: Place) -> LayerTable:
             if column.form == "estimate":
                 estimates = [cell(column, by_term[t.name]) if t.name in by_term else "" for t in terms]
                 row += [missing if text == "n/e" else text for text in estimates]
-            elif column.name == "note":
-                row.append("; ".join(_layer_notes(of_layer)))
             else:
-                texts = (part for r in of_layer.itertuples() for part in cell(column, r).split("; ") if part)
-                row.append("; ".join(dict.fromkeys(texts)))
+                row.append(_joined(column, of_layer))
         rows.append(row)
     numbers = [n for c in columns for n in ([True] * len(terms) if c.form == "estimate" else [False])]
     return LayerTable(headings, numbers, rows)

@@ -129,9 +129,19 @@ def _print_accuracies(models: Sequence[tuple[Run, str]], every: bool, out: Conso
     rows = [(run, name, _shown_rows(run.robustness, every)) for run, name in models]
     if not any(len(own) for _, _, own in rows):
         return
-    columns = shown_columns("robustness", "terminal", [own for _, _, own in rows])
+    out.print()
+    out.print(_accuracy_table([(name, own) for _, name, own in rows]))
+    if not every:
+        out.print("[dim]Lowest accuracy at each budget; --verbose prints every attack.", highlight=False)
+    if any(run.attack_options["cascade"] for run, _ in models):
+        out.print("[dim]Each attack ran on the samples that remained robust.", highlight=False)
+
+
+def _accuracy_table(rows: Sequence[tuple[str, pd.DataFrame]]) -> Table:
+    """Return the rows of ``robustness`` of several models, each with its name, as one table."""
+    columns = shown_columns("robustness", "terminal", [own for _, own in rows])
     table = Table(box=None, pad_edge=False, header_style="bold")
-    if len(models) > 1:
+    if len(rows) > 1:
         table.add_column("model", overflow="fold", min_width=6)
     for column in columns:
         if column.form == "name":
@@ -139,18 +149,13 @@ def _print_accuracies(models: Sequence[tuple[Run, str]], every: bool, out: Conso
         else:
             justify: Literal["left", "right"] = "left" if column.form == "budget" else "right"
             table.add_column(column.label.replace(" ", "\n"), justify=justify, no_wrap=True)
-    for _, name, own in rows:
+    for name, own in rows:
         for number, r in enumerate(own.itertuples()):
             known = [c for c in columns if r.status == "ok" or c.form in ("name", "budget")]
             cells = [escape(cell(column, r)) for column in known]
-            model = [escape(name) if number == 0 else ""] if len(models) > 1 else []
+            model = [escape(name) if number == 0 else ""] if len(rows) > 1 else []
             table.add_row(*model, *cells, *([] if r.status == "ok" else ["[red]failed"]))
-    out.print()
-    out.print(table)
-    if not every:
-        out.print("[dim]Lowest accuracy at each budget; --verbose prints every attack.", highlight=False)
-    if any(run.attack_options["cascade"] for run, _ in models):
-        out.print("[dim]Each attack ran on the samples that remained robust.", highlight=False)
+    return table
 
 
 def _print_notes(run: Run, name: str, out: Console) -> None:
