@@ -37,6 +37,7 @@ _PIECE = 500  # queries of each run; runs of 250 are weaker
 _SETTLE = 30  # ascent steps after each run, since Square leaves pixels at the faces of the ball
 _GAIN = 0.8  # share of the margin above which another run of random search is not worthwhile
 _NEXT = 5  # further samples, not near the boundary, that are attacked next
+_INFINITE = 1e25  # distance of a linearised boundary beyond which its gradient is 0
 
 
 Mode = Literal["ascent", "schedule", "rest", "none"]
@@ -60,6 +61,8 @@ class FastEnsemble(Attack):
     - **boundary steps**: FAB-T along ``finalists`` linearised boundaries, ``first`` steps each, on ten samples; on the
       others if it fools any of these.
     - **queries**: Square with ``probe`` queries.
+    - **zero gradients**: Square with the queries of AutoAttack on samples whose gradient is 0 (or not finite) on the
+      clean image and on a random one in the ball, in place of all stages after cross-entropy. A note reports them.
     - **schedule**: APGD with a large-to-small eps schedule, from ``schedule_start`` eps, on ten samples.
     - **near the boundary**, where the margin is below ``near`` times the clean margin: APGD from the best image; eight
       ascents from results of Square; random search and a short ascent from the best image, alternating at most five
@@ -124,6 +127,7 @@ class FastEnsemble(Attack):
             replace(walk, select=_scouts, modes=("schedule",)),
             replace(walk, select=lambda s: s.among(~s.walked) if s.walks else s.none, modes=both),
             replace(query, select=lambda s: s.among(~s.queried), modes=both, fails=_fails(_TWO)),
+            Stage("zero gradients", self._search, lambda s: s.still(s.flat.nonzero().squeeze(1)), modes=both),
             Stage("near the boundary", self._push, lambda s: s.among(s.close), modes=both),
             Stage("next nearest", self._push, _State.next_nearest, modes=both, repeats=True),
             Stage("AutoAttack", self._attack_the_rest, _all, modes=("rest",)),
@@ -140,6 +144,9 @@ class FastEnsemble(Attack):
         for stage in self.stages:
             if state.mode in stage.modes:
                 stage.perform(state)
+        if state.flat.any():
+            few = f"the gradient is 0 on {int(state.flat.sum())} of {len(x)} images, which only Square attacked"
+            warnings.warn(few, RobGIBWarning, stacklevel=2)
         if state.reason:
             schedule = f"APGD used a large-to-small schedule from {self.schedule_start:g} eps"
             remedy = "AutoAttack was run on the rest" if state.mode == "rest" else schedule
@@ -162,6 +169,7 @@ class FastEnsemble(Attack):
         count = min(self.targets, state.classes - 1)
         candidates = wrong_classes(state.logits, state.y)[:, : 2 * self.targets]
         reach = boundary_distances(state.model, state.x[rows], state.y[rows], candidates[rows], self.norm)
+        rows, reach = self._with_slope(state, rows, reach, candidates[rows])
         order = torch.zeros_like(candidates[:, :count])
         order[rows] = candidates[rows].gather(1, reach.argsort(dim=1, stable=True)[:, :count])
         if state.front is None:
@@ -169,6 +177,22 @@ class FastEnsemble(Attack):
         for rank in range(count):
             rows = state.still(rows)
             self._towards_front(state, state.front, rows, order[rows, rank], self.short)
+
+    def _with_slope(self, state: _State, rows: Tensor, reach: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the samples with a gradient and the distances of their boundaries; mark the others as flat."""
+        flat = (reach > _INFINITE).all(1)
+        if flat.any():
+            some = rows[flat]
+            x, y = state.x[some], state.y[some]
+            elsewhere = self.threat.random_start(x, state.rng.select(some))
+            there = boundary_distances(state.model, elsewhere, y, candidates[flat], self.norm)
+            state.flat[some] = (there > _INFINITE).all(1)
+        sloped = ~state.flat[rows]
+        return rows[sloped], reach[sloped]
+
+    def _search(self, state: _State, rows: Tensor) -> None:
+        """Run Square with the queries of AutoAttack, since without a gradient random search alone makes progress."""
+        state.run(Square(self.norm, self.eps, queries=AutoAttack.queries, eot=self.eot), rows)
 
     def _towards_finalists(self, state: _State, rows: Tensor) -> None:
         """Run long ascents towards the classes that came nearest, from their best images."""
@@ -356,6 +380,7 @@ class _State:
         walked: whether FAB-T has run (N,).
         queried: whether Square has run (N,).
         tried: whether a sample was attacked as one near the boundary (N,).
+        flat: whether the gradient of a sample is 0, so that ascent is not informed (N,).
         reason: why the mode changed.
     """
 
@@ -372,6 +397,7 @@ class _State:
         self.loss = targeted_loss(self.classes)
         self.front: _Front | None = None
         self.reason = ""
+        self.flat = torch.zeros_like(self.right)
         self._begin("ascent")
 
     def _begin(self, mode: Mode) -> None:
@@ -427,8 +453,8 @@ class _State:
         return self.right.nonzero().squeeze(1)
 
     def among(self, group: Tensor) -> Tensor:
-        """Return the indices of the remaining samples of a group (N,)."""
-        return (self.right & group).nonzero().squeeze(1)
+        """Return the indices of the remaining samples of a group (N,) that have a gradient."""
+        return (self.right & group & ~self.flat).nonzero().squeeze(1)
 
     def still(self, rows: Tensor) -> Tensor:
         """Return the remaining samples of ``rows``."""

@@ -19,6 +19,7 @@ from robgib.attacks.autoattack import AutoAttack
 from robgib.attacks.base import Attack, MinimumNormAttack, cost_of
 from robgib.attacks.carried import carried
 from robgib.attacks.estimated import EstimatedAscent
+from robgib.attacks.square import Square
 from robgib.attacks.threat_model import NORMS, ThreatModel
 from robgib.errors import NoGradientError, RobGIBError
 from robgib.models.inference import Answers, PreparedModel
@@ -339,8 +340,8 @@ def attack_all(subject: Subject, ready: Ready, false_gradient: bool = False) -> 
     Args:
         subject: the model, its samples and the attacks.
         ready: results of attacks that have already run.
-        false_gradient: whether the gradient check found that the gradient is not the function's. If it is not, and an
-            audit is wanted, ascent on estimated gradients runs on all that remain, and the audit counts its passes.
+        false_gradient: whether the gradient check found that the gradient is not the function's. If it is not, and the
+            fast ensemble ran or an audit is wanted, attacks without gradients run on all that remain.
     """
     findings, workers = Findings(subject), subject.context.workers
     if workers is not None and not workers.engine.alone and not subject.options.cascade:
@@ -349,11 +350,11 @@ def attack_all(subject: Subject, ready: Ready, false_gradient: bool = False) -> 
         findings.add(label, attack, _guarded(partial(_attack, subject, label, attack, findings, ready), label))
     for budget, threat in findings.budgets().items():
         ran = [attack for attack in findings.attacks.values() if attack.threat == threat]
-        if not audit_wanted(ran, subject.options.audit):
-            continue
-        if false_gradient and not subject.model.random:
-            _ascend_without_gradient(findings, budget, threat)
-        _audit(findings, budget, threat)
+        audited = audit_wanted(ran, subject.options.audit)
+        if false_gradient and not subject.model.random and (audited or audit_wanted(ran, None)):
+            _attack_without_gradient(findings, budget, threat, audited)
+        if audited:
+            _audit(findings, budget, threat)
     return findings
 
 
@@ -369,20 +370,33 @@ def _attack(subject: Subject, label: str, attack: Attack, findings: Findings, re
     return result
 
 
-def _ascend_without_gradient(findings: Findings, budget: Budget, threat: ThreatModel) -> None:
-    """Attack what the attacks of a budget leave with estimated gradients, and record the result."""
+def _attack_without_gradient(findings: Findings, budget: Budget, threat: ThreatModel, audited: bool) -> None:
+    """Attack what the attacks of a budget leave without the model's gradients, and record the results.
+
+    Estimated gradients come first. Without an audit, Square with the queries of AutoAttack follows: an audit, which
+    takes as many passes as all attacks before it, runs Square on nearly all that remains.
+    """
+    attacks: dict[str, tuple[str, Attack]] = {
+        "estimated-gradients": ("ascent on estimated gradients", EstimatedAscent(threat.norm, threat.eps))
+    }
+    if not audited:
+        attacks["black-box"] = ("Square", Square(threat.norm, threat.eps, queries=AutoAttack.queries))
+    for word, (name, attack) in attacks.items():
+        _attack_the_rest(findings, budget, further_label(word, threat, findings.budgets()), name, attack)
+
+
+def _attack_the_rest(findings: Findings, budget: Budget, label: str, name: str, attack: Attack) -> None:
+    """Run an attack on all that the attacks of a budget leave, and record the result."""
     subject, known = findings.subject, findings.together(budget)
     if known is None or not (known.right >= _RIGHT).any():
         return
-    label = further_label("estimated-gradients", threat, findings.budgets())
-    attack = EstimatedAscent(threat.norm, threat.eps)
     left = np.flatnonzero(known.right >= _RIGHT)
     part = _guarded(partial(subject.attack_rows, attack, known, left, label), label)
     if not isinstance(part, AttackResult):
         findings.add(label, attack, part)
         return
     fooled = int((part.right < _RIGHT).sum())
-    note = f"the gradient is not the function's: ascent on estimated gradients fooled {fooled} of {len(left)} images"
+    note = f"the gradient is not the function's: {name} fooled {fooled} of {len(left)} images"
     findings.add(label, attack, replace(after(known, scattered(known, part, left)), notes=(note,)))
 
 

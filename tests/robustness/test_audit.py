@@ -12,7 +12,7 @@ from scipy import stats
 from torch import nn
 from torch.nn import functional as F
 
-from robgib.attacks import APGD, AutoAttack, EstimatedAscent, FastEnsemble
+from robgib.attacks import APGD, AutoAttack, EstimatedAscent, FastEnsemble, Square
 from robgib.models.inference import QueryCount, count_queries
 from robgib.robustness import attacking
 from robgib.robustness.audit import audit, audit_size, audit_wanted
@@ -158,7 +158,7 @@ def test_a_wrong_figure_comes_down_under_the_audit(wrong, digits):
 
 
 def test_a_false_gradient_leads_to_ascent_on_estimated_ones(monkeypatch, digits):
-    """Where the gradient check shows one and an audit is wanted; the row counts what it fooled."""
+    """Where the gradient check shows one, after the fast ensemble or before an audit; the row counts what it fooled."""
     torch.manual_seed(0)
     true, decoy = (nn.Sequential(nn.Flatten(), nn.Linear(64, 10)) for _ in range(2))
     with torch.no_grad():
@@ -169,10 +169,10 @@ def test_a_false_gradient_leads_to_ascent_on_estimated_ones(monkeypatch, digits)
     monkeypatch.setattr(attacking, "audit", lambda *given, **options: None)
     given = {"audit": 0.9, "curve": False, "corruptions": False}
 
-    def labels(model, **options):
+    def labels(model, attack="fgsm-linf:eps=0.02", **options):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            tables = evaluate(model, x, y, ["fgsm-linf:eps=0.02"], **{**given, **options})
+            tables = evaluate(model, x, y, [attack], **{**given, **options})
         return tables, list(tables["robustness"]["attack"])
 
     tables, names = labels(DecoyGradient(true, decoy).eval())
@@ -184,5 +184,19 @@ def test_a_false_gradient_leads_to_ascent_on_estimated_ones(monkeypatch, digits)
     assert fooled in rows.loc["estimated-gradients-linf", "note"]
     assert tables["further"]["estimated-gradients-linf"]["class"] == "EstimatedAscent"
     assert "estimated-gradients-linf" not in labels(true.eval())[1]
-    for options in ({"audit": 0}, {"signs": False}):
-        assert "estimated-gradients-linf" not in labels(DecoyGradient(true, decoy).eval(), **options)[1]
+    misleading = DecoyGradient(true, decoy).eval()
+    for options in ({"audit": 0}, {"signs": False}, {"audit": 0, "attack": "autoattack-linf:eps=0.02,steps=1,queries=2"}):
+        assert not {"estimated-gradients-linf", "black-box-linf"} & set(labels(misleading, **options)[1])
+    # An audit of the fast ensemble would run Square; without one it runs here, with the queries of AutoAttack.
+    asked = []
+    fast = "fast-linf:eps=0.02,first=1,short=1,long=1,finalists=1,near=0"
+    monkeypatch.setattr(
+        Square,
+        "search",
+        lambda self, model, x, goal, rng, start=None: (
+            asked.append(self.queries) or (x, goal.value(model(x)), torch.zeros(len(x), dtype=torch.bool))
+        ),
+    )
+    assert labels(misleading, fast, audit=0)[1][:3] == [fast, "estimated-gradients-linf", "black-box-linf"]
+    assert asked[-1] == AutoAttack.queries
+    assert "black-box-linf" not in labels(misleading, fast, audit=None)[1]
