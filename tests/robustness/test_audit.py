@@ -185,7 +185,11 @@ def test_a_false_gradient_leads_to_ascent_on_estimated_ones(monkeypatch, digits)
     assert tables["further"]["estimated-gradients-linf"]["class"] == "EstimatedAscent"
     assert "estimated-gradients-linf" not in labels(true.eval())[1]
     misleading = DecoyGradient(true, decoy).eval()
-    for options in ({"audit": 0}, {"signs": False}, {"audit": 0, "attack": "autoattack-linf:eps=0.02,steps=1,queries=2"}):
+    for options in (
+        {"audit": 0},
+        {"signs": False},
+        {"audit": 0, "attack": "autoattack-linf:eps=0.02,steps=1,queries=2"},
+    ):
         assert not {"estimated-gradients-linf", "black-box-linf"} & set(labels(misleading, **options)[1])
     # An audit of the fast ensemble would run Square; without one it runs here, with the queries of AutoAttack.
     asked = []
