@@ -17,10 +17,12 @@ __all__ = [
     "NoGradientError",
     "RobGIBError",
     "RobGIBWarning",
+    "boolean_as_number",
     "ends_program",
     "first_line",
     "never_ends",
     "number_text",
+    "place_text",
     "sentence_of",
     "unknown_name",
     "visible",
@@ -147,8 +149,12 @@ def _noun(fault: Mapping[str, Any]) -> str | None:
     return _KINDS.get(fault["type"].partition("_")[0])
 
 
-def _place(loc: Sequence[int | str], of_several: bool) -> str:
-    """The name of an option and the place within it, as in ``layers[0]``, without the kinds that a value may have."""
+def place_text(loc: Sequence[int | str], of_several: bool = False) -> str:
+    """Return the name of an option and the place within it, without the kinds that a value may have.
+
+    >>> place_text(["layers", 0])
+    'layers[0]'
+    """
     tags = _TAGS if of_several else ()
     named = [part for part in loc if isinstance(part, int) or not ("[" in part or part in tags)]
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in named).removeprefix(".")
@@ -159,7 +165,7 @@ def sentence_of(error: ValidationError, what: str) -> str:
     faults = [fault for fault in error.errors() if fault["loc"][:1] == error.errors()[0]["loc"][:1]]
     faults = [fault for fault in faults if any(isinstance(part, int) for part in fault["loc"])] or faults
     first = faults[0]
-    where = _place(first["loc"], len(error.errors()) > 1)
+    where = place_text(first["loc"], len(error.errors()) > 1)
     whose = where if not what else f"{what}: {where}" if what.endswith("'") else f"{what}'s {where}"
     kind, given = first["type"], first["input"]
     if kind == "literal_error":
@@ -176,6 +182,29 @@ def sentence_of(error: ValidationError, what: str) -> str:
     if kind == "value_error":  # raised by a validator of RobGIB
         return f"{whose} {first['ctx']['error']}, not {given!r}."
     return f"{whose}: {first['msg'].lower()} (found {given!r})."
+
+
+def boolean_as_number(given: object, read: object) -> tuple[str | int, ...] | None:
+    """Return the place of the first boolean in ``given`` that was read as a number, or None.
+
+    Pydantic reads true as 1, also in lists, mappings and models.
+
+    >>> boolean_as_number({"eps": [0.1, True]}, {"eps": [0.1, 1.0]})
+    ('eps', 1)
+    """
+    if isinstance(given, bool):
+        return () if isinstance(read, int | float) and not isinstance(read, bool) else None
+    parts: Iterable[tuple[str | int, object, object]] = ()
+    if isinstance(given, Mapping):
+        own = read if isinstance(read, Mapping) else getattr(read, "__dict__", {})
+        parts = ((key, value, own.get(key)) for key, value in given.items())
+    elif isinstance(given, list | tuple) and isinstance(read, list | tuple) and len(given) == len(read):
+        parts = ((place, value, read[place]) for place, value in enumerate(given))
+    for key, value, its in parts:
+        inner = boolean_as_number(value, its)
+        if inner is not None:
+            return (key, *inner)
+    return None
 
 
 P = ParamSpec("P")

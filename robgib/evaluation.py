@@ -32,7 +32,14 @@ from robgib.engines import engine_of, workers_of
 from robgib.errors import RobGIBError, RobGIBWarning, never_ends
 from robgib.files import Parts, alone, digest, parts_in
 from robgib.information.activations import check_layers
-from robgib.information.analysis import check_suited, layer_information, named_estimators, partitions_of, passes_of
+from robgib.information.analysis import (
+    check_suited,
+    check_used,
+    layer_information,
+    named_estimators,
+    partitions_of,
+    passes_of,
+)
 from robgib.information.base import Estimator
 from robgib.information.features import check_features
 from robgib.models.adapt import as_module
@@ -281,6 +288,7 @@ def _work(
     # Check names before reading images, which can take long.
     attacks = _read_attacks(attack, context)
     estimators = named_estimators(information.estimators, context.seed, context.catalogue)
+    check_used(estimators, information)
     _check_layers(net, information.layers)
     samples = information.information_samples
     most = samples or max(_LEAST_INFORMATION, min(_INFORMATION, attack.samples or 0))  # as many images will do

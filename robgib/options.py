@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt, ValidationError, create_model
 
-from robgib.errors import RobGIBError, sentence_of, unknown_name
+from robgib.errors import RobGIBError, boolean_as_number, place_text, sentence_of, unknown_name
 from robgib.files import Parts
 from robgib.progress import Progress
 
@@ -169,11 +169,16 @@ def _fitted(model: type[BaseModel], given: Mapping[str, Any], what: str) -> dict
     except ValidationError as error:
         raise RobGIBError(sentence_of(error, what)) from error
     values = {name: getattr(checked, name) for name in given}
-    for name, value in values.items():
-        if isinstance(given[name], bool) and isinstance(value, int | float) and not isinstance(value, bool):
-            noun = "a whole number" if isinstance(value, int) else "a number"
-            whose = f"{what}: {name}" if what.endswith("'") else f"{what}'s {name}" if what else name
-            raise RobGIBError(f"{whose} must be {noun}, not {given[name]}.")
+    place = boolean_as_number(given, values)
+    if place is not None:
+        was: Any = given
+        value: Any = values
+        for key in place:
+            was, value = was[key], value[key]
+        noun = "a whole number" if isinstance(value, int) else "a number"
+        name = place_text(place)
+        whose = f"{what}: {name}" if what.endswith("'") else f"{what}'s {name}" if what else name
+        raise RobGIBError(f"{whose} must be {noun}, not {was}.")
     return values
 
 

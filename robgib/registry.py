@@ -27,11 +27,11 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
 
 import yaml
 
-from robgib.errors import RobGIBError, RobGIBWarning, first_line, unknown_name
+from robgib.errors import RobGIBError, RobGIBWarning, boolean_as_number, first_line, unknown_name
 from robgib.reading import DEEPEST, as_path, check_regular, too_deep
 
 if TYPE_CHECKING:
-    from pydantic import ValidationError
+    from pydantic import BaseModel, ValidationError
 
 __all__ = [
     "PLUGIN",
@@ -45,6 +45,7 @@ __all__ = [
     "parse_pairs",
     "parse_value",
     "plugin_modules",
+    "read_model",
     "read_yaml",
     "yaml_error",
     "yaml_files",
@@ -52,6 +53,7 @@ __all__ = [
 
 T = TypeVar("T")
 V = TypeVar("V")
+Model = TypeVar("Model", bound="BaseModel")
 Kind = Literal["attacks", "estimators", "data", "zoo"]
 BUILT_IN = "built in"
 """The source of what no plug-in adds."""
@@ -294,6 +296,21 @@ def _values(content: object, known: dict[int, int]) -> int:
         parts = content.values() if isinstance(content, Mapping) else content
         known[id(content)] = 1 + sum(_values(part, known) for part in parts)
     return known[id(content)]
+
+
+def read_model(kind: type[Model], content: Mapping[str, Any], path: Path) -> Model:
+    """Return the content of a YAML file as a pydantic model.
+
+    Raises:
+        ValidationError: see :func:`yaml_error`.
+        RobGIBError: true or false stands where a number must be.
+    """
+    model = kind.model_validate(content)
+    place = boolean_as_number(content, model)
+    if place is not None:
+        where = ".".join(map(str, place))
+        raise RobGIBError(f"{path}, line {line_of(path, place)}: {where}: must be a number, not true or false.")
+    return model
 
 
 def yaml_error(error: ValidationError, path: Path) -> RobGIBError:

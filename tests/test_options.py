@@ -185,6 +185,7 @@ def test_a_path_may_be_text(tmp_path):
         (lambda: AttackOptions(eps={"linf": 1}), "eps must be a number or text or a list, not {'linf': 1}."),
         (lambda: AttackOptions(samples=True), "samples must be a whole number, not True."),
         (lambda: AttackOptions(eps=True), "eps must be a number, not True."),
+        (lambda: AttackOptions(norm="linf", eps=[0.1, True]), "eps[1] must be a number, not True."),
         (lambda: InformationOptions(layers="logits"), "layers must be a list, such as [logits], not 'logits'."),
         (lambda: InformationOptions(layers=3), "layers must be a list, not 3."),
         (lambda: Context(seed=True), "seed must be a whole number, not True."),

@@ -120,6 +120,38 @@ def test_an_estimator_of_the_guide_runs(decorated, tmp_path):
     assert "quadrant" not in robgib.list_estimators()
 
 
+_FIELD = "    threshold: NonNegative = 0.0\n"
+_OWN = (
+    r"estimator class Quadrant has an __init__ .* declare them as fields, such as `bins: int = 8`, without an __init__"
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ((_FIELD, "    def __init__(self, threshold=0.0):\n        pass\n"), _OWN),
+        ((_FIELD, _FIELD + "    def __init__(self, other=0.0):\n        pass\n"), _OWN),
+        ((_FIELD, _FIELD + "    def __post_init__(self):\n        self.threshold = 1\n"), _OWN),
+        ((_FIELD, _FIELD + "    sizes: list = []\n"), "estimator class Quadrant: mutable default .* its own, as in"),
+    ],
+)
+def test_an_estimator_that_cannot_be_made_is_named_with_the_remedy(change, sentence, tmp_path):
+    undecorated = ESTIMATOR.replace("@dataclass(frozen=True)\n", "").replace(*change)
+    with pytest.raises(RobGIBError, match=sentence):
+        robgib.make_estimator("quadrant:threshold=0.1", written(tmp_path / "plain", "quadrant.py", undecorated))
+    if _FIELD in change[1] and sentence == _OWN:  # of a dataclass, where it is not in place of the fields
+        folder = written(tmp_path / "decorated", "quadrant.py", ESTIMATOR.replace(*change))
+        with pytest.raises(RobGIBError, match=sentence):
+            robgib.make_estimator("quadrant:threshold=0.1", folder)
+
+
+def test_an_estimator_without_a_decorator_has_its_fields(tmp_path):
+    folder = written(tmp_path / "mine", "quadrant.py", ESTIMATOR.replace("@dataclass(frozen=True)\n", ""))
+    assert robgib.make_estimator("quadrant:threshold=0.1", folder).threshold == 0.1
+    with pytest.raises(RobGIBError, match="threshold must be at least 0, not -1"):
+        robgib.make_estimator("quadrant:threshold=-1", folder)
+
+
 def test_a_decorator_says_what_it_takes():
     for decorator in (register_attack, register_estimator, register_architecture, register_data):
         with pytest.raises(RobGIBError, match="write it in the decorator's parentheses"):

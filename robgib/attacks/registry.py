@@ -135,7 +135,7 @@ class AttackFile(BaseModel):
 def _entry(name: str, path: Path, classes: Mapping[str, registry.Entry[type[Attack]]]) -> CatalogueEntry:
     """Read one file of the catalogue."""
     try:
-        file = AttackFile.model_validate(registry.read_yaml(path))
+        file = registry.read_model(AttackFile, registry.read_yaml(path), path)
     except ValidationError as error:
         raise registry.yaml_error(error, path) from error
     by_class = {entry.value.__name__: entry.value for entry in classes.values()}

@@ -138,7 +138,8 @@ class _Evaluation:
         if surrogate is not None and not isinstance(surrogate, str):
             raise RobGIBError(f"transfer_from must be the name or file of one model, not {surrogate!r}.")
         robgib.robustness.named_attacks(self.attack.attacks, None, extra, norm=self.attack.norm, eps=self.attack.eps)
-        robgib.information.registry.build_estimators(self.information.estimators, extra)
+        estimators = robgib.information.registry.build_estimators(self.information.estimators, extra)
+        robgib.information.analysis.check_used(estimators, self.information)
         for tracker in self.report.log:
             robgib.reporting.check_tracker(tracker)
         check_writable(self.report.out)

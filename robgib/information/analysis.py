@@ -51,6 +51,7 @@ __all__ = [
     "LayerInformation",
     "bins_of",
     "check_suited",
+    "check_used",
     "default_codes",
     "default_features",
     "layer_information",
@@ -130,6 +131,7 @@ def layer_information(
         options, information_samples=samples, estimators=options.estimators if estimators is None else estimators
     )
     makers = make_estimators(options.estimators, data, samples, context.seed, context.catalogue)
+    check_used(makers, options)
     partitions = partitions_of(options.features, data.shape)
     if not isinstance(model, PreparedModel):
         classes = len(data.classes)
@@ -341,6 +343,23 @@ def named_estimators(
     if len({e.name for e in made}) < len(made):
         raise RobGIBError("an estimator is given twice; name each one once.")
     return made
+
+
+def check_used(estimators: Sequence[Estimator], options: InformationOptions) -> None:
+    """Raise if a resolution is given that no estimator uses: codes without a code, noise where all is counted.
+
+    Raises:
+        RobGIBError: the sentence names the option and the estimators that use it.
+    """
+    views = {e.view for e in estimators}
+    names = ", ".join(e.name for e in estimators)
+    if views and options.codes is not None and RATE not in views:
+        raise RobGIBError(
+            f"codes={options.codes} has no effect, since no given estimator ({names}) sees a layer as a code; omit it, "
+            "or choose one that does, such as imputation, binned or probe."
+        )
+    if views == {EXACT} and options.sigma != SIGMA:
+        raise RobGIBError(f"sigma={options.sigma:g} has no effect, since {names} adds no noise to a layer; omit it.")
 
 
 def check_suited(estimators: Sequence[Estimator], data: Dataset, samples: int) -> None:

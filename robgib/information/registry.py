@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from robgib import registry
-from robgib.errors import RobGIBError, unknown_name
+from robgib.errors import RobGIBError, first_line, unknown_name
 from robgib.information.base import ESTIMATORS, Estimator
 from robgib.options import construct
 
@@ -83,13 +83,42 @@ def make_estimator(spec: str, extra: Sequence[Path] = (), **defaults: object) ->
     if name not in known:
         raise unknown_name("estimator", name, known, "robgib estimators list")
     entry, what = known[name], f"estimator {spec!r}"
-    fields = {f.name for f in dataclasses.fields(entry.estimator)}  # type: ignore[arg-type]
+    kind = _declared(entry.estimator)
+    fields = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     options = {k: v for k, v in defaults.items() if k in fields}
     given = {**options, **entry.parameters, **registry.parse_pairs(rest, what)}
-    made: Estimator = construct(entry.estimator, given, what)
+    try:
+        made: Estimator = construct(kind, given, what)
+    except (TypeError, AttributeError) as error:  # of a constructor of its own
+        raise _own_constructor(kind) from error
     if name != entry.estimator.name:
         object.__setattr__(made, "name", name)  # the tables show the name of a named setting
     return made
+
+
+def _declared(kind: type[Estimator]) -> type[Estimator]:
+    """Return the class of an estimator as a dataclass; one that was not decorated is made a frozen one in place."""
+    if "__dataclass_params__" in kind.__dict__:
+        return kind
+    if "__init__" in kind.__dict__:
+        raise _own_constructor(kind)
+    try:
+        return dataclass(frozen=True)(kind)
+    except (TypeError, ValueError) as error:
+        if "__dataclass_params__" in kind.__dict__:  # so that the next use fails, too
+            del kind.__dataclass_params__  # type: ignore[attr-defined]
+        raise RobGIBError(
+            f"estimator class {kind.__name__}: {first_line(error)}; give each parameter a type and a default of its "
+            "own, as in `sizes: list = field(default_factory=list)`."
+        ) from error
+
+
+def _own_constructor(kind: type[Estimator]) -> RobGIBError:
+    """The error for a class whose constructor does not take its parameters by name."""
+    return RobGIBError(
+        f"estimator class {kind.__name__} has an __init__ or __post_init__ of its own that does not take its "
+        "parameters by name: declare them as fields, such as `bins: int = 8`, without an __init__."
+    )
 
 
 def build_estimators(estimators: Any, extra: Sequence[Path] = (), **defaults: object) -> list[Estimator]:

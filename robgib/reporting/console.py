@@ -20,7 +20,7 @@ from robgib.reporting.summary import (
     sections,
     unstable_orders,
 )
-from robgib.results import TERMS, Run, plain_rows
+from robgib.results import TERMS, Run, checks_run, plain_rows
 
 __all__ = ["print_runs", "runs_json"]
 
@@ -198,6 +198,7 @@ def runs_json(runs: Sequence[Run], folders: Sequence[str]) -> dict[str, Any]:
     for run, name, folder in zip(runs, display_names(runs), folders, strict=True):
         first = run.robustness.iloc[0]
         keys = ["attack", "norm", "eps", "robust_accuracy", "low", "high", "certified_accuracy", "status", "reason"]
+        ran, of_check = checks_run(run.signs), ["norm", "eps", "name", "detail"]
         models.append(
             {
                 "name": name,
@@ -209,7 +210,9 @@ def runs_json(runs: Sequence[Run], folders: Sequence[str]) -> dict[str, Any]:
                 "clean": {k: float(first[f"clean_{k}"]) for k in ("accuracy", "low", "high")},
                 "attacks": plain_rows(run.robustness.loc[run.robustness["attack"] != "none", keys]),
                 "random_points": plain_rows(run.random_points),
-                "signs": plain_rows(run.signs.loc[run.signs["seen"].astype(bool), ["norm", "eps", "name", "detail"]]),
+                "signs": plain_rows(run.signs.loc[run.signs["seen"].astype(bool), of_check]),
+                "checks_run": int(ran.sum()),
+                "checks_not_run": plain_rows(run.signs.loc[~ran, of_check]),  # the detail is the reason
                 "layers": plain_rows(
                     run.layers[["estimator", "partition", "layer", "view", "term", "value", "low", "high", "flagged"]]
                 ),

@@ -25,7 +25,7 @@ from robgib import registry
 from robgib.attacks.registry import make_attack
 from robgib.attacks.threat_model import Radius
 from robgib.data.loaders import check_data
-from robgib.errors import RobGIBError, unknown_name
+from robgib.errors import RobGIBError, boolean_as_number, unknown_name
 from robgib.files import digest
 from robgib.information.registry import make_estimator
 from robgib.measures import list_measures
@@ -388,7 +388,7 @@ def read_design(path: str | Path, kind: type[Design]) -> Design:
     content = registry.read_yaml(path)
     name = path.resolve().parent.name if path.stem == "study" else path.stem
     try:
-        return kind.model_validate({"name": name, **content})
+        return registry.read_model(kind, {"name": name, **content}, path)
     except ValidationError as error:
         raise _misspelt(error, path, kind) or registry.yaml_error(error, path) from error
 
@@ -535,13 +535,18 @@ def _varied(recipe: Recipe, keys: Mapping[str, Any], values: Sequence[Any]) -> R
             words.append(called)
     name = "-".join([recipe.name, *words]).replace("/", "-")
     try:
-        return Recipe.model_validate({**content, "name": name, "folder": recipe.folder}).among(recipe.catalogue)
+        varied = Recipe.model_validate({**content, "name": name, "folder": recipe.folder})
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise RobGIBError(
             f"recipe {recipe.name!r} varied to {name!r}: {where}: {first['msg'].lower()} (found {first['input']!r})."
         ) from error
+    wrong = boolean_as_number(content, varied)
+    if wrong is not None:
+        where = ".".join(map(str, wrong))
+        raise RobGIBError(f"recipe {recipe.name!r} varied to {name!r}: {where}: must be a number, not true or false.")
+    return varied.among(recipe.catalogue)
 
 
 def _origin(recipe: Recipe) -> tuple[str, str, float, int]:

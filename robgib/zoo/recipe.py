@@ -243,7 +243,8 @@ def _read(path: Path, extra: Sequence[Path] = ()) -> Recipe:
         )
     try:
         group = None if path.parent.name == "zoo" or path.parent.parent.name != "zoo" else path.parent.name
-        recipe = Recipe.model_validate({"name": path.stem, "group": group, **content, "folder": str(path.parent)})
+        whole = {"name": path.stem, "group": group, **content, "folder": str(path.parent)}
+        recipe = registry.read_model(Recipe, whole, path)
     except ValidationError as error:
         raise registry.yaml_error(error, path) from error
     try:

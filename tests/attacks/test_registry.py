@@ -203,6 +203,7 @@ def test_a_plugin_that_does_not_import(tmp_path, name, content, message):
         ("attack: [PGD]\n", "attack: input should be a valid string"),
         ("attack: PGD\ndescription: 3\n", "description: input should be a valid string"),
         ("attack: PGD\neps: [1]\n", "eps"),
+        ("attack: PGD\neps: true\n", "line 2: eps: must be a number, not true or false"),
         ("attack: PGD\nattack: FGSM\n", "'attack' is given twice"),
         ("attack: PGD\nparameters: {steps: 3, steps: 4}\n", "'steps' is given twice"),
     ],

@@ -170,6 +170,7 @@ def test_the_reference_is_made_of_the_definitions():
         ("", "run.yaml is empty; it must hold a mapping"),
         ("attack: {transfer_from: [a]}", r"transfer_from must be the name or file of one model, not \['a'\]"),
         ("context: {seed: true}", "seed must be a whole number, not True"),
+        ("attack: {eps: [0.1, true]}", r"eps\[1\] must be a number, not True"),
         ("information: {layers: logits}", r"layers must be a list, such as \[logits\], not 'logits'"),
         ("attack: {attacks: ['fgsm-linf:eps=0.05'], eps: 0.1}", "has an eps of its own, 0.05"),
         (None, "is a folder; give the configuration file in it, such as"),

@@ -1,7 +1,11 @@
 import pytest
 
+import robgib
 from robgib import RobGIBError, make_estimator
-from robgib.information import ESTIMATORS, Binned, Gaussian
+from robgib.information import ESTIMATORS, Binned, Gaussian, layer_information
+from robgib.information.analysis import check_used
+from robgib.information.registry import build_estimators
+from robgib.options import InformationOptions
 
 PLUGIN = """
 from dataclasses import dataclass
@@ -51,3 +55,31 @@ def test_every_estimator_tells_what_it_is(name):
     kind = ESTIMATORS[name]
     assert kind.name == name
     assert all(len(text) > 3 for text in (kind.bound, kind.summary, kind.guide))
+
+
+@pytest.mark.parametrize(
+    ("estimators", "given", "sentence"),
+    [
+        (
+            ["gaussian", "renyi"],
+            {"codes": 40},
+            r"codes=40 has no effect, since no given estimator \(gaussian, renyi\) sees a layer as a code",
+        ),
+        (["exact"], {"sigma": 0.5}, "sigma=0.5 has no effect, since exact adds no noise to a layer"),
+        (["gaussian"], {"sigma": 0.5}, None),
+        (["gaussian", "binned"], {"codes": 40, "sigma": 0.5}, None),
+    ],
+)
+def test_a_resolution_that_no_estimator_uses_is_refused(estimators, given, sentence):
+    options = InformationOptions(estimators=estimators, **given)
+    if sentence is None:
+        check_used(build_estimators(estimators), options)
+        return
+    with pytest.raises(RobGIBError, match=sentence):
+        check_used(build_estimators(estimators), options)
+
+
+@pytest.mark.parametrize("ask", [robgib.evaluate, layer_information])
+def test_it_is_refused_before_anything_runs(ask, digits, digits_mlp):
+    with pytest.raises(RobGIBError, match=r"codes=1000000 has no effect, since no given estimator \(gaussian\)"):
+        ask(digits_mlp, digits, estimators=["gaussian"], codes=1_000_000)

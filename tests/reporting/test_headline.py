@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from robgib import evaluate, load_run
-from robgib.reporting import cells, print_runs, render
+from robgib.reporting import cells, print_runs, render, runs_json
 from robgib.reporting.headline import headline, rank, written_eps
 from robgib.results import SCHEMA, Column, table
 from tests.reporting.test_page import visible
@@ -115,6 +115,23 @@ def test_facts_have_no_colour_of_warnings(run):
 def checked(run, *details):
     rows = [("linf", 0.1, f"check {i}", False, detail, "none") for i, detail in enumerate(details)]
     return dataclasses.replace(run, signs=table("signs", rows))
+
+
+def test_json_lists_the_checks_that_did_not_run_with_the_reason(run):
+    some = checked(run, "0%", "left out: it would take too long", "of the surrogate, not measured: other logits")
+    (found,) = runs_json(
+        [
+            some,
+        ],
+        [""],
+    )["models"]
+    assert found["checks_run"] == 1
+    assert [(row["name"], row["detail"]) for row in found["checks_not_run"]] == [
+        ("check 1", "left out: it would take too long"),
+        ("check 2", "of the surrogate, not measured: other logits"),
+    ]
+    (nothing,) = runs_json([checked(run)], [""])["models"]
+    assert (nothing["checks_run"], nothing["checks_not_run"]) == (0, [])
 
 
 def test_a_verdict_counts_the_checks_that_ran(run):

@@ -122,6 +122,9 @@ def test_the_median_distance_as_the_outcome(tmp_path):
         (("controls:", "least_accuracy: 2\ncontrols:"), "least_accuracy"),
         (("figure: vulnerability", "figure: unit_sinergy"), "line 4: primary.figure"),
         (("controls:", "pni: true\ncontrols:"), "unknown key 'pni'; did you mean 'pmi'"),
+        (("samples: 40", "samples: true"), "line 6: samples: must be a number, not true or false"),
+        (("[0.05, 0.1]", "[0.05, true]"), r"line 5: outcome.eps.1: must be a number"),
+        (("training.epochs: [1]", "training.epochs: [true]"), "training.epochs: must be a number"),
     ],
 )
 def test_what_does_not_exist_is_one_sentence(tmp_path, change, words):
