@@ -156,7 +156,7 @@ def _write(answer: robgib.studies.Answer, target: Path, wanted: Sequence[Format]
 def _print_answer(answer: robgib.studies.Answer, target: Path, formats: Sequence[Format]) -> None:
     out.print(f"[bold]{escape(answer.verdict.capitalize())}.[/bold] {escape(answer.words)}", highlight=False)
     for note in answer.notes:
-        out.print(f"  {escape(note)}", highlight=False)
+        robgib.reporting.print_indented(escape(note), out)
     what = "Page" if Format.HTML in formats else "Written"
     written = target / _FILES[Format.HTML if Format.HTML in formats else formats[0]]
     out.print(f"\n{what}: [bold]{escape(str(written))}[/bold]", soft_wrap=True, highlight=False)

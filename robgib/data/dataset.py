@@ -97,11 +97,10 @@ class Split:
             )
         if len(x) and not x.numel():
             raise RobGIBError(f"images of shape {tuple(x.shape[1:])} hold no pixels.")
-        if not x.is_floating_point() or y.is_floating_point() or y.is_complex():
-            raise RobGIBError(
-                f"images must be floating point and labels integers, not {x.dtype} and {y.dtype}; "
-                "divide 8-bit images by 255."
-            )
+        if not x.is_floating_point():
+            raise RobGIBError(f"images must be floating point, not {x.dtype}; divide 8-bit images by 255.")
+        if y.is_floating_point() or y.is_complex():
+            raise RobGIBError(f"labels must be integers, not {y.dtype}; convert class numbers with labels.long().")
         if x.numel() and not isinstance(x, LazyImages):  # these are checked as they are read
             low, high = float(x.min()), float(x.max())
             if not (math.isfinite(low) and math.isfinite(high) and low >= -_ROUNDING and high <= 1 + _ROUNDING):

@@ -47,7 +47,7 @@ def subset_codes(codes: Sequence[Codes]) -> list[Codes]:
 def entropy(weights: Vector) -> float:
     """Entropy in bits of unnormalised weights."""
     p = weights[weights > 0] / weights.sum()
-    return float(-(p * np.log2(p)).sum())
+    return float(-(p * np.log2(p)).sum()) + 0.0  # not -0.0 for one symbol
 
 
 def plug_in(x: Codes, t: Codes, weights: Vector | None = None) -> tuple[float, Vector, tuple[int, int, int]]:

@@ -1,7 +1,7 @@
 """From run folders to a page."""
 
 from robgib.reporting.comparison import compare_runs, comparison_findings, junit, run_findings, sarif
-from robgib.reporting.console import print_runs, runs_json
+from robgib.reporting.console import print_indented, print_runs, runs_json
 from robgib.reporting.page import render, trace_page, write_report, write_trace
 from robgib.reporting.summary import summarise
 from robgib.reporting.trackers import TRACKERS, check_tracker, log_run
@@ -22,6 +22,7 @@ __all__ = [
     "junit",
     "log_run",
     "merge_validations",
+    "print_indented",
     "print_runs",
     "read_validation",
     "render",

@@ -14,7 +14,7 @@ from robgib.reporting.headline import budget_text
 from robgib.reporting.summary import RESOLUTIONS, in_reading_order, term_label
 from robgib.results import SCHEMA, TERMS, Column, Term
 
-__all__ = ["LayerTable", "cell", "layer_table", "shown_columns", "spread", "star_reasons"]
+__all__ = ["LayerTable", "cell", "layer_table", "shown_columns", "spread", "star_reasons", "without_negative_zero"]
 
 Place = Literal["terminal", "page"]
 
@@ -32,6 +32,15 @@ def shown_columns(table: str, where: Place, frames: Sequence[pd.DataFrame]) -> l
     ]
 
 
+def without_negative_zero(text: str) -> str:
+    """Return a written number, without the sign if all its digits are 0.
+
+    >>> without_negative_zero("-0.00"), without_negative_zero("-0.01"), without_negative_zero("-0.0%")
+    ('0.00', '-0.01', '0.0%')
+    """
+    return text[1:] if text.startswith("-") and not text.strip("-0.%") else text
+
+
 def spread(value: float, low: float, high: float, digits: int = 2, unit: str = "") -> str:
     """Return a figure with its 95% interval: by ± if that is the interval, else by both ends.
 
@@ -40,7 +49,7 @@ def spread(value: float, low: float, high: float, digits: int = 2, unit: str = "
     >>> spread(2.5, 2.34, 2.66), spread(-2.46, -3.65, -1.92), spread(45, 41.5, 52, 0, "%"), spread(1, 1, 1)
     ('2.50 ± 0.16', '-2.46 [-3.65, -1.92]', '45% [42, 52]', '1.00')
     """
-    center, start, end = (f"{round(v, digits) + 0.0:.{digits}f}" for v in (value, low, high))
+    center, start, end = (without_negative_zero(f"{v:.{digits}f}") for v in (value, low, high))
     if not high > low:
         return center + unit
     if abs(low + high - 2 * value) < 0.1 * 10**-digits:
@@ -131,7 +140,7 @@ def cell(column: Column, row: Any) -> str:
         "hundredths": "{:.2f}",
         "error": "{:+.3f}",
     }.get(column.form, "{}")
-    return pattern.format(round(value, 9) + 0.0 if isinstance(value, float) else value)
+    return without_negative_zero(pattern.format(round(value, 9) if isinstance(value, float) else value))
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ import pandas as pd
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
-from robgib.reporting.cells import LayerTable, cell, layer_table, shown_columns, star_reasons
+from robgib.reporting.cells import LayerTable, cell, layer_table, shown_columns, star_reasons, without_negative_zero
 from robgib.reporting.headline import budget_text, headline, of_images, random_points_text, rank
 from robgib.reporting.summary import (
     LEAST_MODELS,
@@ -22,7 +23,7 @@ from robgib.reporting.summary import (
 )
 from robgib.results import TERMS, Run, checks_run, plain_rows
 
-__all__ = ["print_runs", "runs_json"]
+__all__ = ["print_indented", "print_runs", "runs_json"]
 
 _GAP = 1
 """Spaces between the columns of the table of layers."""
@@ -69,9 +70,9 @@ def print_runs(runs: Sequence[Run], out: Console, err: Console, layers: bool = F
 def _print_headline(run: Run, name: str, out: Console) -> None:
     """Print the accuracies of a model in one sentence, then what limits them, and the most patch-sensitive layer."""
     line = headline(run, name)
-    out.print(f"[bold]{escape(name)}[/bold]: {escape(line.accuracies)}.", highlight=False)
+    print_indented(f"[bold]{escape(name)}[/bold]: {escape(line.accuracies)}.", out, hanging=True)
     for warning in run.config.get("reading_warnings", ()):
-        out.print(f"  [bold red]Check first:[/] {escape(str(warning))}.", highlight=False)
+        print_indented(f"[bold red]Check first:[/] {escape(str(warning))}.", out)
     diagnostics = line.diagnostics
     style = "[red]" if line.failed else "[yellow]" if line.flagged else ""
     parts = (
@@ -80,7 +81,15 @@ def _print_headline(run: Run, name: str, out: Console) -> None:
     parts += [escape(line.brief_limits)] if line.weak else []
     parts += _most_sensitive(run)
     if parts:
-        out.print("  " + " ".join(parts), highlight=False)
+        print_indented(" ".join(parts), out)
+
+
+def print_indented(markup: str, out: Console, hanging: bool = False) -> None:
+    """Print a sentence with two spaces before each of its lines; if ``hanging``, not before the first."""
+    text = out.render_str(markup, highlight=False)  # a console may escape control characters there
+    for number, line in enumerate(text.wrap(out, max(out.width - 2, 1))):
+        line.rstrip()
+        out.print(line if hanging and number == 0 else Text("  ") + line, highlight=False, soft_wrap=True)
 
 
 def _most_sensitive(run: Run) -> list[str]:
@@ -161,7 +170,7 @@ def _accuracy_table(rows: Sequence[tuple[str, pd.DataFrame]]) -> Table:
 def _print_notes(run: Run, name: str, out: Console) -> None:
     """Print how the model was read, limits of the attacks' figures, accuracy under corruptions and at random points."""
     for note in run.config.get("reading", ()):
-        out.print(f"[yellow]{escape(name)}[/yellow]: {escape(note)}.", highlight=False)
+        print_indented(f"[yellow]{escape(name)}[/yellow]: {escape(note)}.", out, hanging=True)
     attacks_of: dict[str, list[str]] = {}
     for r in run.robustness.itertuples():
         if r.not_finite and r.seconds:  # not of the worst case of others
@@ -171,14 +180,15 @@ def _print_notes(run: Run, name: str, out: Console) -> None:
             attacks_of.setdefault(str(r.note), []).append(str(r.attack))
     for text, attacks in attacks_of.items():
         where = f"{name}, {', '.join(attacks)}"
-        out.print(f"[yellow]{escape(where)}[/yellow]: {escape(text)}.", highlight=False)
+        print_indented(f"[yellow]{escape(where)}[/yellow]: {escape(text)}.", out, hanging=True)
     if len(run.corruptions):
         means = run.corruptions.groupby("corruption", sort=False)["accuracy"].mean()
         listed = ", ".join(f"{kind} {100 * value:.0f}%" for kind, value in means.items())
         some = f", on {images}" if (images := of_images(run)) else ""
-        out.print(f"{escape(name)}: {100 * means.mean():.1f}% under corruptions{some} ({listed}).", highlight=False)
+        text = f"{escape(name)}: {100 * means.mean():.1f}% under corruptions{some} ({listed})."
+        print_indented(text, out, hanging=True)
     if points := random_points_text(run):
-        out.print(f"{escape(name)}: {escape(points)}.", highlight=False)
+        print_indented(f"{escape(name)}: {escape(points)}.", out, hanging=True)
 
 
 def _print_indicators(run: Run, name: str, out: Console) -> None:
@@ -188,7 +198,7 @@ def _print_indicators(run: Run, name: str, out: Console) -> None:
             where = f"{name}, {budget_text(str(r.norm), float(r.eps))}: {indicator}"
             out.print(f"[yellow]{escape(where)}[/yellow]: {escape(str(r.detail))}.", highlight=False)
         for meaning in rows["meaning"].unique():
-            out.print(f"  [dim]{escape(str(meaning))}", highlight=False)
+            print_indented(f"[dim]{escape(str(meaning))}", out)
 
 
 def runs_json(runs: Sequence[Run], folders: Sequence[str]) -> dict[str, Any]:
@@ -273,11 +283,14 @@ def _print_layers(layers: pd.DataFrame, title: str, out: Console) -> None:
         for note in filter(None, str(r.note).split("; ")):
             layers_of.setdefault(note, []).append(str(r.layer))
     for note, noted in layers_of.items():
-        out.print(f"  [dim]{escape(note)}: {escape(', '.join(dict.fromkeys(noted)))}", highlight=False)
+        print_indented(f"[dim]{escape(note)}: {escape(', '.join(dict.fromkeys(noted)))}", out)
     swept = {t: layers[layers["term"] == f"v(X;Z){t}"].set_index("layer")["value"] for t in (" k/2", "", " 2k")}
     complete = [n for n in swept[""].index if all(n in v.index and v[n] == v[n] for v in swept.values())]
     if complete:
-        by_layer = "; ".join(f"{escape(str(n))} {', '.join(f'{v[n]:.2f}' for v in swept.values())}" for n in complete)
-        out.print(f"  [dim]v at k/2, k and 2k codes: {by_layer}", highlight=False)
+        by_layer = "; ".join(
+            f"{escape(str(n))} {', '.join(without_negative_zero(f'{v[n]:.2f}') for v in swept.values())}"
+            for n in complete
+        )
+        print_indented(f"[dim]v at k/2, k and 2k codes: {by_layer}", out)
     if reasons := star_reasons(layers, shown):
-        out.print(f"  [dim]* marks flagged figures, which are not reliable: {escape(reasons)}", highlight=False)
+        print_indented(f"[dim]* marks flagged figures, which are not reliable: {escape(reasons)}", out)

@@ -143,7 +143,7 @@ def test_unknown_data():
         (torch.rand(4, 1, 2, 2) * 255, torch.zeros(4).long(), r"lie in \[0, 1\]"),
         (torch.rand(4, 1, 2, 2), torch.zeros(3).long(), r"with labels \(N,\)"),
         (torch.zeros(4, 1, 2, 2, dtype=torch.int32), torch.zeros(4).long(), "divide 8-bit images by 255"),
-        (torch.rand(4, 1, 2, 2), torch.zeros(4), "labels integers"),
+        (torch.rand(4, 1, 2, 2), torch.zeros(4), "^labels must be integers, not torch.float32; convert"),
         (torch.rand(4, 1, 2, 2), torch.tensor([0, 1, -1, 0]), "class numbers from 0"),
         (torch.full((4, 1, 2, 2), float("nan")), torch.zeros(4).long(), "must be finite"),
         (torch.rand(0, 1, 2, 2), torch.zeros(0).long(), "no samples"),

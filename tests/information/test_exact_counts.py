@@ -8,9 +8,11 @@ import torch
 
 from robgib.information import Binned, Renyi, binned, renyi
 from robgib.information.decomposition import Problem
-from robgib.information.discrete import adjusted_by, subset_codes
+from robgib.information.discrete import adjusted_by, entropy, subset_codes
+from robgib.information.estimate import Estimate
 from robgib.information.preprocessing import SALTS, codebook, encode
 from robgib.information.renyi import _Data, _exponents, _notes, _squared_distances, _sum
+from robgib.information.views import entropy_estimate
 
 
 def handed_over(monkeypatch, module, estimator, features, target, weights=None):
@@ -257,3 +259,10 @@ def test_notes_of_the_kernels():
     assert notes(0, [0] * 4, [False]) == [functional, "the target takes one value only: it carries no information"]
     assert notes(1, [0] * 4, [True])[1].startswith("kernel matrices near the identity")
     assert not _Data([torch.zeros(4, 0)], torch.zeros(4, 0), [], np.zeros(4, int)).real
+
+
+def test_no_entropy_and_no_estimate_is_a_negative_zero():
+    assert str(entropy(np.array([3.0]))) == "0.0"
+    assert str(entropy_estimate(np.zeros(5, int)).value) == "0.0"
+    zero = Estimate(-0.0, -0.0, -0.0)
+    assert [str(v) for v in (zero.value, zero.low, zero.high)] == ["0.0"] * 3

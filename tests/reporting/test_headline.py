@@ -49,6 +49,13 @@ def test_a_radius_is_written_as_its_user_wrote_it(eps, attack, text):
     assert written_eps(float(eps), attack) == text
 
 
+def test_sentences_below_a_headline_are_indented_on_every_line(run):
+    lines = printed([checked(run, "0%", "left out: it would take too long")])
+    below = lines[1 : lines.index("")]
+    assert len(below) > 1
+    assert all(re.match(r"  \S.*\S$", line) for line in below), below
+
+
 def test_a_headline_holds_clean_and_lowest_accuracy_at_each_budget(run):
     line = headline(run, "digits-cnn")
     tried = run.robustness[run.robustness["attack"] != "none"]
