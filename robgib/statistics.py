@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import optimize, special, stats
 
 __all__ = [
     "clopper_pearson",
@@ -38,8 +38,11 @@ def clopper_pearson(hits: float, samples: int, level: float = 0.95) -> tuple[flo
     """
     if samples == 0:
         return 0.0, 1.0
-    low, high = (stats.binomtest(k, samples) for k in (math.floor(hits), math.ceil(hits)))
-    return float(low.proportion_ci(level, "exact").low), float(high.proportion_ci(level, "exact").high)
+    least, most = math.floor(hits), math.ceil(hits)
+    # The ends are quantiles of beta variables.
+    low = special.betaincinv(least, samples - least + 1, (1 - level) / 2) if least else 0.0
+    high = special.betaincinv(most + 1, samples - most, (1 + level) / 2) if most < samples else 1.0
+    return float(low), float(high)
 
 
 def sign_test(ahead: int, behind: int) -> float:

@@ -11,7 +11,7 @@ from torch import nn
 
 from robgib.attacks.base import Attack
 from robgib.errors import first_line
-from robgib.runtime import SampleRNG
+from robgib.runtime import SampleRNG, seed_torch
 
 __all__ = [
     "Check",
@@ -31,7 +31,7 @@ class Check:
 def _subject() -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        seed_torch(0)
         model: nn.Sequential = nn.Sequential(
             nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.Tanh(), nn.Dropout(0.5), nn.Flatten(), nn.Linear(216, 5)
         )

@@ -57,10 +57,7 @@ def plug_in(x: Codes, t: Codes, weights: Vector | None = None) -> tuple[float, V
         The information, its pointwise terms log2 p(x,t)/(p(x)p(t)) (N,), and how many symbols x, t and the
         pair took.
     """
-    width = int(t.max(initial=0)) + 1
-    joint = x * width + t
-    if (int(x.max(initial=0)) + 1) * width > 16 * len(x) + 1024:
-        joint = relabel(joint)  # keep the count table small when the codes are sparse
+    joint = _paired(x, t)
     counts = np.bincount(joint, weights)
     of_x, of_t = np.bincount(x, weights), np.bincount(t, weights)
     mass = float(of_t.sum())
@@ -108,23 +105,25 @@ def adjusted_information(
 
 
 def adjusted_by(x: Codes, t: Codes, shuffled: Sequence[Codes], weights: Vector | None = None) -> Adjusted:
-    """:func:`adjusted_information`, with the shuffled targets given."""
+    """:func:`adjusted_information`, with the permutations of the target given."""
     samples = len(t) if weights is None else effective_samples(weights)
     value, pointwise, symbols = plug_in(x, t, weights)
-    entropies = [entropy(np.bincount(c, weights).astype(float)) for c in (x, t)]
-    ceiling = min(entropies)
-    chance = [plug_in(x, other, weights) for other in shuffled]
-    raw = float(np.mean([c[0] for c in chance])) if chance else 0.0
-    left = [c[0] - jackknife_bias(x, other, weights) for c, other in zip(chance, shuffled, strict=True)]
-    remaining_bias = float(np.mean(left)) if left else 0.0
-    corrected = value - jackknife_bias(x, t, weights)
+    ceiling = min(entropy(np.bincount(c, weights).astype(float)) for c in (x, t))
+    of_x, of_t = (_entropy_and_bias(code, weights) for code in (x, t))
+    chance = np.zeros((len(shuffled), 2))  # information and its bias
+    for row, other in zip(chance, shuffled, strict=True):
+        of_other = of_t if weights is None else _entropy_and_bias(other, weights)  # a permutation has the same counts
+        row[:] = of_x + of_other - _entropy_and_bias(_paired(x, other), weights)
+    raw, bias = chance.mean(0) if len(chance) else (0.0, 0.0)
+    remaining_bias = float(raw - bias)
+    corrected = value - (of_x + of_t - _entropy_and_bias(_paired(x, t), weights))[1]
     # Zero at chance, and unchanged at the ceiling, where chance has no room.
     adjusted = (corrected - remaining_bias) * ceiling / (ceiling - remaining_bias) if ceiling > remaining_bias else 0.0
     floor = float(np.sqrt((symbols[0] - 1) * (symbols[1] - 1) / 2) / samples / np.log(2))
     flagged = ceiling > 0 and (value >= 0.95 * np.log2(samples) or raw >= 0.5 * ceiling)
     weighted = pointwise if weights is None else weights * (pointwise - value)
     error = max(float(weighted.std()) / np.sqrt(samples), floor) if ceiling > 0 else 0.0
-    return Adjusted(adjusted, value, pointwise, floor, error, bool(flagged))
+    return Adjusted(float(adjusted), value, pointwise, floor, error, bool(flagged))
 
 
 def jackknife_bias(x: Codes, t: Codes, weights: Vector | None = None) -> float:
@@ -136,23 +135,40 @@ def jackknife_bias(x: Codes, t: Codes, weights: Vector | None = None) -> float:
     >>> round(jackknife_bias(codes, codes), 3)
     -0.245
     """
-    joint = relabel(x * (int(t.max(initial=0)) + 1) + t)
-    of_x, of_t, of_both = (_entropy_bias(code, weights) for code in (x, t, joint))
-    return of_x + of_t - of_both
+    of_x, of_t, of_both = (_entropy_and_bias(code, weights)[1] for code in (x, t, _paired(x, t)))
+    return float(of_x + of_t - of_both)
 
 
-def _entropy_bias(code: Codes, weights: Vector | None) -> float:
-    """(N − 1)(mean entropy without one of N samples − entropy of all), in bits, of the samples that have a weight."""
-    each = np.ones(len(code)) if weights is None else np.asarray(weights, float)
-    code, each = code[each > 0], each[each > 0]
-    if len(code) < 2:
-        return 0.0
-    masses = np.bincount(code, each).astype(float)
-    of_cells, total = _times_log(masses), float(each.sum())
-    left_out = of_cells.sum() - of_cells[code] + _times_log(masses[code] - each)
+def _paired(x: Codes, t: Codes) -> Codes:
+    """Joint code (N,), numbered from 0 where the table of its counts would be much larger than the sample."""
+    width = int(t.max(initial=0)) + 1
+    joint = x * width + t
+    if (int(x.max(initial=0)) + 1) * width > 16 * len(x) + 1024:
+        return relabel(joint)
+    return np.asarray(joint)
+
+
+def _entropy_and_bias(code: Codes, weights: Vector | None) -> Vector:
+    """Plug-in entropy in bits of the samples that have a weight, and its bias.
+
+    The bias is (N − 1)(mean entropy without one of N samples − entropy of all).
+    """
+    if weights is None:  # all samples of a symbol are alike
+        masses = np.bincount(code).astype(float)
+        masses = of_own = repeats = masses[masses > 0]
+        each = np.ones(len(masses))
+    else:
+        code, each = code[weights > 0], np.asarray(weights, float)[weights > 0]
+        masses = np.bincount(code, each)
+        of_own, repeats = masses[code], np.ones(len(code))
+    samples, total = repeats.sum(), masses.sum()
+    if samples < 2:
+        return np.zeros(2)
+    whole = _times_log(masses).sum()
+    left_out = whole - _times_log(of_own) + _times_log(of_own - each)
     without = np.log2(total - each) - left_out / (total - each)
-    whole = np.log2(total) - of_cells.sum() / total
-    return float((len(code) - 1) * (without.mean() - whole))
+    entropy_of_all = np.log2(total) - whole / total
+    return np.array([entropy_of_all, (samples - 1) * ((repeats * without).sum() / samples - entropy_of_all)])
 
 
 def _times_log(masses: Vector) -> Vector:

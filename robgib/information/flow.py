@@ -20,7 +20,7 @@ from robgib.information.masked_network import LOST, Columns, Folds, draw_masks, 
 from robgib.information.preprocessing import SALTS, normal_scores
 from robgib.information.views import NOISE, View
 from robgib.options import Count, NonNegative, Positive
-from robgib.runtime import one_thread, resolve_device
+from robgib.runtime import one_thread, resolve_device, seed_torch
 
 __all__ = [
     "Flow",
@@ -138,7 +138,7 @@ class Flow(Estimator):
         linear = [_Linear.fit(columns[rows], target[rows], masks, owner).to(device) for rows in folds.train]
         data = _Data(columns.to(device), target.to(device), masks.to(device), owner.to(device))
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
+            seed_torch(self.seed)
             flows = [self._flow(dims, columns.shape[1] + n).to(device) for _ in range(self.folds)]
         self._train(flows, linear, data, folds, n, generator)
 

@@ -330,8 +330,10 @@ class _GaussianClassifier:
             scores = self._log_likelihoods(x[validation])
             # Share of the prior in the answer: having seen n samples right, expect the next to be wrong with
             # 1/(n + 2) (Laplace's rule), or a single sure and wrong answer would cost without bound.
-            grid = [(sharpness, d / (len(y) + 2)) for sharpness in self._SHARPNESS for d in self._PRIOR_COUNTS]
-            losses = np.stack([-self._answers(scores, y[validation], s, d).mean(1) for s, d in grid])
+            priors = [d / (len(y) + 2) for d in self._PRIOR_COUNTS]
+            grid = [(sharpness, prior) for sharpness in self._SHARPNESS for prior in priors]
+            tempered = [self._tempered(scores, y[validation], sharpness) for sharpness in self._SHARPNESS]
+            losses = np.stack([-self._mixed(sure, y[validation], d).mean(1) for sure in tempered for d in priors])
             if losses[:, 0].min() < lowest:
                 lowest, best = losses[:, 0].min(), pooling
                 self.sharpness, self.prior_share = np.array(grid)[losses.argmin(0)].T
@@ -361,14 +363,14 @@ class _GaussianClassifier:
 
     def _log_likelihoods(self, x: Vector) -> Vector:
         """Log density up to a constant, (2n+1, N, classes)."""
-        r = x[:, None, :] - self.means
-        g = np.einsum("nkd,kde->nke", r, self.precision, optimize=True)
-        whole = np.einsum("nkd,nkd->nk", r, g)
+        r = np.ascontiguousarray((x[:, None, :] - self.means).transpose(1, 0, 2))  # (classes, N, dims)
+        g = r @ self.precision
+        whole = (r * g).sum(-1).T
         single_feature, leave_one_out = [], []
         for i, b in enumerate(self.blocks):
-            of_own = np.einsum("nkd,kde,nke->nk", r[:, :, b], self.own[i], r[:, :, b], optimize=True)
+            of_own = ((r[:, :, b] @ self.own[i]) * r[:, :, b]).sum(-1).T
             single_feature.append(of_own + self.own_log_det[i])
-            taken = np.einsum("nkd,kde,nke->nk", g[:, :, b], self.inner[i], g[:, :, b], optimize=True)
+            taken = ((g[:, :, b] @ self.inner[i]) * g[:, :, b]).sum(-1).T
             leave_one_out.append(whole - taken + self.log_det + self.inner_log_det[i])
         if len(self.blocks) == 1:
             leave_one_out = [np.zeros_like(whole)]
@@ -378,10 +380,17 @@ class _GaussianClassifier:
         self, scores: Vector, y: npt.NDArray[np.int64], sharpness: float | Vector, prior_share: float | Vector
     ) -> Vector:
         """Log probability in nats (2n+1, N) of the true class, for tempered scores mixed with the prior."""
+        return self._mixed(self._tempered(scores, y, sharpness), y, prior_share)
+
+    def _tempered(self, scores: Vector, y: npt.NDArray[np.int64], sharpness: float | Vector) -> Vector:
+        """Probability (2n+1, N) of the true class, for tempered scores."""
         logits = scores * np.reshape(sharpness, (-1, 1, 1)) + self.log_prior
         top = logits.max(-1)
-        own = np.take_along_axis(logits, y[None, :, None], -1)[..., 0]
-        sure = np.exp(own - top) / np.exp(logits - top[..., None]).sum(-1)
+        own = logits[:, np.arange(len(y)), y]
+        return np.asarray(np.exp(own - top) / np.exp(logits - top[..., None]).sum(-1))
+
+    def _mixed(self, sure: Vector, y: npt.NDArray[np.int64], prior_share: float | Vector) -> Vector:
+        """Log probability in nats (2n+1, N), of a probability mixed with the prior."""
         share = np.reshape(prior_share, (-1, 1))
         return np.asarray(np.log((1 - share) * sure + share * np.exp(self.log_prior[y])))
 

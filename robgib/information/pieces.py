@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from robgib.runtime import seed_torch
+
 __all__ = [
     "Pieces",
     "learn_codes",
@@ -140,7 +142,7 @@ def learn_codes(
     wanted = torch.from_numpy(np.stack(asked, 1))
     answers = []
     with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
-        torch.manual_seed(seed)
+        seed_torch(seed)
         network = _Network(train.x.shape[1:], sizes)
         goals = torch.from_numpy(np.stack(targets, 1))
         with torch.no_grad():

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from robgib.errors import RobGIBError, first_line
 from robgib.models.state import Settings, State
-from robgib.runtime import faults_of, network_faults
+from robgib.runtime import faults_of, network_faults, seed_torch
 
 __all__ = [
     "Adapted",
@@ -62,7 +62,7 @@ def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
     where = torch.device(device)
     numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002
     with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
-        torch.manual_seed(seed % 2**63)
+        seed_torch(seed % 2**63)
         np.random.seed(seed % 2**32)  # noqa: NPY002
         random.seed(seed)
         try:

@@ -27,7 +27,7 @@ from robgib.information.analysis import passes_of
 from robgib.information.registry import make_estimator
 from robgib.measures import measure_model, probabilistic_robustness, sample_of
 from robgib.results import Run, load_run, read_csv, save_run
-from robgib.runtime import Progress
+from robgib.runtime import Progress, seed_torch
 from robgib.studies.design import FIGURES, Cell, Figure, Outcome, Study
 from robgib.studies.engines import Task, finish
 from robgib.studies.strata import FIELD, training_fields, varied_fields
@@ -179,7 +179,7 @@ def _one(
 ) -> None:
     """Measure one cell; the run goes into the folder."""
     if cell.control == "untrained":
-        torch.manual_seed(cell.training_seed)
+        seed_torch(cell.training_seed)
         model = cell.recipe.untrained(data).eval()
     elif cell.control is not None:
         changed, training = control(cell.control, data, cell.recipe.training)

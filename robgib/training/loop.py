@@ -21,7 +21,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from robgib.data.dataset import Dataset, Split
 from robgib.errors import RobGIBError
 from robgib.files import write_file
-from robgib.runtime import Progress, network_faults, resolve_device
+from robgib.runtime import Progress, network_faults, resolve_device, seed_torch
 from robgib.training.config import Training
 from robgib.training.losses import adversarial, augment, check_penalty, mart_loss, penalty_of, weights_moved
 
@@ -241,7 +241,7 @@ class _Learner:
         x, y = (part.to(device) for part in split.sample(_HELD_OUT, self.config.seed))
         model = self.result.eval()
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(self.config.seed)
+            seed_torch(self.config.seed)
             shown = adversarial(model, x, y, self.config.adversary) if self.config.adversary else x
             with torch.no_grad():
                 right = float((model(shown).argmax(1) == y).float().mean())
@@ -260,7 +260,7 @@ class _Learner:
         x, y = (part.to(device) for part in split.sample(_HELD_OUT, self.config.seed))
         model = self.result.eval()
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(self.config.seed)
+            seed_torch(self.config.seed)
             for name, steps in (("one_step", 1), ("pgd", 10)):
                 attacked = adversarial(model, x, y, self.config.adversary, steps)
                 with torch.no_grad():
@@ -365,7 +365,7 @@ def train(
     device = resolve_device(device)
     cuda = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda), _clear_errors(config):
-        torch.manual_seed(config.seed)
+        seed_torch(config.seed)
         x, y = data.train.x.to(device), data.train.y.to(device)
         model = make()
         penalty = config.penalty

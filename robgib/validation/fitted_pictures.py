@@ -22,7 +22,7 @@ from robgib.information.donors import places
 from robgib.information.features import group_inputs
 from robgib.information.views import FittedView, entropy_estimate
 from robgib.models.registry import build
-from robgib.runtime import one_thread
+from robgib.runtime import one_thread, seed_torch
 from robgib.training.config import Adversary, Training
 from robgib.training.loop import train
 from robgib.validation.known_networks import Drawn, KnownNetwork, each_layer
@@ -248,7 +248,7 @@ def _with_mask(x: Tensor, shown: Tensor) -> Tensor:
 def _masked_classifier(x: Tensor, codes: Sequence[Tensor], sizes: Sequence[int], shown: Tensor) -> nn.Module:
     """Train a convolutional network on pictures (P, C, H, W) under masks (S, C, H, W) to predict codes (P,)."""
     with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
-        torch.manual_seed(0)
+        seed_torch(0)
         network = nn.Sequential(
             nn.Conv2d(x.shape[1] + 1, 24, 4, stride=2, padding=1),
             nn.ReLU(),

@@ -12,6 +12,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional as F
 
+from robgib.runtime import seed_torch
 from robgib.validation.known_networks import KnownNetwork, each_layer
 from robgib.validation.known_variables import Vector
 from robgib.validation.laws import Law
@@ -95,7 +96,7 @@ def _digits() -> tuple[Law, nn.Sequential]:
     pictures = loaded.images.reshape(len(loaded.target), -1) / 16
     x, y = torch.from_numpy(pictures).float().view(-1, 1, 8, 8), torch.from_numpy(loaded.target)
     with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
-        torch.manual_seed(0)
+        seed_torch(0)
         network = nn.Sequential(
             nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
             nn.Sequential(nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()),
