@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +72,15 @@ from robgib.robustness.evaluate import (
 )
 from robgib.robustness.gradient_check import GRADIENT_IMAGES, GRADIENT_PASSES
 from robgib.robustness.random_points import check_random_points
-from robgib.runtime import Progress, environment, faults_of, first_device, progress_bars, resolve_device
+from robgib.runtime import (
+    Progress,
+    environment,
+    faults_of,
+    first_device,
+    installed_version,
+    progress_bars,
+    resolve_device,
+)
 
 __all__ = [
     "PlannedPart",
@@ -244,7 +251,7 @@ class _Work:
         data = self.data
         return digest(
             {
-                "robgib": [version("robgib"), SCHEMA_VERSION, torch.__version__],
+                "robgib": [installed_version("robgib"), SCHEMA_VERSION, torch.__version__],
                 "model": [self.name, self.weights, _code(self.net), self.source],
                 "data": [data.name, data.digest, data.test.shuffled, data.train.shuffled],
                 "code": [_code(thing) for thing in (*self.attacks.values(), *self.estimators)],
@@ -599,10 +606,15 @@ def _outputs(model: PreparedModel, x: Tensor) -> int:
 def _code(thing: object) -> str:
     """Digest of a class's source code; for a network, also of its structure as text."""
     try:
-        text = inspect.getsource(getattr(thing, "code", None) or type(thing))
+        text = _source(getattr(thing, "code", None) or type(thing))
     except (OSError, TypeError):
         text = type(thing).__qualname__
     return digest([text, str(thing) if isinstance(thing, torch.nn.Module) else ""])
+
+
+@functools.lru_cache(maxsize=256)  # finding a class parses its whole file
+def _source(code: Any) -> str:
+    return inspect.getsource(code)
 
 
 def _dataset(

@@ -40,6 +40,7 @@ __all__ = [
     "Registry",
     "entry_points",
     "folders",
+    "is_packaged",
     "line_of",
     "load_plugins",
     "parse_pairs",
@@ -203,6 +204,12 @@ class Registry(Generic[T]):
         return known[name].value
 
 
+def is_packaged(path: Path) -> bool:
+    """Whether a file of a catalogue comes with the package, and thus stays as it is while a process runs."""
+    return path.parent in (_own("attacks"), _own("zoo"))
+
+
+@functools.cache
 def _own(kind: Kind) -> Path:
     package = Path(__file__).parent
     packaged = package / "content" / kind

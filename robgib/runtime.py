@@ -11,11 +11,13 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache, lru_cache
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
 import torch
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from robgib.errors import RobGIBError, ends_program, first_line, visible
@@ -29,6 +31,7 @@ __all__ = [
     "environment",
     "faults_of",
     "first_device",
+    "installed_version",
     "network_faults",
     "one_thread",
     "progress_bars",
@@ -159,10 +162,16 @@ def one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with threadpool_limits(limits=1):
+        with _pools(len(sys.modules)).limit(limits=1):
             yield
     finally:
         torch.set_num_threads(before)
+
+
+@lru_cache(maxsize=1)
+def _pools(_modules: int) -> ThreadpoolController:
+    """The thread pools of all loaded libraries, looked for again only where a module was imported since."""
+    return ThreadpoolController()
 
 
 def first_device(names: object) -> str:
@@ -273,30 +282,27 @@ def _lives(process: int) -> bool:
 
 def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
     """Versions of the libraries, and the machine that computed."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    versions = {}
-    for package in (
-        "robgib",
-        "torch",
-        "torchvision",
-        "torchattacks",
-        "numpy",
-        "scipy",
-        "scikit-learn",
-        "pandas",
-    ):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "not installed"
+    packages = ("robgib", "torch", "torchvision", "torchattacks", "numpy", "scipy", "scikit-learn", "pandas")
     device = torch.device(device)
     return {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({os.cpu_count()} cores)",
-        "packages": versions,
+        "packages": {package: installed_version(package) for package in packages},
     }
+
+
+@cache  # each look-up parses the package's metadata
+def installed_version(package: str) -> str:
+    """Version of a package, or that it is not installed.
+
+    >>> installed_version("no-such-package")
+    'not installed'
+    """
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def seed_torch(seed: int) -> None:

@@ -35,11 +35,15 @@ def cache(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def trained(cache, digits, tmp_path_factory):
+def shared(tmp_path_factory) -> Path:
+    """A folder that is the same in all test processes."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
+def trained(cache, digits, shared):
     """Load a model of the zoo on digits, trained by one of the test processes for all of them."""
-    shared = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        shared = shared.parent
 
     def load(name: str) -> torch.nn.Module:
         with FileLock(shared / f"{name}.lock"):

@@ -1,10 +1,12 @@
 import json
+import pickle
 import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from filelock import FileLock
 from torch import nn
 
 import robgib
@@ -19,23 +21,29 @@ from robgib.statistics import clopper_pearson
 from tests import unusual
 
 TERMS = ["I(Z;Y)", "I(X;Z)", "C(X;Z)", "S(X;Z)", "r(X;Z)", "v(X;Z)", "learnt I(X;Z)", "IB", "GIB"]
-QUICK = ["gaussian", "binned", "imputation:donors=4,steps=50"]
+QUICK = ["gaussian", "binned", "imputation:donors=2,steps=20"]
 
 
-@pytest.fixture(scope="session")  # of a module it would be measured again whenever a worker comes back to it
-def run(digits, digits_cnn):
-    return evaluate(
-        digits_cnn,
-        digits,
-        attacks=["fgsm-linf:eps=0.05", "pgd-linf:eps=0.05,steps=5", "pgd-l2:steps=5"],
-        corruptions=True,
-        curve=True,
-        layers=["blocks.0", "hidden", "logits"],
-        estimators=QUICK,
-        samples=150,
-        name="digits-cnn",
-        beta=0.5,
-    )
+@pytest.fixture(scope="session")  # of a module it would be read again whenever a worker comes back to it
+def run(digits, digits_cnn, shared):
+    """An evaluation of everything, by one of the test processes for all of them."""
+    file = shared / "evaluation.pickle"
+    with FileLock(f"{file}.lock"):
+        if not file.exists():
+            made = evaluate(
+                digits_cnn,
+                digits,
+                attacks=["fgsm-linf:eps=0.05", "pgd-linf:eps=0.05,steps=5", "pgd-l2:steps=5"],
+                corruptions=True,
+                curve=True,
+                layers=["blocks.0", "hidden", "logits"],
+                estimators=QUICK,
+                samples=150,
+                name="digits-cnn",
+                beta=0.5,
+            )
+            file.write_bytes(pickle.dumps(made))
+        return pickle.loads(file.read_bytes())
 
 
 def test_robustness_table_follows_from_the_outcomes(run, digits):
@@ -139,7 +147,7 @@ def test_evaluation_is_deterministic(digits, digits_cnn):
     beside = ("corruptions",)  # they change no figure that is compared here
     options = {
         "attacks": ["fgsm-linf:eps=0.05", "pgd-linf:eps=0.05,steps=5", "pgd-l2:steps=5"], "curve": True,
-        "layers": ["hidden"], "estimators": QUICK, "features": "patches:2", "samples": 100, "beta": 0.5, "signs": False,
+        "layers": ["hidden"], "estimators": QUICK, "features": "patches:2", "samples": 60, "beta": 0.5, "signs": False,
     }  # fmt: skip
     one = evaluate(digits_cnn, digits, **options, **dict.fromkeys(beside, True))
     again = evaluate(digits_cnn, digits, batch_size=64, **options, **dict.fromkeys(beside, False))

@@ -18,7 +18,9 @@ from robgib.training.config import Training
 from robgib.training.loop import train
 from tests.elsewhere import DEVICE, Elsewhere, a_second_device
 
-SMALL = {"samples": 8, "information_samples": 40, "layers": ["hidden", "logits"], "progress": False}
+SMALL = {
+    "samples": 8, "information_samples": 40, "layers": ["hidden", "logits"], "features": "patches:2", "progress": False,
+}  # fmt: skip
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -132,12 +133,21 @@ class AttackFile(BaseModel):
         return {} if value is None else value
 
 
-def _entry(name: str, path: Path, classes: Mapping[str, registry.Entry[type[Attack]]]) -> CatalogueEntry:
-    """Read one file of the catalogue."""
+def _file(path: Path) -> AttackFile:
     try:
-        file = registry.read_model(AttackFile, registry.read_yaml(path), path)
+        return registry.read_model(AttackFile, registry.read_yaml(path), path)
     except ValidationError as error:
         raise registry.yaml_error(error, path) from error
+
+
+@functools.cache  # every name is looked up among all files of the catalogue
+def _packaged_file(path: Path) -> AttackFile:
+    return _file(path)
+
+
+def _entry(name: str, path: Path, classes: Mapping[str, registry.Entry[type[Attack]]]) -> CatalogueEntry:
+    """Read one file of the catalogue."""
+    file = _packaged_file(path) if registry.is_packaged(path) else _file(path)
     by_class = {entry.value.__name__: entry.value for entry in classes.values()}
     kind = classes[file.attack].value if file.attack in classes else by_class.get(file.attack)
     if kind is None:

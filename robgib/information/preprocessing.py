@@ -69,10 +69,30 @@ _POINTS_PER_CODE = 256  # to learn codes on; more would cost time and move them 
 
 
 def relabel(rows: npt.NDArray[Any]) -> Codes:
-    """Number the distinct rows (N, d), or values (N,), from 0."""
-    if rows.ndim == 2 and rows.shape[1] == 1:
-        rows = rows[:, 0]
-    inverse: Codes = np.unique(rows, axis=0 if rows.ndim == 2 else None, return_inverse=True)[1]
+    """Number the distinct rows (N, d), or values (N,), from 0 in ascending order."""
+    if rows.ndim == 1:
+        return _numbered(rows)
+    if not rows.shape[1]:
+        return np.zeros(len(rows), np.int64)
+    codes = _numbered(rows[:, 0])
+    for column in rows.T[1:]:  # the order of rows is that of their first columns
+        if int(codes.max(initial=-1)) + 1 == len(codes):
+            break
+        other = _numbered(column)
+        codes = _numbered(codes * (int(other.max(initial=0)) + 1) + other)
+    return codes
+
+
+def _numbered(values: npt.NDArray[Any]) -> Codes:
+    if values.dtype.kind == "i" and len(values):
+        least = int(values.min())
+        span = int(values.max()) - least + 1
+        if span <= 16 * len(values) + 1024:  # a table is faster than sorting
+            at = values.astype(np.int64) - least
+            present = np.zeros(span, np.int64)
+            present[at] = 1
+            return np.asarray((np.cumsum(present) - 1)[at])
+    inverse: Codes = np.unique(values, return_inverse=True)[1]
     return inverse.reshape(-1).astype(np.int64)
 
 

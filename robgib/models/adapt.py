@@ -667,12 +667,11 @@ def differ(one: Tensor, two: Tensor) -> float:
 def _random(net: Classifier, sample: Tensor) -> bool:
     """Whether two calls on the same images differ."""
 
-    def state() -> tuple[bytes, bytes, Any]:
-        numpy_state = np.random.get_state()  # noqa: NPY002
+    def state() -> tuple[Any, ...]:
+        name, keys, *rest = np.random.get_state()  # noqa: NPY002
         cuda = torch.cuda.get_rng_state(sample.device) if sample.device.type == "cuda" else torch.empty(0)
-        return torch.get_rng_state().numpy().tobytes() + cuda.numpy().tobytes(), str(numpy_state).encode(), (
-            random.getstate()
-        )  # fmt: skip
+        of_torch = torch.get_rng_state().numpy().tobytes() + cuda.numpy().tobytes()
+        return of_torch, name, np.asarray(keys).tobytes(), rest, random.getstate()
 
     before = state()
     first = net(sample[:4])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -284,14 +285,18 @@ def _finding_text(c: Correlation, baseline: tuple[float, float, float], tests: i
 
 def page(template: str, **content: Any) -> str:
     """Render a template of this package."""
-    environment = jinja2.Environment(
+    return _environment().get_template(template).render(**content)
+
+
+@cache  # compiling the templates takes as long as filling them
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
         loader=jinja2.PackageLoader("robgib.reporting"),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         finalize=lambda value: visible(value) if type(value) is str else value,
     )
-    return environment.get_template(template).render(**content)
 
 
 _UNBROKEN = re.compile(r"\[[^]]*\]|at \S+ [^\s;]+")

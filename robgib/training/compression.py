@@ -132,8 +132,8 @@ def _draws(samples: int, seed: int) -> tuple[np.ndarray, Any]:
     """How often each sample is drawn in each resample (resamples, N), and the state of the generator afterwards."""
     rng = np.random.default_rng([seed, 13])
     shares = np.full(samples, 1 / max(samples, 1))
-    weights = rng.multinomial(samples, shares, size=_RESAMPLES) if samples else np.zeros((_RESAMPLES, 0), np.int64)
-    return weights, rng.bit_generator.state
+    weights = rng.multinomial(samples, shares, size=_RESAMPLES) if samples else np.zeros((_RESAMPLES, 0))
+    return weights.astype(float), rng.bit_generator.state
 
 
 def _entropies(codes: np.ndarray, weights: np.ndarray) -> np.ndarray:

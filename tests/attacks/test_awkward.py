@@ -15,11 +15,13 @@ from robgib.robustness.run_attack import run_attack
 from tests.unusual import Around
 
 SPECS = (
-    "fgsm-linf", "rfgsm-linf", "pgd-linf", "pgd-l1", "mifgsm-linf", "apgd-ce-linf", "apgd-t-linf:steps=10",
-    "apgd-ce-l1", "apgd-ce-l2:schedule_start=8", "fab-linf:steps=5", "fab-t-l2:steps=5", "square-linf:queries=20",
-    "deepfool-l2", "superdeepfool-l2:steps=5", "ddn-l2:steps=5", "fmn-linf:steps=5", "cw-l2:steps=5,binary_steps=2",
-    "sigma-zero-l0:steps=5", "autoattack-linf:steps=5,queries=20", "fast-linf:first=3,short=2,long=3,probe=5",
-    "fast-l2:first=3,short=2,long=3,probe=5", "fast-l1:first=3,short=2,long=3,probe=5",
+    "fgsm-linf", "rfgsm-linf", "pgd-linf:steps=5", "pgd-l1:steps=5", "mifgsm-linf:steps=5", "apgd-ce-linf:steps=20",
+    "apgd-t-linf:steps=10", "apgd-ce-l1:steps=20", "apgd-ce-l2:steps=20,schedule_start=8", "fab-linf:steps=5",
+    "fab-t-l2:steps=5", "square-linf:queries=20", "deepfool-l2:steps=10",
+    "superdeepfool-l2:steps=5,deepfool_steps=10", "ddn-l2:steps=5", "fmn-linf:steps=5",
+    "cw-l2:steps=5,binary_steps=2", "sigma-zero-l0:steps=5", "autoattack-linf:steps=5,queries=20",
+    "fast-linf:first=3,short=2,long=3,probe=5", "fast-l2:first=3,short=2,long=3,probe=5",
+    "fast-l1:first=3,short=2,long=3,probe=5",
 )  # fmt: skip
 
 

@@ -119,7 +119,9 @@ def test_where_nothing_can_be_kept_the_work_goes_on(tmp_path):
         assert not locked
 
 
-OPTIONS = {"estimators": ["gaussian"], "samples": 30, "seed": 1, "device": "cpu", "progress": False}
+OPTIONS = {
+    "estimators": ["gaussian"], "features": "patches:2", "samples": 30, "seed": 1, "device": "cpu", "progress": False,
+}  # fmt: skip
 ATTACKS = ["pgd-linf:eps=0.05", "fgsm-l2:eps=0.5"]
 
 

@@ -53,7 +53,7 @@ def test_copies_have_no_subset_synergy_and_a_single_unit_has_what_its_absence_co
 
 def test_every_estimator_tells_the_units_reading_or_why_not(digits, digits_cnn):
     found = layer_information(
-        digits_cnn, digits, ["binned", "imputation:single_feature=false,donors=2,samples=60"],
+        digits_cnn, digits, ["binned", "imputation:single_feature=false,donors=2,samples=60,steps=20"],
         layers=["hidden"], samples=300, features="patches:2", unit_groups=4,
     ).layers.set_index(["estimator", "term"])  # fmt: skip
     own = found.loc["binned"]["value"]

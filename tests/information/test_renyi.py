@@ -39,14 +39,20 @@ def test_entropies_of_a_kernel_matrix_against_scipy():
     assert entropy(joint) >= max(entropy(m) for m in matrices)  # Giraldo et al., proposition 4.1
 
 
-@pytest.mark.parametrize("alpha", [1, 1.01, 2])
-def test_the_closed_form_is_the_limit_of_matrices(alpha):
+@pytest.fixture(scope="module")
+def spectrum():
+    """A covariance, and the eigenvalues above 0 of the kernel matrix of many draws from it."""
     rng = np.random.default_rng(1)
     covariance = np.array([[1.0, 0.6], [0.6, 0.5]])
     x = rng.standard_normal((2500, 2)) @ np.linalg.cholesky(covariance).T
     squared = ((x[:, None] - x[None]) ** 2).sum(2)
     values = np.linalg.eigvalsh(np.exp(-squared / 2) / len(x))
-    values = values[values > 0]
+    return covariance, values[values > 0]
+
+
+@pytest.mark.parametrize("alpha", [1, 1.01, 2])
+def test_the_closed_form_is_the_limit_of_matrices(alpha, spectrum):
+    covariance, values = spectrum
     found = -(values * np.log2(values)).sum() if alpha == 1 else np.log2((values**alpha).sum()) / (1 - alpha)
     assert gaussian_kernel_entropy(covariance, alpha) == pytest.approx(found, abs=0.03)
 

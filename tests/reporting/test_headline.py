@@ -18,10 +18,10 @@ from tests.reporting.test_page import visible
 
 
 @pytest.fixture(scope="module")
-def run(digits, digits_cnn):
+def run(digits, digits_mlp):
     return evaluate(
-        digits_cnn, digits, attacks=["pgd-linf:eps=8/255,steps=2", "fgsm-linf:eps=8/255", "pgd-l2:eps=0.5,steps=2"],
-        estimators=[], samples=60, curve=False, signs=True, name="digits-cnn",
+        digits_mlp, digits, attacks=["pgd-linf:eps=8/255,steps=2", "fgsm-linf:eps=8/255", "pgd-l2:eps=0.5,steps=2"],
+        estimators=[], samples=60, curve=False, signs=True, name="network",
     )  # fmt: skip
 
 
@@ -57,7 +57,7 @@ def test_sentences_below_a_headline_are_indented_on_every_line(run):
 
 
 def test_a_headline_holds_clean_and_lowest_accuracy_at_each_budget(run):
-    line = headline(run, "digits-cnn")
+    line = headline(run, "network")
     tried = run.robustness[run.robustness["attack"] != "none"]
     lowest = tried[tried["norm"] == "linf"].sort_values("robust_accuracy").iloc[0]
     expected = (
@@ -199,7 +199,7 @@ def test_what_was_not_measured_in_full_is_stated(run):
     whole = dataclasses.replace(run, name="whole", corruptions=table("corruptions", every))
     assert "Accuracy on the same images under common corruptions" in visible(render([whole]))
     both = visible(render([some, whole]))
-    assert "Accuracy on 40 of the 60 images (digits-cnn), the same images (whole) under" in both
+    assert "Accuracy on 40 of the 60 images (network), the same images (whole) under" in both
 
 
 def test_a_curve_that_was_left_out_is_stated(run):

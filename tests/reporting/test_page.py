@@ -11,15 +11,15 @@ from robgib.reporting import render
 
 
 @pytest.fixture(scope="module")
-def run(digits, digits_cnn):
+def run(digits, digits_mlp):
     return evaluate(
-        digits_cnn,
+        digits_mlp,
         digits,
         attacks=["fgsm-linf", "pgd-linf:steps=3"],
-        estimators=["gaussian", "imputation:donors=4,steps=50"],
-        layers=["hidden", "logits"],
+        estimators=["gaussian", "imputation:donors=2,steps=20"],
+        layers=["2", "logits"],
         samples=60,
-        name="digits-cnn",
+        name="network",
     )
 
 
@@ -161,7 +161,7 @@ def test_the_default_page_overwrites_only_that_of_the_same_runs(tmp_path, monkey
 
 def test_a_figure_has_its_star_in_every_table_and_the_legend_says_why(run):
     layers = run.layers.copy()
-    own = layers["term"].eq("I(Z;Y)") & layers["layer"].eq("hidden")
+    own = layers["term"].eq("I(Z;Y)") & layers["layer"].eq("2")
     layers.loc[own, ["value", "low", "high", "flagged", "note"]] = [2.82, 2.66, 2.98, True, "the label is noisy"]
     (words,) = re.findall(
         r"<h2>Information about the input by layer</h2>.*?(?=<h2>)",

@@ -13,9 +13,9 @@ from robgib.reporting.summary import FIGURES, collinearity, correlate, summarise
 
 
 @pytest.fixture(scope="module")
-def run(digits, digits_cnn):
+def run(digits, digits_mlp):
     return evaluate(
-        digits_cnn,
+        digits_mlp,
         digits,
         attacks=["fgsm-linf"],
         estimators=["gaussian"],

@@ -192,8 +192,8 @@ def test_branch_and_bound_decides_what_a_mixed_integer_program_decides():
     assert vulnerable >= 2
 
 
-def test_branch_and_bound_closes_the_interval_of_a_network_of_the_zoo(digits):
-    net, _ = robgib.load_model("digits-mlp-relu")
+def test_branch_and_bound_closes_the_interval_of_a_network_of_the_zoo(trained, digits):
+    net = trained("digits-mlp-relu")
     x, y = digits.test.x[:60], digits.test.y[:60]
     prepared = prepare(net, x)
     attacked = run_attack(prepared, x, y, make_attack("apgd-dlr-linf:eps=0.05,steps=50,restarts=3"))
