@@ -605,8 +605,9 @@ def _outputs(model: PreparedModel, x: Tensor) -> int:
 
 def _code(thing: object) -> str:
     """Digest of a class's source code; for a network, also of its structure as text."""
+    code: Any = getattr(thing, "code", None) or type(thing)
     try:
-        text = _source(getattr(thing, "code", None) or type(thing))
+        text = _source(code)
     except (OSError, TypeError):
         text = type(thing).__qualname__
     return digest([text, str(thing) if isinstance(thing, torch.nn.Module) else ""])

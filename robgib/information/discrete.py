@@ -159,7 +159,7 @@ def _entropy_and_bias(code: Codes, weights: Vector | None) -> Vector:
         each = np.ones(len(masses))
     else:
         code, each = code[weights > 0], np.asarray(weights, float)[weights > 0]
-        masses = np.bincount(code, each)
+        masses = np.bincount(code, each).astype(float)
         of_own, repeats = masses[code], np.ones(len(code))
     samples, total = repeats.sum(), masses.sum()
     if samples < 2:

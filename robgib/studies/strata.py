@@ -61,9 +61,14 @@ def _flat(content: Mapping[str, Any], prefix: str) -> list[tuple[str, Any]]:
 
 def varied_fields(rows: pd.DataFrame) -> list[str]:
     """Return the recipe columns that separate models of one data set, architecture, regime and strength."""
-    extra = [c for c in rows if c.startswith(FIELD)]
-    basic = [rows[c] for c in _BASIC]
-    return [c for c in extra if rows[c].astype(str).groupby(basic).nunique().max() > 1]
+    known = rows[rows[list(_BASIC)].notna().all(axis=1)]
+    basic = _numbered(known, _BASIC).tolist()
+
+    def varies(column: str) -> bool:
+        pairs = {(k, value) for k, value in zip(basic, known[column].astype(str), strict=True) if value == value}
+        return len(pairs) > len({k for k, _ in pairs})
+
+    return [c for c in rows if c.startswith(FIELD) and varies(c)]
 
 
 def cell_of(rows: pd.DataFrame) -> Rows:

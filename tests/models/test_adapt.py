@@ -62,8 +62,14 @@ FORMS = {
 }
 
 
+@pytest.fixture(scope="module")
+def left_by_pgd(digits_cnn, images):
+    """Share of the images that PGD leaves right on the network as it is."""
+    return run_attack(digits_cnn, *images, make_attack("pgd-linf:eps=0.1")).right.mean()
+
+
 @pytest.mark.parametrize("form", FORMS)
-def test_forms_are_read_and_attacked(form, digits_cnn, images):
+def test_forms_are_read_and_attacked(form, digits_cnn, images, left_by_pgd):
     make, told, tolerance = FORMS[form]
     model = make(digits_cnn)
     x, y = images
@@ -80,9 +86,8 @@ def test_forms_are_read_and_attacked(form, digits_cnn, images):
         assert prepared.notes == ()
     assert not prepared.random
     outcome = run_attack(prepared, x, y, make_attack("pgd-linf:eps=0.1"))
-    plain = run_attack(digits_cnn, x, y, make_attack("pgd-linf:eps=0.1"))
     if form != "images overwritten":
-        assert abs(outcome.right.mean() - plain.right.mean()) <= 0.05
+        assert abs(outcome.right.mean() - left_by_pgd) <= 0.05
     assert outcome.right.mean() < 0.4
 
 

@@ -226,9 +226,9 @@ def test_a_verdict_is_what_all_agree_on(told, agreed):
     assert agreed_verdict(told) == agreed
 
 
-def test_a_network_that_does_not_change_is_not_compressed(digits, digits_cnn):
-    same = {e: (lambda: digits_cnn) for e in range(4)}
-    found = trace(same, digits, ["binned", "imputation:donors=2,steps=20"], layers=["hidden"], samples=200).compression
+def test_a_network_that_does_not_change_is_not_compressed(digits, digits_mlp):
+    same = {e: (lambda: digits_mlp) for e in range(4)}
+    found = trace(same, digits, ["binned", "imputation:donors=2,steps=20"], layers=["2"], samples=200).compression
     assert (found["compression"] == 0).all()
     assert (found["low"] == 0).all()
     assert (found.loc[found["estimator"] == "counted", "high"] == 0).all()
