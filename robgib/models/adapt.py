@@ -27,6 +27,7 @@ __all__ = [
     "as_module",
     "differ",
     "finite_answers",
+    "half_perturbed",
     "logits_in",
     "network_of",
     "put_random_state",
@@ -44,6 +45,7 @@ _CALLS = (
 )
 _FEW_CALLS = 8  # the same for other models, which may have a generator of their own
 _DEEP = 3  # nesting of containers in a model's output
+_BETWEEN = 0.4 / 255  # a change to a value between two levels of 8 bits
 _EQUAL = 1e-3  # share of the logits' spread, above the differences of reductions between calls on a GPU
 
 
@@ -664,8 +666,19 @@ def differ(one: Tensor, two: Tensor) -> float:
     return gap if gap == gap else (0.0 if same else float("inf"))  # NaN in the same places is no difference
 
 
+def half_perturbed(x: Tensor) -> Tensor:
+    """Return images (N, …) in [0, 1], the last half of which (at least one) is moved off the levels of 8 bits.
+
+    A model may answer at random to perturbed images alone.
+    """
+    moved = x.clone()
+    last = moved[len(x) // 2 :]
+    moved[len(x) // 2 :] = torch.where(last > 0.5, last - _BETWEEN, last + _BETWEEN)
+    return moved
+
+
 def _random(net: Classifier, sample: Tensor) -> bool:
-    """Whether two calls on the same images differ."""
+    """Whether two calls on the same images, clean and perturbed, differ."""
 
     def state() -> tuple[Any, ...]:
         name, keys, *rest = np.random.get_state()  # noqa: NPY002
@@ -674,9 +687,10 @@ def _random(net: Classifier, sample: Tensor) -> bool:
         return of_torch, name, np.asarray(keys).tobytes(), rest, random.getstate()
 
     before = state()
-    first = net(sample[:4])
+    some = half_perturbed(sample[:4])
+    first = net(some)
     calls = _CALLS if state() != before else _FEW_CALLS
-    return any(differ(first, net(sample[:4])) > _EQUAL for _ in range(calls - 1))
+    return any(differ(first, net(some)) > _EQUAL for _ in range(calls - 1))
 
 
 def _company(net: Classifier, sample: Tensor) -> bool:

@@ -32,7 +32,7 @@ from robgib.attacks.square import Square
 from robgib.attacks.threat_model import CONVEX_NORMS, ThreatModel
 from robgib.attacks.transfer import Transfer
 from robgib.errors import NoGradientError
-from robgib.models.adapt import differ, finite_answers, seeded
+from robgib.models.adapt import differ, finite_answers, half_perturbed, seeded
 from robgib.models.inference import BatchedModel, PreparedModel, eval_mode, prepare
 from robgib.options import Context, gather, or_default
 from robgib.results import NOT_RUN
@@ -539,7 +539,7 @@ def _more(one: Tensor, two: Tensor) -> bool:
 
 
 def _random_outputs(look: _Look) -> FailureIndicator:
-    few, gaps = look.x[:_CALLED], []
+    few, gaps = half_perturbed(look.x[:_CALLED]), []
     with torch.no_grad(), faults_of("the model"):
         first = look.calls(few)
         for _ in range(_CALLS - 1):

@@ -149,7 +149,13 @@ def test_what_is_no_classifier_is_refused_in_a_sentence(make, told, digits_cnn, 
 
 @pytest.mark.parametrize(
     ("kind", "random"),
-    [(unusual.Noisy, True), (unusual.RarelyNoisy, True), (unusual.Around, False), (unusual.Quantised, False)],
+    [
+        (unusual.Noisy, True),
+        (unusual.RarelyNoisy, True),
+        (unusual.NoisyBetween, True),
+        (unusual.Around, False),
+        (unusual.Quantised, False),
+    ],
 )
 def test_randomness_is_found(kind, random, digits_cnn, images):
     with torch.random.fork_rng(devices=[]):

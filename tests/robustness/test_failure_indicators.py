@@ -20,6 +20,7 @@ from tests.unusual import (
     Detached,
     HardOfHearing,
     Noisy,
+    NoisyBetween,
     Optimises,
     OwnNoise,
     Probabilities,
@@ -85,7 +86,7 @@ def test_a_quantised_input_has_no_gradient(digits_mlp, digits):
 
 
 @pytest.mark.parametrize(
-    "kind", [Noisy, *(pytest.param(kind, marks=pytest.mark.slow) for kind in (RarelyNoisy, OwnNoise))]
+    "kind", [Noisy, NoisyBetween, *(pytest.param(kind, marks=pytest.mark.slow) for kind in (RarelyNoisy, OwnNoise))]
 )
 def test_a_model_that_answers_at_random(kind, digits_mlp, digits):
     """Two calls miss randomness in one call of ten mostly."""
