@@ -62,7 +62,8 @@ class FastEnsemble(Attack):
       others if it fools any of these.
     - **queries**: Square with ``probe`` queries.
     - **zero gradients**: Square with the queries of AutoAttack on samples whose gradient is 0 (or not finite) on the
-      clean image and on a random one in the ball, in place of all stages after cross-entropy. A note reports them.
+      clean image and on a random one in the ball, in place of all stages after cross-entropy but the schedule. A note
+      reports them.
     - **schedule**: APGD with a large-to-small eps schedule, from ``schedule_start`` eps, on ten samples.
     - **near the boundary**, where the margin is below ``near`` times the clean margin: APGD from the best image; eight
       ascents from results of Square; random search and a short ascent from the best image, alternating at most five
@@ -117,11 +118,13 @@ class FastEnsemble(Attack):
         """The stages, in order."""
         ascent = (Stage("classes", self._towards_classes), Stage("finalists", self._towards_finalists))
         walk, query = Stage("boundary steps", self._step_along_boundaries), Stage("queries", self._query)
-        checks = (walk, query, Stage("schedule", self._check_by_schedule, fails=_fails(_FEW)))
+        # The schedule begins outside the ball, where flat samples may have a gradient.
+        schedule = Stage("schedule", self._check_by_schedule, _every_scout, fails=_fails(_FEW))
         both: tuple[Mode, ...] = ("ascent", "schedule")
         return (
             Stage("cross-entropy", self._ascend, _all),
-            *(replace(stage, select=_scouts) for stage in (*ascent, *checks)),
+            *(replace(stage, select=_scouts) for stage in (*ascent, walk, query)),
+            schedule,
             *(replace(stage, select=_others) for stage in ascent),
             Stage("repeated schedule", self._repeat_schedule, _all, modes=("schedule",)),
             replace(walk, select=_scouts, modes=("schedule",)),
@@ -144,14 +147,23 @@ class FastEnsemble(Attack):
         for stage in self.stages:
             if state.mode in stage.modes:
                 stage.perform(state)
+        if notes := self._notes(state):
+            warnings.warn("; ".join(notes), RobGIBWarning, stacklevel=2)
+        return state.image
+
+    def _notes(self, state: _State) -> list[str]:
+        """Return notes on gradients that were of no use, and on what was done instead."""
+        notes = []
         if state.flat.any():
-            few = f"the gradient is 0 on {int(state.flat.sum())} of {len(x)} images, which only Square attacked"
-            warnings.warn(few, RobGIBWarning, stacklevel=2)
+            count = int(state.flat.sum())
+            notes.append(
+                f"the gradient is 0 on {count} of {len(state.x)} images, which Square attacked in place of ascent"
+            )
         if state.reason:
             schedule = f"APGD used a large-to-small schedule from {self.schedule_start:g} eps"
             remedy = "AutoAttack was run on the rest" if state.mode == "rest" else schedule
-            warnings.warn(f"{state.reason}: gradients are uninformative, and {remedy}", RobGIBWarning, stacklevel=2)
-        return state.image
+            notes.append(f"{state.reason}: gradients are uninformative, and {remedy}")
+        return notes
 
     def _ascend(self, state: _State, rows: Tensor) -> None:
         """Run APGD on the cross-entropy; without gradients, Square alone."""
@@ -169,7 +181,7 @@ class FastEnsemble(Attack):
         count = min(self.targets, state.classes - 1)
         candidates = wrong_classes(state.logits, state.y)[:, : 2 * self.targets]
         reach = boundary_distances(state.model, state.x[rows], state.y[rows], candidates[rows], self.norm)
-        rows, reach = self._with_slope(state, rows, reach, candidates[rows])
+        rows, reach = self._with_slope(state, rows, reach)
         order = torch.zeros_like(candidates[:, :count])
         order[rows] = candidates[rows].gather(1, reach.argsort(dim=1, stable=True)[:, :count])
         if state.front is None:
@@ -178,17 +190,23 @@ class FastEnsemble(Attack):
             rows = state.still(rows)
             self._towards_front(state, state.front, rows, order[rows, rank], self.short)
 
-    def _with_slope(self, state: _State, rows: Tensor, reach: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the samples with a gradient and the distances of their boundaries; mark the others as flat."""
-        flat = (reach > _INFINITE).all(1)
-        if flat.any():
-            some = rows[flat]
-            x, y = state.x[some], state.y[some]
-            elsewhere = self.threat.random_start(x, state.rng.select(some))
-            there = boundary_distances(state.model, elsewhere, y, candidates[flat], self.norm)
-            state.flat[some] = (there > _INFINITE).all(1)
+    def _with_slope(self, state: _State, rows: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the samples with a gradient and the distances of their boundaries; mark all others as flat."""
+        if (reach > _INFINITE).all(1).any():
+            self._mark_flat(state)
         sloped = ~state.flat[rows]
         return rows[sloped], reach[sloped]
+
+    def _mark_flat(self, state: _State) -> None:
+        """Mark the remaining samples whose gradient is 0 on the clean image and on a random one in the ball."""
+        rows = state.remaining
+        elsewhere = self.threat.random_start(state.x[rows], state.rng.select(rows))
+        candidates = wrong_classes(state.logits, state.y)[:, : 2 * self.targets][rows]
+        flat = torch.ones_like(rows, dtype=torch.bool)
+        for images in (state.x[rows], elsewhere):
+            reach = boundary_distances(state.model, images, state.y[rows], candidates, self.norm)
+            flat &= (reach > _INFINITE).all(1)
+        state.flat[rows[flat]] = True
 
     def _search(self, state: _State, rows: Tensor) -> None:
         """Run Square with the queries of AutoAttack, since without a gradient random search alone makes progress."""
@@ -226,6 +244,7 @@ class FastEnsemble(Attack):
 
     def _check_by_schedule(self, state: _State, rows: Tensor) -> None:
         """Run large-to-small APGD on samples that ascent had left."""
+        state.scheduled[rows] = True
         state.schedules += state.check(self._schedule, rows)
         state.helped = bool((~state.right[rows]).any())
 
@@ -312,6 +331,10 @@ def _scouts(state: _State) -> Tensor:
     return state.among(state.scouts)
 
 
+def _every_scout(state: _State) -> Tensor:
+    return state.still(state.scouts.nonzero().squeeze(1))
+
+
 def _others(state: _State) -> Tensor:
     return state.among(~state.scouts)
 
@@ -379,6 +402,7 @@ class _State:
         helped: whether large-to-small APGD fooled any sample.
         walked: whether FAB-T has run (N,).
         queried: whether Square has run (N,).
+        scheduled: whether large-to-small APGD has checked it (N,).
         tried: whether a sample was attacked as one near the boundary (N,).
         flat: whether the gradient of a sample is 0, so that ascent is not informed (N,).
         reason: why the mode changed.
@@ -403,7 +427,7 @@ class _State:
     def _begin(self, mode: Mode) -> None:
         self.mode, self.helped = mode, False
         self.walks = self.queries = self.schedules = 0
-        self.walked, self.queried, self.tried = (torch.zeros_like(self.right) for _ in range(3))
+        self.walked, self.queried, self.scheduled, self.tried = (torch.zeros_like(self.right) for _ in range(4))
         self._scouts: Tensor | None = None
 
     @property
@@ -435,7 +459,7 @@ class _State:
     @property
     def left(self) -> int:
         """Number of samples that ascent left right, of those that the checks looked at."""
-        return int((self.walked | self.queried).sum())
+        return int((self.walked | self.queried | self.scheduled).sum())
 
     @property
     def close(self) -> Tensor:
