@@ -209,6 +209,7 @@ def _exported(path: Path, allow_code: bool) -> nn.Module:
         with _quiet(), nullcontext() if allow_code else _guarded():
             exported = torch.export.load(str(path))
             network: nn.Module = torch.export.unflatten(exported)
+            _name_classes(network, exported)
     except RobGIBError as error:
         raise RobGIBError(
             f"{path} is refused, since reading it could run code: {error}; give --allow-code (allow_code=True) if you "
@@ -226,6 +227,16 @@ def _exported(path: Path, allow_code: bool) -> nn.Module:
         if parameter.is_floating_point():
             parameter.requires_grad_(True)
     return network.eval()
+
+
+def _name_classes(network: nn.Module, exported: torch.export.ExportedProgram) -> None:
+    """Give modules a ``type_name``, the class that they had before the export, where torch (2.6) does not."""
+    classes: dict[str, str] = {}
+    for node in exported.graph.nodes:
+        classes.update(node.meta.get("nn_module_stack", {}).values())
+    for path, module in network.named_modules():
+        if path in classes and not hasattr(module, "type_name"):
+            vars(module)["type_name"] = partial(str, classes[path])
 
 
 @contextmanager

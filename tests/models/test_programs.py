@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import pickle
+import re
 import shutil
 import sys
 import types
@@ -112,6 +113,18 @@ def test_layers_by_the_names_that_they_had(network, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_layers_where_torch_names_no_former_classes(network, tmp_path, monkeypatch):
+    """As torch 2.6, whose unflattened modules have no ``type_name``."""
+    save_exported(network, tmp_path / "net.pt2")
+    for kind in importlib.import_module("torch.export.unflatten").InterpreterModule.__mro__:
+        if "type_name" in vars(kind):
+            monkeypatch.delattr(kind, "type_name")
+    model = network_in(tmp_path / "net.pt2")
+    example = torch.rand(2, 1, 8, 8)
+    assert default_layers(model, example) == default_layers(network, example)
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_torchscript_shows_its_logits_alone(network, tmp_path, digits):
     save_torchscript(network, tmp_path / "net.ts")
     model = network_in(tmp_path / "net.ts")
@@ -135,6 +148,16 @@ def test_a_network_for_other_images(tmp_path):
         load_checkpoint(tmp_path / "net.ts", data="digits")
 
 
+_INPUTS = "(sample|example)_inputs"
+"""In the names of the pickled inputs in an exported program, of newer and of older releases of torch."""
+
+
+def program_in(archive):
+    """The name of the description of an exported program, which differs between releases of torch."""
+    (name,) = (n for n in archive.namelist() if n.endswith(("models/model.json", "exported_program.json")))
+    return name
+
+
 class Evil:
     def __reduce__(self):
         return os.mkdir, ("hacked",)
@@ -148,9 +171,9 @@ class TestPickles:
         buffer = io.BytesIO()
         torch.save({"x": Evil()}, buffer)
         with zipfile.ZipFile("good.pt2") as good, zipfile.ZipFile("bad.pt2", "w") as bad:
-            assert any("sample_inputs" in name for name in good.namelist())
+            assert any(re.search(_INPUTS, name) for name in good.namelist())
             for name in good.namelist():
-                bad.writestr(name, buffer.getvalue() if "sample_inputs" in name else good.read(name))
+                bad.writestr(name, buffer.getvalue() if re.search(_INPUTS, name) else good.read(name))
         with pytest.raises(RobGIBError, match=r"unpickled|not a file that torch.export can read"):
             network_in(tmp_path / "bad.pt2")
         assert not (tmp_path / "hacked").exists()
@@ -196,9 +219,10 @@ class TestProgramsThatDoMore:
 
         def forge(old="", new="", **files):
             with zipfile.ZipFile("good.pt2") as good, zipfile.ZipFile("bad.pt2", "w") as bad:
+                described = program_in(good)
                 for name in good.namelist():
                     content = good.read(name)
-                    if name.endswith("models/model.json") and old:
+                    if name == described and old:
                         assert old in content.decode()
                         content = content.decode().replace(old, new).encode()
                     bad.writestr(name.replace("good/", "bad/"), content)
@@ -240,18 +264,24 @@ class TestProgramsThatDoMore:
     def test_an_expression_that_is_python(self, forged, tmp_path):
         """What a size is made of, sympy evaluates as Python."""
         with zipfile.ZipFile("good.pt2") as good:
-            text = good.read("good/models/model.json").decode()
+            text = good.read(program_in(good)).decode()
         symbol = json.loads("{" + text[text.index('"expr_str"') :].split(', "hint"')[0] + "}")["expr_str"]
         with pytest.raises(RobGIBError, match="its expr_str"):
             network_in(forged(symbol, RUN))
         assert not (tmp_path / "hacked").exists()
 
     def test_compiled_code(self, forged):
+        with zipfile.ZipFile("good.pt2") as good:
+            if not program_in(good).endswith("model.json"):
+                pytest.skip("files of this release of torch hold no compiled code")
         path = forged(**{"aotinductor__model__a.so": b"\x7fELF", "aotinductor__model__a_metadata.json": b"{}"})
         with pytest.raises(RobGIBError, match="holds more than a program and its weights"):
             network_in(path)
 
     def test_code_that_would_check_sizes_is_left_out(self, forged, tmp_path):
+        with zipfile.ZipFile("good.pt2") as good:
+            if b'"guards_code"' not in good.read(program_in(good)):
+                pytest.skip("files of this release of torch hold no guards")
         model = network_in(forged('"guards_code": []', f'"guards_code": ["{RUN}"]'))
         assert model(torch.rand(2, 1, 8, 8)).shape == (2, 10)
         assert not (tmp_path / "hacked").exists()
