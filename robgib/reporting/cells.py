@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -76,6 +76,8 @@ def star_reasons(layers: pd.DataFrame, shown: pd.DataFrame) -> str:
     >>> star_reasons(frame, frame)
     "few samples; at the estimator's ceiling"
     """
+    used = ["term", "value", "flagged", "note"]
+    layers, shown = layers[used], shown[used]
     reliable = {(r.term, note) for r in layers[~layers["flagged"].astype(bool)].itertuples() for note in _notes(r)}
     kinds: dict[tuple[str, ...], list[str]] = {}
     for r in shown[shown["flagged"].astype(bool) & shown["value"].notna()].itertuples():
@@ -101,10 +103,10 @@ def _resolution_of(term: str) -> str:
     return next((label for label, ending in RESOLUTIONS.items() if ending and term.endswith(ending)), "")
 
 
-def _layer_notes(rows: pd.DataFrame) -> list[str]:
+def _layer_notes(rows: Iterable[Any]) -> list[str]:
     """Return the notes of a layer's figures; one of figures at another number of codes alone says at which."""
     terms: dict[str, list[str]] = {}
-    for r in rows.itertuples():
+    for r in rows:
         for note in _notes(r):
             terms.setdefault(note, []).append(_resolution_of(str(r.term)))
     return [
@@ -167,11 +169,11 @@ def _shown_terms(layers: pd.DataFrame, where: Place) -> list[Term]:
     return terms
 
 
-def _joined(column: Column, of_layer: pd.DataFrame) -> str:
-    """Return the texts of a column, of all terms of a layer, each once."""
+def _joined(column: Column, of_layer: Sequence[Any]) -> str:
+    """Return the texts of a column, of all rows of a layer, each once."""
     if column.name == "note":
         return "; ".join(_layer_notes(of_layer))
-    texts = (part for r in of_layer.itertuples() for part in cell(column, r).split("; ") if part)
+    texts = (part for r in of_layer for part in cell(column, r).split("; ") if part)
     return "; ".join(dict.fromkeys(texts))
 
 
@@ -190,9 +192,12 @@ def layer_table(layers: pd.DataFrame, where: Place) -> LayerTable:
         named = [t.short or n for t, n in zip(terms, named, strict=True)]
     headings = [h for c in columns for h in (named if c.form == "estimate" else [c.label])]
     missing = "n/e" if where == "terminal" else "not estimable"
+    by_layer: dict[str, list[Any]] = {}
+    for r in in_reading_order(layers).itertuples():
+        by_layer.setdefault(r.layer, []).append(r)
     rows = []
-    for _, of_layer in in_reading_order(layers).groupby("layer", sort=False):
-        by_term = {r.term: r for r in of_layer.itertuples()}
+    for of_layer in by_layer.values():
+        by_term = {r.term: r for r in of_layer}
         row: list[str] = []
         for column in columns:
             if column.form == "estimate":

@@ -181,6 +181,10 @@ def corruption_accuracy(runs: Sequence[Run]) -> str:
     return figure(charts, legend if len(runs) > 1 else (), "Accuracy under common corruptions")
 
 
+_DRAWN = ["term", "layer", "depth", "value", "low", "high", "flagged"]
+"""The columns of ``layers`` that figures draw: pandas takes as long for each row as a frame has columns."""
+
+
 def _term(table: pd.DataFrame, term: str) -> pd.DataFrame:
     """The rows of one term, in the layers' order, where it was estimated."""
     return table[(table["term"] == term) & table["value"].notna()].sort_values("depth")
@@ -196,16 +200,17 @@ _PANELS = (
 
 def layer_terms(table: pd.DataFrame) -> str:
     """By layer: the IB's two terms, the GIB's two beside them, the degrees, the synergies; those that there are."""
-    charts, drawn = [], {}
+    charts, drawn, table = [], {}, table[_DRAWN]
+    rows = {key: _term(table, key) for key in {key for _, _, lines in _PANELS for key, *_ in lines}}
     for title, unit, lines in _PANELS:
-        present = [line for line in lines if len(_term(table, line[0]))]
+        present = [line for line in lines if len(rows[line[0]])]
         own = {line[0] for line in present} - {"I(Z;Y)"} - ({"S(Z;Y)"} if title != "Synergy" else set())
         if not own:
             continue
         places = list(dict.fromkeys(table.sort_values("depth")["layer"]))
         series = []
         for key, label, scale, colour in present:
-            g = _term(table, key)
+            g = rows[key]
             drawn[label] = colour
             series.append(
                 Series(
@@ -268,6 +273,7 @@ def feature_maps(run: Run) -> str:
 def information_plane(models: Sequence[tuple[str, pd.DataFrame]]) -> str:
     """Prediction against complexity, a path through the layers for each model: IB's plane, and the GIB's beside it."""
     colours = _coloured([name for name, _ in models])
+    models = [(name, table[_DRAWN]) for name, table in models]
     charts = []
     for title, term, scale in (("IB plane", "I(X;Z)", 1.0), ("GIB plane", "C(X;Z)", 0.5)):
         series = []

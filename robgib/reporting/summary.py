@@ -170,10 +170,11 @@ def unstable_orders(runs: Sequence[Run]) -> list[str]:
     sentences = []
     names = dict(zip(map(id, runs), display_names(runs), strict=True))
     for estimator, partition in sections(runs) if len(runs) > 1 else ():
+        here = {names[id(r)]: of_section(r, estimator, partition) for r in runs}
         for term in ("v(X;Z)", "r(X;Z)", "C(X;Z)", "S(X;Z)"):
             orders: dict[str, list[str]] = {}
             for label, ending in RESOLUTIONS.items():
-                means = {names[id(r)]: _mean_of(of_section(r, estimator, partition), term + ending) for r in runs}
+                means = {name: _mean_of(layers, term + ending) for name, layers in here.items()}
                 if not any(np.isnan(list(means.values()))):
                     orders[label] = sorted(means, key=lambda name, means=means: means[name])  # type: ignore[misc]
             if len({tuple(o) for o in orders.values()}) < 2:

@@ -239,20 +239,25 @@ def rung(number, status, sentence, p=0.01, draws=0):
     return Rung(RUNGS[number], status, 0.5, 0.1, 0.9, p, draws, sentence)
 
 
+NOTHING = pd.DataFrame({"baseline": [], "rho": [], "high": []})
+"""No baseline beside a figure."""
+
+
 def test_the_words_of_a_verdict():
     facts = {"smallest correlation shown with 80% power": 0.394}
-    assert _verdict(PAIRS, (rung(0, "reached", "One."),), pd.DataFrame(), {})[1].startswith("Figure: C(X;Z); outcome:")
+    words = _verdict(PAIRS, (rung(0, "reached", "One."),), NOTHING, pd.DataFrame(), {})[1]
+    assert words.startswith("Figure: C(X;Z); outcome:")
     head = f"Figure: vulnerability; outcome: {STUDY.outcome.noun}."
     rungs = (rung(0, "reached", "One."), rung(1, "not reached", "Two."), rung(2, "not reached", "Not tested: two."))
-    assert _verdict(STUDY, rungs, pd.DataFrame(), facts) == (RUNGS[0], f"{head} One. Two.")
+    assert _verdict(STUDY, rungs, NOTHING, pd.DataFrame(), facts) == (RUNGS[0], f"{head} One. Two.")
     alike = pd.DataFrame({"corr(C, I)": [0.999, 0.1]})
-    words = _verdict(STUDY, rungs, alike, facts)[1]
+    words = _verdict(STUDY, rungs, NOTHING, alike, facts)[1]
     assert words.endswith(
         "C and I are collinear on these models (corr = 0.999): nothing separates the GIB from the IB."
     )
-    assert _verdict(STUDY, rungs, alike.iloc[::-1], facts)[1] == f"{head} One. Two."
+    assert _verdict(STUDY, rungs, NOTHING, alike.iloc[::-1], facts)[1] == f"{head} One. Two."
     none = (rung(0, "not reached", "None."), *rungs[1:])
-    verdict, words = _verdict(STUDY, none, pd.DataFrame(), facts)
+    verdict, words = _verdict(STUDY, none, NOTHING, pd.DataFrame(), facts)
     assert verdict == "not shown"
     assert words.endswith("So many models show a correlation of 0.39 or more four times in five.")
 
