@@ -381,8 +381,7 @@ def test_figures_of_units_and_pmi_weights_are_those_of_the_layers_table(tmp_path
         row = measured_rows(study, measure_all(study, [cell])).iloc[0]
         assert row["left_out"] == ""
         layers = layer_information(
-            model, digits, ["binned"], layers=["blocks.2"], samples=200, features="patches:2", unit_groups=4,
-            pmi=study.pmi,
+            model, digits, ["binned"], samples=200, features="patches:2", unit_groups=4, pmi=study.pmi
         ).layers.query("layer == 'blocks.2'").set_index("term")["value"]  # fmt: skip
         for figure, term in zip(study.figures, ("S(Z;Y)", "C(Z;Y)", "subset synergy", "I(Z;Y)"), strict=True):
             assert row[figure.label] == pytest.approx(layers[term]), (term, study.pmi)
