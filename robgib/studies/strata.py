@@ -65,7 +65,9 @@ def varied_fields(rows: pd.DataFrame) -> list[str]:
     basic = _numbered(known, _BASIC).tolist()
 
     def varies(column: str) -> bool:
-        pairs = {(k, value) for k, value in zip(basic, known[column].astype(str), strict=True) if value == value}
+        pairs = {
+            (k, value) for k, value in zip(basic, known[column].astype(str).tolist(), strict=True) if value == value
+        }
         return len(pairs) > len({k for k, _ in pairs})
 
     return [c for c in rows if c.startswith(FIELD) and varies(c)]
@@ -79,7 +81,7 @@ def cell_of(rows: pd.DataFrame) -> Rows:
 def _numbered(rows: pd.DataFrame, columns: Sequence[str]) -> Rows:
     """Which combination of the columns' values each row has, numbered in the order in which they come (N,)."""
     keys: dict[tuple[str, ...], int] = {}
-    combinations = zip(*(rows[c].astype(str) for c in columns), strict=True)
+    combinations = zip(*(rows[c].astype(str).tolist() for c in columns), strict=True)
     return np.array([keys.setdefault(k, len(keys)) for k in combinations], dtype=np.int64)
 
 
