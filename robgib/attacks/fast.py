@@ -62,8 +62,7 @@ class FastEnsemble(Attack):
       others if it fools any of these.
     - **queries**: Square with ``probe`` queries.
     - **zero gradients**: Square with the queries of AutoAttack on samples whose gradient is 0 (or not finite) on the
-      clean image and on a random one in the ball, in place of all stages after cross-entropy but the schedule. A note
-      reports them.
+      clean image and on a random one in the ball, in place of the stages from classes to queries. A note reports them.
     - **schedule**: APGD with a large-to-small eps schedule, from ``schedule_start`` eps, on ten samples.
     - **near the boundary**, where the margin is below ``near`` times the clean margin: APGD from the best image; eight
       ascents from results of Square; random search and a short ascent from the best image, alternating at most five
@@ -130,8 +129,8 @@ class FastEnsemble(Attack):
             replace(walk, select=_scouts, modes=("schedule",)),
             replace(walk, select=lambda s: s.among(~s.walked) if s.walks else s.none, modes=both),
             replace(query, select=lambda s: s.among(~s.queried), modes=both, fails=_fails(_TWO)),
-            Stage("zero gradients", self._search, lambda s: s.still(s.flat.nonzero().squeeze(1)), modes=both),
-            Stage("near the boundary", self._push, lambda s: s.among(s.close), modes=both),
+            Stage("zero gradients", self._search, lambda s: s.right_of(s.flat), modes=both),
+            Stage("near the boundary", self._push, lambda s: s.right_of(s.close), modes=both),
             Stage("next nearest", self._push, _State.next_nearest, modes=both, repeats=True),
             Stage("AutoAttack", self._attack_the_rest, _all, modes=("rest",)),
         )
@@ -332,7 +331,7 @@ def _scouts(state: _State) -> Tensor:
 
 
 def _every_scout(state: _State) -> Tensor:
-    return state.still(state.scouts.nonzero().squeeze(1))
+    return state.right_of(state.scouts)
 
 
 def _others(state: _State) -> Tensor:
@@ -480,6 +479,10 @@ class _State:
         """Return the indices of the remaining samples of a group (N,) that have a gradient."""
         return (self.right & group & ~self.flat).nonzero().squeeze(1)
 
+    def right_of(self, group: Tensor) -> Tensor:
+        """Return the indices of the remaining samples of a group (N,)."""
+        return (self.right & group).nonzero().squeeze(1)
+
     def still(self, rows: Tensor) -> Tensor:
         """Return the remaining samples of ``rows``."""
         return rows[self.right[rows]]
@@ -529,7 +532,7 @@ class _State:
 
         The useful distance differs between networks.
         """
-        rows = self.among(~self.tried)
+        rows = self.right_of(~self.tried)
         return self.nearer(rows, min(_NEXT, -(-len(rows) // 10)))
 
 

@@ -487,9 +487,8 @@ def test_the_fast_ensemble_turns_to_square_where_gradients_are_masked(digits_mlp
     with count_queries(model) as passes, pytest.warns(RobGIBWarning, match="the gradient is 0 on 1[0-9] of 16 images"):
         fast = robust(model, x, y, FastEnsemble(norm, eps))
     assert fast <= black_box + 1 / 16
-    # What stays had as many queries as AutoAttack makes, and no ascent but on the cross-entropy and of the schedule.
+    # What stays had as many queries as AutoAttack makes.
     assert passes.forward >= 5000 * fast * 16
-    assert passes.backward < 300 * 16
 
 
 def test_a_zero_gradient_of_some_images_leaves_the_others_to_ascent(monkeypatch):
