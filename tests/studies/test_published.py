@@ -1,6 +1,9 @@
 """The published studies' figures, derived again from their tables with pandas, scipy and statsmodels alone."""
 
 import math
+import re
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +12,46 @@ import pytest
 import statsmodels.formula.api as smf
 from scipy import stats
 
+from robgib.measures import list_measures
 from robgib.studies import claim, read_rows, read_study
 
 REPORTS = Path(__file__).parents[2] / "reports"
-BASELINES = ("strength", "clean_accuracy", "gradient_norm", "weight_norm", "linear_r2")
-NAMES = {"v": "vulnerability", "gib": "gib_complexity", "ib": "ib_complexity"}
+NAMES = {"v": "vulnerability", "synergy": "synergy", "gib": "gib_complexity", "ib": "ib_complexity"}
+
+
+@dataclass(frozen=True)
+class Published:
+    """What ``reports/README.md`` says of a study.
+
+    Attributes:
+        alike: corr(C, I) of the last layer.
+        gap: |ρ(C)| − |ρ(I)|.
+        t: Williams' test of the magnitudes.
+        pairs: pairs of seeds of one training; how many have the opposite sign; Pearson's coefficient of their
+            differences.
+        least: clean accuracy of a network that learnt.
+        learnt: pairs of seeds among networks that learnt.
+        given: R² and t of v, given indicators of architecture and of regime and strength, of networks that learnt.
+    """
+
+    alike: float
+    gap: float
+    t: float
+    pairs: tuple[int, int, float]
+    least: float
+    learnt: tuple[int, int, float]
+    given: tuple[float, float]
+
+
+PUBLISHED = {
+    "robustness": Published(
+        alike=-0.096, gap=0.459, t=4.80, pairs=(21, 11, -0.651), least=0.6, learnt=(18, 8, -0.025), given=(0.976, -0.69)
+    ),
+    "robustness-cifar": Published(
+        alike=-0.146, gap=0.336, t=3.34, pairs=(16, 6, 0.423), least=0.19, learnt=(16, 6, 0.423), given=(0.977, -3.35)
+    ),
+}
+STUDIES = pytest.mark.parametrize("study", PUBLISHED)
 
 
 @pytest.fixture(autouse=True)
@@ -22,19 +60,38 @@ def _no_collection(monkeypatch):
     monkeypatch.setattr("gc.collect", lambda *generation: 0)
 
 
-def models(study, least=0.0):
+def models(study, least=0.19):
     """The models to confirm on, by plain column names."""
     table = pd.read_csv(REPORTS / study / "models.csv")
     table = table[(table["part"] == "confirm") & table["left_out"].isna() & (table["clean_accuracy"] >= least)]
     for short, name in NAMES.items():
         table[short] = table[f"{name} (imputation, patches:2, last layer)"]
-    table["gib_mean"] = table["gib_complexity (imputation, patches:2, mean layer)"]
     table["level"] = table["regime"] + table["strength"].astype(str)
     return table.reset_index(drop=True)
 
 
+@cache
+def claimed(study, least=None):
+    design = read_study(REPORTS / study / "study.yaml").model_copy(update={"least_accuracy": least})
+    return claim(design, read_rows(REPORTS / study / "models.csv", design))
+
+
+def baselines(table):
+    return [n for n in ("strength", *list_measures()) if n in table]
+
+
 def rho(table, name):
     return stats.spearmanr(table[name], table["outcome"]).statistic
+
+
+def bootstrap(table, names, draws=1000):
+    """ρ with the outcome in bootstrap samples of whole trainings, ranks taken anew in each."""
+    cells = [g.index.to_numpy() for _, g in table.groupby(["architecture", "level"])]
+    values, rng, drawn = table[["outcome", *names]].to_numpy(float), np.random.default_rng(0), []
+    for _ in range(draws):
+        rows = np.concatenate([cells[i] for i in rng.integers(len(cells), size=len(cells))])
+        drawn.append(np.corrcoef(stats.rankdata(values[rows], axis=0).T)[0, 1:])
+    return np.array(drawn)
 
 
 def williams(r_xy, r_zy, r_xz, n):
@@ -52,110 +109,96 @@ def pairs(table):
     return both["v"].diff().dropna().to_numpy(), both["outcome"].diff().dropna().to_numpy()
 
 
-@pytest.mark.parametrize(
-    ("study", "alike", "gap", "t", "mixed"),
-    [("robustness", -0.09, 0.51, 4.88, (0.26, 0.34)), ("robustness-cifar", -0.15, 0.34, 3.34, (-0.24, 0.53))],
-)
-def test_gib_against_ib_like_with_like(study, alike, gap, t, mixed):
-    """The former figures were those of the mean layer's C and the last layer's I."""
-    d = models(study)
-    assert d["gib"].corr(d["ib"]) == pytest.approx(alike, abs=0.005)
-    assert abs(rho(d, "gib")) - abs(rho(d, "ib")) == pytest.approx(gap, abs=0.005)
-    r = [d[n].corr(d["outcome"]) for n in ("gib", "ib")]
-    assert r[0] > 0 > r[1]
-    found = williams(abs(r[0]), abs(r[1]), -d["gib"].corr(d["ib"]), len(d))
-    assert found[0] == pytest.approx(t, abs=0.005)
-    signed = williams(*r, d["gib"].corr(d["ib"]), len(d))
-    assert signed[1] < found[1] / 100  # +0.8 against −0.3: it is the sign that differs
-    assert d["gib_mean"].corr(d["ib"]) == pytest.approx(mixed[0], abs=0.005)
-    assert abs(rho(d, "gib_mean")) - abs(rho(d, "ib")) == pytest.approx(mixed[1], abs=0.005)
+@STUDIES
+def test_gib_against_ib_like_with_like(study):
+    """C and I of one layer; the test is of the magnitudes of their correlations."""
+    d, published, against = models(study), PUBLISHED[study], claimed(study).against.iloc[0]
+    alike, gap = d["gib"].corr(d["ib"]), abs(rho(d, "gib")) - abs(rho(d, "ib"))
+    r_c, r_i = (d[n].corr(d["outcome"]) for n in ("gib", "ib"))
+    t, p = williams(abs(r_c), abs(r_i), alike * np.sign(r_c * r_i), len(d))
+    assert (against["layer"], len(claimed(study).against)) == ("last", 1)
+    named = ["corr(C, I)", "|ρ(C)| − |ρ(I)|", "Williams' t", "Williams' p"]
+    assert against[named].tolist() == pytest.approx([alike, gap, t, p])
+    assert (alike, gap) == pytest.approx((published.alike, published.gap), abs=0.005)
+    assert t == pytest.approx(published.t, abs=0.05)
+    drawn = np.abs(bootstrap(d, ["gib", "ib"]))
+    assert against["low"] == pytest.approx(np.quantile(drawn[:, 0] - drawn[:, 1], 0.025), abs=0.05)
+    assert against["high"] == pytest.approx(np.quantile(drawn[:, 0] - drawn[:, 1], 0.975), abs=0.05)
 
 
-@pytest.mark.parametrize(
-    ("study", "upper", "former"), [("robustness", -0.70, -0.76), ("robustness-cifar", -0.41, -0.48)]
-)
-def test_intervals_that_keep_the_ranks_are_too_narrow(study, upper, former):
-    d = models(study)
-    cells = [g.index.to_numpy() for _, g in d.groupby(["architecture", "level"])]
-    ranks = d[["v", "outcome"]].rank().to_numpy()
-    rng, anew, kept = np.random.default_rng(0), [], []
-    for _ in range(1000):
-        rows = np.concatenate([cells[i] for i in rng.integers(len(cells), size=len(cells))])
-        kept.append(np.corrcoef(ranks[rows].T)[0, 1])
-        anew.append(np.corrcoef(stats.rankdata(ranks[rows], axis=0).T)[0, 1])
-    assert np.quantile(anew, 0.975) == pytest.approx(upper, abs=0.035)
-    assert np.quantile(kept, 0.975) == pytest.approx(former, abs=0.03)
-    assert np.quantile(anew, 0.975) > np.quantile(kept, 0.975) + 0.02
+@STUDIES
+def test_intervals_take_ranks_anew(study):
+    main = claimed(study).correlations.iloc[0]
+    drawn = bootstrap(models(study), ["v"])
+    assert (main["low"], main["high"]) == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])), abs=0.035)
 
 
-def test_within_seeds_three_collapsed_networks_made_the_correlation():
-    for least, count, opposite, r in ((0.0, 22, 12, -0.73), (0.6, 18, 8, -0.02)):
-        dv, dy = pairs(models("robustness", least))
+@STUDIES
+def test_pairs_of_seeds(study):
+    of = PUBLISHED[study]
+    for least, (count, opposite, published) in ((0.19, of.pairs), (of.least, of.learnt)):
+        dv, dy = pairs(models(study, least))
         assert (len(dv), int((dv * dy < 0).sum())) == (count, opposite)
-        assert (dv * dy).sum() / math.sqrt((dv**2).sum() * (dy**2).sum()) == pytest.approx(r, abs=0.005)
-    dv, dy = pairs(models("robustness-cifar"))
-    assert (dv * dy).sum() / math.sqrt((dv**2).sum() * (dy**2).sum()) == pytest.approx(0.42, abs=0.005)
+        r = (dv * dy).sum() / math.sqrt((dv**2).sum() * (dy**2).sum())
+        assert r == pytest.approx(published, abs=0.005)
 
 
-def test_given_architecture_and_strength_little_is_left():
-    """Of networks that learnt; on CIFAR-10 v is clear among all, and not among those trained on attacked images."""
-
-    def fit(d):
-        return smf.ols("outcome ~ v + architecture + level", d).fit()
-
-    learnt = fit(models("robustness", 0.6))
-    assert learnt.rsquared == pytest.approx(0.976, abs=0.001)
-    assert learnt.tvalues["v"] == pytest.approx(-0.69, abs=0.01)
-    cifar = models("robustness-cifar")
-    assert fit(cifar).tvalues["v"] == pytest.approx(-3.35, abs=0.01)
-    attacked = cifar[cifar["regime"] == "adversarial"]
-    assert fit(attacked).tvalues["v"] == pytest.approx(0.12, abs=0.01)
-    assert rho(attacked, "v") == pytest.approx(-0.42, abs=0.005)
-    assert rho(attacked, "weight_norm") == pytest.approx(-0.92, abs=0.005)
+@STUDIES
+def test_what_v_adds_to_architecture_and_strength(study):
+    fit = smf.ols("outcome ~ v + architecture + level", models(study, PUBLISHED[study].least)).fit()
+    share, t = PUBLISHED[study].given
+    assert fit.rsquared == pytest.approx(share, abs=0.001)
+    assert fit.tvalues["v"] == pytest.approx(t, abs=0.05)
 
 
-@pytest.mark.parametrize(("study", "least"), [("robustness", None), ("robustness", 0.6), ("robustness-cifar", None)])
+@pytest.mark.parametrize(("study", "least"), [*((study, None) for study in PUBLISHED), ("robustness", 0.6)])
 def test_the_claim_says_the_same(study, least):
-    design = read_study(REPORTS / study / "study.yaml").model_copy(update={"least_accuracy": least})
-    found = claim(design, read_rows(REPORTS / study / "models.csv", design))
-    d = models(study, least or 0.19)
-    main, against = found.correlations.iloc[0], found.against.iloc[0]
+    found, d = claimed(study, least), models(study, least or 0.19)
+    main = found.correlations.iloc[0]
     assert found.models == len(d)
     assert main["rho"] == pytest.approx(rho(d, "v"))
     assert main["kendall"] == pytest.approx(stats.kendalltau(d["v"], d["outcome"]).statistic)
-    assert (against["layer"], len(found.against)) == ("last", 1)
-    assert against["corr(C, I)"] == pytest.approx(d["gib"].corr(d["ib"]))
-    assert against["|ρ(C)| − |ρ(I)|"] == pytest.approx(abs(rho(d, "gib")) - abs(rho(d, "ib")))
     dv, dy = pairs(d)
-    agreed = found.agreement.set_index("figure").loc[design.primary.label]
+    agreed = found.agreement.set_index("figure").loc[read_study(REPORTS / study / "study.yaml").primary.label]
     assert agreed["Ψ seed"] == pytest.approx(np.mean(np.sign(dv * dy)))
     assert agreed["tau"] == main["kendall"]
-    baselines = found.correlations[found.correlations["part"] == "baseline"].set_index("figure")["rho"]
-    for name in BASELINES:
-        assert baselines[name] == pytest.approx(rho(d, name))
-    rungs = found.ladder.set_index("rung")["status"]
-    assert found.verdict == "goes with"
-    assert rungs.tolist() == ["reached", "not reached", "not reached"]
+    own = found.correlations[found.correlations["part"] == "baseline"].set_index("figure")["rho"]
+    assert own.to_dict() == pytest.approx({name: rho(d, name) for name in baselines(d)})
 
 
-@pytest.mark.parametrize(("study", "alike"), [("robustness", {"linear_r2"}), ("robustness-cifar", set(BASELINES))])
-def test_baselines_whose_correlation_is_about_as_large(study, alike):
-    """The differences of the magnitudes, and their intervals by another bootstrap over trainings."""
-    design = read_study(REPORTS / study / "study.yaml")
-    found, d = claim(design, read_rows(REPORTS / study / "models.csv", design)), models(study, 0.19)
-    names = list(BASELINES)
-    cells = [g.index.to_numpy() for _, g in d.groupby(["architecture", "level"])]
-    rng, drawn = np.random.default_rng(1), []
-    for _ in range(1000):
-        rows = d.loc[np.concatenate([cells[i] for i in rng.integers(len(cells), size=len(cells))])]
-        ranks = rows[["outcome", "v", *names]].rank().corr()["outcome"].abs()
-        drawn.append([ranks[n] - ranks["v"] for n in names])
-    high = dict(zip(names, np.nanquantile(drawn, 0.975, axis=0), strict=True))
-    beside = found.beside.set_index("baseline")
-    for name in names:
+@STUDIES
+def test_baselines_beside_the_figure(study):
+    """The differences of the magnitudes, and their intervals by another bootstrap."""
+    d, beside = models(study), claimed(study).beside.set_index("baseline")
+    names = baselines(d)
+    drawn = np.abs(bootstrap(d, [*names, "v"]))
+    for i, name in enumerate(names):
         row = beside.loc[name]
         assert row["rho"] == pytest.approx(rho(d, name))
         assert row["|ρ(baseline)| − |ρ(figure)|"] == pytest.approx(abs(rho(d, name)) - abs(rho(d, "v")))
-        assert row["high"] == pytest.approx(high[name], abs=0.05)
-    assert set(beside.index[beside["high"] >= 0]) == alike
-    assert f"For {len(alike)} of 5 baselines |ρ| is not shown to be smaller" in found.words
+        assert row["high"] == pytest.approx(np.quantile(drawn[:, i] - drawn[:, -1], 0.975), abs=0.06)
+    alike = int((beside["high"] >= 0).sum())
+    assert f"For {alike} of {len(names)} baselines |ρ| is not shown to be smaller" in claimed(study).words
+
+
+def test_the_table_of_correlations_holds_those_of_the_tables():
+    text = (REPORTS / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (?:[^|]+?)(?: `(\w+)`) \| ([^|]+) \| ([^|]+) \|$", text, re.MULTILINE)
+    assert len(rows) >= 9
+    for name, *cells in rows:
+        for study, cell in zip(PUBLISHED, cells, strict=True):
+            d = models(study)
+            if cell.strip() == "–":
+                assert name not in d
+            else:
+                assert float(cell.replace("−", "-")) == pytest.approx(rho(d, name), abs=0.0051), (name, study)
+
+
+@STUDIES
+def test_the_claims_table_holds_the_verdict(study):
+    """ρ with its interval, the number of networks, and the verdict."""
+    (line,) = [one for one in (REPORTS / "README.md").read_text("utf-8").splitlines() if f"({study}/study.md)" in one]
+    rung = claimed(study).ladder.iloc[0]
+    shown = f"ρ = {rung['figure']:+.2f} [{rung['low']:+.2f}, {rung['high']:+.2f}], {claimed(study).models} networks"
+    assert shown.replace("-", "−") in line
+    assert f"| {claimed(study).verdict} |" in line
