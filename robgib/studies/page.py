@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,11 +47,13 @@ def _text(value: Any) -> str:
 def _cells(table: pd.DataFrame) -> dict[str, Any]:
     return {
         "columns": [heading(c) for c in table],
-        "rows": [[_text(v) for v in row] for row in table.itertuples(index=False)],
+        "rows": [[_BOUND.sub("<\u00a0", _text(v)) for v in row] for row in table.itertuples(index=False)],
         "numbers": [table[c].dtype.kind in "fi" for c in table.columns],
     }
 
 
+_BOUND = re.compile(r"^< (?=\d)")
+"""The sign of a p-value that is a bound, which a line does not break from its number."""
 _NAMING = ("figure", "given", "baseline", "")
 """Columns whose cells are names of columns of the models' table, or of rows of the agreement."""
 
@@ -104,7 +107,7 @@ def _sections(study: Study, claim: Claim) -> list[tuple[str, str, pd.DataFrame]]
             "field alone, by field (Jiang et al. 2020); τ among models that share a field; the share of wrong signs in "
             "the worst environment, a change of one field from one level to another, and its mean (Dziugaite et al. "
             "2020).",
-            claim.agreement.set_index("figure").T.rename_axis(None).reset_index(names="")
+            claim.agreement.dropna(axis=1, how="all").set_index("figure").T.rename_axis(None).reset_index(names="")
             if len(claim.agreement)
             else claim.agreement,
         ),

@@ -9,6 +9,7 @@ from scipy import stats
 
 from robgib.statistics import partial_correlation, smallest_correlation, williams_test
 from robgib.studies import Study, claim, study_json, study_markdown, study_page
+from robgib.studies.page import _cells
 
 STUDY = Study.model_validate(
     {
@@ -100,10 +101,24 @@ def test_what_is_not_there_is_not_shown():
 
 
 def test_models_that_share_no_training_cannot_show_it_at_fixed_training():
-    found = claim(STUDY, made(np.random.default_rng(0), slope=-0.2, seeds=1))
+    rows = made(np.random.default_rng(0), slope=-0.2, seeds=1)
+    found = claim(STUDY, rows)
     assert "no two models share a training" in found.words
     assert status(found)["at fixed training"] == "undetermined"
     assert found.verdict == "goes with"
+    assert found.agreement["τ at fixed training"].isna().all()
+    ranks = study_page(STUDY, rows, found, "0").partition("Agreement of ranks</h2>")[2]
+    shown = re.findall(r"<tr>(.*?)</tr>", ranks[: ranks.index("</table>")])
+    assert len(shown) > 5
+    assert not [row for row in shown if not any(re.findall(r"<td[^>]*>([^<]*)</td>", row)[1:]) and "<th" not in row]
+
+
+def test_a_bound_on_p_is_not_broken_from_its_number():
+    assert _cells(pd.DataFrame({"p": ["< 0.0005", "0.031", "a < b"]}))["rows"] == [
+        ["<\xa00.0005"],
+        ["0.031"],
+        ["a < b"],
+    ]
 
 
 def test_every_field_of_the_recipe_but_the_seed_makes_a_cell():
