@@ -25,6 +25,28 @@ from robgib.information.preprocessing import (
 from robgib.information.stacking import Stack, stacked
 
 
+@pytest.mark.parametrize(
+    "rows",
+    [
+        np.array([7, -3, 7, 2_000_000, 0]),  # too far apart for a table
+        np.arange(40) * 3 % 17 - 5,
+        np.array([0.5, -0.0, 0.0, 0.5, -1.0]),
+        np.array([True, False, True]),
+        np.array(["b", "a", "b"]),
+        np.random.default_rng(0).integers(-2, 3, (60, 3)),
+        np.random.default_rng(1).integers(0, 2, (50, 9)) / 2,
+        np.random.default_rng(2).standard_normal((30, 4)),  # all different in the first column
+        np.array([[1.0, 0.0], [1.0, -0.0], [0.0, 5.0]]),
+        np.ones((4, 1)),
+    ],
+)
+def test_rows_are_numbered_as_they_are_sorted(rows):
+    expected = np.unique(rows, axis=0 if rows.ndim == 2 else None, return_inverse=True)[1].reshape(-1)
+    found = relabel(rows)
+    assert found.dtype == np.int64
+    assert found.tolist() == expected.tolist()
+
+
 def test_standardised_columns():
     rng = np.random.default_rng(0)
     x = rng.standard_normal((20, 3)) * [1, 1e-13, 5] + [0, 7, 1e6]
