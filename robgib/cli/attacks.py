@@ -46,7 +46,7 @@ def attacks_show(
     if name not in entries:
         raise RobGIBError(f"{name!r} is not a name of the catalogue; `robgib attacks list` lists them.")
     entry = entries[name]
-    eps = "the data set's" if entry.eps is None else f"{entry.eps:g}"
+    eps = "that of the data set" if entry.eps is None else f"{entry.eps:g}"
     norms = entry.norm or " or ".join(entry.attack.norms)
     heading = f"{name}: {entry.description}\nnorm: {norms}; eps: {eps}"
     show_entry(entry.attack, heading, entry.parameters, entry.source)

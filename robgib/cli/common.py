@@ -95,7 +95,10 @@ def show_entry(kind: type[Any], heading: str, given: Mapping[str, Any], source: 
     """
     text = inspect.cleandoc(kind.__doc__ or "").partition("\n>>> ")[0].rstrip()
     text = re.sub(r"(?<=\S)\n(?=\S)|\n {8,}", " ", text)  # the terminal breaks lines
-    out.print(f"[bold]{escape(heading)}[/bold]\n\n{escape(text)}\n", highlight=False)
+    out.print(f"[bold]{escape(heading)}[/bold]\n", highlight=False)
+    for line in without_markup(text).splitlines():
+        _print_hanging(line)
+    out.print()
     table = Table()
     for column in ("parameter", "value", "type"):
         table.add_column(column, no_wrap=column == "parameter")
@@ -108,6 +111,24 @@ def show_entry(kind: type[Any], heading: str, given: Mapping[str, Any], source: 
     if table.row_count:
         out.print(table)
     out.print(f"defined in: {escape(source)}", highlight=False, soft_wrap=True)
+
+
+def without_markup(text: str) -> str:
+    """Return a docstring's text without the marks of code and of references.
+
+    >>> without_markup("``best``, after :func:`~robgib.information.pieces.learn_codes`")
+    'best, after learn_codes'
+    """
+    return re.sub(r":\w+:`~?(?:[\w.]+\.)?([^`]+)`", r"\1", text).replace("``", "")
+
+
+def _print_hanging(line: str) -> None:
+    """Print a line; what the terminal is too narrow for goes below, and further in if the line is indented."""
+    indent = len(line) - len(line.lstrip())
+    further = indent + 4 if indent else 0
+    for number, part in enumerate(Text(visible(line.strip())).wrap(out, max(out.width - further, 1)) or [Text()]):
+        part.rstrip()
+        out.print(Text(" " * (further if number else indent)) + part, highlight=False, soft_wrap=True)
 
 
 _KINDS = {int: "whole number", float: "number", bool: "True or False", str: "text", type(None): "None"}

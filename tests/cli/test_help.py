@@ -101,7 +101,11 @@ def test_an_attack_is_shown(invoke):
 
 def test_an_estimator_is_shown(invoke):
     shown = invoke("estimators", "show", "imputation")
-    assert all(word in shown for word in ("bound: ", "donors", "built in"))
+    assert all(word in shown for word in ("bound: ", "donors", "built in", "learn_codes"))
+    assert "`" not in shown
+    fields = shown.partition("Fields:\n")[2].partition("\n\n")[0].splitlines()
+    assert len(fields) > 8
+    assert all(line.startswith("    ") for line in fields)
     assert "did you mean 'gaussian'" in invoke("estimators", "show", "gausian")
 
 
