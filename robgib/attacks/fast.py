@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -208,8 +209,10 @@ class FastEnsemble(Attack):
         state.flat[rows[flat]] = True
 
     def _search(self, state: _State, rows: Tensor) -> None:
-        """Run Square with the queries of AutoAttack, since without a gradient random search alone makes progress."""
-        state.run(Square(self.norm, self.eps, queries=AutoAttack.queries, eot=self.eot), rows)
+        """Run Square with the queries of AutoAttack, and the draws of Square alone: it fools what that would fool."""
+        search = Square(self.norm, self.eps, queries=AutoAttack.queries, eot=self.eot)
+        images = search.perturb(state.model, state.x[rows], state.y[rows], state.unused.select(rows))
+        state.offer(rows, images)
 
     def _towards_finalists(self, state: _State, rows: Tensor) -> None:
         """Run long ascents towards the classes that came nearest, from their best images."""
@@ -405,10 +408,12 @@ class _State:
         tried: whether a sample was attacked as one near the boundary (N,).
         flat: whether the gradient of a sample is 0, so that ascent is not informed (N,).
         reason: why the mode changed.
+        unused: the random numbers before any was drawn.
     """
 
     def __init__(self, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRNG, near: float) -> None:
         self.model, self.x, self.y, self.rng, self.near = model, x, y, rng, near
+        self.unused = copy.deepcopy(rng)
         with torch.no_grad():
             self.logits = model(x)
         self.classes = self.logits.shape[1]

@@ -486,7 +486,7 @@ def test_the_fast_ensemble_turns_to_square_where_gradients_are_masked(digits_mlp
     assert black_box < blind
     with count_queries(model) as passes, pytest.warns(RobGIBWarning, match="the gradient is 0 on 1[0-9] of 16 images"):
         fast = robust(model, x, y, FastEnsemble(norm, eps))
-    assert fast <= black_box + 1 / 16
+    assert fast <= black_box
     # What stays had as many queries as AutoAttack makes.
     assert passes.forward >= 5000 * fast * 16
 
@@ -539,7 +539,8 @@ def test_the_fast_ensemble_uses_a_large_to_small_schedule_on_a_plateau(digits_ml
     assert reference < ascent
     scheduled = robust(model, x, y, APGD("l2", 0.7, schedule_start=8))
     assert scheduled < ascent
-    assert robust(model, x, y, FastEnsemble("l2", 0.7)) <= reference
+    with pytest.warns(RobGIBWarning, match="uninformative, and APGD used a large-to-small schedule from 8 eps"):
+        assert robust(model, x, y, FastEnsemble("l2", 0.7)) <= reference
     ascent = robust(model, x, y, APGD("l2", 0.35))
     with pytest.warns(RobGIBWarning, match="uninformative, and APGD used a large-to-small schedule from 8 eps"):
         assert robust(model, x, y, FastEnsemble("l2", 0.35)) < 0.6 * ascent
