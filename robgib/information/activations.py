@@ -617,8 +617,8 @@ def _checked(
         fired = any(n != LOGITS and _module_of(n, modules) == _module_of(name, modules) for n in outputs)
         if fired:
             raise RobGIBError(
-                f"layer {name!r} is not there for all images: the forward pass calls its module now more often, now "
-                "less; choose another."
+                f"layer {name!r} is not computed for all images: the forward pass calls its module more often for some "
+                "images than for others; choose another."
             )
         raise RobGIBError(f"layer {name!r} never fires: the model's forward pass does not call it.")
     kept = outputs[name]

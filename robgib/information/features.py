@@ -142,7 +142,9 @@ def check_features(spec: str, shape: tuple[int, ...]) -> None:
     elif size:
         raise RobGIBError(f"features {spec!r}: {kind} takes no number.")
     if kind == "patches" and int(size) > min(shape[1:]):
-        raise RobGIBError(f"features {spec!r}: images of {shape[1]}x{shape[2]} have no such grid.")
+        raise RobGIBError(
+            f"features {spec!r}: images of {shape[1]}x{shape[2]} have no such grid; give a smaller number."
+        )
 
 
 def group_inputs(spec: str, x: npt.ArrayLike | LazyImages, fit: npt.ArrayLike | LazyImages, dims: int = 4) -> Features:

@@ -121,7 +121,8 @@ class Imputation(Estimator):
 
     def _estimate(self, problem: Problem) -> Decomposition:
         raise RobGIBError(
-            "the imputation estimator runs the network itself: it has no use for samples of variables alone."
+            "the imputation estimator runs the network itself, and cannot estimate from samples of variables alone; "
+            "evaluate the network (robgib.evaluate), or choose another estimator."
         )
 
     def of_network(

@@ -312,7 +312,9 @@ class CompressionStudy:
 
     def claim(self, table: Path) -> Answer:
         """See :class:`StudyKind`."""
-        raise RobGIBError(f"study {self.name!r} is one of compression, which has no table of models.")
+        raise RobGIBError(
+            f"study {self.name!r} is one of compression, which has no table of models; use `robgib study run`."
+        )
 
     def structure(self) -> tuple[Study, pd.DataFrame]:
         """See :class:`StudyKind`."""

@@ -201,7 +201,7 @@ def followed(study: Phases, catalogue: Sequence[Path] = (), *, allow_code: bool 
         built = one.recipe.architecture.name if one.recipe.architecture else "a checkpoint"
         if one.control == "bijective" and built != "bijective":
             raise RobGIBError(
-                f"study {study.name!r}: the control {one.name!r} is to lose nothing and is of the architecture "
+                f"study {study.name!r}: the control {one.name!r} must lose no information, but its architecture is "
                 f"{built!r}; name a recipe of the architecture 'bijective'."
             )
     names = [n.name for n in networks]

@@ -244,7 +244,7 @@ def test_a_module_that_is_called_now_more_often_now_less():
             h = self.block(x.flatten(1))
             return self.head(self.block(h) if len(x) == 4 else h)
 
-    with pytest.raises(RobGIBError, match=r"'block\[1\]' is not there for all images"):
+    with pytest.raises(RobGIBError, match=r"'block\[1\]' is not computed for all images"):
         collect_activations(Early(), X, ["block"], batch_size=4)
 
 

@@ -98,7 +98,7 @@ def test_wide_pieces_keep_their_components_and_pictures_are_read_a_batch_at_a_ti
         ("patch:4", "did you mean 'patches'"),
         ("patches", "whole number"),
         ("patches:x", "whole number"),
-        ("patches:99", "no such grid"),
+        ("patches:99", "no such grid; give a smaller number"),
         ("channels:2", "takes no number"),
     ],
 )

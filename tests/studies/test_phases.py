@@ -125,7 +125,7 @@ def test_controls_that_lose_nothing_or_their_arrangement(tmp_path):
     counted = traced[1].table.query("layer == 'blocks.3' and term == 'I(X;Z)'")
     assert (counted["value"] == 12).all()  # bits: every pattern is told from every other, at every epoch
     assert "Controls, bijective: 0 of 1 compress." in phases_claim(study, phases_rows(study, traced)).words
-    with pytest.raises(RobGIBError, match="is to lose nothing and is of the architecture 'mlp'"):
+    with pytest.raises(RobGIBError, match="must lose no information, but its architecture is 'mlp'"):
         followed(read_phases(written(tmp_path, text.replace("recipe: sphere-bijective", "recipe: sphere-relu"))))
 
 
