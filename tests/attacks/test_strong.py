@@ -541,9 +541,9 @@ def test_the_fast_ensemble_uses_a_large_to_small_schedule_on_a_plateau(digits_ml
     assert scheduled < ascent
     with pytest.warns(RobGIBWarning, match="uninformative, and APGD used a large-to-small schedule from 8 eps"):
         assert robust(model, x, y, FastEnsemble("l2", 0.7)) <= reference
-    ascent = robust(model, x, y, APGD("l2", 0.35))
+    ascent, reference = robust(model, x, y, APGD("l2", 0.5)), robust(model, x, y, Square("l2", 0.5))
     with pytest.warns(RobGIBWarning, match="uninformative, and APGD used a large-to-small schedule from 8 eps"):
-        assert robust(model, x, y, FastEnsemble("l2", 0.35)) < 0.6 * ascent
+        assert robust(model, x, y, FastEnsemble("l2", 0.5)) <= min(reference, 0.6 * ascent)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
