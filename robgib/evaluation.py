@@ -429,7 +429,8 @@ def _measured(work: _Work, context: Context) -> Run:
     if work.record.planned:
         work.record.planned(_plan(work, costs, count, forward))
     options = work.source.get("kind") not in _WITHOUT_OPTIONS
-    cautions = reading_warnings(prepared, x, y, clean.right, where, options=options)
+    own = bool(work.source.get("trained")) and "data" not in work.source  # read in training as now
+    cautions = reading_warnings(prepared, x, y, clean.right, where, options=options, alternatives=not own)
     for caution in cautions:
         if caution.explained:  # a reason to stop: the network is probably read in a wrong way
             warnings.warn(f"{work.name}: {caution.text}", RobGIBWarning, stacklevel=2)

@@ -42,7 +42,7 @@ class Estimate:
         saturated: bool | None = None,  # former name of flagged
     ) -> None:
         flagged = flagged if saturated is None else saturated
-        value, low, high = value + 0.0, low + 0.0, high + 0.0  # no negative zero
+        value, low, high = (0.0 if number == 0 else number for number in (value, low, high))  # no negative zero
         for name, given in zip(self.__match_args__, (value, low, high, flagged, note), strict=True):
             object.__setattr__(self, name, given)
 

@@ -442,6 +442,7 @@ class _Loading:
             "recipe": text,
             "recipe_digest": recipe.digest,
             "test_accuracy": record.get("test_accuracy"),
+            "trained": recipe.checkpoint is None,
             **other,
         }
         notes, left_out = (tuple(record.get(key, ())) for key in ("notes", "left_out"))

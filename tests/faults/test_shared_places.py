@@ -120,7 +120,7 @@ class Server:
                 pass
 
         self.served = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.served.serve_forever, daemon=True).start()
+        threading.Thread(target=self.served.serve_forever, args=(0.01,), daemon=True).start()
         self.url = f"http://127.0.0.1:{self.served.server_port}/net.pt"
 
 

@@ -1,6 +1,7 @@
 """Usual slips between a model and its data are found by a paired test, at chance and above it, and said first."""
 
 import io
+import warnings
 
 import numpy as np
 import pytest
@@ -17,8 +18,8 @@ from robgib.reporting import print_runs, runs_json, write_report
 from robgib.robustness import chance
 
 
-def reading_warnings(*arguments):
-    return [one.text for one in chance.reading_warnings(*arguments)]
+def reading_warnings(*arguments, **options):
+    return [one.text for one in chance.reading_warnings(*arguments, **options)]
 
 
 class Levels(nn.Module):
@@ -73,6 +74,34 @@ def test_what_helps_is_named(levels, edge, words):
     (doubt,) = reading_warnings(prepared, x, y, answers(prepared, x, y, classes=3).right)
     assert "no better than chance (33.3%, the largest class)" in doubt
     assert words in doubt
+
+
+def test_a_network_that_was_trained_on_the_data_is_not_read_otherwise(recwarn):
+    """An undertrained network may do better on brighter images, as behind another normalisation."""
+
+    class Faint(nn.Module):
+        def forward(self, x):
+            bright = x.mean((1, 2, 3))
+            return torch.stack([torch.full_like(bright, 0.6), bright], 1) + 0 * x.flatten(1)[:, :1]
+
+    y = torch.arange(90) % 2
+    x = (0.1 + 0.4 * y).view(-1, 1, 1, 1) + 0.02 * torch.rand(90, 1, 8, 8)
+    prepared = prepare(Faint(), x, classes=2)
+    right = answers(prepared, x, y, classes=2).right
+    assert "normalis" in reading_warnings(prepared, x, y, right)[0]
+    at_chance = "clean accuracy of 50.0% is no better than chance (50.0%, the largest class)"
+    assert reading_warnings(prepared, x, y, right, alternatives=False) == [at_chance]
+    part = robgib.Split(x, y)
+    data = robgib.Dataset("faint", part, part, part, ("dark", "bright"), {"linf": 0.01, "l2": 0.1, "l1": 1.0})
+    trained = {"kind": "zoo", "recipe": "faint", "recipe_digest": "", "test_accuracy": 0.5, "trained": True}
+    for source, warned in ((trained, False), ({**trained, "data": "faint"}, True), ({}, True)):
+        recwarn.clear()
+        warnings.simplefilter("always")
+        run = robgib.evaluate(
+            Faint(), data, attacks=["fgsm-linf"], estimators=[], samples=90, signs=False, source=source, progress=False
+        )
+        assert ("normalis" in run.config["reading_warnings"][0]) == warned
+        assert any("normalis" in str(one.message) for one in recwarn) == warned
 
 
 def test_a_normalisation_that_is_done_twice_is_found(digits, digits_cnn):

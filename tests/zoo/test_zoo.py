@@ -249,7 +249,7 @@ class TestStored:
                 pass
 
         served = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=served.serve_forever, daemon=True).start()
+        threading.Thread(target=served.serve_forever, args=(0.01,), daemon=True).start()
         yield served
         served.shutdown()
         served.server_close()
