@@ -201,8 +201,7 @@ def _correlation(part: str, label: str, rows: pd.DataFrame, rng: np.random.Gener
     pearson = float(stats.pearsonr(x, y).statistic)
     row |= {
         "rho": rho,
-        "low": float(np.nanquantile(drawn, 0.025)),
-        "high": float(np.nanquantile(drawn, 0.975)),
+        **_interval(drawn),
         "p": float((1 + (np.abs(shuffled) >= abs(rho) - 1e-12).sum()) / (1 + DRAWS)),
         "pearson": pearson,
         "kendall": float(stats.kendalltau(x, y).statistic),
@@ -280,18 +279,18 @@ def _beside(rows: pd.DataFrame, label: str, baselines: tuple[str, ...], rng: np.
     names = ["baseline", "rho", _DIFFERENCE, "low", "high"]
     x, y = rows[label].to_numpy(float), rows["outcome"].to_numpy(float)
     counts = resamples(clusters(rows, LEAST), rng)
+    rho, drawn = _spearman(x, y), np.abs(bootstrap(x, y, counts))
     table = []
     for name in baselines:
         other = rows[name].to_numpy(float)
-        table.append({"baseline": name, "rho": _spearman(other, y), **_closer(other, x, y, counts, _DIFFERENCE)})
+        of_it, moved = _spearman(other, y), np.abs(bootstrap(other, y, counts)) - drawn
+        table.append({"baseline": name, "rho": of_it, _DIFFERENCE: abs(of_it) - abs(rho), **_interval(moved)})
     return pd.DataFrame(table, columns=names).sort_values("rho", key=lambda rho: -rho.abs(), ignore_index=True)
 
 
-def _closer(a: Vector, b: Vector, y: Vector, counts: Vector, name: str) -> dict[str, float]:
-    """Return |ρ(a, y)| − |ρ(b, y)| under a name, and the 95% interval of the bootstrap."""
-    drawn = np.abs(bootstrap(a, y, counts)) - np.abs(bootstrap(b, y, counts))
-    low, high = (float(np.nanquantile(drawn, q)) for q in (0.025, 0.975))
-    return {name: abs(_spearman(a, y)) - abs(_spearman(b, y)), "low": low, "high": high}
+def _interval(drawn: Vector) -> dict[str, float]:
+    """Return the 95% interval of a bootstrap's draws."""
+    return {"low": float(np.nanquantile(drawn, 0.025)), "high": float(np.nanquantile(drawn, 0.975))}
 
 
 def _against(study: Study, rows: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
@@ -320,14 +319,17 @@ def _against(study: Study, rows: pd.DataFrame, rng: np.random.Generator) -> pd.D
 def _compared(c: Vector, i: Vector, rows: pd.DataFrame, rng: np.random.Generator) -> dict[str, float]:
     """|ρ(C)| − |ρ(I)| with the bootstrap's interval, and Williams' test of the magnitudes of Pearson's r."""
     y = rows["outcome"].to_numpy(float)
-    closer = _closer(c, i, y, resamples(clusters(rows, LEAST), rng), "|ρ(C)| − |ρ(I)|")
+    counts = resamples(clusters(rows, LEAST), rng)
+    drawn = np.abs(bootstrap(c, y, counts)) - np.abs(bootstrap(i, y, counts))
+    rho_c, rho_i = _spearman(c, y), _spearman(i, y)
     r_c, r_i, alike = (float(np.corrcoef(a, b)[0, 1]) for a, b in ((c, y), (i, y), (c, i)))
     t, p = williams_test(abs(r_c), abs(r_i), alike * float(np.sign(r_c) * np.sign(r_i)), len(rows))
     return {
         "corr(C, I)": alike,
-        "ρ(C)": _spearman(c, y),
-        "ρ(I)": _spearman(i, y),
-        **closer,
+        "ρ(C)": rho_c,
+        "ρ(I)": rho_i,
+        "|ρ(C)| − |ρ(I)|": abs(rho_c) - abs(rho_i),
+        **_interval(drawn),
         "Williams' t": t,
         "Williams' p": p,
     }

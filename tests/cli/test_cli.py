@@ -73,9 +73,9 @@ def test_two_models_end_to_end(cli, trained, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "small-mlp.yaml").write_text(SMALL)
     done = cli(
-        "evaluate", "digits-mlp-relu", "small-mlp", "--catalogue", "mine", "--samples", "60",
+        "evaluate", "digits-mlp-relu", "small-mlp", "--catalogue", "mine", "--samples", "40",
         "--attack", "pgd-linf:steps=5",
-        "--estimator", "probe:steps=60", "--estimator", "imputation:donors=2,steps=20", "--layer", "logits",
+        "--estimator", "probe:steps=20", "--estimator", "imputation:donors=2,steps=20", "--layer", "logits",
         "--features", "patches:2",  # both partitions are evaluated in test_evaluation.py
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -65,7 +65,10 @@ def small(monkeypatch, tmp_path):
         function.cache_clear()
 
 
-@pytest.mark.parametrize("name", ["gaussian-fashion-cnn", "mixture-fashion-cnn", "real-fashion-cnn"])
+@pytest.mark.parametrize(
+    "name",
+    ["gaussian-fashion-cnn", pytest.param("mixture-fashion-cnn", marks=pytest.mark.slow), "real-fashion-cnn"],
+)
 def test_truths_are_drawn_once_and_kept(small, name, monkeypatch):
     network = fitted.fitted_pictures()[name]
     x, _ = network.draw(400, np.random.default_rng(1))

@@ -17,7 +17,7 @@ def trial(name, estimator, seed=0):
     return {n: (v, bool(i)) for n, v, i in zip(found.names, found.value, found.inside, strict=True)}
 
 
-@pytest.mark.parametrize("name", ["checkerboard", "copied-bits", "texture"])
+@pytest.mark.parametrize("name", ["checkerboard", pytest.param("copied-bits", marks=pytest.mark.slow), "texture"])
 def test_a_bit_that_every_patch_tells(name):
     """Components of a patch hold little of it: r was told as 0.1 and 2.8 for 4, v as 0.9 for 0 (copied bits: right)."""
     found = trial(name, QUICK)
