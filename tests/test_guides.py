@@ -174,12 +174,13 @@ def test_a_page_runs_as_it_is_written(page, cli, tmp_path):
     """In the order of the page; some pages use the network of the tutorial."""
     if page in ("README", "own-models"):
         run_python(tutorial_network(tmp_path), tmp_path)
-    ran = 0
+    ran, before = 0, []
     for kind, body, runs in blocks(page):
         if not runs or written(kind, body, tmp_path):
             continue
         if kind == "python":
-            run_python(body, tmp_path)
+            run_python(body, tmp_path, before)
+            before.append(body)
             ran += 1
         for words in commands(body) if kind == "console" else ():
             if words[0] != "robgib":
@@ -203,8 +204,11 @@ def run(arguments, folder):
     return subprocess.run(arguments, cwd=folder, capture_output=True, text=True, timeout=1800, check=False)
 
 
-def run_python(body, folder):
+def run_python(body, folder, before=()):
+    """Run a block by itself, or after those ``before`` it if it uses their names."""
     done = run([sys.executable, "-c", body], folder)
+    if "NameError: name" in done.stderr and before:
+        done = run([sys.executable, "-c", "\n".join([*before, body])], folder)
     assert done.returncode == 0, (body, done.stderr)
 
 

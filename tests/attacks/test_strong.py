@@ -523,7 +523,10 @@ def test_the_fast_ensemble_saves_ascent_where_gradients_are_masked(digits_mlp, r
     x, y = (v[:32] for v in right_by_mlp)
     model = Staircase(digits_mlp).eval()
     with count_queries(model) as full:
-        reference = robust(model, x, y, AutoAttack(norm, eps))
+        robust(
+            model, x, y, AutoAttack(norm, eps)
+        )  # its Square draws other patterns, and may fool one image more or less
+    reference = robust(model, x, y, Square(norm, eps, queries=AutoAttack.queries))
     with count_queries(model) as few, pytest.warns(RobGIBWarning, match="the gradient is 0 on"):
         fast = robust(model, x, y, FastEnsemble(norm, eps))
     assert fast <= reference
