@@ -162,10 +162,11 @@ def place_text(loc: Sequence[int | str], of_several: bool = False) -> str:
 
 def sentence_of(error: ValidationError, what: str) -> str:
     """Return the first validation error of pydantic as one sentence with the owner of the option and the value."""
-    faults = [fault for fault in error.errors() if fault["loc"][:1] == error.errors()[0]["loc"][:1]]
+    every = error.errors()
+    faults = [fault for fault in every if fault["loc"][:1] == every[0]["loc"][:1]]
     faults = [fault for fault in faults if any(isinstance(part, int) for part in fault["loc"])] or faults
     first = faults[0]
-    where = place_text(first["loc"], len(error.errors()) > 1)
+    where = place_text(first["loc"], len(every) > 1)
     whose = where if not what else f"{what}: {where}" if what.endswith("'") else f"{what}'s {where}"
     kind, given = first["type"], first["input"]
     if kind == "literal_error":

@@ -38,6 +38,7 @@ __all__ = [
     "Entry",
     "Kind",
     "Registry",
+    "as_dataclass",
     "entry_points",
     "folders",
     "is_packaged",
@@ -202,6 +203,34 @@ class Registry(Generic[T]):
         if name not in known:
             raise unknown_name(self.kind, name, [*known, *also])
         return known[name].value
+
+
+def as_dataclass(kind: type[T], what: str) -> type[T]:
+    """Make a plug-in's class that was not decorated a frozen dataclass, in place; return it.
+
+    Args:
+        kind: the class.
+        what: what it is, for the error message, such as ``attack``.
+
+    Raises:
+        RobGIBError: a parameter has no type, or a default that all objects would share.
+
+    >>> class Small:
+    ...     steps: int = 10
+    >>> as_dataclass(Small, "attack")(steps=5).steps
+    5
+    """
+    if "__dataclass_params__" in kind.__dict__:
+        return kind
+    try:
+        return dataclass(frozen=True)(kind)
+    except (TypeError, ValueError) as error:
+        if "__dataclass_params__" in kind.__dict__:  # so that the next use fails, too
+            del kind.__dataclass_params__  # type: ignore[attr-defined]
+        raise RobGIBError(
+            f"{what} class {kind.__name__}: {first_line(error)}; give each parameter a type and a default of its own, "
+            "as in `sizes: list = field(default_factory=list)`."
+        ) from error
 
 
 def is_packaged(path: Path) -> bool:

@@ -20,12 +20,12 @@ from robgib.attacks.objective import Objective
 from robgib.attacks.threat_model import Norm, ThreatModel, per_sample
 from robgib.data.dataset import _as_tensor
 from robgib.data.lazy import LazyImages
-from robgib.errors import AttackContractError, RobGIBError, first_line, unknown_name
+from robgib.errors import AttackContractError, RobGIBError, unknown_name
 from robgib.models.adapt import as_module, seeded
 from robgib.models.inference import BatchedModel, check_logits, eval_mode, finite, gradient_of
 from robgib.models.state import State, settings_kept
 from robgib.options import Count, check
-from robgib.registry import Registry
+from robgib.registry import Registry, as_dataclass
 from robgib.runtime import SampleRNG, faults_of
 
 __all__ = [
@@ -54,16 +54,7 @@ __all__ = [
 
 def with_fields(kind: type[Attack]) -> type[Attack]:
     """Make a subclass of :class:`Attack` that was not decorated a frozen dataclass, in place; return it."""
-    plain = "__dataclass_params__" not in kind.__dict__ and "__init__" not in kind.__dict__
-    try:
-        return dataclass(frozen=True)(kind) if plain else kind
-    except (TypeError, ValueError) as error:
-        if "__dataclass_params__" in kind.__dict__:  # so that the next use fails, too
-            del kind.__dataclass_params__  # type: ignore[attr-defined]
-        raise RobGIBError(
-            f"attack class {kind.__name__}: {first_line(error)}; give each parameter a type and a default of its own, "
-            "as in `sizes: list = field(default_factory=list)`."
-        ) from error
+    return kind if "__init__" in kind.__dict__ else as_dataclass(kind, "attack")
 
 
 def own_constructor(kind: type[Attack]) -> RobGIBError:

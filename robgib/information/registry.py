@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from robgib import registry
-from robgib.errors import RobGIBError, first_line, unknown_name
+from robgib.errors import RobGIBError, unknown_name
 from robgib.information.base import ESTIMATORS, Estimator
 from robgib.options import construct
 
@@ -98,19 +98,9 @@ def make_estimator(spec: str, extra: Sequence[Path] = (), **defaults: object) ->
 
 def _declared(kind: type[Estimator]) -> type[Estimator]:
     """Return the class of an estimator as a dataclass; one that was not decorated is made a frozen one in place."""
-    if "__dataclass_params__" in kind.__dict__:
-        return kind
-    if "__init__" in kind.__dict__:
+    if "__init__" in kind.__dict__ and "__dataclass_params__" not in kind.__dict__:
         raise _own_constructor(kind)
-    try:
-        return dataclass(frozen=True)(kind)
-    except (TypeError, ValueError) as error:
-        if "__dataclass_params__" in kind.__dict__:  # so that the next use fails, too
-            del kind.__dataclass_params__  # type: ignore[attr-defined]
-        raise RobGIBError(
-            f"estimator class {kind.__name__}: {first_line(error)}; give each parameter a type and a default of its "
-            "own, as in `sizes: list = field(default_factory=list)`."
-        ) from error
+    return registry.as_dataclass(kind, "estimator")
 
 
 def _own_constructor(kind: type[Estimator]) -> RobGIBError:
