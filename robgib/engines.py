@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import tempfile
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -253,6 +254,8 @@ class _Processes(Workers):
     def _submit(self, function: Callable[..., Any], *call: Any) -> Future[Any]:
         # A pool of its own: the one that loky shares within a process is not what joblib expects to find there.
         if self._pool is None:
+            # loky ends a worker whose memory grows and starts another, which is no concern of the user.
+            warnings.filterwarnings("ignore", "A worker stopped while some jobs", UserWarning)
             self._pool = ProcessPoolExecutor(
                 self.engine.jobs, timeout=_PATIENCE, initializer=end_with, initargs=(os.getpid(),)
             )

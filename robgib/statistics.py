@@ -19,6 +19,7 @@ __all__ = [
     "partial_correlation",
     "share_test",
     "sign_test",
+    "signed",
     "smallest_correlation",
     "spearman",
     "unpaired_difference",
@@ -296,3 +297,15 @@ def smallest_correlation(samples: int, level: float = 0.05, power: float = 0.8) 
         return math.nan
     reach = stats.norm.ppf(1 - level / 2) + stats.norm.ppf(power)
     return float(math.tanh(reach / math.sqrt(samples - 3)))
+
+
+def signed(value: float, low: float = math.nan, high: float = math.nan, *, digits: int = 2) -> str:
+    """Return a correlation or a difference as text with its sign, and with its interval if one is given.
+
+    A value that rounds to 0 has no minus sign.
+
+    >>> signed(0.314), signed(-0.001, -0.2, 0.19), signed(-1.25, digits=1)
+    ('+0.31', '+0.00 [-0.20, +0.19]', '-1.2')
+    """
+    text, *ends = (f"{round(float(v), digits) + 0.0:+.{digits}f}" for v in (value, low, high))
+    return text if math.isnan(low) and math.isnan(high) else f"{text} [{', '.join(ends)}]"

@@ -12,7 +12,7 @@ import pandas as pd
 
 from robgib.errors import RobGIBError, visible
 from robgib.results import Run, eps_text
-from robgib.statistics import mcnemar_test, paired_difference, unpaired_difference
+from robgib.statistics import mcnemar_test, paired_difference, signed, unpaired_difference
 
 __all__ = ["Finding", "compare_runs", "comparison_findings", "junit", "run_findings", "sarif"]
 
@@ -143,8 +143,9 @@ def comparison_findings(table: pd.DataFrame, names: tuple[str, str], place: str,
         unclear = margin is not None and r.low < -margin
         worse = r.difference < 0 and (r.p < _LEVEL if r.p == r.p else r.high < 0)
         text = (
-            f"{names[0]} {r.a:.1%}, {names[1]} {r.b:.1%}: difference {100 * r.difference:+.1f} points "
-            f"[{100 * r.low:+.1f}, {100 * r.high:+.1f}]" + (f", p = {r.p:.3g}" if r.p == r.p else "")
+            f"{names[0]} {r.a:.1%}, {names[1]} {r.b:.1%}: difference {signed(100 * r.difference, digits=1)} points "
+            f"[{signed(100 * r.low, digits=1)}, {signed(100 * r.high, digits=1)}]"
+            + (f", p = {r.p:.3g}" if r.p == r.p else "")
         )
         bad = worse if margin is None else unclear
         findings.append(Finding("robgib/worse", f"{r.measure} accuracy", text, "error" if bad else "note", place))

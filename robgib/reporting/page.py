@@ -36,7 +36,7 @@ from robgib.reporting.summary import (
     unstable_orders,
 )
 from robgib.results import TERMS, Column, Run, checks_run, csv_text
-from robgib.statistics import spearman
+from robgib.statistics import signed, spearman
 
 __all__ = [
     "is_page_of",
@@ -271,12 +271,12 @@ def _finding_text(c: Correlation, baseline: tuple[float, float, float], tests: i
     verb = "correlates" if clear else "does not clearly correlate"
     text = (
         f"Over {c.models} models, {_figure_name(c.figure)} ({by}; mean over the layers) {verb} with robust accuracy "
-        f"under {c.attack}: Spearman's ρ = {c.rho:+.2f} [{c.low:+.2f}, {c.high:+.2f}]. "
+        f"under {c.attack}: Spearman's ρ = {signed(c.rho, c.low, c.high)}. "
     )
     if not math.isnan(baseline[0]):
         as_well = "does as well" if abs(baseline[0]) >= abs(c.rho) else "does less well"
         rho, low, high = baseline
-        text += f"Clean accuracy, the baseline, {as_well}: ρ = {rho:+.2f} [{low:+.2f}, {high:+.2f}]. "
+        text += f"Clean accuracy, the baseline, {as_well}: ρ = {signed(rho, low, high)}. "
     return text + (
         f"This is an association over few models; it does not establish causation. It is one of {tests} correlations "
         "without correction for multiple comparisons."
@@ -382,7 +382,7 @@ def render(runs: Sequence[Run]) -> str:
 def _correlation_row(c: Correlation) -> list[str]:
     by = ", ".join(filter(None, (c.estimator, c.partition)))
     usable = not math.isnan(c.rho)
-    figure = [f"{c.rho:+.2f}", f"[{c.low:+.2f}, {c.high:+.2f}]"] if usable else ["not estimable", ""]
+    figure = [signed(c.rho), f"[{signed(c.low)}, {signed(c.high)}]"] if usable else ["not estimable", ""]
     return [by, c.attack, _figure_name(c.figure), str(c.models), *figure]
 
 

@@ -14,7 +14,7 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from robgib.reporting.summary import ALIKE
-from robgib.statistics import partial_correlation, smallest_correlation, williams_test
+from robgib.statistics import partial_correlation, signed, smallest_correlation, williams_test
 from robgib.studies.agreement import agreement
 from robgib.studies.design import Figure, Study, heading
 from robgib.studies.ladder import (
@@ -382,7 +382,7 @@ def _controls(correlations: pd.DataFrame, primary: str) -> tuple[str, ...]:
     if row["models"] < _FEWEST_CONTROLS or not math.isfinite(row["rho"]):
         return (f"{int(row['models'])} usable controls are too few for a test (at least {_FEWEST_CONTROLS})",)
     shown = "a correlation is found, although there must be none" if row["p"] < 0.05 else "no correlation is found"
-    figures = f"ρ = {row['rho']:+.2f}, p {shown_p(row['p'], DRAWS)}"
+    figures = f"ρ = {signed(row['rho'])}, p {shown_p(row['p'], DRAWS)}"
     return (f"on {int(row['models'])} controls {shown}: {figures}",)
 
 
@@ -428,7 +428,7 @@ def _rivals(beside: pd.DataFrame) -> str:
         return ""
     if alike.empty:
         return f" None of {len(beside)} baselines correlates with the outcome as closely."
-    named = ", ".join(f"{heading(name)} {rho:+.2f}" for name, rho in alike[["baseline", "rho"]].head(_NAMED).values)
+    named = ", ".join(f"{heading(name)} {signed(rho)}" for name, rho in alike[["baseline", "rho"]].head(_NAMED).values)
     more = f" and {len(alike) - _NAMED} more" if len(alike) > _NAMED else ""
     return (
         f" For {len(alike)} of {len(beside)} baselines |ρ| is not shown to be smaller than the figure's: {named}{more}."

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -16,7 +15,7 @@ from robgib.engines import Engine
 from robgib.errors import RobGIBError, unknown_name
 from robgib.measures import MEASURES
 from robgib.reading import as_path
-from robgib.runtime import Progress
+from robgib.runtime import Progress, installed_version
 from robgib.studies.checks import check_names, check_networks
 from robgib.studies.claims import claim
 from robgib.studies.design import Cell, Study, cells, read_study
@@ -232,7 +231,7 @@ class CorrelationStudy:
     def answer(self, rows: pd.DataFrame) -> Answer:
         """Return the answer from one row per measured model (:func:`~robgib.studies.measured_rows`)."""
         study = self.study
-        answer, release = claim(study, rows), version("robgib")
+        answer, release = claim(study, rows), installed_version("robgib")
         return Answer(
             answer.verdict,
             answer.words,
@@ -291,7 +290,7 @@ class CompressionStudy:
             study, self.networks, data_root=data_root, engine=engine, catalogue=self.catalogue, progress=progress
         )
         rows = phases_rows(study, traced)
-        answer, release = phases_claim(study, rows), version("robgib")
+        answer, release = phases_claim(study, rows), installed_version("robgib")
         traces = [
             t.table.assign(network=t.network.name, control=t.network.control or "")
             for t in traced
@@ -448,7 +447,7 @@ class SpecificationStudy:
 
     def answer(self, rows: pd.DataFrame, facts: pd.DataFrame, errors: Mapping[str, str]) -> Answer:
         """Return the answer from one row per analysis, one row per network, and the errors by network."""
-        study, release = self.study, version("robgib")
+        study, release = self.study, installed_version("robgib")
         answer = specification_claim(rows, facts, errors)
         return Answer(
             answer.verdict,

@@ -14,7 +14,7 @@ import statsmodels.api as sm
 from scipy import stats
 from sklearn.preprocessing import StandardScaler
 
-from robgib.statistics import weighted_correlation
+from robgib.statistics import signed, weighted_correlation
 from robgib.studies.strata import axes, cell_of, clusters, exchangeable, indicators, relabelled, weighted_ranks
 
 __all__ = [
@@ -198,13 +198,13 @@ def goes_with(question: Question, rng: np.random.Generator) -> Rung:
     p = _p(own, moved, _side(question.expect, own), every)
     if every and len(moved) < 1 / _LEVEL:
         reason = (
-            f"ρ = {rho:+.2f} [{low:+.2f}, {high:+.2f}] over {len(x)} models, of which the architectures and strengths "
+            f"ρ = {signed(rho, low, high)} over {len(x)} models, of which the architectures and strengths "
             f"can be relabelled in {len(moved)} ways only; no test at 5% is possible"
         )
         return Rung(RUNGS[0], "undetermined", rho, low, high, p, 0, f"Undetermined: {reason}.")
     status = _status(rho, low, high, p, question.expect)
     draws = 0 if every else len(moved)
-    figures = f"ρ = {rho:+.2f} [{low:+.2f}, {high:+.2f}], p {shown_p(p, draws)}, over {len(x)} models"
+    figures = f"ρ = {signed(rho, low, high)}, p {shown_p(p, draws)}, over {len(x)} models"
     sentence = {
         "reached": f"The figure goes with the outcome over all models: {figures}.",
         "opposite": f"The correlation over all models has the sign opposite to the expected one: {figures}.",
@@ -251,7 +251,7 @@ def fixed_training(question: Question, rng: np.random.Generator, sign: int) -> R
     low, high = (float(np.nanquantile(drawn, q)) for q in (0.025, 0.975))
     status = _status(r, low, high, p, sign)
     figures = (
-        f"r = {r:+.2f} [{low:+.2f}, {high:+.2f}], p {shown_p(p, DRAWS)}, over {len(x)} models in {cells} groups that "
+        f"r = {signed(r, low, high)}, p {shown_p(p, DRAWS)}, over {len(x)} models in {cells} groups that "
         "differ by their seed alone"
     )
     sentence = {
@@ -335,7 +335,7 @@ def beyond_baselines(question: Question, rng: np.random.Generator, sign: int) ->
     right = p < _LEVEL and (not sign or np.sign(beta) == sign)
     status: Status = "reached" if right and low > 0 else "not reached"
     evidence = (
-        f"given {len(baselines)} baselines and the recipes' fields its standardised effect is {beta:+.2f} ± "
+        f"given {len(baselines)} baselines and the recipes' fields its standardised effect is {signed(beta)} ± "
         f"{1.96 * error:.2f} (p {shown_p(p)}), and it removes {100 * share:.0f}% [{100 * low:.0f}%, {100 * high:.0f}%] "
         f"of the squared error with which they predict another architecture "
         f"(RMSE {np.sqrt((without**2).mean()):.3f} → {np.sqrt((with_it**2).mean()):.3f})"

@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,7 +29,7 @@ from robgib.information.registry import make_estimator
 from robgib.measures import MEASURES, list_measures, measure_model, sample_of
 from robgib.reading import as_path
 from robgib.results import Run, csv_text, read_csv
-from robgib.runtime import Progress
+from robgib.runtime import Progress, installed_version
 from robgib.studies.claims import SIGNS, collapsed
 from robgib.studies.design import Figure, Models, Outcome, Study, read_design
 from robgib.studies.engines import Task, run_tasks
@@ -451,7 +450,7 @@ def _measured(
         "nearest": ledger.nearest,
         "seconds_training": round(trained - began, 1),
         "seconds_measuring": round(time.process_time() - trained, 1),
-        "robgib": version("robgib"),
+        "robgib": installed_version("robgib"),
         "torch": torch.__version__,
     }
     text = json.dumps({k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()})

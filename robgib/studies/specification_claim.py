@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from robgib.statistics import signed
 from robgib.studies.analyses import CHOICES, COMPRESSION, OUTCOMES, UNIT_SYNERGY
 from robgib.studies.specification import RESCALED
 
@@ -273,8 +274,8 @@ def _unit_rows(rows: pd.DataFrame) -> list[dict[str, object]]:
         counts = of["outcome"].value_counts()
         made.append({"claim": UNIT_SYNERGY, "networks": f"{kind}{f', {how}' if how else ''}", "analyses": len(of),
                      **{key: int(counts.get(o, 0)) for key, o in _SHARES.items()},
-                     "found": f"change of S {of['change'].min():+.2f} to {of['change'].max():+.2f} bits, "
-                              f"of I(X;Z) {of['rise'].min():+.2f} to {of['rise'].max():+.2f}"})  # fmt: skip
+                     "found": f"change of S {signed(of['change'].min())} to {signed(of['change'].max())} bits, "
+                              f"of I(X;Z) {signed(of['rise'].min())} to {signed(of['rise'].max())}"})  # fmt: skip
     return made
 
 
@@ -296,5 +297,5 @@ def _gap_rows(networks: pd.DataFrame) -> list[dict[str, object]]:
         outcome = OPEN if p > 0.05 else OUT if rho < 0 else NOT
         made.append({"claim": SUBSET_SYNERGY, "networks": f"{name} ({len(pairs)})", "analyses": 1,
                      **{key: int(o == outcome) for key, o in _SHARES.items()},
-                     "found": f"Spearman's ρ {rho:+.2f}, p = {p:.2g}"})  # fmt: skip
+                     "found": f"Spearman's ρ {signed(rho)}, p = {p:.2g}"})  # fmt: skip
     return made
