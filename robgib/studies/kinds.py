@@ -32,6 +32,7 @@ from robgib.studies.ledger import (
     read_ledger_design,
     rows_so_far,
     verdicts,
+    without_units,
 )
 from robgib.studies.measure import estimated_seconds, measure, measured_rows, read_rows, stored
 from robgib.studies.page import phases_json, phases_markdown, phases_page, study_json, study_markdown, study_page
@@ -344,11 +345,14 @@ class LedgerStudy:
     def plan(self, data_root: Path | None) -> Plan:
         """See :class:`StudyKind`."""
         self._check(data_root)
-        done = set(rows_so_far(self.table)["network"])
-        rows = [
-            (n.recipe.name, str(n.cell), _fields_of(n), "yes" if n.recipe.name in done else "") for n in self.networks
-        ]
+        known = rows_so_far(self.table)
+        done = dict.fromkeys(known["network"], "yes")
+        partly = known.loc[without_units(known), "network"]
+        done |= dict.fromkeys(partly, "without S(Z;Y)")
+        rows = [(n.recipe.name, str(n.cell), _fields_of(n), done.get(n.recipe.name, "")) for n in self.networks]
         summary = f"{len(rows)} networks in {self.ledger.cells} cells, {len(done)} of them in {self.table.name}."
+        if len(partly):
+            summary += f" {len(partly)} of these lack S(Z;Y), which is measured too."
         return Plan(self.name, ("network", "cell", "training", "done"), rows, (summary,))
 
     def _check(self, data_root: Path | None) -> None:

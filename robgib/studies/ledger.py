@@ -6,7 +6,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from robgib.engines import HERE, Engine
 from robgib.errors import RobGIBError, first_line
 from robgib.evaluation import evaluate
 from robgib.files import alone, cache_folder, digest, write_file
+from robgib.information.analysis import layer_information
 from robgib.information.registry import make_estimator
 from robgib.measures import MEASURES, list_measures, measure_model, sample_of
 from robgib.reading import as_path
@@ -58,6 +59,7 @@ __all__ = [
     "rows_so_far",
     "stored_row",
     "verdicts",
+    "without_units",
 ]
 
 LEDGER_SCHEMA = 1
@@ -68,7 +70,7 @@ FIELDS = (
 )  # fmt: skip
 """Columns of the fields of a training; networks that share them all differ by their seed alone."""
 _OF_STUDIES = ("data", "architecture", "regime", "strength")
-Symbol = Literal["C", "S", "r", "v", "I", "IY", "subset", "Inoise"]
+Symbol = Literal["C", "S", "r", "v", "I", "IY", "subset", "Inoise", "SY"]
 Sign = Literal["positive", "negative", "either"]
 _SYMBOLS: Mapping[Symbol, str] = {
     "C": "gib_complexity",
@@ -79,9 +81,12 @@ _SYMBOLS: Mapping[Symbol, str] = {
     "IY": "label_information",
     "subset": "subset_synergy",
     "Inoise": "ib_complexity_noise",
+    "SY": "unit_synergy",
 }
 _LAYERS = ("last", "mean")
 _GROUPS = 8  # of a layer's units; the subset synergy is measured with them
+_UNITS = ("SY_last", "SY_mean")
+"""Figures of a layer's units about the label, by an estimator of their own: the first does not take variables."""
 OUTCOMES = (
     "area", "median_distance", "robust_generalisation_gap", "generalisation_gap", "corruption_accuracy",
     "probabilistic_robustness",
@@ -145,6 +150,10 @@ class Ledger(BaseModel):
     """Attack that finds the median distance."""
     samples: PositiveInt = 300
     information_samples: PositiveInt = 500
+    unit_estimator: str = "gaussian"
+    """Of S(Z;Y), whose features are groups of a layer's units."""
+    unit_samples: PositiveInt = 3000
+    """Largest number of images that S(Z;Y) is estimated from; it takes seconds."""
     expect: dict[Symbol, Sign] = Field(default_factory=dict)
     """Expected sign of the correlation of each figure with robustness."""
 
@@ -162,7 +171,7 @@ class Ledger(BaseModel):
         return {
             f"{symbol}_{layer}": Figure(
                 figure=figure,  # type: ignore[arg-type]
-                estimator=self.estimator,
+                estimator=self.unit_estimator if f"{symbol}_{layer}" in _UNITS else self.estimator,
                 partition=self.partition,
                 layer=layer,
             )
@@ -195,7 +204,8 @@ class Network:
     def key(self, ledger: Ledger) -> str:
         """Return a digest of everything that the row depends on."""
         content = [self.recipe.digest, ledger.outcome.model_dump(), ledger.nearest, ledger.estimator, ledger.partition]
-        numbers = [ledger.samples, ledger.information_samples, ledger.seed, LEDGER_SCHEMA]
+        content.append(ledger.unit_estimator)
+        numbers = [ledger.samples, ledger.information_samples, ledger.unit_samples, ledger.seed, LEDGER_SCHEMA]
         return digest([*content, *numbers, list_measures()])[:16]
 
 
@@ -214,6 +224,11 @@ def read_ledger_design(path: Path, catalogue: Sequence[Path] = ()) -> Ledger:
         for attack in (*ledger.outcome.attacks, ledger.nearest):
             make_attack(attack, extra=catalogue)
         make_estimator(ledger.estimator, catalogue)
+        if make_estimator(ledger.unit_estimator, catalogue).runs_network:
+            raise RobGIBError(
+                f"unit_estimator {ledger.unit_estimator!r} replaces pieces of the input, and a layer's units are not "
+                "pieces of the input; give an estimator of variables, such as gaussian."
+            )
         check_data(ledger.data, catalogue)
     except RobGIBError as error:
         raise RobGIBError(f"{path}: {error}") from error
@@ -309,9 +324,9 @@ def _network(
     return Network(cell, fields, seed, recipe.among(catalogue))
 
 
-def stored_row(network: Network, ledger: Ledger) -> Path:
-    """Return the folder in the cache that holds the row of a measured network."""
-    return cache_folder() / "ledger" / network.key(ledger)
+def stored_row(network: Network, ledger: Ledger, part: str = "") -> Path:
+    """Return the folder in the cache that holds the row of a measured network, or the part ``units`` of it."""
+    return cache_folder() / "ledger" / (network.key(ledger) + (f"-{part}" if part else ""))
 
 
 def measure_networks(
@@ -326,7 +341,8 @@ def measure_networks(
 ) -> tuple[pd.DataFrame, dict[str, str]]:
     """Train and measure the networks that are not in the table, and add one row after each of them.
 
-    Each time, the whole table is replaced atomically. After an interruption it has all finished networks.
+    Of a network in the table whose S(Z;Y) was not measured, only that is measured, and added to its row. Each time,
+    the whole table is replaced atomically. After an interruption it has all finished networks.
 
     Args:
         ledger: the design.
@@ -345,31 +361,20 @@ def measure_networks(
     """
     every = networks(ledger, catalogue)
     wanted, order = every[:most], {one.recipe.name: i for i, one in enumerate(every)}
-    rows = rows_so_far(table)
-    waiting = [one for one in wanted if one.recipe.name not in set(rows["network"])]
-    by_name = {one.recipe.name: one for one in waiting}
-    tasks = [
-        Task(
-            one.recipe.name,
-            stored_row(one, ledger),
-            one.recipe,
-            partial(_measured, one, ledger, list(catalogue)),
-            partial(_checkpoint, one.recipe),
-        )
-        for one in waiting
-    ]
+    tasks = _tasks(ledger, wanted, rows_so_far(table), list(catalogue))
     errors: dict[str, str] = {}
-    done = len(wanted) - len(waiting)
+    done = len(wanted) - len(tasks)
     ready = [task for task in tasks if (task.target / _ROW).is_file()]
     for task in ready:
-        _add(by_name[task.name], ledger, order, table)
+        _add(task, order, table)
         done += 1
+    by_name = {task.name: task for task in tasks}
     for name, error in run_tasks([t for t in tasks if t not in ready], engine, data_root, progress):
         done += 1
         if error:
             errors[name] = error
         else:
-            _add(by_name[name], ledger, order, table)
+            _add(by_name[name], order, table)
         if progress:
             progress(f"ledger {ledger.name}", done, len(wanted), f"{name}{': failed' if error else ''}")
     return rows_so_far(table), errors
@@ -378,18 +383,44 @@ def measure_networks(
 _ROW = "row.json"
 
 
+def _tasks(ledger: Ledger, wanted: Sequence[Network], rows: pd.DataFrame, catalogue: list[Path]) -> list[Task]:
+    """The tasks of the networks that are not in the table, and of those whose units were not measured."""
+    complete = set(rows.loc[~without_units(rows), "network"])
+    started = set(rows["network"]) - complete
+    return [
+        Task(
+            one.recipe.name,
+            stored_row(one, ledger, "units" if one.recipe.name in started else ""),
+            one.recipe,
+            partial(_units_measured if one.recipe.name in started else _measured, one, ledger, catalogue),
+            partial(_checkpoint, one.recipe),
+        )
+        for one in wanted
+        if one.recipe.name not in complete
+    ]
+
+
+def without_units(rows: pd.DataFrame) -> pd.Series:
+    """Whether the S(Z;Y) of each row of a ledger was not measured (:func:`read_ledger`)."""
+    return rows["unit_estimator"].isna() if len(rows) else pd.Series(dtype=bool)
+
+
 def _checkpoint(recipe: Recipe, data: Dataset) -> str:
     return checkpoint_path(recipe, data).name
 
 
-def _add(network: Network, ledger: Ledger, order: Mapping[str, int], table: Path) -> None:
-    """Add a finished network's row to the table, in the design's order; other processes may add to it too."""
-    row = json.loads((stored_row(network, ledger) / _ROW).read_text(encoding="utf-8"))
+def _add(task: Task, order: Mapping[str, int], table: Path) -> None:
+    """Add a finished task's row to the table, or its part of one, in the design's order; others may add to it too."""
+    row = json.loads((task.target / _ROW).read_text(encoding="utf-8"))
     with alone(table):
         rows = rows_so_far(table)
-        if network.recipe.name in set(rows["network"]):
-            return
-        rows = pd.concat([rows, pd.DataFrame([row])], ignore_index=True) if len(rows) else pd.DataFrame([row])
+        there = rows["network"] == task.name
+        if there.any():
+            missing = {k: v for k, v in row.items() if k in _LATER}
+            rows = rows.astype(dict.fromkeys(missing, object))
+            rows.loc[there, list(missing)] = list(missing.values())
+        else:
+            rows = pd.concat([rows, pd.DataFrame([row])], ignore_index=True) if len(rows) else pd.DataFrame([row])
         place = rows["network"].map(lambda n: order.get(n, len(order)))
         write_file(table, csv_text(rows.iloc[place.argsort(kind="stable")]).encode())
 
@@ -427,6 +458,7 @@ def _measured(
         source={"kind": "study"},
         progress=progress or False,
     )
+    units = _unit_figures(model, data, ledger, catalogue, device)
     model = model.cpu()
     row = {
         "schema": LEDGER_SCHEMA,
@@ -438,7 +470,7 @@ def _measured(
         "train_accuracy": accuracy(model, data.train),
         "test_accuracy": accuracy(model, data.test),
         **_outcomes(model, data, ledger, run, catalogue),
-        **_figures(ledger, run),
+        **_figures(ledger, run.layers, (c for c in ledger.figures if c not in _UNITS)),
         **_baselines(model, data, ledger),
         "chance": chance_of(data),
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -448,11 +480,30 @@ def _measured(
         "partition": ledger.partition,
         "attack": ledger.outcome.attack,
         "nearest": ledger.nearest,
+        **units,
         "seconds_training": round(trained - began, 1),
         "seconds_measuring": round(time.process_time() - trained, 1),
         "robgib": installed_version("robgib"),
         "torch": torch.__version__,
     }
+    _write_row(folder, row)
+
+
+def _units_measured(
+    network: Network,
+    ledger: Ledger,
+    catalogue: list[Path],
+    folder: Path,
+    data: Dataset,
+    device: str,
+    progress: Progress | None,
+) -> None:
+    """Measure the units of a network whose other figures are in the table; they go into the folder."""
+    model, _ = load_recipe(network.recipe, data, device=device, progress=progress)
+    _write_row(folder, _unit_figures(model, data, ledger, catalogue, device))
+
+
+def _write_row(folder: Path, row: Mapping[str, Any]) -> None:
     text = json.dumps({k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()})
     write_file(folder / _ROW, text.encode())
 
@@ -471,8 +522,28 @@ def _outcomes(model: torch.nn.Module, data: Dataset, ledger: Ledger, run: Run, c
     return {**row, "robust_0": float(swept["clean_accuracy"].iloc[0]), **at}
 
 
-def _figures(ledger: Ledger, run: Run) -> dict[str, Any]:
-    return {f"{column}{k}": v for column, figure in ledger.figures.items() for k, v in figure_of(figure, run).items()}
+def _figures(ledger: Ledger, layers: pd.DataFrame, columns: Iterable[str]) -> dict[str, Any]:
+    """Return the figures of some columns, from the table ``layers``."""
+    return {f"{c}{k}": v for c in columns for k, v in figure_of(ledger.figures[c], layers).items()}
+
+
+def _unit_figures(
+    model: torch.nn.Module, data: Dataset, ledger: Ledger, catalogue: list[Path], device: str
+) -> dict[str, Any]:
+    """Return S(Z;Y), and how it was estimated."""
+    found = layer_information(
+        model,
+        data,
+        [ledger.unit_estimator],
+        features=[ledger.partition],
+        samples=ledger.unit_samples,
+        unit_groups=_GROUPS,
+        device=device,
+        seed=ledger.seed,
+        catalogue=catalogue,
+    )
+    how = {"unit_estimator": ledger.unit_estimator, "unit_samples": found.samples}
+    return {**_figures(ledger, found.layers, _UNITS), **how}
 
 
 def _baselines(model: torch.nn.Module, data: Dataset, ledger: Ledger) -> dict[str, Any]:
@@ -534,8 +605,10 @@ _TRAINING = (
     ("chance", "share", "accuracy of one answer to all test images", ""),
     ("parameters", "", "trained numbers of the network", ""),
     ("samples", "images", "images that were attacked, of the test and of the training set each", ""),
-    ("information_samples", "images", "images that the information was estimated from", ""),
+    ("information_samples", "images", "images that the information was estimated from; S(Z;Y) excepted", ""),
     ("estimator", "", "estimator of the information figures, with its settings", ""),
+    ("unit_estimator", "", "estimator of S(Z;Y), with its settings; empty where that was not measured", ""),
+    ("unit_samples", "images", "images that S(Z;Y) was estimated from", ""),
     ("partition", "", "features of the input", ""),
     ("attack", "", "attack of area, robust gap and robust_*", ""),
     ("nearest", "", "attack of median_distance", ""),
@@ -554,7 +627,10 @@ _FIGURE_WORDS = {
     "IY": "I(Z;Y), information of the code about the label",
     "subset": "subset synergy, I(Ŷ;Y) less its mean with a random half of the units set to 0",
     "Inoise": "I(X;Z) of the layer with Gaussian noise, whose code is not limited to 40 symbols",
+    "SY": "S(Z;Y), synergy of eight groups of the layer's units about the label",
 }
+_LATER = (*(f"{c}{k}" for c in _UNITS for k in ("", "_se", "_marked")), "unit_estimator", "unit_samples")
+"""Columns that the first ledgers of this schema version lack."""
 _OUTCOME_WORDS = {
     "area": ("share", "area under accuracy against eps from 0 to the largest, as a share of the widest", ""),
     "median_distance": ("pixel scale", "median L∞ distance of the nearest adversarial image; 0 for wrong labels", ""),
@@ -621,12 +697,13 @@ def read_ledger(path: str | Path) -> pd.DataFrame:
             "use the release of robgib that its column 'robgib' names."
         )
     wanted = [c for c in dictionary()["column"] if not c.startswith("robust_0.")]
-    missing = next((c for c in wanted if c not in rows), None)
+    missing = next((c for c in wanted if c not in rows and c not in _LATER), None)
     if missing is not None:
         raise RobGIBError(f"{path} lacks the column {missing!r} of a ledger of schema version {LEDGER_SCHEMA}.")
     twice = rows["network"][rows["network"].duplicated()]
     if len(twice):
         raise RobGIBError(f"{path} has the network {twice.iloc[0]!r} twice; remove one of the rows.")
+    rows = rows.reindex(columns=[*rows.columns, *(c for c in _LATER if c not in rows)])
     return rows.assign(baselines_failed=rows["baselines_failed"].fillna("").astype(str))
 
 
@@ -687,10 +764,9 @@ def ledger_rows(ledger: Ledger, rows: pd.DataFrame, outcome: str = "area") -> pd
         outcome: column that becomes ``outcome``, one of :data:`OUTCOMES`.
     """
     figures = {
-        f"{figure.label}{k}": rows[f"{column}{k}"]
-        for column, figure in ledger.figures.items()
-        for k in ("", "_se", "_marked")
+        f"{figure.label}{k}": rows[f"{column}{k}"] for column, figure in ledger.figures.items() for k in ("", "_se")
     }
+    flags = {f"{figure.label}_marked": rows[f"{c}_marked"].isin([True]) for c, figure in ledger.figures.items()}
     return pd.DataFrame(
         {
             **ledger_structure(rows),
@@ -702,6 +778,7 @@ def ledger_rows(ledger: Ledger, rows: pd.DataFrame, outcome: str = "area") -> pd
             "outcome": rows[outcome],
             "outcome_se": rows[f"{outcome}_se"],
             **figures,
+            **flags,
         }
     )
 

@@ -308,7 +308,7 @@ def measured_rows(study: Study, measured: Sequence[Measured]) -> pd.DataFrame:
             row["baselines_failed"] = reasons_text(run.config["source"].get("baselines_failed", {}))
             row["chance"] = float(run.config["source"]["chance"])
             for figure in study.figures:
-                row |= {f"{figure.label}{k}": v for k, v in figure_of(figure, run).items()}
+                row |= {f"{figure.label}{k}": v for k, v in figure_of(figure, run.layers).items()}
             row |= _bound(run)
             signs = run.signs[run.signs["seen"].astype(bool)]
             if len(signs) and not one.error:
@@ -405,10 +405,9 @@ def _median_se(outcomes: pd.DataFrame) -> dict[str, float]:
     return {"outcome_se": half if np.isfinite(half) else 0.0}
 
 
-def figure_of(figure: Figure, run: Run) -> Mapping[str, Any]:
-    """Return a figure of a run, by ``""``, its standard error, by ``_se``, and whether it is marked, by ``_marked``."""
+def figure_of(figure: Figure, layers: pd.DataFrame) -> Mapping[str, Any]:
+    """Return a figure by ``""``, its standard error by ``_se``, and whether it is marked by ``_marked``."""
     name = figure.estimator.partition(":")[0]
-    layers = run.layers
     chosen = layers[
         (layers["estimator"] == name)
         & (layers["partition"] == figure.partition)

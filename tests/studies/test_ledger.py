@@ -118,9 +118,36 @@ def test_a_sitting_takes_up_where_the_last_one_ended(design, tmp_path, monkeypat
     assert row["area"] == pytest.approx(integrate.trapezoid(accuracy, at) / 0.1)
     assert row["generalisation_gap"] == pytest.approx(row["train_accuracy"] - row["test_accuracy"])
     assert not row["baselines_failed"]
-    assert np.isfinite(row[[*OUTCOMES, *list_measures(), "v_last", "C_mean", "subset_last"]].astype(float)).all()
+    assert np.isfinite(
+        row[[*OUTCOMES, *list_measures(), "v_last", "C_mean", "subset_last", "SY_last"]].astype(float)
+    ).all()
     plan = open_study(design).plan(None)
     assert [r[3] for r in plan.rows] == ["yes", *[""] * 7]
+
+
+def test_an_older_table_gets_what_it_lacks_and_keeps_the_rest(design, tmp_path, monkeypatch):
+    ledger, table = read_ledger_design(design), tmp_path / "ledger.csv"
+    names = ["small-000-seed1", "small-000-seed2"]
+    older = pd.read_csv(REPORT / "ledger.csv").head(2).assign(network=names)
+    older = older.drop(columns=[c for c in older if c.startswith(("SY_", "unit_"))])
+    older.to_csv(table, index=False)
+    later = [c for c in read_ledger(table) if c not in older]
+    assert len(later) == 8
+    assert read_ledger(table)[later].isna().all(axis=None)
+    plan = open_study(design).plan(None)
+    assert [r[3] for r in plan.rows[:3]] == ["without S(Z;Y)", "without S(Z;Y)", ""]
+    assert "2 of these lack S(Z;Y)" in plan.summary[0]
+    monkeypatch.setattr(module, "_measured", lambda network, *others: pytest.fail(network.recipe.name))
+    rows, errors = measure_networks(ledger, table, most=1)
+    assert not errors
+    assert rows["SY_last"].isna().tolist() == [False, True]
+    rows, _ = measure_networks(ledger, table, most=2)
+    pd.testing.assert_frame_equal(rows[older.columns].fillna(""), older.fillna(""), check_dtype=False)
+    assert np.isfinite(rows[["SY_last", "SY_last_se", "SY_mean"]]).all(axis=None)
+    assert rows["unit_samples"].tolist() == [len(robgib.load_data("digits").test)] * 2
+    assert not ledger_rows(ledger, rows).filter(like="unit_synergy").filter(like="_marked").any(axis=None)
+    monkeypatch.setattr(module, "_units_measured", lambda network, *others: pytest.fail(network.recipe.name))
+    measure_networks(ledger, table, most=2)  # nothing is measured twice
 
 
 def test_the_dictionary_has_every_column_and_no_other(design):
@@ -163,6 +190,7 @@ def test_a_file_that_is_no_ledger_of_this_version(change, words, tmp_path):
         ("pgd-linf", "pdg-linf", "unknown attack"),
         ("data: digits", "data: digit", "unknown data set"),
         ("kind: ledger", "kind: leger", "did you mean 'ledger'"),
+        ("samples: 40", "unit_estimator: imputation", "a layer's units are not pieces of the input"),
     ],
 )
 def test_a_design_that_cannot_be_is_one_sentence(old, new, words, design):
@@ -171,7 +199,7 @@ def test_a_design_that_cannot_be_is_one_sentence(old, new, words, design):
         open_study(design)
 
 
-FIGURES = ("C_last", "S_last", "r_last", "I_last", "IY_last", "subset_last", "Inoise_last")
+FIGURES = ("C_last", "S_last", "r_last", "I_last", "IY_last", "subset_last", "Inoise_last", "SY_last")
 
 
 def synthetic(count=24, effect=0.0, seeds=2):
