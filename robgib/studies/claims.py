@@ -16,7 +16,7 @@ from statsmodels.stats.multitest import multipletests
 from robgib.reporting.summary import ALIKE
 from robgib.statistics import partial_correlation, signed, smallest_correlation, williams_test
 from robgib.studies.agreement import agreement
-from robgib.studies.design import Figure, Study, heading
+from robgib.studies.design import FAILED_ATTACK, Figure, Study, heading
 from robgib.studies.ladder import (
     DRAWS,
     LEAST,
@@ -105,7 +105,11 @@ def claim(study: Study, rows: pd.DataFrame) -> Claim:
     correlations = _correlations(study, parts, baselines, rng)
     own = parts["confirm"]
     models = (own.dropna(subset=[primary, "outcome"]) if primary in own else own.iloc[:0]).reset_index(drop=True)
-    notes = (*_notes(rows, models, primary, baselines), *_controls(correlations, primary))
+    notes = (
+        *_notes(rows, models, primary, baselines),
+        *_with_failed_attacks(study, rows),
+        *_controls(correlations, primary),
+    )
     if reason := _no_verdict(models, primary):
         no = pd.DataFrame()
         return Claim("undetermined", reason, len(models), no, correlations, no, no, no, no, no, {}, notes)
@@ -364,6 +368,23 @@ def _notes(rows: pd.DataFrame, models: pd.DataFrame, primary: str, baselines: tu
                 "own ρ over the other models, and is not among the baselines that the figure must add to"
             )
     return tuple(notes)
+
+
+def _with_failed_attacks(study: Study, rows: pd.DataFrame) -> tuple[str, ...]:
+    """Return what the correlation is with the models that were left out since an attack failed on them.
+
+    Attacks often fail on the most robust ones, so that leaving them out is a choice by the outcome.
+    """
+    failed = rows["left_out"].str.startswith(FAILED_ATTACK) & (rows["part"] == "confirm")
+    every = collapsed(study, rows.assign(left_out=rows["left_out"].mask(failed, "")))
+    every = every[(every["part"] == "confirm") & (every["left_out"] == "")]
+    row = _correlation("confirm", study.primary.label, every, np.random.default_rng([study.seed, 31]))
+    if not failed.any() or not math.isfinite(row["rho"]):
+        return ()
+    return (
+        f"with the {int(failed.sum())} models that were left out for {FAILED_ATTACK}, whose outcome is too high, "
+        f"ρ = {signed(row['rho'], row['low'], row['high'])} over {row['models']} models",
+    )
 
 
 def _reasons(models: pd.DataFrame, name: str) -> str:

@@ -35,6 +35,7 @@ from robgib.training.tracing import Control
 from robgib.zoo.recipe import Recipe, recipes
 
 __all__ = [
+    "FAILED_ATTACK",
     "FIGURES",
     "OF_UNITS",
     "Cell",
@@ -61,6 +62,8 @@ FIGURES = {
     "ib_complexity_noise": "I(X;Z) noise",
 }
 """What a study may ask of a layer, and the term of the layers' table that it is."""
+FAILED_ATTACK = "signs of a failed attack"
+"""Why a model is left out whose outcome an attack did not find; the signs follow after a colon."""
 OF_UNITS = ("unit_synergy", "unit_complexity", "subset_synergy")
 """Those of a layer's units: the features of the first two, and what the third sets to 0."""
 _HEADINGS = {

@@ -28,7 +28,7 @@ from robgib.information.registry import make_estimator
 from robgib.measures import measure_model, probabilistic_robustness, sample_of
 from robgib.results import Run, load_run, read_csv, save_run
 from robgib.runtime import Progress, seed_torch
-from robgib.studies.design import FIGURES, Cell, Figure, Outcome, Study
+from robgib.studies.design import FAILED_ATTACK, FIGURES, Cell, Figure, Outcome, Study
 from robgib.studies.engines import Task, finish
 from robgib.studies.strata import FIELD, training_fields, varied_fields
 from robgib.training.loop import accuracy
@@ -312,7 +312,7 @@ def measured_rows(study: Study, measured: Sequence[Measured]) -> pd.DataFrame:
             row |= _bound(run)
             signs = run.signs[run.signs["seen"].astype(bool)]
             if len(signs) and not one.error:
-                row["left_out"] = "signs of a failed attack: " + ", ".join(dict.fromkeys(signs["name"]))
+                row["left_out"] = f"{FAILED_ATTACK}: {', '.join(dict.fromkeys(signs['name']))}"
         rows.append(row)
     table = pd.DataFrame(rows)
     unneeded = {c for c in table if c.startswith(FIELD)} - set(varied_fields(table))

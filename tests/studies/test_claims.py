@@ -196,6 +196,21 @@ def test_models_left_out_are_said_and_too_few_carry_no_verdict():
     assert any("left out (signs of a failed attack: noise)" in note for note in found.notes)
 
 
+def test_the_correlation_with_models_on_which_an_attack_failed_is_said_too():
+    rows = made(np.random.default_rng(5), slope=0.5)
+    strongest = rows["outcome"].nlargest(6).index
+    rho = stats.spearmanr(rows[V], rows["outcome"]).statistic
+    rows.loc[strongest, "left_out"] = "signs of a failed attack: noise"
+    found = claim(STUDY, rows)
+    (note,) = (n for n in found.notes if n.startswith("with the 6 models"))
+    assert f"ρ = {rho:+.2f} [" in note
+    assert note.endswith(f"over {len(rows)} models")
+    rows["clean_accuracy"] = 0.8
+    rows.loc[strongest[:2], "clean_accuracy"] = 0.1  # these did not learn either
+    assert any(n.endswith(f"over {len(rows) - 2} models") for n in claim(STUDY, rows).notes)
+    assert not any(n.startswith("with the") for n in claim(STUDY, rows.assign(left_out="")).notes)
+
+
 def test_a_figure_that_does_not_vary_is_said():
     rows = made(np.random.default_rng(6)).assign(**{V: 1.0})
     assert "the same for all" in claim(STUDY, rows).words
