@@ -94,7 +94,7 @@ def measure_model(
         catalogue: further folders of plug-ins.
 
     Returns:
-        The figures by name, and the reason by name of each that failed, whose figure is NaN.
+        The figures by name, and the reason by name of each that failed or is not finite, whose figure is NaN.
 
     Raises:
         RobGIBError: a name that there is not.
@@ -111,6 +111,9 @@ def measure_model(
         for name, measure in chosen.items():
             try:
                 figures[name] = float(measure(model, sample))
+                if not math.isfinite(figures[name]):
+                    failed[name] = f"it returned {figures[name]}"
+                    figures[name] = math.nan
             except Exception as error:  # a measure that does not fit a model must not lose the others
                 figures[name], failed[name] = math.nan, f"{type(error).__name__}: {error}"
     return figures, failed

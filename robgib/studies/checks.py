@@ -10,16 +10,16 @@ from robgib.attacks.registry import make_attack
 from robgib.data.dataset import Dataset
 from robgib.errors import RobGIBError, unknown_name
 from robgib.information.activations import find_layers
-from robgib.information.analysis import LABEL, PREDICTION, partitions_of
+from robgib.information.analysis import LABEL, PREDICTION, check_suited, partitions_of
 from robgib.information.base import Estimator
 from robgib.information.features import check_features
 from robgib.information.registry import make_estimator
 from robgib.measures import MEASURES
-from robgib.studies.design import OF_UNITS, Study
+from robgib.studies.design import OF_UNITS, Outcome, Study
 from robgib.zoo.loading import data_of
 from robgib.zoo.recipe import Recipe
 
-__all__ = ["check_names", "check_networks", "check_partition", "check_weighs"]
+__all__ = ["check_names", "check_networks", "check_outcome", "check_partition", "check_weighs"]
 
 _SHAPES = ((3, 10**6, 10**6), (10**6, 10**6), (10**6,))  # an image, a sequence, a vector, of any size
 _BALLS = ("linf", "l2")
@@ -36,7 +36,7 @@ def check_names(study: Study, path: Path, catalogue: Sequence[Path] = ()) -> Non
             check_partition(partition)
         for name in study.measures:
             MEASURES.find(name, catalogue)
-        _check_outcome(study, catalogue)
+        check_outcome(study.outcome, catalogue)
         _check_figures(study, catalogue)
     except RobGIBError as error:
         raise RobGIBError(f"{path}: {error}") from error
@@ -87,8 +87,8 @@ def check_weighs(estimators: Sequence[Estimator]) -> None:
             raise RobGIBError(f"pmi: true weighs samples, which the {maker.name} estimator cannot; name another one.")
 
 
-def _check_outcome(study: Study, catalogue: Sequence[Path]) -> None:
-    outcome = study.outcome
+def check_outcome(outcome: Outcome, catalogue: Sequence[Path] = ()) -> None:
+    """Raise if the attack of an outcome cannot give it."""
     if outcome.measure == "median_distance":
         attack = make_attack(outcome.attack, extra=catalogue)
         if not isinstance(attack, MinimumNormAttack):
@@ -112,6 +112,8 @@ def check_networks(
     partitions: Sequence[str],
     samples: int,
     data_root: Path | None = None,
+    estimators: Sequence[Estimator] = (),
+    information_samples: int | None = None,
 ) -> None:
     """Raise for a request that the data or networks of a study cannot meet. Missing data are not checked.
 
@@ -122,10 +124,12 @@ def check_networks(
         partitions: of the input.
         samples: the most test samples that it uses.
         data_root: folder of the data files.
+        estimators: of the information.
+        information_samples: that they see; None is all test samples.
 
     Raises:
-        RobGIBError: a partition that the samples cannot be cut into, more samples than there are, or a layer that a
-            network does not have.
+        RobGIBError: a partition that the samples cannot be cut into, more samples than there are, an estimator that
+            cannot use the data, an architecture that cannot be built, or a layer that a network does not have.
     """
     loaded: dict[str, Dataset] = {}
     known: set[str] = set()
@@ -146,8 +150,12 @@ def check_networks(
             )
         for partition in partitions:
             check_partition(partition, data.shape) if partition != "auto" else partitions_of(partition, data.shape)
-        if named and recipe.architecture is not None:
-            there, _ = find_layers(recipe.untrained(data).eval(), data.test.x[:2])
+        check_suited(estimators, data, information_samples or len(data.test))
+        if recipe.architecture is None:
+            continue
+        model = recipe.untrained(data).eval()
+        if named:
+            there, _ = find_layers(model, data.test.x[:2])
             for layer in named:
                 if layer not in there:
                     raise unknown_name(f"layer of {recipe.name!r}, in study {name!r}:", layer, there)

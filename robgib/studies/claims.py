@@ -23,6 +23,7 @@ from robgib.studies.ladder import (
     Question,
     Rung,
     bootstrap,
+    counted,
     highest,
     ladder,
     resamples,
@@ -93,10 +94,10 @@ def claim(study: Study, rows: pd.DataFrame) -> Claim:
 
     The verdict is the highest rung of the ladder of evidence that the primary figure reaches on the models to confirm
     on (:func:`~robgib.studies.ladder.ladder`). Everything else is secondary, and corrected after Holm. Collapsed
-    networks and models that failed are left out.
+    networks, models that failed, and those without a finite primary figure or outcome are left out, with a note.
     """
     rng = np.random.default_rng([study.seed, 23])
-    rows = collapsed(study, rows)
+    rows = _finite(collapsed(study, rows))
     usable = rows[rows["left_out"] == ""]
     if "outcome" not in usable:
         usable = usable.assign(outcome=np.nan)
@@ -134,6 +135,12 @@ def claim(study: Study, rows: pd.DataFrame) -> Claim:
         facts=facts,
         notes=notes,
     )
+
+
+def _finite(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows with NaN for every infinite number."""
+    numbers = rows.select_dtypes("number")
+    return rows.assign(**numbers.mask(np.isinf(numbers)))
 
 
 def collapsed(study: Study, rows: pd.DataFrame) -> pd.DataFrame:
@@ -221,8 +228,11 @@ def _correlation(part: str, label: str, rows: pd.DataFrame, rng: np.random.Gener
 
 
 def _reliability(values: Vector, errors: Vector) -> float:
-    """Return the share of the variance over models that is not error of estimation."""
-    return float(max(0.0, 1 - (errors**2).mean() / max(values.var(ddof=1), 1e-30)))
+    """Return the share of the variance over models that is not error of estimation; NaN if no error is known."""
+    known = errors[np.isfinite(errors)]
+    if not len(known):
+        return math.nan
+    return float(max(0.0, 1 - (known**2).mean() / max(values.var(ddof=1), 1e-30)))
 
 
 def _corrected(pearson: float, *reliable: float) -> float:
@@ -356,7 +366,12 @@ def _notes(rows: pd.DataFrame, models: pd.DataFrame, primary: str, baselines: tu
     failed = rows[rows["left_out"] != ""]
     for reason, group in failed.groupby("left_out", sort=False):
         notes.append(f"left out ({reason}): {', '.join(group['model'])}")
-    marked = models[models[f"{primary}_marked"].astype(bool)] if f"{primary}_marked" in models else models.iloc[:0]
+    own = rows[(rows["left_out"] == "") & (rows["part"] == "confirm")]
+    for column, name in ((primary, heading(primary)), ("outcome", "the outcome")):
+        lacking = own["model"][own[column].isna()] if column in own else own["model"]
+        if len(lacking):
+            notes.append(f"left out ({name} is missing or infinite): {', '.join(lacking)}")
+    marked = models[models[f"{primary}_marked"].eq(True)] if f"{primary}_marked" in models else models.iloc[:0]
     if len(marked):
         notes.append(f"the primary figure is marked in {len(marked)} of {len(models)} models: see their own pages")
     shared = usable_baselines(models, baselines)
@@ -448,9 +463,8 @@ def _rivals(beside: pd.DataFrame) -> str:
     if beside.empty:
         return ""
     if alike.empty:
-        return f" None of {len(beside)} baselines correlates with the outcome as closely."
+        return f" None of {counted(len(beside), 'baseline')} correlates with the outcome as closely."
     named = ", ".join(f"{heading(name)} {signed(rho)}" for name, rho in alike[["baseline", "rho"]].head(_NAMED).values)
     more = f" and {len(alike) - _NAMED} more" if len(alike) > _NAMED else ""
-    return (
-        f" For {len(alike)} of {len(beside)} baselines |ρ| is not shown to be smaller than the figure's: {named}{more}."
-    )
+    share = f"{len(alike)} of {counted(len(beside), 'baseline')}"
+    return f" For {share} |ρ| is not shown to be smaller than the figure's: {named}{more}."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -47,6 +47,7 @@ __all__ = [
     "heading",
     "read_design",
     "read_study",
+    "strength_of",
 ]
 
 FIGURES = {
@@ -412,12 +413,20 @@ def _misspelt(error: ValidationError, path: Path, kind: type[BaseModel]) -> RobG
 
 
 def _keys_at(kind: type[BaseModel], place: Sequence[str]) -> list[str]:
-    """The keys of the model at the end of nested keys."""
+    """The keys of the model at the end of nested keys; those that a mapping's user chooses are no fields."""
     for key in place:
-        inner = kind.model_fields[key].annotation
-        options = (inner, *get_args(inner), *(a for o in get_args(inner) for a in get_args(o)))
-        kind = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
+        if key in kind.model_fields:
+            kind = next(_models_in(kind.model_fields[key].annotation), kind)
     return list(kind.model_fields)
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The models in a type, such as that of the items of a list."""
+    if inner := get_args(annotation):
+        for one in inner:
+            yield from _models_in(one)
+    elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
 
 
 def read_study(path: Path, catalogue: Sequence[Path] = ()) -> Study:
@@ -550,6 +559,14 @@ def _varied(recipe: Recipe, keys: Mapping[str, Any], values: Sequence[Any]) -> R
         where = ".".join(map(str, wrong))
         raise RobGIBError(f"recipe {recipe.name!r} varied to {name!r}: {where}: must be a number, not true or false.")
     return varied.among(recipe.catalogue)
+
+
+def strength_of(recipe: Recipe) -> float:
+    """Return the strength of a recipe's training: the attack's radius, the penalty's weight, the noise's deviation.
+
+    It is 0 for standard training.
+    """
+    return _origin(recipe)[2]
 
 
 def _origin(recipe: Recipe) -> tuple[str, str, float, int]:

@@ -13,6 +13,7 @@ import pandas as pd
 from robgib import registry
 from robgib.engines import Engine
 from robgib.errors import RobGIBError, unknown_name
+from robgib.information.registry import make_estimator
 from robgib.measures import MEASURES
 from robgib.reading import as_path
 from robgib.runtime import Progress, installed_version
@@ -28,6 +29,7 @@ from robgib.studies.ledger import (
     ledger_study,
     measure_networks,
     networks,
+    of_design,
     read_ledger,
     read_ledger_design,
     rows_so_far,
@@ -191,6 +193,8 @@ class CorrelationStudy:
             study.partitions,
             max((getattr(study, n) for n in _COUNTS & study.model_fields_set), default=0),
             data_root,
+            [make_estimator(spec, self.catalogue) for spec in study.estimators],
+            study.information_samples,
         )
 
     def measuring(self, measures: Sequence[str]) -> CorrelationStudy:
@@ -281,7 +285,9 @@ class CompressionStudy:
         """Raise an error, before any model is trained, if the data or a network lacks what the study needs."""
         study = self.study
         recipes = [one.recipe for one in self.networks]
-        check_networks(study.name, recipes, [study.layer], [study.partition], 1, data_root)
+        given = study.samples if "samples" in study.model_fields_set else 1
+        makers = [make_estimator(study.estimator, self.catalogue)]
+        check_networks(study.name, recipes, [study.layer], [study.partition], given, data_root, makers)
 
     def run(self, data_root: Path | None, engine: Engine, progress: Progress | None) -> Answer:
         """See :class:`StudyKind`."""
@@ -345,12 +351,13 @@ class LedgerStudy:
     def plan(self, data_root: Path | None) -> Plan:
         """See :class:`StudyKind`."""
         self._check(data_root)
-        known = rows_so_far(self.table)
+        known = of_design(self.ledger, self.networks, rows_so_far(self.table), self.table)
         done = dict.fromkeys(known["network"], "yes")
         partly = known.loc[without_units(known), "network"]
         done |= dict.fromkeys(partly, "without S(Z;Y)")
         rows = [(n.recipe.name, str(n.cell), _fields_of(n), done.get(n.recipe.name, "")) for n in self.networks]
-        summary = f"{len(rows)} networks in {self.ledger.cells} cells, {len(done)} of them in {self.table.name}."
+        there = sum(n.recipe.name in done for n in self.networks)
+        summary = f"{len(rows)} networks in {self.ledger.cells} cells, {there} of them in {self.table.name}."
         if len(partly):
             summary += f" {len(partly)} of these lack S(Z;Y), which is measured too."
         return Plan(self.name, ("network", "cell", "training", "done"), rows, (summary,))
@@ -358,7 +365,9 @@ class LedgerStudy:
     def _check(self, data_root: Path | None) -> None:
         """Raise an error, before any model is trained, if the data or a network lacks what the study needs."""
         of, recipes = self.ledger, [n.recipe for n in self.networks]
-        check_networks(of.name, recipes, [], [of.partition], max(of.samples, of.information_samples), data_root)
+        makers = [make_estimator(of.estimator, self.catalogue)]
+        most = max(of.samples, of.information_samples)
+        check_networks(of.name, recipes, [], [of.partition], most, data_root, makers)
 
     def run(self, data_root: Path | None, engine: Engine, progress: Progress | None) -> Answer:
         """See :class:`StudyKind`."""
@@ -376,7 +385,7 @@ class LedgerStudy:
 
     def claim(self, table: Path) -> Answer:
         """See :class:`StudyKind`."""
-        return self.answer(read_ledger(table))
+        return self.answer(of_design(self.ledger, self.networks, read_ledger(table), table))
 
     def structure(self) -> tuple[Study, pd.DataFrame]:
         """See :class:`StudyKind`."""
@@ -392,7 +401,11 @@ class LedgerStudy:
         study = ledger_study(self.ledger)
         models = ledger_rows(self.ledger, rows) if len(rows) else pd.DataFrame()
         answer = CorrelationStudy(study, (), self.catalogue).answer(models)
-        count = f"{len(rows)} of {len(self.networks)} networks of the design are in the ledger"
+        own = {n.recipe.name for n in self.networks}
+        there = sum(name in own for name in rows["network"])
+        count = f"{there} of {len(self.networks)} networks of the design are in the ledger"
+        if len(rows) > there:
+            count += f", and {len(rows) - there} that are not of the design"
         tables = {"ledger.csv": rows, "columns.csv": dictionary()}
         if len(rows):
             tables["verdicts.csv"] = verdicts(self.ledger, rows)
@@ -547,7 +560,7 @@ def open_study(file: str | Path, catalogue: Sequence[Path] = (), *, allow_code: 
     if not file.is_file():
         raise RobGIBError(f"study file {str(file)!r} does not exist.")
     kind = registry.read_yaml(file).get("kind", "correlation")
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         line = registry.line_of(file, ["kind"])
         raise RobGIBError(f"{file}, line {line}: {unknown_name('kind of study', str(kind), KINDS)}")
     return KINDS[kind](file, catalogue, allow_code)

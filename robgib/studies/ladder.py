@@ -24,6 +24,7 @@ __all__ = [
     "Question",
     "Rung",
     "beyond_baselines",
+    "counted",
     "fixed_training",
     "goes_with",
     "highest",
@@ -38,6 +39,7 @@ LEAST = 8
 """Fewer models than this carry no verdict."""
 DRAWS = 2000
 _LEVEL = 0.05
+_EXACT = 1e-9  # distance of a leverage from 1 at which a model is fitted exactly
 _FREE = 5  # degrees of freedom that a regression must leave
 _PENALTIES = np.logspace(-2, 3, 6)
 
@@ -106,6 +108,15 @@ def shown_p(p: float, draws: int = 0) -> str:
     """
     floor = 1 / (draws + 1) if draws else 0.0
     return f"< {floor:.2g}" if p <= floor * (1 + 1e-9) else f"= {p:.2g}"
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number and its noun.
+
+    >>> counted(1, "baseline"), counted(3, "group")
+    ('1 baseline', '3 groups')
+    """
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def ladder(question: Question, rng: np.random.Generator) -> tuple[Rung, ...]:
@@ -195,7 +206,8 @@ def goes_with(question: Question, rng: np.random.Generator) -> Rung:
     mean_x, mean_y = frame["x"].to_numpy(), frame["y"].to_numpy()
     moved, every = relabelled(mean_x, mean_y, of, DRAWS, rng)
     own = float(stats.spearmanr(mean_x, mean_y).statistic) if len(mean_x) > 2 else math.nan
-    p = _p(own, moved, _side(question.expect, own), every)
+    # Means over the exchanged units that go the other way are no evidence for the sign of ρ.
+    p = _p(own, moved, _side(question.expect, own), every) if own * rho > 0 else 1.0
     if every and len(moved) < 1 / _LEVEL:
         reason = (
             f"ρ = {signed(rho, low, high)} over {len(x)} models, of which the architectures and strengths "
@@ -234,7 +246,9 @@ def fixed_training(question: Question, rng: np.random.Generator, sign: int) -> R
     cells = len(numbers)
     ways = math.prod(math.factorial(int(n)) for n in np.bincount(of))
     if ways < (1 if sign else 2) / _LEVEL:
-        return _unknown(RUNGS[1], f"{len(x)} models in {cells} groups of one training are too few for a test at 5%")
+        return _unknown(
+            RUNGS[1], f"{len(x)} models in {counted(cells, 'group')} of one training are too few for a test at 5%"
+        )
     a, b = (centred(stats.rankdata(v)[None], np.ones((1, len(v))), of)[0] for v in (x, y))
     if a.std() < 1e-12 or b.std() < 1e-12:
         return _unknown(RUNGS[1], "the figure or the outcome is the same for all models of one training")
@@ -251,7 +265,7 @@ def fixed_training(question: Question, rng: np.random.Generator, sign: int) -> R
     low, high = (float(np.nanquantile(drawn, q)) for q in (0.025, 0.975))
     status = _status(r, low, high, p, sign)
     figures = (
-        f"r = {signed(r, low, high)}, p {shown_p(p, DRAWS)}, over {len(x)} models in {cells} groups that "
+        f"r = {signed(r, low, high)}, p {shown_p(p, DRAWS)}, over {len(x)} models in {counted(cells, 'group')} that "
         "differ by their seed alone"
     )
     sentence = {
@@ -321,10 +335,11 @@ def beyond_baselines(question: Question, rng: np.random.Generator, sign: int) ->
     if rows["architecture"].nunique() < 3:
         return _unknown(RUNGS[2], "fewer than three architectures leave none to predict from the others")
     effect = partial_effect(rows, question.label, baselines)
+    number = counted(len(baselines), "baseline")
     if math.isnan(effect[0]):
-        return _unknown(
-            RUNGS[2], f"{len(rows)} models are too few for {len(baselines)} baselines and the fields of the recipes"
-        )
+        few = f"{len(rows)} models are too few for {number} and the fields of the recipes"
+        same = f"the figure is a linear function of the {number} and the fields of the recipes"
+        return _unknown(RUNGS[2], same if _freedom(rows, _given(rows, baselines)) >= _FREE else few)
     without, with_it = (prediction_errors(rows, columns) for columns in (baselines, (*baselines, question.label)))
     gained = without**2 - with_it**2
     counts = resamples(clusters(rows, LEAST), rng)
@@ -335,7 +350,7 @@ def beyond_baselines(question: Question, rng: np.random.Generator, sign: int) ->
     right = p < _LEVEL and (not sign or np.sign(beta) == sign)
     status: Status = "reached" if right and low > 0 else "not reached"
     evidence = (
-        f"given {len(baselines)} baselines and the recipes' fields its standardised effect is {signed(beta)} ± "
+        f"given {number} and the recipes' fields its standardised effect is {signed(beta)} ± "
         f"{1.96 * error:.2f} (p {shown_p(p)}), and it removes {100 * share:.0f}% [{100 * low:.0f}%, {100 * high:.0f}%] "
         f"of the squared error with which they predict another architecture "
         f"(RMSE {np.sqrt((without**2).mean()):.3f} → {np.sqrt((with_it**2).mean()):.3f})"
@@ -355,17 +370,34 @@ def partial_effect(rows: pd.DataFrame, label: str, baselines: Sequence[str]) -> 
     This is ordinary least squares on normal scores (van der Waerden), with indicators of every field of the recipes and
     HC3 standard errors (MacKinnon & White 1985). Normal scores are used because a sum of ranks is not linear in them:
     ranks would assign a bend of a baseline's effect to the figure. All three are NaN if fewer than five degrees of
-    freedom are left, or if the figure is a linear function of the baselines and fields.
+    freedom are left, or if the figure is a linear function of the baselines and fields. A model that is alone with a
+    level of a field is fitted exactly: it says nothing of the effect, and is left out, since HC3 would divide by 0.
     """
     y, x = (_scores(rows[c]) for c in ("outcome", label))
-    fields = [indicators(level) for level in axes(rows).values()]
-    given = np.column_stack([np.ones(len(rows)), *(_scores(rows[b]) for b in baselines), *fields])
+    given = _given(rows, baselines)
     rank = int(np.linalg.matrix_rank(given))
-    if len(rows) - rank - 1 < _FREE or np.linalg.matrix_rank(np.column_stack([given, x])) == rank:
+    if _freedom(rows, given) < _FREE or np.linalg.matrix_rank(np.column_stack([given, x])) == rank:
         return math.nan, math.nan, math.nan
-    basis = np.linalg.svd(given, full_matrices=False)[0][:, :rank]
-    fitted = sm.OLS(y, np.column_stack([x, basis])).fit(cov_type="HC3", use_t=True)
+    shared = (_basis(given) ** 2).sum(1) < 1 - _EXACT
+    fitted = sm.OLS(y[shared], np.column_stack([x[shared], _basis(given[shared])])).fit(cov_type="HC3", use_t=True)
     return float(fitted.params[0]), float(fitted.bse[0]), float(fitted.pvalues[0])
+
+
+def _given(rows: pd.DataFrame, baselines: Sequence[str]) -> Vector:
+    """A constant, the normal scores of the baselines, and indicators of every field: the columns of a regression."""
+    fields = [indicators(level) for level in axes(rows).values()]
+    return np.column_stack([np.ones(len(rows)), *(_scores(rows[b]) for b in baselines), *fields])
+
+
+def _freedom(rows: pd.DataFrame, given: Vector) -> int:
+    """Degrees of freedom that a regression on these columns and one figure leaves."""
+    return len(rows) - int(np.linalg.matrix_rank(given)) - 1
+
+
+def _basis(columns: Vector) -> Vector:
+    """An orthonormal basis (N, rank) of the space of columns (N, k)."""
+    left, size, _ = np.linalg.svd(columns, full_matrices=False)
+    return np.asarray(left[:, size > size[0] * max(columns.shape) * np.finfo(float).eps])
 
 
 def _scores(values: pd.Series) -> Vector:

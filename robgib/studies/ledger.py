@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -22,20 +22,30 @@ from robgib.attacks.registry import make_attack
 from robgib.data.dataset import Dataset
 from robgib.data.loaders import check_data
 from robgib.engines import HERE, Engine
-from robgib.errors import RobGIBError, first_line
+from robgib.errors import RobGIBError
 from robgib.evaluation import evaluate
 from robgib.files import alone, cache_folder, digest, write_file
 from robgib.information.analysis import layer_information
 from robgib.information.registry import make_estimator
 from robgib.measures import MEASURES, list_measures, measure_model, sample_of
 from robgib.reading import as_path
-from robgib.results import Run, csv_text, read_csv
+from robgib.results import Run, csv_text
 from robgib.runtime import Progress, installed_version
+from robgib.studies.checks import check_outcome, check_partition
 from robgib.studies.claims import SIGNS, collapsed
-from robgib.studies.design import Figure, Models, Outcome, Study, read_design
+from robgib.studies.design import Figure, Models, Outcome, Study, read_design, strength_of
 from robgib.studies.engines import Task, run_tasks
 from robgib.studies.ladder import LEAST, Question, highest, ladder, partial_effect, usable_baselines
-from robgib.studies.measure import chance_of, figure_of, outcome_of, outside_a_run, reasons_text
+from robgib.studies.measure import (
+    chance_of,
+    check_given,
+    check_numbers,
+    figure_of,
+    outcome_of,
+    outside_a_run,
+    read_whole,
+    reasons_text,
+)
 from robgib.studies.strata import FIELD, cell_of
 from robgib.training.loop import accuracy
 from robgib.zoo.loading import checkpoint_path, load_recipe
@@ -54,6 +64,7 @@ __all__ = [
     "load_ledger",
     "measure_networks",
     "networks",
+    "of_design",
     "read_ledger",
     "read_ledger_design",
     "rows_so_far",
@@ -99,7 +110,7 @@ class Shape(BaseModel):
     ``width`` and ``depth`` are the values in the columns of the ledger; ``options`` are passed to the architecture.
     """
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
     width: PositiveInt
     depth: PositiveInt
     options: dict[str, Any] = Field(default_factory=dict)
@@ -128,13 +139,13 @@ class Ledger(BaseModel):
     data: str
     table: str = "ledger.csv"
     """CSV file beside the design, with one row per measured network. Networks in it are not measured again."""
-    cells: PositiveInt = 100
+    cells: Annotated[int, Field(ge=1, le=10_000)] = 100
     seeds: list[NonNegativeInt] = Field(min_length=1)
     """Training seeds of each cell."""
     seed: NonNegativeInt = 0
     """Seed of the drawn design and of the measurements."""
-    architectures: dict[str, list[Shape]] = Field(min_length=1)
-    regimes: dict[str, list[Level]] = Field(min_length=1)
+    architectures: dict[str, Annotated[list[Shape], Field(min_length=1)]] = Field(min_length=1)
+    regimes: dict[str, Annotated[list[Level], Field(min_length=1)]] = Field(min_length=1)
     epochs: list[PositiveInt] = Field(min_length=1)
     learning_rate: list[float] = Field(min_length=1)
     weight_decay: list[NonNegativeFloat] = Field(min_length=1)
@@ -163,6 +174,12 @@ class Ledger(BaseModel):
             values = getattr(self, key)
             if len(set(values)) < len(values):
                 raise ValueError(f"{key} has a level twice; give each once")
+        named: list[tuple[str, Sequence[object]]] = [*self.architectures.items(), *self.regimes.items()]
+        for name, levels in named:
+            if any(one in levels[:i] for i, one in enumerate(levels)):
+                raise ValueError(f"{name} has a level twice; give each once")
+        if "measure" in self.outcome.model_fields_set:
+            raise ValueError("outcome.measure has no meaning, since a ledger measures all outcomes; leave it out")
         return self
 
     @property
@@ -223,16 +240,22 @@ def read_ledger_design(path: Path, catalogue: Sequence[Path] = ()) -> Ledger:
     try:
         for attack in (*ledger.outcome.attacks, ledger.nearest):
             make_attack(attack, extra=catalogue)
+        for outcome in OUTCOMES:
+            check_outcome(ledger.outcome_called(outcome), catalogue)
         make_estimator(ledger.estimator, catalogue)
         if make_estimator(ledger.unit_estimator, catalogue).runs_network:
             raise RobGIBError(
                 f"unit_estimator {ledger.unit_estimator!r} replaces pieces of the input, and a layer's units are not "
                 "pieces of the input; give an estimator of variables, such as gaussian."
             )
+        check_partition(ledger.partition)
         check_data(ledger.data, catalogue)
     except RobGIBError as error:
         raise RobGIBError(f"{path}: {error}") from error
     return ledger
+
+
+_DEALS = 1000  # of a cell, until its training is one that no other cell has
 
 
 def _dealt(levels: Sequence[Any], rng: random.Random) -> Iterator[Any]:
@@ -251,7 +274,8 @@ def networks(ledger: Ledger, catalogue: Sequence[Path] = ()) -> list[Network]:
         catalogue: further folders of architectures and data sets.
 
     Raises:
-        RobGIBError: the training settings or the architecture of a network are invalid.
+        RobGIBError: the training settings or the architecture of a network are invalid, or there are fewer different
+            trainings than cells.
     """
     rng = random.Random(ledger.seed)
     shapes = {a: _dealt(of, rng) for a, of in ledger.architectures.items()}
@@ -271,9 +295,20 @@ def networks(ledger: Ledger, catalogue: Sequence[Path] = ()) -> list[Network]:
         for one in rounds:
             rng.shuffle(one)
             pairs += one
+    used: set[str] = set()
     for cell, (architecture, regime) in enumerate(pairs[: ledger.cells]):
-        shape, level = next(shapes[architecture]), next(levels[regime])
-        dealt = {key: next(deck) for key, deck in decks.items()}
+        for _ in range(_DEALS):
+            shape, level = next(shapes[architecture]), next(levels[regime])
+            dealt = {key: next(deck) for key, deck in decks.items()}
+            training = digest([architecture, shape.model_dump(), regime, level.model_dump(), dealt])
+            if training not in used:
+                break
+        else:
+            raise RobGIBError(
+                f"ledger {ledger.name!r}: of {architecture} and {regime} there is no other training for cell {cell}; "
+                "give fewer cells, or more levels."
+            )
+        used.add(training)
         found += [_network(ledger, cell, architecture, shape, regime, level, dealt, seed, catalogue)
                   for seed in ledger.seeds]  # fmt: skip
     return found
@@ -321,6 +356,11 @@ def _network(
         where = ".".join(map(str, first["loc"]))
         raise RobGIBError(f"ledger {ledger.name!r}: {name}: {where}: {first['msg'].lower()}.") from error
     recipe.check_architecture(f"ledger {ledger.name!r}")
+    if not math.isclose(level.strength, strength_of(recipe)):
+        raise RobGIBError(
+            f"ledger {ledger.name!r}: the regime {regime!r} has a level of strength {level.strength:g} whose training "
+            f"has the strength {strength_of(recipe):g}; give both the same."
+        )
     return Network(cell, fields, seed, recipe.among(catalogue))
 
 
@@ -357,11 +397,12 @@ def measure_networks(
         The rows in the order of the design, and the error message of each network that failed, by name.
 
     Raises:
-        RobGIBError: the table is not a ledger, or has another schema version.
+        RobGIBError: the table is not a ledger, has another schema version, or holds a network of the design with other
+            settings.
     """
     every = networks(ledger, catalogue)
     wanted, order = every[:most], {one.recipe.name: i for i, one in enumerate(every)}
-    tasks = _tasks(ledger, wanted, rows_so_far(table), list(catalogue))
+    tasks = _tasks(ledger, wanted, of_design(ledger, every, rows_so_far(table), table), list(catalogue))
     errors: dict[str, str] = {}
     done = len(wanted) - len(tasks)
     ready = [task for task in tasks if (task.target / _ROW).is_file()]
@@ -675,19 +716,23 @@ def dictionary(radii: Sequence[float] = (0, 0.02, 0.05, 0.1, 0.15, 0.2)) -> pd.D
     return pd.DataFrame(rows, columns=["column", "unit", "meaning", "source"])
 
 
+_TEXTS = (
+    "network", "data", "architecture", "regime", "augmentation", "estimator", "partition", "attack", "nearest",
+    "robgib", "torch", "baselines_failed",
+)  # fmt: skip
+
+
 def read_ledger(path: str | Path) -> pd.DataFrame:
     """Read the CSV file of a ledger.
 
     Raises:
-        RobGIBError: the file does not exist, is not a ledger, has another schema version, or names a network twice.
+        RobGIBError: the file does not exist, is not a ledger, has another schema version, is cut off, has a text in
+            place of a number, or names a network twice.
     """
     path = as_path(path, "path")
     if not path.is_file():
         raise RobGIBError(f"ledger {str(path)!r} does not exist.")
-    try:
-        rows = read_csv(path)
-    except (OSError, ValueError) as error:
-        raise RobGIBError(f"{path} is no ledger: {first_line(error)}.") from error
+    rows = read_whole(path, "ledger")
     if "schema" not in rows or "network" not in rows:
         raise RobGIBError(f"{path} is no ledger: it has no columns 'schema' and 'network'.")
     other = sorted({str(s) for s in rows["schema"]} - {str(LEDGER_SCHEMA)})
@@ -700,11 +745,16 @@ def read_ledger(path: str | Path) -> pd.DataFrame:
     missing = next((c for c in wanted if c not in rows and c not in _LATER), None)
     if missing is not None:
         raise RobGIBError(f"{path} lacks the column {missing!r} of a ledger of schema version {LEDGER_SCHEMA}.")
+    texts = [c for c in _TEXTS if c != "baselines_failed"]
+    check_given(path, rows, [*texts, "seed", "cell", *FIELDS])
+    others = (*_TEXTS, "early_stopping", "unit_estimator")
+    numbers = [c for c in wanted if c in rows and c not in others and not c.endswith("_marked")]
+    check_numbers(path, rows, numbers)
     twice = rows["network"][rows["network"].duplicated()]
     if len(twice):
         raise RobGIBError(f"{path} has the network {twice.iloc[0]!r} twice; remove one of the rows.")
     rows = rows.reindex(columns=[*rows.columns, *(c for c in _LATER if c not in rows)])
-    return rows.assign(baselines_failed=rows["baselines_failed"].fillna("").astype(str))
+    return rows.assign(baselines_failed=rows["baselines_failed"].astype(object).fillna("").astype(str))
 
 
 def rows_so_far(table: Path) -> pd.DataFrame:
@@ -714,6 +764,46 @@ def rows_so_far(table: Path) -> pd.DataFrame:
         RobGIBError: as for :func:`read_ledger`.
     """
     return read_ledger(table) if table.is_file() else pd.DataFrame({"network": []})
+
+
+_SETTINGS = ("samples", "estimator", "partition", "nearest")
+
+
+def of_design(ledger: Ledger, networks: Sequence[Network], rows: pd.DataFrame, table: Path) -> pd.DataFrame:
+    """Return the rows of a ledger after a check of their settings.
+
+    Args:
+        ledger: the design.
+        networks: its networks.
+        rows: rows of the ledger; those of networks that the design does not name are not checked.
+        table: the file that they come from, for the message.
+
+    Raises:
+        RobGIBError: a network of the design was trained or measured with other settings, as happens if the design is
+            changed after a sitting.
+    """
+    by_name = {one.recipe.name: one for one in networks}
+    same = {**{name: getattr(ledger, name) for name in _SETTINGS}, "attack": ledger.outcome.attack}
+    for row in rows.to_dict("records"):
+        if row["network"] not in by_name:
+            continue
+        one = by_name[row["network"]]
+        units = {} if pd.isna(row["unit_estimator"]) else {"unit_estimator": ledger.unit_estimator}
+        wanted = {"seed": one.seed, **one.fields, **same, **units}
+        other = next((name for name, value in wanted.items() if not _equal(row[name], value)), None)
+        if other is not None:
+            raise RobGIBError(
+                f"{table}: the network {row['network']!r} has the {other.replace('_', ' ')} {row[other]!s}, and that "
+                f"of the design {wanted[other]!s}; restore the design, or name another table in it."
+            )
+    return rows
+
+
+def _equal(value: Any, wanted: Any) -> bool:
+    """Whether a value of a table is a setting of a design."""
+    if isinstance(wanted, bool | str):
+        return str(value) == str(wanted)
+    return math.isclose(value, wanted)
 
 
 def ledger_study(ledger: Ledger, column: str = "v_last", outcome: str = "area") -> Study:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ from robgib.attacks.base import cost_of
 from robgib.attacks.registry import make_attack
 from robgib.data.dataset import Dataset
 from robgib.engines import HERE, Engine
-from robgib.errors import RobGIBError
+from robgib.errors import RobGIBError, first_line, unknown_name
 from robgib.evaluation import evaluate
 from robgib.files import cache_folder, digest
 from robgib.information.activations import LOGITS
@@ -39,6 +40,8 @@ from robgib.zoo.recipe import Recipe
 __all__ = [
     "Measured",
     "chance_of",
+    "check_given",
+    "check_numbers",
     "estimated_seconds",
     "figure_of",
     "measure",
@@ -46,6 +49,7 @@ __all__ = [
     "outcome_of",
     "outside_a_run",
     "read_rows",
+    "read_whole",
     "reason_in",
     "reasons_text",
     "stored",
@@ -268,18 +272,79 @@ def read_rows(path: Path, study: Study) -> pd.DataFrame:
     """Read a table of measured models (``models.csv`` of a study's folder).
 
     Raises:
-        RobGIBError: it is no such table, or lacks a figure of the study.
+        RobGIBError: it is no such table, lacks a figure of the study, is cut off, has a text in place of a number, or
+            names a model twice.
     """
     if not path.is_file():
         raise RobGIBError(f"table of models {str(path)!r} does not exist.")
-    rows = read_csv(path).rename(columns={"dose": "strength"})  # the name of former versions
+    rows = read_whole(path, "table of models").rename(columns={"dose": "strength"})  # the name of former versions
     wanted = [*_ORIGIN, "outcome", "outcome_se", *(f.label for f in study.figures)]
     missing = next((c for c in wanted if c not in rows), None)
     if missing is not None:
         raise RobGIBError(f"{path} has no column {missing!r}; give the models.csv of this study.")
-    return rows.assign(left_out=rows["left_out"].fillna("").astype(str))
+    check_given(path, rows, [c for c in _ORIGIN if c != "left_out"])
+    errors = [f"{f.label}_se" for f in study.figures]
+    numbers = ["strength", "outcome", "outcome_se", "clean_accuracy", "chance", *(f.label for f in study.figures)]
+    check_numbers(path, rows, [c for c in (*numbers, *errors, *study.measures) if c in rows])
+    wrong = rows.index[~rows["part"].isin(_PARTS)]
+    if len(wrong):
+        raise RobGIBError(f"{path}, line {wrong[0] + 2}: {unknown_name('part', str(rows['part'][wrong[0]]), _PARTS)}")
+    twice = rows[rows["model"].duplicated(keep=False)]
+    if len(twice):
+        same = twice[twice["model"] == twice["model"].iloc[0]]
+        parts = " and in ".join(dict.fromkeys(same["part"]))
+        raise RobGIBError(f"{path} has the model {same['model'].iloc[0]!r} twice, in {parts}; remove one of the rows.")
+    return rows.assign(left_out=rows["left_out"].astype(object).fillna("").astype(str))
 
 
+def read_whole(path: Path, what: str) -> pd.DataFrame:
+    """Read a table and raise if a line of it has fewer or more values than the first, as a file that is cut off has.
+
+    Args:
+        path: the CSV file.
+        what: what it is, for the message.
+
+    Raises:
+        RobGIBError: it cannot be read, or is not whole.
+    """
+    try:
+        rows = read_csv(path)
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            lines = csv.reader(file)
+            columns = len(next(lines))
+            short = next(((lines.line_num, len(line)) for line in lines if line and len(line) != columns), None)
+    except (OSError, ValueError, csv.Error) as error:
+        raise RobGIBError(f"{path} is no {what}: {first_line(error)}.") from error
+    if short is not None:
+        raise RobGIBError(
+            f"{path}, line {short[0]}: it has {short[1]} values, and the table has {columns} columns; the file may be "
+            "cut off: make it again, or remove the line."
+        )
+    return rows
+
+
+def check_given(path: Path, rows: pd.DataFrame, columns: Sequence[str]) -> None:
+    """Raise if a row of a table has no value in one of these columns."""
+    for column in columns:
+        empty = rows.index[rows[column].isna()]
+        if len(empty):
+            raise RobGIBError(
+                f"{path}, line {empty[0] + 2}: the column {column!r} is empty; fill it, or remove the row."
+            )
+
+
+def check_numbers(path: Path, rows: pd.DataFrame, columns: Sequence[str]) -> None:
+    """Raise if a column of numbers holds a text."""
+    for column in columns:
+        wrong = rows.index[pd.to_numeric(rows[column], errors="coerce").isna() & rows[column].notna()]
+        if len(wrong):
+            raise RobGIBError(
+                f"{path}, line {wrong[0] + 2}: the column {column!r} holds {str(rows[column][wrong[0]])!r}, which is "
+                "no number; correct it, or leave it empty."
+            )
+
+
+_PARTS = ("explore", "confirm", "control")
 _ORIGIN = ("model", "part", "data", "architecture", "regime", "strength", "training_seed", "left_out")
 
 
@@ -316,7 +381,7 @@ def measured_rows(study: Study, measured: Sequence[Measured]) -> pd.DataFrame:
         rows.append(row)
     table = pd.DataFrame(rows)
     unneeded = {c for c in table if c.startswith(FIELD)} - set(varied_fields(table))
-    if "baselines_failed" in table and not table["baselines_failed"].fillna("").any():
+    if "baselines_failed" in table and not table["baselines_failed"].astype(object).fillna("").any():
         unneeded.add("baselines_failed")
     return table.drop(columns=[c for c in table if c in unneeded])
 
@@ -401,8 +466,8 @@ def _median_se(outcomes: pd.DataFrame) -> dict[str, float]:
     near = np.sort(outcomes["distance"].to_numpy(float))
     n = len(near)
     below, above = (int(np.clip(round(n / 2 + side * np.sqrt(n) / 2), 0, n - 1)) for side in (-1, 1))
-    half = float(near[above] - near[below]) / 2 if n else float("nan")
-    return {"outcome_se": half if np.isfinite(half) else 0.0}
+    half = float(near[above] - near[below]) / 2 if n and np.isfinite(near[above]) else float("nan")
+    return {"outcome_se": half}
 
 
 def figure_of(figure: Figure, layers: pd.DataFrame) -> Mapping[str, Any]:

@@ -73,7 +73,7 @@ class Phases(BaseModel):
     kind: Literal["compression"]
     name: str
     question: str
-    expect: dict[str, Verdict]
+    expect: dict[str, Verdict] = Field(min_length=1)
     """Expected verdict of each recipe of ``train``: ``compresses`` or ``does not compress``."""
     term: Literal["I(X;Z)", "C(X;Z)"] = "C(X;Z)"
     """Term on which the verdict is based: I(X;Z) of the IB, or C(X;Z) of the GIB, in bits."""

@@ -9,10 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from robgib.errors import RobGIBError
 from robgib.runtime import Progress
 from robgib.statistics import clopper_pearson
 from robgib.studies.design import Cell, Study
-from robgib.studies.ladder import RUNGS, Question, ladder
+from robgib.studies.ladder import LEAST, RUNGS, Question, counted, ladder
 from robgib.studies.strata import FIELD, axes, cell_of, training_fields, varied_fields
 
 __all__ = ["TRUTHS", "Truth", "simulate", "structure"]
@@ -171,6 +172,9 @@ def simulate(
         One row per relation and rung: ``share`` of the studies that reach it, with its exact (Clopper-Pearson) 95%
         interval (``low``, ``high``); ``draws``; and ``meaning``: ``false positives`` or ``power``.
 
+    Raises:
+        RobGIBError: fewer models than a verdict needs.
+
     >>> study = Study(name="a", question="?", primary={"figure": "vulnerability"}, confirm={"models": ["digits-cnn"]})
     >>> rows = pd.DataFrame([{"model": f"{a}-{s}-{k}", "data": "digits", "architecture": a, "regime": "at",
     ...                       "strength": s, "training_seed": k}
@@ -179,6 +183,11 @@ def simulate(
     >>> table[["rung", "meaning"]].to_numpy().tolist()[0]
     ['goes with', 'power']
     """
+    if len(rows) < LEAST:
+        raise RobGIBError(
+            f"study {study.name!r} has {counted(len(rows), 'model')} to confirm on, and a verdict needs at least "
+            f"{LEAST}: there is nothing to simulate; add models."
+        )
     varied = varied_fields(rows)
     rows = rows.drop(columns=[c for c in rows if c.startswith(FIELD) and c not in varied])
     layout = _layout(rows)

@@ -36,6 +36,7 @@ from robgib.studies.analyses import CHOICES, COMPRESSION, Layer, Sample, analyse
 from robgib.studies.checks import check_networks
 from robgib.studies.design import Grid, Models, chosen_recipes, read_design
 from robgib.studies.engines import Task, finish
+from robgib.studies.measure import check_numbers, read_whole
 from robgib.training.loop import accuracy
 from robgib.training.tracing import control, log_spaced
 from robgib.zoo.loading import trained_epochs
@@ -79,7 +80,7 @@ class Specification(BaseModel):
     kind: Literal["specification"]
     name: str
     question: str
-    train: list[Grid]
+    train: list[Grid] = Field(min_length=1)
     controls: SpecificationControls = Field(default_factory=SpecificationControls)
     labels: dict[str, str] = Field(default_factory=dict)
     """Names of the recipes in tables and on the page; by default the recipe's own name."""
@@ -223,7 +224,7 @@ def specification_rows(study: Specification, networks: Sequence[Analysed]) -> tu
         }
         table = read_csv(_analyses(one, study))
         # A rescaled network is a control of its own, made from a trained one.
-        scaled = table.pop("rescaled").fillna("").astype(str)
+        scaled = table.pop("rescaled").astype(object).fillna("").astype(str)
         rows.append(table.assign(**{**about, "control": scaled.where(scaled != "", about["control"])}))
         facts.append({**about, **json.loads((one.folder(study) / "network.json").read_text())})
     return (pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()), pd.DataFrame(facts)
@@ -236,18 +237,19 @@ def read_specifications(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         path: ``specifications.csv``; ``networks.csv`` is in the same folder.
 
     Raises:
-        RobGIBError: a file does not exist, or lacks a column.
+        RobGIBError: a file does not exist, lacks a column, is cut off, or has a text in place of a number.
     """
     tables = []
     for file, wanted in ((path, ("claim", "kind", "control", *CHOICES, "change", "outcome")), (
         path.with_name("networks.csv"), ("network", "control", "subset_synergy", "gap"))):  # fmt: skip
         if not file.is_file():
             raise RobGIBError(f"table {str(file)!r} does not exist; give the specifications.csv of this study.")
-        table = read_csv(file)
+        table = read_whole(file, "table of this study")
         missing = next((c for c in wanted if c not in table), None)
         if missing is not None:
             raise RobGIBError(f"{file} has no column {missing!r}; give the specifications.csv of this study.")
-        tables.append(table.assign(control=table["control"].fillna("").astype(str)))
+        check_numbers(file, table, [c for c in ("change", "subset_synergy", "gap") if c in wanted])
+        tables.append(table.assign(control=table["control"].astype(object).fillna("").astype(str)))
     return tables[0], tables[1]
 
 

@@ -137,13 +137,16 @@ def test_a_measure_of_ones_own(model, sample, tmp_path):
         "@MEASURES.register('classes')\n"
         "def classes(model, sample):\n    return model(sample.x).shape[1]\n\n"
         "@MEASURES.register('broken')\n"
-        "def broken(model, sample):\n    raise ValueError('no')\n"
+        "def broken(model, sample):\n    raise ValueError('no')\n\n"
+        "@MEASURES.register('endless')\n"
+        "def endless(model, sample):\n    return float('inf')\n"
     )
     assert {"classes", "broken"} <= set(list_measures([tmp_path]))
-    figures, failed = measure_model(model, sample, ["classes", "broken"], [tmp_path])
+    figures, failed = measure_model(model, sample, ["classes", "broken", "endless"], [tmp_path])
     assert figures["classes"] == 2
     assert math.isnan(figures["broken"])
-    assert failed == {"broken": "ValueError: no"}
+    assert math.isnan(figures["endless"])
+    assert failed == {"broken": "ValueError: no", "endless": "it returned inf"}
     assert "classes" not in list_measures()
     with pytest.raises(RobGIBError, match="did you mean 'gradient_norm'"):
         measure_model(model, sample, ["gradient_nrom"])

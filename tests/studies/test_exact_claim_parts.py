@@ -294,3 +294,24 @@ def test_a_claim_compares_the_figures_that_were_measured(monkeypatch, rows, figu
     assert len(models) == 48
     assert (asked[0].label, asked[0].expect) == (V, -1)
     assert asked[0].baselines == _baselines(study, lacking)
+
+
+def test_an_error_that_is_not_known_does_not_make_a_figure_unreliable():
+    values = np.array([0.0, 2.0, 4.0])
+    assert _reliability(values, np.array([1.0, math.nan, 1.0])) == pytest.approx(1 - 1 / 4)
+    assert math.isnan(_reliability(values, np.full(3, math.nan)))
+    assert math.isnan(_corrected(0.5, math.nan, 1.0))
+
+
+def test_models_without_a_figure_or_an_outcome_are_left_out_and_said(rows):
+    own = rows.assign(part="confirm", left_out="")
+    own.loc[0, V], own.loc[1, V], own.loc[2, "outcome"] = math.nan, math.inf, -math.inf
+    found = claim(STUDY, own)
+    assert found.models == len(own) - 3
+    names = own["model"].tolist()
+    assert found.notes[:2] == (
+        f"left out (vulnerability (imputation, patches:4, last layer) is missing or infinite): {names[0]}, {names[1]}",
+        f"left out (the outcome is missing or infinite): {names[2]}",
+    )
+    assert found.correlations["models"].iloc[0] == found.models
+    assert claim(STUDY, own.drop(columns=V)).notes[0].endswith(f"infinite): {', '.join(names)}")

@@ -335,3 +335,60 @@ def test_the_ladder_tests_a_rung_on_those_below_it(monkeypatch):
     assert tested("reached", "undetermined", "reached")[2] == ("not reached", below)
     tested("reached", "reached", "reached", expect=1)
     assert calls == [(0, None), (1, 1), (2, 1)]
+
+
+def test_equal_figures_are_half_an_error_of_sign():
+    """Dziugaite et al. 2020: the error of a pair is (1 − the product of the signs) / 2."""
+    levels = {"depth": np.array([0, 1, 0, 1]), "width": np.array([0, 0, 1, 1])}
+    x, y = np.array([1.0, 1.0, 1.0, 2.0]), np.array([1.0, 2.0, 3.0, 4.0])
+    none = np.full(4, 1e-9)  # every pair weighs 1
+    assert sign_errors(x, y, none, levels, 1) == pytest.approx([0.25, 0.25])
+    assert sign_errors(x, y, none, levels, -1) == pytest.approx([0.75, 0.75])
+
+
+def test_a_pair_without_an_error_weighs_nothing():
+    levels = {"depth": np.array([0, 1, 0, 1, 0, 1]), "width": np.array([0, 0, 1, 1, 2, 2])}
+    x, y = np.array([1.0, 2.0, 1.0, 2.0, 2.0, 1.0]), np.arange(6.0)
+    error = np.array([0.1, 0.1, 0.1, 0.1, math.nan, 0.1])
+    assert sign_errors(x, y, error, levels, 1)[0] == 0.0  # the third pair is wrong, and has no error
+
+
+def test_a_model_alone_with_a_level_says_nothing_of_the_effect(rows):
+    """It is fitted exactly, and the correction of the errors would divide by 0."""
+    lone = rows.iloc[:1].assign(architecture="mlp", **{V: 3.0}, outcome=-3.0, weight_norm=0.3, gradient_norm=-0.2)
+    more = pd.concat([rows, lone], ignore_index=True)
+    beta, error, p = partial_effect(more, V, BASELINES)
+    scores = {c: stats.zscore(stats.norm.ppf(more[c].rank() / (len(more) + 1))) for c in ("outcome", V, *BASELINES)}
+    kept = slice(0, len(rows))
+    fields = [pd.get_dummies(more[c].astype(str)).to_numpy(float)[kept] for c in ("architecture", "strength")]
+    given = np.column_stack([*(scores[b][kept] for b in BASELINES), *fields])
+    left, size, _ = np.linalg.svd(given, full_matrices=False)
+    x = np.column_stack([scores[V][kept], left[:, size > 1e-9]])
+    hat = x @ np.linalg.pinv(x)
+    y = scores["outcome"][kept]
+    residual = (y - hat @ y) / (1 - np.diag(hat))
+    spread = np.linalg.pinv(x) @ np.diag(residual**2) @ np.linalg.pinv(x).T
+    assert beta == pytest.approx((np.linalg.pinv(x) @ y)[0])
+    assert error == pytest.approx(math.sqrt(spread[0, 0]))
+    assert 0 < p < 1
+
+
+def test_a_figure_that_is_a_baseline_under_another_name_is_said_to_be(rows):
+    found = beyond_baselines(Question(rows.assign(**{V: rows["weight_norm"]}), V, 0, BASELINES), generator(), 0)
+    assert found.sentence == (
+        "Undetermined: the figure is a linear function of the 2 baselines and the fields of the recipes."
+    )
+
+
+def test_means_that_go_the_other_way_are_no_evidence():
+    """Within trainings the figure rises with the outcome, and between them it falls: the permuted means fall."""
+    rng = np.random.default_rng(0)
+    place = np.repeat(np.arange(9), 12)
+    own = np.tile(np.linspace(-2, 2, 12), 9)
+    trained = pd.DataFrame({"data": "digits", "architecture": [f"a{i // 3}" for i in place], "regime": "at",
+                            "strength": place % 3 / 10, "training_seed": np.tile(np.arange(12), 9)})  # fmt: skip
+    x, y = own - 0.1 * place, own + 0.1 * place + 0.01 * rng.standard_normal(108)
+    found = goes_with(Question(trained.assign(**{V: x}, outcome=y), V, 0), generator())
+    assert found.figure > 0.5
+    assert found.low > 0
+    assert (found.status, found.p) == ("not reached", 1.0)

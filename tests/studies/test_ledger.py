@@ -125,10 +125,20 @@ def test_a_sitting_takes_up_where_the_last_one_ended(design, tmp_path, monkeypat
     assert [r[3] for r in plan.rows] == ["yes", *[""] * 7]
 
 
+def synthetic_of(design):
+    """Rows of the design's first two networks, as an earlier sitting would have measured them."""
+    ledger = read_ledger_design(design)
+    own = {"samples": ledger.samples, "estimator": ledger.estimator, "partition": ledger.partition,
+           "attack": ledger.outcome.attack, "nearest": ledger.nearest,
+           "unit_estimator": ledger.unit_estimator}  # fmt: skip
+    rows = [{"network": n.recipe.name, "cell": n.cell, "seed": n.seed, **n.fields} for n in networks(ledger)[:2]]
+    table = pd.concat([robgib.load_ledger().iloc[:1]] * 2, ignore_index=True)
+    return table.assign(**pd.DataFrame(rows), **own, schema=LEDGER_SCHEMA)
+
+
 def test_an_older_table_gets_what_it_lacks_and_keeps_the_rest(design, tmp_path, monkeypatch):
     ledger, table = read_ledger_design(design), tmp_path / "ledger.csv"
-    names = ["small-000-seed1", "small-000-seed2"]
-    older = pd.read_csv(REPORT / "ledger.csv").head(2).assign(network=names)
+    older = synthetic_of(design)
     older = older.drop(columns=[c for c in older if c.startswith(("SY_", "unit_"))])
     older.to_csv(table, index=False)
     later = [c for c in read_ledger(table) if c not in older]
@@ -191,12 +201,91 @@ def test_a_file_that_is_no_ledger_of_this_version(change, words, tmp_path):
         ("data: digits", "data: digit", "unknown data set"),
         ("kind: ledger", "kind: leger", "did you mean 'ledger'"),
         ("samples: 40", "unit_estimator: imputation", "a layer's units are not pieces of the input"),
+        ("fmn-linf:steps=5", "pgd-linf:steps=5", "median_distance needs an attack that minimises the distance"),
+        ("pgd-linf:steps=2", "pgd-l1:steps=2", "probabilistic_robustness draws points of an linf or l2 ball"),
+        ("outcome: {", "outcome: {measure: area, ", "a ledger measures all outcomes; leave it out"),
+        ("data: digits", "data: digits\npartition: patch:2", "did you mean 'patches'"),
+        ("data: digits", "data: digits\npartition: auto", "partition 'auto' may be several"),
+        ("standard: [{}]", "standard: []", "regimes.standard"),
+        ("standard: [{}]", "standard: [{}, {}]", "standard has a level twice"),
+        ("depth: 1, options: {widths", "depth: 1, optons: {widths", "did you mean 'options'"),
+        ("[{strength: 0.2,", "[{strenth: 0.2,", "unknown key of regimes.noise.0: 'strenth'; did you mean 'strength'"),
+        ("[{strength: 0.2,", "[{strength: 0.3,", "level of strength 0.3 whose training has the strength 0.2"),
+        ("cells: 4", "cells: 400", "there is no other training for cell"),
+        ("cells: 4", "cells: 40000", "cells"),
     ],
 )
 def test_a_design_that_cannot_be_is_one_sentence(old, new, words, design):
     design.write_text(SMALL.replace(old, new))
     with pytest.raises(RobGIBError, match=words):
         open_study(design)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("cnn: [", "cnnn: [", "unknown architecture 'cnnn'"),
+        ("{widths: [4]", "{widhts: [4]", "widhts"),
+        ('"imputation:donors=2,samples=60,steps=20"', "exact", "the exact estimator counts all inputs"),
+    ],
+)
+def test_a_network_that_cannot_be_built_or_measured_is_refused_before_any_is_trained(old, new, words, design):
+    assert old in SMALL
+    design.write_text(SMALL.replace(old, new))
+    with pytest.raises(RobGIBError, match=words):
+        open_study(design).plan(None)
+
+
+def test_no_two_cells_have_the_same_training(design):
+    design.write_text(SMALL.replace("cells: 4", "cells: 14"))  # of 2 architectures, 3 regimes, and 2 to 4 levels each
+    of = [n for n in networks(read_ledger_design(design)) if n.seed == 1]
+    assert len({(n.recipe.digest, str(n.fields)) for n in of}) == len(of) == 14
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("epochs: [1]", "epochs: [2]", "has the epochs 1, and that of the design 2; restore the design"),
+        ("seeds: [1, 2]", "seeds: [1, 2]\nseed: 5", "of the design"),
+        ("pgd-linf:steps=2", "pgd-linf:steps=3", "has the attack pgd-linf:steps=2"),
+        ("samples: 40", "samples: 41", "has the samples 40"),
+    ],
+)
+def test_a_table_of_a_design_that_was_changed_is_not_continued(old, new, words, design, tmp_path, monkeypatch):
+    """The names of its networks are the same, their trainings are not."""
+    monkeypatch.setattr(module, "_measured", lambda network, *others: pytest.fail(network.recipe.name))
+    table = tmp_path / "ledger.csv"
+    synthetic_of(design).to_csv(table, index=False)
+    assert [row[3] for row in open_study(design).plan(None).rows[:3]] == ["yes", "yes", ""]
+    design.write_text(SMALL.replace(old, new, 1))
+    changed = open_study(design)
+    for work in (lambda: changed.plan(None), lambda: changed.claim(table),
+                 lambda: measure_networks(read_ledger_design(design), table)):  # fmt: skip
+        with pytest.raises(RobGIBError, match=words):
+            work()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t[:-40], "line 241: it has .* values, and the table has 113 columns; the file may be cut off"),
+        (lambda t: t.replace(",cnn,", ",,", 1), "the column 'architecture' is empty"),
+    ],
+)
+def test_a_ledger_that_was_changed_by_hand_or_is_cut_off(change, words, tmp_path):
+    file = tmp_path / "ledger.csv"
+    file.write_text(change((REPORT / "ledger.csv").read_text()))
+    with pytest.raises(RobGIBError, match=words):
+        robgib.load_ledger(file)
+
+
+def test_a_ledger_with_a_text_in_place_of_a_number(tmp_path):
+    file = tmp_path / "ledger.csv"
+    rows = robgib.load_ledger()
+    rows["area"] = ["high", *rows["area"].iloc[1:]]
+    rows.to_csv(file, index=False)
+    with pytest.raises(RobGIBError, match="line 2: the column 'area' holds 'high', which is no number"):
+        robgib.load_ledger(file)
 
 
 FIGURES = ("C_last", "S_last", "r_last", "I_last", "IY_last", "subset_last", "Inoise_last", "SY_last")
@@ -254,7 +343,7 @@ def test_the_claim_of_a_ledger_comes_from_its_table_alone(design, tmp_path, monk
     synthetic(effect=2.0).assign(schema=LEDGER_SCHEMA).to_csv(file, index=False)
     answer = open_study(design).claim(file)
     assert answer.verdict in ("at fixed training", "beyond the baselines")
-    assert answer.notes[0] == "48 of 8 networks of the design are in the ledger"
+    assert answer.notes[0] == "0 of 8 networks of the design are in the ledger, and 48 that are not of the design"
     assert set(answer.tables) == {"ledger.csv", "columns.csv", "verdicts.csv"}
     assert answer.tables["verdicts.csv"]["networks"].item() == 48
     assert "margin per gradient" in answer.texts["markdown"]()

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from robgib import RobGIBError
-from robgib.studies import followed, phases_claim, phases_rows, read_phases, trace_all
+from robgib.studies import followed, open_study, phases_claim, phases_rows, read_phases, trace_all
 
 SMALL = """
 kind: compression
@@ -92,11 +92,13 @@ def test_from_the_command_line_to_the_page_and_again(cli, cache, tmp_path):
         (("sphere-tanh: compresses", "sphere-tanh: shrinks"), "expect"),
         (("[{recipe: sphere-tanh,", "[{recipe: sphere-tan,"), "did you mean 'sphere-tanh'"),
         (("kind: compression", "kind: compression\nestimator: exat"), "unknown estimator"),
+        (("{sphere-tanh: compresses}", "{}"), "line 4: expect"),
+        (("kind: compression", "kind: compression\nsamples: 100000"), "asks for 100,000 samples"),
     ],
 )
 def test_what_does_not_exist_is_one_sentence(tmp_path, change, words):
     with pytest.raises(RobGIBError, match=words):
-        followed(read_phases(written(tmp_path, SMALL.replace(*change))))
+        open_study(written(tmp_path, SMALL.replace(*change))).plan(None)
 
 
 def test_the_formats_asked_for_are_written(cli, tmp_path):

@@ -67,3 +67,9 @@ def test_the_structure_of_a_ledger_is_that_of_its_design():
 def test_a_study_without_a_ladder_cannot_be_simulated():
     with pytest.raises(RobGIBError, match="has no ladder of evidence to simulate"):
         open_study(next(REPORTS.glob("phases*/study.yaml"))).structure()
+
+
+def test_a_study_of_too_few_models_for_a_verdict_is_not_simulated():
+    rows = made(np.random.default_rng(0)).iloc[:7]
+    with pytest.raises(RobGIBError, match="'made' has 7 models to confirm on, and a verdict needs at least 8"):
+        simulate(STUDY, rows, 1, TRUTHS[:1])

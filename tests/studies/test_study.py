@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -15,14 +16,15 @@ from robgib.data import function
 from robgib.evaluation import Record
 from robgib.information import layer_information
 from robgib.measures import list_measures
-from robgib.results import save_run
-from robgib.studies import cells, measured_rows, open_study, read_study, stored
+from robgib.results import csv_text, save_run
+from robgib.studies import cells, measured_rows, open_study, read_rows, read_study, stored
 from robgib.studies import measure as measure_all
 from robgib.studies.claims import Claim
 from robgib.studies.page import study_markdown
 from robgib.validation import true_information
 from robgib.zoo.loading import load_recipe
 from robgib.zoo.recipe import Recipe, find_recipe
+from tests.studies.test_claims import STUDY, made
 
 SMALL = """
 question: Does v fall with the strength of adversarial training?
@@ -150,6 +152,10 @@ outcome:"""
         (('"patches:2"', '"patches:99"'), "images of 8x8 have no such grid"),
         (('"patches:2"', '"auto"'), "partition 'auto' may be several"),
         (('"patches:2"', '"patches:2", layer: blocks.99'), "unknown layer of 'digits-cnn-at-eps0.02'"),
+        (("question:", "kind: [correlation]\nquestion:"), "line 2: unknown kind of study .*did you mean 'correlation'"),
+        ((IMPUTED, "exact"), "the exact estimator counts all inputs there are"),
+        (("training.epochs: [1]", "architecture.name: [cnnn]"), "unknown architecture 'cnnn'"),
+        (("training.epochs: [1]", "architecture.widhts: [[4]]"), "widhts"),
         (("samples: 40", "samples: 100000"), "asks for 100,000 samples, and 'digits' has 592 test samples"),
         (("outcome: {", "outcome: {measure: median_distance, "), "needs an attack that minimises the distance"),
         (("outcome:", TWICE), "is named twice; name it once"),
@@ -229,6 +235,57 @@ def test_a_claim_is_tested_again_on_a_table(cli, tmp_path):
     done = cli("study", "claim", study, "--models", "half.csv")
     assert done.returncode == 2
     assert "half.csv has no column 'data'; give the models.csv of this study." in done.stderr
+
+
+def table_with(tmp_path, change):
+    """A table of 48 models, its bytes changed by a function, as it is read."""
+    file = tmp_path / "models.csv"
+    file.write_bytes(change(csv_text(made(np.random.default_rng(0))).encode()))
+    return read_rows(file, STUDY)
+
+
+def and_again(old, new):
+    """Return a function that adds the first model again at the end, with another value."""
+
+    def changed(table):
+        first = table.splitlines()[1]
+        assert old in first
+        return table + first.replace(old, new, 1) + b"\n"
+
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            lambda t: t[:-60],
+            r"models.csv, line 49: it has \d+ values, and the table has 23 columns; the file may be cut",
+        ),
+        (lambda t: b"", "is no table of models: No columns to parse"),
+        (lambda t: t.decode().encode("utf-16"), "is no table of models: 'utf-8' codec can't decode"),
+        (and_again(b"", b""), "has the model 'cnn-0-0' twice, in confirm; remove one of the rows"),
+        (and_again(b",confirm,", b",explore,"), "has the model 'cnn-0-0' twice, in confirm and in explore; remove"),
+        (and_again(b",confirm,", b",Confirm,"), "line 50: unknown part 'Confirm'; did you mean 'confirm'"),
+        (and_again(b",cnn,", b",,"), "line 50: the column 'architecture' is empty; fill it, or remove the row"),
+        (and_again(b",standard,0.0,", b",standard,weak,"), "line 50: the column 'strength' holds 'weak', which is no"),
+        (
+            and_again(b",0.02,", b",two,"),
+            "the column 'outcome_se' holds 'two', which is no number; correct it, or leave",
+        ),
+    ],
+)
+def test_a_table_of_models_that_is_not_one_is_one_sentence(tmp_path, change, words):
+    with pytest.raises(RobGIBError, match=words):
+        table_with(tmp_path, change)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_table_of_models_as_other_programs_write_it(tmp_path):
+    whole = table_with(tmp_path, lambda t: t)
+    assert set(whole["left_out"]) == {""}
+    for change in (lambda t: b"\xef\xbb\xbf" + t, lambda t: t.replace(b"\n", b"\r\n"), lambda t: t.rstrip(b"\n")):
+        pd.testing.assert_frame_equal(table_with(tmp_path, change), whole)
 
 
 def test_the_plan_fits_80_columns(cli, tmp_path):
@@ -326,10 +383,12 @@ def test_networks_on_random_labels_are_controls(tmp_path):
     assert row["bound_held"] == row["bound_of"] > 0
 
 
-def test_a_study_in_which_every_model_fails_says_why(cli, tmp_path):
-    text = QUICK.replace("binned", "exact")
-    text = text.replace("controls: {models: [digits-mlp-relu]}", "")
-    written(tmp_path, text)
+def test_a_study_in_which_every_model_fails_says_why(cli, tmp_path, monkeypatch):
+    def failing(*given, **options):
+        raise RobGIBError("the measurement counts all inputs there are.")
+
+    monkeypatch.setattr(importlib.import_module("robgib.studies.measure"), "evaluate", failing)
+    written(tmp_path, QUICK.replace("controls: {models: [digits-mlp-relu]}", ""))
     done = cli("study", "run", "small.yaml", "--out", "found", "--quiet")
     assert done.returncode == 1
     assert "counts all inputs there are" in done.stdout
