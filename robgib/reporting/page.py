@@ -43,6 +43,7 @@ __all__ = [
     "page",
     "render",
     "trace_page",
+    "typeset",
     "write_report",
     "write_trace",
 ]
@@ -288,15 +289,32 @@ def page(template: str, **content: Any) -> str:
     return _environment().get_template(template).render(**content)
 
 
+def typeset(text: str) -> str:
+    """Return a sentence with minus signs, and with its statistics kept on one line each.
+
+    >>> typeset("the change is -0.5, and p < 0.05").split(" ")
+    ['the', 'change', 'is', '−0.5,', 'and', 'p\\xa0<\\xa00.05']
+    """
+    text = _STATISTIC.sub(lambda found: found[0].replace(" ", "\N{NO-BREAK SPACE}"), text)
+    return _HYPHEN.sub("−", text).replace("|ρ|", "|\N{WORD JOINER}ρ\N{WORD JOINER}|")
+
+
+_HYPHEN = re.compile(r"(?<![\w.,…−-])-(?=\d)")
+"""A hyphen in the place of a minus sign."""
+_STATISTIC = re.compile(r"\b[ρrpt] [=<] (?=[\d+-])|(?<!\S)< (?=\d)")
+
+
 @cache  # compiling the templates takes as long as filling them
 def _environment() -> jinja2.Environment:
-    return jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.PackageLoader("robgib.reporting"),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         finalize=lambda value: visible(value) if type(value) is str else value,
     )
+    environment.filters["typeset"] = typeset
+    return environment
 
 
 _UNBROKEN = re.compile(r"\[[^]]*\]|at \S+ [^\s;]+")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import math
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from robgib.reporting import figures
-from robgib.reporting.page import page
+from robgib.reporting.page import page, typeset
 from robgib.results import csv_text, markdown_table, plain_rows
 from robgib.studies.claims import Claim, collapsed
 from robgib.studies.design import Study, heading
@@ -47,13 +46,11 @@ def _text(value: Any) -> str:
 def _cells(table: pd.DataFrame) -> dict[str, Any]:
     return {
         "columns": [heading(c) for c in table],
-        "rows": [[_BOUND.sub("<\u00a0", _text(v)) for v in row] for row in table.itertuples(index=False)],
+        "rows": [[typeset(_text(v)) for v in row] for row in table.itertuples(index=False)],
         "numbers": [table[c].dtype.kind in "fi" for c in table.columns],
     }
 
 
-_BOUND = re.compile(r"^< (?=\d)")
-"""The sign of a p-value that is a bound, which a line does not break from its number."""
 _NAMING = ("figure", "given", "baseline", "")
 """Columns whose cells are names of columns of the models' table, or of rows of the agreement."""
 

@@ -399,9 +399,12 @@ def phases_claim(study: Phases, rows: pd.DataFrame) -> PhasesClaim:
         outcomes.append("yes" if borne else "no" if against > len(of) / 2 else "open")
         falls = of["compression"].dropna()
         spread = f", fall {100 * falls.min():.0f}% to {100 * falls.max():.0f}%" if len(falls) else ""
+        others = of["verdict"].value_counts().drop(expected, errors="ignore")
+        listed = ", ".join(f"{verdict} {count}" for verdict, count in others.items())
+        rest = f"; verdicts of the others: {listed}" if listed else ""
         sentences.append(
             f"{group}: {for_it} of {len(of)} networks {_verb(expected, for_it)} (at least {100 * least:.0f}% of such "
-            f"networks, 95%){spread}."
+            f"networks, 95%{rest}){spread}."
         )
     if not own.empty and all(o == "yes" for o in outcomes):
         verdict = "supported"

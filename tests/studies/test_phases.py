@@ -59,6 +59,8 @@ def test_verdicts_are_counts(tmp_path, told, verdict):
     assert found.verdict == verdict
     assert f"{told.count(YES)} of 5 networks" in found.words
     assert found.groups["compresses"].item() == told.count(YES)
+    other = {NO: f"verdicts of the others: {NO} ", OPEN: f"verdicts of the others: {OPEN} "}
+    assert [words in found.words for words in other.values()] == [NO in told, OPEN in told]
 
 
 def test_from_the_command_line_to_the_page_and_again(cli, cache, tmp_path):
