@@ -19,7 +19,9 @@ from robgib.attacks.objective import Objective
 from robgib.data.dataset import Dataset, split_information
 from robgib.information.activations import LOGITS, collect_activations, find_layers
 from robgib.information.features import Projection
+from robgib.models.adapt import seeded
 from robgib.models.inference import eval_mode
+from robgib.models.state import State
 
 __all__ = ["MEASURES", "Sample", "list_measures", "measure_model", "sample_of"]
 
@@ -85,7 +87,7 @@ def sample_of(data: Dataset, seed: int = 0, images: int = _IMAGES) -> Sample:
 def measure_model(
     model: nn.Module, sample: Sample, names: Sequence[str] | None = None, catalogue: Sequence[Path] = ()
 ) -> tuple[dict[str, float], dict[str, str]]:
-    """Take measures of a classifier on the CPU.
+    """Take measures of a classifier on the CPU. Model, sample and random generators are restored after each.
 
     Args:
         model: classifier.
@@ -106,16 +108,21 @@ def measure_model(
     """
     chosen = {n: MEASURES.find(n, catalogue) for n in (list_measures(catalogue) if names is None else names)}
     figures, failed = {}, {}
-    sample = replace(sample, memory={})
+    memory: dict[str, float] = {}
     with eval_mode(model):
+        state = State([model])
         for name, measure in chosen.items():
+            # A measure of one's own may change what it is given, and draw random numbers.
+            own = replace(sample, x=sample.x.clone(), y=sample.y.clone(), fit=sample.fit.clone(), memory=memory)
             try:
-                figures[name] = float(measure(model, sample))
+                with seeded(sample.seed):
+                    figures[name] = float(measure(model, own))
                 if not math.isfinite(figures[name]):
                     failed[name] = f"it returned {figures[name]}"
                     figures[name] = math.nan
             except Exception as error:  # a measure that does not fit a model must not lose the others
                 figures[name], failed[name] = math.nan, f"{type(error).__name__}: {error}"
+            state.restore()
     return figures, failed
 
 

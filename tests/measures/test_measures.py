@@ -152,6 +152,32 @@ def test_a_measure_of_ones_own(model, sample, tmp_path):
         measure_model(model, sample, ["gradient_nrom"])
 
 
+def test_a_measure_leaves_model_sample_and_generators_as_they_were(sample, tmp_path):
+    (tmp_path / "careless.py").write_text(
+        "import torch\n\nfrom robgib.measures import MEASURES\n\n"
+        "@MEASURES.register('careless')\n"
+        "def careless(model, sample):\n"
+        "    for p in model.parameters():\n        p.mul_(3)\n"
+        "    model.train()\n    sample.x.zero_()\n    sample.y.zero_()\n"
+        "    return float(torch.rand(()))\n"
+    )
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2), nn.Dropout(0.5))
+    names = ["logit_margin", "weight_norm", "linear_r2"]
+    alone, _ = measure_model(model, sample, names)
+    images, labels, weights = sample.x.clone(), sample.y.clone(), [p.detach().clone() for p in model.parameters()]
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    beside, failed = measure_model(model, sample, ["careless", *names], [tmp_path])
+    assert torch.equal(torch.rand(3), expected)
+    assert not failed
+    assert {name: beside[name] for name in names} == alone
+    assert torch.equal(sample.x, images)
+    assert torch.equal(sample.y, labels)
+    assert all(map(torch.equal, model.parameters(), weights))
+    assert measure_model(model, sample, ["careless"], [tmp_path])[0]["careless"] == beside["careless"]
+
+
 def test_each_measure_names_what_it_is():
     assert all(MEASURES[name].__doc__ for name in list_measures())
 
