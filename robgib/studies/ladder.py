@@ -176,10 +176,11 @@ def _unknown(name: str, reason: str) -> Rung:
 def _p(observed: float, drawn: Vector, sign: int, every: bool) -> float:
     """p of an observed correlation against those of permutations: one-sided for a sign, two-sided for 0.
 
-    ``every`` says that all permutations were taken, the identity among them.
+    ``every`` says that all permutations were taken, the identity among them. A permutation that leaves nothing to
+    correlate (NaN) counts as one that is as far out, which is the careful choice.
     """
     score = (lambda r: sign * r) if sign else np.abs
-    hits = int((score(drawn) >= score(np.array(observed)) - 1e-12).sum())
+    hits = int((~(score(drawn) < score(np.array(observed)) - 1e-12)).sum())
     return hits / len(drawn) if every else (1 + hits) / (1 + len(drawn))
 
 

@@ -137,7 +137,8 @@ def relabelled(
         rng: of the draws.
 
     Returns:
-        ρ of each relabelling, the identity among them where all are taken; and whether all are.
+        ρ of each relabelling, the identity among them where all are taken, NaN where the models that are left do not
+        differ; and whether all are.
     """
     of = list(levels) or [np.arange(len(x))]
     sizes = [int(level.max()) + 1 for level in of]
@@ -154,7 +155,7 @@ def relabelled(
     taken[draw, source[draw, place]] = True
     moved = np.take_along_axis(weighted_ranks(x, taken.astype(float)), source * there, axis=1)
     rho = weighted_correlation(moved, weighted_ranks(y, there.astype(float)), there.astype(float))
-    return np.nan_to_num(rho), every
+    return rho, every
 
 
 def exchangeable(rows: pd.DataFrame, rng: np.random.Generator) -> tuple[Rows, list[Rows]]:

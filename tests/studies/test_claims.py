@@ -273,7 +273,7 @@ def test_page_json_and_markdown_say_the_same():
     assert [r["rung"] for r in content["ladder"]] == ["goes with", "at fixed training", "beyond the baselines"]
     assert found.words.split(":")[0] in page
     assert found.words in text
-    assert "&lt; 0.0005" in page
+    assert "&lt;\xa00.0005" in page
     assert 'class="mark hollow"' in page  # the collapsed network
     assert re.search(r'<text[^>]*class="label"[^>]*>0\.\d</text>', page)  # the strength of a training
     assert page.index("<b>Beyond the baselines.</b>") < page.index("Design, fixed before the results")

@@ -5,7 +5,9 @@ import itertools
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
+from robgib.studies.ladder import _p
 from robgib.studies.strata import (
     _crossed,
     _sources,
@@ -159,3 +161,20 @@ def test_a_permutation_of_free_cells_is_any_order():
     by_hand = [np.corrcoef(ranks[list(p)], y.argsort().argsort())[0, 1] for p in itertools.permutations(range(4))]
     assert every
     assert sorted(found) == pytest.approx(sorted(by_hand))
+
+
+def test_a_relabelling_that_leaves_nothing_to_correlate_is_no_evidence():
+    """Of 16 cells 12 are there; one alone has another outcome, and is left out of some of the 576 relabellings."""
+    places = [(i, j) for i in range(4) for j in range(4) if (i + j) % 4 != 3]
+    a, b = (np.array(level) for level in zip(*places, strict=True))
+    x, y = np.arange(12.0) % 5, np.zeros(12)
+    x[5], y[5] = 9, 1
+    found, every = relabelled(x, y, [a, b], 2000, generator())
+    assert every
+    undefined = 0
+    for rows, columns in itertools.product(itertools.permutations(range(4)), repeat=2):
+        source = (rows[places[5][0]], columns[places[5][1]])
+        undefined += source not in places
+    assert np.isnan(found).sum() == undefined > 0
+    own = stats.spearmanr(x, y).statistic
+    assert _p(own, found, 1, every) == np.mean(np.isnan(found) | (np.nan_to_num(found) >= own - 1e-9))
