@@ -36,6 +36,7 @@ __all__ = [
     "aimed",
     "changed",
     "check_aim",
+    "check_masks",
     "cost_of",
     "given_to",
     "images_and_labels",
@@ -294,7 +295,12 @@ class MinimumNormAttack(Attack):
         return self.kept(self.find(model, x, y, rng), x)
 
     def kept(self, x_adv: Tensor, x: Tensor) -> Tensor:
-        """Return the images ``x_adv`` (N, …) that lie in the ball, and the clean image of ``x`` otherwise."""
+        """Return the images ``x_adv`` (N, …) that lie in the ball, and the clean image of ``x`` otherwise.
+
+        Raises:
+            AttackContractError: an image differs from the clean one outside its mask.
+        """
+        check_masks(type(self).__name__, x_adv, x)
         return torch.where(per_sample(self.threat.allows(x_adv, x), x), x_adv, x)
 
 
@@ -344,6 +350,23 @@ class TransformAttack(Attack):
             return self.transform(x, parameters).to(x.dtype).clamp(*self.threat.box), size
 
 
+def check_masks(label: str, x_adv: Tensor, x: Tensor) -> None:
+    """Raise if images ``x_adv`` (N, …) differ from ``x`` (N, …) outside the masks that these carry.
+
+    Raises:
+        AttackContractError: one does.
+    """
+    if carried(x, "mask") is None:
+        return
+    change = x_adv - x
+    outside = ((masked(change, x) != change) & ~change.isnan()).flatten(1).any(1)
+    if bool(outside.any()):
+        raise AttackContractError(
+            f"attack {label!r} left its threat model on {int(outside.sum())} of {len(x)} images: it changed pixels "
+            "outside their mask; project with threat.project, and take gradients with objective_gradient."
+        )
+
+
 def check_aim(attack: Attack, x: Tensor, label: str) -> None:
     """Raise an error if the images ``x`` carry targets and the attack has no targeted form."""
     inner = getattr(attack, "attack", attack)  # of a transfer
@@ -360,7 +383,7 @@ def given_to(attack: Attack, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     The labels carry the masks and targets of the images, and rows. Attacks of other libraries receive plain
     tensors, which look at their type.
     """
-    if not (attack.pooled or attack.aims):
+    if not (attack.pooled or attack.aims or isinstance(attack, MinimumNormAttack)):
         return x.clone().as_subclass(Tensor), y.clone().as_subclass(Tensor)
     return x.clone(), aimed(x, y.clone(), torch.arange(len(y), device=y.device))
 
@@ -473,12 +496,7 @@ def verified(attack: Attack, label: str, x_adv: object, x: Tensor) -> Tensor:
     if bool(bad.any()):
         row = int(bad.nonzero()[0, 0])
         low, high = attack.threat.box
-        change = x_adv - x
-        if bool((masked(change, x) != change).any()):
-            raise AttackContractError(
-                f"attack {label!r} left its threat model on {int(bad.sum())} of {len(x)} images: it changed pixels "
-                "outside their mask."
-            )
+        check_masks(label, x_adv, x)
         raise AttackContractError(
             f"attack {label!r} left its threat model on {int(bad.sum())} of {len(x)} images: the first has "
             f"{attack.threat.norm} distance {float(attack.threat.distance(x_adv, x)[row]):.9g} (eps "

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from robgib.attacks.base import objective_gradient, register_attack
+from robgib.attacks.carried import restored
 from robgib.attacks.nearest import Adam, NearestAttack
 from robgib.attacks.objective import Objective, wrong_by
 from robgib.attacks.threat_model import per_sample
@@ -73,7 +74,7 @@ class CarliniWagner(NearestAttack):
         goal = Objective.untargeted(y, "margin")
         for step in range(1, self.steps + 1):
             bend = torch.tanh(w)
-            image = low + (high - low) * (bend + 1) / 2
+            image = restored(low + (high - low) * (bend + 1) / 2, x)
             slope, logits = objective_gradient(model, image, goal)
             gap = (image - x).flatten(1).square().sum(1)
             # f_6 plus kappa: the constant changes no gradient and keeps the objective positive.

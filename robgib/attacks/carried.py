@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Carrying", "carried", "carry", "masked"]
+__all__ = ["Carrying", "carried", "carry", "masked", "restored"]
 
 
 class Carrying(Tensor):
@@ -77,3 +77,9 @@ def masked(change: Tensor, x: Tensor) -> Tensor:
     """Return a change (N, …) of the images ``x`` (N, …), 0 where the mask that they carry does not allow one."""
     mask = carried(x, "mask")
     return change if mask is None else change * mask
+
+
+def restored(images: Tensor, x: Tensor) -> Tensor:
+    """Return images (N, …), with the pixels of ``x`` (N, …) where the mask that they carry does not allow a change."""
+    mask = carried(x, "mask")
+    return images if mask is None else torch.where(mask, images, x)

@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from robgib.attacks.base import MinimumNormAttack, register_attack
+from robgib.attacks.carried import masked, restored
 from robgib.attacks.linearization import hyperplane_step, nearest_boundary, wrong_classes
 from robgib.attacks.objective import misclassified, wrong_by
 from robgib.attacks.threat_model import CONVEX_NORMS, distance, per_sample
@@ -100,9 +101,9 @@ class FAB(MinimumNormAttack):
         """Draw images (N, …) at half the distance ``size`` (N,) or eps from ``x``, whichever is smaller."""
         shape = tuple(x.shape[1:])
         noise = 2 * rng.uniform(shape, x.device) - 1 if self.threat.norm == "linf" else rng.normal(shape, x.device)
-        noise = noise.to(x.dtype)
+        noise = masked(noise.to(x.dtype), x)
         length = distance(noise, torch.zeros_like(noise), self.threat.norm)
-        scale = size.clamp_max(self.threat.eps) / 2 / length
+        scale = size.clamp_max(self.threat.eps) / 2 / length.clamp_min(torch.finfo(x.dtype).tiny)
         return (x + noise * per_sample(scale, noise)).clamp(*self.threat.box)
 
     def _run(self, model: nn.Module, x: Tensor, y: Tensor, classes: Tensor, start: Tensor, enough: bool) -> Tensor:
@@ -126,8 +127,9 @@ class FAB(MinimumNormAttack):
             far, near = distance(here, zero, norm), distance(there, zero, norm)
             alpha = (far / (far + near).clamp_min(torch.finfo(x.dtype).tiny)).clamp_max(self.alpha_max)[:, None]
             current = (1 - alpha) * (current + self.eta * here) + alpha * (origin + self.eta * there)
-            current = current.clamp(*box)
-            image = current.view_as(x)
+            # The sums of the clean image with itself may round to another value.
+            image = restored(current.clamp(*box).view_as(x), x)
+            current = image.flatten(1)
             with torch.no_grad():
                 logits = model(image)
             # A kept image must be misclassified beyond rounding. The backward step is taken at the boundary itself, or

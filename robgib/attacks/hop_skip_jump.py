@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from robgib.attacks.base import MinimumNormAttack, register_attack
+from robgib.attacks.carried import carried, restored
 from robgib.attacks.objective import misclassified
 from robgib.attacks.threat_model import distance, per_sample
 from robgib.options import Count
@@ -127,7 +128,7 @@ class _Walk:
             if not len(waiting):
                 break
             noise = rng.select(waiting).uniform(tuple(self.x.shape[1:]), self.x.device).to(self.x.dtype)
-            images = low + (high - low) * noise
+            images = restored(low + (high - low) * noise, self.x[waiting])
             hit = self.wrong(images, waiting)
             self.at[waiting[hit]] = images[hit]
             found[waiting[hit]] = True
@@ -238,5 +239,7 @@ class _Walk:
             else:
                 noise = 2 * draws.uniform((count, *shape), self.x.device) - 1
             noise = noise.to(self.x.dtype)
+            mask = carried(self.x, "mask")
+            noise = noise if mask is None else noise * mask[rows][:, None]
             length = torch.linalg.vector_norm(noise.flatten(2), dim=2).clamp_min(1e-12)
             yield noise / length.view(*length.shape, *[1] * len(shape))

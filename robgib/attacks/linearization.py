@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
+from robgib.attacks.carried import carried
 from robgib.models.inference import BatchedModel, finite, gradient_of
 from robgib.runtime import faults_of
 
@@ -36,7 +37,7 @@ def class_differences(
 ) -> tuple[Tensor, Tensor]:
     """Linearise the boundaries between the true classes ``y`` (N,) and ``classes`` (N, K) at ``x`` (N, …).
 
-    All N · K · D values are in memory at once; :func:`nearest_boundary` needs less memory.
+    Gradients are 0 outside the masks that the labels carry, here and in the functions below. All N · K · D values are in memory at once; :func:`nearest_boundary` needs less memory.
 
     Returns:
         The logit differences z_k - z_y (N, K), and their gradients (N, K, D) with respect to the D flattened pixels.
@@ -141,11 +142,13 @@ def _linearised(
             logits = model(leaf)
         differences = logits.gather(1, classes) - logits.gather(1, y[:, None])
         sums = differences.sum(0).unbind()
+    mask = carried(y, "mask")
     for k, total in enumerate(sums):
         gradient = gradient_of(total, leaf, keep=k < len(sums) - 1)
         if watch:
             watch(gradient)
-        yield differences[:, k].detach(), finite(gradient).flatten(1)
+        gradient = finite(gradient)
+        yield differences[:, k].detach(), (gradient if mask is None else gradient * mask).flatten(1)
 
 
 def hyperplane_step(x: Tensor, w: Tensor, value: Tensor, norm: str, box: tuple[float, float]) -> Tensor:

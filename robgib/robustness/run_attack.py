@@ -20,6 +20,7 @@ from robgib.attacks.base import (
     MinimumNormAttack,
     TransformAttack,
     check_aim,
+    check_masks,
     cost_of,
     given_to,
     images_and_labels,
@@ -938,6 +939,7 @@ def _judge(attack: Attack, label: str, model: nn.Module, x_adv: object, x: Tenso
         x_adv = x_adv.detach().to(x.dtype)
         inside = ((x_adv >= low - 1e-6) & (x_adv <= high + 1e-6)).flatten(1).all(1)
         x_adv = torch.where(per_sample(inside, x), x_adv, x)
+        check_masks(label, x_adv, x)
         image = torch.where(per_sample(attack.threat.allows(x_adv, x), x), x_adv, x)
     image = verified(attack, label, image, x)
     if not isinstance(attack, MinimumNormAttack):

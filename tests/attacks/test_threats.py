@@ -1,12 +1,30 @@
 """Further threat models: known answers."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from robgib import RobGIBError, SampleRNG, make_attack
-from robgib.attacks import PGD, HopSkipJump, Patch, RotationTranslation, ThreatModel
+from robgib.attacks import (
+    ALMA,
+    DDN,
+    FAB,
+    FMN,
+    PDGD,
+    PDPGD,
+    PGD,
+    CarliniWagner,
+    DeepFool,
+    HopSkipJump,
+    Patch,
+    RotationTranslation,
+    SigmaZero,
+    SuperDeepFool,
+    ThreatModel,
+)
 from robgib.attacks.carried import carry
 from robgib.attacks.rotation import rotated
 from robgib.errors import AttackContractError
@@ -183,6 +201,52 @@ def test_the_mask_of_a_linear_model_leaves_its_share_of_the_margin(linear):
     for norm, radius in (("l2", truth), ("linf", 1 / float(weight[:4].abs().sum()))):
         assert run_attack(model, images, y, PGD(norm, 0.98 * radius, steps=40)).right.tolist() == [1]
         assert run_attack(model, images, y, PGD(norm, 1.02 * radius, steps=40)).right.tolist() == [0]
+
+
+NEAREST = {
+    "linf": [FAB, FMN, DeepFool, HopSkipJump, PDPGD],
+    "l2": [FAB, FMN, DeepFool, HopSkipJump, PDPGD, PDGD, ALMA, CarliniWagner, DDN, SuperDeepFool],
+    "l1": [FAB, FMN, PDPGD, ALMA],
+    "l0": [FMN, SigmaZero],
+}
+
+
+@pytest.mark.parametrize(("norm", "kind"), [(norm, kind) for norm, kinds in NEAREST.items() for kind in kinds])
+def test_minimum_norm_attacks_find_the_distance_inside_the_mask(norm, kind, linear):
+    """Under L1 two pixels reach the box, and a third does the rest; L0 needs three."""
+    model, weight = linear
+    x, y = torch.full((2, 1, 4, 4), 0.5), torch.zeros(2, dtype=torch.int64)
+    x[:, :, 1:3] = 0.9  # held, with no effect on the logits
+    mask = torch.zeros_like(x, dtype=torch.bool)
+    first = 1 if norm == "l1" else 0  # else two pixels at the edge of the box would lie on the plane itself
+    mask[:, :, ::3, first:] = True
+    free = weight.view(4, 4)[::3, first:]
+    order = {"linf": 1, "l2": 2}
+    truth = 1 / float(torch.linalg.vector_norm(free, ord=order[norm])) if norm in order else {"l1": 1.077, "l0": 3}[norm]
+    names = {field.name for field in dataclasses.fields(kind)}
+    effort = {"queries": 1500} if "queries" in names else {"steps": 200 if kind in (ALMA, PDGD, PDPGD, DDN) else 30}
+    attack = kind(norm, 4 if norm == "l0" else 1.3 * truth, **effort)
+    found = attack.find(model, carry(x, mask=mask), carry(y, mask=mask), SampleRNG(0, [0, 1]))
+    assert not (found != x)[~mask].any()
+    result = run_attack(model, carry(x, mask=mask), y, attack)
+    assert result.right.tolist() == [0, 0]
+    assert (result.distance >= 0.999 * truth).all()
+    assert (result.distance <= (1.2 if norm == "l1" else 1.06) * truth).all()  # proximal steps under L1 are rough
+
+
+def test_a_found_image_outside_the_mask_is_an_error_at_any_distance(linear):
+    class Far(DeepFool):
+        pooled = False
+
+        def find(self, model, x, y, rng):
+            return torch.ones_like(x)
+
+    model, _ = linear
+    x, y = torch.full((2, 1, 4, 4), 0.5), torch.zeros(2, dtype=torch.int64)
+    images = carry(x, mask=torch.zeros_like(x, dtype=torch.bool))
+    for call in (lambda: run_attack(model, images, y, Far("l2", 0.1)), lambda: Far("l2", 0.1)(model, images, y)):
+        with pytest.raises(AttackContractError, match=r"on 2 of 2 images: it changed pixels outside their mask"):
+            call()
 
 
 def test_a_pixel_outside_the_mask_is_an_error_of_the_attack(digits_mlp, digits):
