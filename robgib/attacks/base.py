@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from robgib.attacks.carried import carried, carry, masked
 from robgib.attacks.objective import Objective
-from robgib.attacks.threat_model import Norm, ThreatModel, per_sample
+from robgib.attacks.threat_model import Norm, ThreatModel, per_sample, plain
 from robgib.data.dataset import _as_tensor
 from robgib.data.lazy import LazyImages
 from robgib.errors import AttackContractError, RobGIBError, unknown_name
-from robgib.models.adapt import as_module, seeded
+from robgib.models.adapt import CallOptions, Classifier, as_module, seeded
 from robgib.models.inference import BatchedModel, check_logits, eval_mode, finite, gradient_of
 from robgib.models.state import State, settings_kept
 from robgib.options import Count, check
@@ -37,6 +37,8 @@ __all__ = [
     "changed",
     "check_aim",
     "check_masks",
+    "check_range",
+    "classes_named",
     "cost_of",
     "given_to",
     "images_and_labels",
@@ -153,6 +155,7 @@ class Attack(ABC):
 
     def __post_init__(self) -> None:
         name = type(self).__name__
+        object.__setattr__(self, "eps", plain(self.eps))
         threat = ThreatModel(self.norm, self.eps)  # first, for its message about an invalid norm or radius
         if threat.norm not in self.norms:
             raise RobGIBError(
@@ -174,7 +177,8 @@ class Attack(ABC):
     ) -> Tensor:
         """Return adversarial images (N, …) for the images ``x`` (N, …) in [0, 1] with labels ``y`` (N,).
 
-        The model is attacked in eval mode, on its device. To measure robust accuracy, with checks for attack failure,
+        The model is attacked in eval mode, on its device; a stochastic one through the average over ``eot`` draws, if
+        that is given. To measure robust accuracy, with checks for attack failure,
         use :func:`robgib.robustness.evaluate`.
 
         Args:
@@ -185,8 +189,8 @@ class Attack(ABC):
             batch_size: number of images per batch.
 
         Raises:
-            RobGIBError: images are outside [0, 1] or not floating-point, labels do not fit the images or the model, eps
-                is larger than the box, or the model or the attack raised an error.
+            RobGIBError: images are outside [0, 1] or not floating-point, labels, masks or targets do not fit the images
+                or the model, eps is larger than the box, or the model or the attack raised an error.
             AttackContractError: the attack returned a wrong shape, or images outside the ball or the box, or it changed
                 the model (which is restored).
         """
@@ -195,19 +199,20 @@ class Attack(ABC):
         if not len(x):
             return x.clone()
         self.threat.check(x[0].numel())
-        low, high = self.threat.box
-        if not bool(((x >= low - 1e-6) & (x <= high + 1e-6)).all()):  # NaN compares false
-            raise RobGIBError(f"the images have values outside [{low:g}, {high:g}]; scale them to it (eps is too).")
-        net, name, parts = as_module(model), type(self).__name__, []
+        check_range(x)
+        net, name, parts = _in_its_type(as_module(model)), type(self).__name__, []
+        attacked = BatchedModel(net, batch_size, random=True, draws=self.eot) if self.eot and self.eot > 1 else net
         check_aim(self, x, name)
         near = next((v.device for v in (*net.parameters(), *net.buffers())), x.device)
         with eval_mode(net), seeded(seed, near), unchanged([net], name, self.doubted):
-            _check_labels(net, x[:batch_size].to(near), y)
+            _check_labels(net, x[:batch_size].to(near), y, carried(x, "targets"))
             for start in range(0, len(x), batch_size):
                 rows = slice(start, start + batch_size)
                 images, labels = x[rows].to(near), y[rows].to(near)
                 with running(name, net):
-                    x_adv = self.perturb(net, *given_to(self, images, labels), SampleRNG(seed, range(len(x))[rows]))
+                    x_adv = self.perturb(
+                        attacked, *given_to(self, images, labels), SampleRNG(seed, range(len(x))[rows])
+                    )
                 parts.append(verified(self, name, x_adv, images).to(x.device))
         return torch.cat(parts)
 
@@ -395,12 +400,53 @@ def aimed(x: Tensor, y: Tensor, rows: Tensor | None = None) -> Tensor:
     return carry(y, rows=rows, mask=mask, targets=aims)
 
 
+def check_range(x: Tensor) -> None:
+    """Raise an error if images (N, …) have values outside [0, 1], or NaN.
+
+    Raises:
+        RobGIBError: one has.
+    """
+    if not bool(((x >= -1e-6) & (x <= 1 + 1e-6)).all()):  # NaN compares false
+        raise RobGIBError("the images have values outside [0, 1]; scale them to it (eps is too).")
+
+
+def classes_named(x: Tensor, y: Tensor) -> int:
+    """Return the number of classes that labels ``y`` (N,) and the targets that images ``x`` carry need at least.
+
+    >>> classes_named(torch.zeros(2, 1), torch.tensor([0, 3]))
+    4
+    """
+    targets = carried(x, "targets")
+    return 1 + max((int(numbers.max()) for numbers in (y, targets) if numbers is not None and len(numbers)), default=0)
+
+
+def _check_conditions(x: Tensor, y: Tensor) -> None:
+    """Raise an error if the masks or targets that images ``x`` (N, …) carry do not fit them or their labels (N,)."""
+    mask, targets = carried(x, "mask"), carried(x, "targets")
+    if mask is not None and (mask.shape != x.shape or mask.dtype != torch.bool):
+        raise RobGIBError(
+            f"masks must be booleans of the images' shape {tuple(x.shape)}, true where a pixel may change, not "
+            f"{_kind(mask)}; expand a mask of all images by torch.as_tensor(mask).bool().expand_as(images)."
+        )
+    if targets is None:
+        return
+    if targets.shape != y.shape or targets.dtype != torch.int64:
+        raise RobGIBError(f"targets must be class numbers, int64 of shape {tuple(y.shape)}, not {_kind(targets)}.")
+    if bool((targets == y).any()):
+        row = int((targets == y).nonzero()[0, 0])
+        raise RobGIBError(f"the target of image {row} is its label, {int(y[row])}; choose another class.")
+
+
+def _kind(values: Tensor) -> str:
+    return f"{str(values.dtype).removeprefix('torch.')} of shape {tuple(values.shape)}"
+
+
 def images_and_labels(x: Tensor | ArrayLike, y: Tensor | ArrayLike) -> tuple[Tensor, Tensor]:
     """Return images (N, …) and labels (N,) as tensors.
 
     Raises:
-        RobGIBError: tensors are sparse or empty, images are not floating-point, labels are not integers, or their
-            numbers differ.
+        RobGIBError: tensors are sparse or empty, images are not floating-point or in half precision, labels are not
+            integers from 0, or the numbers of images, labels, masks or targets differ.
 
     >>> x, y = images_and_labels([[0.0, 0.5]], [1])
     >>> x.shape, y.dtype
@@ -409,20 +455,35 @@ def images_and_labels(x: Tensor | ArrayLike, y: Tensor | ArrayLike) -> tuple[Ten
     images: Any = x if isinstance(x, LazyImages) else _as_tensor(x, "images")
     labels = _as_tensor(y, "labels")
     if not images.is_floating_point() or images.ndim < 2:
-        kind = f"{str(images.dtype).removeprefix('torch.')} of shape {tuple(images.shape)}"
-        raise RobGIBError(f"images must be floating-point numbers in [0, 1] of shape (N, …), not {kind}.")
+        raise RobGIBError(f"images must be floating-point numbers in [0, 1] of shape (N, …), not {_kind(images)}.")
+    if images.dtype in _HALF:
+        raise RobGIBError(
+            f"images in {_kind(images)} round to other balls; give images.float(). The model "
+            "may compute in half precision."
+        )
     if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex():
-        kind = f"{str(labels.dtype).removeprefix('torch.')} of shape {tuple(labels.shape)}"
-        raise RobGIBError(f"labels must be class numbers of shape (N,), not {kind}.")
+        raise RobGIBError(f"labels must be class numbers of shape (N,), not {_kind(labels)}.")
     if len(images) != len(labels):
         raise RobGIBError(f"{len(images)} images came with {len(labels)} labels; give one label an image.")
+    if bool((labels < 0).any()):
+        raise RobGIBError(f"label {int(labels.min())} is no class number, which count from 0; leave out its images.")
+    _check_conditions(images, labels)
     if not isinstance(x, Tensor | LazyImages):
         images = images.to(torch.get_default_dtype())
     return images, labels.long()
 
 
-def _check_labels(model: nn.Module, x: Tensor, y: Tensor) -> None:
-    """Raise an error if the model has no logit for a label, which on a GPU would end in a device error."""
+_HALF = (torch.float16, torch.bfloat16)
+
+
+def _in_its_type(net: nn.Module) -> nn.Module:
+    """Return a network of half precision as one that takes and returns the images' own type."""
+    kind = next((p.dtype for p in net.parameters() if p.dtype in _HALF), None)
+    return net if kind is None else Classifier(net, CallOptions(dtype=kind))
+
+
+def _check_labels(model: nn.Module, x: Tensor, y: Tensor, targets: Tensor | None) -> None:
+    """Raise an error if the model has no logit for a label or target, which on a GPU would end in a device error."""
     few = x[:1]
     with torch.no_grad(), faults_of("the model"):
         try:
@@ -432,12 +493,14 @@ def _check_labels(model: nn.Module, x: Tensor, y: Tensor) -> None:
             few = x
             logits = model(few)
     check_logits(logits, few)
-    low, high, classes = int(y.min()), int(y.max()), logits.shape[1]
-    if low < 0 or high >= classes:
-        raise RobGIBError(
-            f"label {low if low < 0 else high} is none of the model's {classes} classes, which count from 0 to "
-            f"{classes - 1}."
-        )
+    classes = logits.shape[1]
+    for name, numbers in (("label", y), ("target", targets)):
+        if numbers is not None and not 0 <= int(numbers.min()) <= int(numbers.max()) < classes:
+            low, high = int(numbers.min()), int(numbers.max())
+            raise RobGIBError(
+                f"{name} {low if low < 0 else high} is none of the model's {classes} classes, which count from 0 to "
+                f"{classes - 1}."
+            )
 
 
 @contextmanager

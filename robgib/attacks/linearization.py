@@ -37,7 +37,8 @@ def class_differences(
 ) -> tuple[Tensor, Tensor]:
     """Linearise the boundaries between the true classes ``y`` (N,) and ``classes`` (N, K) at ``x`` (N, …).
 
-    Gradients are 0 outside the masks that the labels carry, here and in the functions below. All N · K · D values are in memory at once; :func:`nearest_boundary` needs less memory.
+    Gradients are 0 outside the masks that the labels carry, as in the functions below. All N · K · D values are in
+    memory at once; :func:`nearest_boundary` needs less memory.
 
     Returns:
         The logit differences z_k - z_y (N, K), and their gradients (N, K, D) with respect to the D flattened pixels.

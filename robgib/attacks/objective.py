@@ -169,13 +169,18 @@ def make_objective(model: nn.Module, x: Tensor, y: Tensor, target: str, loss: st
     """Return the untargeted objective (``target="none"``), or a targeted one.
 
     The target is ``random`` (uniform over the wrong classes), ``least-likely`` or ``second`` (the most likely wrong
-    class), by the logits of the clean images.
+    class), by the logits of the clean images. Labels that carry targets have no other rule.
+
+    Raises:
+        RobGIBError: a name is unknown, or a rule is given with labels that carry targets.
     """
     if loss not in _LOSSES:
         raise unknown_name("loss", loss, _LOSSES)
     patient = is_stochastic(model)
     if target == "none":
         return Objective.untargeted(y, loss, patient)
+    if carried(y, "targets") is not None:
+        raise RobGIBError(f"the images carry targets, and the attack has target={target}; omit one of them.")
     with torch.no_grad():
         logits = model(x)
     classes = logits.shape[1]

@@ -23,6 +23,7 @@ __all__ = [
     "Norm",
     "Radius",
     "ThreatModel",
+    "plain",
 ]
 
 Norm = Literal["linf", "l2", "l1", "l0", "patch", "rotation"]
@@ -43,6 +44,17 @@ def _number(value: Any) -> Any:
 
 Radius = Annotated[PositiveFloat, BeforeValidator(_number)]
 """A radius in a YAML file, in pixel scale: a positive number, or a fraction such as 8/255."""
+
+
+def plain(number: Any) -> Any:
+    """Return a number of numpy as one of Python, of float32 the one that it shows; and anything else as it is.
+
+    >>> plain(np.float32(0.1)), plain("8/255")
+    (0.1, '8/255')
+    """
+    return float(str(number)) if isinstance(number, np.number) else number
+
+
 Sizes = TypeVar("Sizes", Tensor, np.ndarray)
 _TINY = 1e-10
 _SPARSE = 0.01
@@ -123,6 +135,7 @@ class ThreatModel:
     def __post_init__(self) -> None:
         if self.norm not in KINDS:
             raise unknown_name("norm", str(self.norm), KINDS)
+        object.__setattr__(self, "eps", plain(self.eps))
         if not (isinstance(self.eps, int | float) and math.isfinite(self.eps) and self.eps > 0):
             raise RobGIBError(f"eps must be a finite number above 0 (pixel scale), not {self.eps!r}.")
         if self.norm == "l0" and self.eps < 1:

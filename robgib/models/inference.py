@@ -486,10 +486,12 @@ def prepare(
         device: device of the model.
 
     Raises:
-        RobGIBError: the model cannot be called on such images, or does not return logits.
+        RobGIBError: there are no images, or the model cannot be called on such images, or does not return logits.
     """
     if precision not in PRECISIONS:
         raise unknown_name("precision", precision, PRECISIONS)
+    if not len(sample):
+        raise RobGIBError("there are no images; give at least one.")
     net = as_module(model)
     with eval_mode(net):
         for count in (16, 4, 1):

@@ -458,6 +458,7 @@ def _curve(
             name, other = next((n, findings.attacks[n]) for n in results)
         if _stalled(results[name], result) and isinstance(other, APGD) and other.schedule_start is None:
             other = replace(other, schedule_start=SCHEDULE_START)
+        result = replace(result, attacked=results[name].attacked)
     # The limit is in passes because seconds depend on the machine.
     limit = findings.spent(budget) if allowed is None else allowed
     factors = _FACTORS if allowed is None else _afforded_radii(other, len(subject), allowed)

@@ -154,5 +154,13 @@ def scattered(known: AttackResult, part: AttackResult, rows: np.ndarray) -> Atta
     return replace(
         part,
         **{name: whole(name) for name in fields},  # type: ignore[arg-type]
+        attacked=None if part.attacked is None else _spread(part.attacked, rows, len(known.right)),
         pictures={int(rows[row]): image for row, image in part.pictures.items()},
     )
+
+
+def _spread(values: np.ndarray, rows: np.ndarray, count: int) -> np.ndarray:
+    """Return booleans (n,) of some rows as those of all rows (count,), False elsewhere."""
+    whole = np.zeros(count, bool)
+    whole[rows] = values
+    return whole

@@ -205,6 +205,11 @@ def _indicators(
     here = {
         label: (findings.attacks[label], result.right[right]) for label, result in findings.succeeded(budget).items()
     }
+    ran_on = {
+        label: result.attacked[right]
+        for label, result in findings.succeeded(budget).items()
+        if result.attacked is not None
+    }
     threat = findings.budgets()[budget]
     if whole:
         examination = examine(
@@ -212,7 +217,7 @@ def _indicators(
             x,
             y,
             threat,
-            Done(here, subject.costs, gradient, passes=allowed),
+            Done(here, subject.costs, ran_on, gradient, passes=allowed),
             subject.context,
         )
     else:

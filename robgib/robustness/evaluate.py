@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robgib.attacks.base import Attack, cost_of
+from robgib.attacks.base import Attack, check_range, classes_named, cost_of, images_and_labels
 from robgib.attacks.foreign import foreign_class, foreign_name, is_foreign
 from robgib.attacks.registry import DEFAULT_EPS, NamedAttack, read_attack
-from robgib.attacks.threat_model import NORMS, ThreatModel
+from robgib.attacks.threat_model import NORMS, ThreatModel, plain
 from robgib.errors import RobGIBError, never_ends, unknown_name
 from robgib.models.inference import PreparedModel, answers, check_finite_answers, check_logits, prepare
 from robgib.options import AttackOptions, Context, gather, or_default
@@ -113,6 +113,9 @@ def evaluate(
             "masks and targets come with the images here, as robgib.attacks.carry(x, mask=…, targets=…), and a "
             "surrogate with the attack, as robgib.attacks.Transfer.of(attack, surrogate)."
         )
+    x, y = images_and_labels(x, y)
+    if isinstance(x, Tensor):  # pictures that are read on demand are in [0, 1]
+        check_range(x)
     attacks = options.attacks if attacks is None else attacks
     options = dataclasses.replace(options, attacks=attacks, cascade=in_cascade(attacks, options.cascade))
     named = named_attacks(attacks, default_eps, context.catalogue, norm=options.norm, eps=options.eps)
@@ -126,7 +129,7 @@ def evaluate(
         )
         if classes is None and len(y):  # a label without a logit would count as an error of the model
             with torch.no_grad():
-                check_logits(model.model(x[:2].to(where)), x[:2], 1 + int(y.max()))
+                check_logits(model.model(x[:2].to(where)), x[:2], classes_named(x, y))
     clean = answers(model, x, y, classes=classes, seed=context.seed, device=where)
     check_finite_answers(clean)
     costs = attack_costs(model, x, y, clean, named, context)
@@ -189,7 +192,9 @@ def threat_models(
     ([('linf', '8/255'), ('l2', 0.5)], [('linf', None)])
     """
     norms = [norm] if isinstance(norm, str) else list(norm or ())
-    radii: list[float | str | None] = [eps] if isinstance(eps, str | int | float) else list(eps or ())
+    eps = plain(eps)
+    given = [] if eps is None else [eps] if isinstance(eps, str | int | float) else eps
+    radii: list[float | str | None] = [plain(one) for one in given]
     for one in norms:
         if one not in NORMS:
             raise unknown_name("norm", str(one), NORMS)

@@ -21,6 +21,8 @@ from robgib.attacks.base import (
     TransformAttack,
     check_aim,
     check_masks,
+    check_range,
+    classes_named,
     cost_of,
     given_to,
     images_and_labels,
@@ -199,11 +201,14 @@ def run_attack(
     x, y = images_and_labels(x, y)
     if len(x):
         attack.threat.check(x[0].numel())
+    if isinstance(x, Tensor):  # pictures that are read on demand are in [0, 1]
+        check_range(x)
     check_aim(attack, x, label)
     if not isinstance(model, PreparedModel):
         model = prepare(model, x, batch_size=context.batch_size, device=context.device)
     if clean is None:
-        clean = answers(model, x, y, seed=context.seed, device=context.device)
+        # A label without a logit would count as an error of the model.
+        clean = answers(model, x, y, classes=classes_named(x, y), seed=context.seed, device=context.device)
     elif not isinstance(clean, Answers):
         clean = Answers(clean, (clean == y.numpy()).astype(float))
     index = np.arange(len(x)) if index is None else np.asarray(index)

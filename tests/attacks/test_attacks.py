@@ -1,3 +1,4 @@
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -6,9 +7,11 @@ import torch
 from torch import nn
 
 from robgib import AttackContractError, RobGIBError, SampleRNG, make_attack
-from robgib.attacks import FGSM, PGD, Attack
+from robgib.attacks import FGSM, MIFGSM, PGD, RFGSM, Attack, DeepFool, ThreatModel, carry
 from robgib.models.inference import PreparedModel, count_queries, eval_mode, predict
+from robgib.robustness import evaluate
 from robgib.robustness.curve import accuracy_curve
+from robgib.robustness.evaluate import named_attacks
 from robgib.robustness.run_attack import run_attack
 
 
@@ -261,3 +264,85 @@ def test_a_call_with_what_is_no_image_is_refused(digits_mlp, right_by_mlp):
         PGD("linf", 0.1)(digits_mlp, x, y[:3])
     with pytest.raises(RobGIBError, match="more than the whole box"):
         PGD("l2", 100)(digits_mlp, x, y)
+
+
+def _attacked(way, model, x, y, attack):
+    if way == "call":
+        return attack(model, x, y)
+    quiet = {"signs": False, "curve": False, "corruptions": False} if way == "evaluate" else {}
+    return (evaluate(model, x, y, [attack], **quiet) if way == "evaluate" else run_attack(model, x, y, attack),)
+
+
+@pytest.mark.parametrize("way", ["call", "run_attack", "evaluate"])
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        pytest.param(lambda x: 2 * x - 1, lambda y: y, r"outside \[0, 1\]", id="range"),
+        pytest.param(lambda x: x / (x > 0), lambda y: y, r"outside \[0, 1\]", id="NaN"),
+        pytest.param(lambda x: x.half(), lambda y: y, r"float16 of shape .* give images.float", id="half"),
+        pytest.param(lambda x: x, lambda y: y - y.max() - 1, "is no class number, which count from 0", id="negative"),
+        pytest.param(lambda x: x, lambda y: y + 10, "10 classes|returns 10 logits", id="beyond"),
+        pytest.param(
+            lambda x: carry(x, mask=torch.ones(8, 8).bool()), lambda y: y, "masks must be booleans", id="mask"
+        ),
+        pytest.param(lambda x: carry(x, mask=torch.ones_like(x)), lambda y: y, "not float32 of shape", id="mask type"),
+        pytest.param(
+            lambda x: carry(x, targets=torch.zeros(len(x))), lambda y: y, "targets must be class numbers", id="targets"
+        ),
+        pytest.param(
+            lambda x: carry(x, targets=torch.full((len(x),), 10)), lambda y: y, "10 classes|returns 10", id="target 10"
+        ),
+    ],
+)
+def test_images_and_labels_that_do_not_fit_are_named_before_any_attack(
+    way, images, labels, message, digits_mlp, right_by_mlp
+):
+    x, y = right_by_mlp
+    with pytest.raises(RobGIBError, match=message):
+        _attacked(way, digits_mlp, images(x[:8]), labels(y[:8]), PGD("linf", 0.1, steps=1))
+
+
+def test_a_target_is_no_label_and_has_no_other_rule(digits_mlp, right_by_mlp):
+    x, y = (part[:8] for part in right_by_mlp)
+    with pytest.raises(RobGIBError, match=r"the target of image 0 is its label"):
+        PGD("linf", 0.1)(digits_mlp, carry(x, targets=y), y)
+    images = carry(x, targets=(y + 1) % 10)
+    for attack in (PGD, FGSM, MIFGSM, RFGSM):
+        with pytest.raises(RobGIBError, match=r"the images carry targets, and the attack has target=random"):
+            attack("linf", 0.1, target="random")(digits_mlp, images, y)
+
+
+def test_no_images_are_one_sentence(digits_mlp, right_by_mlp):
+    x, y = right_by_mlp
+    for way in ("run_attack", "evaluate"):
+        with pytest.raises(RobGIBError, match="there are no images; give at least one"):
+            _attacked(way, digits_mlp, x[:0], y[:0], PGD("linf", 0.1))
+
+
+def test_a_call_averages_over_the_draws_that_are_given(digits_mlp, right_by_mlp):
+    """A gradient of 10 draws takes 10 calls."""
+    x, y = (part[:4] for part in right_by_mlp)
+    for kind in (PGD, DeepFool):
+        passes = {}
+        for eot in (None, 10):
+            with count_queries(digits_mlp) as counted:
+                kind("linf", 0.01, steps=3, eot=eot)(digits_mlp, x, y)
+            passes[eot] = counted.backward
+        assert passes[10] == 10 * passes[None]
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_a_network_of_half_precision_is_called_with_images_of_float32(kind, digits_mlp, right_by_mlp):
+    x, y = (part[:8] for part in right_by_mlp)
+    coarse = copy.deepcopy(digits_mlp).to(kind)
+    images = PGD("linf", 0.2, steps=5)(coarse, x, y)
+    assert images.dtype == torch.float32
+    assert (digits_mlp(images).argmax(1) != y).float().mean() > 0.5
+
+
+def test_a_radius_may_be_a_number_of_numpy():
+    for number in (np.float32(0.1), np.float64(0.1)):
+        assert PGD("linf", number) == PGD("linf", 0.1)
+        assert ThreatModel("linf", number).eps == 0.1
+        assert list(named_attacks("quick", norm="linf", eps=number)) == ["fgsm-linf:eps=0.1", "pgd-linf:eps=0.1"]
+    assert next(iter(named_attacks("quick", norm="l2", eps=np.array([0.5])))) == "fgsm-l2:eps=0.5"

@@ -222,7 +222,9 @@ def test_minimum_norm_attacks_find_the_distance_inside_the_mask(norm, kind, line
     mask[:, :, ::3, first:] = True
     free = weight.view(4, 4)[::3, first:]
     order = {"linf": 1, "l2": 2}
-    truth = 1 / float(torch.linalg.vector_norm(free, ord=order[norm])) if norm in order else {"l1": 1.077, "l0": 3}[norm]
+    truth = (
+        1 / float(torch.linalg.vector_norm(free, ord=order[norm])) if norm in order else {"l1": 1.077, "l0": 3}[norm]
+    )
     names = {field.name for field in dataclasses.fields(kind)}
     effort = {"queries": 1500} if "queries" in names else {"steps": 200 if kind in (ALMA, PDGD, PDPGD, DDN) else 30}
     attack = kind(norm, 4 if norm == "l0" else 1.3 * truth, **effort)

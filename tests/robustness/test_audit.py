@@ -12,7 +12,7 @@ from scipy import stats
 from torch import nn
 from torch.nn import functional as F
 
-from robgib.attacks import APGD, AutoAttack, EstimatedAscent, FastEnsemble, Square
+from robgib.attacks import APGD, FMN, AutoAttack, EstimatedAscent, FastEnsemble, Square
 from robgib.models.inference import QueryCount, count_queries
 from robgib.robustness import attacking
 from robgib.robustness.audit import audit, audit_size, audit_wanted
@@ -204,3 +204,16 @@ def test_a_false_gradient_leads_to_ascent_on_estimated_ones(monkeypatch, digits)
     assert labels(misleading, fast, audit=0)[1][:3] == [fast, "estimated-gradients-linf", "black-box-linf"]
     assert asked[-1] == AutoAttack.queries
     assert "black-box-linf" not in labels(misleading, fast, audit=None)[1]
+
+
+def test_the_curve_of_an_audited_cascade_is_that_of_its_minimum_norm_attack(digits, digits_mlp):
+    """The audit ran on some samples only, the minimum-norm attack on all."""
+    x, y = digits.test.x[:10], digits.test.y[:10]
+    attacks = {"fmn": FMN("linf", 0.03, steps=20), "fast": FastEnsemble("linf", 0.03, short=2, long=5)}
+    options = {"cascade": True, "signs": False, "corruptions": False, "audit": 0.5}
+    tables = evaluate(digits_mlp, x, y, attacks, curve=True, **options)
+    robustness, curve = tables["robustness"].set_index("attack"), tables["curve"].set_index("at")
+    assert 0 < robustness.loc["audit-linf", "audited"] < robustness.loc["audit-linf", "robust"]
+    assert curve.loc[0.03, "right"] == robustness.loc["audit-linf", "robust"]
+    assert curve["right"].is_monotonic_decreasing
+    assert (curve["attack"] == "audit-linf").all()

@@ -13,7 +13,7 @@ import robgib
 from robgib import RobGIBError, RobGIBWarning, ThreatModel
 from robgib.models.inference import prepare
 from robgib.robustness.evaluate import evaluate
-from robgib.robustness.failure_indicators import GRADIENT, failure_indicators, gradient_indicator
+from robgib.robustness.failure_indicators import GRADIENT, Done, examine, failure_indicators, gradient_indicator
 from robgib.robustness.gradient_check import gradient_error
 from tests.unusual import Around, Noisy, OwnNoise, Quantised, Saturated, StraightThrough
 
@@ -256,6 +256,44 @@ def test_others_that_fool_what_ascent_leaves_are_a_sign(digits, digits_mlp):
     few = {**both, "square": (ran["square"], np.repeat([1.0, 0.0], [27, 33]))}
     found = {s.name: s for s in failure_indicators(digits_mlp, x, y, THREAT, attacks=few, passes=0)}
     assert not found["others fool what ascent leaves"].seen
+
+
+def test_what_another_attack_of_a_cascade_fooled_is_not_of_the_others(digits, digits_mlp):
+    """The ensemble fooled 10 of the 30 images that ascent left, and Square, which ran after it, none."""
+    x, y = digits.test.x[:60], digits.test.y[:60]
+    attacks = {
+        "apgd": (robgib.attacks.APGD("linf", 0.1), np.repeat([1.0, 0.0], 30)),
+        "fast": (robgib.make_attack("fast-linf:eps=0.1"), np.repeat([1.0, 0.0], [20, 40])),
+        "square": (robgib.attacks.Square("linf", 0.1), np.repeat([1.0, 0.0], [20, 40])),
+    }
+    ran_on = {"square": np.repeat([True, False], [20, 40])}
+    for given, fooled in (({}, 10), (ran_on, 0)):
+        done = Done(attacks, ran_on=given, passes=0)
+        found = {one.name: one for one in examine(digits_mlp, x, y, THREAT, done).indicators}
+        assert found["others fool what ascent leaves"].seen == (fooled > 0)
+        assert f"of which square fooled {fooled}" in found["others fool what ascent leaves"].detail
+
+
+def test_a_cascade_says_on_which_images_each_attack_ran(digits, digits_mlp, monkeypatch):
+    seen = {}
+
+    def kept(model, x, y, threat, done, context):
+        seen.update(done.ran_on)
+        return examine(model, x, y, threat, done, context)
+
+    monkeypatch.setattr("robgib.robustness.beside.examine", kept)
+    x, y = digits.test.x[:12], digits.test.y[:12]
+    attacks = {
+        "fgsm": robgib.attacks.FGSM("linf", 0.05),
+        "pgd": robgib.attacks.PGD("linf", 0.05, steps=10),
+        "square": robgib.attacks.Square("linf", 0.05, queries=60),
+    }
+    options = {"curve": False, "corruptions": False, "audit": 0.3}
+    tables = evaluate(digits_mlp, x, y, attacks, cascade=True, **options)
+    left = tables["robustness"].set_index("attack")["robust"]
+    assert (seen["pgd"].sum(), seen["square"].sum()) == (left["fgsm"], left["pgd"])
+    assert len(seen["fgsm"]) == seen["fgsm"].sum() > left["fgsm"]
+    assert 0 < seen["audit-linf"].sum() < len(seen["audit-linf"]) == len(seen["fgsm"])
 
 
 def test_checks_that_cannot_be_afforded_say_so(digits, digits_mlp):
