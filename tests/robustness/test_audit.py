@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
 
@@ -12,11 +13,12 @@ from scipy import stats
 from torch import nn
 from torch.nn import functional as F
 
-from robgib.attacks import APGD, FMN, AutoAttack, EstimatedAscent, FastEnsemble, Square
+from robgib.attacks import APGD, FGSM, FMN, PGD, AutoAttack, EstimatedAscent, FastEnsemble, Square
 from robgib.models.inference import QueryCount, count_queries
 from robgib.robustness import attacking
 from robgib.robustness.audit import audit, audit_size, audit_wanted
 from robgib.robustness.evaluate import evaluate
+from robgib.robustness.failure_indicators import examine
 from robgib.robustness.run_attack import AttackResult
 from robgib.statistics import detectable_share, most_unseen, share_test
 from tests.robustness.test_gradient_check import BackboneWithoutGradient, DecoyGradient
@@ -206,8 +208,18 @@ def test_a_false_gradient_leads_to_ascent_on_estimated_ones(monkeypatch, digits)
     assert "black-box-linf" not in labels(misleading, fast, audit=None)[1]
 
 
-def test_the_curve_of_an_audited_cascade_is_that_of_its_minimum_norm_attack(digits, digits_mlp):
+@dataclass(frozen=True)
+class ShortAudit(AutoAttack):
+    """AutoAttack of few passes."""
+
+    steps: int = 5
+    targets: int = 2
+    queries: int = 50
+
+
+def test_the_curve_of_an_audited_cascade_is_that_of_its_minimum_norm_attack(digits, digits_mlp, monkeypatch):
     """The audit ran on some samples only, the minimum-norm attack on all."""
+    monkeypatch.setattr(attacking, "AutoAttack", ShortAudit)
     x, y = digits.test.x[:10], digits.test.y[:10]
     attacks = {"fmn": FMN("linf", 0.03, steps=20), "fast": FastEnsemble("linf", 0.03, short=2, long=5)}
     options = {"cascade": True, "signs": False, "corruptions": False, "audit": 0.5}
@@ -217,3 +229,26 @@ def test_the_curve_of_an_audited_cascade_is_that_of_its_minimum_norm_attack(digi
     assert curve.loc[0.03, "right"] == robustness.loc["audit-linf", "robust"]
     assert curve["right"].is_monotonic_decreasing
     assert (curve["attack"] == "audit-linf").all()
+
+
+def test_a_cascade_says_on_which_images_each_attack_ran(digits, digits_mlp, monkeypatch):
+    seen = {}
+
+    def kept(model, x, y, threat, done, context):
+        seen.update(done.ran_on)
+        return examine(model, x, y, threat, done, context)
+
+    monkeypatch.setattr(attacking, "AutoAttack", ShortAudit)
+    monkeypatch.setattr("robgib.robustness.beside.examine", kept)
+    x, y = digits.test.x[:12], digits.test.y[:12]
+    attacks = {
+        "fgsm": FGSM("linf", 0.05),
+        "pgd": PGD("linf", 0.05, steps=10),
+        "square": Square("linf", 0.05, queries=60),
+    }
+    options = {"curve": False, "corruptions": False, "audit": 0.3}
+    tables = evaluate(digits_mlp, x, y, attacks, cascade=True, **options)
+    left = tables["robustness"].set_index("attack")["robust"]
+    assert (seen["pgd"].sum(), seen["square"].sum()) == (left["fgsm"], left["pgd"])
+    assert len(seen["fgsm"]) == seen["fgsm"].sum() > left["fgsm"]
+    assert 0 < seen["audit-linf"].sum() < len(seen["audit-linf"]) == len(seen["fgsm"])

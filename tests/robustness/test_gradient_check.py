@@ -274,28 +274,6 @@ def test_what_another_attack_of_a_cascade_fooled_is_not_of_the_others(digits, di
         assert f"of which square fooled {fooled}" in found["others fool what ascent leaves"].detail
 
 
-def test_a_cascade_says_on_which_images_each_attack_ran(digits, digits_mlp, monkeypatch):
-    seen = {}
-
-    def kept(model, x, y, threat, done, context):
-        seen.update(done.ran_on)
-        return examine(model, x, y, threat, done, context)
-
-    monkeypatch.setattr("robgib.robustness.beside.examine", kept)
-    x, y = digits.test.x[:12], digits.test.y[:12]
-    attacks = {
-        "fgsm": robgib.attacks.FGSM("linf", 0.05),
-        "pgd": robgib.attacks.PGD("linf", 0.05, steps=10),
-        "square": robgib.attacks.Square("linf", 0.05, queries=60),
-    }
-    options = {"curve": False, "corruptions": False, "audit": 0.3}
-    tables = evaluate(digits_mlp, x, y, attacks, cascade=True, **options)
-    left = tables["robustness"].set_index("attack")["robust"]
-    assert (seen["pgd"].sum(), seen["square"].sum()) == (left["fgsm"], left["pgd"])
-    assert len(seen["fgsm"]) == seen["fgsm"].sum() > left["fgsm"]
-    assert 0 < seen["audit-linf"].sum() < len(seen["audit-linf"]) == len(seen["fgsm"])
-
-
 def test_checks_that_cannot_be_afforded_say_so(digits, digits_mlp):
     x, y = digits.test.x[:30], digits.test.y[:30]
     found = {s.name: s for s in failure_indicators(digits_mlp, x, y, THREAT, passes=2400)}
