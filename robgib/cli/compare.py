@@ -67,7 +67,9 @@ def compare(
     a, b = robgib.load_run(first), robgib.load_run(second)
     names = (a.name, b.name) if a.name != b.name else (a.folder, b.folder)
     table = robgib.reporting.compare_runs(a, b)
-    findings = robgib.reporting.comparison_findings(table, names, str(second / "config.json"), options.margin)
+    place = str(second / "config.json")
+    findings = robgib.reporting.comparison_findings(table, names, place, options.margin)
+    findings += robgib.reporting.lost_findings(a, b, place)
     if options.format == "json":
         content = {"schema": 1, "a": names[0], "b": names[1], "rows": robgib.results.plain_rows(table)}
         _write(json.dumps(content, indent=2) + "\n", out_file)
@@ -78,10 +80,15 @@ def compare(
             _write(robgib.results.csv_text(table), out_file)
     else:
         _write(_report(options.format, findings, f"{names[0]} and {names[1]}"), out_file)
-    worse = [one.name for one in findings if one.level == "error"]
-    if worse:
-        if options.format == "table" and out_file is None:
-            out.print(f"[red]{escape(names[1])} is worse[/red]: {escape(', '.join(worse))}.", highlight=False)
+    errors = [one for one in findings if one.level == "error"]
+    worse = ", ".join(one.name for one in errors if one.rule == "robgib/worse")
+    if options.format == "table" and out_file is None:
+        if worse:
+            out.print(f"[red]{escape(names[1])} is worse[/red]: {escape(worse)}.", highlight=False)
+        for one in errors:
+            if one.rule != "robgib/worse":
+                out.print(f"[red]{escape(one.name)}[/red]: {escape(one.text)}.", highlight=False)
+    if errors:
         raise typer.Exit(1)
 
 

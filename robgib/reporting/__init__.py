@@ -1,6 +1,13 @@
 """From run folders to a page."""
 
-from robgib.reporting.comparison import compare_runs, comparison_findings, junit, run_findings, sarif
+from robgib.reporting.comparison import (
+    compare_runs,
+    comparison_findings,
+    junit,
+    lost_findings,
+    run_findings,
+    sarif,
+)
 from robgib.reporting.console import print_indented, print_runs, runs_json
 from robgib.reporting.page import render, trace_page, write_report, write_trace
 from robgib.reporting.summary import summarise
@@ -21,6 +28,7 @@ __all__ = [
     "comparison_findings",
     "junit",
     "log_run",
+    "lost_findings",
     "merge_validations",
     "print_indented",
     "print_runs",

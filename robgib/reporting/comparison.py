@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 from xml.etree import ElementTree
 
 import pandas as pd
@@ -14,7 +17,7 @@ from robgib.errors import RobGIBError, visible
 from robgib.results import Run, eps_text
 from robgib.statistics import mcnemar_test, paired_difference, signed, unpaired_difference
 
-__all__ = ["Finding", "compare_runs", "comparison_findings", "junit", "run_findings", "sarif"]
+__all__ = ["Finding", "compare_runs", "comparison_findings", "junit", "lost_findings", "run_findings", "sarif"]
 
 _LEVEL = 0.05
 
@@ -34,27 +37,64 @@ def compare_runs(a: Run, b: Run) -> pd.DataFrame:
         no samples of corruptions: their interval is that of independent samples, and there is no test.
 
     Raises:
-        RobGIBError: the runs are on other data, or have no sample in common.
+        RobGIBError: the runs are on other data, have no sample in common, or one alone has masks, targets or a
+            surrogate.
     """
     if a.config["data"].get("digest") != b.config["data"].get("digest"):
         names = [str(run.config["data"]["name"]) for run in (a, b)]
         raise RobGIBError(
             f"the runs are not on the same data ({names[0]} and {names[1]}); evaluate both models on one data set."
         )
+    conditions = _conditions(a, b)
     first, second = _answers(a), _answers(b)
     common = first.index.intersection(second.index)
     if not len(common):
         raise RobGIBError("the runs have no sample in common; evaluate both with the same --samples and --seed.")
     first, second = first.loc[common], second.loc[common]
-    rows = [_paired("clean", first["clean"], second["clean"], "")]
+    rows = [_paired("clean", first["clean"], second["clean"], _not_compared(a, b))]
     for budget in (column for column in first if column != "clean" and column in second):
         norm, eps = budget
         attacks = [_attacks(run, budget) for run in (a, b)]
         note = "" if attacks[0] == attacks[1] else f"attacked by {attacks[0]} and by {attacks[1]}"
+        note = "; ".join(filter(None, (note, conditions)))
         rows.append(_paired(f"{norm} {eps_text(eps)}", first[budget], second[budget], note))
     if len(a.corruptions) and len(b.corruptions):
         rows.append(_corrupted(a, b))
     return pd.DataFrame(rows)
+
+
+def _conditions(a: Run, b: Run) -> str:
+    """Return a note if masks, targets or surrogates of two runs differ.
+
+    Raises:
+        RobGIBError: one run alone has any.
+    """
+    differ = []
+    for name, called in (("mask", "masks"), ("targets", "targets"), ("transfer_from", "surrogates")):
+        values = [run.config["options"]["attack"].get(name) for run in (a, b)]
+        if (values[0] is None) != (values[1] is None):
+            alone = a if values[1] is None else b
+            raise RobGIBError(
+                f"{alone.name} was attacked with {called} and the other run without; evaluate both models with the "
+                f"same --{name.replace('_', '-')}."
+            )
+        differ += [called] if values[0] != values[1] else []
+    return f"the runs have other {' and '.join(differ)}" if differ else ""
+
+
+def _budgets(run: Run, status: str) -> set[tuple[str, float]]:
+    """Return the norms and eps of the attacks of a run that ended so."""
+    rows = run.robustness[(run.robustness["status"] == status) & (run.robustness["norm"] != "")]
+    return set(zip(rows["norm"], rows["eps"], strict=True))
+
+
+def _not_compared(a: Run, b: Run) -> str:
+    """Return a note on the budgets that one run alone has."""
+    parts = []
+    for run, other in ((a, b), (b, a)):
+        alone = sorted(_budgets(run, "ok") - _budgets(other, "ok"))
+        parts += [f"{norm} {eps_text(eps)} (only {run.name})" for norm, eps in alone]
+    return f"not compared: {', '.join(parts)}" if parts else ""
 
 
 def _answers(run: Run) -> pd.DataFrame:
@@ -152,6 +192,21 @@ def comparison_findings(table: pd.DataFrame, names: tuple[str, str], place: str,
     return findings
 
 
+def lost_findings(a: Run, b: Run, place: str) -> list[Finding]:
+    """Return an error for each budget of the first run that the second lacks since all its attacks there failed."""
+    lost = (_budgets(a, "ok") & _budgets(b, "failed")) - _budgets(b, "ok")
+    return [
+        Finding(
+            "robgib/attack-failed",
+            f"{norm} {eps_text(eps)} accuracy",
+            f"not compared: every attack of {b.name} on this budget ended with an error",
+            "error",
+            place,
+        )
+        for norm, eps in sorted(lost)
+    ]
+
+
 def run_findings(run: Run, place: str, least: float | None = None) -> list[Finding]:
     """Return the results of a run as findings.
 
@@ -173,6 +228,14 @@ def run_findings(run: Run, place: str, least: float | None = None) -> list[Findi
     return findings
 
 
+_NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def _safe(text: str) -> str:
+    """Return text that terminals, XML and JSON in UTF-8 take: other characters are escaped."""
+    return _NO_XML.sub(lambda found: ascii(found[0])[1:-1], visible(text))
+
+
 _RULES = {
     "robgib/worse": "The second model has a lower accuracy than the first on the same samples.",
     "robgib/attack-failed": "An attack ended with an error.",
@@ -191,14 +254,14 @@ def junit(findings: Sequence[Finding], suite: str) -> str:
     errors = sum(one.level == "error" for one in findings)
     root = ElementTree.Element("testsuites")
     top = ElementTree.SubElement(
-        root, "testsuite", name=visible(suite), tests=str(len(findings)), failures=str(errors), errors="0"
+        root, "testsuite", name=_safe(suite), tests=str(len(findings)), failures=str(errors), errors="0"
     )
     for one in findings:
-        case = ElementTree.SubElement(top, "testcase", classname=one.rule.replace("/", "."), name=visible(one.name))
+        case = ElementTree.SubElement(top, "testcase", classname=one.rule.replace("/", "."), name=_safe(one.name))
         if one.level == "error":
-            ElementTree.SubElement(case, "failure", message=visible(one.text)).text = _RULES[one.rule]
+            ElementTree.SubElement(case, "failure", message=_safe(one.text)).text = _RULES[one.rule]
         else:
-            ElementTree.SubElement(case, "system-out").text = visible(f"{one.level}: {one.text}")
+            ElementTree.SubElement(case, "system-out").text = _safe(f"{one.level}: {one.text}")
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
 
@@ -231,10 +294,20 @@ def _sarif_results(findings: Sequence[Finding]) -> Iterator[dict[str, Any]]:
     for one in findings:
         if one.level == "note":
             continue
-        where = {"physicalLocation": {"artifactLocation": {"uri": one.place}, "region": {"startLine": 1}}}
+        where = {"physicalLocation": {"artifactLocation": {"uri": _uri(one.place)}, "region": {"startLine": 1}}}
         yield {
             "ruleId": one.rule,
             "level": one.level,
-            "message": {"text": f"{one.name}: {one.text}"},
+            "message": {"text": _safe(f"{one.name}: {one.text}")},
             "locations": [where],
         }
+
+
+def _uri(place: str) -> str:
+    """Return a path as a URI, relative if it is.
+
+    >>> _uri("runs/a net #2/config.json")
+    'runs/a%20net%20%232/config.json'
+    """
+    path = Path(place)
+    return path.as_uri() if path.is_absolute() else quote(path.as_posix())

@@ -14,7 +14,15 @@ from scipy import optimize
 
 from robgib.cli.compare import _shown
 from robgib.errors import RobGIBError
-from robgib.reporting.comparison import compare_runs, comparison_findings, junit, run_findings, sarif
+from robgib.reporting.comparison import (
+    Finding,
+    compare_runs,
+    comparison_findings,
+    junit,
+    lost_findings,
+    run_findings,
+    sarif,
+)
 from robgib.results import Run, column_names, save_run, table
 from robgib.statistics import mcnemar_test, paired_difference
 
@@ -172,3 +180,44 @@ def test_the_table_of_a_comparison_cuts_nothing_at_80_columns():
     assert {"A:", "a" * 60, "B:", "digits-cnn-at-large", "accuracy", "samples", "interval", "points"} <= words
     assert {"common", "corruptions", "100000", "100.0%", "12.3%", "12345", "-87.7", "[-88.1,", "-87.2]"} <= words
     assert "1.23e-100" in words
+
+
+def with_condition(run, name, value):
+    options = {**run.config["options"], "attack": {**run.config["options"]["attack"], name: value}}
+    return replace(run, config={**run.config, "options": options})
+
+
+@pytest.mark.parametrize("name", ["mask", "targets", "transfer_from"])
+def test_runs_under_other_conditions_are_not_paired(name):
+    """A run whose attacks may change half of each image only would look more robust."""
+    a, b = run_of("a", [1] * 4, [1] * 4), run_of("b", [1] * 4, [0] * 4)
+    one, two = (with_condition(a, name, value) for value in ("1234", "5678"))
+    with pytest.raises(RobGIBError, match=f"a was attacked with .* evaluate both models with the same --{name[:4]}"):
+        compare_runs(one, b)
+    with pytest.raises(RobGIBError, match="a was attacked with"):
+        compare_runs(b, one)
+    assert compare_runs(one, with_condition(b, name, "1234"))["note"].tolist() == ["", ""]
+    assert "the runs have other" in compare_runs(one, two)["note"][1]
+
+
+def test_a_budget_of_one_run_is_named_and_a_failed_attack_is_an_error():
+    a, b = run_of("a", [1, 1], [1, 0]), run_of("b", [1, 1], [1, 0], eps=0.5)
+    assert compare_runs(a, b)["note"].tolist() == ["not compared: linf 8/255 (only a), linf 0.5 (only b)"]
+    assert lost_findings(a, b, "b") == []
+    failed = pd.concat([b.robustness, a.robustness.assign(status="failed", robust=math.nan)], ignore_index=True)
+    (lost,) = lost_findings(a, replace(b, robustness=failed), "b")
+    assert (lost.name, lost.level) == ("linf 8/255 accuracy", "error")
+    assert lost_findings(replace(b, robustness=failed), a, "a") == []
+
+
+def test_reports_hold_any_name():
+    strange = "net\x00 \ufffe \ud800 \u202e <&>\"' ]]> \x1b[31m\x85 é"
+    levels = ("error", "warning", "note")
+    findings = [Finding("robgib/worse", strange, strange, level, "runs/a net #1%/é.json") for level in levels]
+    suite = ElementTree.fromstring(junit(findings, strange).encode()).find("testsuite")
+    assert [case.get("name") for case in suite] == [suite.get("name")] * 3
+    assert suite.get("name").endswith("<&>\"' ]]> \\x1b[31m\\x85 é")
+    results = json.loads(json.dumps(sarif(findings, "1"), ensure_ascii=False).encode())["runs"][0]["results"]
+    places = {r["locations"][0]["physicalLocation"]["artifactLocation"]["uri"] for r in results}
+    assert places == {"runs/a%20net%20%231%25/%C3%A9.json"}
+    assert all(r["message"]["text"].isprintable() for r in results)
