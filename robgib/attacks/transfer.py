@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
-from robgib.attacks.base import Attack, TransformAttack, given_to
+from robgib.attacks.base import Attack, TransformAttack, classes_named, given_to
 from robgib.attacks.threat_model import KINDS
 from robgib.errors import RobGIBError
 from robgib.models.adapt import as_module
@@ -69,7 +70,20 @@ class Transfer(Attack):
         """Return what a method of the attack finds on the surrogate."""
         attacked = BatchedModel(self.surrogate, _BATCH) if self.attack.pooled else self.surrogate
         with eval_mode(self.surrogate):
+            if len(x):
+                self._check_classes(attacked, x, y)
             return look(attacked, *given_to(self.attack, x, y), rng)
+
+    @staticmethod
+    def _check_classes(surrogate: nn.Module, x: Tensor, y: Tensor) -> None:
+        """Raise if the surrogate has no logit for a label or target."""
+        with torch.no_grad():
+            classes = surrogate(x[:1]).shape[1]
+        if classes_named(x, y) > classes:
+            raise RobGIBError(
+                f"the surrogate has {classes} classes, and the labels reach {classes_named(x, y) - 1}; transfer from a "
+                "network with the same classes."
+            )
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from robgib.attacks import (
     SigmaZero,
     SuperDeepFool,
     ThreatModel,
+    Transfer,
 )
 from robgib.attacks.carried import carry
 from robgib.attacks.rotation import rotated
@@ -284,3 +285,11 @@ def test_attacks_without_a_targeted_form_say_so(digits_mlp, digits):
     x, y = digits.test.x[:4], digits.test.y[:4]
     with pytest.raises(RobGIBError, match="attack 'attack' cannot aim at given target classes; use pgd"):
         run_attack(digits_mlp, carry(x, targets=(y + 1) % 10), y, make_attack("fab-linf"))
+
+
+def test_a_surrogate_of_fewer_classes_is_one_sentence(digits_mlp, digits):
+    x, y = digits.test.x[:16], digits.test.y[:16]
+    attack = Transfer.of(PGD("linf", 0.1, steps=1), nn.Sequential(nn.Flatten(), nn.Linear(64, 5)))
+    for call in (lambda: run_attack(digits_mlp, x, y, attack), lambda: attack(digits_mlp, x, y)):
+        with pytest.raises(RobGIBError, match=f"has 5 classes, and the labels reach {int(y.max())}; transfer"):
+            call()
