@@ -167,6 +167,17 @@ def test_the_command_compares_run_folders_and_exits_with_1(cli, tmp_path):
     assert ElementTree.parse(tmp_path / "r.xml").getroot().find("testsuite").get("failures") == "1"
 
 
+def test_a_run_that_lost_a_budget_to_a_failed_attack_fails_the_comparison(cli, tmp_path):
+    a, b = run_of("a", [1] * 4, [1] * 4), run_of("b", [1] * 4, [1] * 4, eps=0.5)
+    failed = a.robustness.assign(status="failed", reason="no gradient", robust=math.nan, robust_accuracy=math.nan)
+    b = replace(b, robustness=pd.concat([b.robustness, failed], ignore_index=True))
+    first, second = (str(save_run(run, tmp_path)) for run in (a, b))
+    shown = cli("compare", first, second)
+    assert shown.returncode == 1, shown.stderr
+    assert "linf 8/255 accuracy: not compared: every attack of b on this budget" in " ".join(shown.stdout.split())
+    assert "is worse" not in shown.stdout
+
+
 def test_the_table_of_a_comparison_cuts_nothing_at_80_columns():
     row = {
         "measure": "common corruptions", "samples": 100_000, "a": 1.0, "b": 0.123, "only_a": 12345.0, "only_b": 10.0,
