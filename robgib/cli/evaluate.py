@@ -224,7 +224,7 @@ class _Evaluation:
                 names = escape(", ".join(self.known))
                 out.print(f"{names}: read from a finished run (--fresh measures again).", highlight=False)
             more = "" if report.verbose else " (--verbose also prints the bits of every layer)"
-            out.print(f"\nReport: [bold]{escape(str(self.pages[-1]))}[/bold]{more}", soft_wrap=True, highlight=False)
+            out.print(f"Report: [bold]{escape(str(self.pages[-1]))}[/bold]{more}", soft_wrap=True, highlight=False)
         if any((run.robustness["status"] != "ok").any() for run in self.runs):
             raise typer.Exit(1)
         least = report.fail_under
