@@ -124,8 +124,8 @@ def sign_errors(
 
     An environment is a change of one field from one level to another. Its error is the weighted share of the pairs of
     models, differing by this change alone, in which figure and outcome do not change in the direction of ``sign``; a
-    pair with equal figures is an error. The weight of a pair is 2Φ(|difference of outcomes| / standard error) − 1; a
-    pair without a standard error has none.
+    pair with equal figures is half an error. The weight of a pair is 2Φ(|difference of outcomes| / standard error) − 1;
+    a pair without a standard error has none.
     """
     errors = []
     for field, level in levels.items():
@@ -136,7 +136,7 @@ def sign_errors(
         i, j = i[pair], j[pair]
         spread = np.maximum(np.hypot(error[i], error[j]), 1e-12)
         weight = np.nan_to_num(2 * stats.norm.cdf(np.abs(y[i] - y[j]) / spread) - 1)
-        wrong = np.sign(x[i] - x[j]) * sign != np.sign(y[i] - y[j])
+        wrong = (1 - sign * np.sign(x[i] - x[j]) * np.sign(y[i] - y[j])) / 2
         low, high = np.minimum(level[i], level[j]), np.maximum(level[i], level[j])
         for a, b in itertools.combinations(range(int(level.max()) + 1), 2):
             of = (low == a) & (high == b)

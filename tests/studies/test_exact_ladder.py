@@ -337,6 +337,15 @@ def test_the_ladder_tests_a_rung_on_those_below_it(monkeypatch):
     assert calls == [(0, None), (1, 1), (2, 1)]
 
 
+def test_equal_figures_are_half_an_error_of_sign():
+    """Dziugaite et al. 2020: the error of a pair is (1 − the product of the signs) / 2."""
+    levels = {"depth": np.array([0, 1, 0, 1]), "width": np.array([0, 0, 1, 1])}
+    x, y = np.array([1.0, 1.0, 1.0, 2.0]), np.array([1.0, 2.0, 3.0, 4.0])
+    none = np.full(4, 1e-9)  # every pair weighs 1
+    assert sign_errors(x, y, none, levels, 1) == pytest.approx([0.25, 0.25])
+    assert sign_errors(x, y, none, levels, -1) == pytest.approx([0.75, 0.75])
+
+
 def test_a_pair_without_an_error_weighs_nothing():
     levels = {"depth": np.array([0, 1, 0, 1, 0, 1]), "width": np.array([0, 0, 1, 1, 2, 2])}
     x, y = np.array([1.0, 2.0, 1.0, 2.0, 2.0, 1.0]), np.arange(6.0)
