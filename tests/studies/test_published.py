@@ -151,6 +151,21 @@ def test_what_v_adds_to_architecture_and_strength(study):
     assert fit.tvalues["v"] == pytest.approx(t, abs=0.05)
 
 
+def test_among_networks_trained_on_attacked_images():
+    """What the text says beside the tables: on CIFAR-10 the weights' norm, and not v; on Fashion-MNIST one network."""
+    cifar = models("robustness-cifar")
+    cifar = cifar[cifar["regime"] == "adversarial"]
+    assert (len(cifar), round(rho(cifar, "weight_norm"), 2), round(rho(cifar, "v"), 2)) == (24, -0.92, -0.42)
+    fit = smf.ols("outcome ~ v + architecture + level", cifar).fit()
+    assert fit.tvalues["v"] == pytest.approx(0.1, abs=0.05)
+    fashion = models("robustness")
+    fashion = fashion[fashion["regime"] == "adversarial"]
+    alone = fashion["model"] == "f24-cnn-at-eps0.2-seed12"
+    for rows, t in ((fashion, -3.2), (fashion[~alone], -0.8)):
+        fit = smf.ols("outcome ~ v + architecture + level", rows).fit()
+        assert fit.tvalues["v"] == pytest.approx(t, abs=0.05)
+
+
 @pytest.mark.parametrize(("study", "least"), [*((study, None) for study in PUBLISHED), ("robustness", 0.6)])
 def test_the_claim_says_the_same(study, least):
     found, d = claimed(study, least), models(study, least or 0.19)
