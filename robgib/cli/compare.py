@@ -36,7 +36,9 @@ class CompareOptions:
         text=True,
         shown="exit with 1 if B is significantly worse (5%)",
     )
-    format: Literal["table", "json", "junit", "sarif"] = option("table", "table, json, junit or sarif.")
+    format: Literal["table", "html", "json", "junit", "sarif"] = option(
+        "table", "table, html, json, junit or sarif; --out with a name in .html writes a page.", shown="table"
+    )
 
     def __post_init__(self) -> None:
         check(self, "compare")
@@ -70,7 +72,9 @@ def compare(
     place = str(second / "config.json")
     findings = robgib.reporting.comparison_findings(table, names, place, options.margin)
     findings += robgib.reporting.lost_findings(a, b, place)
-    if options.format == "json":
+    if options.format == "html" or (options.format == "table" and _is_page(out_file)):
+        _write(robgib.reporting.comparison_page(table, findings, names, robgib.__version__), out_file)
+    elif options.format == "json":
         content = {"schema": 1, "a": names[0], "b": names[1], "rows": robgib.results.plain_rows(table)}
         _write(json.dumps(content, indent=2) + "\n", out_file)
     elif options.format == "table":
@@ -114,6 +118,10 @@ def export(
         raise typer.Exit(1)
 
 
+def _is_page(file: Path | None) -> bool:
+    return file is not None and file.suffix.lower() in (".html", ".htm")
+
+
 def _report(format: str, findings: Sequence[Finding], suite: str) -> str:
     if format == "junit":
         return robgib.reporting.junit(findings, suite)
@@ -140,11 +148,8 @@ def _shown(rows: pd.DataFrame, names: tuple[str, str]) -> Table:
     table.add_column("accuracy", overflow="fold")
     for head in _HEADS:
         table.add_column(head, justify="right", no_wrap=True)
-    for r in rows.itertuples():
-        counts = [f"{value:.0f}" if value == value else "" for value in (r.only_a, r.only_b)]
-        interval = f"[{100 * r.low:+.1f}, {100 * r.high:+.1f}]"
-        cells = [str(r.samples), f"{r.a:.1%}", f"{r.b:.1%}", *counts, f"{100 * r.difference:+.1f}", interval]
-        table.add_row(escape(r.measure), *map(escape, cells), f"{r.p:.3g}" if r.p == r.p else "")
+    for cells in robgib.reporting.comparison_cells(rows):
+        table.add_row(*map(escape, cells))
     table.caption = escape("; ".join(f"{r.measure}: {r.note}" for r in rows.itertuples() if r.note)) or None
     table.caption_justify = "left"
     return table

@@ -2,7 +2,9 @@
 
 from robgib.reporting.comparison import (
     compare_runs,
+    comparison_cells,
     comparison_findings,
+    comparison_page,
     junit,
     lost_findings,
     run_findings,
@@ -25,7 +27,9 @@ __all__ = [
     "TRACKERS",
     "check_tracker",
     "compare_runs",
+    "comparison_cells",
     "comparison_findings",
+    "comparison_page",
     "junit",
     "log_run",
     "lost_findings",

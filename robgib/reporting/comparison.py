@@ -12,12 +12,25 @@ from urllib.parse import quote
 from xml.etree import ElementTree
 
 import pandas as pd
+from markupsafe import Markup
 
 from robgib.errors import RobGIBError, visible
+from robgib.reporting.charts import Axis, Chart, Series, figure
+from robgib.reporting.page import page, typeset
 from robgib.results import Run, eps_text
 from robgib.statistics import mcnemar_test, paired_difference, signed, unpaired_difference
 
-__all__ = ["Finding", "compare_runs", "comparison_findings", "junit", "lost_findings", "run_findings", "sarif"]
+__all__ = [
+    "Finding",
+    "compare_runs",
+    "comparison_cells",
+    "comparison_findings",
+    "comparison_page",
+    "junit",
+    "lost_findings",
+    "run_findings",
+    "sarif",
+]
 
 _LEVEL = 0.05
 
@@ -190,6 +203,63 @@ def comparison_findings(table: pd.DataFrame, names: tuple[str, str], place: str,
         bad = worse if margin is None else unclear
         findings.append(Finding("robgib/worse", f"{r.measure} accuracy", text, "error" if bad else "note", place))
     return findings
+
+
+HEADINGS = ("accuracy", "samples", "A", "B", "only A", "only B", "B − A, points", "95% interval", "p")
+"""Of the cells of a comparison."""
+
+
+def comparison_cells(table: pd.DataFrame) -> list[list[str]]:
+    """Return the rows of :func:`compare_runs` as texts (:data:`HEADINGS`)."""
+    return [
+        [
+            r.measure,
+            str(r.samples),
+            f"{r.a:.1%}",
+            f"{r.b:.1%}",
+            *(f"{value:.0f}" if value == value else "" for value in (r.only_a, r.only_b)),
+            signed(100 * r.difference, digits=1),
+            f"[{signed(100 * r.low, digits=1)}, {signed(100 * r.high, digits=1)}]",
+            f"{r.p:.3g}" if r.p == r.p else "",
+        ]
+        for r in table.itertuples()
+    ]
+
+
+def comparison_page(table: pd.DataFrame, findings: Sequence[Finding], names: tuple[str, str], version: str) -> str:
+    """Return the page of a comparison as self-contained HTML.
+
+    Args:
+        table: result of :func:`compare_runs`.
+        findings: results of :func:`comparison_findings` and :func:`lost_findings`.
+        names: of the two models.
+        version: version of robgib, shown at the foot of the page.
+    """
+    bad = [one for one in findings if one.level == "error"]
+    headlines = [(f"{one.name}: {one.text}.", True) for one in bad]
+    if not bad:
+        headlines = [(f"{names[1]} is not shown to be worse than {names[0]} in any of these accuracies.", False)]
+    points = [100 * table[column] for column in ("difference", "low", "high")]
+    series = Series(
+        list(range(len(table))),
+        points[0].tolist(),
+        y_interval=(points[1].tolist(), points[2].tolist()),
+        hover=[": ".join((r[0], r[6])) for r in comparison_cells(table)],
+    )
+    x = Axis(form="category", categories=tuple(table["measure"]))
+    chart = Chart([series], x, Axis("accuracy of B − accuracy of A, points", rules=(0.0,)))
+    return page(
+        "compare.html.j2",
+        title=f"{names[0]} and {names[1]}",
+        names=names,
+        headlines=headlines,
+        picture=Markup(figure([chart], [], "Difference of accuracies by measure")),
+        headings=HEADINGS,
+        numbers=[False, *[True] * (len(HEADINGS) - 1)],
+        rows=[[typeset(cell) for cell in row] for row in comparison_cells(table)],
+        notes=[f"{r.measure}: {r.note}" for r in table.itertuples() if r.note],
+        version=version,
+    )
 
 
 def lost_findings(a: Run, b: Run, place: str) -> list[Finding]:

@@ -17,7 +17,9 @@ from robgib.errors import RobGIBError
 from robgib.reporting.comparison import (
     Finding,
     compare_runs,
+    comparison_cells,
     comparison_findings,
+    comparison_page,
     junit,
     lost_findings,
     run_findings,
@@ -74,6 +76,20 @@ def test_a_comparison_by_sample_has_the_exact_values():
     assert (robust["only_a"], robust["only_b"], robust["difference"]) == (10, 0, -0.5)
     assert robust["p"] == pytest.approx(2 / 2**10)
     assert robust["low"] < -0.5 < robust["high"] < 0
+
+
+def test_the_page_of_a_comparison_has_its_figures_and_says_who_is_worse():
+    a = run_of("a<b>", [1] * 20, [1] * 12 + [0] * 8)
+    b = run_of("b", [1] * 20, [1] * 2 + [0] * 18)
+    rows = compare_runs(a, b)
+    text = comparison_page(rows, comparison_findings(rows, ("a<b>", "b"), "", None), ("a<b>", "b"), "1.0")
+    low, high = (f"−{-100 * end:.1f}" for end in paired_difference(0, 10, 20))
+    assert f"a&lt;b&gt; 60.0%, b 10.0%: difference −50.0 points [{low}, {high}], p\xa0=\xa00.00195." in text
+    (robust,) = (cells for cells in comparison_cells(rows) if cells[0] == "linf 8/255")
+    assert robust == ["linf 8/255", "20", "60.0%", "10.0%", "10", "0", "-50.0", robust[7], "0.00195"]
+    assert all(f">{cell.replace('-', '−')}<" in text for cell in robust)
+    equal = comparison_page(rows[:1], [], ("a<b>", "b"), "1.0")
+    assert "b is not shown to be worse than a&lt;b&gt; in any of these accuracies." in equal
 
 
 def test_only_samples_of_both_runs_are_compared():
@@ -162,6 +178,8 @@ def test_the_command_compares_run_folders_and_exits_with_1(cli, tmp_path):
     assert better.returncode == 0
     rows = json.loads((tmp_path / "c.json").read_text())["rows"]
     assert [row["difference"] for row in rows] == [0, 0.5]
+    assert cli("compare", first, second, "--out", str(tmp_path / "c.html")).returncode == 1
+    assert "b 16.7%" in (tmp_path / "c.html").read_text()
     written = cli("export", first, "--fail-under", "80%", "--out", str(tmp_path / "r.xml"))
     assert written.returncode == 1
     assert ElementTree.parse(tmp_path / "r.xml").getroot().find("testsuite").get("failures") == "1"
