@@ -18,7 +18,17 @@ FIELDS = [
     "data", "architecture", "width", "depth", "regime", "strength", "epochs", "learning_rate", "weight_decay",
     "batch_size", "augmentation", "early_stopping",
 ]  # fmt: skip
-CHECKED = ["v_last", "S_last", "r_last", "C_last", "I_last", "margin_per_gradient", "noise_drop", "linear_r2"]
+CHECKED = [
+    "v_last",
+    "S_last",
+    "r_last",
+    "C_last",
+    "I_last",
+    "SY_last",
+    "margin_per_gradient",
+    "noise_drop",
+    "linear_r2",
+]
 DRAWS = 1000
 
 
@@ -88,6 +98,18 @@ def test_the_first_two_rungs(column, outcome, learnt, published):
         return
     ranks, _ = paired(learnt, column, outcome)
     assert row["fixed"] == pytest.approx(stats.pearsonr(*ranks.T).statistic, abs=1e-9)
+
+
+def test_the_synergy_of_units_follows_how_much_was_learnt(learnt, published):
+    """Spearman's partial correlation with the generalisation gap, by the recursion formula."""
+    rho = learnt[["SY_last", "generalisation_gap", "IY_last", "train_accuracy"]].corr("spearman")
+    assert rho.loc["SY_last", "generalisation_gap"] == pytest.approx(-0.542, abs=0.0005)
+    for given, partial in (("IY_last", -0.089), ("train_accuracy", -0.032)):
+        one, two = rho.loc["SY_last", given], rho.loc["generalisation_gap", given]
+        left = rho.loc["SY_last", "generalisation_gap"] - one * two
+        assert left / math.sqrt((1 - one**2) * (1 - two**2)) == pytest.approx(partial, abs=0.0005)
+    assert (learnt["SY_last_se"].mean() / learnt["SY_last"].std()) == pytest.approx(1 / 9, abs=0.005)
+    assert len(published) == 150
 
 
 @pytest.mark.parametrize("column", ["v_last", "S_last", "noise_drop"])
