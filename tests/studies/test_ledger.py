@@ -268,7 +268,7 @@ def test_a_table_of_a_design_that_was_changed_is_not_continued(old, new, words, 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda t: t[:-40], "line 241: it has .* values, and the table has \d+ columns; the file may be cut off"),
+        (lambda t: t[:-40], r"line 241: it has .* values, and the table has \d+ columns; the file may be cut off"),
         (lambda t: t.replace(",cnn,", ",,", 1), "the column 'architecture' is empty"),
     ],
 )
