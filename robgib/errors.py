@@ -19,6 +19,7 @@ __all__ = [
     "RobGIBWarning",
     "boolean_as_number",
     "ends_program",
+    "fault_text",
     "first_line",
     "never_ends",
     "number_text",
@@ -183,6 +184,19 @@ def sentence_of(error: ValidationError, what: str) -> str:
     if kind == "value_error":  # raised by a validator of RobGIB
         return f"{whose} {first['ctx']['error']}, not {given!r}."
     return f"{whose}: {first['msg'].lower()} (found {given!r})."
+
+
+def fault_text(fault: Mapping[str, Any]) -> str:
+    """Return what a fault that pydantic found says of a value, in the words of a user.
+
+    >>> fault_text({"type": "too_short", "ctx": {"min_length": 1}, "msg": "Dictionary should have at least 1 item …"})
+    'must have at least 1 entry'
+    """
+    if fault["type"] == "too_short":
+        least = fault["ctx"]["min_length"]
+        return f"must have at least {least} {'entry' if least == 1 else 'entries'}"
+    text = str(fault["msg"]).removeprefix("Value error, ")
+    return text[:1].lower() + text[1:]
 
 
 def boolean_as_number(given: object, read: object) -> tuple[str | int, ...] | None:

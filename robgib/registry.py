@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
 
 import yaml
 
-from robgib.errors import RobGIBError, RobGIBWarning, boolean_as_number, first_line, unknown_name
+from robgib.errors import RobGIBError, RobGIBWarning, boolean_as_number, fault_text, first_line, unknown_name
 from robgib.reading import DEEPEST, as_path, check_regular, too_deep
 
 if TYPE_CHECKING:
@@ -354,8 +354,7 @@ def yaml_error(error: ValidationError, path: Path) -> RobGIBError:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
     line = line_of(path, first["loc"])
-    message = first["msg"].removeprefix("Value error, ")
-    message = message[:1].lower() + message[1:]
+    message = fault_text(first)
     if isinstance(first["input"], Mapping) or not where:  # what is wrong is no one value
         return RobGIBError(f"{path}, line {line}: {where + ': ' if where else ''}{message}.")
     return RobGIBError(f"{path}, line {line}: {where}: {message} (found {first['input']!r}).")

@@ -270,7 +270,7 @@ def test_numpy_images_are_attacked_and_what_is_no_image_is_said(net, images):
         ("images must be an array of numbers", net, nested, y),
         ("images must be an array of numbers", net, None, y),
         ("label 10 is none of the model's 10 classes", net, x, torch.full_like(y, 10)),
-        ("label -3 is none of the model's 10 classes", net, x, y - y - 3),
+        ("label -3 is no class number", net, x, y - y - 3),
         ("labels must be class numbers", net, x, y.float()),
         ("labels must be class numbers", net, x, torch.eye(10)[y]),
         ("20 images came with 19 labels", net, x, y[:19]),

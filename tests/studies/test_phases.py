@@ -94,7 +94,7 @@ def test_from_the_command_line_to_the_page_and_again(cli, cache, tmp_path):
         (("sphere-tanh: compresses", "sphere-tanh: shrinks"), "expect"),
         (("[{recipe: sphere-tanh,", "[{recipe: sphere-tan,"), "did you mean 'sphere-tanh'"),
         (("kind: compression", "kind: compression\nestimator: exat"), "unknown estimator"),
-        (("{sphere-tanh: compresses}", "{}"), "line 4: expect"),
+        (("{sphere-tanh: compresses}", "{}"), "line 4: expect: must have at least 1 entry"),
         (("kind: compression", "kind: compression\nsamples: 100000"), "asks for 100,000 samples"),
     ],
 )
