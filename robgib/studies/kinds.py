@@ -20,6 +20,7 @@ from robgib.runtime import Progress, installed_version
 from robgib.studies.checks import check_names, check_networks
 from robgib.studies.claims import claim
 from robgib.studies.design import Cell, Study, cells, read_study
+from robgib.studies.ladder import counted
 from robgib.studies.ledger import (
     Ledger,
     Network,
@@ -175,7 +176,7 @@ class CorrelationStudy:
         measured = {cell.name: stored(cell, study).is_dir() for cell in self.cells}
         rows = [(c.name, c.part, _training_of(c), "yes" if measured[c.name] else "") for c in self.cells]
         summary = [
-            f"{len(rows)} models, {sum(measured.values())} measured before. Each of the others: "
+            f"{counted(len(rows), 'model')}, {sum(measured.values())} measured before. Each of the others: "
             f"{len(study.outcome.attacks)} attacks on {study.samples} images, {len(study.estimators)} estimators on "
             f"{len(study.partitions)} partitions of {study.information_samples}."
         ]
@@ -278,7 +279,7 @@ class CompressionStudy:
             (one.name, one.group, one.control or "", str(one.recipe.training.epochs), "yes" if traced[one.name] else "")
             for one in self.networks
         ]
-        summary = f"{len(rows)} networks, {sum(traced.values())} traced before."
+        summary = f"{counted(len(rows), 'network')}, {sum(traced.values())} traced before."
         return Plan(self.name, ("network", "group", "control", "epochs", "done"), rows, (summary,))
 
     def _check(self, data_root: Path | None) -> None:
@@ -357,7 +358,8 @@ class LedgerStudy:
         done |= dict.fromkeys(partly, "without S(Z;Y)")
         rows = [(n.recipe.name, str(n.cell), _fields_of(n), done.get(n.recipe.name, "")) for n in self.networks]
         there = sum(n.recipe.name in done for n in self.networks)
-        summary = f"{len(rows)} networks in {self.ledger.cells} cells, {there} of them in {self.table.name}."
+        size = f"{counted(len(rows), 'network')} in {counted(self.ledger.cells, 'cell')}"
+        summary = f"{size}, {there} of them in {self.table.name}."
         if len(partly):
             summary += f" {len(partly)} of these lack S(Z;Y), which is measured too."
         return Plan(self.name, ("network", "cell", "training", "done"), rows, (summary,))
@@ -444,7 +446,7 @@ class SpecificationStudy:
             (one.name, one.kind, one.control or "", str(one.recipe.training.epochs), "yes" if done[one.name] else "")
             for one in self.networks
         ]
-        summary = f"{len(rows)} networks, {sum(done.values())} analysed before."
+        summary = f"{counted(len(rows), 'network')}, {sum(done.values())} analysed before."
         return Plan(self.name, ("network", "kind", "control", "epochs", "done"), rows, (summary,))
 
     def run(self, data_root: Path | None, engine: Engine, progress: Progress | None) -> Answer:

@@ -234,7 +234,7 @@ def test_a_study_that_is_allowed_to(way, place):
 
 def test_the_command_line_allows_it(place, invoke):
     place.phases({"architecture": [{"name": place.name}]})
-    assert "1 networks, 0 traced before" in invoke("study", "plan", "asked.yaml", "--allow-code")
+    assert "1 network, 0 traced before" in invoke("study", "plan", "asked.yaml", "--allow-code")
     assert place.mark.exists()  # a plan builds each network, to see that it can be built
     done = invoke("study", "run", "asked.yaml", "--allow-code", "--out", "found", "--quiet")
     assert "found/study.html" in done

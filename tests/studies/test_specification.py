@@ -182,7 +182,7 @@ def test_a_table_of_analyses_is_claimed_again(tmp_path):
     assert "What separates the analyses" in page
     assert "Comes out" in answer.texts["markdown"]()
     assert '"separating"' in answer.texts["json"]()
-    assert study.plan(None).summary == ("1 networks, 0 analysed before.",)
+    assert study.plan(None).summary == ("1 network, 0 analysed before.",)
 
 
 def test_rescaled_networks_are_controls_of_their_own(tmp_path, monkeypatch):
