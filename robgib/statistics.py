@@ -20,6 +20,7 @@ __all__ = [
     "share_test",
     "sign_test",
     "signed",
+    "signed_interval",
     "smallest_correlation",
     "spearman",
     "unpaired_difference",
@@ -307,5 +308,14 @@ def signed(value: float, low: float = math.nan, high: float = math.nan, *, digit
     >>> signed(0.314), signed(-0.001, -0.2, 0.19), signed(-1.25, digits=1)
     ('+0.31', '+0.00 [-0.20, +0.19]', '-1.2')
     """
-    text, *ends = (f"{round(float(v), digits) + 0.0:+.{digits}f}" for v in (value, low, high))
-    return text if math.isnan(low) and math.isnan(high) else f"{text} [{', '.join(ends)}]"
+    text = f"{round(float(value), digits) + 0.0:+.{digits}f}"
+    return text if math.isnan(low) and math.isnan(high) else f"{text} {signed_interval(low, high, digits=digits)}"
+
+
+def signed_interval(low: float, high: float, *, digits: int = 2) -> str:
+    """Return the ends of an interval as text with their signs (:func:`signed`).
+
+    >>> signed_interval(-0.2, 0.19)
+    '[-0.20, +0.19]'
+    """
+    return f"[{signed(low, digits=digits)}, {signed(high, digits=digits)}]"

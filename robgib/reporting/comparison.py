@@ -18,7 +18,7 @@ from robgib.errors import RobGIBError, visible
 from robgib.reporting.charts import Axis, Chart, Series, figure
 from robgib.reporting.page import page, typeset
 from robgib.results import Run, eps_text
-from robgib.statistics import mcnemar_test, paired_difference, signed, unpaired_difference
+from robgib.statistics import mcnemar_test, paired_difference, signed, signed_interval, unpaired_difference
 
 __all__ = [
     "Finding",
@@ -195,10 +195,10 @@ def comparison_findings(table: pd.DataFrame, names: tuple[str, str], place: str,
     for r in table.itertuples():
         unclear = margin is not None and r.low < -margin
         worse = r.difference < 0 and (r.p < _LEVEL if r.p == r.p else r.high < 0)
+        interval = signed_interval(100 * r.low, 100 * r.high, digits=1)
         text = (
             f"{names[0]} {r.a:.1%}, {names[1]} {r.b:.1%}: difference {signed(100 * r.difference, digits=1)} points "
-            f"[{signed(100 * r.low, digits=1)}, {signed(100 * r.high, digits=1)}]"
-            + (f", p = {r.p:.3g}" if r.p == r.p else "")
+            f"{interval}" + (f", p = {r.p:.3g}" if r.p == r.p else "")
         )
         bad = worse if margin is None else unclear
         findings.append(Finding("robgib/worse", f"{r.measure} accuracy", text, "error" if bad else "note", place))
@@ -219,7 +219,7 @@ def comparison_cells(table: pd.DataFrame) -> list[list[str]]:
             f"{r.b:.1%}",
             *(f"{value:.0f}" if value == value else "" for value in (r.only_a, r.only_b)),
             signed(100 * r.difference, digits=1),
-            f"[{signed(100 * r.low, digits=1)}, {signed(100 * r.high, digits=1)}]",
+            signed_interval(100 * r.low, 100 * r.high, digits=1),
             f"{r.p:.3g}" if r.p == r.p else "",
         ]
         for r in table.itertuples()
@@ -239,12 +239,13 @@ def comparison_page(table: pd.DataFrame, findings: Sequence[Finding], names: tup
     headlines = [(f"{one.name}: {one.text}.", True) for one in bad]
     if not bad:
         headlines = [(f"{names[1]} is not shown to be worse than {names[0]} in any of these accuracies.", False)]
+    cells = comparison_cells(table)
     points = [100 * table[column] for column in ("difference", "low", "high")]
     series = Series(
         list(range(len(table))),
         points[0].tolist(),
         y_interval=(points[1].tolist(), points[2].tolist()),
-        hover=[": ".join((r[0], r[6])) for r in comparison_cells(table)],
+        hover=[": ".join((r[0], r[6])) for r in cells],
     )
     x = Axis(form="category", categories=tuple(table["measure"]))
     chart = Chart([series], x, Axis("accuracy of B − accuracy of A, points", rules=(0.0,)))
@@ -256,7 +257,7 @@ def comparison_page(table: pd.DataFrame, findings: Sequence[Finding], names: tup
         picture=Markup(figure([chart], [], "Difference of accuracies by measure")),
         headings=HEADINGS,
         numbers=[False, *[True] * (len(HEADINGS) - 1)],
-        rows=[[typeset(cell) for cell in row] for row in comparison_cells(table)],
+        rows=[[typeset(cell) for cell in row] for row in cells],
         notes=[f"{r.measure}: {r.note}" for r in table.itertuples() if r.note],
         version=version,
     )

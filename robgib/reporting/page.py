@@ -36,7 +36,7 @@ from robgib.reporting.summary import (
     unstable_orders,
 )
 from robgib.results import TERMS, Column, Run, checks_run, csv_text
-from robgib.statistics import signed, spearman
+from robgib.statistics import signed, signed_interval, spearman
 
 __all__ = [
     "is_page_of",
@@ -400,7 +400,7 @@ def render(runs: Sequence[Run]) -> str:
 def _correlation_row(c: Correlation) -> list[str]:
     by = ", ".join(filter(None, (c.estimator, c.partition)))
     usable = not math.isnan(c.rho)
-    figure = [signed(c.rho), f"[{signed(c.low)}, {signed(c.high)}]"] if usable else ["not estimable", ""]
+    figure = [signed(c.rho), signed_interval(c.low, c.high)] if usable else ["not estimable", ""]
     return [by, c.attack, _figure_name(c.figure), str(c.models), *figure]
 
 

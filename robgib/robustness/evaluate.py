@@ -114,8 +114,7 @@ def evaluate(
             "surrogate with the attack, as robgib.attacks.Transfer.of(attack, surrogate)."
         )
     x, y = images_and_labels(x, y)
-    if isinstance(x, Tensor):  # pictures that are read on demand are in [0, 1]
-        check_range(x)
+    check_range(x)
     attacks = options.attacks if attacks is None else attacks
     options = dataclasses.replace(options, attacks=attacks, cascade=in_cascade(attacks, options.cascade))
     named = named_attacks(attacks, default_eps, context.catalogue, norm=options.norm, eps=options.eps)

@@ -201,8 +201,7 @@ def run_attack(
     x, y = images_and_labels(x, y)
     if len(x):
         attack.threat.check(x[0].numel())
-    if isinstance(x, Tensor):  # pictures that are read on demand are in [0, 1]
-        check_range(x)
+    check_range(x)
     check_aim(attack, x, label)
     if not isinstance(model, PreparedModel):
         model = prepare(model, x, batch_size=context.batch_size, device=context.device)
