@@ -562,6 +562,9 @@ def _number_as_given(tables: dict[str, Any], drawn: np.ndarray) -> None:
     """Number the samples in tables and pictures as the data do; ``drawn`` (n,) holds the rows that were attacked."""
     outcomes = tables["outcomes"]
     tables["outcomes"] = outcomes.assign(index=drawn[outcomes["index"].to_numpy(dtype=np.int64)])
+    corrupted = tables["corrupted"]
+    own = ~corrupted["from_file"].astype(bool)
+    corrupted.loc[own, "index"] = drawn[corrupted.loc[own, "index"].to_numpy(dtype=np.int64)]
     for key in [k for k in tables["pictures"] if k.endswith("/rows")]:
         tables["pictures"][key] = drawn[tables["pictures"][key]]
 

@@ -50,7 +50,7 @@ __all__ = [
     "with_present_names",
 ]
 
-SCHEMA_VERSION = 9
+SCHEMA_VERSION = 10
 """Kept in every run folder. Folders without one are of version 1."""
 
 
@@ -317,6 +317,12 @@ SCHEMA: Mapping[str, tuple[Column, ...]] = {
         Column("accuracy", "number", "accuracy", "share"),
         *_INTERVAL,
     ),
+    "corrupted": (
+        Column("index", "integer", "the sample's; of files the image's, of each severity"),
+        Column("corruption", "text", "name of the common corruption"),
+        Column("from_file", "boolean", "whether the corrupted images were read from files"),
+        Column("right", "number", "share of the severities at which it is labelled right", "share"),
+    ),
     "random_points": (
         *_BUDGET[1:],
         Column("points", "integer", "random points of the ball of each sample", "", 9),
@@ -437,10 +443,11 @@ TERMS = (
 ADVERSARIAL = "adversarial.safetensors"
 """The file of a run folder that holds all adversarial images, if they were requested."""
 RUN_TABLES = (
-    "robustness", "outcomes", "curve", "layers", "features", "signs", "corruptions", "convergence", "random_points",
+    "robustness", "outcomes", "curve", "layers", "features", "signs", "corruptions", "corrupted", "convergence",
+    "random_points",
 )  # fmt: skip
 """The tables of a run folder, a CSV file each."""
-_SINCE = {"signs": 2, "corruptions": 2, "convergence": 4, "random_points": 9}  # the versions that brought tables
+_SINCE = {"signs": 2, "corruptions": 2, "convergence": 4, "random_points": 9, "corrupted": 10}  # the versions that brought tables
 
 
 def eps_text(eps: float) -> str:
@@ -600,6 +607,7 @@ class Run:
             would mean.
         corruptions: a row a common corruption and severity: samples right, accuracy with its interval.
         convergence: a row an attack and gradient step, on some samples: how many were still right, by how much.
+        corrupted: a row a common corruption and sample: the share of severities at which it is labelled right.
         random_points: if requested, a row a threat model: the share of random points of the balls that keep the label.
         pictures: per attack the rows, clean and adversarial images of some fooled samples.
         place: name of the folder that it was read from.
@@ -624,6 +632,7 @@ class Run:
     pictures: dict[str, np.ndarray] = field(default_factory=dict)
     adversarial: dict[str, np.ndarray] = field(default_factory=dict)
     place: str = ""
+    corrupted: pd.DataFrame = field(default_factory=lambda: table("corrupted"))
 
     @property
     def attack_options(self) -> Mapping[str, Any]:

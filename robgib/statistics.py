@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 
 import numpy as np
 from scipy import optimize, special, stats
@@ -14,16 +15,17 @@ __all__ = [
     "compression_interval",
     "detectable_share",
     "mcnemar_test",
+    "mean_difference",
     "most_unseen",
     "paired_difference",
     "partial_correlation",
     "share_test",
+    "sign_flip_test",
     "sign_test",
     "signed",
     "signed_interval",
     "smallest_correlation",
     "spearman",
-    "unpaired_difference",
     "weighted_correlation",
     "williams_test",
 ]
@@ -129,24 +131,40 @@ def paired_difference(only_a: int, only_b: int, samples: int, level: float = 0.9
     return float(low), float(high)
 
 
-def unpaired_difference(a: float, samples_a: int, b: float, samples_b: int, level: float = 0.95) -> tuple[float, float]:
-    """Interval of the difference (a − b) of two shares of independent samples (Newcombe 1998, of Wilson's intervals).
+def sign_flip_test(differences: Sequence[float]) -> float:
+    """Exact test (two-sided) that paired differences (n,) are as likely of either sign (Fisher 1935).
 
-    >>> [round(end, 4) for end in unpaired_difference(56 / 70, 70, 48 / 80, 80)]  # Newcombe's first example
-    [0.0524, 0.3339]
+    Of differences that are −1, 0 or 1 it is :func:`mcnemar_test`. Differences are taken as multiples of their largest
+    common unit, and rounded to thousandths where that is smaller.
+
+    >>> sign_flip_test([0.2, 0.4, 0.6, 0.0]), sign_flip_test([0, 0])
+    (0.25, 1.0)
     """
-    z = float(stats.norm.ppf((1 + level) / 2))
+    exact = [Fraction(float(value)).limit_denominator(1000) for value in differences if value]
+    unit = min(math.lcm(*(value.denominator for value in exact)), 1000) if exact else 1
+    steps = [round(abs(value) * unit) for value in exact]
+    total, seen = sum(steps), abs(sum(round(value * unit) for value in exact))
+    # The share of the 2^n choices of signs that sum to s, at s + total.
+    chance = np.zeros(2 * total + 1)
+    chance[total] = 1.0
+    for step in steps:
+        chance = (np.roll(chance, step) + np.roll(chance, -step)) / 2  # the ends hold 0 until the last step
+    away = np.abs(np.arange(2 * total + 1) - total)
+    return min(1.0, float(chance[away >= seen].sum()))
 
-    def wilson(share: float, n: int) -> tuple[float, float]:
-        centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-        half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-        return centre - half, centre + half
 
-    (low_a, high_a), (low_b, high_b) = wilson(a, samples_a), wilson(b, samples_b)
-    return (
-        a - b - math.sqrt((a - low_a) ** 2 + (high_b - b) ** 2),
-        a - b + math.sqrt((high_a - a) ** 2 + (b - low_b) ** 2),
-    )
+def mean_difference(differences: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+    """Interval of the mean of paired differences (n,) in [−1, 1] (Bonett & Price 2012, whose are −1, 0 or 1).
+
+    One pair of either sign is added, so that the interval keeps a width where no sample differs.
+
+    >>> [round(end, 3) for end in mean_difference([0.0] * 50)]
+    [-0.053, 0.053]
+    """
+    values = np.array([*differences, 1.0, -1.0])
+    reach = float(stats.norm.ppf((1 + level) / 2)) * float(values.std()) / math.sqrt(len(values))
+    middle = float(values.mean())
+    return max(-1.0, middle - reach), min(1.0, middle + reach)
 
 
 def spearman(x: Sequence[float], y: Sequence[float], level: float = 0.95) -> tuple[float, float, float]:

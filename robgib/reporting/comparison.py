@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,14 @@ from robgib.errors import RobGIBError, visible
 from robgib.reporting.charts import Axis, Chart, Series, figure
 from robgib.reporting.page import page, typeset
 from robgib.results import Run, eps_text
-from robgib.statistics import mcnemar_test, paired_difference, signed, signed_interval, unpaired_difference
+from robgib.statistics import (
+    mcnemar_test,
+    mean_difference,
+    paired_difference,
+    sign_flip_test,
+    signed,
+    signed_interval,
+)
 
 __all__ = [
     "Finding",
@@ -45,9 +51,10 @@ def compare_runs(a: Run, b: Run) -> pd.DataFrame:
     Returns:
         One row for clean accuracy, one for each budget that both runs attacked (the worst case over its attacks), and
         one for common corruptions, with the columns ``measure``, ``samples``, ``a`` and ``b`` (accuracies), ``only_a``
-        and ``only_b`` (samples that one model alone classifies correctly), ``difference`` (b − a) with its 95% interval
-        ``low``, ``high`` (Tango's score interval for pairs), ``p`` of McNemar's exact test, and a ``note``. Runs keep
-        no samples of corruptions: their interval is that of independent samples, and there is no test.
+        and ``only_b`` (samples that one model alone classifies correctly; of corruptions those that it classifies
+        correctly more often), ``difference`` (b − a) with its 95% interval ``low``, ``high`` (Tango's score interval for
+        pairs; of corruptions Bonett and Price's), ``p`` of McNemar's exact test (of corruptions of the exact sign-flip
+        test), and a ``note``.
 
     Raises:
         RobGIBError: the runs are on other data, have no sample in common, or one alone has masks, targets or a
@@ -71,9 +78,7 @@ def compare_runs(a: Run, b: Run) -> pd.DataFrame:
         note = "" if attacks[0] == attacks[1] else f"attacked by {attacks[0]} and by {attacks[1]}"
         note = "; ".join(filter(None, (note, conditions)))
         rows.append(_paired(f"{norm} {eps_text(eps)}", first[budget], second[budget], note))
-    if len(a.corruptions) and len(b.corruptions):
-        rows.append(_corrupted(a, b))
-    return pd.DataFrame(rows)
+    return pd.DataFrame([*rows, *_corrupted(a, b)])
 
 
 def _conditions(a: Run, b: Run) -> str:
@@ -102,11 +107,15 @@ def _budgets(run: Run, status: str) -> set[tuple[str, float]]:
 
 
 def _not_compared(a: Run, b: Run) -> str:
-    """Return a note on the budgets that one run alone has."""
+    """Return a note on the budgets and corruptions that are not compared, since one run lacks them."""
     parts = []
     for run, other in ((a, b), (b, a)):
         alone = sorted(_budgets(run, "ok") - _budgets(other, "ok"))
         parts += [f"{norm} {eps_text(eps)} (only {run.name})" for norm, eps in alone]
+    if len(a.corruptions) and len(b.corruptions) and _corrupted_pairs(a, b).empty:
+        old = [run.name for run in (a, b) if run.corrupted.empty]
+        reason = f"{' and '.join(old)} keeps no answers by sample" if old else "the runs have none in common"
+        parts.append(f"common corruptions ({reason})")
     return f"not compared: {', '.join(parts)}" if parts else ""
 
 
@@ -147,22 +156,36 @@ def _paired(measure: str, one: pd.Series, two: pd.Series, note: str) -> dict[str
     }
 
 
-def _corrupted(a: Run, b: Run) -> dict[str, Any]:
-    shares = [float(run.corruptions["accuracy"].mean()) for run in (a, b)]
-    counts = [int(run.corruptions["samples"].min()) for run in (a, b)]
-    low, high = unpaired_difference(shares[1], counts[1], shares[0], counts[0])
-    return {
+def _corrupted_pairs(a: Run, b: Run) -> pd.DataFrame:
+    """Return the answers of both runs (``right_a``, ``right_b``) by sample, for the corruptions that both measured."""
+    return a.corrupted.merge(b.corrupted, on=["corruption", "from_file", "index"], suffixes=("_a", "_b"))
+
+
+def _corrupted(a: Run, b: Run) -> Iterator[dict[str, Any]]:
+    """Yield the row of common corruptions: those that both runs measured, on the samples of both."""
+    pairs = _corrupted_pairs(a, b)
+    if pairs.empty:
+        return
+    kinds = pairs["corruption"].nunique()
+    by_file = pairs.groupby("from_file")["index"].nunique()
+    shares = pairs.groupby(["from_file", "index"])[["right_a", "right_b"]].mean()
+    difference = shares["right_b"] - shares["right_a"]
+    low, high = mean_difference(difference.tolist())
+    files = [run.attack_options.get("corruptions_from") for run in (a, b)]
+    notes = [f"mean of {kinds} corruption{'s' if kinds > 1 else ''} at all severities; “only” counts more right answers"]
+    notes += ["the runs read corrupted images from other folders"] if by_file.get(True) and files[0] != files[1] else []
+    yield {
         "measure": "common corruptions",
-        "samples": min(counts),
-        "a": shares[0],
-        "b": shares[1],
-        "only_a": math.nan,
-        "only_b": math.nan,
-        "difference": shares[1] - shares[0],
+        "samples": len(shares),
+        "a": float(shares["right_a"].mean()),
+        "b": float(shares["right_b"].mean()),
+        "only_a": int((difference < 0).sum()),
+        "only_b": int((difference > 0).sum()),
+        "difference": float(difference.mean()),
         "low": low,
         "high": high,
-        "p": math.nan,
-        "note": "mean of all severities; not paired, since runs keep no samples of corruptions",
+        "p": sign_flip_test(difference.tolist()),
+        "note": "; ".join(notes),
     }
 
 
@@ -194,11 +217,11 @@ def comparison_findings(table: pd.DataFrame, names: tuple[str, str], place: str,
     findings = []
     for r in table.itertuples():
         unclear = margin is not None and r.low < -margin
-        worse = r.difference < 0 and (r.p < _LEVEL if r.p == r.p else r.high < 0)
+        worse = r.difference < 0 and r.p < _LEVEL
         interval = signed_interval(100 * r.low, 100 * r.high, digits=1)
         text = (
             f"{names[0]} {r.a:.1%}, {names[1]} {r.b:.1%}: difference {signed(100 * r.difference, digits=1)} points "
-            f"{interval}" + (f", p = {r.p:.3g}" if r.p == r.p else "")
+            f"{interval}, p = {r.p:.3g}"
         )
         bad = worse if margin is None else unclear
         findings.append(Finding("robgib/worse", f"{r.measure} accuracy", text, "error" if bad else "note", place))
@@ -217,10 +240,11 @@ def comparison_cells(table: pd.DataFrame) -> list[list[str]]:
             str(r.samples),
             f"{r.a:.1%}",
             f"{r.b:.1%}",
-            *(f"{value:.0f}" if value == value else "" for value in (r.only_a, r.only_b)),
+            str(r.only_a),
+            str(r.only_b),
             signed(100 * r.difference, digits=1),
             signed_interval(100 * r.low, 100 * r.high, digits=1),
-            f"{r.p:.3g}" if r.p == r.p else "",
+            f"{r.p:.3g}",
         ]
         for r in table.itertuples()
     ]

@@ -146,7 +146,7 @@ def _to_tensorboard(run: Run, folder: Path) -> str:
         writer.add_text("parameters", "\n".join(f"    {name}: {value}" for name, value in parameters(run).items()))
         for name in RUN_TABLES:
             rows = getattr(run, name)
-            if len(rows) and name != "outcomes":
+            if len(rows) and name not in ("outcomes", "corrupted"):  # a row an image
                 texts = rows.head(200).map(lambda v: f"{v:g}" if isinstance(v, float) else v)
                 writer.add_text(name, markdown_table(texts))
         writer.add_text("page", f"`{folder / 'report.html'}`")

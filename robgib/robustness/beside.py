@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -25,7 +26,7 @@ from robgib.results import OF_SURROGATE, table
 from robgib.robustness.attacking import SHARES, Budget, Findings, Subject
 from robgib.robustness.audit import further_label, scattered
 from robgib.robustness.convergence import convergence_rows
-from robgib.robustness.corruptions import corrupted_files_accuracy, corruption_accuracy
+from robgib.robustness.corruptions import Corrupted, corrupted_files, corrupted_images
 from robgib.robustness.failure_indicators import (
     SAMPLES,
     Done,
@@ -45,7 +46,7 @@ __all__ = [
     "allowance",
     "convergence_table",
     "corrupted_samples",
-    "corruption_table",
+    "corruption_tables",
     "find_failures",
     "gradient_check",
     "random_points_table",
@@ -75,37 +76,47 @@ def corrupted_samples(count: int, allowed: int) -> int:
     return some if some >= min(count, _FEWEST_CORRUPTED) else 0
 
 
-def corruption_table(findings: Findings) -> pd.DataFrame:
-    """Measure accuracy under common corruptions, on as many samples as the allowance suffices for."""
+def corruption_tables(findings: Findings) -> dict[str, pd.DataFrame]:
+    """Measure accuracy under common corruptions, on as many samples as the allowance suffices for.
+
+    Returns:
+        The tables ``corruptions`` and ``corrupted``.
+    """
     subject, allowed = findings.subject, allowance(findings, "corruptions")
     options = subject.options
     wanted = options.all_corruptions or options.corruptions_from is not None
     if (options.corruptions is False and not wanted) or subject.x.ndim != 4:
-        return table("corruptions")
+        return {"corruptions": table("corruptions"), "corrupted": table("corrupted")}
     here = subject.context.parts.at("corruptions")
     known = here.read()
     if known is None:
         context = dataclasses.replace(subject.context, batch_size=subject.model.batch_size)
-        parts = []
+        parts: list[Corrupted] = []
         some = len(subject) if allowed is None or wanted else corrupted_samples(len(subject), allowed)
         if (options.all_corruptions or options.corruptions_from is None) and some:
             names = COMMON_CORRUPTIONS if options.all_corruptions else CORRUPTIONS
             x, y = subject.x[:some], subject.y[:some]
-            parts.append(corruption_accuracy(subject.model, x, y, names=names, context=context))
+            parts.append(corrupted_images(subject.model, x, y, names, context))
         if options.corruptions_from is not None:
-            shape, count = tuple(subject.x.shape[1:]), len(subject)
-            files = options.corruptions_from
-            given = corrupted_files_accuracy(subject.model, files, shape, samples=count, context=context)
+            shape, files = tuple(subject.x.shape[1:]), Path(options.corruptions_from)
+            given = corrupted_files(subject.model, files, shape, len(subject), context)
             parts.append(_apart(given, parts))
-        known = {"rows": [row for part in parts for row in part.to_dict("records")]}
+        known = {
+            name: [row for part in parts for row in getattr(part, name).to_dict("records")]
+            for name in ("corruptions", "corrupted")
+        }
         here.write(known)
-    return table("corruptions", known["rows"])
+    return {name: table(name, rows) for name, rows in known.items()}
 
 
-def _apart(given: pd.DataFrame, made: Sequence[pd.DataFrame]) -> pd.DataFrame:
+def _apart(given: Corrupted, made: Sequence[Corrupted]) -> Corrupted:
     """Mark the corruptions of files that are called as generated ones are."""
-    taken = {name for table in made for name in table["corruption"]}
-    return given.assign(corruption=[f"{n} (files)" if n in taken else n for n in given["corruption"]])
+    taken = {name for part in made for name in part.corruptions["corruption"]}
+    tables = [
+        frame.assign(corruption=[f"{n} (files)" if n in taken else n for n in frame["corruption"]])
+        for frame in (given.corruptions, given.corrupted)
+    ]
+    return Corrupted(*tables)
 
 
 def random_points_table(subject: Subject) -> pd.DataFrame:

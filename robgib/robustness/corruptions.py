@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,29 @@ from robgib.runtime import SampleRNG
 from robgib.statistics import clopper_pearson
 
 __all__ = [
+    "Corrupted",
+    "corrupted_files",
     "corrupted_files_accuracy",
+    "corrupted_images",
     "corruption_accuracy",
 ]
 
 _BATCH = 64  # images per batch by default
 _PICTURES = ("jpeg", "jpeg_compression", "pixelate")  # corruptions of pictures of one or three channels
 _SEVERITIES = 5
+
+
+@dataclass(frozen=True)
+class Corrupted:
+    """Accuracy under common corruptions.
+
+    Attributes:
+        corruptions: a row a corruption and severity (the table ``corruptions`` of a run).
+        corrupted: a row a corruption and sample (the table ``corrupted`` of a run).
+    """
+
+    corruptions: pd.DataFrame
+    corrupted: pd.DataFrame
 
 
 def corruption_accuracy(
@@ -55,22 +72,31 @@ def corruption_accuracy(
         have others.
     """
     (context,) = gather("corruption_accuracy", fields, or_default("context", context, Context(device="cpu")))
+    return corrupted_images(model, x, y, names, context).corruptions
+
+
+def corrupted_images(
+    model: nn.Module | PreparedModel, x: Tensor, y: Tensor, names: Sequence[str], context: Context
+) -> Corrupted:
+    """Measure as :func:`corruption_accuracy`, and keep the answers by sample."""
     size = context.batch_size or _BATCH
     names = [n for n in names if n not in _PICTURES or x.shape[1] in (1, 3)]
-    rows = []
+    rows: list[tuple[Any, ...]] = []
+    samples: list[tuple[Any, ...]] = []
     for name in names:
-        for severity in range(1, 6):
-            shares = 0.0
+        right = np.zeros((_SEVERITIES, len(x)))
+        for severity in range(1, _SEVERITIES + 1):
             for start in range(0, len(x), 1024):
                 part, index = x[start : start + 1024], range(start, min(start + 1024, len(x)))
                 changed = corrupt(part, name, severity, SampleRNG(context.seed, index))
                 labels = y[start : start + 1024]
                 judged = answers(model, changed, labels, batch_size=size, seed=context.seed, device=context.device)
-                shares += float(judged.right.sum())
-            rows.append(_row(name, severity, shares, len(x)))
-            done, total = len(rows), 5 * len(names)
+                right[severity - 1, start : start + 1024] = judged.right
+            rows.append(_row(name, severity, right[severity - 1]))
+            done, total = len(rows), _SEVERITIES * len(names)
             context.report("corrupting", done, total, name if done < total else "")
-    return table("corruptions", rows)
+        samples += _by_sample(name, range(len(x)), right, from_file=False)
+    return Corrupted(table("corruptions", rows), table("corrupted", samples))
 
 
 def corrupted_files_accuracy(
@@ -100,17 +126,25 @@ def corrupted_files_accuracy(
         RobGIBError: a file is missing, cannot be read or does not fit.
     """
     (context,) = gather("corrupted_files_accuracy", fields, or_default("context", context, Context(device="cpu")))
-    folder = Path(folder)
+    return corrupted_files(model, Path(folder), shape, samples, context).corruptions
+
+
+def corrupted_files(
+    model: nn.Module | PreparedModel, folder: Path, shape: Sequence[int], samples: int | None, context: Context
+) -> Corrupted:
+    """Measure as :func:`corrupted_files_accuracy`, and keep the answers by image."""
     files = sorted(path for path in folder.glob("*.npy") if path.name != "labels.npy")
     if not files:
         raise RobGIBError(f"{folder} holds no arrays of corrupted images, such as fog.npy with labels.npy.")
     labels = read_array(folder / "labels.npy", "labels")
-    rows = []
+    rows: list[tuple[Any, ...]] = []
+    answered: list[tuple[Any, ...]] = []
     for path in files:
         images = read_array(path, "images")
         count = len(images) // _SEVERITIES
         _check_fit(path, images, labels, shape)
         some = np.sort(np.random.default_rng(context.seed).permutation(count)[:samples])
+        right = np.zeros((_SEVERITIES, len(some)))
         for severity in range(1, _SEVERITIES + 1):
             place = some + (severity - 1) * count
             pixels = torch.from_numpy(np.array(images[place]))
@@ -120,17 +154,26 @@ def corrupted_files_accuracy(
             judged = answers(
                 model, pixels.float() / 255, truth, batch_size=size, seed=context.seed, device=context.device
             )
-            rows.append(_row(path.stem, severity, float(judged.right.sum()), len(some)))
+            right[severity - 1] = judged.right
+            rows.append(_row(path.stem, severity, right[severity - 1]))
             done, total = len(rows), _SEVERITIES * len(files)
             context.report("corrupted files", done, total, path.stem if done < total else "")
-    return table("corruptions", rows)
+        answered += _by_sample(path.stem, some, right, from_file=True)
+    return Corrupted(table("corruptions", rows), table("corrupted", answered))
 
 
-def _row(name: str, severity: int, shares: float, count: int) -> tuple[Any, ...]:
-    """Return the row of a corruption under which ``shares`` of ``count`` images stay right."""
-    right = int(shares) if shares.is_integer() else shares
+def _row(name: str, severity: int, shares: np.ndarray) -> tuple[Any, ...]:
+    """Return the row of a corruption under which images are labelled right in ``shares`` (n,) of the draws."""
+    total, count = float(shares.sum()), len(shares)
+    right = int(total) if total.is_integer() else total
     low, high = clopper_pearson(right, count)
     return name, severity, right, count, right / count, low, high
+
+
+def _by_sample(name: str, index: Sequence[int], right: np.ndarray, *, from_file: bool) -> list[tuple[Any, ...]]:
+    """Return the rows of a corruption by sample, of the shares ``right`` (severities, n)."""
+    means = right.mean(0).tolist()
+    return [(int(i), name, from_file, share) for i, share in zip(index, means, strict=True)]
 
 
 def _check_fit(path: Path, images: np.ndarray, labels: np.ndarray, shape: Sequence[int]) -> None:

@@ -25,7 +25,7 @@ from robgib.robustness.beside import (
     add_notes,
     allowance,
     convergence_table,
-    corruption_table,
+    corruption_tables,
     find_failures,
     gradient_check,
     random_points_table,
@@ -154,7 +154,7 @@ def measure(subject: Subject) -> dict[str, Any]:
     add_notes(tables["robustness"], notes)
     if options.certify:
         certify_tables(subject, tables)
-    tables["corruptions"] = corruption_table(findings)
+    tables |= corruption_tables(findings)
     tables["random_points"] = random_points_table(subject)
     tables["signs"] = table("signs", signs)
     tables["convergence"] = convergence_table(findings)

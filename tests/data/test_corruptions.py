@@ -3,6 +3,7 @@
 import io
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -12,8 +13,14 @@ from torch import nn
 from robgib import RobGIBError, SampleRNG
 from robgib.data.common import _moved
 from robgib.data.corruptions import COMMON_CORRUPTIONS, CORRUPTIONS, corrupt
+from robgib.options import Context
 from robgib.robustness import evaluate
-from robgib.robustness.corruptions import corrupted_files_accuracy, corruption_accuracy
+from robgib.robustness.corruptions import (
+    corrupted_files,
+    corrupted_files_accuracy,
+    corrupted_images,
+    corruption_accuracy,
+)
 
 IRREGULAR = ("contrast", "glass_blur", "elastic_transform", "snow", "pixelate", "frost")
 """Those whose published severities do not grow in every step on random pixels."""
@@ -124,6 +131,11 @@ def test_accuracy_by_severity(digits, digits_cnn):
     row = table[(table["corruption"] == "contrast") & (table["severity"] == 5)].iloc[0]
     assert row["right"] == int(right.sum())
     assert row["accuracy"] < table["accuracy"].max() - 0.2
+    measured = corrupted_images(digits_cnn, x, y, CORRUPTIONS, Context(device="cpu"))
+    pd.testing.assert_frame_equal(measured.corruptions, table)
+    by_sample = measured.corrupted.groupby("corruption", sort=False)["right"].mean()
+    assert by_sample.to_dict() == pytest.approx(table.groupby("corruption", sort=False)["accuracy"].mean().to_dict())
+    assert measured.corrupted["index"].tolist() == [*range(200)] * len(CORRUPTIONS)
     two = torch.cat([x, x], 1)
     both = corruption_accuracy(nn.Sequential(nn.Flatten(), nn.Linear(128, 10)), two, y)
     assert "jpeg" not in set(both["corruption"])
@@ -162,6 +174,9 @@ def test_corrupted_images_from_files(tmp_path):
     assert found["corruption"].tolist() == ["fog"] * 5
     assert found["right"].tolist() == [9, 8, 7, 6, 5]
     assert found["severity"].tolist() == [1, 2, 3, 4, 5]
+    by_image = corrupted_files(Bright(), tmp_path, (3, 4, 4), None, Context(device="cpu")).corrupted
+    assert by_image["right"].tolist() == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1, 1, 1, 1, 1])
+    assert by_image["from_file"].all()
     few = corrupted_files_accuracy(Bright(), tmp_path, (3, 4, 4), samples=4)
     assert few["samples"].tolist() == [4] * 5
     np.save(tmp_path / "labels.npy", np.zeros(10, np.uint8))  # labels that repeat

@@ -101,7 +101,7 @@ def test_data_by_name_are_shuffled_already(name):
 def test_until_width_signs_and_corruptions_see_all_classes(by_class, monkeypatch):
     seen = {}
     module = importlib.import_module("robgib.robustness.beside")
-    for name in ("corruption_accuracy", "examine"):
+    for name in ("corrupted_images", "examine"):
         whole = getattr(module, name)
         monkeypatch.setattr(
             module, name, lambda net, x, y, *a, _n=name, _w=whole, **o: seen.update({_n: y}) or _w(net, x, y, *a, **o)
@@ -111,9 +111,11 @@ def test_until_width_signs_and_corruptions_see_all_classes(by_class, monkeypatch
     asked = {**ASKED, "signs": True, "corruptions": True, "until_width": 0.3}
     run = robgib.evaluate(Level(), (x[order], y[order]), **asked)
     assert len(run.outcomes) < 300
-    for labels in (torch.tensor(run.outcomes["label"].to_numpy()), seen["corruption_accuracy"][:10]):
+    for labels in (torch.tensor(run.outcomes["label"].to_numpy()), seen["corrupted_images"][:10]):
         assert np.ptp(np.bincount(labels, minlength=CLASSES)) <= 1
     assert len(set(seen["examine"][:20].tolist())) > 1
+    corrupted = run.corrupted[run.corrupted["corruption"] == "noise"]
+    assert corrupted["index"].tolist() == run.config["drawn"][: len(corrupted)]
 
 
 def test_information_is_of_all_classes(by_class):

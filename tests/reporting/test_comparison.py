@@ -26,7 +26,7 @@ from robgib.reporting.comparison import (
     sarif,
 )
 from robgib.results import Run, column_names, save_run, table
-from robgib.statistics import mcnemar_test, paired_difference
+from robgib.statistics import mcnemar_test, mean_difference, paired_difference
 
 
 def run_of(name, clean, robust, digest="d", eps=8 / 255, attack="pgd-linf"):
@@ -198,7 +198,7 @@ def test_a_run_that_lost_a_budget_to_a_failed_attack_fails_the_comparison(cli, t
 
 def test_the_table_of_a_comparison_cuts_nothing_at_80_columns():
     row = {
-        "measure": "common corruptions", "samples": 100_000, "a": 1.0, "b": 0.123, "only_a": 12345.0, "only_b": 10.0,
+        "measure": "common corruptions", "samples": 100_000, "a": 1.0, "b": 0.123, "only_a": 12345, "only_b": 10,
         "difference": -0.877, "low": -0.8812, "high": -0.8721, "p": 1.23e-100, "note": "not paired",
     }  # fmt: skip
     out = io.StringIO()
@@ -209,6 +209,41 @@ def test_the_table_of_a_comparison_cuts_nothing_at_80_columns():
     assert {"A:", "a" * 60, "B:", "digits-cnn-at-large", "accuracy", "samples", "interval", "points"} <= words
     assert {"common", "corruptions", "100000", "100.0%", "12.3%", "12345", "-87.7", "[-88.1,", "-87.2]"} <= words
     assert "1.23e-100" in words
+
+
+def with_corrupted(run, right, from_file=False):
+    """The run with the shares of right answers by corruption and sample."""
+    rows = [(i, name, from_file, share) for name, shares in right.items() for i, share in enumerate(shares)]
+    mean = float(np.mean([share for _, _, _, share in rows]))
+    whole = table("corruptions", [(name, 1, 1, len(shares), mean, 0, 1) for name, shares in right.items()])
+    return replace(run, corruptions=whole, corrupted=table("corrupted", rows))
+
+
+def test_corruptions_are_compared_by_sample():
+    plain = [run_of(name, [1] * 6, [1] * 6) for name in "ab"]
+    a = with_corrupted(plain[0], {"fog": [1, 1, 1, 0.6, 1, 1], "snow": [1, 0.8, 1, 1, 1, 0]})
+    b = with_corrupted(plain[1], {"fog": [0.6, 1, 0.8, 0.6, 0.4], "rain": [1] * 5})
+    row = compare_runs(a, b).set_index("measure").loc["common corruptions"]
+    assert (row["samples"], row["only_a"], row["only_b"]) == (5, 3, 0)  # fog alone, of five samples
+    assert (row["a"], row["b"]) == pytest.approx((4.6 / 5, 3.4 / 5))
+    assert row["difference"] == pytest.approx(-1.2 / 5)
+    assert row["p"] == pytest.approx(2 / 2**3)
+    assert (row["low"], row["high"]) == pytest.approx(mean_difference([-0.4, 0, -0.2, 0, -0.6]))
+    assert "mean of 1 corruption at" in row["note"]
+    both = {"fog": [1] * 6, "snow": [1] * 6}
+    assert compare_runs(with_corrupted(a, both), with_corrupted(b, both))["p"].iloc[-1] == 1
+
+
+def test_corruptions_that_cannot_be_paired_are_named():
+    a, b = (with_corrupted(run_of(name, [1], [1]), {"fog": [1]}) for name in "ab")
+    old = replace(b, corrupted=table("corrupted"))
+    rows = compare_runs(a, old)
+    assert "common corruptions" not in set(rows["measure"])
+    assert "common corruptions (b keeps no answers by sample)" in rows["note"][0]
+    assert "common corruptions (the runs have none in common)" in compare_runs(a, with_corrupted(b, {"snow": [1]}))["note"][0]
+    files = [with_corrupted(run, {"fog": [1]}, from_file=True) for run in (a, b)]
+    files = [with_condition(run, "corruptions_from", run.name) for run in files]
+    assert "other folders" in compare_runs(*files)["note"].iloc[-1]
 
 
 def with_condition(run, name, value):
