@@ -57,7 +57,7 @@ from robgib.options import (
 )
 from robgib.results import SCHEMA_VERSION, Run
 from robgib.robustness.attacking import SHARES, Subject, attack_costs, curves_afforded
-from robgib.robustness.audit import audit_wanted
+from robgib.robustness.audit import audit_wanted, without_audit
 from robgib.robustness.beside import corrupted_samples
 from robgib.robustness.chance import reading_warnings
 from robgib.robustness.evaluate import (
@@ -315,7 +315,7 @@ def _work(
         name,
         named,
         estimators,
-        _without_audit(attack, conditions),
+        without_audit(attack) if "targets" in conditions or attack.transfer_from is not None else attack,
         replace(information, information_samples=samples),
         context,
         record,
@@ -373,22 +373,6 @@ def _conditions(data: Dataset, attack: AttackOptions, seed: int) -> dict[str, Te
         labels = data.test.y[torch.from_numpy(rows)]
         conditions["targets"] = read_targets(attack.targets, labels, len(data.test), rows, len(data.classes))
     return conditions
-
-
-def _without_audit(attack: AttackOptions, conditions: Mapping[str, Tensor]) -> AttackOptions:
-    """Leave out the audit, which is not defined for targets and transfers.
-
-    Raises:
-        RobGIBError: it was asked for.
-    """
-    if "targets" not in conditions and attack.transfer_from is None:
-        return attack
-    if attack.audit:
-        raise RobGIBError(
-            "--audit and --targets or --transfer-from exclude each other: AutoAttack aims at classes of its own, on "
-            "the model itself; give one."
-        )
-    return replace(attack, audit=0)
 
 
 def _measure(work: _Work, context: Context) -> Run:

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 import robgib
-from robgib import RobGIBError, evaluate
-from robgib.attacks import Transfer, make_attack
+from robgib import RobGIBError, evaluate, robustness
+from robgib.attacks import Transfer, carry, make_attack
 from robgib.data.conditions import read_masks, read_targets
 from robgib.evaluation import Record
 from robgib.robustness import corrupted_files_accuracy, run_attack
@@ -38,6 +38,11 @@ def test_an_audit_aims_at_no_given_targets(digits, digits_mlp):
     targets = (digits.test.y.numpy() + 1) % 10
     with pytest.raises(RobGIBError, match="--audit and --targets or --transfer-from exclude each other"):
         evaluate(digits_mlp, digits, targets=targets, attacks=["pgd-linf"], audit=0.1, samples=12, **QUICK)
+    images = carry(digits.test.x[:12], targets=torch.from_numpy(targets[:12]))
+    with pytest.raises(RobGIBError, match="--audit and --targets"):
+        robustness.evaluate(digits_mlp, images, digits.test.y[:12], ["pgd-linf"], audit=0.1, signs=False)
+    rows = robustness.evaluate(digits_mlp, images, digits.test.y[:12], ["fgsm-linf"], signs=False)["robustness"]
+    assert rows["attack"].tolist() == ["fgsm-linf"]
 
 
 def test_masks_of_pictures_are_found_by_name(tmp_path, digits_mlp):

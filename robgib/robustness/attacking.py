@@ -25,7 +25,7 @@ from robgib.errors import NoGradientError, RobGIBError
 from robgib.models.inference import Answers, PreparedModel
 from robgib.options import AttackOptions, Context
 from robgib.results import column_names, table
-from robgib.robustness.audit import Audited, audit, audit_wanted, further_label, scattered
+from robgib.robustness.audit import audit, audit_wanted, further_label, scattered
 from robgib.robustness.curve import accuracy_curve
 from robgib.robustness.gradient_check import GRADIENT_IMAGES, GRADIENT_PASSES
 from robgib.robustness.rows import curve_rows, outcome_rows, summary_row, unattacked_row, worst_row
@@ -406,7 +406,10 @@ def _audit(findings: Findings, budget: Budget, threat: ThreatModel) -> None:
     if known is None:
         return
     label = further_label("audit", threat, findings.budgets())
+    with torch.no_grad():
+        classes = subject.model.model(subject.x[:1].to(subject.device)).shape[1]
     attack = AutoAttack(threat.norm, threat.eps, version="rand" if subject.model.random else "standard")
+    attack = replace(attack, targets=min(attack.targets, classes - 1))  # so that its cost is the one that it has
     run = partial(
         audit,
         subject.attack_rows,
@@ -418,7 +421,9 @@ def _audit(findings: Findings, budget: Budget, threat: ThreatModel) -> None:
         seed=subject.context.seed,
     )
     audited = _guarded(run, label)
-    if isinstance(audited, Audited):
+    if isinstance(audited, Exception):
+        findings.add(label, attack, audited)
+    elif audited is not None:
         findings.add(label, audited.attack, audited.result)
         findings.audits[label] = (audited.samples, audited.bound)
 

@@ -12,11 +12,13 @@ from robgib.attacks.autoattack import AutoAttack
 from robgib.attacks.base import Attack
 from robgib.attacks.fast import FastEnsemble
 from robgib.attacks.threat_model import ThreatModel
+from robgib.errors import RobGIBError
 from robgib.models.inference import QueryCount
+from robgib.options import AttackOptions
 from robgib.robustness.run_attack import AttackResult, after
 from robgib.statistics import most_unseen
 
-__all__ = ["Audited", "Auditor", "audit", "audit_size", "audit_wanted", "further_label", "scattered"]
+__all__ = ["Audited", "Auditor", "audit", "audit_size", "audit_wanted", "further_label", "scattered", "without_audit"]
 
 Auditor = Callable[[Attack, AttackResult, np.ndarray, str], AttackResult]
 """Runs an attack on rows (n,) of the samples, given what is known of all and a label; returns the rows' results."""
@@ -53,6 +55,20 @@ def audit_wanted(attacks: Iterable[Attack], wanted: float | None) -> bool:
     if not norm or AutoAttack in kinds or wanted == 0:
         return False
     return wanted is not None or FastEnsemble in kinds
+
+
+def without_audit(options: AttackOptions) -> AttackOptions:
+    """Return options that leave out the audit, which is not defined for targets and transfers.
+
+    Raises:
+        RobGIBError: it was asked for.
+    """
+    if options.audit:
+        raise RobGIBError(
+            "--audit and --targets or --transfer-from exclude each other: AutoAttack aims at classes of its own, on "
+            "the model itself; give one."
+        )
+    return replace(options, audit=0)
 
 
 def further_label(word: str, threat: ThreatModel, budgets: Iterable[tuple[str, float]]) -> str:

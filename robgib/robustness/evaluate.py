@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from robgib.attacks.base import Attack, check_range, classes_named, cost_of, images_and_labels
+from robgib.attacks.carried import carried
 from robgib.attacks.foreign import foreign_class, foreign_name, is_foreign
 from robgib.attacks.registry import DEFAULT_EPS, NamedAttack, read_attack
 from robgib.attacks.threat_model import NORMS, ThreatModel, plain
@@ -21,6 +22,7 @@ from robgib.options import AttackOptions, Context, gather, or_default
 from robgib.registry import parse_value
 from robgib.results import table
 from robgib.robustness.attacking import Subject, attack_all, attack_costs, attack_until_narrow, measure_curves
+from robgib.robustness.audit import without_audit
 from robgib.robustness.beside import (
     add_notes,
     allowance,
@@ -119,6 +121,8 @@ def evaluate(
     options = dataclasses.replace(options, attacks=attacks, cascade=in_cascade(attacks, options.cascade))
     named = named_attacks(attacks, default_eps, context.catalogue, norm=options.norm, eps=options.eps)
     check_budgets(named, tuple(x.shape[1:]))
+    if carried(x, "targets") is not None:
+        options = without_audit(options)
     if options.random_points is not None:
         check_random_points(attack.threat for attack in named.values())
     where = torch.device(context.device)

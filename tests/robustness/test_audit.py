@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from robgib.attacks import APGD, FGSM, FMN, PGD, AutoAttack, EstimatedAscent, FastEnsemble, Square
+from robgib.errors import RobGIBError
 from robgib.models.inference import QueryCount, count_queries
 from robgib.robustness import attacking
 from robgib.robustness.audit import audit, audit_size, audit_wanted
@@ -123,6 +124,29 @@ def test_the_passes_that_an_audit_is_reckoned_to_take_are_those_that_it_takes(no
         attack(model, torch.rand(2, 1, 4, 4), torch.full((2,), 11))
     assert 3 * attack.cost == pytest.approx(passes.cost / 2, rel=0.05)
     assert 3 * AutoAttack(norm, 0.01).cost == pytest.approx(11_600, abs=3)
+
+
+def test_an_audit_is_reckoned_by_the_classes_of_the_model(monkeypatch):
+    """AutoAttack takes 9 target classes, and of two classes one: three times as many samples are audited."""
+    torch.manual_seed(0)
+    asked = []
+    monkeypatch.setattr(attacking, "audit", lambda runner, known, attack, *given, **options: asked.append(attack))
+    options = {"audit": 0.1, "signs": False, "curve": False, "corruptions": False}
+    for classes in (2, 5, 20):
+        model = nn.Sequential(nn.Flatten(), nn.Linear(16, classes))
+        evaluate(model, torch.rand(8, 1, 4, 4), torch.zeros(8, dtype=torch.long), ["fgsm-linf:eps=0.01"], **options)
+    assert [attack.targets for attack in asked] == [1, 4, 9]
+    assert 3 * asked[0].cost < asked[2].cost * 2
+
+
+def test_an_audit_that_fails_is_a_failed_attack(monkeypatch, digits, digits_mlp):
+    def fail(*given, **options):
+        raise RobGIBError("no memory")
+
+    monkeypatch.setattr(attacking, "audit", fail)
+    options = {"audit": 0.1, "signs": False, "curve": False, "corruptions": False}
+    rows = evaluate(digits_mlp, digits.test.x[:8], digits.test.y[:8], ["fgsm-linf:eps=0.1"], **options)["robustness"]
+    assert rows.set_index("attack").loc["audit-linf", ["status", "reason"]].tolist() == ["failed", "no memory"]
 
 
 def test_what_a_share_test_detects():
