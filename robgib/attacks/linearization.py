@@ -168,19 +168,22 @@ def hyperplane_step(x: Tensor, w: Tensor, value: Tensor, norm: str, box: tuple[f
     if norm == "l1":
         return _sparse_step(x, w, value, box)
     # By the Karush-Kuhn-Tucker conditions each pixel moves by min(t pace, room), with pace 1 under L-inf and |w| under
-    # L2. The gain sum |w| min(t pace, room) is piecewise linear in t, with a kink where a pixel reaches the box. The
-    # sorted kinks give the t at which the gain equals |value|.
+    # L2. The gain sum |w| min(t pace, room) is concave and piecewise linear in t. Newton's method from t = 0 finds the t
+    # at which it equals |value|: each step stays below, and takes the pixels that reached the box out of the slope.
     direction = -value.sign()[:, None] * w.sign()
     room = torch.where(direction > 0, box[1] - x, x - box[0]).clamp_min(0)
-    weight = w.abs()
+    weight, wanted = w.abs(), value.abs()
     pace = weight if norm == "l2" else torch.ones_like(weight)
-    bend, order = torch.where(weight > 0, room / pace, 0).sort(1)
-    spent = torch.nn.functional.pad((weight * room).gather(1, order).cumsum(1)[:, :-1], (1, 0))
-    slope = (weight * pace).gather(1, order).flip(1).cumsum(1).flip(1)
-    wanted = value.abs()[:, None]
-    piece = (spent + bend * slope < wanted).sum(1, keepdim=True).clamp_max(x.shape[1] - 1)
-    t = (wanted - spent.gather(1, piece)) / slope.gather(1, piece).clamp_min(torch.finfo(x.dtype).tiny)
-    return direction * torch.minimum(t.minimum(bend[:, -1:]) * pace, room)
+    bend = torch.where(weight > 0, room / pace, 0)
+    most, free = bend.amax(1), weight > 0
+    while True:
+        slope = (weight * pace * free).sum(1)
+        spent = (weight * room * ~free).sum(1)
+        t = torch.where(slope > 0, (wanted - spent) / slope.clamp_min(torch.finfo(x.dtype).tiny), most)
+        within = free & (bend > t[:, None])
+        if torch.equal(within, free):
+            return direction * torch.minimum(t.minimum(most)[:, None] * pace, room)
+        free = within
 
 
 def _sparse_step(x: Tensor, w: Tensor, value: Tensor, box: tuple[float, float]) -> Tensor:

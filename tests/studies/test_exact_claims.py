@@ -79,7 +79,7 @@ def test_cells_are_models_that_differ_by_their_seed_alone(rows):
     assert len(set(cell_of(longer))) == 48
     assert list(axes(longer)) == ["architecture", "strength", "training.epochs"]
     drawn = resamples(whole, np.random.default_rng(0))
-    assert drawn.shape == (2000, 48)
+    assert drawn.shape == (10_000, 48)
     assert (drawn.sum(1) == 48).all()
     assert all((drawn[:, c] == drawn[:, c[:1]]).all() for c in whole)
     assert drawn[:, 0].var() == pytest.approx(23 / 24, abs=0.15)  # multinomial: n p (1 − p)
