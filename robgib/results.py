@@ -447,7 +447,13 @@ RUN_TABLES = (
     "random_points",
 )  # fmt: skip
 """The tables of a run folder, a CSV file each."""
-_SINCE = {"signs": 2, "corruptions": 2, "convergence": 4, "random_points": 9, "corrupted": 10}  # the versions that brought tables
+_SINCE = {
+    "signs": 2,
+    "corruptions": 2,
+    "convergence": 4,
+    "random_points": 9,
+    "corrupted": 10,
+}  # the versions that brought tables
 
 
 def eps_text(eps: float) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
 
@@ -16,6 +16,7 @@ from robgib.attacks.carried import carried
 from robgib.attacks.linearization import wrong_classes
 from robgib.attacks.objective import Criterion, Loss, Objective, is_stochastic
 from robgib.attacks.threat_model import CONVEX_NORMS, ThreatModel, per_sample
+from robgib.models.inference import at_once
 from robgib.options import AtLeastOne, Count, former_names
 from robgib.runtime import SampleRNG
 
@@ -88,17 +89,55 @@ class APGD(Attack):
             logits = model(x)
         reached = Objective.untargeted(y, "ce").criterion(logits)  # wrong, or the target that the labels carry
         remaining = (~reached).nonzero().squeeze(1)
+        runs = []
         for goal in self._goals(logits, y, is_stochastic(model)):
-            best = goal.value(logits)
-            for _ in range(self.restarts):
-                if not len(remaining):
-                    return result
-                origin, aim = x[remaining], goal.select(remaining)
-                images, value, is_adversarial = self.ascend(model, origin, aim, rng.select(remaining))
-                better = is_adversarial | (value > best[remaining])
+            runs += [(goal, goal.value(logits))] * self.restarts  # restarts share their best values
+        while runs and len(remaining):
+            count = self.at_once(model, len(remaining))
+            now, runs = runs[:count], runs[count:]
+            goals = [goal.select(remaining) for goal, _ in now]
+            found = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+            ended = self.ascend_together(model, x[remaining], goals, rng.select(remaining))
+            for (_, best), (images, value, is_adversarial) in zip(now, ended, strict=True):
+                better = ~found[remaining] & (is_adversarial | (value > best[remaining]))
                 result[remaining[better]], best[remaining[better]] = images[better], value[better]
-                remaining = remaining[~is_adversarial]
+                found[remaining[is_adversarial]] = True
+            remaining = remaining[~found[remaining]]
         return result
+
+    def at_once(self, model: nn.Module, samples: int) -> int:
+        """Return for how many objectives of so many samples :meth:`ascend_together` fits into one batch."""
+        return 1 if self._shrinks else at_once(model, samples)
+
+    def ascend_together(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        goals: Sequence[Objective],
+        rng: SampleRNG,
+        starts: Sequence[Tensor] | None = None,
+    ) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Maximise several objectives of the same images, which differ by their labels, at once.
+
+        The first adversarial image of a sample ends all its ascents.
+
+        Args:
+            model: classifier, frozen.
+            x: clean, correctly classified images (N, …).
+            goals: the objectives.
+            rng: random numbers of the samples.
+            starts: for each objective the first images (N, …); by default random images of the ball.
+
+        Returns:
+            For each objective the results of :func:`auto_ascend`.
+        """
+        if len(goals) == 1:
+            return [self.ascend(model, x, goals[0], rng, None if starts is None else starts[0])]
+        starts = [self.threat.random_start(x, rng) for _ in goals] if starts is None else starts
+        rows = torch.arange(len(x), device=x.device).repeat(len(goals))
+        joint = replace(goals[0].select(rows), labels=torch.cat([goal.labels for goal in goals]))
+        ended = auto_ascend(model, x[rows], joint, self.threat, torch.cat(list(starts)), self.steps, self.rho, rows)
+        return list(zip(*(part.split(len(x)) for part in ended), strict=True))
 
     def ascend(
         self, model: nn.Module, x: Tensor, goal: Objective, rng: SampleRNG, start: Tensor | None = None
@@ -178,9 +217,16 @@ def checkpoints(steps: int) -> list[int]:
 
 
 def auto_ascend(
-    model: nn.Module, x: Tensor, goal: Objective, threat: ThreatModel, start: Tensor, steps: int, rho: float
+    model: nn.Module,
+    x: Tensor,
+    goal: Objective,
+    threat: ThreatModel,
+    start: Tensor,
+    steps: int,
+    rho: float,
+    sample: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Maximise an objective from ``start``, with a step size of its own for each sample.
+    """Maximise an objective from ``start``, with a step size of its own for each row.
 
     Args:
         model: classifier, frozen.
@@ -190,6 +236,8 @@ def auto_ascend(
         start: first iterate, inside the ball.
         steps: number of gradient steps.
         rho: share of the steps that must increase the objective.
+        sample: (N,), the sample that each row is of; one adversarial row ends all of its sample. By default each row
+            is a sample.
 
     Returns:
         The first adversarial iterate, else the best one (N, …); its objective (N,); whether it is adversarial (N,).
@@ -197,6 +245,8 @@ def auto_ascend(
     ascent = _Ascent(model, x, goal, start)
     s = ascent.state  # one row per active sample; counts since the last checkpoint
     s["before"], s["size"] = s["at"], torch.full_like(s["value"], 2 * threat.eps)
+    if sample is not None:
+        s["sample"] = sample
     s["rises"], s["marked"], s["halved"] = torch.zeros_like(s["value"]), s["value"], torch.ones_like(s["value"]).bool()
     ascent.release()
     turns, last = checkpoints(steps), 0
@@ -228,7 +278,8 @@ class _Ascent:
         rows: rows (n,) of the active samples.
         goal: their objective.
         state: tensors with one row per active sample, by name: clean image ``x``, iterate ``at`` with its ``gradient``
-            and ``value``, and the ``best`` iterate with its ``best_gradient`` and ``best_value``. A search adds others.
+            and ``value``, and the ``best`` iterate with its ``best_gradient`` and ``best_value``. A search adds others,
+            such as the ``sample`` of each row, where several are of one.
     """
 
     def __init__(self, model: nn.Module, x: Tensor, goal: Objective, start: Tensor) -> None:
@@ -263,11 +314,13 @@ class _Ascent:
 
     def release(self) -> None:
         """Record the iterates that are adversarial; their samples are no longer active."""
-        done = self.goal.criterion(self._logits)
+        adversarial = done = self.goal.criterion(self._logits)
         if not bool(done.any()):
             return
+        if "sample" in self.state:
+            done = torch.isin(self.state["sample"], self.state["sample"][done])
         leaving = self.rows[done]
-        self._is_adversarial[leaving] = True
+        self._is_adversarial[leaving] = adversarial[done]
         self._result[leaving], self._values[leaving] = self.state["at"][done], self.state["value"][done]
         self.rows, self.goal = self.rows[~done], self.goal.select(~done)
         self.state = {name: tensor[~done] for name, tensor in self.state.items()}

@@ -14,6 +14,7 @@ from robgib.attacks.carried import masked, restored
 from robgib.attacks.linearization import hyperplane_step, nearest_boundary, wrong_classes
 from robgib.attacks.objective import misclassified, wrong_by
 from robgib.attacks.threat_model import CONVEX_NORMS, distance, per_sample
+from robgib.models.inference import at_once
 from robgib.options import AtLeastOne, Count
 from robgib.runtime import SampleRNG
 
@@ -80,21 +81,28 @@ class FAB(MinimumNormAttack):
         result = x.clone()
         remaining = (~misclassified(logits, y)).nonzero().squeeze(1)
         classes = wrong_classes(logits, y)
-        groups = classes[:, : self.targets].split(1, dim=1) if self.targeted else (classes,)
+        groups = list(classes[:, : self.targets].split(1, dim=1)) if self.targeted else [classes]
         size = torch.full((len(x),), float("inf"), dtype=x.dtype, device=x.device)
-        for group in groups:
+        while groups and len(remaining):
+            # A later restart starts at the distance of what the one before it found.
+            count = at_once(model, len(remaining)) if self.restarts == 1 else 1
+            now, groups = groups[:count], groups[count:]
             for restart in range(self.restarts):
                 if not len(remaining):
                     return result
-                origin, labels = x[remaining], y[remaining]
+                rows = remaining.repeat(len(now))
+                origin, labels, boundaries = x[rows], y[rows], torch.cat([group[remaining] for group in now])
                 start = self._random_start(origin, size[remaining], rng.select(remaining)) if restart else origin
-                image = self._run(model, origin, labels, group[remaining], start, enough)
-                image, fooled = _search(model, origin, labels, image)
-                reach = self.threat.distance(image, origin)
-                closer = fooled & (reach < _NEARER * size[remaining])
-                result[remaining[closer]], size[remaining[closer]] = image[closer], reach[closer]
+                image = self._run(model, origin, labels, boundaries, start, rows, enough)
+                images, hits = _search(model, origin, labels, image)
+                reaches = self.threat.distance(images, origin)
+                parts = (part.split(len(remaining)) for part in (images, hits, reaches))
+                for image, fooled, reach in zip(*parts, strict=True):
+                    closer = fooled & (reach < _NEARER * size[remaining])
+                    result[remaining[closer]], size[remaining[closer]] = image[closer], reach[closer]
                 if enough:
-                    remaining = remaining[~self.threat.allows(result[remaining], origin) | size[remaining].isinf()]
+                    inside = self.threat.allows(result[remaining], x[remaining])
+                    remaining = remaining[~inside | size[remaining].isinf()]
         return result
 
     def _random_start(self, x: Tensor, size: Tensor, rng: SampleRNG) -> Tensor:
@@ -106,10 +114,13 @@ class FAB(MinimumNormAttack):
         scale = size.clamp_max(self.threat.eps) / 2 / length.clamp_min(torch.finfo(x.dtype).tiny)
         return (x + noise * per_sample(scale, noise)).clamp(*self.threat.box)
 
-    def _run(self, model: nn.Module, x: Tensor, y: Tensor, classes: Tensor, start: Tensor, enough: bool) -> Tensor:
+    def _run(
+        self, model: nn.Module, x: Tensor, y: Tensor, classes: Tensor, start: Tensor, sample: Tensor, enough: bool
+    ) -> Tensor:
         """Return the nearest adversarial images (N, …) of one restart, or the clean image.
 
-        With ``enough``, a sample stops at its first adversarial image inside the ball.
+        Row i is of sample ``sample[i]``. With ``enough``, the first adversarial image inside the ball ends all rows of
+        its sample.
         """
         best, size = x.clone(), torch.full((len(x),), float("inf"), dtype=x.dtype, device=x.device)
         norm, box = self.threat.norm, self.threat.box
@@ -140,10 +151,11 @@ class FAB(MinimumNormAttack):
             best[rows[closer]], size[rows[closer]] = image[closer], reach[closer]
             current = torch.where(fooled[:, None], (1 - self.beta) * origin + self.beta * current, current)
             if enough:
-                stay = ~(closer & self.threat.allows(image, x))
-                if not bool(stay.all()):
-                    rows, origin, current, x, y, classes = (
-                        values[stay] for values in (rows, origin, current, x, y, classes)
+                done = closer & self.threat.allows(image, x)
+                if bool(done.any()):
+                    stay = ~torch.isin(sample, sample[done])
+                    rows, origin, current, x, y, classes, sample = (
+                        values[stay] for values in (rows, origin, current, x, y, classes, sample)
                     )
         return best
 

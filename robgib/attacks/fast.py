@@ -186,9 +186,7 @@ class FastEnsemble(Attack):
         order[rows] = candidates[rows].gather(1, reach.argsort(dim=1, stable=True)[:, :count])
         if state.front is None:
             state.front = _Front(state, min(self.finalists, count))
-        for rank in range(count):
-            rows = state.still(rows)
-            self._towards_front(state, state.front, rows, order[rows, rank], self.short)
+        self._towards_front(state, state.front, rows, order[rows], self.short)
 
     def _with_slope(self, state: _State, rows: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
         """Return the samples with a gradient and the distances of their boundaries; mark all others as flat."""
@@ -218,20 +216,33 @@ class FastEnsemble(Attack):
         """Run long ascents towards the classes that came nearest, from their best images."""
         front = state.front
         assert front is not None
-        # Keep the order, since ascent changes it.
+        # Indexing copies the targets and images, which ascent changes.
         ranked = front.margin.argsort(dim=1, stable=True)
-        targets, images = front.target.clone(), front.image.clone()
-        for place in range(front.margin.shape[1]):
-            rows = state.still(rows)
-            which = ranked[rows, place]
-            self._towards_front(state, front, rows, targets[rows, which], self.long, images[rows, which])
+        which = ranked[rows]
+        self._towards_front(
+            state, front, rows, front.target[rows[:, None], which], self.long, front.image[rows[:, None], which]
+        )
 
     def _towards_front(
-        self, state: _State, front: _Front, rows: Tensor, targets: Tensor, steps: int, start: Tensor | None = None
+        self, state: _State, front: _Front, rows: Tensor, targets: Tensor, steps: int, starts: Tensor | None = None
     ) -> None:
-        if len(rows):
-            images = self._towards(state, rows, targets, steps, start)
-            front.offer(rows, targets, images, state.offer(rows, images))
+        """Run ascents of the samples ``rows`` (n,) towards their ``targets`` (n, K), from ``starts`` (n, K, …)."""
+        ascent, column = APGD(self.norm, self.eps, steps=steps), 0
+        while column < targets.shape[1]:
+            here = state.right[rows]
+            rows, targets = rows[here], targets[here]
+            if not len(rows):
+                return
+            count = ascent.at_once(state.model, len(rows))
+            side = targets[:, column : column + count].unbind(1)
+            goals = [Objective(state.loss, target, Criterion(state.y[rows]), targeted=True) for target in side]
+            if starts is not None:
+                starts = starts[here]
+            first = None if starts is None else starts[:, column : column + count].unbind(1)
+            ended = ascent.ascend_together(state.model, state.x[rows], goals, state.rng.select(rows), first)
+            for target, (images, _, _) in zip(side, ended, strict=True):
+                front.offer(rows, target, images, state.offer(rows, images))
+            column += count
 
     def _step_along_boundaries(self, state: _State, rows: Tensor) -> None:
         """Run FAB-T."""

@@ -168,8 +168,8 @@ def hyperplane_step(x: Tensor, w: Tensor, value: Tensor, norm: str, box: tuple[f
     if norm == "l1":
         return _sparse_step(x, w, value, box)
     # By the Karush-Kuhn-Tucker conditions each pixel moves by min(t pace, room), with pace 1 under L-inf and |w| under
-    # L2. The gain sum |w| min(t pace, room) is concave and piecewise linear in t. Newton's method from t = 0 finds the t
-    # at which it equals |value|: each step stays below, and takes the pixels that reached the box out of the slope.
+    # L2. The gain sum |w| min(t pace, room) is concave and piecewise linear in t. Newton's method from t = 0 finds the
+    # t at which it equals |value|: each step stays below, and takes the pixels that reached the box out of the slope.
     direction = -value.sign()[:, None] * w.sign()
     room = torch.where(direction > 0, box[1] - x, x - box[0]).clamp_min(0)
     weight, wanted = w.abs(), value.abs()

@@ -26,6 +26,7 @@ __all__ = [
     "PreparedModel",
     "QueryCount",
     "answers",
+    "at_once",
     "check_finite_answers",
     "count_queries",
     "eval_mode",
@@ -282,6 +283,15 @@ class BatchedModel(nn.Module):
         self._broken.append((~torch.isfinite(gradient.flatten(1))).any(1).sum())
         if len(self._broken) > 1000:
             self._broken = [torch.stack(self._broken).sum()]
+
+
+def at_once(model: nn.Module, samples: int) -> int:
+    """Return how many independent searches for each of so many samples fit into one batch of the model, at least 1.
+
+    >>> at_once(BatchedModel(nn.Identity(), 64), 7), at_once(nn.Identity(), 7)
+    (9, 1)
+    """
+    return max(1, model.batch_size // max(1, samples)) if isinstance(model, BatchedModel) else 1
 
 
 def fuse_for_inference(model: nn.Module, sample: Tensor) -> nn.Module:

@@ -52,9 +52,9 @@ def compare_runs(a: Run, b: Run) -> pd.DataFrame:
         One row for clean accuracy, one for each budget that both runs attacked (the worst case over its attacks), and
         one for common corruptions, with the columns ``measure``, ``samples``, ``a`` and ``b`` (accuracies), ``only_a``
         and ``only_b`` (samples that one model alone classifies correctly; of corruptions those that it classifies
-        correctly more often), ``difference`` (b − a) with its 95% interval ``low``, ``high`` (Tango's score interval for
-        pairs; of corruptions Bonett and Price's), ``p`` of McNemar's exact test (of corruptions of the exact sign-flip
-        test), and a ``note``.
+        correctly more often), ``difference`` (b − a) with its 95% interval ``low``, ``high`` (Tango's score interval;
+        of corruptions Bonett and Price's), ``p`` of McNemar's exact test (of corruptions of the exact sign-flip test), and
+        a ``note``.
 
     Raises:
         RobGIBError: the runs are on other data, have no sample in common, or one alone has masks, targets or a
@@ -172,7 +172,9 @@ def _corrupted(a: Run, b: Run) -> Iterator[dict[str, Any]]:
     difference = shares["right_b"] - shares["right_a"]
     low, high = mean_difference(difference.tolist())
     files = [run.attack_options.get("corruptions_from") for run in (a, b)]
-    notes = [f"mean of {kinds} corruption{'s' if kinds > 1 else ''} at all severities; “only” counts more right answers"]
+    notes = [
+        f"mean of {kinds} corruption{'s' if kinds > 1 else ''} at all severities; “only” counts more right answers"
+    ]
     notes += ["the runs read corrupted images from other folders"] if by_file.get(True) and files[0] != files[1] else []
     yield {
         "measure": "common corruptions",

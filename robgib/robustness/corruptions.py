@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -170,7 +170,7 @@ def _row(name: str, severity: int, shares: np.ndarray) -> tuple[Any, ...]:
     return name, severity, right, count, right / count, low, high
 
 
-def _by_sample(name: str, index: Sequence[int], right: np.ndarray, *, from_file: bool) -> list[tuple[Any, ...]]:
+def _by_sample(name: str, index: Iterable[int], right: np.ndarray, *, from_file: bool) -> list[tuple[Any, ...]]:
     """Return the rows of a corruption by sample, of the shares ``right`` (severities, n)."""
     means = right.mean(0).tolist()
     return [(int(i), name, from_file, share) for i, share in zip(index, means, strict=True)]

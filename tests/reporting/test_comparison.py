@@ -240,7 +240,10 @@ def test_corruptions_that_cannot_be_paired_are_named():
     rows = compare_runs(a, old)
     assert "common corruptions" not in set(rows["measure"])
     assert "common corruptions (b keeps no answers by sample)" in rows["note"][0]
-    assert "common corruptions (the runs have none in common)" in compare_runs(a, with_corrupted(b, {"snow": [1]}))["note"][0]
+    assert (
+        "common corruptions (the runs have none in common)"
+        in compare_runs(a, with_corrupted(b, {"snow": [1]}))["note"][0]
+    )
     files = [with_corrupted(run, {"fog": [1]}, from_file=True) for run in (a, b)]
     files = [with_condition(run, "corruptions_from", run.name) for run in files]
     assert "other folders" in compare_runs(*files)["note"].iloc[-1]
