@@ -53,8 +53,8 @@ def compare_runs(a: Run, b: Run) -> pd.DataFrame:
         one for common corruptions, with the columns ``measure``, ``samples``, ``a`` and ``b`` (accuracies), ``only_a``
         and ``only_b`` (samples that one model alone classifies correctly; of corruptions those that it classifies
         correctly more often), ``difference`` (b − a) with its 95% interval ``low``, ``high`` (Tango's score interval;
-        of corruptions Bonett and Price's), ``p`` of McNemar's exact test (of corruptions of the exact sign-flip test), and
-        a ``note``.
+        of corruptions Bonett and Price's), ``p`` of McNemar's exact test (of corruptions of the exact sign-flip test),
+        and a ``note``.
 
     Raises:
         RobGIBError: the runs are on other data, have no sample in common, or one alone has masks, targets or a
