@@ -173,8 +173,8 @@ def _corrupted(a: Run, b: Run) -> Iterator[dict[str, Any]]:
     low, high = mean_difference(difference.tolist())
     files = [run.attack_options.get("corruptions_from") for run in (a, b)]
     notes = [
-        f"mean over {kinds} common corruption{'s' if kinds > 1 else ''} and their severities; “only A” counts images that "
-        "A classifies correctly more often; interval of Bonett and Price (2012), exact sign-flip test"
+        f"mean over {kinds} common corruption{'s' if kinds > 1 else ''} and their severities; “only A” counts images "
+        "that A classifies correctly more often; interval of Bonett and Price (2012), exact sign-flip test"
     ]
     notes += ["the runs read corrupted images from other folders"] if by_file.get(True) and files[0] != files[1] else []
     yield {
