@@ -56,8 +56,8 @@ REPEATED = [
 ]  # fmt: skip
 CHANGES: list[dict[str, object]] = [
     {"finalists": 1}, {"long": 25}, {"targets": 4}, {"_RESTARTS": 0}, {"_RESTARTS": 4}, {"_PIECES": 0}, {"_PIECES": 1},
-    {"_NEXT": 10}, {"first": 10}, {"short": 5}, {"probe": 25}, {"near": 0.02}, {"schedule_start": 4}, {"_PIECE": 250},
-    {"_SETTLE": 15}, {"_GAIN": 0.5}, {"_SCOUTS": 5}, {"_BLIND": 0.05}, {"_FEW": 2}, {"_TWO": 1}, {"_FADING": 0.1},
+    {"_NEXT": 10}, {"short": 5}, {"probe": 25}, {"near": 0.02}, {"schedule_start": 4}, {"_PIECE": 250},
+    {"_SETTLE": 15}, {"_GAIN": 0.5}, {"_SCOUTS": 5}, {"_BLIND": 0.05}, {"_FEW": 3},
 ]  # fmt: skip
 
 

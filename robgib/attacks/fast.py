@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from robgib.attacks.apgd import APGD, SCHEDULE_START
 from robgib.attacks.autoattack import AutoAttack, cascade
 from robgib.attacks.base import Attack, register_attack
-from robgib.attacks.fab import FAB
 from robgib.attacks.linearization import boundary_distances, wrong_classes
 from robgib.attacks.objective import Criterion, Objective, is_stochastic, targeted_loss
 from robgib.attacks.square import Square
@@ -27,11 +26,9 @@ __all__ = [
     "FastEnsemble",
 ]
 
-_BLIND = 0.02  # ascent fails if other attacks fool more than this share of the samples that it left right
+_BLIND = 0.02  # an attack fails if others fool this share of the samples that it left right
 _SCOUTS = 10  # samples on which ascent and its checks run first, to detect a failing ascent early
-_FEW = 3  # of these samples, fooled by other attacks: at a true rate of 2% this has a probability of 1 in 1,100
-_TWO = 2  # samples fooled by large-to-small APGD, or of all: a single one may be chance
-_FADING = 0.05  # large-to-small APGD is repeated unless it fools fewer
+_FEW = 2  # samples fooled by other attacks: a single one may be chance
 _RESTARTS = 8  # ascents from results of a short Square, near the boundary
 _PIECES = 5  # runs of Square from the best image
 _PIECE = 500  # queries of each run; runs of 250 are weaker
@@ -55,12 +52,10 @@ class FastEnsemble(Attack):
     only the long members of AutoAttack fool come near the boundary early. The :attr:`stages`, each on the samples that
     remain and from the results of those before it:
 
-    - **cross-entropy**: APGD on the cross-entropy, ``first`` steps.
+    - **cross-entropy**: APGD on the cross-entropy, ``short`` steps.
     - **classes**: APGD towards the ``targets`` wrong classes whose linearised boundaries are nearest to the clean image
       (logit gap over gradient norm, as in MALT, Melamed et al. 2024), ``short`` steps each.
     - **finalists**: the ``finalists`` best of these targets again, from their best images, ``long`` steps each.
-    - **boundary steps**: FAB-T along ``finalists`` linearised boundaries, ``first`` steps each, on ten samples; on the
-      others if it fools any of these.
     - **queries**: Square with ``probe`` queries.
     - **zero gradients**: Square with the queries of AutoAttack on samples whose gradient is 0 (or not finite) on the
       clean image and on a random one in the ball, in place of the stages from classes to queries. A note reports them.
@@ -70,19 +65,18 @@ class FastEnsemble(Attack):
       times, as long as they reduce the margin by a fifth; APGD-T towards the ``finalists`` most likely classes.
     - **next nearest**: the same on five more samples (at most a tenth), and on the next as long as any is fooled.
 
-    Ascent fails if boundary steps, queries and the schedule fool 2% (and two) of the samples that it left right and far
-    from the boundary. Ten samples go through these stages first: three fooled samples, or two fooled by the schedule,
-    are sufficient. If the schedule fooled any, it then replaces ascent, and is repeated until it fools less than 5%.
+    Ascent fails if queries and the schedule fool 2% (and two) of the samples that it left right and far from the
+    boundary. Ten samples go through these stages first: two fooled samples are sufficient. If the schedule fooled any,
+    it then replaces ascent, and is repeated until it fools less than 2%.
     Otherwise, or if that fails too, AutoAttack runs on all that remain, Square first. A note reports the choice.
 
     The ensemble can miss a sample that AutoAttack fools and that never came near the boundary: an audit bounds their
     number (``robgib.evaluate``). The result of a sample may depend on the other samples.
 
     Fields:
-        first: steps on the cross-entropy, and of FAB-T per class.
         targets: target classes of the short ascents.
         short: steps of these per class.
-        finalists: target classes of the long ascents and of FAB-T.
+        finalists: target classes of the long ascents.
         long: steps of the long ascents per class.
         probe: queries of Square.
         near: margin, as a share of the clean margin, below which a sample is near the boundary.
@@ -99,7 +93,6 @@ class FastEnsemble(Attack):
     norms: ClassVar[tuple[str, ...]] = CONVEX_NORMS
     pooled: ClassVar[bool] = True
     batch_independent: ClassVar[bool] = False
-    first: Count = 20
     targets: Count = 9
     short: Count = 10
     finalists: Count = 3
@@ -111,25 +104,23 @@ class FastEnsemble(Attack):
     @property
     def cost(self) -> int:
         """See :attr:`Attack.cost`; of a sample that is never near the boundary, with informative gradients."""
-        return self.first + self.targets * (self.short + 2) + self.finalists * self.long + -(-self.probe // 3)
+        return self.short + self.targets * (self.short + 2) + self.finalists * self.long + -(-self.probe // 3)
 
     @property
     def stages(self) -> tuple[Stage, ...]:
         """The stages, in order."""
         ascent = (Stage("classes", self._towards_classes), Stage("finalists", self._towards_finalists))
-        walk, query = Stage("boundary steps", self._step_along_boundaries), Stage("queries", self._query)
+        query = Stage("queries", self._query)
         # The schedule begins outside the ball, where flat samples may have a gradient.
-        schedule = Stage("schedule", self._check_by_schedule, _every_scout, fails=_fails(_FEW))
+        schedule = Stage("schedule", self._check_by_schedule, _every_scout, fails=_fails)
         both: tuple[Mode, ...] = ("ascent", "schedule")
         return (
             Stage("cross-entropy", self._ascend, _all),
-            *(replace(stage, select=_scouts) for stage in (*ascent, walk, query)),
+            *(replace(stage, select=_scouts) for stage in (*ascent, query)),
             schedule,
             *(replace(stage, select=_others) for stage in ascent),
             Stage("repeated schedule", self._repeat_schedule, _all, modes=("schedule",)),
-            replace(walk, select=_scouts, modes=("schedule",)),
-            replace(walk, select=lambda s: s.among(~s.walked) if s.walks else s.none, modes=both),
-            replace(query, select=lambda s: s.among(~s.queried), modes=both, fails=_fails(_TWO)),
+            replace(query, select=lambda s: s.among(~s.queried), modes=both, fails=_fails),
             Stage("zero gradients", self._search, lambda s: s.right_of(s.flat), modes=both),
             Stage("near the boundary", self._push, lambda s: s.right_of(s.close), modes=both),
             Stage("next nearest", self._push, _State.next_nearest, modes=both, repeats=True),
@@ -169,7 +160,7 @@ class FastEnsemble(Attack):
         """Run APGD on the cross-entropy; without gradients, Square alone."""
         try:
             goal = Objective.untargeted(state.y[rows], "ce")
-            ascent = APGD(self.norm, self.eps, steps=self.first)
+            ascent = APGD(self.norm, self.eps, steps=self.short)
             state.offer(rows, ascent.ascend(state.model, state.x[rows], goal, state.rng.select(rows))[0])
         except NoGradientError as error:
             warnings.warn(f"only Square was run: {error}", RobGIBWarning, stacklevel=4)
@@ -243,12 +234,6 @@ class FastEnsemble(Attack):
             for target, (images, _, _) in zip(side, ended, strict=True):
                 front.offer(rows, target, images, state.offer(rows, images))
             column += count
-
-    def _step_along_boundaries(self, state: _State, rows: Tensor) -> None:
-        """Run FAB-T."""
-        state.walked[rows] = True
-        along = FAB(self.norm, self.eps, targeted=True, targets=self.finalists, steps=self.first)
-        state.walks += state.check(along, rows)
 
     def _query(self, state: _State, rows: Tensor) -> None:
         """Run a short Square."""
@@ -326,7 +311,7 @@ class FastEnsemble(Attack):
         while len(rows):
             state.run(self._schedule, rows)
             left = state.still(rows)
-            if len(rows) - len(left) < _FADING * len(rows):
+            if len(rows) - len(left) < _BLIND * len(rows):
                 return
             rows = left
 
@@ -384,13 +369,9 @@ class Stage:
             state.fail()
 
 
-def _fails(least: int) -> Judge:
-    """Whether the checks fooled at least 2% (and ``least``) of the samples that ascent had left far."""
-
-    def judge(state: _State) -> bool:
-        return state.schedules >= _TWO or state.fooled >= max(least, _BLIND * state.left)
-
-    return judge
+def _fails(state: _State) -> bool:
+    """Whether the checks fooled at least 2% (and two) of the samples that ascent had left far."""
+    return state.fooled >= max(_FEW, _BLIND * state.left)
 
 
 def _some(which: Tensor, most: int) -> Tensor:
@@ -409,11 +390,9 @@ class _State:
         right: whether each is classified correctly (N,).
         mode: ``ascent``; ``schedule`` if ascent fails and large-to-small APGD fooled any sample; else ``rest``.
         front: the best images towards a few classes.
-        walks: number of samples far from the boundary that FAB-T fooled.
-        queries: number that Square fooled.
+        queries: number of samples far from the boundary that Square fooled.
         schedules: number that large-to-small APGD fooled.
         helped: whether large-to-small APGD fooled any sample.
-        walked: whether FAB-T has run (N,).
         queried: whether Square has run (N,).
         scheduled: whether large-to-small APGD has checked it (N,).
         tried: whether a sample was attacked as one near the boundary (N,).
@@ -441,8 +420,8 @@ class _State:
 
     def _begin(self, mode: Mode) -> None:
         self.mode, self.helped = mode, False
-        self.walks = self.queries = self.schedules = 0
-        self.walked, self.queried, self.scheduled, self.tried = (torch.zeros_like(self.right) for _ in range(4))
+        self.queries = self.schedules = 0
+        self.queried, self.scheduled, self.tried = (torch.zeros_like(self.right) for _ in range(3))
         self._scouts: Tensor | None = None
 
     @property
@@ -455,7 +434,7 @@ class _State:
     def fail(self) -> None:
         """Change the mode, since ascent fails."""
         self.reason = self.reason or (
-            f"FAB-T, Square or large-to-small APGD fooled {self.fooled} of {self.left} images that "
+            f"Square or large-to-small APGD fooled {self.fooled} of {self.left} images that "
             "gradient ascent had left right and far from the boundary"
         )
         if self.mode == "ascent" and self.helped:
@@ -469,22 +448,17 @@ class _State:
 
         A few may be chance. More show that ascent fails, and then its results on other samples are unreliable.
         """
-        return self.walks + self.queries + self.schedules
+        return self.queries + self.schedules
 
     @property
     def left(self) -> int:
         """Number of samples that ascent left right, of those that the checks looked at."""
-        return int((self.walked | self.queried | self.scheduled).sum())
+        return int((self.queried | self.scheduled).sum())
 
     @property
     def close(self) -> Tensor:
         """Whether each sample came near the boundary (N,)."""
         return (self.margin < self.near * self.clean) | (self.margin <= 0)
-
-    @property
-    def none(self) -> Tensor:
-        """No samples."""
-        return self.remaining[:0]
 
     @property
     def remaining(self) -> Tensor:

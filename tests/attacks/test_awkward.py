@@ -20,8 +20,8 @@ SPECS = (
     "fab-t-l2:steps=5", "square-linf:queries=20", "deepfool-l2:steps=10",
     "superdeepfool-l2:steps=5,deepfool_steps=10", "ddn-l2:steps=5", "fmn-linf:steps=5",
     "cw-l2:steps=5,binary_steps=2", "sigma-zero-l0:steps=5", "autoattack-linf:steps=5,queries=20",
-    "fast-linf:first=3,short=2,long=3,probe=5", "fast-l2:first=3,short=2,long=3,probe=5",
-    "fast-l1:first=3,short=2,long=3,probe=5",
+    "fast-linf:short=2,long=3,probe=5", "fast-l2:short=2,long=3,probe=5",
+    "fast-l1:short=2,long=3,probe=5",
 )  # fmt: skip
 
 

@@ -53,7 +53,7 @@ SHORT = {
     "pgd": "steps=10",
     **dict.fromkeys(("ddn", "fmn", "pdgd", "pdpgd", "alma", "sigma"), "steps=30"),
     "superdeepfool": "steps=3",
-    "fast": "first=3,short=2,long=5,probe=5",
+    "fast": "short=2,long=5,probe=5",
     "hop": "queries=200",
     "patch": "steps=3,places=2",
     "rotation": "angles=3,shifts=1,steps=2",

@@ -219,7 +219,7 @@ def test_a_false_gradient_leads_to_ascent_on_estimated_ones(monkeypatch, digits)
         assert not {"estimated-gradients-linf", "black-box-linf"} & set(labels(misleading, **options)[1])
     # An audit of the fast ensemble would run Square; without one it runs here, with the queries of AutoAttack.
     asked = []
-    fast = "fast-linf:eps=0.02,first=1,short=1,long=1,finalists=1,near=0"
+    fast = "fast-linf:eps=0.02,short=1,long=1,finalists=1,near=0"
     monkeypatch.setattr(
         Square,
         "search",

@@ -66,7 +66,7 @@ def same(one, two):
 
 SPECS = (
     "pgd-linf:steps=4", "apgd-dlr-l2:steps=5", "ddn-l2:steps=5", "square-linf:queries=10", "fab-l2:steps=3", "fgsm-l1",
-    pytest.param("fast-linf:first=3,short=2,long=3,probe=5", marks=pytest.mark.slow),
+    pytest.param("fast-linf:short=2,long=3,probe=5", marks=pytest.mark.slow),
     "pgd-linf:steps=3,restarts=2,target=random",
 )  # fmt: skip
 

@@ -17,7 +17,7 @@ from robgib.results import ADVERSARIAL, load_adversarial, load_run
 from robgib.robustness.rows import curve_rows
 from robgib.robustness.verify import verify
 
-ATTACKS = ["fast-linf:eps=0.1,first=5,targets=3,short=3,finalists=2,long=5,probe=10", "ddn-l2:eps=0.5,steps=50"]
+ATTACKS = ["fast-linf:eps=0.1,targets=3,short=3,finalists=2,long=5,probe=10", "ddn-l2:eps=0.5,steps=50"]
 
 
 @pytest.fixture(scope="module")
