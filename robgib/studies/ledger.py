@@ -666,7 +666,7 @@ _FIGURE_WORDS = {
     "v": "v(X;Z), degree of vulnerability",
     "I": "I(X;Z), mutual information of input and code",
     "IY": "I(Z;Y), information of the code about the label",
-    "subset": "subset synergy, I(Ŷ;Y) less its mean with a random half of the units set to 0",
+    "subset": "subset synergy, I(Ŷ;Y) less its mean with random subsets of the units set to 0",
     "Inoise": "I(X;Z) of the layer with Gaussian noise, whose code is not limited to 40 symbols",
     "SY": "S(Z;Y), synergy of eight groups of the layer's units about the label",
 }
