@@ -343,7 +343,7 @@ def test_a_random_models_accuracies_are_means_over_draws(digits, digits_mlp):
     row = table.iloc[0]
     assert row["robust_accuracy"] == pytest.approx(run.outcomes["right"].mean())
     assert row["low"] < row["robust_accuracy"] < row["high"]
-    assert any("at random" in told for told in run.config["reading"])
+    assert any("the model is stochastic" in told for told in run.config["reading"])
     assert run.signs.set_index("name").loc["random outputs", "seen"]
     assert run.curve["accuracy"].is_monotonic_decreasing
 

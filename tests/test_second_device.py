@@ -66,11 +66,12 @@ def test_it_is_strict():
                             "square-l2:eps=0.5,queries=50", "pgd-l1:eps=3,steps=5", "mifgsm-linf:eps=0.1",
                             "torchattacks:PGD:eps=0.1"],
                 "estimators": ["probe:steps=30", "gaussian", "binned"], "curve": False, "signs": False,
+                "information_samples": 120,
             },
             marks=pytest.mark.slow,
         ),
         pytest.param(
-            {"attacks": ["autoattack-linf:eps=0.1"], "estimators": ["infonce:steps=30"]},
+            {"attacks": ["autoattack-linf:eps=0.1"], "estimators": ["infonce:steps=30"], "information_samples": 120},
             marks=pytest.mark.slow,
         ),
         pytest.param(
