@@ -175,15 +175,18 @@ def hyperplane_step(x: Tensor, w: Tensor, value: Tensor, norm: str, box: tuple[f
     weight, wanted = w.abs(), value.abs()
     pace = weight if norm == "l2" else torch.ones_like(weight)
     bend = torch.where(weight > 0, room / pace, 0)
-    most, free = bend.amax(1), weight > 0
+    most, free, t = bend.amax(1), weight > 0, torch.zeros_like(wanted)
     while True:
         slope = (weight * pace * free).sum(1)
         spent = (weight * room * ~free).sum(1)
-        t = torch.where(slope > 0, (wanted - spent) / slope.clamp_min(torch.finfo(x.dtype).tiny), most)
+        # If small weights remain, the difference is rounding alone, and t would fall back behind the pixels at the box.
+        t = t.fmax(torch.where(slope > 0, (wanted - spent) / slope.clamp_min(torch.finfo(x.dtype).tiny), most))
         within = free & (bend > t[:, None])
         if torch.equal(within, free):
-            return direction * torch.minimum(t.minimum(most)[:, None] * pace, room)
+            break
         free = within
+    # Under L2 a kink may be infinite, and a pixel with weight 0 still stays.
+    return direction * torch.where(weight > 0, torch.minimum(t.minimum(most)[:, None] * pace, room), 0)
 
 
 def _sparse_step(x: Tensor, w: Tensor, value: Tensor, box: tuple[float, float]) -> Tensor:

@@ -249,6 +249,21 @@ def test_hyperplane_steps_of_flat_functions_are_none():
         assert not hyperplane_step(x, torch.ones(2, 3), torch.zeros(2), norm, (0.0, 1.0)).any()
 
 
+@pytest.mark.parametrize(
+    ("norm", "x", "w", "value", "step"),
+    [
+        # The gain of the second pixel is less than the rounding of that of the first, which reaches the box.
+        ("l2", [0.5, 0.5], [1.0, 1e-6], -0.5, [0.5, 0.0]),
+        ("l2", [0.4, 0.5], [1.1, 1e-6], -0.66, [0.6, 0.0]),
+        ("linf", [0.5, 0.0], [1.0, 1e-8], -0.5, [0.5, 0.5]),
+        ("l2", [0.0, 0.5], [1e-39, 0.0], -1.0, [1.0, 0.0]),  # the square of the weight is 0, and its kink infinite
+    ],
+)
+def test_hyperplane_steps_do_not_fall_back_by_rounding(norm, x, w, value, step):
+    found = hyperplane_step(torch.tensor([x]), torch.tensor([w]), torch.tensor([value]), norm, (0.0, 1.0))
+    assert found[0].tolist() == pytest.approx(step, abs=1e-5)
+
+
 @pytest.mark.parametrize("name", LIGHT)
 @pytest.mark.parametrize("eps", [pytest.param(0.05, marks=pytest.mark.slow), None])
 def test_contract(name, eps):
