@@ -43,7 +43,7 @@ from robgib.information.base import Estimator
 from robgib.information.features import check_features
 from robgib.models.adapt import as_module
 from robgib.models.checkpoint import weights_digest
-from robgib.models.inference import PreparedModel, answers, check_finite_answers, one_thread_measures, prepare
+from robgib.models.inference import PreparedModel, answers, check_finite_answers, one_thread_measures, outputs, prepare
 from robgib.models.state import Settings
 from robgib.options import (
     AttackOptions,
@@ -75,7 +75,6 @@ from robgib.robustness.random_points import check_random_points
 from robgib.runtime import (
     Progress,
     environment,
-    faults_of,
     first_device,
     installed_version,
     progress_bars,
@@ -477,10 +476,10 @@ def _save(run: Run, record: Record) -> None:
 def _check_classes(model: PreparedModel, x: Tensor, data: Dataset) -> None:
     """Raise if the model has more classes than the folders, which are numbered in the order of their names."""
     classes = len(data.classes)
-    outputs = _outputs(model, x) if data.by_name else classes
-    if outputs > classes:
+    count = outputs(model, x, device=x.device) if data.by_name else classes
+    if count > classes:
         raise RobGIBError(
-            f"the model has {outputs} classes, but {data.name} has {classes}, numbered in the order of their names; "
+            f"the model has {count} classes, but {data.name} has {classes}, numbered in the order of their names; "
             "map them to the model's classes with --classes imagenet or --classes FILE (one class per line), or with "
             "robgib.data.map_classes in Python."
         )
@@ -583,12 +582,6 @@ def _information_samples(data: Dataset, samples: int | None) -> int:
     fit = _ROOM // (4 * int(np.prod(data.shape)))
     attacked = _INFORMATION if samples is None else samples
     return max(_LEAST_INFORMATION, min(_INFORMATION, attacked, fit))
-
-
-def _outputs(model: PreparedModel, x: Tensor) -> int:
-    """The number of classes of a model."""
-    with torch.no_grad(), faults_of("the model"):
-        return int(model.model(x).shape[1])
 
 
 def _code(thing: object) -> str:

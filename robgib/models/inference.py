@@ -35,6 +35,7 @@ __all__ = [
     "fuse_for_inference",
     "gradient_of",
     "one_thread_measures",
+    "outputs",
     "predict",
     "prepare",
     "rows_of",
@@ -567,6 +568,25 @@ def answers(
                 ) from error
     prediction, right = (torch.cat(kind).cpu().numpy() for kind in zip(*parts, strict=True))
     return Answers(prediction, right)
+
+
+def outputs(
+    model: PreparedModel,
+    x: Tensor,
+    *,
+    classes: int | None = None,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> int:
+    """Return the number of classes of a model, which is called in eval mode on a few images ``x`` (N, …).
+
+    Raises:
+        RobGIBError: the model cannot be called on them, its output is not logits, or it has fewer than ``classes``.
+    """
+    with eval_mode(model.model), torch.no_grad(), seeded(seed, device), faults_of("the model"):
+        logits: Tensor = model.model(x.to(device))
+    check_logits(logits, x, classes)
+    return logits.shape[1]
 
 
 def check_finite_answers(clean: Answers) -> None:

@@ -22,10 +22,10 @@ from robgib.attacks.estimated import EstimatedAscent
 from robgib.attacks.square import Square
 from robgib.attacks.threat_model import NORMS, ThreatModel
 from robgib.errors import NoGradientError, RobGIBError
-from robgib.models.inference import Answers, PreparedModel
+from robgib.models.inference import Answers, PreparedModel, outputs
 from robgib.options import AttackOptions, Context
 from robgib.results import column_names, table
-from robgib.robustness.audit import audit, audit_wanted, further_label, scattered
+from robgib.robustness.audit import Audited, audit, audit_wanted, further_label, scattered
 from robgib.robustness.curve import accuracy_curve
 from robgib.robustness.gradient_check import GRADIENT_IMAGES, GRADIENT_PASSES
 from robgib.robustness.rows import curve_rows, outcome_rows, summary_row, unattacked_row, worst_row
@@ -97,6 +97,10 @@ class Subject:
     def pictures(self) -> int:
         """Number of adversarial images to keep for each attack."""
         return len(self) if self.options.save_adversarial else _PICTURES
+
+    def classes(self) -> int:
+        """Return the number of classes of the model."""
+        return outputs(self.model, self.x[:2], seed=self.context.seed, device=self.device)
 
     def first(self, count: int) -> Subject:
         """Return the subject restricted to its first ``count`` samples."""
@@ -406,20 +410,20 @@ def _audit(findings: Findings, budget: Budget, threat: ThreatModel) -> None:
     if known is None:
         return
     label = further_label("audit", threat, findings.budgets())
-    with torch.no_grad():
-        classes = subject.model.model(subject.x[:1].to(subject.device)).shape[1]
     attack = AutoAttack(threat.norm, threat.eps, version="rand" if subject.model.random else "standard")
-    attack = replace(attack, targets=min(attack.targets, classes - 1))  # so that its cost is the one that it has
-    run = partial(
-        audit,
-        subject.attack_rows,
-        known,
-        attack,
-        label,
-        spent=findings.spent(budget),
-        bound=subject.options.audit,
-        seed=subject.context.seed,
-    )
+
+    def run() -> Audited | None:
+        return audit(
+            subject.attack_rows,
+            known,
+            # Its cost is then the one that it has.
+            replace(attack, targets=min(attack.targets, subject.classes() - 1)),
+            label,
+            spent=findings.spent(budget),
+            bound=subject.options.audit,
+            seed=subject.context.seed,
+        )
+
     audited = _guarded(run, label)
     if isinstance(audited, Exception):
         findings.add(label, attack, audited)

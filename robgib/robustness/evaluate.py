@@ -17,7 +17,7 @@ from robgib.attacks.foreign import foreign_class, foreign_name, is_foreign
 from robgib.attacks.registry import DEFAULT_EPS, NamedAttack, read_attack
 from robgib.attacks.threat_model import NORMS, ThreatModel, plain
 from robgib.errors import RobGIBError, never_ends, unknown_name
-from robgib.models.inference import PreparedModel, answers, check_finite_answers, check_logits, prepare
+from robgib.models.inference import PreparedModel, answers, check_finite_answers, outputs, prepare
 from robgib.options import AttackOptions, Context, gather, or_default
 from robgib.registry import parse_value
 from robgib.results import table
@@ -131,8 +131,7 @@ def evaluate(
             model, x, classes=classes, batch_size=context.batch_size, precision=options.precision, device=where
         )
         if classes is None and len(y):  # a label without a logit would count as an error of the model
-            with torch.no_grad():
-                check_logits(model.model(x[:2].to(where)), x[:2], classes_named(x, y))
+            outputs(model, x[:2], classes=classes_named(x, y), seed=context.seed, device=where)
     clean = answers(model, x, y, classes=classes, seed=context.seed, device=where)
     check_finite_answers(clean)
     costs = attack_costs(model, x, y, clean, named, context)

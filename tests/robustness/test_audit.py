@@ -139,6 +139,19 @@ def test_an_audit_is_reckoned_by_the_classes_of_the_model(monkeypatch):
     assert 3 * asked[0].cost < asked[2].cost * 2
 
 
+def test_a_network_in_training_mode_is_audited_and_stays_as_it_was():
+    """A batch norm in training mode refuses a single image, and learns from every call."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)).eval()
+    x = torch.rand(8, 1, 4, 4)
+    y = net(x).argmax(1)
+    before = {name: value.clone() for name, value in net.train().state_dict().items()}
+    rows = evaluate(net, x, y, ["fgsm-linf:eps=1e-6"], audit=0.5, signs=False, curve=False)["robustness"]
+    assert rows.set_index("attack").loc["audit-linf", "status"] == "ok"
+    assert net.training
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
 def test_an_audit_that_fails_is_a_failed_attack(monkeypatch, digits, digits_mlp):
     def fail(*given, **options):
         raise RobGIBError("no memory")
