@@ -144,12 +144,14 @@ def sign_flip_test(differences: Sequence[float]) -> float:
     unit = min(math.lcm(*(value.denominator for value in exact)), 1000) if exact else 1
     steps = [round(abs(value) * unit) for value in exact]
     total, seen = sum(steps), abs(sum(round(value * unit) for value in exact))
-    # The share of the 2^n choices of signs that sum to s, at s + total.
-    chance = np.zeros(2 * total + 1)
-    chance[total] = 1.0
-    for step in steps:
-        chance = (np.roll(chance, step) + np.roll(chance, -step)) / 2  # the ends hold 0 until the last step
-    away = np.abs(np.arange(2 * total + 1) - total)
+    # The share of the 2^n choices in which the negative differences sum to s, at s: all then sum to total - 2 s.
+    chance, last = np.zeros(total + 1), 0
+    chance[0] = 1.0
+    for step in sorted(steps):  # the shortest first, so that few sums are possible for long
+        chance[step : last + step + 1] += chance[: last + 1].copy()
+        last += step
+        chance[: last + 1] /= 2
+    away = np.abs(total - 2 * np.arange(total + 1))
     return min(1.0, float(chance[away >= seen].sum()))
 
 

@@ -299,6 +299,14 @@ def test_the_sign_flip_test_counts_all_choices_of_signs(seed):
     assert sign_flip_test(-differences) == pytest.approx(expected, abs=1e-12)
 
 
+def test_the_sign_flip_test_of_thousands_of_differences_is_near_the_normal_one():
+    """Of shares of 20 draws of 75 answers: the sum of n signed differences has their squares' sum as its variance."""
+    differences = np.random.default_rng(1).integers(-300, 306, 2000) / 1500
+    z = (abs(differences.sum()) - 0.0005) / math.sqrt((differences**2).sum())
+    assert 0.001 < 2 * stats.norm.sf(z) < 0.05
+    assert sign_flip_test(differences) == pytest.approx(2 * stats.norm.sf(z), rel=0.03)
+
+
 def test_the_interval_of_a_mean_difference_is_bonett_and_prices():
     """Of differences of one by their formula: one is added to either count, and two to the samples."""
     ahead, behind, samples = 12, 2, 44
