@@ -27,6 +27,7 @@ from robgib.reading import as_path, check_regular
 
 __all__ = [
     "NOT_RUN",
+    "OF_FILES",
     "OF_SURROGATE",
     "RUN_TABLES",
     "SCHEMA",
@@ -583,6 +584,10 @@ def checks_run(signs: pd.DataFrame) -> pd.Series:
     """
     details = signs["detail"].astype(str).str.removeprefix(OF_SURROGATE)
     return signs["seen"].astype(bool) | ~details.str.startswith(NOT_RUN)
+
+
+OF_FILES = " (files)"
+"""What follows the name of a corruption of files where the run also generated one of this name."""
 
 
 OF_SURROGATE = "of the surrogate, "

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from robgib.errors import RobGIBError, visible
 from robgib.reporting.charts import Axis, Chart, Series, figure
 from robgib.reporting.page import page, typeset
-from robgib.results import Run, eps_text
+from robgib.results import OF_FILES, Run, eps_text
 from robgib.statistics import (
     mcnemar_test,
     mean_difference,
@@ -114,7 +114,8 @@ def _not_compared(a: Run, b: Run) -> str:
         parts += [f"{norm} {eps_text(eps)} (only {run.name})" for norm, eps in alone]
     if len(a.corruptions) and len(b.corruptions) and _corrupted_pairs(a, b).empty:
         old = [run.name for run in (a, b) if run.corrupted.empty]
-        reason = f"{' and '.join(old)} keeps no answers by sample" if old else "the runs have none in common"
+        keep = "keeps" if len(old) == 1 else "keep"
+        reason = f"{' and '.join(old)} {keep} no answers by sample" if old else "the runs have none in common"
         parts.append(f"common corruptions ({reason})")
     return f"not compared: {', '.join(parts)}" if parts else ""
 
@@ -158,7 +159,13 @@ def _paired(measure: str, one: pd.Series, two: pd.Series, note: str) -> dict[str
 
 def _corrupted_pairs(a: Run, b: Run) -> pd.DataFrame:
     """Return the answers of both runs (``right_a``, ``right_b``) by sample, for the corruptions that both measured."""
-    return a.corrupted.merge(b.corrupted, on=["corruption", "from_file", "index"], suffixes=("_a", "_b"))
+    tables = []
+    for run in (a, b):
+        name = run.corrupted["corruption"].astype(str)
+        # A run names corruptions of files apart from generated ones if it has both.
+        own = name.where(~run.corrupted["from_file"].astype(bool), name.str.removesuffix(OF_FILES))
+        tables.append(run.corrupted.assign(corruption=own))
+    return tables[0].merge(tables[1], on=["corruption", "from_file", "index"], suffixes=("_a", "_b"))
 
 
 def _corrupted(a: Run, b: Run) -> Iterator[dict[str, Any]]:
@@ -169,7 +176,8 @@ def _corrupted(a: Run, b: Run) -> Iterator[dict[str, Any]]:
     kinds = pairs["corruption"].nunique()
     by_file = pairs.groupby("from_file")["index"].nunique()
     shares = pairs.groupby(["from_file", "index"])[["right_a", "right_b"]].mean()
-    difference = shares["right_b"] - shares["right_a"]
+    # Sums of the same shares in another order may differ by rounding, and a tie is no difference.
+    difference = (shares["right_b"] - shares["right_a"]).round(9)
     low, high = mean_difference(difference.tolist())
     files = [run.attack_options.get("corruptions_from") for run in (a, b)]
     notes = [

@@ -22,7 +22,7 @@ from robgib.attacks.transfer import Transfer
 from robgib.data.corruptions import COMMON_CORRUPTIONS, CORRUPTIONS
 from robgib.errors import RobGIBError, RobGIBWarning, first_line
 from robgib.models.inference import prepare
-from robgib.results import OF_SURROGATE, table
+from robgib.results import OF_FILES, OF_SURROGATE, table
 from robgib.robustness.attacking import SHARES, Budget, Findings, Subject
 from robgib.robustness.audit import further_label, scattered
 from robgib.robustness.convergence import convergence_rows
@@ -113,7 +113,7 @@ def _apart(given: Corrupted, made: Sequence[Corrupted]) -> Corrupted:
     """Mark the corruptions of files that are called as generated ones are."""
     taken = {name for part in made for name in part.corruptions["corruption"]}
     tables = [
-        frame.assign(corruption=[f"{n} (files)" if n in taken else n for n in frame["corruption"]])
+        frame.assign(corruption=[f"{n}{OF_FILES}" if n in taken else n for n in frame["corruption"]])
         for frame in (given.corruptions, given.corrupted)
     ]
     return Corrupted(*tables)

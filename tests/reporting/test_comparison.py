@@ -234,12 +234,39 @@ def test_corruptions_are_compared_by_sample():
     assert compare_runs(with_corrupted(a, both), with_corrupted(b, both))["p"].iloc[-1] == 1
 
 
+def test_a_tie_over_several_corruptions_is_no_difference():
+    """The same shares in another order have another sum in floating point."""
+    rng = np.random.default_rng(0)
+    shares = rng.integers(0, 6, (50, 15)) / 5
+    others = rng.permuted(shares, axis=1)
+    assert (shares.mean(1) != others.mean(1)).any()
+    a, b = (
+        with_corrupted(run_of(name, [1] * 50, [1] * 50), {f"c{k}": column for k, column in enumerate(of.T.tolist())})
+        for name, of in (("a", shares), ("b", others))
+    )
+    row = compare_runs(a, b).iloc[-1]
+    assert (row["measure"], row["only_a"], row["only_b"], row["difference"]) == ("corrupted", 0, 0, 0)
+
+
+def test_corruptions_of_files_are_compared_beside_generated_ones():
+    """A run that generated fog too calls that of files otherwise."""
+    a, b = (run_of(name, [1] * 3, [1] * 3) for name in "ab")
+    alone = with_corrupted(a, {"fog": [1, 0.2, 1]}, from_file=True)
+    both = [with_corrupted(b, {"fog": [0, 0, 0]}), with_corrupted(b, {"fog (files)": [1, 0.8, 1]}, from_file=True)]
+    whole = replace(both[1], corrupted=pd.concat([run.corrupted for run in both], ignore_index=True))
+    row = compare_runs(alone, whole).iloc[-1]
+    assert (row["measure"], row["samples"], row["only_b"]) == ("corrupted", 3, 1)
+    assert row["difference"] == pytest.approx(0.2)
+
+
 def test_corruptions_that_cannot_be_paired_are_named():
     a, b = (with_corrupted(run_of(name, [1], [1]), {"fog": [1]}) for name in "ab")
     old = replace(b, corrupted=table("corrupted"))
     rows = compare_runs(a, old)
     assert "corrupted" not in set(rows["measure"])
     assert "common corruptions (b keeps no answers by sample)" in rows["note"][0]
+    both = compare_runs(replace(a, corrupted=table("corrupted")), old)
+    assert "common corruptions (a and b keep no answers by sample)" in both["note"][0]
     assert (
         "common corruptions (the runs have none in common)"
         in compare_runs(a, with_corrupted(b, {"snow": [1]}))["note"][0]
