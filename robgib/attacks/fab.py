@@ -98,12 +98,16 @@ class FAB(MinimumNormAttack):
                 reaches = self.threat.distance(images, origin)
                 parts = (part.split(len(remaining)) for part in (images, hits, reaches))
                 for image, fooled, reach in zip(*parts, strict=True):
-                    closer = fooled & (reach < _NEARER * size[remaining])
+                    closer = fooled & self._improves(reach, size[remaining])
                     result[remaining[closer]], size[remaining[closer]] = image[closer], reach[closer]
                 if enough:
                     inside = self.threat.allows(result[remaining], x[remaining])
                     remaining = remaining[~inside | size[remaining].isinf()]
         return result
+
+    def _improves(self, reach: Tensor, size: Tensor) -> Tensor:
+        """Whether images at the distances ``reach`` (N,) replace those at ``size`` (N,): nearer, or now in the ball."""
+        return (reach < _NEARER * size) | ((reach <= self.threat.eps) & (size > self.threat.eps))
 
     def _random_start(self, x: Tensor, size: Tensor, rng: SampleRNG) -> Tensor:
         """Draw images (N, …) at half the distance ``size`` (N,) or eps from ``x``, whichever is smaller."""
@@ -147,7 +151,7 @@ class FAB(MinimumNormAttack):
             # the iteration would stall just behind it.
             fooled = misclassified(logits, y)
             reach = self.threat.distance(image, x)
-            closer = (wrong_by(logits, y) > 0) & (reach < _NEARER * size[rows])
+            closer = (wrong_by(logits, y) > 0) & self._improves(reach, size[rows])
             best[rows[closer]], size[rows[closer]] = image[closer], reach[closer]
             current = torch.where(fooled[:, None], (1 - self.beta) * origin + self.beta * current, current)
             if enough:

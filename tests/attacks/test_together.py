@@ -79,6 +79,23 @@ def test_a_fooled_sample_ends_all_its_searches():
         assert len(steps) < 15
 
 
+@pytest.mark.parametrize("batch", [1, 64])
+def test_an_image_just_inside_the_ball_replaces_one_just_outside(batch):
+    """The boundary of the likelier class is at 0.10004, that of the other at 0.09998: nearer by less than 0.1%."""
+
+    class Walls(nn.Module):
+        def forward(self, x):
+            first, second = (x.flatten(1) - 0.5).unbind(1)
+            return torch.stack([0 * first, first - 0.10004, 3 * (second - 0.09998)], 1)
+
+    x, y = torch.full((1, 1, 1, 2), 0.5), torch.zeros(1, dtype=torch.long)
+    for norm in ("linf", "l2"):
+        attack = FAB(norm, 0.1, steps=20, targeted=True)
+        images = found(attack, Walls(), x, y, batch)
+        assert Walls()(images).argmax(1).item() == 2
+        assert attack.threat.allows(images, x).all()
+
+
 @pytest.mark.parametrize("attack", ATTACKS[:2] + ATTACKS[5:6], ids=lambda a: f"{type(a).__name__}-{a.norm}")
 def test_masks_are_kept(attack, digits, digits_mlp):
     x, y = digits.test.x[:8], digits.test.y[:8]
