@@ -845,7 +845,7 @@ class _Data(BaseModel):
 
 
 class _AttackOptions(BaseModel):
-    attacks: dict[str, Any]
+    attacks: dict[str, dict[str, Any]]
     cascade: bool = False
     curve: bool | None = False
     certify: bool | None = None
