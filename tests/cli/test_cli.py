@@ -94,8 +94,8 @@ def test_two_models_end_to_end(cli, trained, tmp_path):
     for folder in folders[:2]:
         assert {p.name for p in (tmp_path / "runs" / folder).iterdir()} == {
             "config.json", "environment.json", "robustness.csv", "outcomes.csv", "curve.csv", "layers.csv",
-            "features.csv", "signs.csv", "corruptions.csv", "convergence.csv", "random_points.csv", "pictures.npz",
-            "report.html", "run.yaml",
+            "features.csv", "signs.csv", "corruptions.csv", "corrupted.csv", "convergence.csv", "random_points.csv",
+            "pictures.npz", "report.html", "run.yaml",
         }  # fmt: skip
     again = cli("report", *(f"runs/{f}" for f in folders[:2]), "--out", "both.html")
     assert again.returncode == 0, again.stderr
