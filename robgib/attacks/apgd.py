@@ -46,7 +46,8 @@ class APGD(Attack):
 
     The initial step size is 2 eps. At checkpoints with decreasing intervals, the step size of a sample is halved and
     the sample returns to its best iterate, if fewer than ``rho`` of the steps since the last checkpoint increased the
-    loss, or if neither the step size nor the best loss has changed. Fooled samples leave the batch.
+    loss, or if neither the step size nor the best loss has changed. Fooled samples leave the batch. Ascents of a sample
+    towards several classes, and its restarts, run at once where they fit into the model's batch.
 
     Under L1 it follows Croce & Hein (2021, algorithm 1 and section 3.3): a step changes two thirds as many pixels as
     the best image; the step size is reset if that number falls, else reduced; and the radius is three, two and one eps,

@@ -39,7 +39,8 @@ class FAB(MinimumNormAttack):
         eta: extrapolation past the boundary (equation 10).
         beta: share of the perturbation kept after a sample is fooled (the backward step, equation 11).
         targeted: use one boundary at a time, to each of the most likely wrong classes in turn (FAB-T), with one
-            gradient per step instead of one per class. Any wrong class counts as success.
+            gradient per step instead of one per class; as many at once as fit into the model's batch. Any wrong class
+            counts as success.
         targets: number of target classes of FAB-T.
     """
 
