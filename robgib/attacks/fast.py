@@ -226,7 +226,7 @@ class FastEnsemble(Attack):
                 return
             count = ascent.at_once(state.model, len(rows))
             side = targets[:, column : column + count].unbind(1)
-            goals = [Objective(state.loss, target, Criterion(state.y[rows]), targeted=True) for target in side]
+            goals = [state.towards(rows, target) for target in side]
             if starts is not None:
                 starts = starts[here]
             first = None if starts is None else starts[:, column : column + count].unbind(1)
@@ -300,10 +300,9 @@ class FastEnsemble(Attack):
             targets, start = state.nearest(rows), state.image[rows]
             state.offer(rows, self._towards(state, rows, targets, steps, start))
 
-    def _towards(self, state: _State, rows: Tensor, targets: Tensor, steps: int, start: Tensor | None) -> Tensor:
-        """Run ascent towards one class of each sample; return the images."""
-        goal = Objective(state.loss, targets, Criterion(state.y[rows]), targeted=True)
-        ascent = APGD(self.norm, self.eps, steps=steps)
+    def _towards(self, state: _State, rows: Tensor, targets: Tensor, steps: int, start: Tensor) -> Tensor:
+        """Run ascent towards one class of each sample, from ``start``; return the images."""
+        goal, ascent = state.towards(rows, targets), APGD(self.norm, self.eps, steps=steps)
         return ascent.ascend(state.model, state.x[rows], goal, state.rng.select(rows), start)[0]
 
     def _repeat_schedule(self, state: _State, rows: Tensor) -> None:
@@ -481,6 +480,10 @@ class _State:
         """Return the ``most`` samples of ``rows`` with the smallest margin relative to the clean image."""
         share = self.margin[rows] / self.clean[rows].clamp_min(torch.finfo(self.margin.dtype).tiny)
         return rows[share.argsort(stable=True)[:most]]
+
+    def towards(self, rows: Tensor, targets: Tensor) -> Objective:
+        """Return the objective of ascent of the samples ``rows`` towards ``targets``, where any wrong class ends it."""
+        return Objective(self.loss, targets, Criterion(self.y[rows]), targeted=True)
 
     def nearest(self, rows: Tensor) -> Tensor:
         """Return the likeliest wrong class (N,) on the best image."""

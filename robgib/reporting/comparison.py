@@ -71,14 +71,15 @@ def compare_runs(a: Run, b: Run) -> pd.DataFrame:
     if not len(common):
         raise RobGIBError("the runs have no sample in common; evaluate both with the same --samples and --seed.")
     first, second = first.loc[common], second.loc[common]
-    rows = [_paired("clean", first["clean"], second["clean"], _not_compared(a, b))]
+    pairs = _corrupted_pairs(a, b)
+    rows = [_paired("clean", first["clean"], second["clean"], _not_compared(a, b, pairs))]
     for budget in (column for column in first if column != "clean" and column in second):
         norm, eps = budget
         attacks = [_attacks(run, budget) for run in (a, b)]
         note = "" if attacks[0] == attacks[1] else f"attacked by {attacks[0]} and by {attacks[1]}"
         note = "; ".join(filter(None, (note, conditions)))
         rows.append(_paired(f"{norm} {eps_text(eps)}", first[budget], second[budget], note))
-    return pd.DataFrame([*rows, *_corrupted(a, b)])
+    return pd.DataFrame([*rows, *_corrupted(a, b, pairs)])
 
 
 def _conditions(a: Run, b: Run) -> str:
@@ -106,13 +107,13 @@ def _budgets(run: Run, status: str) -> set[tuple[str, float]]:
     return set(zip(rows["norm"], rows["eps"], strict=True))
 
 
-def _not_compared(a: Run, b: Run) -> str:
-    """Return a note on the budgets and corruptions that are not compared, since one run lacks them."""
+def _not_compared(a: Run, b: Run, pairs: pd.DataFrame) -> str:
+    """Return a note on the budgets, and corruptions without ``pairs``, that are not compared."""
     parts = []
     for run, other in ((a, b), (b, a)):
         alone = sorted(_budgets(run, "ok") - _budgets(other, "ok"))
         parts += [f"{norm} {eps_text(eps)} (only {run.name})" for norm, eps in alone]
-    if len(a.corruptions) and len(b.corruptions) and _corrupted_pairs(a, b).empty:
+    if len(a.corruptions) and len(b.corruptions) and pairs.empty:
         old = [run.name for run in (a, b) if run.corrupted.empty]
         keep = "keeps" if len(old) == 1 else "keep"
         reason = f"{' and '.join(old)} {keep} no answers by sample" if old else "the runs have none in common"
@@ -168,9 +169,8 @@ def _corrupted_pairs(a: Run, b: Run) -> pd.DataFrame:
     return tables[0].merge(tables[1], on=["corruption", "from_file", "index"], suffixes=("_a", "_b"))
 
 
-def _corrupted(a: Run, b: Run) -> Iterator[dict[str, Any]]:
+def _corrupted(a: Run, b: Run, pairs: pd.DataFrame) -> Iterator[dict[str, Any]]:
     """Yield the row of common corruptions: those that both runs measured, on the samples of both."""
-    pairs = _corrupted_pairs(a, b)
     if pairs.empty:
         return
     kinds = pairs["corruption"].nunique()
